@@ -1,0 +1,3 @@
+"""Two-phase pretraining of cross-lingual encoders."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,55 @@
+"""The packed batch: the one shape in which tokens travel from the loader to the model.
+
+Legend of shape suffixes: T tokens of the micro-batch, W windows, L tokens of a window (T = W * L), D documents,
+M targets (masked positions), P translation pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A micro-batch of W windows of L tokens; documents never cross a window and attention never crosses a document.
+
+    `targets` and `target_tokens` have M entries, the same number in every micro-batch of an objective unless a window
+    had fewer eligible tokens; the loss is divided by a constant that the recipe fixes, never by M.
+    """
+
+    tokens: torch.Tensor
+    """[T] int64: input ids, masks applied."""
+    positions: torch.Tensor
+    """[T] int64: position inside the document, from 0."""
+    cu_seqlens: torch.Tensor
+    """[D + 1] int32: first token of each document in the flat batch, and T. Window starts are document starts."""
+    window: int
+    """L, tokens of a window."""
+    samples: torch.Tensor
+    """[W] int64: sample number n of each window in its phase and objective; keys the dropout masks."""
+    languages: torch.Tensor
+    """[W] int64: index of the window's language (or language pair) in the loader's list."""
+    targets: torch.Tensor
+    """[M] int64: flat positions whose token is to be predicted, ascending."""
+    target_tokens: torch.Tensor
+    """[M] int64: what stood there."""
+    pairs: torch.Tensor | None = None
+    """[P, 2] int64, contrast only: document numbers (into cu_seqlens) of a sentence and of its translation."""
+    pair_languages: torch.Tensor | None = None
+    """[P] int64, contrast only: index of each pair's language pair."""
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on `device`."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        return PackedBatch(**moved)
+
+    @property
+    def document_ids(self) -> torch.Tensor:
+        """[T] int64: number of the document that each token belongs to."""
+        ends = self.cu_seqlens[1:].to(torch.int64)
+        return torch.bucketize(torch.arange(self.tokens.numel(), device=self.tokens.device), ends, right=True)
