@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import time
 from collections.abc import Callable
 
 EXIT_DONE = 0
@@ -22,14 +24,23 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         code = main() or EXIT_DONE
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _report(str(error))
         code = EXIT_USER
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
             raise
-        print(f"error: {error.strerror}: {error.filename or 'while writing'}; free or repair it and run the command again",
-              file=sys.stderr)
+        _report(f"{error.strerror}: {error.filename or 'while writing'}; free or repair it and run the command again")
         code = EXIT_IO
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def _report(sentence: str) -> None:
+    """One sentence on standard error, once a job: all ranks find the same mistake, and the first rank's word is enough."""
+    rank = int(os.environ.get("RANK") or 0)
+    if rank:
+        # Where rank 0 has failed too, the launcher ends this process while it waits here.
+        time.sleep(2.0)
+        sentence = f"rank {rank}: {sentence}"
+    print(f"error: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,40 @@
+# make demo: set up, then both phases on real translations, evaluation, export and a report, on this machine.
+# make test: set up and run the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+RUN    ?= runs/quickstart
+
+# CUDA devices where there are any, else two ranks on two cores.
+RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() or min(2, os.cpu_count() or 1))")
+LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_accelerators $(RANKS)
+
+.PHONY: setup demo test lint types clean
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,mpi]'
+	touch $(READY)
+
+demo: setup
+	$(BIN)/python launch/prepare.py --recipe quickstart
+	$(LAUNCH) launch/pretrain.py --phase meta --run_dir $(RUN)
+	$(LAUNCH) launch/pretrain.py --phase cross --run_dir $(RUN)
+	$(BIN)/python launch/evaluate.py --run_dir $(RUN) --phase untrained meta cross
+	$(BIN)/python launch/convert.py export --run_dir $(RUN) --phase cross --output $(RUN)/export --overwrite --fill_mask
+	$(BIN)/python launch/evaluate.py --run_dir $(RUN) --report
+
+test: setup
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs data build *.egg-info

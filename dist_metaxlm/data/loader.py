@@ -1,0 +1,174 @@
+"""The data of one phase: packed batches by objective and sample number, without any state.
+
+Sample n of an objective follows from (seed, phase, objective, n) alone, so ranks, micro-batches and resumed runs read
+what they need by number. For mlm and tlm a sample is a window of `sequence_length` tokens, for contrast a pair.
+"""
+
+from __future__ import annotations
+
+import difflib
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.data.bitext import BitextWindows
+from dist_metaxlm.data.contrast import ContrastPairs
+from dist_metaxlm.data.masking import Masker
+from dist_metaxlm.data.mixing import Mixture
+from dist_metaxlm.data.permutation import key
+from dist_metaxlm.data.spans import positions_within
+from dist_metaxlm.data.windows import Windows
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.schema import Contrast, MaskedLM, PhaseConfig, TranslationLM
+
+if TYPE_CHECKING:
+    from dist_metaxlm.data.store import Corpus, TokenStore
+    from dist_metaxlm.data.tokenizer import Tokenizer
+
+
+class PhaseData:
+    """What a phase reads from a token store. Batches may be built from several threads at once."""
+
+    def __init__(self, store: TokenStore, tokenizer: Tokenizer, phase_name: str, phase: PhaseConfig, seed: int) -> None:
+        """Open what the objectives of `phase` need; raises UserError for a store that cannot serve them."""
+        if tokenizer.hash != store.tokenizer_hash:
+            raise UserError(f"the token store was made with tokenizer {store.tokenizer_hash[:12]}, but tokenizer "
+                            f"{tokenizer.hash[:12]} is given ({tokenizer.path}); prepare the store again with it, "
+                            "or give the tokenizer of the store")
+        self._phase = phase
+        self._names = [objective.name for objective in phase.objectives]
+        self._keys = (seed, phase_name)
+        self._mixtures: dict[str, Mixture] = {}
+        self._maskers: dict[str, Masker] = {}
+        self.languages = chosen_languages(phase, store.languages)
+        self.pairs = chosen_pairs(phase, store.pairs) if {"tlm", "contrast"} & set(self._names) else []
+        if {"mlm", "tlm"} & set(self._names) and self.targets_per_window < 1:
+            raise UserError(f"mask_rate {phase.mask_rate} of sequence_length {phase.sequence_length} is less than one "
+                            f"target a window; set mask_rate to at least {1 / phase.sequence_length:.3f}")
+        for name in ("mlm", "tlm"):
+            if name in self._names:
+                self._maskers[name] = Masker(tokenizer, self.targets_per_window, phase.whole_words,
+                                             key(*self._keys, name, "mask"))
+        if "mlm" in self._names:
+            self._open_text([store.text(language) for language in self.languages])
+        if self.pairs:
+            self._open_bitext([store.bitext(pair) for pair in self.pairs])
+
+    @property
+    def targets_per_window(self) -> int:
+        """Targets of every mlm and tlm window: round(mask_rate * sequence_length)."""
+        return round(self._phase.mask_rate * self._phase.sequence_length)
+
+    def batch(self, objective: MaskedLM | TranslationLM | Contrast, first: int, count: int) -> PackedBatch:
+        """Samples first .. first + count - 1 of one of the phase's objectives (windows; for contrast pairs)."""
+        samples = np.arange(first, first + count, dtype=np.int64)
+        language, ordinal = self._mixtures[objective.name].lookup(samples)
+        if isinstance(objective, Contrast):
+            return self._contrast_batch(samples, language, ordinal, objective.max_tokens)
+        inert = None
+        if isinstance(objective, TranslationLM):
+            read = self._bitext.read(language, ordinal, samples)
+            tokens, documents, inert = read.tokens, read.documents, read.inert
+        else:
+            pieces = self._text.pieces(language, self._text.locate(language, ordinal))
+            tokens, documents = self._text.read(pieces, count)
+        masked = self._maskers[objective.name].mask(tokens, samples, documents, inert)
+        return _packed(masked.inputs, documents, samples, language, masked.targets, masked.target_tokens)
+
+    def asked(self, objective_name: str, tokens: int) -> dict[str, float]:
+        """Language (or language pair) -> share that the recipe asks for after `tokens` training tokens of the phase."""
+        names = self.languages if objective_name == "mlm" else self.pairs
+        sample = int(tokens * self._samples_per_token(objective_name))
+        return dict(zip(names, self._mixtures[objective_name].shares(sample).tolist(), strict=True))
+
+    def _open_text(self, corpora: list[Corpus]) -> None:
+        keys = (*self._keys, "mlm")
+        names = [f"language {language}" for language in self.languages]
+        self._text = Windows(corpora, names, self._phase.sequence_length, keys)
+        alpha = self._phase.alpha
+        points = [(0, alpha)] if isinstance(alpha, float) else [(point.tokens, point.alpha) for point in alpha]
+        rate = self._samples_per_token("mlm")
+        schedule = [(round(tokens * rate), value) for tokens, value in points]
+        self._mixtures["mlm"] = Mixture([len(corpus.tokens) for corpus in corpora], schedule, key(*keys, "mix"))
+
+    def _open_bitext(self, corpora: list[Corpus]) -> None:
+        names = [f"language pair {pair}" for pair in self.pairs]
+        length = self._phase.sequence_length
+        if "tlm" in self._names:
+            self._bitext = BitextWindows(corpora, names, length, (*self._keys, "tlm"))
+        if "contrast" in self._names:
+            self._sentences = ContrastPairs(corpora, names, length, (*self._keys, "contrast"))
+        counts = [len(corpus.document_starts) - 1 for corpus in corpora]
+        for name in {"tlm", "contrast"} & set(self._names):
+            self._mixtures[name] = Mixture(counts, [(0, self._phase.pair_alpha)], key(*self._keys, name, "mix"))
+
+    def _contrast_batch(self, samples: np.ndarray, language: np.ndarray, ordinal: np.ndarray,
+                        max_tokens: int) -> PackedBatch:
+        read = self._sentences.read(language, self._sentences.locate(language, ordinal), max_tokens)
+        # no two windows begin with the same sentence, so 2n + side is a number of their own
+        numbers = 2 * samples[read.leaders // 2] + read.leaders % 2
+        nothing = np.empty(0, np.int64)
+        return _packed(read.tokens, read.documents, numbers, language[read.leaders // 2], nothing, nothing,
+                       torch.from_numpy(read.pairs), torch.from_numpy(language))
+
+    def _samples_per_token(self, name: str) -> Fraction:
+        """Samples of an objective that pass, on average, while the phase trains on one token."""
+        objectives = self._phase.objectives
+        draw = self._phase.mixing == "draw"
+        weights = {objective.name: Fraction(objective.weight) if draw else Fraction(1) for objective in objectives}
+        length = self._phase.sequence_length
+        tokens, samples = Fraction(0), Fraction(0)
+        for objective in objectives:
+            step = objective.pairs if isinstance(objective, Contrast) else objective.batch_tokens // length
+            tokens += 0 if isinstance(objective, Contrast) else weights[objective.name] * step * length
+            samples += weights[name] * step if objective.name == name else 0
+        return samples / tokens if tokens else Fraction(0)
+
+
+def chosen_languages(phase: PhaseConfig, there: list[str]) -> list[str]:
+    """The phase's languages in the recipe's order, or all of the store; UserError for one that is not in the store."""
+    if phase.languages == "all":
+        return list(there)
+    languages = list(dict.fromkeys(phase.languages))
+    for language in languages:
+        if language not in there:
+            near = difflib.get_close_matches(language, there, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"language {language!r} is not in the token store; it has {', '.join(sorted(there))}{hint}")
+    if not languages:
+        raise UserError("languages is an empty list; name at least one language, or set languages: all")
+    return languages
+
+
+def chosen_pairs(phase: PhaseConfig, there: list[str]) -> list[str]:
+    """The store's language pairs with both sides among the phase's languages; UserError where there is none."""
+    if phase.languages == "all":
+        pairs = list(there)
+    else:
+        pairs = [pair for pair in there if set(pair.split("-")) <= set(phase.languages)]
+    if not pairs:
+        has = f"has the pairs {', '.join(sorted(there))}" if there else "has no translations"
+        raise UserError(f"tlm and contrast need a language pair with both sides in languages {phase.languages}, "
+                        f"and the token store {has}; add the missing side to languages, or drop these objectives")
+    return pairs
+
+
+def _packed(tokens: np.ndarray, documents: np.ndarray, samples: np.ndarray, languages: np.ndarray, targets: np.ndarray,
+            target_tokens: np.ndarray, pairs: torch.Tensor | None = None,
+            pair_languages: torch.Tensor | None = None) -> PackedBatch:
+    """The torch form of windows `tokens` [W, L] with `documents` [D] beginning at these flat positions."""
+    return PackedBatch(
+        tokens=torch.from_numpy(tokens.reshape(-1)),
+        positions=torch.from_numpy(positions_within(documents, tokens.size)),
+        cu_seqlens=torch.from_numpy(np.append(documents, tokens.size).astype(np.int32)),
+        window=tokens.shape[1],
+        samples=torch.from_numpy(samples),
+        languages=torch.from_numpy(languages),
+        targets=torch.from_numpy(targets),
+        target_tokens=torch.from_numpy(target_tokens),
+        pairs=pairs,
+        pair_languages=pair_languages,
+    )

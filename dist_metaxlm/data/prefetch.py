@@ -1,0 +1,30 @@
+"""Batches built ahead of the training step, in order, by one thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def prefetch(thunks: Iterable[Callable[[], Result]], depth: int) -> Iterator[Result]:
+    """Yield what each thunk returns, in order, with up to `depth` results built ahead of the one that is in use.
+
+    An exception of a thunk is raised where its result would have been. Closing the iterator drops what is not begun and
+    waits for the one in the making. `depth` 0 builds each result when it is asked for.
+    """
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
+        try:
+            for thunk in thunks:
+                pending.append(pool.submit(thunk))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

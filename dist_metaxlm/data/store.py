@@ -1,0 +1,141 @@
+"""The token store: Megatron's `.bin/.idx` files, opened without copying, checked against their index and manifest.
+
+The format is that of megatron-core's `datasets/indexed_dataset.py`; it is written by megatron-core's own builder
+(store_writer.py) and read here with numpy alone, so that opening costs no import of the engine.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_metaxlm.data import manifest
+from dist_metaxlm.errors import UserError
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_DTYPES: dict[int, Any] = {4: np.int32, 5: np.int64, 8: np.uint16}
+
+
+class TokenStore:
+    """All languages and language pairs of a prepared folder."""
+
+    def __init__(self, directory: Path, content: dict[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = content
+        """The manifest as it was written."""
+        self.tokenizer_hash: str = content["tokenizer_hash"]
+        """SHA-256 of the tokenizer's model file."""
+        self.vocab_size: int = content["vocab_size"]
+        """Token ids, `<mask>` included."""
+        self.languages: list[str] = sorted(content["text"])
+        """Languages with text."""
+        self.pairs: list[str] = sorted(content["bitext"])
+        """Language pairs such as `en-fr`."""
+
+    @classmethod
+    def open(cls, directory: str | Path) -> TokenStore:
+        """Open a store; reads the manifest and the sizes of the files, none of their content.
+
+        Errors: UserError naming the file that is missing or of another size than the manifest says.
+        """
+        directory = Path(directory)
+        content = manifest.read(directory)
+        manifest.check_sizes(directory, content)
+        return cls(directory, content)
+
+    def text(self, language: str) -> Corpus:
+        """Documents of a language: `<s> ids </s>` each."""
+        return self._corpus(language, self.languages, "language", 1)
+
+    def bitext(self, pair: str) -> Corpus:
+        """Translation pairs: `<s> ids </s>` and `ids </s>` each."""
+        return self._corpus(pair, self.pairs, "language pair", 2)
+
+    def verify(self) -> int:
+        """Check sizes and checksums of all files; returns how many. Errors: UserError naming the first bad one."""
+        return manifest.verify(self.directory)
+
+    def _corpus(self, name: str, known: list[str], kind: str, sequences: int) -> Corpus:
+        if name not in known:
+            raise UserError(f"the token store {self.directory} has no {kind} {name!r}; it has {', '.join(known) or 'none'}")
+        return Corpus(self.directory / name, sequences)
+
+
+class Corpus:
+    """Documents of one `.bin/.idx` pair, mapped into memory.
+
+    Errors, on construction: UserError naming the file where index and tokens contradict each other.
+    """
+
+    def __init__(self, prefix: Path, sequences: int = 1) -> None:
+        """`prefix`: path without `.bin`; `sequences`: 2 where each document must be a pair; text may have any number."""
+        self._index, self._bin = prefix.with_name(f"{prefix.name}.idx"), prefix.with_name(f"{prefix.name}.bin")
+        dtype, lengths, pointers, documents = self._read_index()
+        self._check(np.dtype(dtype).itemsize, lengths, pointers, documents, sequences)
+        self._pointers, self._documents, self._itemsize = pointers, documents, np.dtype(dtype).itemsize
+        self._has_pairs = sequences == 2
+        self.tokens: np.ndarray = np.memmap(self._bin, dtype=dtype, mode="r") if lengths.size else np.zeros(0, dtype)
+        """[tokens] uint16 or int32: all documents, one after the other."""
+
+    @cached_property
+    def document_starts(self) -> np.ndarray:
+        """[documents + 1] int64: first token of each document, and the number of tokens."""
+        starts = self._pointers[self._documents[:-1]] // self._itemsize
+        return np.append(starts, np.int64(self.tokens.size))
+
+    @cached_property
+    def second_starts(self) -> np.ndarray:
+        """[documents] int64, bitext only: first token of each document's second sequence."""
+        if not self._has_pairs:
+            raise ValueError(f"{self._bin} holds text, not pairs")
+        return self._pointers[1::2] // self._itemsize
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return self._documents.size - 1
+
+    def _read_index(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+        for path in (self._index, self._bin):
+            if not path.is_file():
+                raise UserError(f"{path} is missing; delete {path.parent} and run launch/prepare.py again")
+        with self._index.open("rb") as file:
+            header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            raise self._damaged("its header is cut off")
+        magic, version, code, sequences, documents = _HEADER.unpack(header)
+        if magic != _MAGIC or version != 1:
+            raise self._damaged("it is no Megatron index of version 1")
+        if code not in _DTYPES:
+            raise self._damaged(f"its token type {code} is none of uint16, int32, int64")
+        if self._index.stat().st_size != _HEADER.size + 12 * sequences + 8 * documents:
+            raise self._damaged(f"it is not as long as {sequences} sequences in {max(0, documents - 1)} documents make it")
+        raw = np.memmap(self._index, dtype=np.uint8, mode="r", offset=_HEADER.size)
+        ends = np.cumsum([4 * sequences, 8 * sequences, 8 * documents])
+        lengths, pointers, starts = (part.view(kind) for part, kind in
+                                     zip(np.split(raw, ends[:-1]), (np.int32, np.int64, np.int64), strict=True))
+        return _DTYPES[code], lengths, pointers, starts
+
+    def _check(self, itemsize: int, lengths: np.ndarray, pointers: np.ndarray, documents: np.ndarray,
+               sequences: int) -> None:
+        size = self._bin.stat().st_size
+        steps = np.diff(documents)
+        if not documents.size or documents[0] or documents[-1] != lengths.size or (steps < 1).any():
+            raise self._damaged("its documents do not cover its sequences in order")
+        if sequences == 2 and (steps != 2).any():
+            raise self._damaged("a document is not a pair of sequences")
+        if lengths.size and lengths.min() < 0:
+            raise self._damaged("a sequence has a negative length")
+        ends = np.cumsum(lengths, dtype=np.int64) * itemsize
+        if not np.array_equal(pointers, np.concatenate([np.zeros(1, np.int64), ends])[:-1]):
+            raise self._damaged("its pointers do not follow from its lengths")
+        if size != (int(ends[-1]) if ends.size else 0):
+            raise UserError(f"{self._bin} has {size} bytes where its index counts {int(ends[-1]) if ends.size else 0}; "
+                            f"delete {self._bin.parent} and run launch/prepare.py again")
+
+    def _damaged(self, why: str) -> UserError:
+        return UserError(f"{self._index} is damaged: {why}; delete {self._index.parent} and run launch/prepare.py again")

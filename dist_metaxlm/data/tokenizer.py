@@ -1,0 +1,74 @@
+"""The tokenizer: a SentencePiece unigram model, with `<mask>` as one id more after its last piece."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from dist_metaxlm.errors import UserError
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+WORD_START = "\u2581"
+
+
+class Tokenizer:
+    """Text to token ids and back; ids are those of the SentencePiece model, `<mask>` is `vocab_size - 1`."""
+
+    def __init__(self, model: bytes, path: Path) -> None:
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"{path} is not a SentencePiece model ({str(error)[:80].strip()}); "
+                            "name a .model file in data.tokenizer.path") from None
+        self.path = path
+        self.hash = hashlib.sha256(model).hexdigest()
+        """SHA-256 of the model file, hexadecimal."""
+        pieces = self._processor.GetPieceSize()
+        self.vocab_size = pieces + 1
+        """Token ids, `<mask>` included."""
+        self.mask_id = pieces
+        self._check_ids()
+        ids = list(range(pieces))
+        self.word_begin = np.zeros(self.vocab_size, dtype=np.bool_)
+        """[vocab_size]: the piece begins a word (its first character is U+2581)."""
+        self.word_begin[:pieces] = [piece.startswith(WORD_START) for piece in self._processor.IdToPiece(ids)]
+        self.special = np.zeros(self.vocab_size, dtype=np.bool_)
+        """[vocab_size]: `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>` and other control pieces."""
+        self.special[:pieces] = np.array(self._processor.IsControl(ids)) | np.array(self._processor.IsUnknown(ids))
+        self.special[self.mask_id] = True
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Open a model file. Errors: UserError if it is missing, no SentencePiece model, or lays out other ids."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"tokenizer {path} does not exist; run launch/prepare.py or correct data.tokenizer.path")
+        return cls(path.read_bytes(), path)
+
+    def _check_ids(self) -> None:
+        sp = self._processor
+        found = (sp.bos_id(), sp.pad_id(), sp.eos_id(), sp.unk_id())
+        if found != (BOS, PAD, EOS, UNK):
+            raise UserError(f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, found))} where 0, 1, 2, 3 are "
+                            "needed; train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return self._processor.encode(text)
+
+    def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
+        """Token ids of each text, without special tokens; the result does not depend on `threads`."""
+        return self._processor.encode(texts, num_threads=threads) if texts else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; special tokens and `<mask>` are left out."""
+        return self._processor.decode([int(i) for i in ids if not self.special[i]])
+
+    def pieces(self) -> list[str]:
+        """The pieces by id, `<mask>` last."""
+        return [*self._processor.IdToPiece(list(range(self.mask_id))), "<mask>"]

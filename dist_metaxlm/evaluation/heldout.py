@@ -1,0 +1,120 @@
+"""What a checkpoint knows of text it never saw: perplexity and retrieval on the held-out strings of every language."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.embed import embed
+from dist_metaxlm.evaluation.perplexity import mask_sentence, masked_perplexity, read_prose
+from dist_metaxlm.evaluation.retrieval import distinct_pairs, precision_at_1
+
+if TYPE_CHECKING:
+    from dist_metaxlm.modeling.encoder import Encoder
+
+TASKS = ("perplexity", "retrieval")
+MIN_CANDIDATES = 400
+"""Languages with fewer candidates are reported but do not enter the mean: among few, the right one is easy to hit."""
+
+
+def read_strings(path: Path) -> list[dict[str, str]]:
+    """Held-out strings, one `{"en": ..., "de": ...}` a line.
+
+    Raises:
+        UserError: the file is missing, empty or not such JSON; names the line.
+    """
+    if not path.is_file():
+        raise UserError(f"no held-out strings at {path}; prepare the data first: python launch/prepare.py store")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(text, str) for text in row.values()):
+            raise UserError(f"{path} line {number} is not an object of language: string; prepare the data again")
+        rows.append(row)
+    if not any("en" in row for row in rows):
+        raise UserError(f"{path} holds no English strings; retrieval and its means are against 'en', prepare it again")
+    return rows
+
+
+def evaluate_heldout(encoder: Encoder, tokenizer: Tokenizer, heldout_dir: Path | str, tasks: Sequence[str] = TASKS,
+                     window: int = 128, max_tokens: int = 8192, min_candidates: int = MIN_CANDIDATES) -> dict[str, Any]:
+    """Evaluate one model on `strings.jsonl` and `text/*.txt` of a folder; the result is ready for JSON.
+
+    Returns:
+        `perplexity` and `prose_perplexity` {language: x}; `retrieval` {language: {candidates, counted, to_english,
+        from_english (P@1 per layer)}}; `per_layer_mean`, `best_layer` and `mean_p_at_1` over the counted languages
+        and both directions (None where no language has `min_candidates`). The best layer is chosen on these same
+        strings, as is usual.
+    """
+    folder = Path(heldout_dir)
+    rows = read_strings(folder / "strings.jsonl")
+    languages = ["en", *sorted({language for row in rows for language in row} - {"en"})]
+    texts = {language: {n: row[language] for n, row in enumerate(rows) if language in row} for language in languages}
+    ids = {language: dict(zip(of, tokenizer.encode_batch(list(of.values())), strict=True))
+           for language, of in texts.items()}
+    result: dict[str, Any] = {}
+    if "perplexity" in tasks:
+        result["perplexity"] = {
+            language: masked_perplexity(encoder, [mask_sentence(text, ids[language][n], tokenizer.special)
+                                                  for text, n in _distinct(texts[language])],
+                                        tokenizer.mask_id, window, max_tokens)
+            for language in languages}
+        result["prose_perplexity"] = {
+            path.stem: masked_perplexity(encoder, read_prose(path, tokenizer, window), tokenizer.mask_id, window,
+                                         max_tokens)
+            for path in sorted((folder / "text").glob("*.txt"))}
+    if "retrieval" in tasks:
+        cut = {language: {n: tokens[:window - 2] for n, tokens in of.items()} for language, of in ids.items()}
+        result["retrieval"] = _retrieve(encoder, cut, window, max_tokens, min_candidates)
+        result |= retrieval_means(result["retrieval"])
+        result["min_candidates"] = min_candidates
+    return result
+
+
+def _distinct(texts: dict[int, str]) -> list[tuple[str, int]]:
+    """Every different string once, with the first number that has it."""
+    first: dict[str, int] = {}
+    for number, text in texts.items():
+        first.setdefault(text, number)
+    return list(first.items())
+
+
+def _retrieve(encoder: Encoder, ids: dict[str, dict[int, list[int]]], window: int, max_tokens: int,
+              min_candidates: int) -> dict[str, Any]:
+    numbers = list(ids["en"])
+    english = embed(encoder, list(ids["en"].values()), window, max_tokens)
+    column = {number: place for place, number in enumerate(numbers)}
+    result = {}
+    for language in sorted(set(ids) - {"en"}):
+        common = [number for number in numbers if number in ids[language]]
+        kept = distinct_pairs([ids["en"][n] for n in common], [ids[language][n] for n in common])
+        pairs = [common[place] for place in kept]
+        if not pairs:
+            continue
+        foreign = embed(encoder, [ids[language][n] for n in pairs], window, max_tokens)
+        own = english[:, torch.tensor([column[n] for n in pairs], device=english.device)]
+        result[language] = {"candidates": len(pairs), "counted": len(pairs) >= min_candidates,
+                            "to_english": precision_at_1(foreign, own), "from_english": precision_at_1(own, foreign)}
+    return result
+
+
+def retrieval_means(retrieval: dict[str, Any]) -> dict[str, Any]:
+    """Mean P@1 per layer over the counted languages and both directions, the best layer, and its mean."""
+    counted = [scores for scores in retrieval.values() if scores["counted"]]
+    if not counted:
+        return {"per_layer_mean": [], "best_layer": None, "mean_p_at_1": None}
+    directions = [scores[name] for scores in counted for name in ("to_english", "from_english")]
+    per_layer = [sum(layer) / len(layer) for layer in zip(*directions, strict=True)]
+    best = max(range(len(per_layer)), key=per_layer.__getitem__)
+    return {"per_layer_mean": per_layer, "best_layer": best, "mean_p_at_1": per_layer[best]}

@@ -1,0 +1,82 @@
+"""Evaluation of a run's phase: its last checkpoint (or the fresh initialisation) against the run's held-out text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.heldout import MIN_CANDIDATES, TASKS, evaluate_heldout
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.schema import PHASE_NAMES, Recipe
+from dist_metaxlm.reporting.metrics import write_json
+
+UNTRAINED = "untrained"
+WINDOW = 128
+
+
+def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
+                 min_candidates: int = MIN_CANDIDATES) -> dict[str, Any]:
+    """Evaluate a phase and write `evaluation/<phase>.json` in the run's folder; tasks done before stay in it.
+
+    Args:
+        run_dir: folder of the run.
+        phase: meta, cross or joint: the newest checkpoint of that phase; `untrained`: the recipe's initialisation.
+        tasks: of `TASKS`.
+        min_candidates: see `evaluate_heldout`.
+
+    Raises:
+        UserError: no such run, phase, checkpoint, tokenizer, held-out text or task.
+    """
+    folder = Path(run_dir)
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown or not tasks:
+        raise UserError(f"unknown task {unknown[0] if unknown else ''!r}; choose from {', '.join(TASKS)}")
+    recipe, encoder = load_encoder(folder, phase)
+    model_path = Path(recipe.data.directory) / "tokenizer.model"
+    if not model_path.is_file():
+        raise UserError(f"no tokenizer at {model_path} (data.directory of {folder / 'recipe.yaml'}); prepare the data, "
+                        "or start the command where the run was started")
+    tokenizer = Tokenizer.load(model_path)
+    if tokenizer.vocab_size != recipe.model.vocab_size:
+        raise UserError(f"{model_path} has {tokenizer.vocab_size} ids and the run's model.vocab_size is "
+                        f"{recipe.model.vocab_size}; put the tokenizer back that the run was trained with")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    began = time.perf_counter()
+    result: dict[str, Any] = {
+        "phase": phase, "parameters": sum(weight.numel() for weight in encoder.parameters()),
+        "window": window_of(recipe),
+        **evaluate_heldout(encoder.to(device), tokenizer, Path(recipe.data.directory) / "heldout", tasks,
+                           window_of(recipe), min_candidates=min_candidates)}
+    result["seconds"] = round(time.perf_counter() - began, 2)
+    write_json(folder / "evaluation" / f"{phase}.json", result)
+    return result
+
+
+def load_encoder(run_dir: Path, phase: str) -> tuple[Recipe, Encoder]:
+    """The recipe of a run and its model with the weights of a phase, on the CPU in fp32."""
+    recipe_path = run_dir / "recipe.yaml"
+    if not recipe_path.is_file():
+        raise UserError(f"no run at {run_dir} (it has no recipe.yaml); give the folder that pretrain.py wrote")
+    if phase == UNTRAINED:
+        recipe = load_recipe(recipe_path)
+        return recipe, Encoder(recipe.model, recipe.seed)
+    if phase not in PHASE_NAMES:
+        raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
+    from dist_metaxlm.training.checkpoint import load_weights
+
+    recipe, weights = load_weights(run_dir, phase)
+    encoder = Encoder(recipe.model, recipe.seed)
+    encoder.load_state_dict(weights)
+    return recipe, encoder
+
+
+def window_of(recipe: Recipe) -> int:
+    """Tokens of an evaluation window: no longer than any phase was trained on, so no position is new to a model."""
+    return min(WINDOW, recipe.model.max_positions, *(phase.sequence_length for phase in recipe.phases.values()))

@@ -1,0 +1,61 @@
+"""Sentence contrast on translation pairs: InfoNCE (arXiv 1807.03748) on mean-pooled states, after InfoXLM (2007.07834).
+
+Ours differs from InfoXLM's: mean pooling and cosine instead of the `<s>` state and a raw product, and negatives from a
+group of pairs whose size the recipe fixes instead of a momentum queue.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.parallel.process_group import gather_rows, rank, world_size
+from dist_metaxlm.recipe.schema import Contrast
+
+
+def mean_pool(states_TH: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """[D, H]: mean state of each document of the pack, its special tokens included, in fp32."""
+    documents = batch.cu_seqlens.numel() - 1
+    sums = states_TH.new_zeros(documents, states_TH.size(1), dtype=torch.float32)
+    sums = sums.index_add(0, batch.document_ids, states_TH.float())
+    lengths = batch.cu_seqlens.diff().to(sums.dtype)
+    return sums / lengths.unsqueeze(1)
+
+
+def contrast_losses(encoder: Encoder, batch: PackedBatch, config: Contrast,
+                    step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """InfoNCE in both directions for the pairs of one group.
+
+    The batch holds this rank's P pairs: a whole group (P = group), or its share of a group that all ranks hold together
+    (P * ranks = group). In the second case every rank computes the loss of the whole group with the others' vectors as
+    constants: the gradient of its own vectors is then complete without a collective in the backward pass.
+
+    Returns:
+        losses [group or P] fp32, mean of the two directions for each pair, and the index of each pair's languages.
+        Only this rank's own pairs count in metrics: see `owned_pairs`.
+    """
+    assert batch.pairs is not None
+    assert batch.pair_languages is not None
+    states_TH = encoder(batch, last_layer=config.layer, step=step)
+    pooled_DH = F.normalize(mean_pool(states_TH, batch), dim=-1)
+    left_PH, right_PH = pooled_DH[batch.pairs[:, 0]], pooled_DH[batch.pairs[:, 1]]
+    languages = batch.pair_languages
+    if batch.pairs.size(0) < config.group:
+        left_PH, right_PH, languages = gather_rows(left_PH), gather_rows(right_PH), gather_rows(languages)
+    logits_GG = left_PH @ right_PH.T / config.temperature
+    labels = torch.arange(logits_GG.size(0), device=logits_GG.device)
+    forth = F.cross_entropy(logits_GG, labels, reduction="none")
+    back = F.cross_entropy(logits_GG.T, labels, reduction="none")
+    return (forth + back) / 2, languages
+
+
+def owned_pairs(losses: torch.Tensor, batch: PackedBatch) -> slice:
+    """Which of a group's losses belong to this rank's own pairs, so that sums over ranks count each pair once."""
+    assert batch.pairs is not None
+    own = batch.pairs.size(0)
+    if own == losses.size(0):
+        return slice(0, own)
+    assert own * world_size() == losses.size(0)
+    return slice(rank() * own, (rank() + 1) * own)

@@ -1,0 +1,24 @@
+"""Masked language modelling: MLM on one language, MMLM on several, TLM on translation pairs.
+
+They differ in the batch alone (data/), so one function serves all three.
+Sources: BERT (arXiv 1810.04805), XLM for TLM (arXiv 1901.07291).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.modeling.encoder import Encoder
+
+
+def masked_lm_losses(encoder: Encoder, batch: PackedBatch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log likelihood of every masked token.
+
+    Returns:
+        losses [M] fp32 and, for each, the index [M] of its language (or language pair).
+    """
+    states_TH = encoder(batch, step=step)
+    losses_M = encoder.masked_lm_loss(states_TH, batch.targets, batch.target_tokens)
+    languages_M = batch.languages[torch.div(batch.targets, batch.window, rounding_mode="floor")]
+    return losses_M, languages_M

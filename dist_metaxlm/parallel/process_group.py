@@ -1,0 +1,86 @@
+"""Starting and ending the process group, and the few collectives the trainer needs besides DeepSpeed's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from dist_metaxlm.parallel.topology import Topology
+
+
+def pick_device(topology: Topology) -> torch.device:
+    """This rank's CUDA device where there are any, else the CPU."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(topology.local_rank)
+        return torch.device("cuda", topology.local_rank)
+    return torch.device("cpu")
+
+
+@contextmanager
+def process_group(topology: Topology, device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> Iterator[None]:
+    """Join the job's process group through DeepSpeed (NCCL on CUDA, gloo on CPU) and leave it at the end.
+
+    Leaving matters: without it ZeRO-3 on gloo ends in `terminate called`.
+    """
+    if device.type == "cpu":
+        # One machine, several ranks: each takes its share of the cores, else they fight over all of them.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, topology.local_world_size)))
+    quiet_engines()
+    import deepspeed
+
+    quiet_engines()
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout,
+                               auto_mpi_discovery=False, verbose=False)
+    if dist.get_world_size() != topology.world_size:
+        raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the launcher announced "
+                           f"{topology.world_size}")
+    yield
+    # Not in a `finally`: after an error peers may be stuck in a collective, and the launcher ends them.
+    dist.destroy_process_group()
+
+
+def quiet_engines() -> None:
+    """DeepSpeed and megatron-core log pages at start-up; keep warnings, drop the rest unless DEEPSPEED_LOG says so."""
+    level = os.environ.get("DEEPSPEED_LOG", "ERROR").upper()
+    for name in ("DeepSpeed", "deepspeed", "megatron", "torch.distributed"):
+        logging.getLogger(name).setLevel(level)
+
+
+def world_size() -> int:
+    """Ranks of the process group, 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This rank, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+    """`tensor` summed (or its maximum, minimum) over all ranks, in place."""
+    if world_size() > 1:
+        operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+        dist.all_reduce(tensor, op=operations[op])
+    return tensor
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """[N, ...] of every rank, concatenated in rank order to [ranks * N, ...]; no gradient flows to the others' rows."""
+    if world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    parts[rank()] = rows
+    return torch.cat(parts)
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()

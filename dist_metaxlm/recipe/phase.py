@@ -1,0 +1,143 @@
+"""What a phase of a recipe may set: its text mix, objectives, masks, batches, learning rate and length."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dist_metaxlm.recipe.section import Section
+
+
+class AlphaPoint(Section):
+    """One point of an alpha schedule."""
+
+    tokens: int = Field(ge=0)
+    """Training tokens of this phase after which `alpha` holds."""
+    alpha: float = Field(ge=0, le=1)
+    """Exponent of the language mix from here on."""
+
+
+class MaskedLM(Section):
+    """Masked language modelling on packed monolingual windows (over several languages: MMLM)."""
+
+    name: Literal["mlm"] = "mlm"
+    """Objective."""
+    weight: float = Field(1.0, gt=0)
+    """Factor of this objective's mean loss in the step's loss."""
+    batch_tokens: int = Field(gt=0)
+    """Tokens a step, over all ranks; a multiple of `sequence_length`."""
+
+
+class TranslationLM(Section):
+    """Masked language modelling on translation pairs packed into windows (TLM, arXiv 1901.07291)."""
+
+    name: Literal["tlm"] = "tlm"
+    """Objective."""
+    weight: float = Field(1.0, gt=0)
+    """Factor of this objective's mean loss in the step's loss."""
+    batch_tokens: int = Field(gt=0)
+    """Tokens a step, over all ranks; a multiple of `sequence_length`."""
+
+
+class Contrast(Section):
+    """InfoNCE between the mean-pooled states of a sentence and its translation, both directions."""
+
+    name: Literal["contrast"] = "contrast"
+    """Objective."""
+    weight: float = Field(1.0, gt=0)
+    """Factor of this objective's mean loss in the step's loss."""
+    pairs: int = Field(gt=1)
+    """Translation pairs a step, over all ranks; a multiple of `group`."""
+    group: int = Field(gt=1)
+    """Pairs that serve each other as negatives; fixed here, so the loss does not depend on the layout."""
+    layer: int = Field(gt=0)
+    """Block whose output is pooled, counted from 1; the blocks above are not run for this objective."""
+    temperature: float = Field(0.05, gt=0)
+    """Divisor of the cosine similarities."""
+    max_tokens: int = Field(64, ge=4)
+    """Tokens of a sentence, special tokens included; longer ones are cut."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Contrast:
+        if self.pairs % self.group:
+            raise ValueError(f"pairs {self.pairs} is not a multiple of group {self.group}; "
+                             f"nearest: {max(1, round(self.pairs / self.group)) * self.group}")
+        return self
+
+
+Objective = Annotated[MaskedLM | TranslationLM | Contrast, Field(discriminator="name")]
+
+
+class LearningRate(Section):
+    """Learning rate over the steps of a phase."""
+
+    peak: float = Field(gt=0)
+    """Learning rate after warm-up."""
+    schedule: Literal["linear", "cosine", "wsd"] = "linear"
+    """Shape after warm-up: to the floor linearly, by a cosine, or constant with a 1-sqrt decay at the end (wsd)."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimiser steps of linear warm-up from zero."""
+    decay_steps: int = Field(0, ge=0)
+    """`wsd` only: optimiser steps of the final decay."""
+    floor: float = Field(0.0, ge=0, lt=1)
+    """Last learning rate as a share of `peak`."""
+
+
+class PhaseConfig(Section):
+    """What a phase may set of its own."""
+
+    steps: int | None = Field(None, gt=0)
+    """Optimiser steps; give this or `tokens`."""
+    tokens: int | None = Field(None, gt=0)
+    """Tokens of the masked-LM objectives to train on; give this or `steps`."""
+    languages: list[str] | Literal["all"] = "all"
+    """Languages of the text, or all that the store holds."""
+    alpha: float | list[AlphaPoint] = 0.3
+    """Exponent of the language mix p ~ tokens^alpha, or its schedule over tokens."""
+    pair_alpha: float = Field(0.3, ge=0, le=1)
+    """Exponent of the mix of language pairs p ~ pairs^alpha, for tlm and contrast."""
+    sequence_length: int = Field(gt=7)
+    """Tokens of a window."""
+    mask_rate: float = Field(0.15, gt=0, lt=1)
+    """Share of a window's tokens that are targets; the count is exact."""
+    whole_words: bool = False
+    """Mask all pieces of a word together."""
+    objectives: list[Objective] = Field(min_length=1)
+    """What is learnt, each with its batch and weight."""
+    mixing: Literal["sum", "draw"] = "sum"
+    """`sum`: each step takes all objectives; `draw`: each step takes one, drawn by weight, the same on all ranks."""
+    learning_rate: LearningRate
+    """Learning rate schedule."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PhaseConfig:
+        problems = []
+        if (self.steps is None) == (self.tokens is None):
+            problems.append(f"give either steps or tokens, not {'both' if self.steps else 'neither'}")
+        names = [objective.name for objective in self.objectives]
+        problems += [f"objective {name} is given twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        length = self.sequence_length
+        for objective in self.objectives:
+            batch = getattr(objective, "batch_tokens", length)
+            if batch % length:
+                problems.append(f"{objective.name} batch_tokens {batch} is not a multiple of sequence_length {length}; "
+                                f"nearest: {max(1, round(batch / length)) * length}")
+        if self.tokens is not None and not any(hasattr(o, "batch_tokens") for o in self.objectives):
+            problems.append("tokens counts masked-LM tokens and no objective has any; give steps")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that the masked-LM objectives take in one step with `mixing: sum`."""
+        return sum(getattr(objective, "batch_tokens", 0) for objective in self.objectives)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the phase."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None
+        return max(1, -(-self.tokens // self.tokens_per_step))

@@ -1,0 +1,115 @@
+"""Reading what a run wrote: metrics lines, evaluation results and other JSON, tolerant of a line cut by a crash."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+
+PHASE_ORDER = ("meta", "cross", "joint")
+CHECKPOINT_ORDER = ("untrained", *PHASE_ORDER)
+
+Record = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Records of a `metrics.jsonl`, steps ascending; empty without the file.
+
+    A process killed while writing leaves half a line, which is skipped. A resumed phase goes back to its checkpoint
+    and logs steps a second time: from the step it went back to, only the later records stand.
+    """
+    if not path.is_file():
+        return []
+    records: list[Record] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        record = _parse(line)
+        if record is None:
+            continue
+        while records and records[-1]["step"] >= record["step"]:
+            records.pop()
+        records.append(record)
+    return records
+
+
+def _parse(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def read_json(path: Path) -> Any | None:
+    """A JSON file, or None where there is none.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is not JSON; remove it and run the command again that writes it") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; numbers that JSON does not know (infinity, NaN) become null."""
+    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it there, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the finite values, None without any."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else None
+
+
+def series(records: list[Record], *keys: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one figure, such as `series(records, "losses", "mlm")`, where it was logged."""
+    steps, values = [], []
+    for record in records:
+        value: Any = record
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, int | float) and math.isfinite(value):
+            steps.append(record["step"])
+            values.append(float(value))
+    return steps, values
+
+
+def keys_of(records: list[Record], *path: str) -> list[str]:
+    """All names that ever stood at a place of the records, such as the objectives at `losses`, as they appeared."""
+    names: dict[str, None] = {}
+    for record in records:
+        value: Any = record
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            names.update(dict.fromkeys(value))
+    return list(names)

@@ -1,0 +1,172 @@
+"""One HTML page of a run, complete in one file: no script, no font and no picture from anywhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.reporting import plots
+from dist_metaxlm.reporting.metrics import keys_of, write_text
+from dist_metaxlm.reporting.sections import (
+    escape,
+    fact_table,
+    fill_mask_examples,
+    heat_map,
+    number,
+    panel,
+    perplexity_tables,
+    sampling_bars,
+    short,
+    table,
+)
+from dist_metaxlm.reporting.style import CSS
+from dist_metaxlm.reporting.summary import RunFiles, build_summary, read_run
+
+SECTIONS = ("losses", "sampling", "retrieval", "perplexity", "fill-mask", "throughput", "setting")
+"""Ids of the sections of a complete run, in the order of the page."""
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write `report.html` in the run's folder from what the run has written so far, and return its path.
+
+    Raises:
+        UserError: there is no run there, or one of its files is not JSON.
+    """
+    path = Path(run_dir) / "report.html"
+    write_text(path, render(read_run(run_dir), build_summary(run_dir)))
+    return path
+
+
+def render(run: RunFiles, summary: dict[str, Any]) -> str:
+    """The page as text; the same run gives the same bytes."""
+    name = escape(run.recipe.get("name", run.folder.name))
+    parts = [_header(run, summary), _cards(summary), _losses(run), _sampling(run), _retrieval(run, summary),
+             _perplexity(run), _fill_mask(run), _throughput(run, summary), _setting(run)]
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{name} – dist_metaxlm</title><style>{CSS}</style></head>\n<body><main>\n"
+            + "\n".join(parts) + "\n</main></body></html>\n")
+
+
+def _section(identity: str, title: str, note: str, body: str) -> str:
+    return f'<section id="{identity}"><h2>{title}</h2><p class="note">{note}</p>{body}</section>'
+
+
+def _header(run: RunFiles, summary: dict[str, Any]) -> str:
+    model = run.recipe.get("model", {})
+    shape = f"{model.get('family', '')} {model.get('layers', '?')} × {model.get('hidden', '?')}"
+    facts = [" → ".join(run.metrics) or "no phase run yet", shape,
+             f"vocabulary {model.get('vocab_size', 0):,}"]
+    if summary["parameters"]:
+        facts.insert(1, f"{short(summary['parameters'])} parameters")
+    return (f"<header><h1>{escape(run.recipe.get('name', run.folder.name))}</h1>"
+            f'<p class="facts">{escape(" · ".join(facts))}</p>{_lead(summary)}</header>')
+
+
+def _lead(summary: dict[str, Any]) -> str:
+    """The outcome in one sentence."""
+    scored = {name: e for name, e in summary["evaluation"].items() if e.get("mean_p_at_1") is not None}
+    last = next((name for name in ("cross", "joint", "meta") if name in scored), None)
+    if last is None:
+        return ""
+    after = scored[last]
+    text = (f"After phase {last}, a held-out sentence finds its translation among {after['candidates_min']} or more "
+            f"candidates {100 * after['mean_p_at_1']:.0f}% of the time, on average over {after['languages']} languages "
+            f"and both directions (layer {after['best_layer']})")
+    if last == "cross" and "meta" in scored:
+        text += f"; after phase meta it was {100 * scored['meta']['mean_p_at_1']:.0f}%"
+    return f'<p class="lead">{escape(text)}.</p>'
+
+
+def _cards(summary: dict[str, Any]) -> str:
+    evaluation, phases = summary["evaluation"], summary["phases"]
+    last = next((name for name in ("cross", "joint", "meta") if name in evaluation), None)
+    cards = []
+    if last and evaluation[last].get("mean_p_at_1") is not None:
+        ratio = summary["retrieval_ratio"]
+        cards.append(("retrieval P@1", number(evaluation[last]["mean_p_at_1"]),
+                      f"{ratio:.1f} × that of meta" if ratio and last == "cross" else f"after {last}"))
+    for name, label in (("english_perplexity", "perplexity, English"), ("other_perplexity", "perplexity, others")):
+        course = [f"{number(e[name], 0)} {phase}" for phase, e in evaluation.items() if e.get(name) and phase != last]
+        if last and evaluation[last].get(name):
+            cards.append((label, number(evaluation[last][name], 1), ", ".join(course)))
+    for phase, figures in phases.items():
+        cards.append((f"loss, {phase}", number(figures["final_loss"]), f"from {number(figures['first_loss'])}"))
+    tokens = sum(figures["tokens"] or 0 for figures in phases.values())
+    seconds = sum(figures["seconds"] or 0 for figures in phases.values())
+    if tokens:
+        cards.append(("tokens", short(tokens), f"in {seconds / 60:.1f} minutes" if seconds else ""))
+    return '<div class="cards">' + "".join(
+        f'<div class="card"><div class="label">{escape(label)}</div><div class="value">{escape(value)}</div>'
+        f'<div class="aside">{escape(aside)}</div></div>' for label, value, aside in cards) + "</div>"
+
+
+def _losses(run: RunFiles) -> str:
+    panels = [panel(f"Phase {phase}", plots.loss_chart(phase, records)) for phase, records in run.metrics.items()]
+    for phase, records in run.metrics.items():
+        for objective in keys_of(records, "language_losses"):
+            if len(keys_of(records, "language_losses", objective)) > 1:
+                panels.append(panel(f"Phase {phase}, {objective} by language",
+                                    plots.language_loss_chart(phase, objective, records)))
+    note = ("Training loss. By language: the mean over the last five logged lines; the highest, the lowest, the middle "
+            "ones and English carry their names, all others are grey.")
+    return _section("losses", "Losses", note, f'<div class="grid">{"".join(panels)}</div>' if panels else "")
+
+
+def _sampling(run: RunFiles) -> str:
+    panels = [sampling_bars(phase, objective, records[-1]) for phase, records in run.metrics.items()
+              for objective in records[-1].get("realised", {})]
+    note = "What each phase has read, by language or pair. Bar: the share realised. Line: the share asked for."
+    return _section("sampling", "Sampling", note, f'<div class="grid">{"".join(panels)}</div>')
+
+
+def _retrieval(run: RunFiles, summary: dict[str, Any]) -> str:
+    per_layer = {name: e["per_layer_mean"] for name, e in run.evaluations.items() if e.get("per_layer_mean")}
+    compared = {name: e for name, e in run.evaluations.items() if name != "untrained" and e.get("retrieval")}
+    note = ("Share of held-out sentences whose nearest neighbour by cosine, among the sentences of the other language, "
+            "is their translation. Vectors are means over all tokens of the sentence. Duplicates and untranslated "
+            "strings are left out.")
+    if not compared:
+        return _section("retrieval", "Retrieval", note + " Not evaluated yet.", "")
+    chart = panel("Mean over languages and both directions", plots.layer_chart(per_layer)) if per_layer else ""
+    scored = {name: e for name, e in summary["evaluation"].items() if e.get("mean_p_at_1") is not None}
+    rows = [[name, number(e["mean_p_at_1"], 3), str(e["best_layer"]), str(e["languages"]), str(e["candidates_min"])]
+            for name, e in scored.items()]
+    if rows:
+        chart += panel("Best layer", table(["after", "mean P@1", "layer", "languages", "candidates, least"], rows))
+    heading = ('<p class="note below">By language and layer, per cent, mean of both directions; best languages of the '
+               "last checkpoint first. Pale: too few candidates to count in the mean. Hover for both directions.</p>")
+    return _section("retrieval", "Retrieval", note, f'<div class="grid">{chart}</div>{heading}{heat_map(compared)}')
+
+
+def _perplexity(run: RunFiles) -> str:
+    note = ("Masked-token perplexity of held-out text: 15% of the tokens hidden, the same ones for every checkpoint. "
+            "Compare along a row; between languages the figure depends on how finely the tokenizer cuts each.")
+    if not any(e.get("perplexity") for e in run.evaluations.values()):
+        return _section("perplexity", "Perplexity", note + " Not evaluated yet.", "")
+    return _section("perplexity", "Perplexity", note, perplexity_tables(run.evaluations))
+
+
+def _fill_mask(run: RunFiles) -> str:
+    if not run.fill_mask:
+        return ""
+    note = "The exported model, opened with transformers, fills a hidden token."
+    return _section("fill-mask", "Filling a mask", note, fill_mask_examples(run.fill_mask))
+
+
+def _throughput(run: RunFiles, summary: dict[str, Any]) -> str:
+    if not run.metrics:
+        return ""
+    rows = [[phase, f"{of['steps']:,}", short(of["tokens"]), number((of["seconds"] or 0) / 60, 1),
+             number(of["tokens_per_second"])] for phase, of in summary["phases"].items()]
+    body = panel("", plots.throughput_chart(run.metrics)) + panel(
+        "By phase", table(["phase", "steps", "tokens", "minutes", "tokens/s"], rows))
+    note = "Tokens a second over all ranks, as logged."
+    return _section("throughput", "Speed", note, f'<div class="grid">{body}</div>')
+
+
+def _setting(run: RunFiles) -> str:
+    recipe = f"<details><summary>Recipe</summary><pre>{escape(run.recipe_text)}</pre></details>"
+    environment = (f"<details><summary>Environment</summary>{fact_table(run.environment)}</details>"
+                   if run.environment else "")
+    return _section("setting", "How it was made", "Every setting of the run, and where it ran.", recipe + environment)

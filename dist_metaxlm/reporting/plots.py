@@ -1,0 +1,179 @@
+"""Charts as inline SVG: drawn by matplotlib, coloured by the page's CSS variables, the same bytes for the same data.
+
+matplotlib knows no CSS variable, so charts are drawn in stand-in colours that are replaced in the SVG: the page then
+sets them for light and dark. Text stays text and takes the page's font.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dist_metaxlm.reporting.metrics import Record, keys_of, series
+
+_NAMES = ("ink", "muted", "grid", "surface", "untrained", "meta", "cross", "joint", "mlm", "tlm", "contrast", "other")
+COLOURS = {name: f"#0000{index:02x}" for index, name in enumerate(_NAMES, start=1)}
+"""CSS variable -> the colour it is drawn in until the SVG is written."""
+
+_STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "dist_metaxlm", "font.size": 9.5, "axes.labelsize": 9.5,
+    "axes.edgecolor": COLOURS["grid"], "axes.labelcolor": COLOURS["muted"], "text.color": COLOURS["ink"],
+    "xtick.color": COLOURS["grid"], "ytick.color": COLOURS["grid"], "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"], "axes.spines.top": False, "axes.spines.right": False,
+    "axes.spines.left": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.7, "axes.axisbelow": True, "lines.linewidth": 1.7, "legend.frameon": False,
+    "legend.fontsize": 9.5, "ytick.major.size": 0, "xtick.major.size": 3, "lines.solid_capstyle": "round"}
+_SIZE = (4.5, 2.7)
+HIGHLIGHTED = 5
+"""Lines that carry a name in a chart of many languages."""
+
+
+def draw(name: str, label: str, paint: Callable[[Any], None]) -> str:
+    """One chart as an `<svg>` element.
+
+    Args:
+        name: unique on the page; makes the ids inside the SVG unique.
+        label: what the chart shows, for readers who do not see it.
+        paint: draws on the axes it is given.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        paint(axes)
+        target = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None, "Creator": None})
+    return _for_page(target.getvalue(), name, label)
+
+
+def _for_page(svg: str, name: str, label: str) -> str:
+    """Strip what an inline SVG does not need, make its ids unique, hand its colours to the page."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg"):], flags=re.DOTALL)
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    assert view_box is not None
+    svg = re.sub(r"<svg[^>]*>", f'<svg role="img" aria-label="{html.escape(label)}" {view_box.group()}>', svg, count=1)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return re.sub(r"\n\s*", "\n", svg)
+
+
+def loss_chart(phase: str, records: Sequence[Record]) -> str:
+    """Loss over steps of a phase: each objective, and their weighted sum where there are several."""
+    rows = list(records)
+    objectives = keys_of(rows, "losses")
+
+    def paint(axes: Any) -> None:
+        if len(objectives) != 1:
+            axes.plot(*series(rows, "loss"), color=COLOURS["ink"], linewidth=1.2, linestyle=(0, (3, 2)), label="total")
+        for name in objectives:
+            axes.plot(*series(rows, "losses", name), color=COLOURS.get(name, COLOURS["other"]), label=name)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.01)
+        axes.set(xlabel="step", ylabel="loss (nats)")
+        _legend_above(axes)
+
+    return draw(f"loss-{phase}", f"Loss of phase {phase} over steps", paint)
+
+
+def language_loss_chart(phase: str, objective: str, records: Sequence[Record]) -> str:
+    """Loss of one objective for every language: all in grey, English, the extremes and the middle with their names."""
+    rows = list(records)
+    lines = {name: series(rows, "language_losses", objective, name)
+             for name in keys_of(rows, "language_losses", objective)}
+    smooth = {name: (steps, _running_mean(values)) for name, (steps, values) in lines.items() if values}
+    named = _worth_naming({name: values[-1] for name, (_, values) in smooth.items()})
+
+    def paint(axes: Any) -> None:
+        colour = COLOURS.get(objective, COLOURS["other"])
+        for name, (steps, values) in smooth.items():
+            bold = name in named
+            axes.plot(steps, values, color=colour if bold else COLOURS["muted"], linewidth=1.5 if bold else 0.6,
+                      alpha=1.0 if bold else 0.45, zorder=3 if bold else 2)
+        axes.margins(x=0.01)
+        axes.set(xlabel="step", ylabel=f"{objective} loss (nats)")
+        _name_ends(axes, {name: smooth[name] for name in named})
+
+    return draw(f"languages-{phase}-{objective}", f"{objective} loss of phase {phase} by language", paint)
+
+
+def layer_chart(per_layer: Mapping[str, Sequence[float]]) -> str:
+    """Mean P@1 over layers for every evaluated checkpoint, the best layer of the trained ones with its figure."""
+    def paint(axes: Any) -> None:
+        for name, values in per_layer.items():
+            best = max(range(len(values)), key=values.__getitem__)
+            colour = COLOURS.get(name, COLOURS["other"])
+            axes.plot(range(len(values)), values, color=colour, marker="o", markersize=3.5, label=name)
+            if name != "untrained":
+                axes.annotate(f"{values[best]:.2f}", (best, values[best]), xytext=(0, 6), ha="center",
+                              textcoords="offset points", color=colour, fontsize=9.5)
+        highest = max((max(values) for values in per_layer.values()), default=1.0)
+        axes.set_ylim(0, min(1.08, highest * 1.25 + 0.02))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="layer (0: embedding)", ylabel="mean P@1")
+        _legend_above(axes)
+
+    return draw("layers", "Mean retrieval P@1 by layer", paint)
+
+
+def throughput_chart(metrics: Mapping[str, Sequence[Record]]) -> str:
+    """Tokens a second over the steps of every phase."""
+    def paint(axes: Any) -> None:
+        for phase, records in metrics.items():
+            steps, speeds = series(list(records), "tokens_per_second")
+            axes.plot(steps, speeds, color=COLOURS.get(phase, COLOURS["other"]), label=phase)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.01)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+        axes.set(xlabel="step of the phase", ylabel="tokens/s")
+        _legend_above(axes)
+
+    return draw("throughput", "Tokens a second over the steps of every phase", paint)
+
+
+def _legend_above(axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=len(handles), borderpad=0,
+                    handlelength=1.2, columnspacing=1.2, handletextpad=0.5)
+
+
+def _running_mean(values: Sequence[float], width: int = 5) -> list[float]:
+    """A language has few targets in one interval; the mean over the last lines shows its course."""
+    return [sum(values[max(0, i - width + 1):i + 1]) / min(i + 1, width) for i in range(len(values))]
+
+
+def _worth_naming(final: Mapping[str, float]) -> list[str]:
+    """English, the highest, the lowest and the middle ones: `HIGHLIGHTED` names, highest first."""
+    ranked = sorted(final, key=lambda name: -final[name])
+    if len(ranked) <= HIGHLIGHTED:
+        return ranked
+    last = len(ranked) - 1
+    places = [round(last * share / (HIGHLIGHTED - 1)) for share in range(HIGHLIGHTED)]
+    chosen = {ranked[place] for place in places}
+    if "en" in final and "en" not in chosen:
+        chosen.remove(ranked[places[HIGHLIGHTED // 2]])
+        chosen.add("en")
+    return [name for name in ranked if name in chosen]
+
+
+def _name_ends(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
+    """Write each line's name behind its end, pushed apart so that no two names overlap."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.085
+    ends = sorted(((values[-1], steps[-1], name) for name, (steps, values) in lines.items()), reverse=True)
+    right = max((step for _, step, _ in ends), default=0)
+    at = high + gap
+    for value, _, name in ends:
+        at = max(min(value, at - gap), low)
+        axes.annotate(name, (right, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5,
+                      annotation_clip=False)

@@ -1,0 +1,169 @@
+"""Parts of the report page that are HTML of their own: heat maps, bars, tables and examples."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dist_metaxlm.reporting.metrics import Record
+
+SHOWN_LAYERS = 7
+"""Layers that a heat map shows of a deeper model: evenly spaced, the first and last among them."""
+
+
+def escape(value: Any) -> str:
+    """Text for HTML, quotes included."""
+    return html.escape(str(value), quote=True)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure for people: thousands apart, fewer decimals the larger it is, a dash for none."""
+    if value is None:
+        return "–"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:,.{1 if abs(value) >= 10 and digits else digits}f}"
+
+
+def short(value: float | None) -> str:
+    """A count for people: 5.1M, 820k."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def panel(title: str, body: str, wide: bool = False) -> str:
+    """One framed part of a section."""
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
+    return f'<div class="panel{" wide" if wide else ""}">{heading}{body}</div>'
+
+
+def heat_map(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    """P@1 of every language at every layer (mean of both directions), the checkpoints side by side, best first."""
+    scores = {name: result["retrieval"] for name, result in evaluations.items() if result.get("retrieval")}
+    languages = {language: of for table in scores.values() for language, of in table.items()}
+    layers = _shown_layers(max(len(of["to_english"]) for of in languages.values()))
+    ranking = list(scores.values())[-1]
+    order = sorted(languages, key=lambda lang: -max(_both(ranking.get(lang, languages[lang]))))
+    head = "".join(f'<th class="gap"></th><th colspan="{len(layers)}">{escape(name)}</th>' for name in scores)
+    numbers = "".join('<th class="gap"></th>' + "".join(f"<th>{layer}</th>" for layer in layers) for _ in scores)
+    tables = []
+    for part in _halves(order):
+        rows = "".join(f"<tr><td>{escape(lang)}</td>" + "".join(
+            '<td class="gap"></td>' + _heat_cells(table.get(lang), layers) for table in scores.values()) + "</tr>"
+            for lang in part)
+        tables.append(panel("", f'<table class="heat"><thead><tr><th></th>{head}</tr><tr><th>layer</th>{numbers}</tr>'
+                                f"</thead><tbody>{rows}</tbody></table>"))
+    return f'<div class="grid below">{"".join(tables)}</div>'
+
+
+def _both(scores: Mapping[str, Any]) -> list[float]:
+    return [(a + b) / 2 for a, b in zip(scores["to_english"], scores["from_english"], strict=True)]
+
+
+def _shown_layers(count: int) -> list[int]:
+    if count <= SHOWN_LAYERS:
+        return list(range(count))
+    return [round(place * (count - 1) / (SHOWN_LAYERS - 1)) for place in range(SHOWN_LAYERS)]
+
+
+def _heat_cells(scores: Mapping[str, Any] | None, layers: Sequence[int]) -> str:
+    if scores is None:
+        return "<td></td>" * len(layers)
+    means = _both(scores)
+    cells = []
+    for layer in layers:
+        value = means[layer]
+        tint = f"background:color-mix(in srgb,var(--heat) {100 * value:.0f}%,var(--soft))"
+        ink = "var(--heat-ink)" if value > 0.8 else "var(--ink)"
+        title = (f"layer {layer}: to English {scores['to_english'][layer]:.3f}, from English "
+                 f"{scores['from_english'][layer]:.3f}, {scores['candidates']} candidates")
+        few = "" if scores["counted"] else ' class="few"'
+        cells.append(f'<td{few} style="{tint};color:{ink}" title="{escape(title)}">{100 * value:.0f}</td>')
+    return "".join(cells)
+
+
+def _halves(items: Sequence[Any]) -> list[Sequence[Any]]:
+    """Two columns where there is enough for two."""
+    middle = (len(items) + 1) // 2 if len(items) > 8 else len(items)
+    return [part for part in (items[:middle], items[middle:]) if part]
+
+
+def sampling_bars(phase: str, objective: str, record: Record) -> str:
+    """Share of every language in what a phase has read so far (bar) and the share it was to have (line)."""
+    realised = record.get("realised", {}).get(objective, {})
+    asked = record.get("asked", {}).get(objective, {})
+    total = sum(realised.values())
+    shares = {name: realised.get(name, 0) / total if total else 0.0 for name in {**asked, **realised}}
+    full = max([*shares.values(), *asked.values()], default=1.0) or 1.0
+    bars = "".join(
+        f'<div class="bar" title="{escape(name)}: realised {shares[name]:.4f}, asked {asked.get(name, 0):.4f}">'
+        f'<span>{escape(name)}</span><span class="track"><span class="fill" '
+        f'style="width:{100 * shares[name] / full:.1f}%;background:var(--{_variable(objective)})"></span>'
+        f'<span class="tick" style="left:{100 * asked.get(name, 0) / full:.1f}%"></span></span>'
+        f'<span class="figure">{100 * shares[name]:.2f}%</span></div>'
+        for name in sorted(shares, key=lambda name: (-asked.get(name, 0), name)))
+    furthest = max((abs(shares[name] - asked.get(name, 0)) for name in shares), default=0.0)
+    title = f"{phase}, {objective}: largest difference {100 * furthest:.2f} points"
+    return panel(title, f'<div class="bars">{bars}</div>', wide=True)
+
+
+def _variable(objective: str) -> str:
+    return objective if objective in ("mlm", "tlm", "contrast") else "other"
+
+
+def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    """Perplexity of every language under every checkpoint; English and prose first, then by the last checkpoint."""
+    columns = {name: _all_perplexities(result) for name, result in evaluations.items() if result.get("perplexity")}
+    last = list(columns.values())[-1]
+    rows = {row for column in columns.values() for row in column}
+    order = sorted(rows, key=lambda row: (row != "en", "prose" not in row, last.get(row) or float("inf"), row))
+    cells = [[row, *(number(column.get(row), 1) for column in columns.values())] for row in order]
+    tables = "".join(panel("", table(["language", *columns], part)) for part in _halves(cells))
+    return f'<div class="grid">{tables}</div>'
+
+
+def _all_perplexities(result: Mapping[str, Any]) -> dict[str, float | None]:
+    prose = {f"{language} prose": value for language, value in result.get("prose_perplexity", {}).items()}
+    return {**result["perplexity"], **prose}
+
+
+def fill_mask_examples(examples: Sequence[Mapping[str, Any]]) -> str:
+    """Sentences with a hidden token and what the exported model puts there."""
+    panels = []
+    for example in examples:
+        text = escape(example.get("text", "")).replace("&lt;mask&gt;", "<mark>mask</mark>")
+        guesses = "".join(
+            f'<div class="guess"><span>{escape(guess["token"])}</span><span class="track"><span class="fill" '
+            f'style="width:{100 * guess["score"]:.1f}%;background:var(--mlm)"></span></span>'
+            f'<span class="figure">{100 * guess["score"]:.1f}%</span></div>'
+            for guess in example.get("predictions", []))
+        panels.append(panel(str(example.get("language", "")), f'<p class="mask" dir="auto">{text}</p>{guesses}'))
+    return f'<div class="grid">{"".join(panels)}</div>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table; the first column is text, the others are figures."""
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def fact_table(facts: Mapping[str, Any], prefix: str = "") -> str:
+    """A nested mapping as a two-column table with dotted names."""
+    rows = "".join(f'<tr><td><code>{escape(name)}</code></td><td class="text">{escape(value)}</td></tr>'
+                   for name, value in _flat(facts, prefix))
+    return f"<table><tbody>{rows}</tbody></table>"
+
+
+def _flat(value: Any, prefix: str) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        dot = f"{prefix}." if prefix else ""
+        return [item for key, inner in value.items() for item in _flat(inner, f"{dot}{key}")]
+    if isinstance(value, list | tuple):
+        return [(prefix, " ".join(map(str, value)))]
+    return [(prefix, value)]

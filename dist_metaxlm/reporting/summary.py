@@ -1,0 +1,135 @@
+"""A run in one JSON object: losses of its phases, evaluation of its checkpoints, where and with what it ran."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.reporting.metrics import (
+    CHECKPOINT_ORDER,
+    PHASE_ORDER,
+    Record,
+    keys_of,
+    mean,
+    read_json,
+    read_metrics,
+    series,
+    write_json,
+)
+
+LOSS_LINES = 3
+"""First and final loss are means over this many logged lines (fewer in a phase with less than twice as many)."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything a run wrote that a report is made of."""
+
+    folder: Path
+    recipe: dict[str, Any]
+    recipe_text: str
+    environment: dict[str, Any]
+    metrics: dict[str, list[Record]]
+    """Phase -> metrics records, phases in the order they are run."""
+    evaluations: dict[str, dict[str, Any]]
+    """`untrained` and phases -> evaluation result."""
+    fill_mask: list[dict[str, Any]]
+    """Examples: {language, text with <mask>, predictions [{token, score}]}."""
+
+
+def read_run(run_dir: Path | str) -> RunFiles:
+    """Read a run's folder; whatever was not written yet is empty.
+
+    Raises:
+        UserError: there is no run there.
+    """
+    folder = Path(run_dir)
+    recipe_path = folder / "recipe.yaml"
+    if not recipe_path.is_file():
+        raise UserError(f"no run at {folder} (it has no recipe.yaml); give the folder that pretrain.py wrote")
+    text = recipe_path.read_text(encoding="utf-8")
+    recipe = yaml.safe_load(text)
+    if not isinstance(recipe, dict):
+        raise UserError(f"{recipe_path} holds no settings; it is not the recipe that pretrain.py wrote")
+    metrics = {phase: read_metrics(folder / phase / "metrics.jsonl") for phase in PHASE_ORDER}
+    evaluations = {name: read_json(folder / "evaluation" / f"{name}.json") for name in CHECKPOINT_ORDER}
+    return RunFiles(
+        folder=folder, recipe=recipe, recipe_text=text, environment=read_json(folder / "environment.json") or {},
+        metrics={phase: records for phase, records in metrics.items() if records},
+        evaluations={name: result for name, result in evaluations.items() if result},
+        fill_mask=read_json(folder / "export" / "fill_mask.json") or [])
+
+
+def write_summary(run_dir: Path | str) -> dict[str, Any]:
+    """Build the summary of a run and write it to `summary.json` in its folder."""
+    summary = build_summary(run_dir)
+    write_json(Path(run_dir) / "summary.json", summary)
+    return summary
+
+
+def build_summary(run_dir: Path | str) -> dict[str, Any]:
+    """The summary of a run; `phases` and `evaluation` hold only what has been done."""
+    run = read_run(run_dir)
+    evaluation = {name: _evaluation(result) for name, result in run.evaluations.items()}
+    summary: dict[str, Any] = {
+        "recipe": run.recipe.get("name"),
+        "parameters": next((r["parameters"] for r in run.evaluations.values() if "parameters" in r), None),
+        "loss_lines": LOSS_LINES,
+        "phases": {phase: _phase(records) for phase, records in run.metrics.items()},
+        "evaluation": evaluation,
+        "retrieval_ratio": _ratio(evaluation)}
+    if run.fill_mask:
+        summary["fill_mask"] = run.fill_mask
+    summary["environment"] = run.environment
+    return summary
+
+
+def _phase(records: list[Record]) -> dict[str, Any]:
+    first, final = _ends(records, "loss")
+    objectives = {name: _ends(records, "losses", name) for name in keys_of(records, "losses")}
+    last = records[-1]
+    return {"first_loss": first, "final_loss": final,
+            "first_losses": {name: ends[0] for name, ends in objectives.items()},
+            "final_losses": {name: ends[1] for name, ends in objectives.items()},
+            "steps": last["step"], "tokens": last.get("tokens"), "seconds": last.get("seconds"),
+            "tokens_per_second": mean(series(records, "tokens_per_second")[1])}
+
+
+def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None]:
+    """Mean of a figure over its first and over its last lines."""
+    values = series(records, *keys)[1]
+    count = max(1, min(LOSS_LINES, len(values) // 2))
+    return mean(values[:count]), mean(values[-count:])
+
+
+def _evaluation(result: dict[str, Any]) -> dict[str, Any]:
+    perplexity = result.get("perplexity", {})
+    short: dict[str, Any] = {
+        "english_perplexity": perplexity.get("en"),
+        "english_prose_perplexity": result.get("prose_perplexity", {}).get("en"),
+        "other_perplexity": _geometric_mean(value for language, value in perplexity.items() if language != "en")}
+    if "retrieval" in result:
+        counted = [scores for scores in result["retrieval"].values() if scores["counted"]]
+        short |= {"mean_p_at_1": result["mean_p_at_1"], "best_layer": result["best_layer"],
+                  "candidates_min": min((scores["candidates"] for scores in counted), default=None),
+                  "languages": len(counted)}
+    return short
+
+
+def _geometric_mean(values: Iterable[float | None]) -> float | None:
+    """Perplexities are averaged as losses are: over their logarithms."""
+    logarithm = mean(math.log(value) for value in values if value)
+    return None if logarithm is None else math.exp(logarithm)
+
+
+def _ratio(evaluation: dict[str, dict[str, Any]]) -> float | None:
+    """Mean P@1 after cross over that after meta, each at its own best layer."""
+    before = evaluation.get("meta", {}).get("mean_p_at_1")
+    after = evaluation.get("cross", {}).get("mean_p_at_1")
+    return after / before if before and after is not None else None

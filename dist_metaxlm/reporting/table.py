@@ -1,0 +1,86 @@
+"""Outcome of a run and of one evaluation as tables for the terminal; plain text where there is none."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dist_metaxlm.reporting.metrics import CHECKPOINT_ORDER
+from dist_metaxlm.reporting.sections import number, short
+
+
+def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> None:
+    """One table of a run: a column for every checkpoint, a row for every figure."""
+    console = _console(stream)
+    console.print(_outcome(summary, console))
+    if summary["retrieval_ratio"]:
+        console.print(f"retrieval after cross: {summary['retrieval_ratio']:.1f} times that of meta")
+
+
+def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None) -> None:
+    """One evaluation: a row for every language, and the means."""
+    console = _console(stream)
+    retrieval, perplexity = result.get("retrieval", {}), result.get("perplexity", {})
+    best = result.get("best_layer")
+    table = _table(console, f"phase {result['phase']}")
+    table.add_column("language")
+    for heading in (["perplexity"] if perplexity else []) + (
+            ["candidates", "to English", "from English"] if retrieval else []):
+        table.add_column(heading, justify="right")
+    for language in dict.fromkeys([*perplexity, *retrieval]):
+        row = [language] + ([number(perplexity.get(language), 1)] if perplexity else [])
+        scores = retrieval.get(language)
+        if retrieval and scores:
+            shown = [f"{max(scores[way]) if best is None else scores[way][best]:.3f}"
+                     for way in ("to_english", "from_english")]
+            row += [str(scores["candidates"]), *shown]
+        table.add_row(*row)
+    console.print(table)
+    if result.get("mean_p_at_1") is not None:
+        counted = sum(scores["counted"] for scores in retrieval.values())
+        console.print(f"mean P@1 {result['mean_p_at_1']:.3f} at layer {best} over {counted} languages, both directions")
+    elif retrieval:
+        console.print(f"no mean P@1: no language has {result['min_candidates']} candidates; see --min_candidates")
+
+
+def _console(stream: IO[str] | None) -> Console:
+    target = stream or sys.stdout
+    # Off a terminal rich takes 80 columns whatever the table needs; a log line has no such edge.
+    return Console(file=target, width=None if target.isatty() else 120, highlight=False)
+
+
+def _table(console: Console, title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII)
+
+
+def _outcome(summary: dict[str, Any], console: Console) -> Table:
+    phases, evaluation = summary["phases"], summary["evaluation"]
+    columns = [name for name in CHECKPOINT_ORDER if name in phases or name in evaluation]
+    table = _table(console, f"run {summary['recipe']}")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+
+    def row(label: str, source: dict[str, Any], show: Any) -> None:
+        cells = [show(source[name]) if name in source else "" for name in columns]
+        if any(cells):
+            table.add_row(label, *cells)
+
+    row("steps", phases, lambda p: f"{p['steps']:,}")
+    row("tokens", phases, lambda p: short(p["tokens"]))
+    row("loss, first", phases, lambda p: number(p["first_loss"]))
+    row("loss, final", phases, lambda p: number(p["final_loss"]))
+    row("tokens/s", phases, lambda p: short(p["tokens_per_second"]))
+    row("minutes", phases, lambda p: number(p["seconds"] / 60, 1) if p["seconds"] else "")
+    row("English perplexity", evaluation, lambda e: number(e["english_perplexity"], 1))
+    row("English prose perplexity", evaluation, lambda e: number(e["english_prose_perplexity"], 1))
+    row("other languages' perplexity", evaluation, lambda e: number(e["other_perplexity"], 1))
+    row("retrieval P@1, best layer", evaluation, lambda e: number(e.get("mean_p_at_1"), 3))
+    row("best layer", evaluation, lambda e: str(e.get("best_layer", "")))
+    row("languages", evaluation, lambda e: str(e.get("languages", "")))
+    row("candidates, least", evaluation, lambda e: str(e.get("candidates_min", "")))
+    return table

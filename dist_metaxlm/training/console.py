@@ -1,0 +1,48 @@
+"""The live line: a progress bar on a terminal, one plain line per log interval elsewhere. Rank 0 only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class ProgressLine:
+    """Shows step, loss per objective, tokens/s and the time left."""
+
+    def __init__(self, phase: str, total_steps: int, first_step: int, shown: bool) -> None:
+        self._shown, self._total, self._first, self._phase = shown, total_steps, first_step, phase
+        self._start = time.monotonic()
+        self._bar: Progress | None = None
+        if shown and sys.stderr.isatty():
+            self._bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
+                                 MofNCompleteColumn(), TextColumn("{task.fields[news]}"), TimeRemainingColumn(),
+                                 console=Console(stderr=True))
+            self._task = self._bar.add_task(phase, total=total_steps, completed=first_step, news="")
+
+    def __enter__(self) -> ProgressLine:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Show the metrics of one log interval."""
+        if not self._shown:
+            return
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
+        news = f"{losses}  {record['tokens_per_second']:,.0f} tokens/s"
+        if self._bar:
+            self._bar.update(self._task, completed=record["step"], news=news)
+            return
+        done = max(1, record["step"] - self._first)
+        left = (time.monotonic() - self._start) / done * (self._total - record["step"])
+        print(f"{self._phase} step {record['step']}/{self._total}  loss {record['loss']:.3f}  {news}  "
+              f"learning rate {record['learning_rate']:.2e}  left {int(left // 60)}:{int(left % 60):02d}", flush=True)

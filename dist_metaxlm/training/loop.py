@@ -1,0 +1,104 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.prefetch import prefetch
+from dist_metaxlm.parallel.process_group import rank
+from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.training.checkpoint import save_checkpoint
+from dist_metaxlm.training.console import ProgressLine
+from dist_metaxlm.training.engine import set_learning_rate
+from dist_metaxlm.training.metrics import (
+    Clock,
+    LossMeter,
+    MetricsWriter,
+    asked_shares,
+    sample_languages,
+    weighted_loss,
+)
+from dist_metaxlm.training.progress import Progress
+from dist_metaxlm.training.run_folder import PhaseFolder
+from dist_metaxlm.training.schedule import learning_rate_at
+from dist_metaxlm.training.steps import MicroStep, StepPlan
+
+PREFETCHED = 4
+"""Micro-batches assembled ahead of the model."""
+
+
+def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, plan: StepPlan, progress: Progress,
+          schedule_offset: int = 0) -> None:
+    """Run the phase from `progress.step` to its end; checkpoints and metrics go to `folder`.
+
+    `schedule_offset` steps are added for the learning rate, when it goes on from an earlier phase.
+    """
+    phase, total = plan.phase, plan.phase.total_steps
+    meter = LossMeter(phase, data, engine.device)
+    if progress.realised is not None:
+        meter.restore(progress.realised)
+    writer = MetricsWriter(folder.path, progress.step) if rank() == 0 else None
+    clock, tokens_before = Clock(progress.seconds), progress.tokens
+    batches = prefetch(micro_batches(plan, data, progress.step, total), PREFETCHED)
+    with ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
+        for step in range(progress.step, total):
+            engine.module.train()
+            for micro in plan.at(step):
+                batch = next(batches).to(engine.device)
+                loss, losses, languages = engine(batch, micro.objective, step)
+                # DeepSpeed averages gradients over data-parallel ranks; ours are shares of one global sum.
+                engine.backward(loss * (micro.factor * plan.world_size), scale_wrt_gas=False)
+                meter.add(micro.objective.name, losses, languages, sample_languages(batch, micro.objective))
+                progress.see(batch)
+            learning_rate = learning_rate_at(step + schedule_offset, total + schedule_offset, phase.learning_rate)
+            set_learning_rate(engine, learning_rate)
+            engine.step()
+            progress.advance(phase, plan.objectives_at(step))
+
+            last = step + 1 == total
+            if last or (step + 1) % recipe.training.log_interval == 0:
+                rate, progress.seconds = clock.read(progress.tokens - tokens_before)
+                tokens_before = progress.tokens
+                record = interval_record(engine, phase, data, meter, progress, learning_rate, rate)
+                line.show(record)
+                if writer:
+                    writer.write(record)
+            if last or (step + 1) % recipe.training.checkpoint_interval == 0:
+                progress.realised = meter.realised()
+                save_checkpoint(folder.checkpoints, engine, progress.facts(), progress.tensors(),
+                                recipe.training.keep_checkpoints)
+    if writer:
+        writer.close()
+
+
+def micro_batches(plan: StepPlan, data: PhaseData, first_step: int, total: int) -> Any:
+    """The remaining micro-batches of this rank, as functions that build them: a prefetch thread calls these ahead."""
+    def build(micro: MicroStep) -> PackedBatch:
+        return data.batch(micro.objective, micro.first, micro.count)
+
+    return ((lambda micro=micro: build(micro)) for step in range(first_step, total) for micro in plan.at(step))
+
+
+def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: LossMeter, progress: Progress,
+                    learning_rate: float, tokens_per_second: float) -> dict[str, Any]:
+    """The metrics of a log interval; this reads from the device, once.
+
+    Raises:
+        FloatingPointError: when a loss is not finite, before it can be saved as a checkpoint.
+    """
+    read = meter.read()
+    loss = weighted_loss(read["losses"], phase)
+    norm = engine.get_global_grad_norm()
+    record = {"step": progress.step, "tokens": progress.tokens, "loss": loss, **read, "learning_rate": learning_rate,
+              "grad_norm": float(norm) if norm is not None else 0.0, "tokens_per_second": tokens_per_second,
+              "seconds": progress.seconds, "asked": asked_shares(phase, data, progress.tokens)}
+    if not torch.isfinite(torch.tensor(loss)):
+        raise FloatingPointError(f"the loss is {loss} at step {progress.step}; lower phases.*.learning_rate.peak or raise "
+                                 "warmup_steps, and run the phase again: it resumes from the last checkpoint")
+    return record
+
+

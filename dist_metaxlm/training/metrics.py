@@ -1,0 +1,124 @@
+"""What a run reports: sums kept on the device, read once per log interval, written as JSON lines, TensorBoard, terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.parallel.process_group import all_reduce
+from dist_metaxlm.recipe.schema import Contrast, PhaseConfig
+
+
+class LossMeter:
+    """Sum and count of losses per objective and language since the last reading, and counts since the phase began.
+
+    Everything stays on the device: `add` never waits for it, `read` makes the interval's one device-to-host copy.
+    """
+
+    def __init__(self, phase: PhaseConfig, data: PhaseData, device: torch.device) -> None:
+        self.names = {objective.name: data.languages if objective.name == "mlm" else data.pairs
+                      for objective in phase.objectives}
+        self._offsets, rows = {}, 0
+        for name, languages in self.names.items():
+            self._offsets[name] = rows
+            rows += len(languages)
+        # Rows: (objective, language). Columns: sum of losses, items, windows or pairs seen.
+        self._sums = torch.zeros(rows, 3, dtype=torch.float64, device=device)
+        self._seen_total = torch.zeros(rows, dtype=torch.float64)
+        self._ones = torch.ones(1, dtype=torch.float64, device=device)
+
+    def add(self, objective: str, losses: torch.Tensor, languages: torch.Tensor, sample_languages: torch.Tensor) -> None:
+        """Count losses [N] of `languages` [N], and samples (windows or pairs) of `sample_languages` [S]."""
+        offset = self._offsets[objective]
+        rows = languages + offset
+        self._sums[:, 0].index_add_(0, rows, losses.double())
+        self._sums[:, 1].index_add_(0, rows, self._ones.expand(rows.numel()))
+        samples = sample_languages + offset
+        self._sums[:, 2].index_add_(0, samples, self._ones.expand(samples.numel()))
+
+    def read(self) -> dict[str, Any]:
+        """Mean loss per objective and language over all ranks, realised counts; the interval starts anew (collective)."""
+        table = all_reduce(self._sums).cpu()
+        self._sums.zero_()
+        self._seen_total += table[:, 2]
+        losses, per_language, realised = {}, {}, {}
+        for name, languages in self.names.items():
+            part = table[self._offsets[name]:self._offsets[name] + len(languages)]
+            if part[:, 1].sum() > 0:
+                losses[name] = float(part[:, 0].sum() / part[:, 1].sum())
+            per_language[name] = {language: float(row[0] / row[1])
+                                  for language, row in zip(languages, part, strict=True) if row[1] > 0}
+            seen = self._seen_total[self._offsets[name]:self._offsets[name] + len(languages)]
+            realised[name] = {language: int(count) for language, count in zip(languages, seen, strict=True)}
+        return {"losses": losses, "language_losses": per_language, "realised": realised}
+
+    def realised(self) -> torch.Tensor:
+        """[rows] samples seen per objective and language up to the last reading: saved, so that a resumed run goes on."""
+        return self._seen_total
+
+    def restore(self, realised: torch.Tensor) -> None:
+        """Go on from what `realised` returned."""
+        self._seen_total = realised.clone()
+
+
+class MetricsWriter:
+    """Rank 0's files: metrics.jsonl and TensorBoard events. Other ranks make none."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step or None)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record and make it visible to readers at once."""
+        self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._lines.flush()
+        for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
+            self._board.add_scalar(name, record[name], record["step"])
+        for name, value in record["losses"].items():
+            self._board.add_scalar(f"losses/{name}", value, record["step"])
+        for name, languages in record["language_losses"].items():
+            for language, value in languages.items():
+                self._board.add_scalar(f"language_losses/{name}/{language}", value, record["step"])
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._lines.close()
+        self._board.close()
+
+
+class Clock:
+    """Tokens per second since the last reading and seconds of the phase, with what earlier runs of it have taken."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self._before, self._start = seconds_before, time.monotonic()
+        self._last = self._start
+
+    def read(self, tokens: int) -> tuple[float, float]:
+        """(tokens per second over the interval in which `tokens` were trained on, seconds of the phase so far)."""
+        now = time.monotonic()
+        rate, self._last = tokens / max(1e-9, now - self._last), now
+        return rate, self._before + now - self._start
+
+
+def weighted_loss(losses: dict[str, float], phase: PhaseConfig) -> float:
+    """The step's loss as trained: each objective's mean times its weight (with `draw`: the mean of what was drawn)."""
+    weights = {objective.name: objective.weight for objective in phase.objectives}
+    total = sum(weights[name] * value for name, value in losses.items())
+    return total if phase.mixing == "sum" else total / max(1e-9, sum(weights[name] for name in losses))
+
+
+def asked_shares(phase: PhaseConfig, data: PhaseData, tokens: int) -> dict[str, dict[str, float]]:
+    """Shares of languages and language pairs that the recipe asks for at this point of the phase."""
+    return {objective.name: data.asked(objective.name, tokens) for objective in phase.objectives}
+
+
+def sample_languages(batch: Any, objective: Any) -> torch.Tensor:
+    """Index of the language (pair) of each sample in a batch: pairs for contrast, windows otherwise."""
+    return batch.pair_languages if isinstance(objective, Contrast) else batch.languages

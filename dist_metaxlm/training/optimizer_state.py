@@ -1,0 +1,88 @@
+"""fp32 weights and Adam moments by logical parameter name, whatever ZeRO stage holds them.
+
+DeepSpeed shards and flattens what AdamW keeps. These functions give it back under the names of the model's parameters
+and take it again, so a checkpoint knows nothing of the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _inner(engine: Any) -> torch.optim.Optimizer:
+    """The torch optimiser inside DeepSpeed's wrapper (with ZeRO-0 in fp32 there is no wrapper)."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def full_weight(param: torch.nn.Parameter) -> torch.Tensor:
+    """The fp32 weight of a parameter, gathered over ranks (collective)."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    full = safe_get_full_fp32_param(param)
+    return (param.detach() if full is None else full.detach()).float().cpu()
+
+
+def full_moment(engine: Any, param: torch.nn.Parameter, moment: str) -> torch.Tensor:
+    """One Adam moment of a parameter, gathered over ranks (collective)."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    full = safe_get_full_optimizer_state(param, moment)
+    if full is None:
+        full = _inner(engine).state[param][moment]
+    return full.detach().float().cpu()
+
+
+def set_full_weight(param: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Write a full fp32 weight into this rank's master copy, and into the model's own copy."""
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    value = value.to(param.device)
+    safe_set_full_fp32_param(param, value)
+    if not hasattr(param, "ds_id"):
+        param.data.copy_(value)
+
+
+def set_full_moment(engine: Any, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
+    """Write a full Adam moment into this rank's shard."""
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    if hasattr(param, "ds_id") or hasattr(param, "_hp_mapping"):
+        safe_set_full_optimizer_state(param, value.to(param.device), moment)
+    else:
+        _inner(engine).state[param][moment].copy_(value)
+
+
+def adam_step(engine: Any) -> int:
+    """Updates that Adam has made; 0 before the first."""
+    for state in _inner(engine).state.values():
+        if "step" in state:
+            return int(state["step"])
+    return 0
+
+
+def create_adam_state(engine: Any, step: int) -> None:
+    """Give AdamW the state it would have after `step` updates, moments zero, so that saved ones can be written into it.
+
+    AdamW makes its state at the first update; DeepSpeed links its shards to the parameters' names right after that, so
+    a resumed run has to do both before its first step.
+    """
+    optimizer = _inner(engine)
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            # Fused AdamW keeps the step count as an fp32 tensor beside the parameter.
+            optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device),
+                                      **{moment: torch.zeros_like(param.data) for moment in MOMENTS}}
+    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:
+        link()
+
+
+def named_parameters(engine: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """(logical name, parameter) of the encoder, in a fixed order."""
+    for name, param in engine.module.named_parameters():
+        yield name.removeprefix("encoder."), param

@@ -1,0 +1,184 @@
+"""One phase of pretraining, from the command line's options to the finished phase."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_metaxlm.data import prepare
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.parallel.process_group import barrier, pick_device, process_group
+from dist_metaxlm.parallel.topology import Topology, detect_topology
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.phases import phase_difference
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, describe
+from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
+from dist_metaxlm.training.engine import build_engine, resolve_precision
+from dist_metaxlm.training.loop import train
+from dist_metaxlm.training.manifest import write_json
+from dist_metaxlm.training.progress import Progress
+from dist_metaxlm.training.run_folder import PhaseFolder
+from dist_metaxlm.training.steps import StepPlan, check_batches
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `launch/pretrain.py`."""
+
+    phase: str
+    recipe: str = "quickstart"
+    overrides: tuple[str, ...] = ()
+    deepspeed_config: str | None = None
+    run_dir: str | None = None
+    resume: str = "auto"
+
+
+def pretrain(options: Options) -> None:
+    """Run, resume or recognise as finished one phase of a recipe, on all ranks of the job.
+
+    Raises:
+        UserError: for whatever the user can mend, before anything is written where possible.
+    """
+    topology = detect_topology()
+    recipe = load_recipe(options.recipe, options.overrides)
+    _check(recipe, options, topology)
+    folder = PhaseFolder(options.run_dir or Path("runs") / recipe.name, options.phase)
+    if folder.finished and options.resume == "auto":
+        folder.start(recipe) if topology.is_first else None
+        _say(topology, f"phase {options.phase} of {folder.run_dir} is finished: {folder.finished['steps']} steps, loss "
+                       f"{folder.finished['loss']:.3f}; --resume never trains it anew")
+        return
+    if options.phase == "cross" and PhaseFolder(folder.run_dir, "meta").finished is None:
+        missing_meta(folder)
+    prepare_data(recipe, topology)
+    device = pick_device(topology)
+    with process_group(topology, device):
+        if topology.is_first:
+            if options.resume == "never":
+                folder.set_aside()
+            folder.start(recipe)
+        barrier()
+        _run(recipe, options, topology, device, folder)
+
+
+def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder) -> None:
+    phase = recipe.phases[options.phase]  # type: ignore[index]
+    store = TokenStore.open(Path(recipe.data.directory) / "store")
+    tokenizer = Tokenizer.load(Path(recipe.data.directory) / "tokenizer.model")
+    data = PhaseData(store, tokenizer, options.phase, phase, recipe.seed)
+    plan = StepPlan(phase, options.phase, recipe.seed, topology.rank, topology.world_size,
+                    recipe.parallel.micro_batch_tokens)
+    progress = Progress(options.phase, tokenizer.hash, recipe.model.vocab_size, device)
+    checkpoint = newest_checkpoint(folder.checkpoints, None if options.resume in ("auto", "never") else int(options.resume))
+    if checkpoint is None and options.resume not in ("auto", "never"):
+        raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; "
+                        "give the step of one that is there, or --resume auto")
+
+    encoder = Encoder(recipe.model, seed=recipe.seed)
+    carried = None
+    if checkpoint is None and options.phase == "cross":
+        carried = carry_over(encoder, recipe, PhaseFolder(folder.run_dir, "meta"), tokenizer.hash)
+    parameters = sum(p.numel() for p in encoder.parameters())
+    if checkpoint is not None:
+        encoder.load_state_dict(checkpoint.tensors("weights"))
+    engine = build_engine(PretrainingModel(encoder), recipe, device, topology.world_size, options.deepspeed_config)
+    if checkpoint is not None:
+        restore(engine, checkpoint)
+        progress.resume(checkpoint)
+    elif carried is not None and recipe.carry_over.optimizer == "carry":
+        carry_optimizer(engine, carried)
+    if topology.is_first:
+        folder.cut_metrics(progress.step)
+        _announce(recipe, options, topology, device, folder, progress, parameters, carried)
+    train(engine, recipe, folder, data, plan, progress, schedule_offset(recipe, options.phase, folder))
+    if topology.is_first:
+        finish(folder, progress, topology)
+
+
+def schedule_offset(recipe: Recipe, phase: str, folder: PhaseFolder) -> int:
+    """Steps that the learning-rate schedule of `phase` already has behind it: meta's, where it continues."""
+    if phase != "cross" or recipe.carry_over.schedule == "restart":
+        return 0
+    meta = PhaseFolder(folder.run_dir, "meta").finished
+    return int(meta["steps"]) if meta else 0
+
+
+def prepare_data(recipe: Recipe, topology: Topology, poll_seconds: float = 1.0) -> None:
+    """Make what is missing of the prepared data, on the first rank of each node, outside any process group.
+
+    Under a process group the other ranks would run into its timeout while a large corpus is tokenised.
+    """
+    if topology.local_rank == 0:
+        prepare.prepare(recipe, lambda line: _say(topology, line))
+    while not prepare.is_prepared(recipe):
+        # If the preparing rank fails it exits, and the launcher ends those who wait here.
+        time.sleep(poll_seconds)
+
+
+def finish(folder: PhaseFolder, progress: Progress, topology: Topology) -> None:
+    """Mark the phase as finished with its last logged loss."""
+    import json
+
+    last = json.loads(folder.metrics.read_text(encoding="utf-8").splitlines()[-1])
+    folder.finish({"steps": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, "loss": last["loss"],
+                   "losses": last["losses"], "ranks": topology.world_size})
+    _say(topology, f"phase {folder.phase} finished: {progress.step} steps, {progress.tokens:,} tokens, "
+                   f"{progress.seconds:.0f} s, loss {last['loss']:.3f}; checkpoint in {folder.checkpoints}")
+
+
+def missing_meta(folder: PhaseFolder) -> None:
+    """Refuse `cross` before any data is prepared when its meta phase is not there."""
+    raise UserError(f"--phase cross continues from a finished meta phase, and {folder.run_dir / 'meta'} holds none; run "
+                    f"`deepspeed launch/pretrain.py --phase meta --run_dir {folder.run_dir}` first")
+
+
+def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
+    if options.phase not in recipe.phases:
+        raise UserError(f"recipe {recipe.name} has no phase {options.phase!r}; it has {', '.join(recipe.phases)}")
+    if options.resume not in ("auto", "never") and not options.resume.isdigit():
+        raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")
+    layout = recipe.parallel
+    if layout.tensor > 1 or layout.pipeline > 1:
+        raise UserError(f"parallel.tensor={layout.tensor} parallel.pipeline={layout.pipeline}: this version trains data "
+                        "parallel with ZeRO only; set both to 1 (launch/plan.py shows what fits)")
+    if topology.world_size % (layout.tensor * layout.pipeline):
+        raise UserError(f"{topology.world_size} ranks are not a multiple of tensor * pipeline")
+    check_batches(recipe.phases[options.phase], options.phase, topology.world_size)  # type: ignore[index]
+
+
+def _announce(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder,
+              progress: Progress, parameters: int, carried: Carried | None) -> None:
+    """Say at start what runs, how the phases differ, and what was carried over."""
+    phase = recipe.phases[options.phase]  # type: ignore[index]
+    _say(topology, f"{recipe.name}, phase {options.phase}: {parameters:,} parameters, {phase.total_steps} steps, "
+                   f"{topology.world_size} ranks on {topology.nodes} node(s), {device.type}, "
+                   f"{resolve_precision(recipe, device)}, ZeRO-{recipe.parallel.zero_stage}, in {folder.path}")
+    if {"meta", "cross"} <= set(recipe.phases) and options.phase in ("meta", "cross"):
+        _say(topology, "meta -> cross changes: " + "; ".join(
+            f"{key} {_value(old)} -> {_value(new)}" for key, old, new in phase_difference(recipe, "meta", "cross")))
+    if carried is not None:
+        write_json(folder.path / "carry_over.json", carried.report)
+        for line in describe(carried.report):
+            _say(topology, line)
+    if progress.step:
+        _say(topology, f"resuming after step {progress.step}")
+
+
+def _value(value: Any) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _say(topology: Topology, line: str) -> None:
+    if topology.is_first and not os.environ.get("DIST_METAXLM_QUIET"):
+        print(line, flush=True)

@@ -1,0 +1,54 @@
+"""How far a phase has come: everything a resumed run needs besides weights and optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.parallel.process_group import all_reduce
+from dist_metaxlm.recipe.schema import Contrast, PhaseConfig
+from dist_metaxlm.training.checkpoint import Checkpoint
+
+
+class Progress:
+    """Step, tokens, seconds, samples per language, and which tokens the model has met so far.
+
+    The data cursor is not here: it follows from the step (training/steps.py).
+    """
+
+    def __init__(self, phase: str, tokenizer_hash: str, vocab_size: int, device: torch.device) -> None:
+        self.phase, self.tokenizer_hash = phase, tokenizer_hash
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.realised: torch.Tensor | None = None
+        self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+
+    def see(self, batch: PackedBatch) -> None:
+        """Remember the tokens that were input or target: only these get gradients of their own."""
+        self.seen[batch.tokens] = True
+        self.seen[batch.target_tokens] = True
+
+    def advance(self, phase: PhaseConfig, objectives: list[Any]) -> None:
+        """One optimiser step more. Tokens count the masked-LM objectives; a contrast pair has no fixed number of them."""
+        self.step += 1
+        self.tokens += sum(o.batch_tokens for o, *_ in objectives if not isinstance(o, Contrast))
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest of a checkpoint says."""
+        return {"phase": self.phase, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
+                "tokenizer": self.tokenizer_hash, "vocab_size": self.seen.numel()}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What progress.safetensors holds (collective)."""
+        seen = all_reduce(self.seen.to(torch.uint8), "max")
+        assert self.realised is not None
+        return {"seen": seen.cpu(), "realised": self.realised.cpu()}
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on where a checkpoint stands."""
+        tensors = checkpoint.tensors("progress")
+        self.step, self.tokens = checkpoint.step, int(checkpoint.facts["tokens"])
+        self.seconds = float(checkpoint.facts["seconds"])
+        self.realised = tensors["realised"]
+        self.seen |= tensors["seen"].bool().to(self.seen.device)

@@ -1,0 +1,116 @@
+"""The folder of a run: which recipe a phase was started with, whether it is finished, what may change on resuming."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.load import dump_recipe, load_recipe
+from dist_metaxlm.recipe.phases import flatten
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.training.manifest import write_json
+
+
+class PhaseFolder:
+    """runs/NAME/PHASE: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, done.json."""
+
+    def __init__(self, run_dir: str | Path, phase: str) -> None:
+        self.run_dir, self.phase = Path(run_dir), phase
+        self.path = self.run_dir / phase
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """What the finished phase left behind, or None while it is unfinished."""
+        path = self.path / "done.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def start(self, recipe: Recipe) -> None:
+        """Create the folder, or check that `recipe` trains the same thing as the one the phase was started with.
+
+        Layout, logging and saving may change; what is learnt may not, or the curve would be of two experiments.
+
+        Raises:
+            UserError: naming the fields that differ.
+        """
+        path = self.path / "recipe.yaml"
+        if path.is_file():
+            before, now = (_learning_part(r, self.phase) for r in (load_recipe(path), recipe))
+            changed = [f"{key} was {before.get(key)}, now {now.get(key)}" for key in {**before, **now}
+                       if before.get(key) != now.get(key)]
+            if changed:
+                raise UserError(f"{self.path} was started with another recipe: {'; '.join(changed)}; "
+                                "resume with the old values, or give another --run_dir or --resume never")
+        self.path.mkdir(parents=True, exist_ok=True)
+        path.write_text(dump_recipe(recipe), encoding="utf-8")
+        (self.run_dir / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        write_json(self.run_dir / "environment.json", environment())
+
+    def set_aside(self) -> None:
+        """Rename what is there, so that the phase starts anew and nothing is lost."""
+        if self.path.exists():
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+            self.path.rename(self.path.with_name(f"{self.phase}-until-{stamp}"))
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop metric lines after `step`: a resumed run writes them again."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue  # the line that a kill has cut in half
+        self.metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Mark the phase as finished."""
+        write_json(self.path / "done.json", facts)
+
+
+def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:
+    tree = recipe.model_dump(mode="json")
+    parts = {key: tree[key] for key in ("seed", "model", "data", "optimizer")}
+    if phase == "cross":
+        parts["carry_over"] = tree["carry_over"]
+    return flatten({**parts, "phases": {phase: tree["phases"][phase]}})
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, versions, commit and date: what every figure of a run stands beside."""
+    packages = ("torch", "deepspeed", "megatron-core", "transformers", "sentencepiece", "numpy")
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,
+            "devices": torch.cuda.device_count(), "cpu_cores": torch.multiprocessing.cpu_count(),
+            "python": platform.python_version(), "system": platform.platform(), "commit": _commit(),
+            "versions": {name: metadata.version(name) for name in packages}, "command": sys.argv}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that the package runs from, None outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True,
+                            check=False)
+    return result.stdout.strip() or None

@@ -1,0 +1,109 @@
+"""What one optimiser step consists of: which samples of which objectives this rank takes, in which micro-steps.
+
+The global batch of a step is fixed by the recipe; ranks and micro-batches only cut it up. Every micro-step has the same
+objective on all ranks, and each objective is divided by its own denominator, so no layout changes the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_metaxlm.data.permutation import hash_u64, key
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.schema import Contrast, MaskedLM, PhaseConfig, TranslationLM
+
+AnyObjective = MaskedLM | TranslationLM | Contrast
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """One forward and backward pass of this rank."""
+
+    objective: AnyObjective
+    """What is learnt."""
+    first: int
+    """First sample number (window, or pair for contrast) of the objective in this phase."""
+    count: int
+    """Samples taken."""
+    factor: float
+    """Multiplies the sum of losses: weight / (items of the objective in the whole step)."""
+
+
+class StepPlan:
+    """Cuts the global batch of each step into this rank's micro-steps."""
+
+    def __init__(self, phase: PhaseConfig, phase_name: str, seed: int, rank: int, world_size: int,
+                 micro_batch_tokens: int | None) -> None:
+        self.phase, self.rank, self.world_size = phase, rank, world_size
+        self._key = key(seed, phase_name, "objective")
+        self._micro_windows = max(1, (micro_batch_tokens or 2**62) // phase.sequence_length)
+        self.targets_per_window = round(phase.mask_rate * phase.sequence_length)
+        weights = np.cumsum([objective.weight for objective in phase.objectives])
+        self._cumulative = weights / weights[-1]
+        check_batches(phase, phase_name, world_size)
+
+    def objectives_at(self, step: int) -> list[tuple[AnyObjective, float, int]]:
+        """(objective, weight in this step's loss, how often the objective was taken before this step)."""
+        if self.phase.mixing == "sum":
+            return [(objective, objective.weight, step) for objective in self.phase.objectives]
+        drawn = self._draw(np.arange(step + 1))
+        index = int(drawn[-1])
+        return [(self.phase.objectives[index], 1.0, int((drawn[:-1] == index).sum()))]
+
+    def at(self, step: int) -> list[MicroStep]:
+        """This rank's micro-steps of optimiser step `step`, in order; the same objectives on all ranks."""
+        micro_steps = []
+        for objective, weight, turn in self.objectives_at(step):
+            if isinstance(objective, Contrast):
+                micro_steps += self._contrast(objective, weight, turn)
+            else:
+                micro_steps += self._masked_lm(objective, weight, turn)
+        return micro_steps
+
+    def _draw(self, steps: np.ndarray) -> np.ndarray:
+        uniform = hash_u64(self._key, steps).astype(np.float64) / 2.0**64
+        return np.minimum(np.searchsorted(self._cumulative, uniform, side="right"), len(self._cumulative) - 1)
+
+    def _masked_lm(self, objective: MaskedLM | TranslationLM, weight: float, turn: int) -> list[MicroStep]:
+        windows = objective.batch_tokens // self.phase.sequence_length
+        share = windows // self.world_size
+        first = turn * windows + self.rank * share
+        factor = weight / (windows * self.targets_per_window)
+        return [MicroStep(objective, first + done, min(self._micro_windows, share - done), factor)
+                for done in range(0, share, self._micro_windows)]
+
+    def _contrast(self, objective: Contrast, weight: float, turn: int) -> list[MicroStep]:
+        first, factor = turn * objective.pairs, weight / objective.pairs
+        groups = objective.pairs // objective.group
+        if groups % self.world_size == 0:
+            own = range(self.rank * groups // self.world_size, (self.rank + 1) * groups // self.world_size)
+            return [MicroStep(objective, first + group * objective.group, objective.group, factor) for group in own]
+        share = objective.group // self.world_size
+        return [MicroStep(objective, first + group * objective.group + self.rank * share, share, factor)
+                for group in range(groups)]
+
+
+def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
+    """Every objective's batch must be cut evenly over the data-parallel ranks.
+
+    Raises:
+        UserError: naming each batch that is not, with the nearest one that is.
+    """
+    problems = []
+    for objective in phase.objectives:
+        if isinstance(objective, Contrast):
+            groups = objective.pairs // objective.group
+            if groups % world_size and objective.group % world_size:
+                nearest = max(1, round(objective.group / world_size)) * world_size
+                problems.append(f"contrast: neither its {groups} group(s) nor its group of {objective.group} pairs can be "
+                                f"shared by {world_size} ranks; nearest group: {nearest}")
+        else:
+            windows = objective.batch_tokens // phase.sequence_length
+            if windows % world_size:
+                nearest = max(1, round(windows / world_size)) * world_size * phase.sequence_length
+                problems.append(f"{objective.name}: batch_tokens {objective.batch_tokens} is {windows} windows, not a "
+                                f"multiple of {world_size} ranks; nearest: {nearest}")
+    if problems:
+        raise UserError(f"phases.{phase_name} does not divide: " + "; ".join(problems))

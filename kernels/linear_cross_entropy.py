@@ -1,0 +1,179 @@
+"""Linear layer and cross-entropy in one: the PyTorch reference, which is also the CPU path.
+
+The [rows, vocabulary] logits exist for one chunk of rows at a time, and the gradients are formed in the forward pass
+while the chunk is there: three matrix products, nothing is computed twice. With z the logits, m their row maximum,
+E = exp(z - m) and s the row sums of E, the gradients of sum_i r_i loss_i are
+
+    d states = (r / s) * (E W) - r * W[target]        d W = E^T ((r / s) * states) - scatter(r * states at target)
+
+so the normalised probabilities are never written, and the target's -1 is applied in the accumulator's precision
+(rounding p to bf16 before subtracting one would lose the gradient of targets that are nearly certain).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = 64 * 2**20
+MIN_CHUNK_ROWS = 64
+
+
+@dataclass
+class _Gradients:
+    """Gradients of the row-weighted loss sum, in the accumulator's dtype; the ones not asked for are None."""
+
+    states: torch.Tensor | None
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+
+def linear_cross_entropy(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> torch.Tensor:
+    """Negative log likelihood of `targets` [M] under softmax(states [M, H] @ weight [V, H]^T + bias [V]): [M] fp32.
+
+    (fp64 for fp64 inputs.) `chunk_bytes` bounds the logits held at once, but no chunk has fewer than 256 rows: each
+    one costs a pass over the [V, H] gradient. The gradients that the forward formed are used if the upstream gradient
+    is the same for all rows, as after `.sum()`; for any other the backward forms them anew with the right row
+    weights, at the price of a second forward.
+    """
+    return _LinearCrossEntropy.apply(states, weight, bias, targets, chunk_bytes, torch.is_grad_enabled())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        chunk_bytes: int,
+        differentiable: bool,
+    ) -> torch.Tensor:
+        wanted = tuple(differentiable and needed for needed in ctx.needs_input_grad[:3])
+        losses, ctx.gradients = _losses_and_gradients(states, weight, bias, targets, None, wanted, chunk_bytes)
+        ctx.save_for_backward(states, weight, bias, targets)
+        ctx.wanted, ctx.chunk_bytes = wanted, chunk_bytes
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight, bias, targets = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place below, so good for one backward only
+        if gradients is not None and _is_uniform(upstream):
+            for gradient in (gradients.states, gradients.weight, gradients.bias):
+                if gradient is not None:
+                    gradient.mul_(upstream[:1])
+        else:
+            _, gradients = _losses_and_gradients(states, weight, bias, targets, upstream, ctx.wanted, ctx.chunk_bytes)
+        return (
+            None if gradients.states is None else gradients.states.to(states.dtype),
+            None if gradients.weight is None else gradients.weight.to(weight.dtype),
+            None if gradients.bias is None or bias is None else gradients.bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _is_uniform(upstream: torch.Tensor) -> bool:
+    """Whether all rows have the same gradient, as far as that can be told without waiting for a device."""
+    if upstream.numel() <= 1 or upstream.stride(0) == 0:
+        return upstream.numel() > 0
+    return upstream.device.type == "cpu" and bool((upstream == upstream[0]).all())
+
+
+def _chunk_rows(rows: int, row_bytes: int, chunk_bytes: int) -> int:
+    """Rows of a chunk: as few chunks as the bound allows, all of nearly one size."""
+    most = max(MIN_CHUNK_ROWS, chunk_bytes // row_bytes)
+    chunks = max(1, -(-rows // most))
+    return max(1, -(-rows // chunks))
+
+
+def _losses_and_gradients(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    row_weights: torch.Tensor | None,
+    wanted: tuple[bool, ...],
+    chunk_bytes: int,
+) -> tuple[torch.Tensor, _Gradients]:
+    """Losses [M], and the gradients of sum(row_weights * losses), row_weights None meaning all ones."""
+    exact = torch.float64 if states.dtype == torch.float64 else torch.float32
+    rows, device = states.shape[0], states.device
+    step = _chunk_rows(rows, weight.shape[0] * exact.itemsize, chunk_bytes)
+    losses = torch.empty(rows, dtype=exact, device=device)
+    fill = torch.empty if rows else torch.zeros
+    gradients = _Gradients(
+        fill(states.shape, dtype=exact, device=device) if wanted[0] else None,
+        fill(weight.shape, dtype=exact, device=device) if wanted[1] else None,
+        torch.zeros(weight.shape[0], dtype=exact, device=device) if wanted[2] else None,
+    )
+    buffer = torch.empty((step, weight.shape[0]), dtype=states.dtype, device=device)
+    for first in range(0, rows, step):
+        chunk = slice(first, min(first + step, rows))
+        logits = buffer[: chunk.stop - first]
+        losses[chunk], sums = _exponentials(states[chunk], weight, bias, targets[chunk], logits)
+        weights = torch.ones_like(sums) if row_weights is None else row_weights[chunk].to(exact)
+        if any(wanted):
+            _add_gradients(gradients, chunk, states[chunk], weight, targets[chunk], logits, sums, weights)
+    return losses, gradients
+
+
+def _exponentials(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses [m] and row sums of exp(z - max z) [m]; the exponentials themselves fill `out` [m, V]."""
+    if bias is None:
+        torch.mm(states, weight.t(), out=out)
+    else:
+        torch.addmm(bias, states, weight.t(), out=out)
+    exact = out if out.dtype in (torch.float32, torch.float64) else out.float()
+    exact.sub_(exact.amax(dim=1, keepdim=True))
+    at_target = exact.gather(1, targets.unsqueeze(1)).squeeze(1)
+    sums = exact.exp_().sum(dim=1)
+    if exact is not out:
+        out.copy_(exact)
+    return sums.log() - at_target, sums
+
+
+def _add_gradients(
+    gradients: _Gradients,
+    chunk: slice,
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    exponentials: torch.Tensor,
+    sums: torch.Tensor,
+    row_weights: torch.Tensor,
+) -> None:
+    """Take one chunk of rows into `gradients`; `exponentials` [m, V] with row sums `sums` [m]."""
+    scales = row_weights / sums
+    if gradients.states is not None:
+        mean_weight = torch.mm(exponentials, weight).to(sums.dtype).mul_(scales.unsqueeze(1))
+        of_target = weight.index_select(0, targets).to(sums.dtype)
+        gradients.states[chunk] = mean_weight.addcmul_(of_target, row_weights.unsqueeze(1), value=-1)
+    if gradients.weight is not None:
+        scaled = (states * scales.unsqueeze(1)).to(states.dtype)
+        if gradients.weight.dtype != states.dtype:
+            product = torch.mm(exponentials.t(), scaled)
+            gradients.weight.copy_(product) if chunk.start == 0 else gradients.weight.add_(product)
+        elif chunk.start == 0:
+            torch.mm(exponentials.t(), scaled, out=gradients.weight)
+        else:
+            gradients.weight.addmm_(exponentials.t(), scaled)
+        gradients.weight.index_add_(0, targets, (states * row_weights.unsqueeze(1)).to(sums.dtype), alpha=-1)
+    if gradients.bias is not None:
+        gradients.bias.add_(torch.mv(exponentials.t(), scales.to(exponentials.dtype)))
+        gradients.bias.index_add_(0, targets, row_weights, alpha=-1)

@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Pretrain one phase of a recipe, under any launcher.
+
+examples:
+  deepspeed launch/pretrain.py --phase meta
+  deepspeed launch/pretrain.py --phase cross
+  deepspeed --num_accelerators 2 launch/pretrain.py --phase joint --run_dir runs/joint phases.joint.steps=100
+  torchrun --nproc_per_node 2 launch/pretrain.py --phase meta --recipe my-recipe.yaml seed=2
+  python launch/pretrain.py --phase meta --recipe xlmr-base --deepspeed_config ds_configs/zero2_bf16.json
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from dist_metaxlm.errors import run_command
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phase", required=True, choices=("meta", "cross", "joint"),
+                        help="meta: English; cross: all languages, from the run's meta phase; joint: both at once")
+    parser.add_argument("--recipe", default="quickstart",
+                        help="name of a shipped recipe or a YAML file (default: quickstart)")
+    parser.add_argument("--deepspeed_config", help="DeepSpeed JSON (default: from ds_configs/ by the recipe's ZeRO stage "
+                                                   "and precision)")
+    parser.add_argument("--run_dir", help="folder of the run (default: runs/NAME of the recipe)")
+    parser.add_argument("--resume", default="auto", metavar="auto|never|STEP",
+                        help="auto: go on from the newest intact checkpoint; never: set it aside and start anew; "
+                             "STEP: from that checkpoint")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe, such as "
+                                                                          "phases.meta.steps=20")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    arguments = parse()
+    from dist_metaxlm.training.pretrain import Options, pretrain
+
+    pretrain(Options(arguments.phase, arguments.recipe, tuple(arguments.overrides), arguments.deepspeed_config,
+                     arguments.run_dir, arguments.resume))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,101 @@
+"""A tiny corpus in three made-up languages, prepared once, and a way to start real ranks on this machine."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = {
+    "en": "the house river stone small green walks sees old garden bread water child night winter song open door bird moon",
+    "de": "das Haus Fluss Stein klein grün geht sieht alt Garten Brot Wasser Kind Nacht Winter Lied offen Tür Vogel Mond",
+    "el": "το σπίτι ποτάμι πέτρα μικρό πράσινο πάει βλέπει παλιό κήπος "
+          "ψωμί νερό παιδί νύχτα χειμώνας τραγούδι ανοιχτή πόρτα πουλί φεγγάρι",
+}
+
+
+def sentence(words: dict[str, list[str]], numbers: list[int]) -> dict[str, str]:
+    return {language: " ".join(vocabulary[n] for n in numbers) for language, vocabulary in words.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a recipe with both phases on a tiny corpus of text files; its data is prepared."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = random.Random(7)
+    words = {language: text.split() for language, text in WORDS.items()}
+    sentences = [sentence(words, [rng.randrange(20) for _ in range(rng.randrange(3, 12))]) for _ in range(1500)]
+    for language in words:
+        paragraphs = [s[language] + ("\n" if i % 5 == 4 else "") for i, s in enumerate(sentences)]
+        (folder / f"{language}.txt").write_text("\n".join(paragraphs) + "\n", encoding="utf-8")
+    for other in ("de", "el"):
+        lines = [f"{s['en']}\t{s[other]}\n" for s in sentences]
+        (folder / f"en-{other}.tsv").write_text("".join(lines), encoding="utf-8")
+    recipe = {
+        "name": "tiny", "seed": 3,
+        "model": {"layers": 2, "hidden": 32, "heads": 2, "ffn": 64, "vocab_size": 420, "max_positions": 64},
+        "data": {"directory": str(folder / "data"), "corpus": "files", "heldout_strings": 20,
+                 "text": {language: [str(folder / f"{language}.txt")] for language in words},
+                 "bitext": {f"en-{other}": [str(folder / f"en-{other}.tsv")] for other in ("de", "el")}},
+        "training": {"log_interval": 2, "checkpoint_interval": 4},
+        "phases": {
+            "defaults": {"sequence_length": 32, "mask_rate": 0.2, "alpha": 0.5, "pair_alpha": 0.5,
+                         "learning_rate": {"peak": 3e-3, "warmup_steps": 2}},
+            "meta": {"steps": 8, "languages": ["en"], "objectives": [{"name": "mlm", "batch_tokens": 512}]},
+            "cross": {"steps": 12, "objectives": [
+                {"name": "mlm", "batch_tokens": 256}, {"name": "tlm", "batch_tokens": 256},
+                {"name": "contrast", "pairs": 16, "group": 16, "layer": 2, "max_tokens": 24}]},
+            "joint": {"steps": 8, "objectives": [{"name": "mlm", "batch_tokens": 512}]},
+        },
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    from dist_metaxlm.data.prepare import prepare
+
+    from dist_metaxlm.recipe.load import load_recipe
+
+    prepare(load_recipe(path), lambda line: None)
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    return {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.fixture()
+def start_ranks() -> Callable[..., list[subprocess.Popen[str]]]:
+    """Start `ranks` processes of a script with the environment that a launcher would give them."""
+    def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
+        port = free_port()
+        return [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, text=True, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, env=rank_environment(rank, ranks, port)) for rank in range(ranks)]
+    return start
+
+
+@pytest.fixture()
+def run_ranks(start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> Callable[..., str]:
+    """Run `ranks` processes of a script to their end; returns rank 0's standard output, fails with all errors shown."""
+    def run(ranks: int, *command: str | Path, cwd: Path = ROOT) -> str:
+        processes = start_ranks(ranks, *command, cwd=cwd)
+        outcomes = [process.communicate(timeout=300) for process in processes]
+        failed = [f"rank {rank} exit {process.returncode}:\n{out}\n{err}"
+                  for rank, (process, (out, err)) in enumerate(zip(processes, outcomes, strict=True)) if process.returncode]
+        assert not failed, "\n".join(failed)
+        return outcomes[0][0]
+    return run

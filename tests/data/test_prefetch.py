@@ -1,0 +1,65 @@
+"""Building ahead keeps the order, delivers exceptions in place and stops cleanly."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from dist_metaxlm.data.prefetch import prefetch
+
+
+def _workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3, 50])
+def test_results_come_in_order(depth: int) -> None:
+    assert list(prefetch((partial(int, number) for number in range(20)), depth)) == list(range(20))
+    assert not _workers()
+
+
+def test_builds_ahead_of_the_consumer_but_no_further_than_depth() -> None:
+    built = [threading.Event() for _ in range(10)]
+
+    def thunk(number: int) -> int:
+        built[number].set()
+        return number
+
+    results = prefetch((partial(thunk, number) for number in range(10)), depth=2)
+    assert next(results) == 0
+    assert built[2].wait(10)
+    assert not built[3].is_set()
+    results.close()
+
+
+def test_an_exception_arrives_where_its_result_would_have() -> None:
+    def fail() -> int:
+        raise ValueError("third")
+
+    thunks: list[Callable[[], int]] = [lambda: 1, lambda: 2, fail, lambda: 4]
+    results = prefetch(thunks, depth=3)
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(ValueError, match="third"):
+        next(results)
+    assert not _workers()
+
+
+def test_closing_drops_what_is_not_begun() -> None:
+    started = []
+    gate = threading.Event()
+
+    def thunk(number: int) -> int:
+        started.append(number)
+        if number:
+            gate.wait(10)
+        return number
+
+    results = prefetch((partial(thunk, number) for number in range(10)), depth=5)
+    assert next(results) == 0
+    threading.Timer(0.05, gate.set).start()
+    results.close()
+    assert len(started) <= 2
+    assert not _workers()

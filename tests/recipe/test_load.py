@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.load import dump_recipe, load_recipe
+from dist_metaxlm.recipe.phases import phase_difference
+from dist_metaxlm.recipe.schema import Contrast, MaskedLM
+
+
+def test_overrides_reach_nested_fields_and_objectives() -> None:
+    recipe = load_recipe("quickstart", ["seed=7", "phases.meta.learning_rate.peak=1e-3", "phases.meta.steps=20",
+                                        "phases.cross.objectives.contrast.temperature=0.1",
+                                        "phases.meta.languages=[en, de]"])
+    assert recipe.seed == 7
+    meta, cross = recipe.phases["meta"], recipe.phases["cross"]
+    assert (meta.learning_rate.peak, meta.steps, meta.languages) == (1e-3, 20, ["en", "de"])
+    assert next(o for o in cross.objectives if isinstance(o, Contrast)).temperature == 0.1
+
+
+def test_steps_replace_tokens() -> None:
+    recipe = load_recipe("quickstart", ["phases.meta.tokens=81920"])
+    batch = next(o.batch_tokens for o in recipe.phases["meta"].objectives if isinstance(o, MaskedLM))
+    assert recipe.phases["meta"].steps is None
+    assert recipe.phases["meta"].total_steps == -(-81920 // batch)
+
+
+def test_dump_and_load_give_the_same_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+
+
+def test_all_unknown_keys_are_reported_at_once_with_the_nearest_name() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("quickstart", ["phases.meta.stepps=3", "model.hiden=3", "optimizer.beta3=0.1", "sead=1",
+                                   "phases.cross.objectives.contrast.temprature=1"])
+    message = str(caught.value)
+    for unknown, near in (("phases.meta.stepps", "steps"), ("model.hiden", "hidden"), ("optimizer.beta3", "beta"),
+                          ("sead", "seed"), ("temprature", "temperature")):
+        assert unknown in message
+        assert f"did you mean {near}" in message
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("model.heads=5", "not a multiple of heads 5"),
+    ("parallel.sequence=true", "set sequence: false or tensor: 2"),
+    ("phases.meta.objectives.mlm.batch_tokens=1000", "nearest: 1024"),
+    ("phases.cross.objectives.contrast.group=100", "not a multiple of group 100"),
+    ("phases.cross.objectives.contrast.layer=9", "more than model.layers 4"),
+    ("phases.meta.sequence_length=4096", "more than model.max_positions 128"),
+    ("training.checkpoint_interval=15", "not a multiple of log_interval"),
+    ("phases.other.steps=3", "phases are meta, cross, joint"),
+    ("nonsense", "not of the form key=value"),
+    ("phases.cross.objectives.electra.weight=1", "there is mlm, tlm, contrast"),
+    ("model.layers=many", "model.layers"),
+    ("model=null", "model"),
+])
+def test_contradictions_are_refused_in_words(override: str, words: str) -> None:
+    with pytest.raises(UserError, match="recipe quickstart") as caught:
+        load_recipe("quickstart", [override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pipeline_with_zero_2_names_the_legal_layout() -> None:
+    with pytest.raises(UserError, match="set zero_stage: 1"):
+        load_recipe("quickstart", ["parallel.pipeline=2", "parallel.zero_stage=2"])
+
+
+def test_unknown_recipe_suggests_a_shipped_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean quickstart"):
+        load_recipe("quikstart")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: [", encoding="utf-8")
+    with pytest.raises(UserError, match="is not YAML"):
+        load_recipe(broken)
+    broken.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8 at byte 6"):
+        load_recipe(broken)
+
+
+def test_difference_between_phases() -> None:
+    recipe = load_recipe("quickstart")
+    rows = {key: (old, new) for key, old, new in phase_difference(recipe, "meta", "cross")}
+    assert rows["languages"] == (["en"], "all")
+    assert rows["objectives.contrast.pairs"][0] is None
+    assert "sequence_length" not in rows
