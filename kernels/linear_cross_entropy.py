@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 64 * 2**20
-MIN_CHUNK_ROWS = 64
+CHUNK_BYTES = 32 * 2**20
+MIN_CHUNK_ROWS = 256
 
 
 @dataclass

@@ -41,7 +41,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"en-{other}.tsv").write_text("".join(lines), encoding="utf-8")
     recipe = {
         "name": "tiny", "seed": 3,
-        "model": {"layers": 2, "hidden": 32, "heads": 2, "ffn": 64, "vocab_size": 420, "max_positions": 64},
+        "model": {"layers": 2, "hidden": 32, "heads": 2, "ffn": 64, "vocab_size": 380, "max_positions": 64},
         "data": {"directory": str(folder / "data"), "corpus": "files", "heldout_strings": 20,
                  "text": {language: [str(folder / f"{language}.txt")] for language in words},
                  "bitext": {f"en-{other}": [str(folder / f"en-{other}.tsv")] for other in ("de", "el")}},
@@ -59,7 +59,6 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     from dist_metaxlm.data.prepare import prepare
-
     from dist_metaxlm.recipe.load import load_recipe
 
     prepare(load_recipe(path), lambda line: None)
@@ -78,7 +77,7 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
             "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def start_ranks() -> Callable[..., list[subprocess.Popen[str]]]:
     """Start `ranks` processes of a script with the environment that a launcher would give them."""
     def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
@@ -88,7 +87,7 @@ def start_ranks() -> Callable[..., list[subprocess.Popen[str]]]:
     return start
 
 
-@pytest.fixture()
+@pytest.fixture(scope="session")
 def run_ranks(start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> Callable[..., str]:
     """Run `ranks` processes of a script to their end; returns rank 0's standard output, fails with all errors shown."""
     def run(ranks: int, *command: str | Path, cwd: Path = ROOT) -> str:

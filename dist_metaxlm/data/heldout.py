@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,7 +25,7 @@ CANDIDATES = 50
 """Source strings remembered per held-out string asked for; the ones with the lowest hashes are."""
 COVERAGE = 0.84
 """Share of the held-out strings that each language should have."""
-MAX_SHARE = 0.1
+MAX_SHARE = 0.15
 """No more than this share of the source strings is held out."""
 TEXT_BYTES, TEXT_SHARE, TEXT_MINIMUM = 150_000, 0.05, 1_000_000
 """Prose held out a language: about so many bytes, at most this share; none where there is less than the minimum."""
@@ -85,7 +86,8 @@ class Candidates:
 
     def ordered(self) -> list[tuple[str, Source]]:
         """Keys and sources by ascending hash."""
-        self._shrink() if len(self.sources) > self.limit else None
+        if len(self.sources) > self.limit:
+            self._shrink()
         return [(key, self.sources[key]) for key in sorted(self._order, key=lambda key: (self._order[key], key))]
 
 
@@ -130,20 +132,20 @@ def choose(candidates: Candidates, count: int) -> list[tuple[str, dict[str, str]
 
 
 def _suitable(candidates: Candidates) -> list[tuple[str, dict[str, str]]]:
-    seen: dict[str, set[str]] = {}
-    twice: dict[str, set[str]] = {}
-    for _, source in candidates.ordered():
-        for language, texts in source.translations.items():
-            key = text_key(texts[0])
-            (twice if key in seen.setdefault(language, set()) else seen).setdefault(language, set()).add(key)
+    ordered = candidates.ordered()
+    uses = Counter((language, text_key(texts[0])) for _, source in ordered
+                   for language, texts in source.translations.items())
     result = []
-    for key, source in candidates.ordered():
+    for key, source in ordered:
         if not MIN_WORDS <= len(key.split()) <= MAX_WORDS:
             continue
-        texts = {language: texts[0] for language, texts in sorted(source.translations.items())
-                 if (found := text_key(texts[0])) and found != key and found not in twice.get(language, ())}
-        if texts:
-            result.append((key, {PIVOT: source.text, **texts}))
+        texts = {PIVOT: source.text}
+        for language, seen in sorted(source.translations.items()):
+            found = text_key(seen[0])
+            if found and found != key and uses[language, found] == 1:
+                texts[language] = seen[0]
+        if len(texts) > 1:
+            result.append((key, texts))
     return result
 
 

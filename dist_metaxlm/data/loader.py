@@ -43,7 +43,9 @@ class PhaseData:
         self._keys = (seed, phase_name)
         self._mixtures: dict[str, Mixture] = {}
         self._maskers: dict[str, Masker] = {}
-        self.languages = chosen_languages(phase, store.languages)
+        # a language may be there in translations only; with mlm it needs text
+        known = store.languages if "mlm" in self._names else _with_sides(store)
+        self.languages = chosen_languages(phase, known)
         self.pairs = chosen_pairs(phase, store.pairs) if {"tlm", "contrast"} & set(self._names) else []
         if {"mlm", "tlm"} & set(self._names) and self.targets_per_window < 1:
             raise UserError(f"mask_rate {phase.mask_rate} of sequence_length {phase.sequence_length} is less than one "
@@ -154,6 +156,11 @@ def chosen_pairs(phase: PhaseConfig, there: list[str]) -> list[str]:
         raise UserError(f"tlm and contrast need a language pair with both sides in languages {phase.languages}, "
                         f"and the token store {has}; add the missing side to languages, or drop these objectives")
     return pairs
+
+
+def _with_sides(store: TokenStore) -> list[str]:
+    sides = [side for pair in store.pairs for side in pair.split("-")]
+    return list(dict.fromkeys([*store.languages, *sides]))
 
 
 def _packed(tokens: np.ndarray, documents: np.ndarray, samples: np.ndarray, languages: np.ndarray, targets: np.ndarray,

@@ -3,7 +3,8 @@
 The samples of an objective are cut into blocks of B. Language l has the share q_l ~ count_l^alpha, an integer over
 2**40. Within the first k blocks every language but the largest has floor(k B q_l) samples, the largest has the rest; so
 the realised mix of k blocks is off by less than one sample a language (the largest: one a language). Within a block a
-keyed permutation spreads the languages. A lookup costs O(languages), whatever n.
+keyed permutation spreads the languages (so a language's ordinals are in order from block to block, but not within one).
+A lookup costs O(languages), whatever n.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ class Mixture:
         segments = np.searchsorted(self._starts, blocks, side="right") - 1
         before = self._counts(blocks, segments)
         ends = np.cumsum(self._counts(blocks + 1, segments) - before, axis=1)
-        slot = permute(samples % self.block, self.block, hash_u64(self._key, blocks)[row])
+        slot = samples % self.block
+        if self.languages > 1:  # a language alone needs no spreading: its windows come strictly epoch after epoch
+            slot = permute(slot, self.block, hash_u64(self._key, blocks)[row])
         # every row of `ends` rises to `block`, so with the rows laid end to end one search serves all samples
         offsets = np.arange(len(blocks)) * self.block
         found = np.searchsorted((ends + offsets[:, None]).ravel(), slot + offsets[row], side="right")

@@ -8,14 +8,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.data import heldout, manifest, quickstart, readers
+from dist_metaxlm.data.settings import check_settings, settings, write_settings
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.store_writer import Encoder, token_dtype, write_bitext, write_text
 from dist_metaxlm.data.tokenizer import Tokenizer
@@ -52,12 +55,14 @@ def prepare(recipe: Recipe, log: Log, until: str = "store") -> None:
     with _lock(directory, log):
         check_settings(recipe)
         for leftover in directory.glob(".making-*"):
-            shutil.rmtree(leftover)
-        _write_settings(recipe)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        write_settings(recipe)
         for step in STEPS[:STEPS.index(until) + 1]:
             start = time.perf_counter()
             if _MAKERS[step](recipe, directory, log):
                 log(f"{step} ready in {time.perf_counter() - start:.1f} s")
+        if (directory / "store").is_dir():
+            _check_match(directory)
 
 
 def verify(recipe: Recipe) -> int:
@@ -73,40 +78,21 @@ def verify(recipe: Recipe) -> int:
         store.text(name)
     for name in store.pairs:
         store.bitext(name)
-    if Tokenizer.load(directory / "tokenizer.model").hash != store.tokenizer_hash:
-        raise UserError(f"{directory / 'tokenizer.model'} is not the tokenizer that the token store was written with; "
-                        f"delete {directory} and run launch/prepare.py again")
+    _check_match(directory)
     return count + 1
 
 
-def settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings that the prepared data follow from, flat: recipe field -> value."""
-    flat: dict[str, Any] = {"model.vocab_size": recipe.model.vocab_size}
-    for name, value in recipe.data.model_dump(mode="json").items():
-        if name == "tokenizer":
-            flat |= {f"data.tokenizer.{field}": part for field, part in value.items()}
-        elif name != "directory":
-            flat[f"data.{name}"] = value
-    return flat
-
-
-def check_settings(recipe: Recipe) -> None:
-    """Raise UserError naming the first field whose value differs from the one the data were made with."""
-    path = Path(recipe.data.directory) / "settings.json"
-    if not path.is_file():
-        return
-    made = json.loads(path.read_text(encoding="utf-8"))
-    for field, value in settings(recipe).items():
-        if made.get(field) != value:
-            raise UserError(f"the data in {recipe.data.directory} were made with {field}={made.get(field)!r} and the recipe "
-                            f"has {value!r}; set data.directory to another folder, or delete that folder")
-
-
-def _write_settings(recipe: Recipe) -> None:
-    path = Path(recipe.data.directory) / "settings.json"
-    scratch = path.with_name(".making-settings.json")
-    scratch.write_text(json.dumps(settings(recipe), indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """What is prepared: folder, and once the store is there languages, pairs, documents, tokens and bytes of text."""
+    directory = Path(recipe.data.directory)
+    if not (directory / "store").is_dir():
+        return {"directory": str(directory)}
+    content = TokenStore.open(directory / "store").manifest
+    text, bitext = content["text"].values(), content["bitext"].values()
+    return {"directory": str(directory), "languages": len(text), "language_pairs": len(bitext),
+            "documents": sum(about["documents"] for about in text), "tokens": sum(about["tokens"] for about in text),
+            "text_bytes": sum(about["bytes"] for about in text), "pairs": sum(about["pairs"] for about in bitext),
+            "pair_tokens": sum(about["tokens"] for about in bitext)}
 
 
 @contextmanager
@@ -141,6 +127,10 @@ def _user_files(config: DataConfig) -> tuple[Files, Files]:
     if not config.text:
         raise UserError("data.text names no language; give it files such as data.text: {en: [english.txt]}, "
                         "or set data.corpus: quickstart")
+    for language in {*config.text, *(code for pair in config.bitext for code in pair.split("-"))}:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", language):
+            raise UserError(f"language code {language!r} in data.text or data.bitext names files; use letters, digits and _ "
+                            "such as 'en' or 'zh_Hant'")
     return ({language: readers.expand(names, f"data.text.{language}") for language, names in config.text.items()},
             {pair: readers.expand(names, f"data.bitext.{pair}") for pair, names in config.bitext.items()})
 
@@ -187,11 +177,11 @@ def _make_tokenizer(recipe: Recipe, directory: Path, log: Log) -> bool:
         return True
     text, bitext = corpus_files(recipe)
     excluded = heldout.read_excluded(directory / "heldout")
-    samples = {language: _Paragraphs(paths, excluded.get(language, set())) for language, paths in text.items()}
+    samples = tokenizer_samples(text, bitext, excluded)
     report = train_tokenizer(samples, config, recipe.model.vocab_size, place)
-    scratch = directory / ".making-tokenizer.json"
+    scratch = directory / ".making-tokenizer_report.json"
     scratch.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, directory / "tokenizer.json")
+    os.replace(scratch, directory / "tokenizer_report.json")
     return True
 
 
@@ -236,15 +226,43 @@ def _check_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
                         f"{recipe.model.vocab_size}; set model.vocab_size to {tokenizer.vocab_size}")
 
 
-class _Paragraphs:
-    """Paragraphs of training text, as often as they are asked for."""
+def _check_match(directory: Path) -> None:
+    known, found = TokenStore.open(directory / "store").tokenizer_hash, Tokenizer.load(directory / "tokenizer.model").hash
+    if found != known:
+        raise UserError(f"{directory / 'tokenizer.model'} is not the tokenizer that the token store was written with "
+                        f"(SHA-256 {found[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
+                        "launch/prepare.py again")
 
-    def __init__(self, paths: list[Path], excluded: set[str]) -> None:
-        self._paths, self._excluded = paths, excluded
+
+class _Again:
+    """An iterable that starts anew, from `make()`, as often as it is walked."""
+
+    def __init__(self, make: Callable[[], Iterator[str]]) -> None:
+        self._make = make
 
     def __iter__(self) -> Iterator[str]:
-        for document in readers.documents(self._paths):
-            yield from (text for text in document if heldout.text_key(text) not in self._excluded)
+        return self._make()
+
+
+def tokenizer_samples(text: Files, bitext: Files, excluded: heldout.Excluded) -> dict[str, Iterable[str]]:
+    """Language -> its training paragraphs; for a language without text, its sides of the training pairs."""
+    samples: dict[str, Iterable[str]] = {
+        language: _Again(partial(_paragraphs, paths, excluded.get(language, set()))) for language, paths in text.items()}
+    for language in sorted({code for pair in bitext for code in pair.split("-")} - text.keys()):
+        samples[language] = _Again(partial(_sides, language, bitext, excluded))
+    return samples
+
+
+def _paragraphs(paths: list[Path], excluded: set[str]) -> Iterator[str]:
+    for document in readers.documents(paths):
+        yield from (paragraph for paragraph in document if heldout.text_key(paragraph) not in excluded)
+
+
+def _sides(language: str, bitext: Files, excluded: heldout.Excluded) -> Iterator[str]:
+    for pair, paths in bitext.items():
+        if language in (codes := pair.split("-")):
+            column = codes.index(language)
+            yield from (sides[column] for sides in heldout.training_pairs(readers.pairs(paths), pair, excluded, {}))
 
 
 _MAKERS: dict[str, Callable[[Recipe, Path, Log], bool]] = {

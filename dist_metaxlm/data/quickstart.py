@@ -44,7 +44,7 @@ def collect(folder: Path, log: Callable[[str], None]) -> dict[str, object]:
     Errors: UserError where too few translations are within reach (no network and nothing installed brings any).
     """
     packages, note = find_packages(log)
-    translations = read_translations(packages)
+    translations = read_translations(packages, MIN_PAIRS)
     check_enough(translations, note)
     log(f"{len(translations.languages)} languages, "
         f"{sum(map(len, translations.languages.values()))} translated strings")
@@ -82,7 +82,7 @@ def write_text(path: Path, documents: Iterable[list[str]]) -> None:
                 file.write("\n".join(document) + "\n\n")
 
 
-def read_translations(packages: list[Package], min_pairs: int = MIN_PAIRS) -> Translations:
+def read_translations(packages: list[Package], min_pairs: int) -> Translations:
     """All usable strings of the packages' catalogues, in languages with at least `min_pairs` of them.
 
     Where packages or regional variants disagree on a string, the earlier package and then the larger variant wins.

@@ -23,7 +23,9 @@ DOCUMENT_WORDS = 200
 MIN_WORDS = 8
 
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_vendor", "__pycache__", "kernels"}
-_HEADING = re.compile(r"^\s*(?:[*`]{0,2}\w[\w.*, `]{0,60}(?: *\([^)]*\))? ?:(?!:)(?: .{0,80})?|[-=~^*#]{3,}|:\w+.*:.*|\.\. .*|@\w+.*)$")
+_HEADING = re.compile(
+    r"^\s*(?:[*`]{0,2}\w[\w.*, `]{0,60}(?: *\([^)]*\))? ?:(?!:)(?: .{0,80})?"  # parameter: its type; Section:
+    r"|[-=~^*#]{3,}|:\w+.*:.*|\.\. .*|@\w+.*)$")  # underlines, fields, directives, tags
 _ENTRY = re.compile(r"^\s*(?:[-*+•]\s+)?`{0,2}[\w.*]+`{0,2} *(?:\([^)]*\))?:\s+(?=[A-Z])")
 _CODE = re.compile(r"^\s*(?:>>>|\.\.\.|In \[|\$ |#|\||```|import |from \w+ import|@)")
 _ROLE = re.compile(r":[\w:+-]+:`~?\.?(?:[^`<]*?\s*<)?([^`<>]+)>?`")
@@ -123,7 +125,7 @@ def paragraphs(text: str) -> Iterator[str]:
     """The paragraphs of prose of one documentation string."""
     code_below = -1
     for block in _blocks(text.splitlines()):
-        indent = len(block[0]) - len(block[0].lstrip())
+        indent = _indent(block[0])
         if 0 <= code_below < indent:
             continue
         code_below = indent if block[-1].rstrip().endswith("::") else -1
@@ -138,17 +140,24 @@ def _blocks(lines: list[str]) -> Iterator[list[str]]:
     """Runs of lines that belong together: cut at blank lines, headings, list items and changes of indentation."""
     block: list[str] = []
     for line in lines:
-        indent = len(line) - len(line.lstrip())
+        indent = _indent(line)
         entry = _ENTRY.match(line)
-        changed = bool(block) and indent != len(block[-1]) - len(block[-1].lstrip())
-        if not line.strip() or _HEADING.match(line) and not line.rstrip().endswith((".", "::")) or changed or entry:
-            if block:
-                yield block
+        left_out = not line.strip() or _is_heading(line)
+        if block and (left_out or entry or indent != _indent(block[-1])):
+            yield block
             block = []
-        if line.strip() and (not _HEADING.match(line) or line.rstrip().endswith((".", "::"))):
+        if not left_out:
             block.append(_ENTRY.sub(" " * indent, line) if entry else line)
     if block:
         yield block
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _is_heading(line: str) -> bool:
+    return _HEADING.match(line) is not None and not line.rstrip().endswith((".", "::"))
 
 
 def plain(text: str) -> str:

@@ -7,7 +7,7 @@ import gzip
 import lzma
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from dist_metaxlm.errors import UserError
 
@@ -96,7 +96,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return cast(IO[bytes], gzip.open(path, "rb"))
     if path.suffix == ".xz":
         return lzma.open(path, "rb")
     return path.open("rb")

@@ -23,7 +23,7 @@ WINDOW = 128
 
 def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
                  min_candidates: int = MIN_CANDIDATES) -> dict[str, Any]:
-    """Evaluate a phase and write `evaluation/<phase>.json` in the run's folder; tasks done before stay in it.
+    """Evaluate a phase and write `evaluation/<phase>.json` in the run's folder.
 
     Args:
         run_dir: folder of the run.

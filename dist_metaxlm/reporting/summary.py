@@ -63,7 +63,17 @@ def read_run(run_dir: Path | str) -> RunFiles:
         folder=folder, recipe=recipe, recipe_text=text, environment=read_json(folder / "environment.json") or {},
         metrics={phase: records for phase, records in metrics.items() if records},
         evaluations={name: result for name, result in evaluations.items() if result},
-        fill_mask=read_json(folder / "export" / "fill_mask.json") or [])
+        fill_mask=_examples(read_json(folder / "export" / "fill_mask.json") or []))
+
+
+def _examples(raw: Any) -> list[dict[str, Any]]:
+    """Filled masks as a list; they may also be written as {language: {text, predictions [[token, score]]}}."""
+    entries = raw if isinstance(raw, list) else [
+        {"language": language, **(entry if isinstance(entry, dict) else {"predictions": entry})}
+        for language, entry in raw.items()]
+    return [{**entry, "predictions": [
+        guess if isinstance(guess, dict) else {"token": guess[0], "score": guess[1]}
+        for guess in entry.get("predictions", [])]} for entry in entries]
 
 
 def write_summary(run_dir: Path | str) -> dict[str, Any]:

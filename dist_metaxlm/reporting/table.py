@@ -40,11 +40,22 @@ def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None) -> N
             row += [str(scores["candidates"]), *shown]
         table.add_row(*row)
     console.print(table)
+    print_means(result, stream)
+
+
+def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
+    """One line of an evaluation: English perplexity and mean P@1."""
+    parts = []
+    if "perplexity" in result:
+        parts.append(f"English perplexity {number(result['perplexity'].get('en'), 1)}")
+    retrieval = result.get("retrieval", {})
     if result.get("mean_p_at_1") is not None:
         counted = sum(scores["counted"] for scores in retrieval.values())
-        console.print(f"mean P@1 {result['mean_p_at_1']:.3f} at layer {best} over {counted} languages, both directions")
+        parts.append(f"mean P@1 {result['mean_p_at_1']:.3f} at layer {result['best_layer']} over {counted} languages, "
+                     "both directions")
     elif retrieval:
-        console.print(f"no mean P@1: no language has {result['min_candidates']} candidates; see --min_candidates")
+        parts.append(f"no mean P@1: no language has {result['min_candidates']} candidates, see --min_candidates")
+    _console(stream).print(f"{result['phase']}: {'; '.join(parts)} ({number(result['seconds'], 1)} s)", soft_wrap=True)
 
 
 def _console(stream: IO[str] | None) -> Console:

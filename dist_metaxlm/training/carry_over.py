@@ -62,7 +62,7 @@ def carry_optimizer(engine: Any, carried: Carried) -> None:
     """Adam's moments and step count of the phase before; rows drawn anew begin with zero moments (collective)."""
     moments = carried.checkpoint.tensors("moments")
     reset = carried.report["policy"]["unseen_embeddings"] == "reinitialise"
-    optimizer_state.create_adam_state(engine, int(carried.checkpoint.facts["adam_step"]))
+    optimizer_state.set_adam_step(engine, int(carried.checkpoint.facts["adam_step"]))
     for name, param in optimizer_state.named_parameters(engine):
         for moment in optimizer_state.MOMENTS:
             value = moments[f"{moment}.{name}"]
@@ -108,8 +108,8 @@ def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkp
         raise UserError(f"no intact checkpoint of the finished phase in {before.checkpoints}; restore it or train the phase "
                         "again with --resume never")
     if checkpoint.facts["tokenizer"] != tokenizer_hash:
-        raise UserError(f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the store has "
-                        f"{tokenizer_hash[:12]}; give the data.directory that the phase before used")
+        raise UserError(f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the store "
+                        f"has {tokenizer_hash[:12]}; give the data.directory that the phase before used")
     if checkpoint.facts["vocab_size"] != recipe.model.vocab_size:
         raise UserError(f"{checkpoint.folder} has a vocabulary of {checkpoint.facts['vocab_size']}, the recipe "
                         f"{recipe.model.vocab_size}; both phases share one model")

@@ -136,7 +136,7 @@ def newest_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
 def restore(engine: Any, checkpoint: Checkpoint) -> None:
     """Weights and Adam state of a checkpoint into an engine, on any number of ranks (collective)."""
     weights, moments = checkpoint.tensors("weights"), checkpoint.tensors("moments")
-    optimizer_state.create_adam_state(engine, int(checkpoint.facts["adam_step"]))
+    optimizer_state.set_adam_step(engine, int(checkpoint.facts["adam_step"]))
     for name, param in optimizer_state.named_parameters(engine):
         optimizer_state.set_full_weight(param, weights[name])
         for moment in optimizer_state.MOMENTS:

@@ -12,6 +12,7 @@ from torch import nn
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
+from dist_metaxlm.training import optimizer_state
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -77,6 +78,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, world_s
         eps=optimizer_config.eps, fused=True)
     config = engine_config(recipe, device, world_size, config_file)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    optimizer_state.create_adam_state(engine)
     return engine
 
 

@@ -43,7 +43,7 @@ class LossMeter:
 
     def read(self) -> dict[str, Any]:
         """Mean loss per objective and language over all ranks, realised counts; the interval starts anew (collective)."""
-        table = all_reduce(self._sums).cpu()
+        table = all_reduce(self._sums).cpu().clone()  # on a CPU, cpu() is the very tensor that is zeroed next
         self._sums.zero_()
         self._seen_total += table[:, 2]
         losses, per_language, realised = {}, {}, {}

@@ -65,21 +65,28 @@ def adam_step(engine: Any) -> int:
     return 0
 
 
-def create_adam_state(engine: Any, step: int) -> None:
-    """Give AdamW the state it would have after `step` updates, moments zero, so that saved ones can be written into it.
+def create_adam_state(engine: Any) -> None:
+    """Give AdamW the state that it would make at its first update, so that saved moments can be written into it before.
 
-    AdamW makes its state at the first update; DeepSpeed links its shards to the parameters' names right after that, so
-    a resumed run has to do both before its first step.
+    A fresh run needs it too: DeepSpeed (0.19.8) updates one parameter group after another and links the shards of all of
+    them to the parameters' names after the first, when the second group has no state yet.
     """
     optimizer = _inner(engine)
     for group in optimizer.param_groups:
         for param in group["params"]:
             # Fused AdamW keeps the step count as an fp32 tensor beside the parameter.
-            optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device),
+            optimizer.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device),
                                       **{moment: torch.zeros_like(param.data) for moment in MOMENTS}}
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()
+
+
+def set_adam_step(engine: Any, step: int) -> None:
+    """Let AdamW believe that it has made `step` updates (its bias correction depends on it)."""
+    for state in _inner(engine).state.values():
+        if "step" in state:
+            state["step"].fill_(float(step))
 
 
 def named_parameters(engine: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:

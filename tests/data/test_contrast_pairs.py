@@ -46,7 +46,8 @@ def test_documents_are_the_sentences_of_the_store(left: list, right: list, lengt
     found = [flat[start:end].tolist() for start, end in zip(read.documents.tolist(), ends, strict=True)]
     for number, document, (one, two) in zip(corpus, documents, read.pairs, strict=True):
         store = corpora[number]
-        start, second, end = store.document_starts[document], store.second_starts[document], store.document_starts[document + 1]
+        start, end = store.document_starts[document:document + 2]
+        second = store.second_starts[document]
         assert found[one] == _cut(store.tokens[start:second].tolist(), most)
         assert found[two] == _cut([0, *store.tokens[second:end].tolist()], most)
     padding = set(range(len(found))) - set(read.pairs.reshape(-1).tolist())

@@ -1,0 +1,44 @@
+"""The settings that prepared data follow from, kept beside the data so that a recipe that differs is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.schema import Recipe
+
+NAME = "settings.json"
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that the prepared data follow from, flat: recipe field -> value."""
+    flat: dict[str, Any] = {"model.vocab_size": recipe.model.vocab_size}
+    for name, value in recipe.data.model_dump(mode="json").items():
+        if name == "tokenizer":
+            flat |= {f"data.tokenizer.{field}": part for field, part in value.items()}
+        elif name != "directory":
+            flat[f"data.{name}"] = value
+    return flat
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Raise UserError naming the first field whose value differs from the one the data were made with."""
+    path = Path(recipe.data.directory) / NAME
+    if not path.is_file():
+        return
+    made = json.loads(path.read_text(encoding="utf-8"))
+    for field, value in settings(recipe).items():
+        if made.get(field) != value:
+            raise UserError(f"the data in {recipe.data.directory} were made with {field}={made.get(field)!r} and the recipe "
+                            f"has {value!r}; set data.directory to another folder, or delete that folder")
+
+
+def write_settings(recipe: Recipe) -> None:
+    """Keep the recipe's settings in its data folder."""
+    path = Path(recipe.data.directory) / NAME
+    scratch = path.with_name(f".making-{NAME}")
+    scratch.write_text(json.dumps(settings(recipe), indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch, path)

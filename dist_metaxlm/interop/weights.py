@@ -1,0 +1,178 @@
+"""Weights and configuration to and from Hugging Face's XLMRobertaForMaskedLM, XLMRobertaXLForMaskedLM and
+ModernBertForMaskedLM.
+
+A Hugging Face state here is what `save_pretrained` writes: no second copy of tied weights. Import followed by export
+gives back the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.configs import huggingface_config, model_config
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.recipe.schema import ModelConfig
+
+__all__ = ["from_huggingface", "huggingface_config", "model_config", "to_huggingface"]
+
+State = dict[str, torch.Tensor]
+Convert = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+
+_TIED = {
+    "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias",
+    "decoder.weight": "model.embeddings.tok_embeddings.weight",
+}
+_IGNORED = ("position_ids", "token_type_ids", "roberta.pooler.dense.weight", "roberta.pooler.dense.bias")
+
+
+@dataclass(frozen=True)
+class _Link:
+    """Some of our parameters and the Hugging Face ones that hold the same numbers."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    export: Convert = lambda tensors: tensors
+    load: Convert = lambda tensors: tensors
+
+
+def to_huggingface(state: State, config: ModelConfig) -> State:
+    """Our state -> the state of the model that `huggingface_config(config)` describes, on the same devices."""
+    exported: State = {}
+    _check_names(set(state), {name for link in _links(config) for name in link.ours}, "the model state")
+    for link in _links(config):
+        exported.update(zip(link.theirs, link.export([state[name] for name in link.ours]), strict=True))
+    return exported
+
+
+def from_huggingface(hf_state: State, config: ModelConfig) -> State:
+    """A Hugging Face state -> ours, for `config = model_config(...)` of the same folder.
+
+    UserError for missing or unknown names, shapes that contradict `config`, and heads that are not tied.
+    """
+    given = _without_copies(hf_state)
+    _check_names(set(given), {name for link in _links(config) for name in link.theirs}, "the Hugging Face weights")
+    state: State = {}
+    for link in _links(config):
+        try:
+            state.update(zip(link.ours, link.load([given[name] for name in link.theirs]), strict=True))
+        except RuntimeError as error:
+            raise UserError(f"{link.theirs[0]} does not fit the configuration: {error}") from error
+    with torch.device("meta"):
+        expected = {name: parameter.shape for name, parameter in Encoder(config).named_parameters()}
+    for name, shape in expected.items():
+        if state[name].shape != shape:
+            raise UserError(
+                f"{name} has shape {list(state[name].shape)} in the Hugging Face weights and {list(shape)} in the "
+                "configuration; use the config.json that belongs to the weights"
+            )
+    return state
+
+
+def _without_copies(hf_state: State) -> State:
+    """`hf_state` less buffers, poolers and second copies of tied weights, which must be equal to the first ones."""
+    kept = {name: tensor for name, tensor in hf_state.items() if not name.endswith(_IGNORED)}
+    for copy, original in _TIED.items():
+        if copy not in kept:
+            continue
+        tensor = kept.pop(copy)
+        if not torch.equal(kept.setdefault(original, tensor), tensor):
+            raise UserError(f"{copy} differs from {original}; only models whose head is tied to the embedding are read")
+    return kept
+
+
+def _check_names(given: set[str], expected: set[str], where: str) -> None:
+    """UserError if names are missing or left over."""
+    for problem, names in (("lacks", expected - given), ("holds unknown", given - expected)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{where} {problem} {', '.join(sorted(names)[:3])}{more}; "
+                "check that weights and configuration belong together"
+            )
+
+
+def _links(config: ModelConfig) -> Iterator[_Link]:
+    """All links of a model of this shape."""
+    if config.family == "modern":
+        yield from _modern_links(config)
+    else:
+        yield from _xlmr_links(config)
+
+
+def _xlmr_links(config: ModelConfig) -> Iterator[_Link]:
+    post = config.norm == "post"
+    pairs = {
+        "embedding.tokens.weight": "roberta.embeddings.word_embeddings.weight",
+        "embedding.positions.weight": "roberta.embeddings.position_embeddings.weight",
+        "embedding.token_type": "roberta.embeddings.token_type_embeddings.weight",
+        "head.bias": "lm_head.bias",
+        **_both("head.dense", "lm_head.dense"),
+        **_both("head.norm", "lm_head.layer_norm"),
+        **(_both("embedding.norm", "roberta.embeddings.LayerNorm") if post else {}),
+        **({} if post else _both("final_norm", "roberta.encoder.LayerNorm")),
+    }
+    for index in range(config.layers):
+        ours, theirs = f"blocks.{index}.", f"roberta.encoder.layer.{index}."
+        attention_norm = "attention.output.LayerNorm" if post else "attention.self_attn_layer_norm"
+        pairs |= _both(ours + "attention.out", theirs + "attention.output.dense")
+        pairs |= _both(ours + "attention_norm", theirs + attention_norm)
+        pairs |= _both(ours + "mlp.up", theirs + "intermediate.dense")
+        pairs |= _both(ours + "mlp.down", theirs + "output.dense")
+        pairs |= _both(ours + "mlp_norm", theirs + ("output.LayerNorm" if post else "LayerNorm"))
+        for kind in ("weight", "bias"):
+            parts = tuple(f"{theirs}attention.self.{part}.{kind}" for part in ("query", "key", "value"))
+            split, join = partial(_split_heads, heads=config.heads), partial(_join_heads, heads=config.heads)
+            yield _Link((f"{ours}attention.qkv.{kind}",), parts, split, join)
+    yield from (_Link((ours,), (theirs,)) for ours, theirs in pairs.items())
+
+
+def _modern_links(config: ModelConfig) -> Iterator[_Link]:
+    pairs = {
+        "embedding.tokens.weight": "model.embeddings.tok_embeddings.weight",
+        "embedding.norm.weight": "model.embeddings.norm.weight",
+        "final_norm.weight": "model.final_norm.weight",
+        "head.dense.weight": "head.dense.weight",
+        "head.norm.weight": "head.norm.weight",
+        "head.bias": "decoder.bias",
+    }
+    for index in range(config.layers):
+        ours, theirs = f"blocks.{index}.", f"model.layers.{index}."
+        pairs[ours + "attention.out.weight"] = theirs + "attn.Wo.weight"
+        pairs[ours + "mlp.down.weight"] = theirs + "mlp.Wo.weight"
+        pairs[ours + "mlp_norm.weight"] = theirs + "mlp_norm.weight"
+        if index:
+            pairs[ours + "attention_norm.weight"] = theirs + "attn_norm.weight"
+        yield _Link(
+            (ours + "attention.qkv.weight",),
+            (theirs + "attn.Wqkv.weight",),
+            lambda tensors: [torch.cat(_split_heads(tensors, config.heads))],
+            lambda tensors: _join_heads(list(tensors[0].chunk(3)), config.heads),
+        )
+        yield _Link(
+            (ours + "mlp.up.weight", ours + "mlp.gate.weight"),
+            (theirs + "mlp.Wi.weight",),
+            lambda tensors: [torch.cat(tensors)],
+            lambda tensors: [half.contiguous() for half in tensors[0].chunk(2)],
+        )
+    yield from (_Link((ours,), (theirs,)) for ours, theirs in pairs.items())
+
+
+def _both(ours: str, theirs: str) -> dict[str, str]:
+    return {f"{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")}
+
+
+def _split_heads(tensors: list[torch.Tensor], heads: int) -> list[torch.Tensor]:
+    """Rows [heads, 3, D] of one tensor -> queries, keys and values, rows [heads, D] each."""
+    parts = tensors[0].unflatten(0, (heads, 3, -1)).unbind(1)
+    return [part.flatten(0, 1).contiguous() for part in parts]
+
+
+def _join_heads(tensors: list[torch.Tensor], heads: int) -> list[torch.Tensor]:
+    """Queries, keys and values, rows [heads, D] each -> one tensor with rows [heads, 3, D]."""
+    return [torch.stack([part.unflatten(0, (heads, -1)) for part in tensors], dim=1).flatten(0, 2)]

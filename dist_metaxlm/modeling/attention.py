@@ -1,0 +1,41 @@
+"""Self-attention over the documents of a pack."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dist_metaxlm.kernels.attention import packed_attention
+from dist_metaxlm.modeling.geometry import Geometry
+from dist_metaxlm.modeling.rotary import rotate
+from dist_metaxlm.recipe.schema import ModelConfig
+
+
+def is_local(config: ModelConfig, index: int) -> bool:
+    """Whether block `index` (from 0) attends over `local_window` tokens only."""
+    return config.family == "modern" and index % config.global_every != 0
+
+
+class Attention(nn.Module):
+    """Queries, keys and values in one product, attention, output product.
+
+    The rows of `qkv` are ordered [heads, 3, D], so a contiguous slice of them is a set of whole heads.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        biased = config.family == "xlmr"
+        self.width = config.hidden // config.heads
+        self.local = is_local(config, index)
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=biased)
+        self.out = nn.Linear(config.hidden, config.hidden, bias=biased)
+
+    def forward(self, states: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+        """[T, H] -> [T, H]."""
+        pattern = geometry.local_attention if self.local else geometry.attention
+        rotary = geometry.local_rotary if self.local else geometry.rotary
+        assert pattern is not None
+        queries, keys, values = self.qkv(states).view(states.shape[0], -1, 3, self.width).unbind(2)
+        if rotary is not None:
+            queries, keys = rotate(queries, rotary), rotate(keys, rotary)
+        return self.out(packed_attention(queries, keys, values, pattern).flatten(1))

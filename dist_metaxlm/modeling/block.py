@@ -1,0 +1,42 @@
+"""One transformer block."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dist_metaxlm.modeling.attention import Attention
+from dist_metaxlm.modeling.dropout import counter_dropout
+from dist_metaxlm.modeling.geometry import Geometry
+from dist_metaxlm.modeling.mlp import Mlp
+from dist_metaxlm.recipe.schema import ModelConfig
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on a residual branch, with the norm after the sum (post) or before the branch.
+
+    The first block of the modern family has no attention norm: the embedding's norm stands right before it.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        modern = config.family == "modern"
+        self.post = config.norm == "post"
+        self.sites = (2 * index + 1, 2 * index + 2)
+        self.attention = Attention(config, index)
+        self.mlp = Mlp(config)
+        self.attention_norm: nn.Module = nn.LayerNorm(config.hidden, config.norm_eps, bias=not modern)
+        if modern and index == 0:
+            self.attention_norm = nn.Identity()
+        self.mlp_norm = nn.LayerNorm(config.hidden, config.norm_eps, bias=not modern)
+
+    def forward(self, states: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+        """[T, H] -> [T, H]."""
+        at_attention, at_mlp = self.sites
+        if self.post:
+            branch = self.attention(states, geometry)
+            states = self.attention_norm(states + counter_dropout(branch, geometry.dropout, at_attention))
+            return self.mlp_norm(states + counter_dropout(self.mlp(states), geometry.dropout, at_mlp))
+        branch = self.attention(self.attention_norm(states), geometry)
+        states = states + counter_dropout(branch, geometry.dropout, at_attention)
+        return states + counter_dropout(self.mlp(self.mlp_norm(states)), geometry.dropout, at_mlp)

@@ -1,0 +1,50 @@
+"""What every block needs to know of a micro-batch besides its states; built once per micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern
+from dist_metaxlm.modeling.dropout import DropoutKey, dropout_key
+from dist_metaxlm.modeling.rotary import RotaryTable, rotary_table
+from dist_metaxlm.recipe.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Attention patterns, positions and dropout key of T tokens; the local fields are None for family `xlmr`."""
+
+    positions: torch.Tensor
+    """[T] int64: position inside the document, from 0."""
+    attention: AttentionPattern
+    """Pattern of the layers that attend over the whole document."""
+    local_attention: AttentionPattern | None
+    """Pattern of the layers that attend over `local_window` tokens."""
+    rotary: RotaryTable | None
+    """Rotation of queries and keys in the global layers."""
+    local_rotary: RotaryTable | None
+    """Rotation of queries and keys in the local layers."""
+    dropout: DropoutKey | None
+    """Key of the dropout masks; None: nothing is dropped."""
+
+
+def batch_geometry(
+    batch: PackedBatch, config: ModelConfig, dtype: torch.dtype, training: bool, seed: int, step: int
+) -> Geometry:
+    """The geometry of `batch` for a model in `dtype`; `seed` and `step` key the dropout masks and matter only there."""
+    modern = config.family == "modern"
+    ids, width = batch.document_ids, config.hidden // config.heads
+    dropping = training and config.dropout > 0
+    return Geometry(
+        positions=batch.positions,
+        attention=attention_pattern(ids, batch.cu_seqlens, batch.window, None, dtype),
+        local_attention=(
+            attention_pattern(ids, batch.cu_seqlens, batch.window, config.local_window, dtype) if modern else None
+        ),
+        rotary=rotary_table(batch.positions, width, config.rope_theta, dtype) if modern else None,
+        local_rotary=rotary_table(batch.positions, width, config.rope_theta_local, dtype) if modern else None,
+        dropout=dropout_key(batch.samples, batch.window, config.dropout, seed, step) if dropping else None,
+    )

@@ -1,0 +1,36 @@
+"""Masked-LM head: transform, then the projection onto the tied token embedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_metaxlm.kernels.linear_cross_entropy import linear_cross_entropy
+from dist_metaxlm.recipe.schema import ModelConfig
+
+
+class Head(nn.Module):
+    """Dense, GELU, norm; then a bias over the vocabulary on top of the embedding matrix, which the caller hands in."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        modern = config.family == "modern"
+        self.dense = nn.Linear(config.hidden, config.hidden, bias=not modern)
+        self.norm = nn.LayerNorm(config.hidden, config.norm_eps, bias=not modern)
+        self.bias = nn.Parameter(torch.empty(config.vocab_size))
+
+    def forward(
+        self, states: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits [N, V] of `states` [N, H] under `embedding` [V, H]; with ids `targets` [N] instead their negative
+        log likelihoods [N] fp32, and no logits are kept.
+        """
+        states = self.transform(states)
+        if targets is None:
+            return F.linear(states, embedding, self.bias)
+        return linear_cross_entropy(states, embedding, self.bias, targets)
+
+    def transform(self, states: torch.Tensor) -> torch.Tensor:
+        """[N, H] -> [N, H], ready for the projection."""
+        return self.norm(F.gelu(self.dense(states)))

@@ -1,0 +1,31 @@
+"""Initial values of parameters, each drawn by its own generator keyed by (seed, name).
+
+A value therefore depends on nothing else in the model: not on the order of creation, nor on which pipeline stage or
+tensor rank holds the parameter, nor on what was added to the model since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def initial_values(name: str, shape: torch.Size | tuple[int, ...], seed: int, std: float) -> torch.Tensor:
+    """Initial values of the whole logical parameter `name`, fp32 on CPU.
+
+    Matrices and embeddings are normal with standard deviation `std`, biases zero, norm weights one.
+    """
+    if len(shape) == 1:
+        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int, std: float) -> None:
+    """Fill all parameters of `module` with their initial values; their names in `module` are their logical names."""
+    for name, parameter in module.named_parameters():
+        parameter.copy_(initial_values(name, parameter.shape, seed, std))

@@ -1,0 +1,48 @@
+"""Floating-point operations of training: forward and backward, counted once each, with the head on targets only.
+
+Per token, fwd + bwd:  6 L (4 h^2 + 2 h f) + 12 L s h + 6 r (V h + h^2)
+with L blocks, width h, feed-forward width f (3 h f for GeGLU), s = sum(len^2) / sum(len) the length a token attends
+over, r targets per token. A matrix product of m x n weights is 2 m n a token forward and twice that backward; the
+embedding lookup, norms and activations count nothing, nor does anything recomputed.
+"""
+
+from __future__ import annotations
+
+from dist_metaxlm.recipe.schema import Contrast, ModelConfig, PhaseConfig
+
+
+def training_flops(model: ModelConfig, tokens: float, squared_lengths: float, targets: float,
+                   layers: int | None = None) -> float:
+    """Operations of one forward and backward pass over packed documents.
+
+    tokens: all tokens of the pack. squared_lengths: sum over documents of length^2. targets: positions that reach the
+    vocabulary. layers: blocks that are run (default: all). Local layers of family modern attend over at most
+    `local_window` tokens; a document shorter than that costs its length.
+    """
+    run = model.layers if layers is None else layers
+    hidden, matrices = model.hidden, 3 if model.family == "modern" else 2
+    linear = 6 * run * (4 * hidden * hidden + matrices * hidden * model.ffn) * tokens
+    attended = run * squared_lengths
+    if model.family == "modern":
+        all_over = -(-run // model.global_every)
+        attended = all_over * squared_lengths + (run - all_over) * min(squared_lengths, model.local_window * tokens)
+    head = 6 * targets * (model.vocab_size * hidden + hidden * hidden)
+    return float(linear + 12 * hidden * attended + head)
+
+
+def flops_per_token(model: ModelConfig, length: float, target_share: float, layers: int | None = None) -> float:
+    """Operations per token, fwd + bwd, of documents of `length` tokens with `target_share` targets per token."""
+    return training_flops(model, 1.0, length, target_share, layers)
+
+
+def step_flops(model: ModelConfig, phase: PhaseConfig) -> float:
+    """Operations of one optimiser step with all objectives (`mixing: sum`), at most: full windows, longest sentences."""
+    total = 0.0
+    for objective in phase.objectives:
+        if isinstance(objective, Contrast):
+            tokens = 2 * objective.pairs * objective.max_tokens
+            total += training_flops(model, tokens, tokens * objective.max_tokens, 0, objective.layer)
+        else:
+            tokens, length = objective.batch_tokens, phase.sequence_length
+            total += training_flops(model, tokens, tokens * length, tokens // length * round(phase.mask_rate * length))
+    return total

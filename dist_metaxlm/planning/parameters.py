@@ -1,0 +1,66 @@
+"""Parameter counts of an encoder by part, from its shape alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dist_metaxlm.recipe.schema import ModelConfig
+
+POSITION_OFFSET = 2
+"""Rows that XLM-R's position table has before position 0."""
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters; `split` is what tensor parallelism divides, `whole` what every tensor rank holds."""
+
+    word_embedding: int
+    """Word embedding [V, H], also the output projection; split over the vocabulary."""
+    positions: int
+    """Learned positions and the one token type (family xlmr)."""
+    embedding_norm: int
+    """LayerNorm after the embedding."""
+    blocks_split: int
+    """All blocks: attention and feed-forward matrices and the biases of their split outputs."""
+    blocks_whole: int
+    """All blocks: norms and the biases after each summing matrix."""
+    final_norm: int
+    """LayerNorm after the last block (pre-norm only)."""
+    head: int
+    """Dense layer and LayerNorm before the output projection."""
+    output_bias: int
+    """Bias of the output projection [V]; split over the vocabulary."""
+
+    @property
+    def total(self) -> int:
+        """All parameters, the tied word embedding counted once."""
+        return (self.word_embedding + self.positions + self.embedding_norm + self.blocks_split + self.blocks_whole
+                + self.final_norm + self.head + self.output_bias)
+
+    @property
+    def without_embeddings(self) -> int:
+        """All parameters but the word embedding and the positions."""
+        return self.total - self.word_embedding - self.positions
+
+
+def count_parameters(model: ModelConfig) -> ParameterCounts:
+    """Parameters of `Encoder(model)` with its masked-LM head."""
+    modern = model.family == "modern"
+    hidden, ffn = model.hidden, model.ffn
+    bias = 0 if modern else 1
+    norm = hidden * (1 + bias)
+    attention = 4 * hidden * hidden + bias * 3 * hidden
+    feed_forward = hidden * ffn * (3 if modern else 2) + bias * ffn
+    # Post-norm and modern have a norm after the embedding; the first modern block then has none of its own.
+    embedding_norm = norm if modern or model.norm == "post" else 0
+    block_norms = 2 * model.layers - (1 if modern else 0)
+    return ParameterCounts(
+        word_embedding=model.vocab_size * hidden,
+        positions=0 if modern else (model.max_positions + POSITION_OFFSET + 1) * hidden,
+        embedding_norm=embedding_norm,
+        blocks_split=model.layers * (attention + feed_forward),
+        blocks_whole=model.layers * bias * 2 * hidden + block_norms * norm,
+        final_norm=norm if model.norm == "pre" else 0,
+        head=hidden * hidden + bias * hidden + norm,
+        output_bias=model.vocab_size,
+    )

@@ -1,0 +1,204 @@
+"""Which layouts a recipe can run in on a cluster, what they need, and which to take.
+
+The order is a rule, not a speed model: what fits before what does not; ZeRO 0-2 before ZeRO-3, which gathers the weights
+in every pass; then fewer pipeline stages, fewer tensor ranks, ZeRO-1 before 2 before 0, and no sequence parallelism
+before it. So plain data parallelism with ZeRO-1 stands first wherever it fits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.planning.flops import step_flops
+from dist_metaxlm.planning.hardware import Device, device_named
+from dist_metaxlm.planning.memory import Layout, MemoryEstimate, estimate_memory
+from dist_metaxlm.planning.parameters import count_parameters
+from dist_metaxlm.recipe.schema import Contrast, PhaseConfig, Recipe
+
+MEMORY_SHARE = 0.9
+"""Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""
+_ZERO_ORDER = {1: 0, 2: 1, 0: 2, 3: 3}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal nodes of equal devices."""
+
+    nodes: int
+    devices_per_node: int
+    device: Device
+
+    @property
+    def world_size(self) -> int:
+        """All devices."""
+        return self.nodes * self.devices_per_node
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One legal layout with the largest micro-batch that fits (or the smallest there is, if none does)."""
+
+    layout: Layout
+    micro_batch_tokens: int
+    """Tokens a rank takes through the model at once."""
+    micro_batches: int
+    """Passes of the largest objective that a rank makes in a step."""
+    memory: MemoryEstimate
+    fits: bool
+
+    def overrides(self) -> list[str]:
+        """The recipe's fields that ask for this layout, as `key=value`."""
+        layout = self.layout
+        return [f"parallel.tensor={layout.tensor}", f"parallel.pipeline={layout.pipeline}",
+                f"parallel.sequence={str(layout.sequence).lower()}", f"parallel.zero_stage={layout.zero_stage}",
+                f"parallel.micro_batch_tokens={self.micro_batch_tokens}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, memory in bytes."""
+        return {**asdict(self.layout), "micro_batch_tokens": self.micro_batch_tokens,
+                "micro_batches": self.micro_batches, "memory": self.memory.as_dict(), "fits": self.fits,
+                "overrides": self.overrides()}
+
+
+def parse_cluster(text: str) -> Cluster:
+    """`16x8xH100` (16 nodes of 8) or `8xH100` (one node); UserError for anything else."""
+    match = re.fullmatch(r"(?:(\d+)x)?(\d+)x([A-Za-z][\w-]*)", text.strip())
+    if match is None:
+        raise UserError(f"--cluster {text!r} is not NODESxDEVICESxKIND; write it like 16x8xH100 or 8xA100-80GB")
+    nodes, devices = int(match[1] or 1), int(match[2])
+    if nodes < 1 or devices < 1:
+        raise UserError(f"--cluster {text!r} has no devices; write it like 16x8xH100 or 8xA100-80GB")
+    return Cluster(nodes, devices, device_named(match[3]))
+
+
+def plan(recipe: Recipe, cluster: Cluster) -> list[Plan]:
+    """Every legal layout of all devices, best first by the rule above.
+
+    Raises:
+        UserError: when no layout cuts the recipe's batches evenly.
+    """
+    precision = "bf16" if recipe.training.precision == "auto" else recipe.training.precision
+    plans = [_fill(recipe, cluster, layout, precision) for layout in _layouts(recipe, cluster, precision)]
+    if not plans:
+        raise UserError(f"recipe {recipe.name} cannot be cut over {cluster.world_size} devices: no number of data-parallel "
+                        "ranks divides the windows and pair groups of every phase; take fewer nodes or larger batches")
+    return sorted(plans, key=_preference)
+
+
+def _preference(candidate: Plan) -> tuple[bool | int, ...]:
+    layout = candidate.layout
+    return (not candidate.fits, layout.zero_stage == 3, layout.pipeline, layout.tensor, _ZERO_ORDER[layout.zero_stage],
+            layout.sequence)
+
+
+def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layout]:
+    model = recipe.model
+    for tensor in range(1, cluster.devices_per_node + 1):
+        # Tensor ranks talk in every layer, so they stay inside a node.
+        if cluster.devices_per_node % tensor or any(size % tensor for size in (model.heads, model.hidden, model.ffn)):
+            continue
+        for pipeline in range(1, model.layers + 1):
+            if (cluster.world_size // tensor) % pipeline:
+                continue
+            data = cluster.world_size // (tensor * pipeline)
+            if not all(divides(phase, data) for phase in recipe.phases.values()):
+                continue
+            for stage in (0, 1, 2, 3):
+                # ZeRO needs more than one rank to divide by; DeepSpeed's ZeRO-0 in bf16 takes an empty first Adam step.
+                if (stage > 1 and (pipeline > 1 or data == 1)) or (stage == 0 and precision == "bf16"):
+                    continue
+                yield Layout(tensor, pipeline, data, False, stage)
+                if tensor > 1:
+                    yield Layout(tensor, pipeline, data, True, stage)
+
+
+def divides(phase: PhaseConfig, data: int) -> bool:
+    """Whether `data` data-parallel ranks share every batch of a phase evenly."""
+    for objective in phase.objectives:
+        if isinstance(objective, Contrast):
+            if (objective.pairs // objective.group) % data and objective.group % data:
+                return False
+        elif objective.batch_tokens // phase.sequence_length % data:
+            return False
+    return True
+
+
+def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str) -> Plan:
+    """The layout with the largest micro-batch that fits; windows are halved until it does."""
+    length = max(phase.sequence_length for phase in recipe.phases.values())
+    rate = max(phase.mask_rate for phase in recipe.phases.values())
+    share = max(_share(phase, layout.data) for phase in recipe.phases.values())
+    contrast = max(_contrast_tokens(phase, layout.data, recipe.model.layers) for phase in recipe.phases.values())
+    # A pipeline is idle unless several micro-batches follow each other through it.
+    windows = max(1, -(-share // length) // (4 * layout.pipeline if layout.pipeline > 1 else 1))
+    budget = int(MEMORY_SHARE * cluster.device.memory)
+    while True:
+        tokens = windows * length
+        memory = estimate_memory(recipe.model, layout, precision, max(tokens, contrast), rate)
+        if memory.total <= budget or windows == 1:
+            return Plan(layout, tokens, -(-share // tokens), memory, memory.total <= budget)
+        windows = -(-windows // 2)
+
+
+def _share(phase: PhaseConfig, data: int) -> int:
+    """Tokens that a data-parallel rank has of the phase's largest masked-LM objective."""
+    return max((objective.batch_tokens // data for objective in phase.objectives if not isinstance(objective, Contrast)),
+               default=phase.sequence_length)
+
+
+def _contrast_tokens(phase: PhaseConfig, data: int, layers: int) -> int:
+    """Tokens that contrast takes through the model at once, at most, as if through all blocks: its groups are not cut."""
+    tokens = 0
+    for objective in phase.objectives:
+        if isinstance(objective, Contrast):
+            whole_groups = (objective.pairs // objective.group) % data == 0
+            pairs = objective.group if whole_groups else objective.group // data
+            tokens = 2 * pairs * objective.max_tokens * objective.layer // layers
+    return tokens
+
+
+def summary(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
+    """What is planned: the recipe's size, its work by phase, the cluster."""
+    counts = count_parameters(recipe.model)
+    return {
+        "recipe": recipe.name,
+        "parameters": counts.total,
+        "parameters_without_embeddings": counts.without_embeddings,
+        "cluster": {"nodes": cluster.nodes, "devices_per_node": cluster.devices_per_node, "device": cluster.device.name,
+                    "device_memory": cluster.device.memory, "memory_share": MEMORY_SHARE},
+        "phases": {name: {"steps": phase.total_steps, "tokens_per_step": phase.tokens_per_step,
+                          "tokens": phase.total_steps * phase.tokens_per_step,
+                          "flops": phase.total_steps * step_flops(recipe.model, phase)}
+                   for name, phase in recipe.phases.items()},
+    }
+
+
+def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) -> list[Any]:
+    """Lines and one table for a terminal (rich renderables)."""
+    from rich.table import Table
+
+    facts, gigabyte = summary(recipe, cluster), 1e9
+    where = f"{cluster.nodes} x {cluster.devices_per_node} x {cluster.device.name}"
+    table = Table(title=f"{recipe.name} on {where}, GB a device")
+    for heading in ("TP", "PP", "DP", "SP", "ZeRO", "tokens", "passes", "states", "activ.", "total", "fits"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for found in plans[:top]:
+        memory, layout = found.memory, found.layout
+        states = memory.weights + memory.gradients + memory.optimizer + memory.buffers
+        table.add_row(str(layout.tensor), str(layout.pipeline), str(layout.data), "yes" if layout.sequence else "no",
+                      str(layout.zero_stage), f"{found.micro_batch_tokens:,}", str(found.micro_batches),
+                      f"{states / gigabyte:.1f}", f"{(memory.activations + memory.head) / gigabyte:.1f}",
+                      f"{memory.total / gigabyte:.1f}", "yes" if found.fits else "no")
+    fitting = sum(found.fits for found in plans)
+    lines = [f"{facts['parameters'] / 1e6:,.1f} M parameters, {facts['parameters_without_embeddings'] / 1e6:,.1f} M without "
+             "embeddings; memory is an estimate (planning/memory.py)"]
+    lines += [f"{name}: {work['steps']:,} steps, {work['tokens'] / 1e9:,.1f} G tokens, {work['flops']:.2e} FLOP"
+              for name, work in facts["phases"].items()]
+    lines.append("TP, PP, DP: tensor, pipeline, data parallel ranks; SP: sequence parallelism; tokens: of a micro-batch")
+    closing = f"{fitting} of {len(plans)} legal layouts fit."
+    closing += f" Take the first: {' '.join(plans[0].overrides())}" if fitting else " Take more or larger devices."
+    return [*lines, table, closing]

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Write a trained phase as a Hugging Face folder, or read one.
+
+examples:
+  python launch/convert.py export --run_dir runs/quickstart --phase cross --output exported
+  python launch/convert.py import --input path/to/xlm-roberta-base --output imported
+  python launch/convert.py export --run_dir runs/quickstart --phase meta --output exported-meta --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.errors import run_command
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    export = actions.add_parser("export", help="a phase's newest checkpoint and its tokenizer -> Hugging Face folder")
+    export.add_argument("--run_dir", required=True, help="folder of the run, such as runs/quickstart")
+    export.add_argument("--phase", required=True, choices=("meta", "cross", "joint"), help="phase whose weights are taken")
+    reading = actions.add_parser("import", help="Hugging Face folder (safetensors) -> model.safetensors by our names in "
+                                                "fp32, with model_config.json; its tokenizer is not converted")
+    reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
+    for action in (export, reading):
+        action.add_argument("--output", required=True, help="folder to write; must not hold anything yet")
+        action.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
+    return parser.parse_args()
+
+
+def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dist_metaxlm.interop.folders import export_folder
+    from dist_metaxlm.training.checkpoint import load_weights
+
+    recipe, state = load_weights(arguments.run_dir, arguments.phase)
+    tokenizer = Path(recipe.data.directory) / "tokenizer.model"
+    export_folder(state, recipe.model, tokenizer, arguments.output)
+    return {"output": arguments.output, "model": recipe.model.model_dump(mode="json"),
+            "parameters": sum(tensor.numel() for tensor in state.values())}
+
+
+def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dist_metaxlm.interop.folders import import_run
+    from dist_metaxlm.planning.parameters import count_parameters
+
+    config = import_run(arguments.input, arguments.output)
+    return {"output": arguments.output, "model": config.model_dump(mode="json"),
+            "parameters": count_parameters(config).total}
+
+
+def main() -> None:
+    arguments = parse()
+    done = export_phase(arguments) if arguments.action == "export" else import_folder(arguments)
+    print(json.dumps(done) if arguments.json else f"wrote {done['output']}: {done['model']['family']} encoder, "
+                                                  f"{done['parameters']:,} parameters")
+
+
+if __name__ == "__main__":
+    run_command(main)

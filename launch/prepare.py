@@ -1,0 +1,50 @@
+"""Prepare the data of a recipe: corpus, held-out split, tokenizer and token store; what is there stays as it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from functools import partial
+
+from dist_metaxlm.errors import run_command
+
+EXAMPLES = """examples:
+  python launch/prepare.py                                     # everything the quickstart recipe needs
+  python launch/prepare.py --recipe mine.yaml data.directory=data/mine
+  python launch/prepare.py tokenizer --recipe mine.yaml        # stop after the tokenizer
+  python launch/prepare.py verify --json                       # compare every file with its checksum
+
+commands (default: store): corpus, heldout, tokenizer, store make what is missing up to that step; verify checks it.
+"""
+COMMANDS = ("corpus", "heldout", "tokenizer", "store", "verify")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="[command] key=value",
+                        help="a command, then any field of the recipe as key=value")
+    parser.add_argument("--recipe", default="quickstart", help="name of a shipped recipe or a YAML file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
+    arguments = parser.parse_intermixed_args()
+
+    from dist_metaxlm.data import prepare
+    from dist_metaxlm.recipe.load import load_recipe
+
+    command, *overrides = arguments.words if arguments.words[:1] and arguments.words[0] in COMMANDS else [
+        "store", *arguments.words]
+    recipe = load_recipe(arguments.recipe, overrides)
+    start = time.perf_counter()
+    if command == "verify":
+        verified = {"verified_files": prepare.verify(recipe)}
+    else:
+        prepare.prepare(recipe, partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True), command)
+        verified = {}
+    outcome = {"command": command, **prepare.describe(recipe), **verified, "seconds": round(time.perf_counter() - start, 1)}
+    print(json.dumps(outcome) if arguments.json else "\n".join(f"{key}: {value}" for key, value in outcome.items()))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,128 @@
+"""The page of a hand-written run: complete, self-contained, well-formed, the same bytes every time."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+
+from dist_metaxlm.reporting.page import SECTIONS, write_report
+
+VOID = {"meta", "br", "use", "path", "line", "rect", "circle", "polyline"}
+
+
+class Checker(HTMLParser):
+    """Collects ids and references; fails on tags that do not nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: Counter[str] = Counter()
+        self.tags: Counter[str] = Counter()
+        self.references: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.ids.update(value for name, value in attrs if name == "id")
+        self.references += [value for name, value in attrs if name in ("href", "xlink:href", "src", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(run_dir):
+    return write_report(run_dir).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def checked(page):
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    return checker
+
+
+def test_every_section_is_there(page):
+    assert re.findall(r'<section id="([^"]+)"', page) == list(SECTIONS)
+
+
+def test_every_chart_is_there(checked, page):
+    # Two phases, three objectives by language, layers, throughput.
+    assert checked.tags["svg"] == 7
+    for name in ("loss-meta", "loss-cross", "languages-cross-mlm", "languages-cross-tlm", "languages-cross-contrast",
+                 "layers", "throughput"):
+        assert f'id="{name}-figure_1"' in page
+
+
+def test_nothing_comes_from_elsewhere(checked, page):
+    assert "http://" not in page
+    assert "https://" not in page
+    assert not re.search(r"@import|@font-face|url\((?!#)|\bsrc=", page)
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(checked.tags)
+    assert all(reference.startswith("#") for reference in checked.references)
+
+
+def test_ids_are_unique_and_references_resolve(checked, page):
+    assert [name for name, count in checked.ids.items() if count > 1] == []
+    targets = [reference[1:] for reference in checked.references] + re.findall(r"url\(#([^)]+)\)", page)
+    assert targets
+    assert set(targets) <= set(checked.ids)
+
+
+def test_colours_are_the_pages_own(page):
+    charts = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert not re.search(r"#[0-9a-f]{6}", charts)
+    used = set(re.findall(r"var\(--([a-z-]+)\)", page))
+    assert used <= set(re.findall(r"--([a-z-]+):", page))
+
+
+def test_text_from_the_run_is_escaped(page):
+    assert "hand&lt;written&gt;" in page
+    assert "hand<written>" not in page
+    assert "Save <mark>mask</mark> &amp; &lt;close&gt;" in page
+
+
+def test_figures_of_the_run_are_shown(page):
+    assert "50% of the time, on average over 2 languages" in page
+    assert "5.0 × that of meta" in page
+    assert 'title="layer 1: to English 0.500, from English 0.500, 450 candidates"' in page
+    assert page.count('class="few"') == 2 * 3  # eu under meta and cross, three layers each
+    assert "2.13.0" in page
+
+
+def test_the_same_run_gives_the_same_page(run_dir, page):
+    assert write_report(run_dir).read_text(encoding="utf-8") == page
+
+
+def test_a_run_that_has_only_begun_has_a_page(run_dir):
+    for name in ("evaluation", "export", "cross"):
+        shutil.rmtree(run_dir / name)
+    (run_dir / "environment.json").unlink()
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert "Not evaluated yet" in page
+    shutil.rmtree(run_dir / "meta")
+    assert "no phase run yet" in write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_an_evaluation_without_counted_languages_has_a_page(run_dir):
+    from dist_metaxlm.reporting.metrics import read_json, write_json
+
+    for phase in ("untrained", "meta", "cross"):
+        path = run_dir / "evaluation" / f"{phase}.json"
+        result = read_json(path)
+        for scores in result["retrieval"].values():
+            scores["counted"] = False
+        write_json(path, {**result, "per_layer_mean": [], "best_layer": None, "mean_p_at_1": None})
+    assert 'id="retrieval"' in write_report(run_dir).read_text(encoding="utf-8")
