@@ -24,7 +24,8 @@ demo: setup
 	$(LAUNCH) launch/pretrain.py --phase meta --run_dir $(RUN)
 	$(LAUNCH) launch/pretrain.py --phase cross --run_dir $(RUN)
 	$(BIN)/python launch/evaluate.py --run_dir $(RUN) --phase untrained meta cross
-	$(BIN)/python launch/convert.py export --run_dir $(RUN) --phase cross --output $(RUN)/export --overwrite --fill_mask
+	$(BIN)/python launch/convert.py export --run_dir $(RUN) --phase cross --output $(RUN)/export --overwrite \
+		--fill_mask en de fr
 	$(BIN)/python launch/evaluate.py --run_dir $(RUN) --report
 
 test: setup

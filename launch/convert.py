@@ -2,7 +2,7 @@
 """Write a trained phase as a Hugging Face folder, or read one.
 
 examples:
-  python launch/convert.py export --run_dir runs/quickstart --phase cross --output exported
+  python launch/convert.py export --run_dir runs/quickstart --phase cross --output exported --fill_mask en de fr
   python launch/convert.py import --input path/to/xlm-roberta-base --output imported
   python launch/convert.py export --run_dir runs/quickstart --phase meta --output exported-meta --json
 """
@@ -23,6 +23,9 @@ def parse() -> argparse.Namespace:
     export = actions.add_parser("export", help="a phase's newest checkpoint and its tokenizer -> Hugging Face folder")
     export.add_argument("--run_dir", required=True, help="folder of the run, such as runs/quickstart")
     export.add_argument("--phase", required=True, choices=("meta", "cross", "joint"), help="phase whose weights are taken")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
+    export.add_argument("--fill_mask", nargs="+", metavar="LANGUAGE", default=[],
+                        help="open the export with transformers and fill a masked word of a held-out string in each")
     reading = actions.add_parser("import", help="Hugging Face folder (safetensors) -> model.safetensors by our names in "
                                                 "fp32, with model_config.json; its tokenizer is not converted")
     reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
@@ -33,14 +36,23 @@ def parse() -> argparse.Namespace:
 
 
 def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dist_metaxlm.interop.folders import export_folder
+    from dist_metaxlm.interop.folders import export_folder, remove_export
     from dist_metaxlm.training.checkpoint import load_weights
 
     recipe, state = load_weights(arguments.run_dir, arguments.phase)
-    tokenizer = Path(recipe.data.directory) / "tokenizer.model"
-    export_folder(state, recipe.model, tokenizer, arguments.output)
-    return {"output": arguments.output, "model": recipe.model.model_dump(mode="json"),
+    data = Path(recipe.data.directory)
+    if arguments.overwrite:
+        remove_export(arguments.output)
+    export_folder(state, recipe.model, data / "tokenizer.model", arguments.output)
+    done = {"output": arguments.output, "model": recipe.model.model_dump(mode="json"),
             "parameters": sum(tensor.numel() for tensor in state.values())}
+    if arguments.fill_mask:
+        from dist_metaxlm.data.tokenizer import Tokenizer
+        from dist_metaxlm.evaluation.fill_mask import fill_heldout_words
+
+        tokenizer = Tokenizer.load(data / "tokenizer.model")
+        done["fill_mask"] = fill_heldout_words(arguments.output, data / "heldout", tokenizer, arguments.fill_mask)
+    return done
 
 
 def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -55,8 +67,13 @@ def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     arguments = parse()
     done = export_phase(arguments) if arguments.action == "export" else import_folder(arguments)
-    print(json.dumps(done) if arguments.json else f"wrote {done['output']}: {done['model']['family']} encoder, "
-                                                  f"{done['parameters']:,} parameters")
+    if arguments.json:
+        print(json.dumps(done))
+        return
+    print(f"wrote {done['output']}: {done['model']['family']} encoder, {done['parameters']:,} parameters")
+    for row in done.get("fill_mask", []):
+        guesses = ", ".join(f"{p['token'].strip()} {p['score']:.2f}" for p in row["predictions"])
+        print(f"  {row['language']}: {row['text']}  ->  {guesses}  (hidden: {row['expected']})")
 
 
 if __name__ == "__main__":

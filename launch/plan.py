@@ -40,7 +40,7 @@ def main() -> None:
 
     console = Console()
     for renderable in plan_table(recipe, cluster, plans, arguments.top):
-        console.print(renderable)
+        console.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
 if __name__ == "__main__":

@@ -89,10 +89,11 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         return {"directory": str(directory)}
     content = TokenStore.open(directory / "store").manifest
     text, bitext = content["text"].values(), content["bitext"].values()
-    return {"directory": str(directory), "languages": len(text), "language_pairs": len(bitext),
-            "documents": sum(about["documents"] for about in text), "tokens": sum(about["tokens"] for about in text),
-            "text_bytes": sum(about["bytes"] for about in text), "pairs": sum(about["pairs"] for about in bitext),
-            "pair_tokens": sum(about["tokens"] for about in bitext)}
+    note = content["corpus"].get("note")
+    return {"directory": str(directory), **({"note": note} if note else {}), "languages": len(text),
+            "language_pairs": len(bitext), "documents": sum(about["documents"] for about in text),
+            "tokens": sum(about["tokens"] for about in text), "text_bytes": sum(about["bytes"] for about in text),
+            "pairs": sum(about["pairs"] for about in bitext), "pair_tokens": sum(about["tokens"] for about in bitext)}
 
 
 @contextmanager
@@ -196,6 +197,7 @@ def _make_store(recipe: Recipe, directory: Path, log: Log) -> bool:
         manifest.write(folder, {
             "tokenizer_hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
             "dtype": str(token_dtype(tokenizer.vocab_size).__name__), "settings": settings(recipe),
+            "corpus": _about(directory / "corpus"), "heldout": _about(directory / "heldout"),
             **_write_store(folder, text, bitext, heldout.read_excluded(directory / "heldout"), encoder, recipe.data)})
     return True
 
@@ -214,6 +216,13 @@ def _write_store(folder: Path, text: Files, bitext: Files, excluded: heldout.Exc
         about["bitext"][pair] = {**write_bitext(folder / pair, kept_pairs, encoder, config.max_pair_tokens, dropped),
                                  "source": _names(paths), "dropped": dropped}
     return about
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What a step wrote down of its work, without its list of files; empty for a user's own corpus."""
+    if not folder.is_dir():
+        return {}
+    return {name: value for name, value in manifest.read(folder).items() if name not in ("format", "files")}
 
 
 def _names(paths: list[Path]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 import re
 import sys
 import sysconfig
@@ -16,11 +15,14 @@ from collections.abc import Iterable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
+from dist_metaxlm.data.processes import available_cores
+
 PACKAGES = ("numpy", "networkx", "matplotlib", "sympy", "torch", "huggingface_hub", "pydantic", "hypothesis",
             "fsspec", "deepspeed", "megatron", "pip", "transformers")
 PROSE_BYTES = 6_000_000
 DOCUMENT_WORDS = 200
 MIN_WORDS = 8
+MAX_PROCESSES = 8
 
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_vendor", "__pycache__", "kernels"}
 _HEADING = re.compile(
@@ -45,7 +47,7 @@ def prose_documents(extra: Iterable[bytes] = (), budget: int = PROSE_BYTES) -> l
     documents: list[list[str]] = []
     taken = 0
     # spawn: the caller may hold threads (torch, MPI) that a fork would tear; the children import nothing but this file
-    with get_context("spawn").Pool(os.cpu_count()) as pool:
+    with get_context("spawn").Pool(min(available_cores(), MAX_PROCESSES)) as pool:
         for found in pool.imap(_module_list, _sources(extra), chunksize=16):
             new = [paragraph for paragraph in dict.fromkeys(found) if paragraph.casefold() not in seen]
             seen.update(paragraph.casefold() for paragraph in new)

@@ -5,7 +5,6 @@ The `.bin/.idx` files come from megatron-core's own `IndexedDatasetBuilder`.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_metaxlm.data.processes import available_cores
 from dist_metaxlm.data.tokenizer import BOS, EOS, Tokenizer
 
 CHUNK = 256
@@ -35,7 +35,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, workers: int | None = None) -> None:
         self.tokenizer = tokenizer
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or available_cores()
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Encoder:

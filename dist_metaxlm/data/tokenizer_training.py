@@ -15,6 +15,7 @@ import numpy as np
 import sentencepiece
 
 from dist_metaxlm.data.heldout import hash_fraction
+from dist_metaxlm.data.processes import available_cores
 from dist_metaxlm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import TokenizerConfig
@@ -85,6 +86,9 @@ def _cut(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> bytes:
+    if config.character_coverage < 0.98:
+        raise UserError(f"data.tokenizer.character_coverage {config.character_coverage} is less than the 0.98 that "
+                        "SentencePiece takes; set it to 0.98 or more")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -110,7 +114,7 @@ def report(tokenizer: Tokenizer, drawn: Mapping[str, list[str]]) -> dict[str, ob
     """By language: bytes drawn, tokens a word and a byte, share of unknown tokens and of the vocabulary in use."""
     result: dict[str, object] = {}
     for language, texts in drawn.items():
-        rows = tokenizer.encode_batch(texts[:500], threads=os.cpu_count() or 1)
+        rows = tokenizer.encode_batch(texts[:500], threads=available_cores())
         tokens = max(1, sum(map(len, rows)))
         used = {token for row in rows for token in row}
         result[language] = {

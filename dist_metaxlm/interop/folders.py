@@ -103,6 +103,16 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
     return answers
 
 
+def remove_export(directory: str | Path) -> None:
+    """Remove an earlier export; UserError for a folder that is not one, so that no other data is lost."""
+    target = Path(directory)
+    if not target.exists():
+        return
+    if any(target.iterdir()) and not ((target / "config.json").is_file() and any(target.glob("model*.safetensors"))):
+        raise UserError(f"{target} is not an earlier export (no config.json and model.safetensors); give another folder")
+    shutil.rmtree(target)
+
+
 def _claim(target: Path) -> Path:
     """An empty folder beside `target` to fill; UserError if `target` is taken."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -188,8 +198,8 @@ def _weight_files(folder: Path) -> dict[str, set[str]]:
     elif (folder / WEIGHTS).is_file():
         files = {WEIGHTS: set()}
     elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise UserError(f"{folder} has only pickled weights, which are never loaded here; write them anew as safetensors "
-                        "with model.save_pretrained(folder)")
+        raise UserError(f"{folder} has only .bin or .pt weights, which can run code when they are loaded; write them anew "
+                        "as safetensors with model.save_pretrained(folder)")
     else:
         raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}; give a folder that save_pretrained wrote")
     for file in files:

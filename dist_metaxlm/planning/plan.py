@@ -66,7 +66,7 @@ class Plan:
 
 def parse_cluster(text: str) -> Cluster:
     """`16x8xH100` (16 nodes of 8) or `8xH100` (one node); UserError for anything else."""
-    match = re.fullmatch(r"(?:(\d+)x)?(\d+)x([A-Za-z][\w-]*)", text.strip())
+    match = re.fullmatch(r"(?:(\d+)x)?(\d+)x((?!x)[A-Za-z][\w-]*)", text.strip())
     if match is None:
         raise UserError(f"--cluster {text!r} is not NODESxDEVICESxKIND; write it like 16x8xH100 or 8xA100-80GB")
     nodes, devices = int(match[1] or 1), int(match[2])
@@ -183,8 +183,8 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
 
     facts, gigabyte = summary(recipe, cluster), 1e9
     where = f"{cluster.nodes} x {cluster.devices_per_node} x {cluster.device.name}"
-    table = Table(title=f"{recipe.name} on {where}, GB a device")
-    for heading in ("TP", "PP", "DP", "SP", "ZeRO", "tokens", "passes", "states", "activ.", "total", "fits"):
+    table = Table(title=f"{recipe.name} on {where}, GB a device", pad_edge=False)
+    for heading in ("TP", "PP", "DP", "SP", "ZeRO", "tokens", "passes", "states", "act.", "total", "fits"):
         table.add_column(heading, justify="right", no_wrap=True)
     for found in plans[:top]:
         memory, layout = found.memory, found.layout

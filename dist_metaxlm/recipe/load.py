@@ -160,6 +160,6 @@ def _fields_at(location: list[str]) -> list[str]:
             model = _OBJECTIVES[step]
         elif step in model.model_fields:
             candidates = [model.model_fields[step].annotation, *get_args(model.model_fields[step].annotation)]
-            nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+            nested: list[Any] = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
             model = nested[0] if nested else model
     return list(model.model_fields)

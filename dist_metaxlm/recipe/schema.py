@@ -82,7 +82,7 @@ class TokenizerConfig(Section):
     """Exponent of the language sample (p ~ bytes^alpha) that the tokenizer is trained on."""
     sample_bytes: int = Field(20_000_000, gt=0)
     """Bytes of text drawn for training, over all languages."""
-    character_coverage: float = Field(0.9995, gt=0.9, le=1)
+    character_coverage: float = Field(0.9995, ge=0.98, le=1)
     """Share of all characters that get a piece of their own; the rest falls back to bytes."""
     byte_fallback: bool = True
     """Spell unknown characters as bytes instead of `<unk>`."""

@@ -133,7 +133,8 @@ def _retrieval(run: RunFiles, summary: dict[str, Any]) -> str:
     rows = [[name, number(e["mean_p_at_1"], 3), str(e["best_layer"]), str(e["languages"]), str(e["candidates_min"])]
             for name, e in scored.items()]
     if rows:
-        chart += panel("Best layer", table(["after", "mean P@1", "layer", "languages", "candidates, least"], rows))
+        chart += panel("Best layer, and the least candidates of a language",
+                       table(["after", "P@1", "layer", "languages", "candidates"], rows))
     heading = ('<p class="note below">By language and layer, per cent, mean of both directions; best languages of the '
                "last checkpoint first. Pale: too few candidates to count in the mean. Hover for both directions.</p>")
     return _section("retrieval", "Retrieval", note, f'<div class="grid">{chart}</div>{heading}{heat_map(compared)}')

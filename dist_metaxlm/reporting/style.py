@@ -36,7 +36,7 @@ h3 { font-size: 15px; font-weight: 600; margin: 0 0 8px; }
 .card .aside { color: var(--muted); font-size: 13px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 16px;
   align-items: start; }
-.panel { padding: 16px 18px; min-width: 0; margin: 0; }
+.panel { padding: 16px 18px; min-width: 0; margin: 0; overflow-x: auto; }
 .panel > svg { display: block; width: 100%; max-width: 600px; height: auto; overflow: visible; }
 svg text { font-family: var(--sans) !important; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }

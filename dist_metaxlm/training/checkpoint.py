@@ -83,7 +83,8 @@ def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: di
 
 
 def _write_shards(folder: Path, engine: Any, progress: dict[str, torch.Tensor]) -> OSError | None:
-    weights, moments = {}, {}
+    weights: dict[str, torch.Tensor] = {}
+    moments: dict[str, torch.Tensor] = {}
     for index, (name, param) in enumerate(optimizer_state.named_parameters(engine)):
         full = optimizer_state.full_weight(param)
         full_moments = {m: optimizer_state.full_moment(engine, param, m) for m in optimizer_state.MOMENTS}

@@ -42,6 +42,10 @@ def engine_config(recipe: Recipe, device: torch.device, world_size: int, config_
     suffix = "_bf16" if precision == "bf16" else ""
     if config_file is None:
         name = f"zero{recipe.parallel.zero_stage}{suffix}.json"
+        if name == "zero0_bf16.json":
+            # DeepSpeed would take an fp16 optimiser that makes a dummy Adam step at start: another curve than ZeRO-1.
+            raise UserError("parallel.zero_stage=0 with bf16 has no fp32 master weights in DeepSpeed; set "
+                            "parallel.zero_stage=1 (on one rank it is the same) or training.precision=fp32")
         text = (resources.files("dist_metaxlm.ds_configs") / name).read_text(encoding="utf-8")
     else:
         name = config_file

@@ -21,9 +21,10 @@ class LossMeter:
     """
 
     def __init__(self, phase: PhaseConfig, data: PhaseData, device: torch.device) -> None:
-        self.names = {objective.name: data.languages if objective.name == "mlm" else data.pairs
-                      for objective in phase.objectives}
-        self._offsets, rows = {}, 0
+        self.names: dict[str, list[str]] = {objective.name: data.languages if objective.name == "mlm" else data.pairs
+                                            for objective in phase.objectives}
+        self._offsets: dict[str, int] = {}
+        rows = 0
         for name, languages in self.names.items():
             self._offsets[name] = rows
             rows += len(languages)
@@ -109,7 +110,7 @@ class Clock:
 
 def weighted_loss(losses: dict[str, float], phase: PhaseConfig) -> float:
     """The step's loss as trained: each objective's mean times its weight (with `draw`: the mean of what was drawn)."""
-    weights = {objective.name: objective.weight for objective in phase.objectives}
+    weights: dict[str, float] = {objective.name: objective.weight for objective in phase.objectives}
     total = sum(weights[name] * value for name, value in losses.items())
     return total if phase.mixing == "sum" else total / max(1e-9, sum(weights[name] for name in losses))
 

@@ -59,7 +59,7 @@ def make(tmp_path: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     (tmp_path / "de-en.tsv").write_text("".join(f"Anderer Knopf {n}\t{text}\n" for n, text in enumerate(strings)))
     prose = "".join(f"A paragraph about things, {n} of them.\nAnd more of it, {n}.\n\n" for n in range(400))
     (tmp_path / "en.txt").write_text(prose + "\n".join(strings))
-    return ({"en": [tmp_path / "en.txt"]}, {"en-de": [tmp_path / "en-de.tsv"]})
+    return ({"en": [tmp_path / "en.txt"]}, {"en-de": [tmp_path / "en-de.tsv"], "de-en": [tmp_path / "de-en.tsv"]})
 
 
 def test_nothing_held_out_is_left_in_training_text(tmp_path: Path, monkeypatch) -> None:
@@ -74,6 +74,9 @@ def test_nothing_held_out_is_left_in_training_text(tmp_path: Path, monkeypatch) 
     pairs = list(training_pairs(heldout.readers.pairs(bitext["en-de"]), "en-de", excluded, dropped))
     assert dropped["held out"] == 101 - len(pairs) >= 12
     held = {text_key(row["en"]) for row in rows}
+    turned = list(training_pairs(heldout.readers.pairs(bitext["de-en"]), "de-en", excluded, {}))
+    assert len(turned) == 100 - 12
+    assert not held & {text_key(right) for _, right in turned}
     assert not held & {text_key(left) for left, _ in pairs}
     documents = list(heldout.readers.documents(text["en"]))
     trained = list(training_documents(documents, excluded["en"], dropped))

@@ -62,8 +62,8 @@ def test_damaged_catalogues_are_errors(blob: bytes) -> None:
 
 
 def test_order_of_a_source_catalogue() -> None:
-    text = 'msgid ""\nmsgstr ""\n"Header: x\\n"\n\n#, fuzzy\nmsgid "Zebra"\nmsgstr ""\n\nmsgid ""\n"A \\"long\\" "\n"one"\n' \
-           'msgid_plural "Many"\nmsgstr[0] ""\n'
+    text = 'msgid ""\nmsgstr ""\n"Header: x\\n"\n\n#, fuzzy\nmsgid "Zebra"\nmsgstr ""\n\nmsgid ""\n' \
+           '"A \\"long\\" "\n"one"\nmsgid_plural "Many"\nmsgstr[0] ""\n'
     assert read_po_order(text) == ["Zebra", 'A "long" one', "Many"]
 
 
@@ -100,7 +100,7 @@ def test_translations_merge_variants_and_keep_the_order_of_the_source(tmp_path: 
         "pt": {"Save this page": "Salvar esta página", "Delete this page": "Excluir esta página"},
         "de": {"Save this page": "Diese Seite speichern"}}
     assert found.dropped == {"no letters or not translated": 2, "second translation of a string": 1,
-                             "languages below the minimum": 1}
+                             "unreadable catalogues": 1, "languages below the minimum": 1}
     assert list(quickstart.read_translations([package], min_pairs=2).languages) == ["pt"]
 
 

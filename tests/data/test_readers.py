@@ -30,7 +30,7 @@ def test_a_file_without_blank_lines_is_cut_at_a_paragraph(tmp_path: Path, monkey
 def test_compressed_files_read_like_plain_ones(tmp_path: Path, suffix: str, opener) -> None:
     path = tmp_path / f"a.tsv{suffix}"
     with opener(path, "wb") as file:
-        file.write("a house\tein Haus\n\n \t leer \n".encode())
+        file.write(b"a house\tein Haus\n\n \t leer \n")
     assert list(readers.pairs([path])) == [("a house", "ein Haus"), ("", "leer")]
 
 
@@ -45,7 +45,7 @@ def test_a_cut_off_archive_is_named(tmp_path: Path, suffix: str) -> None:
 
 def test_bytes_that_are_not_utf8_are_named_by_file_line_and_byte(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
-    path.write_bytes("first\nsecond\ncaf".encode() + b"\xe9\n")
+    path.write_bytes(b"first\nsecond\ncaf\xe9\n")
     with pytest.raises(UserError, match=r"latin\.txt, line 3, byte 4 \(0xE9\) is not UTF-8"):
         list(readers.documents([path]))
 

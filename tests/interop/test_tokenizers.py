@@ -7,6 +7,7 @@ import unicodedata
 
 import pytest
 import sentencepiece
+
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.tokenizers import SENTENCEPIECE_FILE, export_tokenizer
 
@@ -22,11 +23,13 @@ SENTENCES = (
     "សៀវភៅនេះល្អណាស់។",
 )
 HOSTILE = (
-    "", " ", "   ", "\t\n", " leading", "trailing ", "two  spaces   three", "a\u00a0b\u3000c\u2003d", "tab\tand\nline\r\nend",
+    "", " ", "   ", "\t\n", " leading", "trailing ", "two  spaces   three", "a\u00a0b\u3000c\u2003d",
+    "tab\tand\nline\r\nend",
     "\x01control \x02inside\x7f", "\x00", "\x85next line", "zero\u200bwidth\u200cnon\u200djoiner\ufeffbom",
     "👩‍👩‍👧‍👦 👍🏽 🇫🇷 ❤️ ™️ 🏴\U000e0067\U000e0062\U000e007f", "ＦＵＬＬ　ｗｉｄｔｈ １２３ ～ ￥", "ｶﾞｷﾞｸﾞ ﾊﾟﾋﾟ ｱｲｳ",
-    "cafe\u0301 re\u0301sume\u0301 n\u0303", "Tie\u0302\u0301ng Vie\u0323\u0302t ê\u0301 ơ\u0301 a\u0308\u0323 e\u0323\u0302",
-    "\u1112\u1161\u11ab\u1100\u1173\u11af 가\u11a8 ㄱㅏ ㅋㅋㅋ ㅠㅠ", "कि\u093c क़ ज़ \u0958", "\u0d46\u0d3e \u0dd9\u0dcf \u0bc6\u0bbe",
+    "cafe\u0301 re\u0301sume\u0301 n\u0303", "Tie\u0302\u0301ng Vie\u0323\u0302t ê\u0301 ơ\u0301 a\u0308\u0323",
+    "\u1112\u1161\u11ab\u1100\u1173\u11af 가\u11a8 ㄱㅏ ㅋㅋㅋ ㅠㅠ", "कि\u093c क़ ज़ \u0958",
+    "\u0d46\u0d3e \u0dd9\u0dcf \u0bc6\u0bbe",
     "שָׁלוֹם בְּרֵאשִׁית \u05d1\u05b0\u05bc \u05d1\u05bc\u05b0", "شَدَّة \u0644\u0651\u064e \u0644\u064e\u0651 آ \u0627\u0653",
     "\u0e19\u0e49\u0e33 ทำ ຳ", "½ ① Ⅷ ﬁ ﷺ ㍿ … ŉ ǆ ẞ İ", "ẛ\u0323 Å Ω \u2126\u0345 \u0340 \u0301\u0301",
     "𠮷野家 龘 㐂 𪚥 鿿", "\ue000 \U000f0000 \ufffd", "<0x41> <0xFF>", "▁ ▁▁a", "\u202eright\u202c to left\u200f",
@@ -138,8 +141,8 @@ def test_the_sentencepiece_model_is_copied_beside(folder, model_path):
 def test_models_of_another_kind_are_refused(tmp_path):
     def train(name, **options):
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(SENTENCES[:12] * 4), model_prefix=str(tmp_path / name), vocab_size=200,
-            hard_vocab_limit=False, minloglevel=2, character_coverage=0.9, **options)
+            sentence_iterator=iter(SENTENCES * 4), model_prefix=str(tmp_path / name), vocab_size=330,
+            minloglevel=2, character_coverage=0.98, **options)
         return tmp_path / f"{name}.model"
 
     ids = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.weights import from_huggingface, huggingface_config, model_config, to_huggingface

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+
 from dist_metaxlm.modeling.dropout import counter_dropout, dropout_key, dropout_mask
 
 

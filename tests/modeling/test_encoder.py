@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values, initialise
 from dist_metaxlm.recipe.schema import ModelConfig
-from torch import nn
 
 
 def config_of(**fields) -> ModelConfig:

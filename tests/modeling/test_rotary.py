@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+
 from dist_metaxlm.modeling.rotary import rotary_table, rotate
 
 

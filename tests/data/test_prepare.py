@@ -1,0 +1,189 @@
+"""Preparing data: everything once, nothing twice, nothing half, and settings that must match."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from dist_metaxlm.data import prepare as prepare_module
+from dist_metaxlm.data.prepare import is_prepared, prepare, verify
+from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.schema import DataConfig, LearningRate, MaskedLM, ModelConfig, PhaseConfig, Recipe
+
+VOCAB = 400
+
+
+def make_recipe(folder: Path, vocab_size: int = VOCAB, **data) -> Recipe:
+    fields = {"directory": str(folder / "data"), "text": {"en": [str(folder / "en.txt")]},
+              "bitext": {"en-de": [str(folder / "en-de.tsv")]}, "heldout_strings": 10, **data}
+    phase = PhaseConfig(steps=1, sequence_length=16, objectives=[MaskedLM(batch_tokens=16)],
+                        learning_rate=LearningRate(peak=1e-3))
+    return Recipe(name="tiny", model=ModelConfig(layers=1, hidden=8, heads=1, ffn=8, vocab_size=vocab_size),
+                  data=DataConfig(**fields), phases={"meta": phase})
+
+
+def made_up(seed: int, letters: str) -> list[str]:
+    rng = random.Random(seed)
+    stems = ["".join(rng.choices(letters, k=rng.randint(2, 6))) for _ in range(120)]
+    return [" ".join(rng.choices(stems, k=6)) for _ in range(200)]
+
+
+def write_sources(folder: Path) -> None:
+    english, german = made_up(1, "abcdefghijklmnop"), made_up(2, "äöüßabcdefghijkl")
+    (folder / "en.txt").write_text("".join(f"A day has {n} hours.\n{text}\n\n" for n, text in enumerate(english)))
+    (folder / "en-de.tsv").write_text("".join(f"{left}\t{right}\n" for left, right in zip(english, german, strict=True)))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()}
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dist_metaxlm.data.store_writer.available_cores", lambda: 1)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    write_sources(tmp_path)
+    return make_recipe(tmp_path)
+
+
+def test_all_steps_then_nothing_more(recipe: Recipe, tmp_path: Path) -> None:
+    said: list[str] = []
+    assert not is_prepared(recipe)
+    prepare(recipe, said.append)
+    assert is_prepared(recipe)
+    assert [line.split()[0] for line in said if "ready" in line] == ["heldout", "tokenizer", "store"]
+    before = contents(tmp_path / "data")
+    assert sorted(before) == [
+        ".lock", "heldout/excluded.json", "heldout/manifest.json", "heldout/strings.jsonl", "settings.json",
+        "store/en-de.bin", "store/en-de.idx", "store/en.bin", "store/en.idx", "store/manifest.json", "tokenizer.model",
+        "tokenizer_report.json"]
+    said.clear()
+    prepare(recipe, said.append)
+    assert said == []
+    assert contents(tmp_path / "data") == before
+    assert verify(recipe) == 5
+
+
+def test_the_store_holds_no_held_out_string(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent)
+    data = tmp_path / "data"
+    rows = [json.loads(line) for line in (data / "heldout" / "strings.jsonl").read_text().splitlines()]
+    store, tokenizer = TokenStore.open(data / "store"), Tokenizer.load(data / "tokenizer.model")
+    assert len(rows) == 10
+    assert store.tokenizer_hash == tokenizer.hash
+    assert store.manifest["bitext"]["en-de"]["pairs"] == 190
+    assert store.manifest["bitext"]["en-de"]["dropped"] == {"held out": 10}
+    assert store.manifest["heldout"]["strings"] == 10
+    assert store.manifest["corpus"] == {}
+    text = tokenizer.decode(store.text("en").tokens) + tokenizer.decode(store.bitext("en-de").tokens)
+    assert "A day has 7 hours." in text
+    assert not any(f"{row['en']} " in text or f"{row['de']} " in text for row in rows)
+
+
+def test_steps_in_turn_end_in_the_same_files(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent)
+    whole = contents(tmp_path / "data")
+    other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"directory": str(tmp_path / "steps")})})
+    prepare(other, silent, until="tokenizer")
+    assert not (tmp_path / "steps" / "store").exists()
+    assert not is_prepared(other)
+    prepare(other, silent)
+    assert contents(tmp_path / "steps") == whole
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"heldout_strings": 11}, r"data\.heldout_strings=10 and the recipe has 11"),
+    ({"max_pair_tokens": 64}, r"data\.max_pair_tokens=128 and the recipe has 64"),
+    ({"tokenizer": {"alpha": 0.7}}, r"data\.tokenizer\.alpha=0\.3 and the recipe has 0\.7"),
+    ({"vocab_size": 410}, r"model\.vocab_size=400 and the recipe has 410")])
+def test_data_of_other_settings_are_refused_by_field(recipe: Recipe, tmp_path: Path, changed: dict, said: str) -> None:
+    prepare(recipe, silent, until="heldout")
+    with pytest.raises(UserError, match=said + "; set data.directory to another folder, or delete"):
+        prepare(make_recipe(tmp_path, **changed), silent)
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    ({"text": {}}, r"data\.text names no language"),
+    ({"text": {"en": ["nowhere.txt"]}}, r"data\.text\.en: 'nowhere\.txt' names no file"),
+    ({"text": {"../en": ["nowhere.txt"]}}, r"language code '\.\./en'"),
+    ({"bitext": {"en-de": ["nowhere.tsv"]}}, r"data\.bitext\.en-de: 'nowhere\.tsv' names no file")])
+def test_bad_text_is_refused_before_anything_is_written(recipe: Recipe, tmp_path: Path, data: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        prepare(make_recipe(tmp_path, **data), silent)
+    assert not (tmp_path / "data").exists()
+
+
+def test_text_that_is_not_utf8_leaves_no_step_half_done(recipe: Recipe, tmp_path: Path) -> None:
+    with (tmp_path / "en.txt").open("ab") as file:
+        file.write(b"bad \xff byte\n")
+    prepare_text = make_recipe(tmp_path)
+    with pytest.raises(UserError, match=r"en\.txt, line \d+, byte 5 \(0xFF\) is not UTF-8"):
+        prepare(prepare_text, silent)
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".lock", "heldout", "settings.json"]
+
+
+def test_a_full_disk_leaves_nothing_under_a_final_name(recipe: Recipe, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(recipe, silent, until="tokenizer")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "write_bitext", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(recipe, silent)
+    assert not (tmp_path / "data" / "store").exists()
+    assert not list((tmp_path / "data").glob(".making-*"))
+    prepare(recipe, silent)
+    assert verify(recipe) == 5
+
+
+def test_what_a_killed_run_left_is_cleared(recipe: Recipe, tmp_path: Path) -> None:
+    left = tmp_path / "data" / ".making-store"
+    left.mkdir(parents=True)
+    (left / "en.bin").write_bytes(b"half")
+    (tmp_path / "data" / ".making-settings.json").write_text("{")
+    prepare(recipe, silent)
+    assert not list((tmp_path / "data").glob(".making-*"))
+
+
+def test_an_existing_tokenizer_is_taken_if_it_fits(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent, until="tokenizer")
+    (tmp_path / "data" / "tokenizer.model").rename(tmp_path / "own.model")
+    own = {"path": str(tmp_path / "own.model")}
+    taken = make_recipe(tmp_path, directory=str(tmp_path / "own"), tokenizer=own)
+    prepare(taken, silent)
+    assert TokenStore.open(tmp_path / "own" / "store").tokenizer_hash == Tokenizer.load(own["path"]).hash
+    with pytest.raises(UserError, match=r"own\.model has 400 ids .* set model\.vocab_size to 400"):
+        prepare(make_recipe(tmp_path, vocab_size=500, directory=str(tmp_path / "b"), tokenizer=own), silent)
+
+
+def test_a_tokenizer_put_in_place_of_the_stores_own_is_noticed(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent)
+    model = tmp_path / "data" / "tokenizer.model"
+    other = make_recipe(tmp_path, directory=str(tmp_path / "b"), bitext={})
+    prepare(other, silent, until="tokenizer")
+    model.write_bytes((tmp_path / "b" / "tokenizer.model").read_bytes())
+    with pytest.raises(UserError, match=r"tokenizer\.model is not the tokenizer that the token store was written with"):
+        verify(recipe)
+
+
+def test_a_language_with_translations_only_is_in_the_tokenizers_mix(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent, until="tokenizer")
+    report = json.loads((tmp_path / "data" / "tokenizer_report.json").read_text())
+    assert set(report) == {"en", "de"}

@@ -1,0 +1,99 @@
+"""Layouts: all legal ones, no illegal one, in the stated order."""
+
+from __future__ import annotations
+
+import pytest
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.planning.plan import MEMORY_SHARE, divides, parse_cluster, plan, plan_table
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.training.steps import check_batches
+
+
+def test_cluster_strings():
+    cluster = parse_cluster("16x8xH100")
+    assert (cluster.nodes, cluster.devices_per_node, cluster.device.name, cluster.world_size) == (16, 8, "H100", 128)
+    assert parse_cluster("8xa100-80gb").nodes == 1
+
+
+@pytest.mark.parametrize("text", ["", "H100", "16x8", "x8xH100", "8xx8xH100", "-1x8xH100", "0x8xH100", "2x0xH100",
+                                  "1.5x8xH100"])
+def test_malformed_clusters_are_named_with_an_example(text):
+    with pytest.raises(UserError, match="16x8xH100"):
+        parse_cluster(text)
+
+
+def test_unknown_devices_are_named():
+    with pytest.raises(UserError, match="unknown device 'TPU'"):
+        parse_cluster("4x8xTPU")
+
+
+@pytest.mark.parametrize("name", ["xlmr-large", "xlmr-xxl"])
+def test_every_layout_is_legal_and_listed_once(name):
+    recipe, cluster = load_recipe(name, []), parse_cluster("16x8xH100")
+    plans = plan(recipe, cluster)
+    layouts = [found.layout for found in plans]
+    assert len(set(layouts)) == len(layouts) > 20
+    for found in plans:
+        layout = found.layout
+        assert layout.tensor * layout.pipeline * layout.data == 128
+        assert recipe.model.heads % layout.tensor == 0
+        assert 8 % layout.tensor == 0
+        assert layout.pipeline <= recipe.model.layers
+        assert layout.pipeline == 1 or layout.zero_stage <= 1
+        assert layout.tensor > 1 or not layout.sequence
+        assert found.micro_batch_tokens % 512 == 0
+        assert found.fits == (found.memory.total <= MEMORY_SHARE * 80e9)
+        # What the plan proposes, the recipe accepts.
+        parallel = load_recipe(name, found.overrides()).parallel
+        assert (parallel.tensor, parallel.pipeline, parallel.zero_stage) == (
+            layout.tensor, layout.pipeline, layout.zero_stage)
+        for phase_name, phase in recipe.phases.items():
+            check_batches(phase, phase_name, layout.data)
+
+
+def test_plain_data_parallelism_is_first_where_it_fits():
+    first = plan(load_recipe("xlmr-large", []), parse_cluster("16x8xH100"))[0]
+    assert first.fits
+    assert (first.layout.tensor, first.layout.pipeline, first.layout.zero_stage) == (1, 1, 1)
+
+
+def test_the_largest_recipe_needs_more_than_zero_1():
+    plans = plan(load_recipe("xlmr-xxl", []), parse_cluster("16x8xH100"))
+    assert plans[0].fits
+    assert not any(found.fits for found in plans if found.layout.tensor == found.layout.pipeline == 1
+                   and found.layout.zero_stage == 1)
+    order = [(not p.fits, p.layout.zero_stage == 3, p.layout.pipeline, p.layout.tensor) for p in plans]
+    assert order == sorted(order)
+
+
+def test_nothing_fits_is_said_not_hidden():
+    recipe, cluster = load_recipe("xlmr-xxl", []), parse_cluster("1x1xA100-40GB")
+    plans = plan(recipe, cluster)
+    assert plans
+    assert not any(found.fits for found in plans)
+    assert "Take more or larger devices" in plan_table(recipe, cluster, plans, 3)[-1]
+
+
+def test_a_cluster_that_no_batch_divides_by_is_refused():
+    with pytest.raises(UserError, match="cannot be cut over 13"):
+        plan(load_recipe("xlmr-base", []), parse_cluster("13x1xH100"))
+
+
+@pytest.mark.parametrize("data", range(1, 40))
+def test_the_rule_for_batches_is_the_trainers(data):
+    for name in ("quickstart", "xlmr-base"):
+        for phase_name, phase in load_recipe(name, []).phases.items():
+            try:
+                check_batches(phase, phase_name, data)
+                accepted = True
+            except UserError:
+                accepted = False
+            assert divides(phase, data) == accepted
+
+
+def test_a_smaller_memory_gets_smaller_micro_batches():
+    recipe = load_recipe("xlmr-large", [])
+    tokens = [plan(recipe, parse_cluster(f"1x8x{kind}"))[0].micro_batch_tokens for kind in ("A100-40GB", "H100", "H200")]
+    assert tokens == sorted(tokens)
+    assert tokens[0] < tokens[-1]
