@@ -154,7 +154,7 @@ def _describe(item: Any) -> str:
 
 def _fields_at(location: list[str]) -> list[str]:
     """Field names of the section at `location`."""
-    model: type[BaseModel] = Recipe
+    model: Any = Recipe
     for step in location:
         if step in _OBJECTIVES:
             model = _OBJECTIVES[step]
