@@ -5,6 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= runs/quickstart
+# Recipe overrides for the demo, such as ARGS="phases.cross.steps=200 data.directory=data/other".
+ARGS   ?=
 
 # CUDA devices where there are any, else two ranks on two cores.
 RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() or min(2, os.cpu_count() or 1))")
@@ -20,9 +22,9 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: setup
-	$(BIN)/python launch/prepare.py --recipe quickstart
-	$(LAUNCH) launch/pretrain.py --phase meta --run_dir $(RUN)
-	$(LAUNCH) launch/pretrain.py --phase cross --run_dir $(RUN)
+	$(BIN)/python launch/prepare.py --recipe quickstart $(ARGS)
+	$(LAUNCH) launch/pretrain.py --phase meta --run_dir $(RUN) $(ARGS)
+	$(LAUNCH) launch/pretrain.py --phase cross --run_dir $(RUN) $(ARGS)
 	$(BIN)/python launch/evaluate.py --run_dir $(RUN) --phase untrained meta cross
 	$(BIN)/python launch/convert.py export --run_dir $(RUN) --phase cross --output $(RUN)/export --overwrite \
 		--fill_mask en de fr

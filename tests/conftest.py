@@ -53,7 +53,9 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "cross": {"steps": 12, "objectives": [
                 {"name": "mlm", "batch_tokens": 256}, {"name": "tlm", "batch_tokens": 256},
                 {"name": "contrast", "pairs": 16, "group": 16, "layer": 2, "max_tokens": 24}]},
-            "joint": {"steps": 8, "objectives": [{"name": "mlm", "batch_tokens": 512}]},
+            "joint": {"steps": 6, "objectives": [
+                {"name": "mlm", "batch_tokens": 256}, {"name": "tlm", "batch_tokens": 128, "weight": 0.5},
+                {"name": "contrast", "pairs": 16, "group": 16, "layer": 2, "max_tokens": 24}]},
         },
     }
     path = folder / "tiny.yaml"

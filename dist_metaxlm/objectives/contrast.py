@@ -24,6 +24,15 @@ def mean_pool(states_TH: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     return sums / lengths.unsqueeze(1)
 
 
+def document_keys(batch: PackedBatch) -> torch.Tensor:
+    """[D] int64: equal for documents with the same tokens (and, but for a collision of 64-bit hashes, only for these)."""
+    mixed = batch.tokens * -7046029254386353131 + batch.positions * -4417276706812531889
+    mixed = (mixed ^ (mixed >> 32)) * -4658895280553007687
+    mixed = mixed ^ (mixed >> 29)
+    documents = batch.cu_seqlens.numel() - 1
+    return mixed.new_zeros(documents).index_add(0, batch.document_ids, mixed)
+
+
 def contrast_losses(encoder: Encoder, batch: PackedBatch, config: Contrast,
                     step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """InfoNCE in both directions for the pairs of one group.
@@ -31,6 +40,8 @@ def contrast_losses(encoder: Encoder, batch: PackedBatch, config: Contrast,
     The batch holds this rank's P pairs: a whole group (P = group), or its share of a group that all ranks hold together
     (P * ranks = group). In the second case every rank computes the loss of the whole group with the others' vectors as
     constants: the gradient of its own vectors is then complete without a collective in the backward pass.
+
+    Where a sentence occurs twice in a group, its other translations are no negatives: they are left out of the sum.
 
     Returns:
         losses [group or P] fp32, mean of the two directions for each pair, and the index of each pair's languages.
@@ -41,10 +52,12 @@ def contrast_losses(encoder: Encoder, batch: PackedBatch, config: Contrast,
     states_TH = encoder(batch, last_layer=config.layer, step=step)
     pooled_DH = F.normalize(mean_pool(states_TH, batch), dim=-1)
     left_PH, right_PH = pooled_DH[batch.pairs[:, 0]], pooled_DH[batch.pairs[:, 1]]
-    languages = batch.pair_languages
+    keys_P2, languages = document_keys(batch)[batch.pairs], batch.pair_languages
     if batch.pairs.size(0) < config.group:
-        left_PH, right_PH, languages = gather_rows(left_PH), gather_rows(right_PH), gather_rows(languages)
-    logits_GG = left_PH @ right_PH.T / config.temperature
+        left_PH, right_PH = gather_rows(left_PH), gather_rows(right_PH)
+        keys_P2, languages = gather_rows(keys_P2), gather_rows(languages)
+    same_GG = (keys_P2.unsqueeze(0) == keys_P2.unsqueeze(1)).any(-1).fill_diagonal_(False)
+    logits_GG = (left_PH @ right_PH.T / config.temperature).masked_fill(same_GG, -torch.inf)
     labels = torch.arange(logits_GG.size(0), device=logits_GG.device)
     forth = F.cross_entropy(logits_GG, labels, reduction="none")
     back = F.cross_entropy(logits_GG.T, labels, reduction="none")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,12 +35,15 @@ def process_group(topology: Topology, device: torch.device, timeout: timedelta =
     if device.type == "cpu":
         # One machine, several ranks: each takes its share of the cores, else they fight over all of them.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, topology.local_world_size)))
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and warns
     quiet_engines()
-    import deepspeed
+    # DeepSpeed prints while it builds its operators; standard output is ours (a command with --json prints nothing else).
+    with contextlib.redirect_stdout(sys.stderr if os.environ.get("DEEPSPEED_LOG") else io.StringIO()):
+        import deepspeed
 
-    quiet_engines()
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout,
-                               auto_mpi_discovery=False, verbose=False)
+        quiet_engines()
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout,
+                                   auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != topology.world_size:
         raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the launcher announced "
                            f"{topology.world_size}")
@@ -48,6 +55,7 @@ def process_group(topology: Topology, device: torch.device, timeout: timedelta =
 def quiet_engines() -> None:
     """DeepSpeed and megatron-core log pages at start-up; keep warnings, drop the rest unless DEEPSPEED_LOG says so."""
     level = os.environ.get("DEEPSPEED_LOG", "ERROR").upper()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     for name in ("DeepSpeed", "deepspeed", "megatron", "torch.distributed"):
         logging.getLogger(name).setLevel(level)
 

@@ -7,6 +7,9 @@ moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress.safetensors` and a mani
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dist_metaxlm.errors import UserError
@@ -71,9 +74,13 @@ def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: di
     if int(all_reduce(torch.tensor([int(failure is not None)], device=engine.device), "max")):
         if rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise failure or OSError(5, "another rank could not write its part of the checkpoint", str(temporary))
+        raise failure or OSError(errno.EIO, "another rank could not write its part of the checkpoint", str(temporary))
     if rank() == 0:
-        write_manifest(temporary, {**facts, "adam_step": optimizer_state.adam_step(engine), "ranks": world_size()})
+        try:
+            write_manifest(temporary, {**facts, "adam_step": optimizer_state.adam_step(engine), "ranks": world_size()})
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         # A folder of this name can only be a damaged one that a resumed run has passed over.
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
@@ -98,8 +105,10 @@ def _write_shards(folder: Path, engine: Any, progress: dict[str, torch.Tensor]) 
             save_file(progress, folder / "progress-00000.safetensors")
     except OSError as error:
         return error
-    except Exception as error:  # safetensors wraps a full disk in its own exception type
-        return OSError(28, f"cannot write the checkpoint ({error})", str(folder))
+    except SafetensorError as error:  # wraps what the operating system said: "... (os error 28)"
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        return OSError(number, os.strerror(number), str(folder))
     return None
 
 

@@ -82,17 +82,35 @@ def test_killed_in_the_middle_of_cross_the_resumed_curve_is_bitwise_the_undistur
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
+@pytest.fixture(scope="session")
+def single_process(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Run) -> Path:
+    """The joint phase (all objectives) on one rank without ZeRO: what every layout is compared with."""
+    run = tmp_path_factory.mktemp("single")
+    run_ranks(1, *command(tiny_recipe, run, "joint", "parallel.zero_stage=0"))
+    return run
+
+
 @pytest.mark.parametrize(("ranks", "overrides"), [
-    (1, []), (1, ["parallel.zero_stage=0"]), (2, ["parallel.zero_stage=2"]), (2, ["parallel.zero_stage=0"]),
-    (2, ["parallel.zero_stage=3"]), (4, ["parallel.micro_batch_tokens=32"]), (1, ["parallel.micro_batch_tokens=64"])])
-def test_no_layout_changes_the_losses(undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run, ranks: int,
+    (1, ["parallel.micro_batch_tokens=64"]), (2, []), (2, ["parallel.zero_stage=0"]), (2, ["parallel.zero_stage=2"]),
+    (2, ["parallel.zero_stage=3"]), (4, ["parallel.micro_batch_tokens=32"])])
+def test_no_layout_changes_the_losses(single_process: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run, ranks: int,
                                       overrides: list[str]) -> None:
-    for phase in ("meta", "cross"):
-        run_ranks(ranks, *command(tiny_recipe, tmp_path, phase, *overrides))
-        ours, reference = curve(tmp_path, phase), curve(undisturbed, phase)
-        assert [step for step, *_ in ours] == [step for step, *_ in reference]
-        for (_, _, losses), (_, _, expected) in zip(ours, reference, strict=True):
-            assert losses == pytest.approx(expected, rel=1e-5)
+    run_ranks(ranks, *command(tiny_recipe, tmp_path, "joint", *overrides))
+    ours, reference = curve(tmp_path, "joint"), curve(single_process, "joint")
+    assert [step for step, *_ in ours] == [step for step, *_ in reference] == [2, 4, 6]
+    for (_, _, losses), (_, _, expected) in zip(ours, reference, strict=True):
+        assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_bf16_is_saved_and_resumed_bitwise(tiny_recipe: Path, tmp_path: Path, run_ranks: Run) -> None:
+    runs = [tmp_path / "whole", tmp_path / "resumed"]
+    for run in runs:
+        run_ranks(2, *command(tiny_recipe, run, "joint", "training.precision=bf16"))
+    (runs[1] / "joint" / "done.json").unlink()
+    run_ranks(2, *command(tiny_recipe, runs[1], "joint", "training.precision=bf16", "--resume", "4"))
+    assert curve(runs[0], "joint") == curve(runs[1], "joint")
+    masters = load_weights(runs[0], "joint")[1]["embedding.tokens.weight"]
+    assert not torch.equal(masters, masters.bfloat16().float()), "fp32 masters were rounded on their way to the disk"
 
 
 def test_resuming_on_another_layout_goes_on_with_the_same_losses(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
