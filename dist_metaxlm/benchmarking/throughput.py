@@ -103,7 +103,7 @@ def _our_step(encoder: Encoder, setting: Setting, device: torch.device) -> Calla
         engine.backward(mean, scale_wrt_gas=False)
         set_learning_rate(engine, setting.learning_rate)
         engine.step()
-        return float(mean)
+        return float(mean.detach())
 
     return step
 
