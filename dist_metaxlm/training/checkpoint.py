@@ -71,10 +71,11 @@ def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: di
     barrier()
     failure = _write_shards(temporary, engine, progress)
     # All ranks learn whether one failed before any of them goes on, else the others would wait in a barrier for ever.
-    if int(all_reduce(torch.tensor([int(failure is not None)], device=engine.device), "max")):
+    number = int(all_reduce(torch.tensor([failure], device=engine.device), "max"))
+    if number:
         if rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise failure or OSError(errno.EIO, "another rank could not write its part of the checkpoint", str(temporary))
+        raise OSError(number, os.strerror(number), str(target))
     if rank() == 0:
         try:
             write_manifest(temporary, {**facts, "adam_step": optimizer_state.adam_step(engine), "ranks": world_size()})
@@ -89,7 +90,8 @@ def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: di
     barrier()
 
 
-def _write_shards(folder: Path, engine: Any, progress: dict[str, torch.Tensor]) -> OSError | None:
+def _write_shards(folder: Path, engine: Any, progress: dict[str, torch.Tensor]) -> int:
+    """Write this rank's files; returns 0 or the number of the operating system's error."""
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
     for index, (name, param) in enumerate(optimizer_state.named_parameters(engine)):
@@ -104,12 +106,11 @@ def _write_shards(folder: Path, engine: Any, progress: dict[str, torch.Tensor]) 
         if rank() == 0:
             save_file(progress, folder / "progress-00000.safetensors")
     except OSError as error:
-        return error
+        return error.errno or errno.EIO
     except SafetensorError as error:  # wraps what the operating system said: "... (os error 28)"
         found = re.search(r"os error (\d+)", str(error))
-        number = int(found[1]) if found else errno.EIO
-        return OSError(number, os.strerror(number), str(folder))
-    return None
+        return int(found[1]) if found else errno.EIO
+    return 0
 
 
 def list_steps(root: Path) -> list[int]:

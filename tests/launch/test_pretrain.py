@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_killed_in_the_middle_of_cross_the_resumed_curve_is_bitwise_the_undistur
         undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run,
         start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
     run = tmp_path / "killed"
-    run_ranks(2, *command(tiny_recipe, run, "meta"))
+    shutil.copytree(undisturbed / "meta", run / "meta")
     processes = start_ranks(2, *command(tiny_recipe, run, "cross"))
     metrics = run / "cross" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -104,8 +105,8 @@ def test_no_layout_changes_the_losses(single_process: Path, tiny_recipe: Path, t
 
 def test_bf16_is_saved_and_resumed_bitwise(tiny_recipe: Path, tmp_path: Path, run_ranks: Run) -> None:
     runs = [tmp_path / "whole", tmp_path / "resumed"]
-    for run in runs:
-        run_ranks(2, *command(tiny_recipe, run, "joint", "training.precision=bf16"))
+    run_ranks(2, *command(tiny_recipe, runs[0], "joint", "training.precision=bf16"))
+    shutil.copytree(runs[0], runs[1])
     (runs[1] / "joint" / "done.json").unlink()
     run_ranks(2, *command(tiny_recipe, runs[1], "joint", "training.precision=bf16", "--resume", "4"))
     assert curve(runs[0], "joint") == curve(runs[1], "joint")
@@ -116,8 +117,7 @@ def test_bf16_is_saved_and_resumed_bitwise(tiny_recipe: Path, tmp_path: Path, ru
 def test_resuming_on_another_layout_goes_on_with_the_same_losses(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
                                                                  run_ranks: Run) -> None:
     run = tmp_path / "moved"
-    for phase in ("meta", "cross"):
-        run_ranks(2, *command(tiny_recipe, run, phase))
+    shutil.copytree(undisturbed, run)
     (run / "cross" / "done.json").unlink()
     run_ranks(1, *command(tiny_recipe, run, "cross", "--resume", "8", "parallel.zero_stage=0"))
     assert [c[:1] for c in curve(run, "cross")] == [c[:1] for c in curve(undisturbed, "cross")]
@@ -127,8 +127,7 @@ def test_resuming_on_another_layout_goes_on_with_the_same_losses(undisturbed: Pa
 def test_a_damaged_newest_checkpoint_falls_back_loudly(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
                                                        start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
     run = tmp_path / "damaged"
-    process = start_ranks(1, *command(tiny_recipe, run, "meta"))[0]
-    process.communicate(timeout=120)
+    shutil.copytree(undisturbed / "meta", run / "meta")
     (run / "meta" / "done.json").unlink()
     victim = run / "meta" / "checkpoints" / "step-00000008" / "weights-00000.safetensors"
     content = bytearray(victim.read_bytes())
@@ -188,8 +187,8 @@ def test_another_recipe_in_the_same_run_is_refused(undisturbed: Path, tiny_recip
 def test_unseen_embeddings_are_reinitialised_and_the_optimiser_carried(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
                                                                        run_ranks: Run) -> None:
     overrides = ["carry_over.unseen_embeddings=reinitialise", "carry_over.optimizer=carry", "carry_over.schedule=continue"]
-    for phase in ("meta", "cross"):
-        run_ranks(2, *command(tiny_recipe, tmp_path, phase, *overrides))
+    shutil.copytree(undisturbed / "meta", tmp_path / "meta")
+    run_ranks(2, *command(tiny_recipe, tmp_path, "cross", *overrides))
     report = json.loads((tmp_path / "cross" / "carry_over.json").read_text())
     assert report["embeddings_before"]["seen"] == report["embeddings_after"]["seen"]
     assert report["embeddings_before"]["unseen"] != report["embeddings_after"]["unseen"]
