@@ -10,7 +10,8 @@ ARGS   ?=
 
 # CUDA devices where there are any, else two ranks on two cores.
 RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() or min(2, os.cpu_count() or 1))")
-LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_accelerators $(RANKS)
+DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
+LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
 .PHONY: setup demo test lint types clean
 setup: $(READY)

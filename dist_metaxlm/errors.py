@@ -19,6 +19,10 @@ class UserError(Exception):
     """A mistake the user can mend: one sentence naming the value at fault and the remedy; the process exits with 2."""
 
 
+class StoppedInGoodOrder(Exception):
+    """A run was asked to stop and has saved all it did; starting it again goes on from there. The process exits with 75."""
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and turn its outcome into an exit code: no traceback for what a user or a disk caused."""
     try:
@@ -26,6 +30,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _report(str(error))
         code = EXIT_USER
+    except StoppedInGoodOrder as stop:
+        _report(str(stop), "stopped")
+        code = EXIT_AGAIN
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
             raise
@@ -36,11 +43,11 @@ def run_command(main: Callable[[], int | None]) -> None:
     raise SystemExit(code)
 
 
-def _report(sentence: str) -> None:
+def _report(sentence: str, kind: str = "error") -> None:
     """One sentence on standard error, once a job: all ranks find the same mistake, and the first rank's word is enough."""
     rank = int(os.environ.get("RANK") or 0)
     if rank:
         # Where rank 0 has failed too, the launcher ends this process while it waits here.
         time.sleep(2.0)
         sentence = f"rank {rank}: {sentence}"
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    print(f"{kind}: {sentence}", file=sys.stderr, flush=True)

@@ -16,10 +16,22 @@ from dist_metaxlm.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-BLOCKS = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
 SHORT = ("phases.meta.steps=4", "phases.cross.steps=4", "phases.joint.steps=4", "training.log_interval=2",
          "training.checkpoint_interval=4", "data.tokenizer.sample_bytes=3000000")
+
+
+def readme_commands() -> list[str]:
+    """Lines of the README's fenced blocks that have no language."""
+    commands, fence = [], None
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            fence = line[3:] if fence is None else None
+        elif fence == "" and line.strip():
+            commands.append(line)
+    return commands
+
+
+COMMANDS = readme_commands()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from dist_metaxlm.errors import StoppedInGoodOrder, UserError
 from dist_metaxlm.parallel.topology import Topology
 
 
@@ -42,14 +43,31 @@ def process_group(topology: Topology, device: torch.device, timeout: timedelta =
         import deepspeed
 
         quiet_engines()
-        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout,
-                                   auto_mpi_discovery=False, verbose=False)
+        try:
+            deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout,
+                                       auto_mpi_discovery=False, verbose=False)
+        except dist.DistNetworkError as error:
+            raise _unreachable(error) from None
     if dist.get_world_size() != topology.world_size:
         raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the launcher announced "
                            f"{topology.world_size}")
-    yield
+    try:
+        yield
+    except StoppedInGoodOrder:
+        dist.destroy_process_group()
+        raise
     # Not in a `finally`: after an error peers may be stuck in a collective, and the launcher ends them.
     dist.destroy_process_group()
+
+
+def _unreachable(error: Exception) -> UserError:
+    """What to say when the ranks cannot meet at MASTER_ADDR:MASTER_PORT."""
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    if "EADDRINUSE" in str(error):
+        return UserError(f"port {os.environ.get('MASTER_PORT')} is taken, perhaps by another job on this machine; give the "
+                         "launcher another one, such as deepspeed --master_port 29501 or torchrun --master_port 29501")
+    return UserError(f"the ranks cannot meet at {place} ({str(error).splitlines()[0]}); check that the first node's address "
+                     "is reachable from all others")
 
 
 def quiet_engines() -> None:

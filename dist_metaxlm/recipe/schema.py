@@ -83,7 +83,7 @@ class TokenizerConfig(Section):
     sample_bytes: int = Field(20_000_000, gt=0)
     """Bytes of text drawn for training, over all languages."""
     character_coverage: float = Field(0.9995, ge=0.98, le=1)
-    """Share of all characters that get a piece of their own; the rest falls back to bytes."""
+    """Share of all characters that get a piece of their own; the rest falls back to bytes (SentencePiece takes 0.98 up)."""
     byte_fallback: bool = True
     """Spell unknown characters as bytes instead of `<unk>`."""
 

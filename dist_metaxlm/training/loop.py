@@ -9,6 +9,7 @@ import torch
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.prefetch import prefetch
+from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.parallel.process_group import rank
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.checkpoint import save_checkpoint
@@ -23,6 +24,7 @@ from dist_metaxlm.training.metrics import (
     weighted_loss,
 )
 from dist_metaxlm.training.progress import Progress
+from dist_metaxlm.training.resilience import StopRequest
 from dist_metaxlm.training.run_folder import PhaseFolder
 from dist_metaxlm.training.schedule import learning_rate_at
 from dist_metaxlm.training.steps import MicroStep, StepPlan
@@ -43,6 +45,7 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
         meter.restore(progress.realised)
     writer = MetricsWriter(folder.path, progress.step) if rank() == 0 else None
     clock, tokens_before = Clock(progress.seconds), progress.tokens
+    stop = StopRequest()
     batches = prefetch(micro_batches(plan, data, progress.step, total), PREFETCHED)
     with ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
@@ -59,7 +62,7 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
             engine.step()
             progress.advance(phase, plan.objectives_at(step))
 
-            last = step + 1 == total
+            last, stopping = step + 1 == total, False
             if last or (step + 1) % recipe.training.log_interval == 0:
                 rate, progress.seconds = clock.read(progress.tokens - tokens_before)
                 tokens_before = progress.tokens
@@ -67,10 +70,15 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
                 line.show(record)
                 if writer:
                     writer.write(record)
-            if last or (step + 1) % recipe.training.checkpoint_interval == 0:
+                stopping = stop.agreed(engine.device) and not last
+            if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
                 progress.realised = meter.realised()
                 save_checkpoint(folder.checkpoints, engine, progress.facts(), progress.tensors(),
                                 recipe.training.keep_checkpoints)
+            if stopping:
+                raise StoppedInGoodOrder(f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
+                                         "run the same command again to go on")
+    stop.restore()
     if writer:
         writer.close()
 

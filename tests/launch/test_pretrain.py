@@ -83,6 +83,24 @@ def test_killed_in_the_middle_of_cross_the_resumed_curve_is_bitwise_the_undistur
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
+def test_sigterm_saves_and_exits_75_and_the_resumed_curve_is_the_undisturbed_one(
+        undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run,
+        start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
+    shutil.copytree(undisturbed / "meta", tmp_path / "meta")
+    processes = start_ranks(2, *command(tiny_recipe, tmp_path, "cross", "training.checkpoint_interval=100"))
+    metrics = tmp_path / "cross" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 1) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], errors
+    assert "run the same command again" in errors[0]
+    assert not (tmp_path / "cross" / "done.json").exists()
+    run_ranks(2, *command(tiny_recipe, tmp_path, "cross"))
+    assert curve(tmp_path, "cross") == curve(undisturbed, "cross")
+
+
 @pytest.fixture(scope="session")
 def single_process(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Run) -> Path:
     """The joint phase (all objectives) on one rank without ZeRO: what every layout is compared with."""
