@@ -30,6 +30,10 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _report(str(error))
         code = EXIT_USER
+    except BrokenPipeError:
+        # The reader of our output has gone (`... | head`): nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_DONE
     except StoppedInGoodOrder as stop:
         _report(str(stop), "stopped")
         code = EXIT_AGAIN

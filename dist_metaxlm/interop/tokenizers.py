@@ -100,7 +100,7 @@ def build_tokenizer(model_path: str | Path) -> Any:
     for text in _PROBES:
         if tokenizer.encode(text, add_special_tokens=False).ids != processor.encode(text):
             raise UserError(f"the exported tokenizer gives other ids than {model_path} for {text!r}; "
-                            "install the tokenizers and sentencepiece versions of constraints.txt")
+                            "install the tokenizers and sentencepiece versions of .ci/constraints.txt")
     return tokenizer
 
 
