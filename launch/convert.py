@@ -26,8 +26,8 @@ def parse() -> argparse.Namespace:
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
     export.add_argument("--fill_mask", nargs="+", metavar="LANGUAGE", default=[],
                         help="open the export with transformers and fill a masked word of a held-out string in each")
-    reading = actions.add_parser("import", help="Hugging Face folder (safetensors) -> model.safetensors by our names in "
-                                                "fp32, with model_config.json; its tokenizer is not converted")
+    reading = actions.add_parser("import", help="Hugging Face folder (safetensors) -> weights by our names in fp32, shape, "
+                                                "and tokenizer.model from XLM-R's SentencePiece file")
     reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
     for action in (export, reading):
         action.add_argument("--output", required=True, help="folder to write; must not hold anything yet")

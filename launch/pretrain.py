@@ -28,6 +28,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", default="auto", metavar="auto|never|STEP",
                         help="auto: go on from the newest intact checkpoint; never: set it aside and start anew; "
                              "STEP: from that checkpoint")
+    parser.add_argument("--init_from", metavar="FOLDER",
+                        help="start from a model that launch/convert.py import wrote (for cross: instead of the meta phase)")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe, such as "
                                                                           "phases.meta.steps=20")
@@ -39,7 +41,7 @@ def main() -> None:
     from dist_metaxlm.training.pretrain import Options, pretrain
 
     pretrain(Options(arguments.phase, arguments.recipe, tuple(arguments.overrides), arguments.deepspeed_config,
-                     arguments.run_dir, arguments.resume))
+                     arguments.run_dir, arguments.resume, arguments.init_from))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.tokenizer_import import import_tokenizer
 from dist_metaxlm.interop.tokenizers import export_tokenizer
 from dist_metaxlm.interop.weights import from_huggingface, huggingface_config, model_config, to_huggingface
 from dist_metaxlm.recipe.schema import ModelConfig
 
 SHARD_BYTES = 5 * 10**9
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-LOGICAL_CONFIG = "model_config.json"
+LOGICAL_CONFIG, LOGICAL_TOKENIZER = "model_config.json", "tokenizer.model"
 
 State = dict[str, torch.Tensor]
 
@@ -64,19 +65,42 @@ def import_folder(directory: str | Path) -> tuple[ModelConfig, State]:
 
 
 def import_run(directory: str | Path, output: str | Path) -> ModelConfig:
-    """Convert a Hugging Face folder to `output`: model.safetensors by our names in fp32, and model_config.json."""
+    """Convert a Hugging Face folder to `output`: model.safetensors by our names in fp32, model_config.json, tokenizer.model.
+
+    The last is there where the folder has XLM-R's sentencepiece.bpe.model; `data.tokenizer.path` may name it.
+    """
     from safetensors.torch import save_file
 
     config, state = import_folder(directory)
+    tokenizer = import_tokenizer(directory, config)
     target = Path(output)
     partial = _claim(target)
     try:
         save_file({name: tensor.float().contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
         _write_json(partial / LOGICAL_CONFIG, config.model_dump(mode="json"))
+        if tokenizer is not None:
+            (partial / LOGICAL_TOKENIZER).write_bytes(tokenizer)
         _publish(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return config
+
+
+def read_import(directory: str | Path) -> tuple[ModelConfig, State, bytes | None]:
+    """What `import_run` wrote: shape, fp32 weights by our names, and the tokenizer model where there is one.
+
+    Raises:
+        UserError: when the folder is not an import.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(directory)
+    if not (folder / LOGICAL_CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} holds no imported model; make one with `python launch/convert.py import --input FOLDER "
+                        f"--output {folder}`")
+    config = ModelConfig.model_validate_json((folder / LOGICAL_CONFIG).read_text(encoding="utf-8"))
+    tokenizer = folder / LOGICAL_TOKENIZER
+    return config, load_file(folder / WEIGHTS), tokenizer.read_bytes() if tokenizer.is_file() else None
 
 
 def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dict[str, list[tuple[str, float]]]:

@@ -25,6 +25,7 @@ from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, describe
 from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
 from dist_metaxlm.training.engine import build_engine, resolve_precision
+from dist_metaxlm.training.initial_weights import load_initial_weights
 from dist_metaxlm.training.loop import train
 from dist_metaxlm.training.manifest import write_json
 from dist_metaxlm.training.progress import Progress
@@ -42,6 +43,7 @@ class Options:
     deepspeed_config: str | None = None
     run_dir: str | None = None
     resume: str = "auto"
+    init_from: str | None = None
 
 
 def pretrain(options: Options) -> None:
@@ -59,7 +61,7 @@ def pretrain(options: Options) -> None:
         _say(topology, f"phase {options.phase} of {folder.run_dir} is finished: {folder.finished['steps']} steps, loss "
                        f"{folder.finished['loss']:.3f}; --resume never trains it anew")
         return
-    if options.phase == "cross" and PhaseFolder(folder.run_dir, "meta").finished is None:
+    if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
         missing_meta(folder)
     prepare_data(recipe, topology)
     device = pick_device(topology)
@@ -87,7 +89,9 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
 
     encoder = Encoder(recipe.model, seed=recipe.seed)
     carried = None
-    if checkpoint is None and options.phase == "cross":
+    if checkpoint is None and options.init_from is not None:
+        _say(topology, load_initial_weights(encoder, recipe, options.init_from, tokenizer.hash))
+    elif checkpoint is None and options.phase == "cross":
         carried = carry_over(encoder, recipe, PhaseFolder(folder.run_dir, "meta"), tokenizer.hash)
     parameters = sum(p.numel() for p in encoder.parameters())
     if checkpoint is not None:

@@ -217,6 +217,21 @@ def test_unseen_embeddings_are_reinitialised_and_the_optimiser_carried(undisturb
     assert manifest["adam_step"] == 20
 
 
+def test_cross_starts_from_an_imported_hugging_face_folder(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
+                                                           run_ranks: Run) -> None:
+    convert = ROOT / "launch" / "convert.py"
+    run_ranks(1, convert, "export", "--run_dir", undisturbed, "--phase", "meta", "--output", tmp_path / "hf")
+    run_ranks(1, convert, "import", "--input", tmp_path / "hf", "--output", tmp_path / "imported")
+    start = ("--init_from", str(tmp_path / "imported"))
+    out = run_ranks(2, *command(tiny_recipe, tmp_path / "run", "cross", *start))
+    assert "tokenizer" in out
+    assert "(equal)" in out
+    # The same weights as the run whose meta phase was exported, so the same curve.
+    assert curve(tmp_path / "run", "cross") == curve(undisturbed, "cross")
+    message = fails_with_one_sentence(*command(tiny_recipe, tmp_path / "other", "cross", *start, "model.ffn=128")[1:])
+    assert "set model.ffn=64" in message
+
+
 def test_deepspeed_launcher_with_two_ranks(undisturbed: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     launcher = Path(sys.executable).with_name("deepspeed")
     result = subprocess.run([str(launcher), "--num_accelerators", "2", *command(tiny_recipe, tmp_path, "meta")],
