@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dist_metaxlm.data.catalogues import base_language, clean, read_mo, read_po_order, runs, usable
 from dist_metaxlm.data.quickstart_prose import prose_documents
@@ -37,7 +38,7 @@ class Translations:
     """Why strings were left out -> how many."""
 
 
-def collect(folder: Path, log: Callable[[str], None]) -> dict[str, object]:
+def collect(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Write the corpus into `folder`; returns what went in, for the manifest.
 
     Errors: UserError where too few translations are within reach (no network and nothing installed brings any).
@@ -144,11 +145,3 @@ def _merge(into: dict[str, str], strings: dict[str, str], dropped: dict[str, int
             dropped["second translation of a string"] += 1
         else:
             into[source] = translation
-
-
-def files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """What `collect` wrote: text files by language, bitext files by pair."""
-    text: dict[str, list[Path]] = {}
-    for path in sorted((folder / "text").glob("*.txt")):
-        text.setdefault(path.name.split(".")[0], []).append(path)
-    return text, {path.stem: [path] for path in sorted((folder / "bitext").glob("*.tsv"))}

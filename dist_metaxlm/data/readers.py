@@ -161,8 +161,8 @@ def _moses(first: Place, second: Place, reading: ReadingConfig) -> Iterator[tupl
     for left, right in both:
         if left is None or right is None:
             short, long, number = (first, second, right[0]) if left is None else (second, first, left[0])
-            raise UserError(f"{shown(short)} ends after line {number - 1} and {shown(long)} goes on; give two files of which "
-                            "line n of one translates line n of the other")
+            raise UserError(f"{shown(short)} ends after line {number - 1} and {shown(long)} goes on; give two files of "
+                            "which line n of one translates line n of the other")
         if left[1].strip() or right[1].strip():
             yield one_line(left[1]), one_line(right[1])
 

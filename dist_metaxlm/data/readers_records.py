@@ -36,12 +36,13 @@ def json_lines(place: Place, limit: int) -> Iterator[tuple[str, dict[str, Any]]]
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where}, column {error.colno} is not JSON ({error.msg}); mend the line or leave it out") from None
+            raise UserError(f"{where}, column {error.colno} is not JSON ({error.msg}); mend the line or leave it "
+                            "out") from None
         except (ValueError, RecursionError):
             raise UserError(f"{where} has a number or a nesting that is too large to read; leave the line out") from None
         if not isinstance(value, dict):
-            raise UserError(f"{where} is not a JSON object with fields but {type(value).__name__}; mend the line or leave it "
-                            "out")
+            raise UserError(f"{where} is not a JSON object with fields but {type(value).__name__}; mend the line or leave "
+                            "it out")
         yield where, value
 
 
@@ -86,8 +87,8 @@ def columns(place: Place, wanted: Sequence[int] | None, setting: str, limit: int
         cells = line.split("\t")
         where = f"{shown(place)}, line {number}"
         if wanted is None and len(cells) != 2:
-            raise UserError(f"{where} has {len(cells)} tab-separated columns where a sentence and its translation are 2; mend "
-                            f"the line or leave it out, or name the columns in {setting}")
+            raise UserError(f"{where} has {len(cells)} tab-separated columns where a sentence and its translation are 2; "
+                            f"mend the line or leave it out, or name the columns in {setting}")
         if wanted is not None and len(cells) < max(wanted):
             raise UserError(f"{where} has {len(cells)} tab-separated columns and no column {max(wanted)}; mend the line, or "
                             f"correct {setting}")

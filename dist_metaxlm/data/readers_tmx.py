@@ -39,7 +39,7 @@ class _Metered:
 
 
 def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tuple[str, str]]:
-    """Both sides of every unit that has both languages; a regional variant (`en-US`) serves where the code itself is missing.
+    """Both sides of every unit that has both languages; a regional variant (`en-US`) serves where the code is missing.
 
     Errors: UserError where the file defines entities, is not well-formed (line and column), or one unit has more than
     `limit` characters.
@@ -65,8 +65,8 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tu
                         if parent.tag == "body":
                             parent.clear()
         except DefusedXmlException as error:
-            raise UserError(f"{shown(place)} defines XML entities ({type(error).__name__}), which can blow up or fetch other "
-                            "files; remove the definitions from its DOCTYPE") from None
+            raise UserError(f"{shown(place)} defines XML entities ({type(error).__name__}), which can blow up or fetch "
+                            "other files; remove the definitions from its DOCTYPE") from None
         except (ParseError, UnicodeError, LookupError) as error:
             raise UserError(f"{shown(place)} is not well-formed XML ({error}) after unit {number}; mend or export it again"
                             ) from None

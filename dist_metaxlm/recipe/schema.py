@@ -33,8 +33,9 @@ from dist_metaxlm.recipe.phase import (
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
-    "AlphaPoint", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "DataConfig", "EvaluationFiles", "LearningRate",
-    "MaskedLM", "ModelConfig", "MosesPair", "NearDuplicates", "Objective", "OptimizerConfig", "ParallelConfig", "PhaseConfig",
+    "AlphaPoint", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "DataConfig", "EvaluationFiles",
+    "LearningRate", "MaskedLM",
+    "ModelConfig", "MosesPair", "NearDuplicates", "Objective", "OptimizerConfig", "ParallelConfig", "PhaseConfig",
     "ReadingConfig", "Recipe", "TextSource", "TokenizerConfig", "TrainingConfig", "TranslationLM",
 ]
 
