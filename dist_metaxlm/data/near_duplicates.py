@@ -53,6 +53,7 @@ class NearDuplicateFinder:
         self._bands = Repeated(folder / "bands")
         self._folder = folder
         self._path = folder / "signatures"
+        folder.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("wb")
         self._empty = MinHash(num_perm=config.permutations, seed=1, hashfunc=int, scheme="affine32")
         index = MinHashLSH(threshold=config.threshold, num_perm=config.permutations)

@@ -21,20 +21,21 @@ _CODES = {"bpt", "ept", "ph", "it", "ut"}
 
 
 class _Metered:
-    """A stream that refuses to go on after `most` bytes without a call of `reset`: expat keeps an element in memory."""
+    """A stream that refuses to go on after 4 * `limit` bytes without a call of `unit`: expat keeps an element in memory."""
 
-    def __init__(self, file: IO[bytes], most: int, error: UserError) -> None:
-        self._file, self._most, self._error, self._since = file, most, error, 0
-        self.units = 0
+    def __init__(self, file: IO[bytes], place: Place, limit: int) -> None:
+        self._file, self._place, self._limit = file, place, limit
+        self._since = self.units = 0
 
     def read(self, size: int = -1) -> bytes:
-        if self._since > self._most:
-            raise self._error
+        if self._since > 4 * self._limit:
+            raise too_long(self._place, self.units, self._limit, "what comes after translation unit")
         chunk = self._file.read(min(size, 1 << 16) if size > 0 else 1 << 16)
         self._since += len(chunk)
         return chunk
 
-    def reset(self) -> None:
+    def unit(self) -> None:
+        self.units += 1
         self._since = 0
 
 
@@ -45,8 +46,7 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tu
     `limit` characters.
     """
     with opened(place) as file:
-        metered = _Metered(file, 4 * limit, too_long(place, 0, limit, "a translation unit after unit"))
-        number = 0
+        metered = _Metered(file, place, limit)
         try:
             root: Any = None
             # defusedxml refuses entities and external references; a DOCTYPE alone is in most TMX files.
@@ -54,9 +54,8 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tu
                                             forbid_external=True):
                 root = element if root is None else root
                 if event == "end" and element.tag == "tu":
-                    number += 1
-                    metered.reset()
-                    found = _unit(element, f"{shown(place)}, unit {number}")
+                    metered.unit()
+                    found = _unit(element, f"{shown(place)}, unit {metered.units}")
                     left, right = (_pick(found, language) for language in languages)
                     if left is not None and right is not None:
                         yield one_line(left), one_line(right)
@@ -68,7 +67,7 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tu
             raise UserError(f"{shown(place)} defines XML entities ({type(error).__name__}), which can blow up or fetch "
                             "other files; remove the definitions from its DOCTYPE") from None
         except (ParseError, UnicodeError, LookupError) as error:
-            raise UserError(f"{shown(place)} is not well-formed XML ({error}) after unit {number}; mend or export it again"
+            raise UserError(f"{shown(place)} is not well-formed XML ({error}) after unit {metered.units}; mend or export it again"
                             ) from None
 
 
