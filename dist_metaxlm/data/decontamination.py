@@ -1,10 +1,11 @@
 """Decontamination: which documents contain a sentence of the evaluation files.
 
 Texts are compared by their letters and digits alone, compatibility-normalised and case folded. An evaluation text of at
-least one window (48 letters; 16 where most are of a script without spaces) is looked for window by window: at every
-48th letter and at its end. A document that has one of these anywhere contains it, also across line ends. A shorter
-evaluation text counts where a whole line is that text, and not at all below half a window: "Yes." proves nothing.
-Memory: the evaluation texts and 8 bytes a window; of the corpus one batch.
+least one window (48 letters; 16 of Han, Kana or Hangul; 32 of Thai, Lao, Burmese or Khmer) is looked for window by
+window: at every 48th letter and at its end. A document that has one of these anywhere contains it, also across line
+ends. A short window must be of its script by half: English names inside of Chinese text need 48 letters like any
+English. A shorter evaluation text counts where a whole line is that text, and not at all below half a window: "Yes."
+proves nothing. Memory: the evaluation texts and 16 bytes a window; of the corpus one batch.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_metaxlm.data.scripts import UNSPACED
+from dist_metaxlm.data.scripts import SYLLABLES, UNSPACED, UNSPACED_LETTERS
 
-WINDOW, WINDOW_UNSPACED = 48, 16
+WINDOW = 48
+SHORT_WINDOWS = ((16, SYLLABLES), (32, (*SYLLABLES, *UNSPACED_LETTERS)))
+"""Width of a window, and the scripts that at least half of it must be of."""
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _BITS = 24
@@ -57,6 +60,14 @@ def _codes(text: str) -> Codes:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
 
 
+def _inside(codes: Codes, ranges: tuple[tuple[int, int], ...]) -> NDArray[np.bool_]:
+    """Which codes lie in one of the ranges."""
+    found = np.zeros(len(codes), bool)
+    for first, last in ranges:
+        found |= (codes >= first) & (codes <= last)
+    return found
+
+
 @dataclass(frozen=True)
 class Hit:
     """A document contains an evaluation text."""
@@ -68,20 +79,32 @@ class Hit:
 
 
 class _Windows:
-    """Windows of one width: their hashes, and which text each is of."""
+    """Windows of one width, of certain scripts or of any: their hashes, and which text each is of."""
 
-    def __init__(self, width: int) -> None:
-        self.width = width
+    def __init__(self, width: int, scripts: tuple[tuple[int, int], ...] = ()) -> None:
+        self.width, self._scripts = width, scripts
         self._hashes: list[Codes] = []
         self._texts: list[int] = []
         self.hashes = np.zeros(0, np.uint64)
         self.texts = np.zeros(0, np.int64)
         self._filter = np.zeros(0, bool)
 
-    def add(self, normal: str, text: int) -> None:
-        found = window_hashes(_codes(normal), self.width)
-        self._hashes.append(found[np.unique([*range(0, len(found), self.width), len(found) - 1])])
+    def fits(self, normal: str) -> bool:
+        """Whether at least half of the letters are of these scripts."""
+        return not self._scripts or 2 * int(_inside(_codes(normal), self._scripts).sum()) >= len(normal)
+
+    def add(self, normal: str, text: int) -> int:
+        """Take in the windows of a text; returns how many it has."""
+        if len(normal) < self.width:
+            return 0
+        codes = _codes(normal)
+        starts = np.unique([*range(0, len(codes) - self.width + 1, self.width), len(codes) - self.width])
+        if self._scripts:
+            sums = np.concatenate([[0], np.cumsum(_inside(codes, self._scripts))])
+            starts = starts[2 * (sums[starts + self.width] - sums[starts]) >= self.width]
+        self._hashes.append(window_hashes(codes, self.width)[starts])
         self._texts.append(text)
+        return len(starts)
 
     def freeze(self) -> None:
         """Sort what was added; the earliest text of a window is the one named."""
@@ -112,7 +135,8 @@ class EvaluationIndex:
         self._texts: list[tuple[str, str]] = []
         self._normal: dict[str, int] = {}
         self._short: dict[str, int] = {}
-        self._wide, self._dense = _Windows(WINDOW), _Windows(WINDOW_UNSPACED)
+        self._long = _Windows(WINDOW)
+        self._short_windows = [_Windows(width, scripts) for width, scripts in SHORT_WINDOWS]
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -122,22 +146,22 @@ class EvaluationIndex:
         normal = letters(text)
         if normal in self._normal:
             return
-        windows = self._dense if 2 * len(_UNSPACED.findall(normal)) > len(normal) else self._wide
-        if 2 * len(normal) < windows.width:
+        unspaced = _UNSPACED.search(normal) is not None
+        width = next((kind.width for kind in self._short_windows if unspaced and kind.fits(normal)), WINDOW)
+        if 2 * len(normal) < width:
             return
         number = len(self._texts)
         self._texts.append((file, text))
         self._normal[normal] = number
-        if len(normal) < windows.width:
+        kinds = [*self._short_windows, self._long] if unspaced else [self._long]
+        if not sum(windows.add(normal, number) for windows in kinds):
             self._short[normal] = number
-        else:
-            windows.add(normal, number)
 
     def freeze(self) -> None:
         """No more texts: make ready for `check`."""
         self._normal.clear()
-        self._wide.freeze()
-        self._dense.freeze()
+        for windows in (self._long, *self._short_windows):
+            windows.freeze()
 
     def check(self, documents: Sequence[Sequence[str]]) -> list[Hit | None]:
         """For each document (a list of lines) the first evaluation text that it contains, or None."""
@@ -155,7 +179,7 @@ class EvaluationIndex:
         whole = "".join(joined)
         codes = _codes(whole)
         ends = np.cumsum([len(text) for text in joined])
-        kinds = [self._wide, self._dense] if _UNSPACED.search(whole) else [self._wide]
+        kinds = [self._long, *self._short_windows] if _UNSPACED.search(whole) else [self._long]
         for windows in kinds:
             places, texts = windows.find(codes)
             owners = np.searchsorted(ends, places, side="right")

@@ -67,8 +67,8 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tu
             raise UserError(f"{shown(place)} defines XML entities ({type(error).__name__}), which can blow up or fetch "
                             "other files; remove the definitions from its DOCTYPE") from None
         except (ParseError, UnicodeError, LookupError) as error:
-            raise UserError(f"{shown(place)} is not well-formed XML ({error}) after unit {metered.units}; mend or export it again"
-                            ) from None
+            raise UserError(f"{shown(place)} is not well-formed XML ({error}) after unit {metered.units}; mend or export it "
+                            "again") from None
 
 
 def _unit(element: Any, where: str) -> dict[str, str]:

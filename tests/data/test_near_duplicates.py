@@ -31,7 +31,8 @@ def dropped(documents: list[list[str]], folder: Path, **config) -> list[int]:
 
 def test_almost_equal_documents_go_and_different_ones_stay(tmp_path: Path) -> None:
     first, second = text(1), text(2)
-    documents = [first, second, changed(first, [50]), changed(second, list(range(0, 200, 3))), text(3), changed(second, [9, 99])]
+    documents = [first, second, changed(first, [50]), changed(second, list(range(0, 200, 3))), text(3),
+                 changed(second, [9, 99])]
     assert dropped(documents, tmp_path) == [2, 5]
 
 
