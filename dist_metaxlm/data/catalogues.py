@@ -1,7 +1,6 @@
-"""GNU gettext catalogues: compiled `.mo` files to clean (source, translation) strings, and the order of a `.po` file.
+"""GNU gettext catalogues, read with polib: `.mo` and `.po` files to clean (source, translation) strings.
 
-Source of the format: GNU gettext manual, section "The Format of GNU MO Files". Compiled catalogues hold only
-translated strings that no translator marked as fuzzy.
+Compiled catalogues hold only translated strings that no translator marked as fuzzy.
 """
 
 from __future__ import annotations
@@ -9,58 +8,78 @@ from __future__ import annotations
 import html
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-MAGIC = 0x950412DE
+import polib
+
+DOCUMENT_WORDS = 100
 
 _BLOCK_TAG = re.compile(r"</?(?:br|p|li|ul|ol|div|h[1-6]|td|tr|hr)\b[^<>]*>", re.IGNORECASE)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _PLACEHOLDER = re.compile(r"%\([^)]*\)[#0\- +]*\d*(?:\.\d+)?[a-zA-Z]|%[-#0+]*\d*[sdifrx]|\{[^{}]*\}|https?://\S+|\S+@\S+")
 _SPACE = re.compile(r"\s+")
-_PO_TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"')
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
 
 
 def read_mo(blob: bytes) -> Iterator[tuple[str, str]]:
-    """Pairs (msgid, translation) of a compiled catalogue, contexts taken off, in the order of the file.
+    """Pairs (msgid, translation) of a compiled catalogue, contexts taken off, in the order of the file; see `_pairs`.
 
-    Of a message with plurals, the plural msgid is paired with the last form (the general plural in all Germanic,
-    Romance and Slavic rules) and the singular with the first where the language tells the two apart and has at most
-    four forms (with more, form 0 is not the singular). Errors: ValueError for a blob that is no UTF-8 `.mo` file.
+    Errors: ValueError for a blob that is no UTF-8 `.mo` file.
     """
-    if len(blob) < 20:
-        raise ValueError("too short for a compiled catalogue")
-    order = "<" if struct.unpack_from("<I", blob)[0] == MAGIC else ">"
-    magic, _, count, ids_at, texts_at = struct.unpack_from(f"{order}5I", blob)
-    if magic != MAGIC or max(ids_at, texts_at) + 8 * count > len(blob):
-        raise ValueError("not a compiled catalogue")
-    ids = struct.unpack_from(f"{order}{2 * count}I", blob, ids_at)
-    texts = struct.unpack_from(f"{order}{2 * count}I", blob, texts_at)
-    for i in range(0, 2 * count, 2):
-        message = blob[ids[i + 1]:ids[i + 1] + ids[i]].decode("utf-8").split("\x04")[-1]
-        forms = blob[texts[i + 1]:texts[i + 1] + texts[i]].decode("utf-8").split("\x00")
-        if not message:
-            continue
-        singular, _, plural = message.partition("\x00")
-        if plural:
-            yield plural, forms[-1]
-        if not plural or 2 <= len(forms) <= 4:
-            yield singular, forms[0]
+    try:
+        catalogue = polib.mofile(blob)
+    except (OSError, struct.error) as error:
+        raise ValueError(f"not a compiled catalogue: {error}") from None
+    return _pairs(catalogue)
+
+
+def read_po(text: str) -> Iterator[tuple[str, str]]:
+    """Pairs (msgid, translation) of a `.po` file; fuzzy, obsolete and untranslated messages are left out.
+
+    Errors: ValueError naming the line that is no part of a catalogue.
+    """
+    return _pairs(entry for entry in _po_entries(text) if entry.translated())
 
 
 def read_po_order(text: str) -> list[str]:
     """The msgids (singular and plural) of a `.po` file in the order of its source code; contexts and fuzziness ignored."""
-    messages: list[str] = []
-    collecting = False
-    for line in text.splitlines():
-        if line.startswith(("msgid ", "msgid_plural ")):
-            collecting = True
-            messages.append("")
-        elif not line.startswith('"'):
-            collecting = False
-        if collecting and (match := _PO_TEXT.search(line)):
-            messages[-1] += re.sub(r"\\(.)", lambda found: _ESCAPES.get(found[1], found[1]), match[1])
-    return [message for message in messages if message]
+    return [message for entry in _po_entries(text) if not entry.obsolete
+            for message in (entry.msgid, entry.msgid_plural) if message]
+
+
+def _po_entries(text: str) -> list[Any]:
+    try:
+        # The line break keeps polib from taking a short text for the name of a file.
+        return list(polib.pofile(text + "\n"))
+    except (OSError, ValueError) as error:
+        found = re.search(r"\(line (\d+)\)", str(error))
+        raise ValueError(f"syntax error in line {found[1]}" if found else "syntax error") from None
+
+
+def _pairs(entries: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Of a message with plurals, the plural msgid is paired with the last form (the general plural in all Germanic,
+    Romance and Slavic rules) and the singular with the first where the language tells the two apart and has at most
+    four forms (with more, form 0 is not the singular)."""
+    for entry in entries:
+        forms = [entry.msgstr_plural[number] for number in sorted(entry.msgstr_plural)] or [entry.msgstr]
+        if entry.msgid_plural:
+            yield entry.msgid_plural, forms[-1]
+        if entry.msgid and (not entry.msgid_plural or 2 <= len(forms) <= 4):
+            yield entry.msgid, forms[0]
+
+
+def runs(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Documents of consecutive strings of at least DOCUMENT_WORDS words (the last one: what is left)."""
+    document: list[str] = []
+    words = 0
+    for text in texts:
+        document.append(text)
+        words += text.count(" ") + 1
+        if words >= DOCUMENT_WORDS:
+            yield document
+            document, words = [], 0
+    if document:
+        yield document
 
 
 def clean(text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.data import heldout, manifest, quickstart, readers
+from dist_metaxlm.data import corpus, heldout, manifest, readers
 from dist_metaxlm.data.settings import check_settings, settings, write_settings
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.store_writer import Encoder, token_dtype, write_bitext, write_text
@@ -51,7 +50,7 @@ def prepare(recipe: Recipe, log: Log, until: str = "store") -> None:
         return
     directory = Path(recipe.data.directory)
     if recipe.data.corpus == "files":
-        _user_files(recipe.data)
+        corpus.sources(recipe.data)
     with _lock(directory, log):
         check_settings(recipe)
         for leftover in directory.glob(".making-*"):
@@ -123,34 +122,17 @@ def _committed(place: Path) -> Iterator[Path]:
         raise
 
 
-def _user_files(config: DataConfig) -> tuple[Files, Files]:
-    """Text and bitext files of a recipe with `corpus: files`."""
-    if not config.text:
-        raise UserError("data.text names no language; give it files such as data.text: {en: [english.txt]}, "
-                        "or set data.corpus: quickstart")
-    for language in {*config.text, *(code for pair in config.bitext for code in pair.split("-"))}:
-        if not re.fullmatch(r"[A-Za-z0-9_]+", language):
-            raise UserError(f"language code {language!r} in data.text or data.bitext names files; use letters, digits and _ "
-                            "such as 'en' or 'zh_Hant'")
-    return ({language: readers.expand(names, f"data.text.{language}") for language, names in config.text.items()},
-            {pair: readers.expand(names, f"data.bitext.{pair}") for pair, names in config.bitext.items()})
-
-
 def corpus_files(recipe: Recipe) -> tuple[Files, Files]:
     """Text files by language and bitext files by pair, sorted."""
-    if recipe.data.corpus == "files":
-        text, bitext = _user_files(recipe.data)
-    else:
-        text, bitext = quickstart.files(Path(recipe.data.directory) / "corpus")
-    return dict(sorted(text.items())), dict(sorted(bitext.items()))
+    return corpus.files(Path(recipe.data.directory) / "corpus")
 
 
 def _make_corpus(recipe: Recipe, directory: Path, log: Log) -> bool:
     place = directory / "corpus"
-    if recipe.data.corpus == "files" or place.is_dir():
+    if place.is_dir():
         return False
     with _committed(place) as folder:
-        manifest.write(folder, quickstart.collect(folder, log))
+        manifest.write(folder, corpus.make(folder, recipe.data, log))
     return True
 
 
@@ -219,9 +201,7 @@ def _write_store(folder: Path, text: Files, bitext: Files, excluded: heldout.Exc
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """What a step wrote down of its work, without its list of files; empty for a user's own corpus."""
-    if not folder.is_dir():
-        return {}
+    """What a step wrote down of its work, without its list of files."""
     return {name: value for name, value in manifest.read(folder).items() if name not in ("format", "files")}
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from dist_metaxlm.data.catalogues import base_language, clean, read_mo, read_po_order, usable
+from dist_metaxlm.data.catalogues import base_language, clean, read_mo, read_po_order, runs, usable
 from dist_metaxlm.data.quickstart_prose import prose_documents
 from dist_metaxlm.data.quickstart_wheels import WHEELS, Package, find_packages
 from dist_metaxlm.errors import UserError
@@ -21,7 +22,6 @@ from dist_metaxlm.errors import UserError
 MIN_PAIRS = 3000
 MIN_LANGUAGES = 25
 MAX_LANGUAGES = 40
-DOCUMENT_WORDS = 100
 
 _CATALOGUE = re.compile(r"(?P<folder>.*)locale/(?P<locale>[^/]+)/LC_MESSAGES/(?P<domain>[^/]+)\.(?:mo|po)$")
 
@@ -38,7 +38,7 @@ class Translations:
     """Why strings were left out -> how many."""
 
 
-def collect(folder: Path, log: Callable[[str], None]) -> dict[str, object]:
+def collect(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Write the corpus into `folder`; returns what went in, for the manifest.
 
     Errors: UserError where too few translations are within reach (no network and nothing installed brings any).
@@ -98,7 +98,7 @@ def read_translations(packages: list[Package], min_pairs: int) -> Translations:
             order = [clean(text) for text in orders.get(place) or sorted({t for c in by_locale.values() for t in c})]
             fresh = [text for text in dict.fromkeys(order) if text not in known]
             known.update(fresh)
-            result.documents += _documents(fresh)
+            result.documents += runs(fresh)
             for locale in sorted(by_locale, key=lambda name: (-len(by_locale[name]), name)):
                 _merge(languages[base_language(locale) or ""], by_locale[locale], dropped)
     languages = {name: {text: s[text] for text in s.keys() & known} for name, s in languages.items()}
@@ -145,25 +145,3 @@ def _merge(into: dict[str, str], strings: dict[str, str], dropped: dict[str, int
             dropped["second translation of a string"] += 1
         else:
             into[source] = translation
-
-
-def _documents(texts: list[str]) -> Iterator[list[str]]:
-    """Runs of consecutive strings of at least DOCUMENT_WORDS words (the last one: what is left)."""
-    document: list[str] = []
-    words = 0
-    for text in texts:
-        document.append(text)
-        words += text.count(" ") + 1
-        if words >= DOCUMENT_WORDS:
-            yield document
-            document, words = [], 0
-    if document:
-        yield document
-
-
-def files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """What `collect` wrote: text files by language, bitext files by pair."""
-    text: dict[str, list[Path]] = {}
-    for path in sorted((folder / "text").glob("*.txt")):
-        text.setdefault(path.name.split(".")[0], []).append(path)
-    return text, {path.stem: [path] for path in sorted((folder / "bitext").glob("*.tsv"))}

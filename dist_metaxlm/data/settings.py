@@ -17,8 +17,8 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that the prepared data follow from, flat: recipe field -> value."""
     flat: dict[str, Any] = {"model.vocab_size": recipe.model.vocab_size}
     for name, value in recipe.data.model_dump(mode="json").items():
-        if name == "tokenizer":
-            flat |= {f"data.tokenizer.{field}": part for field, part in value.items()}
+        if name in ("tokenizer", "reading", "cleaning"):
+            flat |= {f"data.{name}.{field}": part for field, part in value.items()}
         elif name != "directory":
             flat[f"data.{name}"] = value
     return flat

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import PHASE_NAMES, Contrast, MaskedLM, Recipe, TranslationLM
 
+_BRANCHES = ("", "list[AlphaPoint]", "float", "str", "MosesPair", "EvaluationFiles")
 _OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast}
 
 
@@ -137,7 +138,7 @@ def _describe(item: Any) -> str:
     """One pydantic error as `place: what is wrong; nearest legal name`."""
     location = [str(part) for part in item["loc"]]
     # Pydantic names the branch of a union ('mlm') or of a model type in the location; keep what a reader would type.
-    place = ".".join(part for part in location if part not in ("list[AlphaPoint]", "float", "list[str]")) or "recipe"
+    place = ".".join(part for part in location if part not in _BRANCHES) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         near = difflib.get_close_matches(location[-1], known, 1)
@@ -159,7 +160,13 @@ def _fields_at(location: list[str]) -> list[str]:
         if step in _OBJECTIVES:
             model = _OBJECTIVES[step]
         elif step in model.model_fields:
-            candidates = [model.model_fields[step].annotation, *get_args(model.model_fields[step].annotation)]
-            nested: list[Any] = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+            nested = _sections_in(model.model_fields[step].annotation)
             model = nested[0] if nested else model
     return list(model.model_fields)
+
+
+def _sections_in(annotation: Any) -> list[Any]:
+    """The recipe sections that a type names, however deep inside dictionaries and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]

@@ -10,6 +10,17 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dist_metaxlm.recipe.data import (
+    BitextSource,
+    CleaningConfig,
+    DataConfig,
+    EvaluationFiles,
+    MosesPair,
+    NearDuplicates,
+    ReadingConfig,
+    TextSource,
+    TokenizerConfig,
+)
 from dist_metaxlm.recipe.phase import (
     AlphaPoint,
     Contrast,
@@ -22,8 +33,10 @@ from dist_metaxlm.recipe.phase import (
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
-    "AlphaPoint", "CarryOver", "Contrast", "DataConfig", "LearningRate", "MaskedLM", "ModelConfig", "Objective",
-    "OptimizerConfig", "ParallelConfig", "PhaseConfig", "Recipe", "TokenizerConfig", "TrainingConfig", "TranslationLM",
+    "AlphaPoint", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "DataConfig", "EvaluationFiles",
+    "LearningRate", "MaskedLM",
+    "ModelConfig", "MosesPair", "NearDuplicates", "Objective", "OptimizerConfig", "ParallelConfig", "PhaseConfig",
+    "ReadingConfig", "Recipe", "TextSource", "TokenizerConfig", "TrainingConfig", "TranslationLM",
 ]
 
 PHASE_NAMES = ("meta", "cross", "joint")
@@ -70,49 +83,6 @@ class ModelConfig(Section):
                              f"nearest: hidden {self.heads * max(1, round(self.hidden / self.heads))}")
         if self.family == "modern" and self.norm != "pre":
             raise ValueError("family modern has its norms before the branches; set norm: pre")
-        return self
-
-
-class TokenizerConfig(Section):
-    """How the SentencePiece unigram model is trained, or which one is taken."""
-
-    path: str | None = None
-    """An existing SentencePiece model to use; empty: train one from the corpus."""
-    alpha: float = Field(0.3, ge=0, le=1)
-    """Exponent of the language sample (p ~ bytes^alpha) that the tokenizer is trained on."""
-    sample_bytes: int = Field(20_000_000, gt=0)
-    """Bytes of text drawn for training, over all languages."""
-    character_coverage: float = Field(0.9995, ge=0.98, le=1)
-    """Share of all characters that get a piece of their own; the rest falls back to bytes (SentencePiece takes 0.98 up)."""
-    byte_fallback: bool = True
-    """Spell unknown characters as bytes instead of `<unk>`."""
-
-
-class DataConfig(Section):
-    """Where text comes from and where the prepared tokens lie."""
-
-    directory: str
-    """Folder of the prepared data: tokenizer, token store, held-out strings; relative to the working directory."""
-    corpus: Literal["quickstart", "files"] = "files"
-    """`quickstart`: translation catalogues and documentation prose from PyPI wheels; `files`: the fields below."""
-    text: dict[str, list[str]] = {}
-    """Language code -> files or globs of UTF-8 text, one paragraph a line, a blank line between documents."""
-    bitext: dict[str, list[str]] = {}
-    """Language pair such as `en-fr` -> files or globs of UTF-8 TSV lines: sentence, tab, its translation."""
-    heldout_strings: int = Field(500, ge=0)
-    """Source strings kept out of training with all their translations, for evaluation."""
-    max_pair_tokens: int = Field(128, ge=8)
-    """Longest translation pair in tokens, both sides and special tokens together; longer ones are left out."""
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    """Tokenizer training."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> DataConfig:
-        if self.corpus == "quickstart" and (self.text or self.bitext):
-            raise ValueError("corpus quickstart brings its own text; remove text and bitext, or set corpus: files")
-        for pair in self.bitext:
-            if len(pair.split("-")) != 2:
-                raise ValueError(f"bitext key {pair!r} is not a pair of language codes such as 'en-fr'")
         return self
 
 

@@ -65,10 +65,11 @@ def test_all_steps_then_nothing_more(recipe: Recipe, tmp_path: Path) -> None:
     assert not is_prepared(recipe)
     prepare(recipe, said.append)
     assert is_prepared(recipe)
-    assert [line.split()[0] for line in said if "ready" in line] == ["heldout", "tokenizer", "store"]
+    assert [line.split()[0] for line in said if "ready" in line] == ["corpus", "heldout", "tokenizer", "store"]
     before = contents(tmp_path / "data")
     assert sorted(before) == [
-        ".lock", "heldout/excluded.json", "heldout/manifest.json", "heldout/strings.jsonl", "settings.json",
+        ".lock", "corpus/bitext/en-de.tsv", "corpus/manifest.json", "corpus/text/en.txt",
+        "heldout/excluded.json", "heldout/manifest.json", "heldout/strings.jsonl", "settings.json",
         "store/en-de.bin", "store/en-de.idx", "store/en.bin", "store/en.idx", "store/manifest.json", "tokenizer.model",
         "tokenizer_report.json"]
     said.clear()
@@ -88,7 +89,7 @@ def test_the_store_holds_no_held_out_string(recipe: Recipe, tmp_path: Path) -> N
     assert store.manifest["bitext"]["en-de"]["pairs"] == 190
     assert store.manifest["bitext"]["en-de"]["dropped"] == {"held out": 10}
     assert store.manifest["heldout"]["strings"] == 10
-    assert store.manifest["corpus"] == {}
+    assert store.manifest["corpus"]["bitext"]["en-de"]["kept"] == {"pairs": 200, "bytes": 13484}
     text = tokenizer.decode(store.text("en").tokens) + tokenizer.decode(store.bitext("en-de").tokens)
     assert "A day has 7 hours." in text
     assert not any(f"{row['en']} " in text or f"{row['de']} " in text for row in rows)
@@ -133,7 +134,7 @@ def test_text_that_is_not_utf8_leaves_no_step_half_done(recipe: Recipe, tmp_path
     prepare_text = make_recipe(tmp_path)
     with pytest.raises(UserError, match=r"en\.txt, line \d+, byte 5 \(0xFF\) is not UTF-8"):
         prepare(prepare_text, silent)
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".lock", "heldout", "settings.json"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".lock", "settings.json"]
 
 
 def test_a_full_disk_leaves_nothing_under_a_final_name(recipe: Recipe, tmp_path: Path,

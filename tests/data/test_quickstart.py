@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_metaxlm.data import quickstart, quickstart_prose, quickstart_wheels
+from dist_metaxlm.data import corpus, quickstart, quickstart_prose, quickstart_wheels
 from dist_metaxlm.data.catalogues import base_language, clean, read_mo, read_po_order, usable
 from dist_metaxlm.data.quickstart_prose import is_prose, module_paragraphs, paragraphs, prose_documents
 from dist_metaxlm.data.quickstart_wheels import Package
@@ -123,7 +123,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_collect_writes_what_the_readers_read(small: Path, tmp_path: Path) -> None:
     about = quickstart.collect(tmp_path / "out", lambda line: None)
-    text, bitext = quickstart.files(tmp_path / "out")
+    text, bitext = corpus.files(tmp_path / "out")
     assert {language: [path.name for path in paths] for language, paths in text.items()} == {
         "de": ["de.txt"], "en": ["en.strings.txt", "en.txt"], "fr": ["fr.txt"]}
     assert bitext["en-de"][0].read_text() == ("Delete this page\tDiese Seite löschen\n"

@@ -1,0 +1,175 @@
+"""Opening the user's files: paths, globs and fsspec URLs, compressed or not, line by line in bounded memory.
+
+A place is a local Path or a URL. Whatever is wrong inside a file becomes one sentence with the file and the place in it.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+
+from dist_metaxlm.errors import UserError
+
+Place = Path | str
+
+PACKED = (".gz", ".xz", ".zst")
+WHOLE_FILE_BYTES = 256_000_000
+"""Largest file of a format that is read at once (message catalogues, evaluation JSON)."""
+UNBOUNDED = 1 << 30
+"""Line limit, in characters, for text that has already passed the recipe's limit."""
+
+
+def shown(place: Place) -> str:
+    """The place as errors and manifests name it: without user name and password."""
+    return re.sub(r"//[^/@]*@", "//", str(place))
+
+
+def kind(place: Place) -> str:
+    """The suffix that tells the format, in lower case, compression left aside: `.txt` of `a.TXT.gz`."""
+    path = Path(str(place).lower())
+    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
+
+
+def expand(patterns: Iterable[str], field: str) -> list[Place]:
+    """The files that paths, globs and URLs name, each once, sorted inside a glob.
+
+    Errors: UserError naming `field` (a recipe field) and the pattern that names no file, or an empty file.
+    """
+    found: dict[Place, None] = {}
+    for pattern in patterns:
+        files = _expand_url(pattern, field) if "://" in pattern else _expand_local(pattern)
+        if not files:
+            raise UserError(f"{field}: {shown(pattern)!r} names no file; correct the path or glob (it is relative to the "
+                            "working directory)")
+        for place, size in files:
+            if size == 0:
+                raise UserError(f"{field}: {shown(place)} is empty; put text into it or take it out of the recipe")
+            found[place] = None
+    return list(found)
+
+
+def _expand_local(pattern: str) -> list[tuple[Place, int | None]]:
+    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))] or [Path(pattern)]
+    return [(path, path.stat().st_size) for path in paths if path.is_file()]
+
+
+def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
+    try:
+        system, path = fsspec.core.url_to_fs(pattern)
+        if glob.has_magic(path):
+            names = sorted(system.glob(path))
+        else:
+            names = [path] if system.exists(path) else []
+        files = [name for name in names if system.isfile(name)]
+        # A chained URL such as zip://a.txt::archive.zip has no spelling of its own for each file that a glob names.
+        whole = "::" in pattern and files == [path]
+        return [(pattern if whole else system.unstrip_protocol(name), system.size(name)) for name in files]
+    except (ImportError, ValueError, OSError, NotImplementedError) as error:
+        raise UserError(f"{field}: {shown(pattern)!r} cannot be read ({_sentence(error)}); correct the URL, or install the "
+                        "package that its protocol needs") from None
+
+
+@contextmanager
+def opened(place: Place) -> Iterator[IO[bytes]]:
+    """The file's bytes, uncompressed, as a stream.
+
+    Errors: UserError where the file is gone, or is not a whole compressed file.
+    """
+    suffix = Path(str(place).lower()).suffix
+    try:
+        with ExitStack() as stack:
+            yield _unpacked(stack.enter_context(_raw(place)), suffix, stack)
+    except FileNotFoundError:
+        raise UserError(f"{shown(place)} is not there any more; correct the path") from None
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise _damaged(place, suffix, error) from None
+    except OSError as error:
+        # Arrow's own errors about the stream carry no number of the operating system.
+        if error.errno is None and suffix == ".zst":
+            raise _damaged(place, suffix, error) from None
+        raise
+
+
+def _raw(place: Place) -> Any:
+    return place.open("rb") if isinstance(place, Path) else fsspec.open(place, "rb")
+
+
+def _unpacked(raw: IO[bytes], suffix: str, stack: ExitStack) -> IO[bytes]:
+    if suffix == ".gz":
+        return cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw, mode="rb")))
+    if suffix == ".xz":
+        return cast(IO[bytes], stack.enter_context(lzma.LZMAFile(raw)))
+    if suffix == ".zst":
+        # Here, not above: importing Arrow takes a third of a second. The zstandard package reads a cut-off frame as if
+        # it ended there; Arrow says so.
+        import pyarrow
+
+        stream = stack.enter_context(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
+        return cast(IO[bytes], io.BufferedReader(stream, 1 << 16))
+    return raw
+
+
+def _damaged(place: Place, suffix: str, error: Exception) -> UserError:
+    return UserError(f"{shown(place)} is not a whole {suffix} file ({_sentence(error)}); compress or copy it again")
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(shown(str(error)).split()) or type(error).__name__
+
+
+def whole(place: Place) -> bytes:
+    """All bytes of a small file. Errors: UserError where it has more than WHOLE_FILE_BYTES; as `opened` otherwise."""
+    with opened(place) as file:
+        content = file.read(WHOLE_FILE_BYTES + 1)
+    if len(content) > WHOLE_FILE_BYTES:
+        raise UserError(f"{shown(place)} has more than {WHOLE_FILE_BYTES} bytes, too many for a file that is read at once; "
+                        "split it")
+    return content
+
+
+def decoded(raw: bytes, where: str, first: bool = True) -> str:
+    """UTF-8 bytes as text, a byte order mark taken off if `first`. Errors: UserError naming `where` and the byte, from 1."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}, byte {error.start + 1} (0x{raw[error.start]:02X}) is not UTF-8; convert the file, for "
+                        "instance with iconv -f latin1 -t utf-8") from None
+    if "\0" in text:
+        raise UserError(f"{where}, byte {raw.index(0) + 1} is a NUL byte, which no text has; the file is binary or UTF-16: "
+                        "convert it, for instance with iconv -f utf-16 -t utf-8")
+    return text.removeprefix("\ufeff") if first else text
+
+
+def lines(place: Place, limit: int = UNBOUNDED) -> Iterator[tuple[int, str]]:
+    """Line numbers from 1 and lines without their ends; a byte order mark is taken off.
+
+    Errors: UserError naming file and line where it has more than `limit` characters (found after 4 * limit bytes at
+    most), is not UTF-8 or has a NUL byte.
+    """
+    most = 4 * limit + 4
+    with opened(place) as file:
+        number = 0
+        while raw := file.readline(most):
+            number += 1
+            if len(raw) >= most and not raw.endswith(b"\n"):
+                raise too_long(place, number, limit)
+            text = decoded(raw, f"{shown(place)}, line {number}", number == 1).rstrip("\r\n")
+            if len(text) > limit:
+                raise too_long(place, number, limit)
+            yield number, text
+
+
+def too_long(place: Place, number: int, limit: int, unit: str = "line") -> UserError:
+    """The error for a line, row or unit that is longer than the recipe allows."""
+    return UserError(f"{shown(place)}, {unit} {number} has more than {limit} characters; break it into lines, or raise "
+                     "data.reading.max_line_characters")

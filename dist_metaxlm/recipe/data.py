@@ -1,0 +1,148 @@
+"""The data sections of the recipe: which files, how they are read and cleaned, and the tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dist_metaxlm.recipe.section import Section
+
+
+class TokenizerConfig(Section):
+    """How the SentencePiece unigram model is trained, or which one is taken."""
+
+    path: str | None = None
+    """An existing SentencePiece model to use; empty: train one from the corpus."""
+    alpha: float = Field(0.3, ge=0, le=1)
+    """Exponent of the language sample (p ~ bytes^alpha) that the tokenizer is trained on."""
+    sample_bytes: int = Field(20_000_000, gt=0)
+    """Bytes of text drawn for training, over all languages."""
+    character_coverage: float = Field(0.9995, ge=0.98, le=1)
+    """Share of all characters that get a piece of their own; the rest falls back to bytes."""
+    byte_fallback: bool = True
+    """Spell unknown characters as bytes instead of `<unk>`."""
+
+
+class TextSource(Section):
+    """One source of text of a language."""
+
+    files: list[str] = Field(min_length=1)
+    """Paths, globs or fsspec URLs; the format follows from the name (docs/data.md)."""
+    weight: float = Field(1.0, gt=0)
+    """How often this source is drawn, relative to its size, beside the others of its language."""
+
+
+class MosesPair(Section):
+    """Two files of which line n of one translates line n of the other."""
+
+    moses: tuple[str, str]
+    """Path, glob or URL of each side, in the order of the language pair; globs are paired in sorted order."""
+
+
+class BitextSource(Section):
+    """One source of translations of a language pair."""
+
+    files: list[str | MosesPair] = Field(min_length=1)
+    """Paths, globs or fsspec URLs, or `{moses: [a.en, a.fr]}`."""
+    weight: float = Field(1.0, gt=0)
+    """How often this source is drawn, relative to its size, beside the others of its pair."""
+
+
+class ReadingConfig(Section):
+    """Where text stands inside the files, and how much of it may stand in one place."""
+
+    text_field: str = "text"
+    """Field of a JSON line, or column of a parquet file, that holds a document."""
+    text_column: int = Field(1, ge=1)
+    """Column, from 1, of a TSV file in `data.text` that holds a document."""
+    pair_columns: tuple[int, int] | None = None
+    """Columns, from 1, of a TSV file in `data.bitext` that hold the two sides; empty: a line has exactly two."""
+    max_line_characters: int = Field(10_000_000, ge=1000, le=100_000_000)
+    """Longest line or cell, in characters; a longer one is refused, so that reading takes bounded memory."""
+
+
+class NearDuplicates(Section):
+    """Removal of documents that are almost another one (MinHash, banded; text only, not translations)."""
+
+    threshold: float = Field(0.8, gt=0, lt=1)
+    """Estimated Jaccard similarity of the word n-grams from which a later document is dropped."""
+    permutations: int = Field(128, ge=16, le=1024)
+    """Length of a signature; the estimate's standard error is about 0.5 / sqrt(permutations)."""
+    words: int = Field(5, ge=1)
+    """Words in an n-gram (characters where a script has no spaces)."""
+
+
+class EvaluationFiles(Section):
+    """Evaluation text that is spelled one token a line, a blank line between sentences (CoNLL)."""
+
+    files: list[str] = Field(min_length=1)
+    """Paths, globs or URLs."""
+    token_column: int = Field(ge=1)
+    """Column, from 1, that holds the token."""
+
+
+class CleaningConfig(Section):
+    """What is done to the text, in this order; the corpus manifest counts what each step changed or dropped."""
+
+    unicode: Literal["NFC", "NFKC", "none"] = "NFC"
+    """Unicode normalisation form."""
+    control_characters: bool = True
+    """Take out control and invisible formatting characters (joiners stay); tabs become spaces."""
+    min_characters: int = Field(1, ge=1)
+    """Shorter lines (for translations: sides) are dropped."""
+    max_characters: int | None = Field(None, ge=1)
+    """Longer lines (for translations: sides) are dropped; empty: no bound."""
+    decontaminate: list[str | EvaluationFiles] = []
+    """Evaluation files; documents and translation pairs that contain a sentence of theirs are dropped and listed."""
+    deduplicate: list[Literal["documents", "lines"]] = ["documents"]
+    """What must not occur twice in a language: whole documents, lines, or both (for translations: pairs)."""
+    near_duplicates: NearDuplicates | None = None
+    """Empty: almost equal documents stay."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CleaningConfig:
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError(f"max_characters {self.max_characters} is less than min_characters {self.min_characters}; "
+                             "nothing would be left")
+        return self
+
+
+class DataConfig(Section):
+    """Where text comes from and where the prepared tokens lie."""
+
+    directory: str
+    """Folder of the prepared data: corpus, tokenizer, token store, held-out strings; relative to the working directory."""
+    corpus: Literal["quickstart", "files"] = "files"
+    """`quickstart`: translation catalogues and documentation prose from PyPI wheels; `files`: the fields below."""
+    text: dict[str, dict[str, TextSource]] = {}
+    """Language code -> files, globs or URLs; or -> source name -> `{files: [...], weight: 1.0}`. A plain list is kept as
+    one source without a name."""
+    bitext: dict[str, dict[str, BitextSource]] = {}
+    """Language pair such as `en-fr` -> files, globs, URLs or `{moses: [a.en, a.fr]}`; or named sources, as in `text`."""
+    reading: ReadingConfig = ReadingConfig()
+    """Fields, columns and limits of the files above."""
+    cleaning: CleaningConfig = CleaningConfig()
+    """What is done to their text."""
+    heldout_strings: int = Field(500, ge=0)
+    """Source strings kept out of training with all their translations, for evaluation."""
+    max_pair_tokens: int = Field(128, ge=8)
+    """Longest translation pair in tokens, both sides and special tokens together; longer ones are left out."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """Tokenizer training."""
+
+    @field_validator("text", "bitext", mode="before")
+    @classmethod
+    def _name_sources(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: {"": {"files": sources}} if isinstance(sources, list) else sources for key, sources in value.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        if self.corpus == "quickstart" and (self.text or self.bitext):
+            raise ValueError("corpus quickstart brings its own text; remove text and bitext, or set corpus: files")
+        for pair in self.bitext:
+            if len(pair.split("-")) != 2:
+                raise ValueError(f"bitext key {pair!r} is not a pair of language codes such as 'en-fr'")
+        return self
