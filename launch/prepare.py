@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   python launch/prepare.py                                     # everything the quickstart recipe needs
   python launch/prepare.py --recipe mine.yaml data.directory=data/mine
   python launch/prepare.py tokenizer --recipe mine.yaml        # stop after the tokenizer
+  mpirun -n 8 python launch/prepare.py store --recipe mine.yaml  # over MPI ranks on machines that share data.directory
   python launch/prepare.py verify --json                       # compare every file with its checksum
 
 commands (default: store): corpus, heldout, tokenizer, store make what is missing up to that step; verify checks it.
@@ -27,10 +28,12 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="[command] key=value",
                         help="a command, then any field of the recipe as key=value")
     parser.add_argument("--recipe", default="quickstart", help="name of a shipped recipe or a YAML file")
+    parser.add_argument("--workers", type=int, help="processes of each rank that write the store (default: its share of the cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     arguments = parser.parse_intermixed_args()
 
     from dist_metaxlm.data import prepare
+    from dist_metaxlm.data.ranks import detect_ranks
     from dist_metaxlm.recipe.load import load_recipe
 
     command, *overrides = arguments.words if arguments.words[:1] and arguments.words[0] in COMMANDS else [
@@ -40,8 +43,12 @@ def main() -> None:
     if command == "verify":
         verified = {"verified_files": prepare.verify(recipe)}
     else:
-        prepare.prepare(recipe, partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True), command)
+        ranks = detect_ranks()
+        prepare.prepare(recipe, partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True), command,
+                        arguments.workers, ranks)
         verified = {}
+        if not ranks.first:
+            return
     outcome = {"command": command, **prepare.describe(recipe), **verified, "seconds": round(time.perf_counter() - start, 1)}
     print(json.dumps(outcome) if arguments.json else "\n".join(f"{key}: {value}" for key, value in outcome.items()))
 

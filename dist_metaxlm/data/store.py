@@ -16,8 +16,8 @@ import numpy as np
 from dist_metaxlm.data import manifest
 from dist_metaxlm.errors import UserError
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
 _DTYPES: dict[int, Any] = {4: np.int32, 5: np.int64, 8: np.uint16}
 
 
@@ -104,17 +104,17 @@ class Corpus:
             if not path.is_file():
                 raise UserError(f"{path} is missing; delete {path.parent} and run launch/prepare.py again")
         with self._index.open("rb") as file:
-            header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size:
+            header = file.read(HEADER.size)
+        if len(header) < HEADER.size:
             raise self._damaged("its header is cut off")
-        magic, version, code, sequences, documents = _HEADER.unpack(header)
-        if magic != _MAGIC or version != 1:
+        magic, version, code, sequences, documents = HEADER.unpack(header)
+        if magic != MAGIC or version != 1:
             raise self._damaged("it is no Megatron index of version 1")
         if code not in _DTYPES:
             raise self._damaged(f"its token type {code} is none of uint16, int32, int64")
-        if self._index.stat().st_size != _HEADER.size + 12 * sequences + 8 * documents:
+        if self._index.stat().st_size != HEADER.size + 12 * sequences + 8 * documents:
             raise self._damaged(f"it is not as long as {sequences} sequences in {max(0, documents - 1)} documents make it")
-        raw = np.memmap(self._index, dtype=np.uint8, mode="r", offset=_HEADER.size)
+        raw = np.memmap(self._index, dtype=np.uint8, mode="r", offset=HEADER.size)
         ends = np.cumsum([4 * sequences, 8 * sequences, 8 * documents])
         lengths, pointers, starts = (part.view(kind) for part, kind in
                                      zip(np.split(raw, ends[:-1]), (np.int32, np.int64, np.int64), strict=True))
