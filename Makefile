@@ -12,7 +12,7 @@ ARGS   ?=
 RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() or min(2, os.cpu_count() or 1))")
 LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_accelerators $(RANKS)
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test fuzz lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -32,6 +32,10 @@ demo: setup
 
 test: setup
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
+
+# Thousands of damaged token stores: none may crash the reader or be read past its end.
+fuzz: setup
+	$(BIN)/python tests/fuzz --count 12000
 
 lint: setup
 	$(BIN)/ruff check .

@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="[command] key=value",
                         help="a command, then any field of the recipe as key=value")
     parser.add_argument("--recipe", default="quickstart", help="name of a shipped recipe or a YAML file")
-    parser.add_argument("--workers", type=int, help="processes of each rank that write the store (default: its share of the cores)")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="processes of each rank that write the store (default: its share of the cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     arguments = parser.parse_intermixed_args()
 

@@ -105,11 +105,15 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         return {"directory": str(directory)}
     content = TokenStore.open(directory / "store").manifest
     text, bitext = content["text"].values(), content["bitext"].values()
-    note = content["corpus"].get("note")
+    note = dict(content.get("corpus") or {}).get("note")
     return {"directory": str(directory), **({"note": note} if note else {}), "languages": len(text),
-            "language_pairs": len(bitext), "documents": sum(about["documents"] for about in text),
-            "tokens": sum(about["tokens"] for about in text), "text_bytes": sum(about["bytes"] for about in text),
-            "pairs": sum(about["pairs"] for about in bitext), "pair_tokens": sum(about["tokens"] for about in bitext)}
+            "language_pairs": len(bitext), "documents": _total(text, "documents"),
+            "tokens": _total(text, "tokens"), "text_bytes": _total(text, "bytes"),
+            "pairs": _total(bitext, "pairs"), "pair_tokens": _total(bitext, "tokens")}
+
+
+def _total(listed: Iterable[dict[str, Any]], what: str) -> int:
+    return sum(int(about.get(what, 0)) for about in listed)
 
 
 @contextmanager

@@ -106,14 +106,15 @@ class _ShardEncoder:
         digest = hashlib.sha256()
         with place.with_suffix(".bin").open("wb") as file:
             for tokens, counts in arrays:
-                file.write(tokens.tobytes())
-                digest.update(tokens)
+                raw = tokens.tobytes()
+                file.write(raw)
+                digest.update(raw)
                 lengths.append(counts)
         all_lengths = np.concatenate([*lengths, np.zeros(0, np.int32)])
         all_lengths.tofile(place.with_suffix(".len"))
         report = {"fingerprint": fingerprint, "seen": seen.total, "sequences": all_lengths.size,
                   "tokens": int(all_lengths.sum()), "bytes": size.total, "dropped": dropped, "bin": digest.hexdigest(),
-                  "len": hashlib.sha256(all_lengths).hexdigest()}
+                  "len": hashlib.sha256(all_lengths.tobytes()).hexdigest()}
         scratch = place.with_suffix(".json.part")
         scratch.write_text(json.dumps(report), encoding="utf-8")
         os.replace(scratch, report_path)

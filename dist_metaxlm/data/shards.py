@@ -99,8 +99,9 @@ def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
             continue
         columns = line.split("\t")
         if len(columns) != 2:
-            raise UserError(f"{shard.path}, line {_lines_before(shard) + number + 1} has {len(columns)} tab-separated columns "
-                            "where a sentence and its translation are 2; mend the line or leave it out")
+            place = f"{shard.path}, line {_lines_before(shard) + number + 1}"
+            raise UserError(f"{place} has {len(columns)} tab-separated columns where a sentence and its "
+                            "translation are 2; mend the line or leave it out")
         yield columns[0].strip(), columns[1].strip()
 
 

@@ -86,9 +86,6 @@ def _cut(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> bytes:
-    if config.character_coverage < 0.98:
-        raise UserError(f"data.tokenizer.character_coverage {config.character_coverage} is less than the 0.98 that "
-                        "SentencePiece takes; set it to 0.98 or more")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
