@@ -96,11 +96,11 @@ class _ShardEncoder:
         dropped: dict[str, int] = {}
         size, seen = Bytes(), _Seen()
         if shard.pairs:
-            kept = heldout.training_pairs(seen.count(shards.pairs(shard)), shard.name, self._excluded, dropped)
+            kept = heldout.training_pairs(seen.count(shards.pairs(shard)), shard.language, self._excluded, dropped)
             arrays = pair_arrays(size.of_pairs(kept), self._tokenizer, self._job.max_pair_tokens, dropped)
         else:
             texts = heldout.training_documents(seen.count(shards.documents(shard)),
-                                               self._excluded.get(shard.name, set()), dropped)
+                                               self._excluded.get(shard.language, set()), dropped)
             arrays = text_arrays(size.of_texts(texts), self._tokenizer)
         lengths = []
         digest = hashlib.sha256()

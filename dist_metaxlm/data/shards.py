@@ -34,12 +34,17 @@ class Shard:
     number: int
     """Place among all shards of the corpus."""
     name: str
-    """Language or language pair."""
+    """What the store calls it: a language or language pair, or one source of it such as `en.books`."""
     pairs: bool
     """Whether the file holds translation pairs."""
     path: Path
     part: int
     parts: int
+
+    @property
+    def language(self) -> str:
+        """Language or language pair."""
+        return self.name.split(".")[0]
 
     @property
     def size(self) -> int:

@@ -40,8 +40,8 @@ def _check_content(directory: Path, content: dict[str, Any]) -> None:
         if not isinstance(listed, dict) or not all(isinstance(about, dict) for about in listed.values()):
             raise damaged(f"its {kind} is no table of languages")
         for name in listed:
-            parts = name.split("-")
-            if len(parts) != sides or not all(_NAME.fullmatch(part) for part in parts):
+            parts = name.split(".")[0].split("-")
+            if len(parts) != sides or not all(_NAME.fullmatch(part) for part in (*parts, *name.split(".")[1:])):
                 raise damaged(f"{name[:80]!r} in its {kind} is no language code" + (" pair" if sides == 2 else ""))
             if not {f"{name}.bin", f"{name}.idx"} <= content["files"].keys():
                 raise damaged(f"it has no checksums for {name}")

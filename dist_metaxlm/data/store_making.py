@@ -109,7 +109,8 @@ def _contents(job: Job, text: Files, bitext: Files) -> dict[str, Any]:
                     dropped[why] = dropped.get(why, 0) + count
             totals = {key: sum(report[key] for _, report in mine) for key in ("sequences", "tokens", "bytes")}
             content[kind][name] = {
-                unit: totals["sequences"] // sequences, "tokens": totals["tokens"], "bytes": totals["bytes"],
+                "language": mine[0][0].language, unit: totals["sequences"] // sequences, "tokens": totals["tokens"],
+                "bytes": totals["bytes"],
                 "source": [{"file": path.name, "bytes": path.stat().st_size} for path in paths],
                 "dropped": dict(sorted(dropped.items()))}
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,9 @@ def damage(raw: bytes, rng: random.Random) -> bytes:
 
 def damage_manifest(raw: bytes, rng: random.Random) -> bytes:
     """A manifest with a field removed, renamed or replaced; still JSON, unless the bytes are mutated as well."""
-    odd = (None, -1, 0, 1.5, 10**30, "", "../x", "/etc/passwd", "en\x00", [], {}, [[]], True, "en", {"size": 1, "sha256": [1]})
+    odd = (None, -1, 0, 1.5, 10**30, "", "../x", "/etc/passwd", "en\x00", [], {}, [[]], True, "en",
+           {"size": 1, "sha256": [1]})
+    names = ("../en.bin", "/tmp/en.bin", "en..bin", "a/../../b", "", "fr", "en-fr", "de.idx")
     content = json.loads(raw)
     place = content
     while isinstance(place, dict) and place:
@@ -71,7 +74,7 @@ def damage_manifest(raw: bytes, rng: random.Random) -> bytes:
             case 0:
                 del place[name]
             case 1:
-                place[rng.choice(("../en.bin", "/tmp/en.bin", "en..bin", "a/../../b", "", "fr", "en-fr", "de.idx"))] = place.pop(name)
+                place[rng.choice(names)] = place.pop(name)
             case _:
                 place[name] = rng.choice(odd)
         break
@@ -101,10 +104,8 @@ def mutate(folder: Path, seed: int) -> str:
 def read_everything(folder: Path) -> str:
     """What opening, verifying and reading the store ends in: `whole` or the sentence of the UserError."""
     for prefix, sequences in (("en", 1), ("en-de", 2)):
-        try:
+        with suppress(UserError):
             _walk(Corpus(folder / prefix, sequences), sequences)
-        except UserError:
-            pass
     try:
         store = TokenStore.open(folder)
         for name in store.languages:

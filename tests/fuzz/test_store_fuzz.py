@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 _SPEC = importlib.util.spec_from_file_location("mutate", Path(__file__).with_name("mutate.py"))
-assert _SPEC and _SPEC.loader
+assert _SPEC
+assert _SPEC.loader
 mutate = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(mutate)
 
