@@ -14,11 +14,14 @@ EXAMPLES = """examples:
   python launch/prepare.py                                     # everything the quickstart recipe needs
   python launch/prepare.py --recipe mine.yaml data.directory=data/mine
   python launch/prepare.py tokenizer --recipe mine.yaml        # stop after the tokenizer
+  mpirun -n 8 python launch/prepare.py store --recipe mine.yaml  # over MPI ranks on machines that share data.directory
+  python launch/prepare.py inspect --phase cross --objective tlm --sample 12345   # what the trainer sees
   python launch/prepare.py verify --json                       # compare every file with its checksum
 
-commands (default: store): corpus, heldout, tokenizer, store make what is missing up to that step; verify checks it.
+commands (default: store): corpus, heldout, tokenizer, store make what is missing up to that step; verify checks it;
+inspect prints a sample.
 """
-COMMANDS = ("corpus", "heldout", "tokenizer", "store", "verify")
+COMMANDS = ("corpus", "heldout", "tokenizer", "store", "verify", "inspect")
 
 
 def main() -> None:
@@ -27,21 +30,37 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="[command] key=value",
                         help="a command, then any field of the recipe as key=value")
     parser.add_argument("--recipe", default="quickstart", help="name of a shipped recipe or a YAML file")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="processes of each rank that write the store (default: its share of the cores)")
+    parser.add_argument("--phase", default="meta", help="inspect: phase of the recipe (default: meta)")
+    parser.add_argument("--objective", help="inspect: mlm, tlm or contrast (default: the phase's first)")
+    parser.add_argument("--sample", type=int, default=0, help="inspect: number of the sample, from 0 (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     arguments = parser.parse_intermixed_args()
 
     from dist_metaxlm.data import prepare
+    from dist_metaxlm.data.ranks import detect_ranks
     from dist_metaxlm.recipe.load import load_recipe
 
     command, *overrides = arguments.words if arguments.words[:1] and arguments.words[0] in COMMANDS else [
         "store", *arguments.words]
     recipe = load_recipe(arguments.recipe, overrides)
+    if command == "inspect":
+        from dist_metaxlm.data import inspection
+
+        found = inspection.inspect(recipe, arguments.phase, arguments.objective, arguments.sample)
+        print(json.dumps(found, ensure_ascii=False) if arguments.json else inspection.as_text(found))
+        return
     start = time.perf_counter()
     if command == "verify":
         verified = {"verified_files": prepare.verify(recipe)}
     else:
-        prepare.prepare(recipe, partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True), command)
+        ranks = detect_ranks()
+        prepare.prepare(recipe, partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True), command,
+                        arguments.workers, ranks)
         verified = {}
+        if not ranks.first:
+            return
     outcome = {"command": command, **prepare.describe(recipe), **verified, "seconds": round(time.perf_counter() - start, 1)}
     print(json.dumps(outcome) if arguments.json else "\n".join(f"{key}: {value}" for key, value in outcome.items()))
 

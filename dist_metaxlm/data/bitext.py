@@ -58,6 +58,14 @@ class BitextWindows:
         swap_sides(tokens.reshape(-1), first[chosen], second[chosen], end[chosen])
         return BitextRead(tokens, documents, inert.reshape(tokens.shape))
 
+    def origin(self, corpus: np.ndarray, ordinal: np.ndarray) -> list[tuple[int, int]]:
+        """[(flat position, first token in the corpus)] of the whole pairs of windows `ordinal` of `corpus` (both [W])."""
+        pieces = self._windows.pieces(corpus, self._windows.locate(corpus, ordinal))
+        first, _, _ = self._whole_pairs(pieces)
+        piece = np.searchsorted(np.sort(pieces.destination), first, side="right") - 1
+        order = np.argsort(pieces.destination, kind="stable")[piece]
+        return list(zip(first.tolist(), (first - pieces.destination[order] + pieces.source[order]).tolist(), strict=True))
+
     def _whole_pairs(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """([P] first token, [P] first of the second side, [P] end) in the flat batch of the pairs that are not cut."""
         low, count = np.empty_like(pieces.source), np.empty_like(pieces.source)

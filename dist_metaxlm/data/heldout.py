@@ -7,6 +7,7 @@ compared by `text_key`, which forgets case, punctuation and white space.
 from __future__ import annotations
 
 import json
+import re
 import string
 import unicodedata
 from collections import Counter
@@ -30,7 +31,9 @@ MAX_SHARE = 0.15
 TEXT_BYTES, TEXT_SHARE, TEXT_MINIMUM = 150_000, 0.05, 1_000_000
 """Prose held out a language: about so many bytes, at most this share; none where there is less than the minimum."""
 
-_PUNCTUATION = dict.fromkeys(map(ord, string.punctuation + "“”„‘’‚«»‹›…–—¿¡。，、；：？！（）「」『』《》【】،؛؟·"), " ")
+_PUNCTUATION = string.punctuation + "“”„‘’‚«»‹›…–—¿¡。，、；：？！（）「」『』《》【】،؛؟·"
+_ASCII_GAPS = dict.fromkeys(map(ord, string.punctuation), " ")
+_GAPS = re.compile(rf"[{re.escape(_PUNCTUATION)}\s]+")
 
 Excluded = Mapping[str, set[str]]
 """Language -> keys of the texts that must not be trained on."""
@@ -38,7 +41,9 @@ Excluded = Mapping[str, set[str]]
 
 def text_key(text: str) -> str:
     """What two texts must share to be the same: compatibility-normalised, case folded, no punctuation."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_PUNCTUATION).split())
+    if text.isascii():
+        return " ".join(text.lower().translate(_ASCII_GAPS).split())
+    return _GAPS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip(" ")
 
 
 def hash_fraction(key: str) -> float:
@@ -193,10 +198,31 @@ def read_excluded(folder: Path) -> dict[str, set[str]]:
     return {language: set(keys) for language, keys in listed.items()}
 
 
+HEAD, HEAD_KEY = 64, 12
+"""A text of which the first HEAD characters give HEAD_KEY characters of key, and a margin as long again for characters
+that go together over the cut, is looked up by these first; most texts need no more."""
+
+
+class HeldOut:
+    """Whether a text is among held-out ones, found for most texts from their first characters."""
+
+    def __init__(self, keys: set[str]) -> None:
+        self._keys = keys
+        self._heads = {key[:HEAD_KEY] for key in keys}
+
+    def __contains__(self, text: str) -> bool:
+        if len(text) > HEAD:
+            head = text_key(text[:HEAD])
+            if len(head) >= 2 * HEAD_KEY and head[:HEAD_KEY] not in self._heads:
+                return False
+        return text_key(text) in self._keys
+
+
 def training_documents(documents: Iterable[list[str]], keys: set[str], dropped: dict[str, int]) -> Iterator[str]:
     """Documents as single strings, held-out paragraphs taken out (and counted in `dropped`)."""
+    held = HeldOut(keys)
     for document in documents:
-        kept = [text for text in document if text_key(text) not in keys] if keys else document
+        kept = [text for text in document if text not in held] if keys else document
         if len(kept) < len(document):
             dropped["held-out paragraphs"] = dropped.get("held-out paragraphs", 0) + len(document) - len(kept)
         if kept:
@@ -206,9 +232,9 @@ def training_documents(documents: Iterable[list[str]], keys: set[str], dropped: 
 def training_pairs(pairs: Iterable[tuple[str, str]], name: str, excluded: Excluded,
                    dropped: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Pairs of the language pair `name` of which no side is held out; the others are counted in `dropped`."""
-    left_keys, right_keys = (excluded.get(language, set()) for language in name.split("-"))
+    left_held, right_held = (HeldOut(excluded.get(language, set())) for language in name.split("-"))
     for left, right in pairs:
-        if text_key(left) in left_keys or text_key(right) in right_keys:
+        if left in left_held or right in right_held:
             dropped["held out"] = dropped.get("held out", 0) + 1
         else:
             yield left, right

@@ -1,24 +1,62 @@
-"""The manifest of a prepared folder: what it holds, where it came from, and the size and SHA-256 of every file."""
+"""The manifest of a prepared folder: what it holds, where it came from, and the size and checksums of every file.
+
+Checksums are SHA-256 of each block of 16 MiB, so that damage is named by file and byte range.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dist_metaxlm.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
+BLOCK = 16 << 20
+"""Bytes under one checksum."""
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, int | str]]:
-    """Path inside `folder` -> size in bytes and SHA-256 of every file in it, the manifest left out."""
+class BlockHasher:
+    """Size and checksums of a file while it is written."""
+
+    def __init__(self) -> None:
+        self._size, self._blocks, self._open = 0, list[str](), hashlib.sha256()
+
+    def update(self, data: bytes) -> None:
+        """Take in the next bytes of the file."""
+        view = memoryview(data)
+        while len(view):
+            part = view[:BLOCK - self._size % BLOCK]
+            self._open.update(part)
+            self._size += len(part)
+            if self._size % BLOCK == 0:
+                self._blocks.append(self._open.hexdigest())
+                self._open = hashlib.sha256()
+            view = view[len(part):]
+
+    def description(self) -> dict[str, Any]:
+        """`size` in bytes and `sha256` of each block."""
+        rest = [self._open.hexdigest()] if self._size % BLOCK else []
+        return {"size": self._size, "sha256": [*self._blocks, *rest]}
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of each block of a file."""
+    hasher = BlockHasher()
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            hasher.update(data)
+    return hasher.description()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Path inside `folder` -> description of every file in it, the manifest left out."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name: {"size": (folder / name).stat().st_size, "sha256": file_hash(folder / name)}
-            for name in names if name != NAME}
+    return {name: describe_file(folder / name) for name in names if name != NAME}
 
 
 def file_hash(path: Path) -> str:
@@ -27,25 +65,33 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(folder: Path, content: dict[str, Any]) -> None:
-    """Write the manifest of `folder` with its format number and the description of its files."""
-    body = json.dumps({"format": FORMAT, **content, "files": describe_files(folder)}, ensure_ascii=False, indent=1)
+def write(folder: Path, content: dict[str, Any], files: dict[str, Any] | None = None) -> None:
+    """Write the manifest of `folder` with its format number and the description of its files, read again if not given."""
+    described = describe_files(folder) if files is None else dict(sorted(files.items()))
+    body = json.dumps({"format": FORMAT, **content, "files": described}, ensure_ascii=False, indent=1)
     (folder / NAME).write_text(body + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder`. Errors: UserError if it is missing, unreadable or of another format."""
+    """The manifest of `folder`. Errors: UserError if it is missing, unreadable, of another format, names a file twice or
+    one outside the folder."""
     path = folder / NAME
     if not path.is_file():
         raise UserError(f"{folder} holds no prepared data ({NAME} is missing); run launch/prepare.py first")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_repetition)
         number = content["format"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; delete {folder} and run launch/prepare.py again") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f" ({error})" if isinstance(error, _Repeated) else ""
+        raise UserError(f"{path} is damaged{what}; delete {folder} and run launch/prepare.py again") from None
     if number != FORMAT:
         raise UserError(f"{path} has format {number} and this version reads {FORMAT}; delete {folder} and run "
                         "launch/prepare.py again")
+    files = content.get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"{path} is damaged (it lists no files); delete {folder} and run launch/prepare.py again")
+    for name, known in files.items():
+        _check_entry(path, name, known)
     return content
 
 
@@ -60,13 +106,18 @@ def check_sizes(folder: Path, content: dict[str, Any]) -> None:
 
 
 def verify(folder: Path) -> int:
-    """Compare size and SHA-256 of every file with the manifest; returns how many. Errors: UserError, first bad file."""
+    """Compare size and checksums of every file with the manifest; returns how many files.
+
+    Errors: UserError naming the first bad file and the range of bytes in which it differs.
+    """
     content = read(folder)
     check_sizes(folder, content)
     for name, known in content["files"].items():
-        if file_hash(folder / name) != known["sha256"]:
-            raise UserError(f"{folder / name} is damaged: its checksum is not the one that was written; delete {folder} "
-                            "and run launch/prepare.py again")
+        for number, found in enumerate(_block_hashes(folder / name)):
+            if found != known["sha256"][number]:
+                last = min(known["size"], (number + 1) * BLOCK) - 1
+                raise UserError(f"{folder / name} is damaged between bytes {number * BLOCK} and {last}: the checksum is not "
+                                f"the one that was written; delete {folder} and run launch/prepare.py again")
     return len(content["files"])
 
 
@@ -78,3 +129,38 @@ def sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+class _Repeated(ValueError):
+    """A name that comes twice in one object."""
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Repeated(f"it names {twice[:80]!r} twice")
+    return content
+
+
+def _check_entry(path: Path, name: str, known: Any) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or name == NAME:
+        raise UserError(f"{path} names {name[:80]!r}, which is no file inside {path.parent}; do not use this data, "
+                        "prepare it again from a source that you trust")
+    try:
+        size, blocks = known["size"], known["sha256"]
+        fits = type(size) is int and size >= 0 and len(blocks) == -(-size // BLOCK) and all(
+            isinstance(block, str) for block in blocks) and isinstance(blocks, list)
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path} is damaged (its entry for {name[:80]!r} is not a size and the checksums of its blocks); "
+                        f"delete {path.parent} and run launch/prepare.py again")
+
+
+def _block_hashes(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        while data := file.read(BLOCK):
+            yield hashlib.sha256(data).hexdigest()

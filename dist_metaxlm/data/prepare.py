@@ -11,21 +11,22 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.data import corpus, heldout, manifest, readers
+from dist_metaxlm.data.progress import Log
+from dist_metaxlm.data.ranks import Ranks
 from dist_metaxlm.data.settings import check_settings, settings, write_settings
 from dist_metaxlm.data.store import TokenStore
-from dist_metaxlm.data.store_writer import Encoder, token_dtype, write_bitext, write_text
+from dist_metaxlm.data.store_making import make_store
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokenizer_training import train_tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import DataConfig, Recipe
 
-Log = Callable[[str], None]
 Files = dict[str, list[Path]]
 
 STEPS = ("corpus", "heldout", "tokenizer", "store")
@@ -40,43 +41,58 @@ def is_prepared(recipe: Recipe) -> bool:
     return (directory / "tokenizer.model").is_file() and (directory / "heldout").is_dir()
 
 
-def prepare(recipe: Recipe, log: Log, until: str = "store") -> None:
+def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None = None, ranks: Ranks | None = None) -> None:
     """Make what is missing of STEPS, in that order, up to `until`; returns at once where nothing is.
 
-    Two processes may call it at once: one works, the other waits. Errors: UserError for missing, empty or undecodable
-    text, for a tokenizer of another size than `model.vocab_size`, and for data that other settings have made.
+    Two processes may call it at once: one works, the other waits. With `ranks` all of them call it, and write the store
+    together; `workers` is the number of processes of each for that, by default its share of the machine's cores.
+    Errors: UserError for missing, empty or undecodable text, for a tokenizer of another size than `model.vocab_size`, and
+    for data that other settings have made.
     """
-    if is_prepared(recipe):
-        return
+    ranks = ranks or Ranks()
     directory = Path(recipe.data.directory)
-    if recipe.data.corpus == "files":
-        corpus.sources(recipe.data)
-    with _lock(directory, log):
-        check_settings(recipe)
-        for leftover in directory.glob(".making-*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        write_settings(recipe)
-        for step in STEPS[:STEPS.index(until) + 1]:
+    with ExitStack() as stack:
+        with ranks.together():
+            missing = ranks.first and not is_prepared(recipe)
+            if missing:
+                if recipe.data.corpus == "files":
+                    corpus.sources(recipe.data)
+                stack.enter_context(_lock(directory, log))
+                _first_steps(recipe, directory, log, until)
+                missing = until == "store" and not (directory / "store").is_dir()
+        if ranks.share(missing):
             start = time.perf_counter()
-            if _MAKERS[step](recipe, directory, log):
-                log(f"{step} ready in {time.perf_counter() - start:.1f} s")
-        if (directory / "store").is_dir():
-            _check_match(directory)
+            _make_store(recipe, directory, log, workers, ranks)
+            if ranks.first:
+                log(f"store ready in {time.perf_counter() - start:.1f} s")
+        with ranks.together():
+            if ranks.first and until == "store":
+                _check_match(directory)
+
+
+def _first_steps(recipe: Recipe, directory: Path, log: Log, until: str) -> None:
+    check_settings(recipe)
+    for leftover in directory.glob(".making-*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    write_settings(recipe)
+    for step, make in _MAKERS.items():
+        start = time.perf_counter()
+        if make(recipe, directory, log):
+            log(f"{step} ready in {time.perf_counter() - start:.1f} s")
+        if step == until:
+            return
 
 
 def verify(recipe: Recipe) -> int:
-    """Check every prepared file of the store by size and checksum, and the tokenizer against it; returns how many files.
+    """Check every prepared file by size and checksums, index against tokens, and the tokenizer; returns how many files.
 
-    Errors: UserError naming the first file that is not as it was written.
+    Errors: UserError naming the first file that is not as it was written, and the range of bytes.
     """
     directory = Path(recipe.data.directory)
     store = TokenStore.open(directory / "store")
     check_settings(recipe)
     count = store.verify()
-    for name in store.languages:
-        store.text(name)
-    for name in store.pairs:
-        store.bitext(name)
+    count += sum(manifest.verify(directory / step) for step in ("corpus", "heldout") if (directory / step).is_dir())
     _check_match(directory)
     return count + 1
 
@@ -88,11 +104,15 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         return {"directory": str(directory)}
     content = TokenStore.open(directory / "store").manifest
     text, bitext = content["text"].values(), content["bitext"].values()
-    note = content["corpus"].get("note")
+    note = dict(content.get("corpus") or {}).get("note")
     return {"directory": str(directory), **({"note": note} if note else {}), "languages": len(text),
-            "language_pairs": len(bitext), "documents": sum(about["documents"] for about in text),
-            "tokens": sum(about["tokens"] for about in text), "text_bytes": sum(about["bytes"] for about in text),
-            "pairs": sum(about["pairs"] for about in bitext), "pair_tokens": sum(about["tokens"] for about in bitext)}
+            "language_pairs": len(bitext), "documents": _total(text, "documents"),
+            "tokens": _total(text, "tokens"), "text_bytes": _total(text, "bytes"),
+            "pairs": _total(bitext, "pairs"), "pair_tokens": _total(bitext, "tokens")}
+
+
+def _total(listed: Iterable[dict[str, Any]], what: str) -> int:
+    return sum(int(about.get(what, 0)) for about in listed)
 
 
 @contextmanager
@@ -168,45 +188,17 @@ def _make_tokenizer(recipe: Recipe, directory: Path, log: Log) -> bool:
     return True
 
 
-def _make_store(recipe: Recipe, directory: Path, log: Log) -> bool:
-    place = directory / "store"
-    if place.is_dir():
-        return False
+def _make_store(recipe: Recipe, directory: Path, log: Log, workers: int | None, ranks: Ranks) -> None:
     tokenizer = Tokenizer.load(directory / "tokenizer.model")
     _check_size(tokenizer, recipe)
     text, bitext = corpus_files(recipe)
-    with _committed(place) as folder, Encoder(tokenizer) as encoder:
-        manifest.write(folder, {
-            "tokenizer_hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
-            "dtype": str(token_dtype(tokenizer.vocab_size).__name__), "settings": settings(recipe),
-            "corpus": _about(directory / "corpus"), "heldout": _about(directory / "heldout"),
-            **_write_store(folder, text, bitext, heldout.read_excluded(directory / "heldout"), encoder, recipe.data)})
-    return True
-
-
-def _write_store(folder: Path, text: Files, bitext: Files, excluded: heldout.Excluded, encoder: Encoder,
-                 config: DataConfig) -> dict[str, Any]:
-    about: dict[str, dict[str, Any]] = {"text": {}, "bitext": {}}
-    for language, paths in text.items():
-        dropped: dict[str, int] = {}
-        kept = heldout.training_documents(readers.documents(paths), excluded.get(language, set()), dropped)
-        about["text"][language] = {**write_text(folder / language, kept, encoder), "source": _names(paths),
-                                   "dropped": dropped}
-    for pair, paths in bitext.items():
-        dropped = {}
-        kept_pairs = heldout.training_pairs(readers.pairs(paths), pair, excluded, dropped)
-        about["bitext"][pair] = {**write_bitext(folder / pair, kept_pairs, encoder, config.max_pair_tokens, dropped),
-                                 "source": _names(paths), "dropped": dropped}
-    return about
+    about = {"settings": settings(recipe), "corpus": _about(directory / "corpus"), "heldout": _about(directory / "heldout")}
+    make_store(directory, text, bitext, about, recipe.data.max_pair_tokens, log, workers, ranks)
 
 
 def _about(folder: Path) -> dict[str, Any]:
     """What a step wrote down of its work, without its list of files."""
     return {name: value for name, value in manifest.read(folder).items() if name not in ("format", "files")}
-
-
-def _names(paths: list[Path]) -> list[dict[str, Any]]:
-    return [{"file": path.name, "bytes": path.stat().st_size} for path in paths]
 
 
 def _check_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
@@ -255,4 +247,4 @@ def _sides(language: str, bitext: Files, excluded: heldout.Excluded) -> Iterator
 
 
 _MAKERS: dict[str, Callable[[Recipe, Path, Log], bool]] = {
-    "corpus": _make_corpus, "heldout": _make_heldout, "tokenizer": _make_tokenizer, "store": _make_store}
+    "corpus": _make_corpus, "heldout": _make_heldout, "tokenizer": _make_tokenizer}

@@ -6,6 +6,7 @@ The format is that of megatron-core's `datasets/indexed_dataset.py`; it is writt
 
 from __future__ import annotations
 
+import re
 import struct
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,34 @@ import numpy as np
 from dist_metaxlm.data import manifest
 from dist_metaxlm.errors import UserError
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
 _DTYPES: dict[int, Any] = {4: np.int32, 5: np.int64, 8: np.uint16}
+
+
+_SCAN = 1 << 22
+"""Tokens that are checked together."""
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+def _check_content(directory: Path, content: dict[str, Any]) -> None:
+    """Raise UserError unless the manifest has what a store needs and names only files that it also describes."""
+    def damaged(why: str) -> UserError:
+        return UserError(f"{directory / manifest.NAME} is damaged ({why}); delete {directory} and run "
+                         "launch/prepare.py again")
+
+    if not isinstance(content.get("tokenizer_hash"), str) or type(content.get("vocab_size")) is not int:
+        raise damaged("it has no tokenizer_hash or vocab_size")
+    for kind, sides in (("text", 1), ("bitext", 2)):
+        listed = content.get(kind)
+        if not isinstance(listed, dict) or not all(isinstance(about, dict) for about in listed.values()):
+            raise damaged(f"its {kind} is no table of languages")
+        for name in listed:
+            parts = name.split(".")[0].split("-")
+            if len(parts) != sides or not all(_NAME.fullmatch(part) for part in (*parts, *name.split(".")[1:])):
+                raise damaged(f"{name[:80]!r} in its {kind} is no language code" + (" pair" if sides == 2 else ""))
+            if not {f"{name}.bin", f"{name}.idx"} <= content["files"].keys():
+                raise damaged(f"it has no checksums for {name}")
 
 
 class TokenStore:
@@ -45,6 +71,7 @@ class TokenStore:
         """
         directory = Path(directory)
         content = manifest.read(directory)
+        _check_content(directory, content)
         manifest.check_sizes(directory, content)
         return cls(directory, content)
 
@@ -57,8 +84,15 @@ class TokenStore:
         return self._corpus(pair, self.pairs, "language pair", 2)
 
     def verify(self) -> int:
-        """Check sizes and checksums of all files; returns how many. Errors: UserError naming the first bad one."""
-        return manifest.verify(self.directory)
+        """Check sizes and checksums of all files, indices against tokens, ids against the vocabulary.
+
+        Returns how many files. Errors: UserError naming the first bad file and, where bytes have changed, their range.
+        """
+        count = manifest.verify(self.directory)
+        for name in (*self.languages, *self.pairs):
+            corpus = self.bitext(name) if name in self.pairs else self.text(name)
+            corpus.check_ids(self.vocab_size)
+        return count
 
     def _corpus(self, name: str, known: list[str], kind: str, sequences: int) -> Corpus:
         if name not in known:
@@ -79,7 +113,8 @@ class Corpus:
         self._check(np.dtype(dtype).itemsize, lengths, pointers, documents, sequences)
         self._pointers, self._documents, self._itemsize = pointers, documents, np.dtype(dtype).itemsize
         self._has_pairs = sequences == 2
-        self.tokens: np.ndarray = np.memmap(self._bin, dtype=dtype, mode="r") if lengths.size else np.zeros(0, dtype)
+        self.tokens: np.ndarray = (np.memmap(self._bin, dtype=dtype, mode="r") if self._bin.stat().st_size
+                                   else np.zeros(0, dtype))
         """[tokens] uint16 or int32: all documents, one after the other."""
 
     @cached_property
@@ -99,22 +134,32 @@ class Corpus:
         """Number of documents."""
         return self._documents.size - 1
 
+    def check_ids(self, vocab_size: int) -> None:
+        """Read all tokens. Errors: UserError naming the file where an id is not in a vocabulary of this size."""
+        for first in range(0, self.tokens.size, _SCAN):
+            part = self.tokens[first:first + _SCAN]
+            if part.max() >= vocab_size or part.min() < 0:
+                bad = int(np.flatnonzero((part >= vocab_size) | (part < 0))[0])
+                raise UserError(f"{self._bin} has token {int(part[bad])} at byte {(first + bad) * self._itemsize}, which is "
+                                f"not in the vocabulary of {vocab_size}; delete {self._bin.parent} and run "
+                                "launch/prepare.py again")
+
     def _read_index(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
         for path in (self._index, self._bin):
             if not path.is_file():
                 raise UserError(f"{path} is missing; delete {path.parent} and run launch/prepare.py again")
         with self._index.open("rb") as file:
-            header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size:
+            header = file.read(HEADER.size)
+        if len(header) < HEADER.size:
             raise self._damaged("its header is cut off")
-        magic, version, code, sequences, documents = _HEADER.unpack(header)
-        if magic != _MAGIC or version != 1:
+        magic, version, code, sequences, documents = HEADER.unpack(header)
+        if magic != MAGIC or version != 1:
             raise self._damaged("it is no Megatron index of version 1")
         if code not in _DTYPES:
             raise self._damaged(f"its token type {code} is none of uint16, int32, int64")
-        if self._index.stat().st_size != _HEADER.size + 12 * sequences + 8 * documents:
+        if not documents or self._index.stat().st_size != HEADER.size + 12 * sequences + 8 * documents:
             raise self._damaged(f"it is not as long as {sequences} sequences in {max(0, documents - 1)} documents make it")
-        raw = np.memmap(self._index, dtype=np.uint8, mode="r", offset=_HEADER.size)
+        raw = np.memmap(self._index, dtype=np.uint8, mode="r", offset=HEADER.size)
         ends = np.cumsum([4 * sequences, 8 * sequences, 8 * documents])
         lengths, pointers, starts = (part.view(kind) for part, kind in
                                      zip(np.split(raw, ends[:-1]), (np.int32, np.int64, np.int64), strict=True))

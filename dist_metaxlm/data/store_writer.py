@@ -1,28 +1,24 @@
-"""Writing of token stores: texts encoded by one process per core, in order, with bounded memory.
+"""Writing of `.bin/.idx` files: whole arrays of encoded documents at a time, in Megatron's format.
 
-The `.bin/.idx` files come from megatron-core's own `IndexedDatasetBuilder`.
+The format is that of megatron-core's `datasets/indexed_dataset.py`; tests hold the files byte for byte to those of its
+own builder. That builder is not used here: it keeps one Python object a sequence, and importing it takes seconds.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from itertools import islice
-from multiprocessing import get_context
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dist_metaxlm.data.processes import available_cores
+from dist_metaxlm.data.store import HEADER, MAGIC
 from dist_metaxlm.data.tokenizer import BOS, EOS, Tokenizer
 
 CHUNK = 256
-"""Texts that travel to a worker together."""
-
-_tokenizer: Tokenizer | None = None
+"""Documents or pairs that are encoded together."""
+_CODES = {"int32": 4, "uint16": 8}
 
 
 def token_dtype(vocab_size: int) -> Any:
@@ -30,132 +26,122 @@ def token_dtype(vocab_size: int) -> Any:
     return np.uint16 if vocab_size < 65500 else np.int32
 
 
-class Encoder:
-    """Encodes streams of texts with `workers` processes; the output does not depend on their number."""
-
-    def __init__(self, tokenizer: Tokenizer, workers: int | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.workers = workers or available_cores()
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Encoder:
-        if self.workers > 1:
-            # spawn: the caller may hold threads (torch, MPI) that a fork would tear
-            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _load, (str(self.tokenizer.path),))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def encode(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Token ids of each text, in order, without special tokens."""
-        dtype = token_dtype(self.tokenizer.vocab_size)
-        for ids, lengths in self._chunks(texts):
-            yield from np.split(ids.astype(dtype, copy=False), np.cumsum(lengths)[:-1])
-
-    def _chunks(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, list[int]]]:
-        source = iter(texts)
-        if self._pool is None:
-            while chunk := list(islice(source, CHUNK)):
-                yield _encode(chunk, self.tokenizer)
-            return
-        waiting: deque[Future[tuple[np.ndarray, list[int]]]] = deque()
-        while chunk := list(islice(source, CHUNK)):
-            waiting.append(self._pool.submit(_encode, chunk))
-            if len(waiting) > 2 * self.workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def text_arrays(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`<s> ids </s>` of each text that has ids, many at a time: ([tokens] ids, [documents] int32 lengths)."""
+    source = iter(texts)
+    while chunk := list(islice(source, CHUNK)):
+        flat, counts = encode(chunk, tokenizer)
+        lengths = np.where(counts, counts + 2, 0)
+        lengths = lengths[lengths > 0]
+        ends = np.cumsum(lengths)
+        tokens = np.empty(int(lengths.sum()), token_dtype(tokenizer.vocab_size))
+        inner = np.ones(tokens.size, np.bool_)
+        inner[ends - lengths] = inner[ends - 1] = False
+        tokens[ends - lengths], tokens[ends - 1], tokens[inner] = BOS, EOS, flat
+        yield tokens, lengths.astype(np.int32)
 
 
-def _load(path: str) -> None:
-    global _tokenizer
-    _tokenizer = Tokenizer.load(path)
+def pair_arrays(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int,
+                dropped: dict[str, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`<s> a </s>` and `b </s>` of each pair, many at a time: ([tokens] ids, [2 * pairs] int32 lengths).
+
+    Pairs longer than `max_tokens` or with a side without ids are counted in `dropped`.
+    """
+    source = iter(pairs)
+    while chunk := list(islice(source, CHUNK)):
+        flat, counts = encode(list(chain.from_iterable(chunk)), tokenizer)
+        sides = counts.reshape(-1, 2)
+        empty = (sides == 0).any(axis=1)
+        longer = ~empty & (sides.sum(axis=1) + 3 > max_tokens)
+        for why, which in (("empty side", empty), ("longer than max_pair_tokens", longer)):
+            if which.any():
+                dropped[why] = dropped.get(why, 0) + int(which.sum())
+        kept = ~(empty | longer)
+        flat = flat[np.repeat(kept, sides.sum(axis=1))]
+        lengths = (sides[kept] + np.array([2, 1])).reshape(-1)
+        ends = np.cumsum(lengths)
+        first, last = (ends - lengths)[::2], ends - 1
+        tokens = np.empty(int(lengths.sum()), token_dtype(tokenizer.vocab_size))
+        inner = np.ones(tokens.size, np.bool_)
+        inner[first] = inner[last] = False
+        tokens[first], tokens[last], tokens[inner] = BOS, EOS, flat
+        yield tokens, lengths.astype(np.int32)
 
 
-def _encode(texts: list[str], tokenizer: Tokenizer | None = None) -> tuple[np.ndarray, list[int]]:
-    tokenizer = tokenizer or _tokenizer
-    assert tokenizer is not None
+def encode(texts: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """([tokens] ids of all texts without special tokens, [texts] int64 how many of each)."""
     rows = tokenizer.encode_batch(texts)
-    flat = np.fromiter((token for row in rows for token in row), dtype=np.int32)
-    return flat.astype(token_dtype(tokenizer.vocab_size)), [len(row) for row in rows]
+    counts = np.fromiter(map(len, rows), np.int64, len(rows))
+    flat = np.fromiter(chain.from_iterable(rows), token_dtype(tokenizer.vocab_size), int(counts.sum()))
+    return flat, counts
 
 
-def write_text(prefix: Path, texts: Iterable[str], encoder: Encoder) -> dict[str, int]:
+def write_text(prefix: Path, texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, int]:
     """Write one `<s> ids </s>` a text to `prefix`.bin/.idx; returns documents, tokens and bytes of text."""
-    counts = {"documents": 0, "tokens": 0, "bytes": 0}
-
-    def counted() -> Iterator[str]:
-        for text in texts:
-            counts["bytes"] += len(text.encode())
-            yield text
-
-    bos, eos = _edges(encoder)
-    with _Builder(prefix, encoder.tokenizer.vocab_size) as builder:
-        for ids in encoder.encode(counted()):
-            if ids.size:
-                counts["tokens"] += builder.add(np.concatenate([bos, ids, eos]))
-                counts["documents"] += 1
-    return counts
+    size = Bytes()
+    documents, tokens = _write(prefix, text_arrays(size.of_texts(texts), tokenizer), tokenizer, 1)
+    return {"documents": documents, "tokens": tokens, "bytes": size.total}
 
 
-def write_bitext(prefix: Path, pairs: Iterable[tuple[str, str]], encoder: Encoder, max_tokens: int,
+def write_bitext(prefix: Path, pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int,
                  dropped: dict[str, int]) -> dict[str, int]:
-    """Write `<s> a </s>` and `b </s>` as one document a pair; longer pairs than `max_tokens` are counted in `dropped`.
+    """Write `<s> a </s>` and `b </s>` as one document a pair; what is left out is counted in `dropped`.
 
     Returns pairs, tokens and bytes of text.
     """
-    counts = {"pairs": 0, "tokens": 0, "bytes": 0}
+    size = Bytes()
+    documents, tokens = _write(prefix, pair_arrays(size.of_pairs(pairs), tokenizer, max_tokens, dropped), tokenizer, 2)
+    return {"pairs": documents, "tokens": tokens, "bytes": size.total}
 
-    def flat() -> Iterator[str]:
+
+class Bytes:
+    """Counts the UTF-8 bytes of what passes through."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def of_texts(self, texts: Iterable[str]) -> Iterator[str]:
+        """The texts, counted."""
+        for text in texts:
+            self.total += len(text) if text.isascii() else len(text.encode())
+            yield text
+
+    def of_pairs(self, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """The pairs, counted."""
         for pair in pairs:
-            counts["bytes"] += sum(len(side.encode()) for side in pair)
-            yield from pair
-
-    bos, eos = _edges(encoder)
-    with _Builder(prefix, encoder.tokenizer.vocab_size) as builder:
-        sides = encoder.encode(flat())
-        for first, second in zip(sides, sides, strict=True):
-            if not first.size or not second.size:
-                dropped["empty side"] = dropped.get("empty side", 0) + 1
-            elif first.size + second.size + 3 > max_tokens:
-                dropped["longer than max_pair_tokens"] = dropped.get("longer than max_pair_tokens", 0) + 1
-            else:
-                counts["tokens"] += builder.add(np.concatenate([bos, first, eos]), np.append(second, eos))
-                counts["pairs"] += 1
-    return counts
+            self.total += sum(len(side.encode()) for side in pair)
+            yield pair
 
 
-def _edges(encoder: Encoder) -> np.ndarray:
-    """`<s>` and `</s>`, each an array of one."""
-    return np.array([[BOS], [EOS]], dtype=token_dtype(encoder.tokenizer.vocab_size))
+def _write(prefix: Path, arrays: Iterable[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer,
+           sequences: int) -> tuple[int, int]:
+    """Write both files, or neither; `sequences` a document. Returns documents and tokens."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    binary, index = prefix.with_name(f"{prefix.name}.bin"), prefix.with_name(f"{prefix.name}.idx")
+    parts = []
+    try:
+        with binary.open("wb") as file:
+            for tokens, lengths in arrays:
+                tokens.tofile(file)
+                parts.append(lengths)
+        write_index(index, parts, dtype, sequences)
+    except BaseException:
+        binary.unlink(missing_ok=True)
+        index.unlink(missing_ok=True)
+        raise
+    return sum(part.size for part in parts) // sequences, sum(int(part.sum()) for part in parts)
 
 
-class _Builder:
-    """megatron-core's builder, finished or its files removed at the end of the block."""
-
-    def __init__(self, prefix: Path, vocab_size: int) -> None:
-        self._bin, self._index = prefix.with_name(f"{prefix.name}.bin"), prefix.with_name(f"{prefix.name}.idx")
-        self._dtype = token_dtype(vocab_size)
-
-    def __enter__(self) -> _Builder:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # megatron-core's advice on optional CUDA packages
-            from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-        self._builder = IndexedDatasetBuilder(str(self._bin), dtype=self._dtype)
-        return self
-
-    def add(self, *sequences: np.ndarray) -> int:
-        """Write one document; returns its tokens."""
-        lengths = [sequence.size for sequence in sequences]
-        self._builder.add_document(np.concatenate(sequences), lengths)
-        return sum(lengths)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._builder.finalize(str(self._index))
-            return
-        self._builder.data_file.close()
-        self._bin.unlink(missing_ok=True)
+def write_index(path: Path, parts: list[np.ndarray], dtype: Any, sequences: int) -> None:
+    """Write an `.idx` file for sequences of lengths `parts` (int32 arrays, one after another), `sequences` a document."""
+    total = sum(part.size for part in parts)
+    with path.open("wb") as file:
+        file.write(HEADER.pack(MAGIC, 1, _CODES[np.dtype(dtype).name], total, total // sequences + 1))
+        for part in parts:
+            file.write(np.ascontiguousarray(part, np.int32).tobytes())
+        place = 0
+        for part in parts:
+            ends = place + np.cumsum(part, dtype=np.int64) * np.dtype(dtype).itemsize
+            file.write(np.concatenate([[place], ends])[:-1].astype(np.int64).tobytes())
+            place = int(ends[-1]) if ends.size else place
+        file.write(np.arange(0, total + 1, sequences, dtype=np.int64).tobytes())

@@ -16,7 +16,7 @@ from dist_metaxlm.data import manifest
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
-from dist_metaxlm.data.store_writer import Encoder, write_bitext, write_text
+from dist_metaxlm.data.store_writer import write_bitext, write_text
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import PhaseConfig
 
@@ -51,14 +51,13 @@ def _texts(seed: int, count: int, longest: int) -> list[str]:
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     """A real store: three languages of very different size, two language pairs."""
     folder = tmp_path_factory.mktemp("store")
-    encoder = Encoder(TOKENIZER, workers=1)
     sizes = {"de": 120, "en": 900, "sw": 12}
     for number, (language, documents) in enumerate(sizes.items()):
-        write_text(folder / language, _texts(number, documents, 60), encoder)
+        write_text(folder / language, _texts(number, documents, 60), TOKENIZER)
     for number, pair in enumerate(("de-en", "en-sw")):
         count = 300 - 200 * number
         sides = zip(_texts(number, count, 12), _texts(number + 10, count, 12), strict=True)
-        write_bitext(folder / pair, sides, encoder, 64, {})
+        write_bitext(folder / pair, sides, TOKENIZER, 64, {})
     manifest.write(folder, {"tokenizer_hash": HASH, "vocab_size": VOCAB, "text": {language: {} for language in sizes},
                             "bitext": {"de-en": {}, "en-sw": {}}})
     return TokenStore.open(folder)

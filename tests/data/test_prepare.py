@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_metaxlm.data import prepare as prepare_module
+from dist_metaxlm.data import store_making
 from dist_metaxlm.data.prepare import is_prepared, prepare, verify
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def silent(_: str) -> None:
 
 @pytest.fixture(autouse=True)
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dist_metaxlm.data.store_writer.available_cores", lambda: 1)
+    monkeypatch.setattr("dist_metaxlm.data.store_making.available_cores", lambda: 1)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_all_steps_then_nothing_more(recipe: Recipe, tmp_path: Path) -> None:
     prepare(recipe, said.append)
     assert said == []
     assert contents(tmp_path / "data") == before
-    assert verify(recipe) == 5
+    assert verify(recipe) == 7
 
 
 def test_the_store_holds_no_held_out_string(recipe: Recipe, tmp_path: Path) -> None:
@@ -145,13 +145,13 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(recipe: Recipe, tmp_path:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "write_bitext", full)
+        patch.setattr(store_making, "join_shards", full)
         with pytest.raises(OSError, match="No space left"):
             prepare(recipe, silent)
     assert not (tmp_path / "data" / "store").exists()
     assert not list((tmp_path / "data").glob(".making-*"))
     prepare(recipe, silent)
-    assert verify(recipe) == 5
+    assert verify(recipe) == 7
 
 
 def test_what_a_killed_run_left_is_cleared(recipe: Recipe, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from dist_metaxlm.data import manifest
 from dist_metaxlm.data.store import Corpus, TokenStore
-from dist_metaxlm.data.store_writer import Encoder, token_dtype, write_bitext, write_text
+from dist_metaxlm.data.store_writer import token_dtype, write_bitext, write_text
 from dist_metaxlm.data.tokenizer import BOS, EOS, Tokenizer
 from dist_metaxlm.data.tokenizer_training import train_tokenizer
 from dist_metaxlm.errors import UserError
@@ -31,9 +33,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def store(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     folder = tmp_path / "store"
     folder.mkdir()
-    with Encoder(tokenizer, workers=1) as encoder:
-        text = write_text(folder / "en", TEXTS, encoder)
-        bitext = write_bitext(folder / "en-de", PAIRS, encoder, 64, {})
+    text = write_text(folder / "en", TEXTS, tokenizer)
+    bitext = write_bitext(folder / "en-de", PAIRS, tokenizer, 64, {})
     manifest.write(folder, {"tokenizer_hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
                             "text": {"en": text}, "bitext": {"en-de": bitext}})
     return folder
@@ -79,19 +80,11 @@ def test_megatron_reads_what_we_write_and_we_read_what_it_writes(store: Path, tm
         Corpus(tmp_path / "m", 2)
 
 
-def test_the_number_of_workers_changes_nothing(store: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    with Encoder(tokenizer, workers=2) as encoder:
-        write_text(tmp_path / "en", iter(TEXTS), encoder)
-    for end in ("bin", "idx"):
-        assert (tmp_path / f"en.{end}").read_bytes() == (store / f"en.{end}").read_bytes()
-
-
 def test_long_pairs_and_empty_sides_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     short = ("a", "b")
     limit = len(tokenizer.encode("a")) + len(tokenizer.encode("b")) + 3
     dropped: dict[str, int] = {}
-    with Encoder(tokenizer, workers=1) as encoder:
-        counts = write_bitext(tmp_path / "p", [short, ("a a", "b"), ("", "b")], encoder, limit, dropped)
+    counts = write_bitext(tmp_path / "p", [short, ("a a", "b"), ("", "b")], tokenizer, limit, dropped)
     assert counts["pairs"] == 1
     assert counts["tokens"] == limit
     assert dropped == {"longer than max_pair_tokens": 1, "empty side": 1}
@@ -106,8 +99,8 @@ def test_an_unfinished_file_is_removed(tmp_path: Path, tokenizer: Tokenizer) -> 
         yield "one"
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"), Encoder(tokenizer, workers=1) as encoder:
-        write_text(tmp_path / "en", texts(), encoder)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "en", texts(), tokenizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -134,8 +127,73 @@ def test_a_flipped_bit_is_found_by_verify(store: Path) -> None:
     raw = bytearray((store / "en.bin").read_bytes())
     raw[1001] ^= 4
     (store / "en.bin").write_bytes(raw)
-    with pytest.raises(UserError, match=r"en\.bin is damaged: its checksum"):
+    with pytest.raises(UserError, match=r"en\.bin is damaged between bytes 0 and \d+: the checksum"):
         TokenStore.open(store).verify()
+
+
+def test_verify_names_the_bytes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "BLOCK", 1000)
+    content = json.loads((store / "manifest.json").read_text())
+    del content["files"], content["format"]
+    manifest.write(store, content)
+    assert TokenStore.open(store).verify() == 4
+    raw = bytearray((store / "en.bin").read_bytes())
+    raw[2345] ^= 1
+    (store / "en.bin").write_bytes(raw)
+    with pytest.raises(UserError, match=r"en\.bin is damaged between bytes 2000 and 2999"):
+        TokenStore.open(store).verify()
+
+
+def test_blocks_are_hashed_alike_in_any_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "BLOCK", 10)
+    for size in (0, 1, 9, 10, 11, 20, 35):
+        data = bytes(range(size))
+        (tmp_path / "f").write_bytes(data)
+        hasher = manifest.BlockHasher()
+        for start in range(0, size, 7):
+            hasher.update(data[start:start + 7])
+        known = {"size": size, "sha256": [hashlib.sha256(data[at:at + 10]).hexdigest() for at in range(0, size, 10)]}
+        assert hasher.description() == manifest.describe_file(tmp_path / "f") == known
+
+
+@pytest.mark.parametrize("name", ["../en.bin", "/etc/passwd", "a/../../en.bin", "", "a\\b"])
+def test_a_manifest_does_not_reach_outside_its_folder(store: Path, name: str) -> None:
+    content = json.loads((store / "manifest.json").read_text())
+    content["files"][name] = content["files"]["en.bin"]
+    (store / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"manifest\.json names .* which is no file inside"):
+        TokenStore.open(store)
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ('"files": ', '"files": {}, "files": ', "names 'files' twice"), ('"en.idx": ', '"en.bin": ', "names 'en.bin' twice"),
+    ('"text": {', '"text": {"../en": {}, ', "'../en' in its text is no language code"),
+    ('"text": {', '"text": {"fr": {}, ', "no checksums for fr"), ('"size": ', '"size": -', "its entry for .* is not a size"),
+    ('"vocab_size": ', '"vocabulary": ', "no tokenizer_hash or vocab_size"),
+    ('"bitext": ', '"bitext": [], "b": ', "no table")])
+def test_a_manifest_that_contradicts_itself_is_named(store: Path, old: str, new: str, said: str) -> None:
+    body = (store / "manifest.json").read_text()
+    assert old in body
+    (store / "manifest.json").write_text(body.replace(old, new, 1))
+    with pytest.raises(UserError, match=said):
+        TokenStore.open(store)
+
+
+def test_ids_outside_the_vocabulary_are_found_by_verify(store: Path) -> None:
+    raw = bytearray((store / "en.bin").read_bytes())
+    raw[200:202] = struct.pack("<H", 60000)
+    (store / "en.bin").write_bytes(raw)
+    content = json.loads((store / "manifest.json").read_text())
+    content["files"]["en.bin"] = manifest.describe_file(store / "en.bin")
+    (store / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"en\.bin has token 60000 at byte 200, which is not in the vocabulary of 340"):
+        TokenStore.open(store).verify()
+
+
+def test_an_empty_corpus_can_be_opened(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    assert write_text(tmp_path / "en", [], tokenizer) == {"documents": 0, "tokens": 0, "bytes": 0}
+    empty = Corpus(tmp_path / "en")
+    assert (len(empty), empty.tokens.size, empty.document_starts.tolist()) == (0, 0, [0])
 
 
 @pytest.mark.parametrize(("offset", "value", "said"), [

@@ -12,6 +12,8 @@ import yaml
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "prepare.py"
 
+MPIRUN = Path(sys.executable).with_name("mpirun")
+
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, str(SCRIPT), *words], cwd=folder, stdout=subprocess.PIPE,
@@ -46,7 +48,31 @@ def test_two_at_once_build_once_and_the_result_verifies(folder: Path) -> None:
     assert sum("store ready" in said for _, said in outcomes) == 1
     checked = call(folder, "verify", "--recipe", "tiny.yaml")
     assert checked.returncode == 0, checked.stderr
-    assert "verified_files: 3" in checked.stdout
+    assert "verified_files: 5" in checked.stdout
+
+
+def _mpi() -> bool:
+    """Whether mpirun and an MPI library are there."""
+    probe = "from mpi4py import MPI"
+    return MPIRUN.exists() and not subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode
+
+
+@pytest.mark.skipif(not _mpi(), reason="no MPI")
+def test_two_mpi_ranks_write_what_one_process_writes(folder: Path) -> None:
+    assert call(folder, "--recipe", "tiny.yaml", "--workers", "1").returncode == 0
+    command = [str(MPIRUN), "-n", "2", sys.executable, str(SCRIPT), "store", "--recipe", "tiny.yaml", "--json",
+               "data.directory=mpi"]
+    outcome = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert outcome.returncode == 0, outcome.stderr
+    assert json.loads(outcome.stdout)["documents"] == 300
+    for path in (folder / "data" / "store").iterdir():
+        assert (folder / "mpi" / "store" / path.name).read_bytes() == path.read_bytes()
+    (folder / "bad.txt").write_bytes(b"bad \xff byte")
+    command[-1:] = ["data.directory=mpi2", "data.text.de=[bad.txt]"]
+    outcome = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert outcome.returncode == 2
+    assert "bad.txt, line 1, byte 5 (0xFF) is not UTF-8" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
 
 
 def test_bad_input_is_one_sentence_and_exit_2(folder: Path) -> None:

@@ -1,0 +1,95 @@
+"""The processes that `mpirun` started to prepare one corpus together, over as many machines as there are.
+
+They share a file system and need little else from MPI: a number each, and to wait for and hear of one another.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from dist_metaxlm.errors import UserError
+
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
+POLL_SECONDS = 0.05
+
+
+class Ranks:
+    """One process alone: the first and the last."""
+
+    rank, size, local_size = 0, 1, 1
+    """Number of this process, how many there are, how many on this machine."""
+
+    @property
+    def first(self) -> bool:
+        """True on the one that speaks and commits."""
+        return self.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """The first rank's `value`."""
+        return value
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All ranks leave the block at once; where one fails, all do."""
+        yield
+
+
+class MPIRanks(Ranks):
+    """The ranks of an MPI job."""
+
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self._mpi, self._world = MPI, MPI.COMM_WORLD
+        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+        self.local_size = self._world.Split_type(MPI.COMM_TYPE_SHARED).Get_size()
+        os.environ["RANK"] = str(self.rank)
+
+    def share(self, value: Any) -> Any:
+        """The first rank's `value`."""
+        return self._world.bcast(value)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All ranks leave the block at once; where one fails, all do, with that one's UserError or OSError."""
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        mine, worst = np.array([failure is not None], np.int32), np.zeros(1, np.int32)
+        request = self._world.Iallreduce(mine, worst, op=self._mpi.MAX)
+        # MPI's own waiting would burn a core that another rank works on
+        while not request.Test():
+            time.sleep(POLL_SECONDS)
+        if worst[0]:
+            raise next(error for error in map(_rebuilt, self._world.allgather(_plain(failure))) if error) from failure
+
+
+def detect_ranks() -> Ranks:
+    """The ranks of the MPI job that this process belongs to, or a process alone."""
+    if any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
+        return MPIRanks()
+    return Ranks()
+
+
+def _plain(error: Exception | None) -> tuple[Any, ...] | None:
+    if isinstance(error, OSError):
+        return ("os", error.errno, error.strerror, error.filename)
+    if error is None:
+        return None
+    return ("user" if isinstance(error, UserError) else "bug", f"{error}" or type(error).__name__)
+
+
+def _rebuilt(plain: tuple[Any, ...] | None) -> Exception | None:
+    if plain is None:
+        return None
+    if plain[0] == "os":
+        return OSError(*plain[1:])
+    return UserError(plain[1]) if plain[0] == "user" else RuntimeError(plain[1])
