@@ -2,7 +2,7 @@
 
 In each epoch the pairs of a corpus are put into a keyed order, cut into chunks of a few hundred, and each chunk is packed
 into the same number of windows (pair_packing.py). So a window follows from its number by packing one chunk, without an
-index; within an epoch no pair comes twice, and all come but the few (about 1 in 200) that do not fit into their chunk.
+index; within an epoch no pair comes twice, and all come but the few (about 1 in 100) that do not fit into their chunk.
 Which those are, and which pairs share a window, changes with the epoch. What no pair fills is `<pad>`, a document of its
 own at the window's end.
 
@@ -115,6 +115,12 @@ class BitextWindows:
         filled = np.bincount(placed.window, weights=size, minlength=len(corpus)).astype(np.int64)
         padding = (np.arange(len(corpus)) * self.length + filled)[filled < self.length]
         return BitextRead(flat.reshape(-1, self.length), np.sort(np.concatenate([placed.first, padding])))
+
+    def origin(self, corpus: np.ndarray, ordinal: np.ndarray) -> list[tuple[int, int]]:
+        """[(flat position, first token in the corpus)] of the pairs of window `ordinal` of `corpus` (both [1])."""
+        placed = self.locate(corpus, ordinal)
+        starts = self._document_starts[corpus[0]][placed.pair]
+        return list(zip(placed.first.tolist(), starts.tolist(), strict=True))
 
     def _members(self, corpus: np.ndarray, chunk: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """([N, C] int64 pairs of the chunks, [N, C] int64 tokens; 0: no pair, or longer than a window); by corpus."""

@@ -59,6 +59,10 @@ class ContrastPairs:
         count = self._counts[corpus]
         return permute(ordinal % count, count, hash_u64(self._order_keys[corpus], ordinal // count))
 
+    def origin(self, corpus: np.ndarray, ordinal: np.ndarray) -> int:
+        """First token in its corpus of the pair that is number `ordinal` of `corpus` (both [1])."""
+        return int(self._document_starts[corpus[0]][self.locate(corpus, ordinal)[0]])
+
     def read(self, corpus: np.ndarray, documents: np.ndarray, max_tokens: int) -> ContrastRead:
         """Pack pairs `documents` of language pairs `corpus` (both [P]), sentences cut to `max_tokens`."""
         source, size, starts_anew = self._sentences(corpus, documents)

@@ -82,6 +82,17 @@ class PhaseData:
         owner = self._mixtures[objective.name].owner[language]
         return _packed(masked.inputs, documents, samples, owner, masked.targets, masked.target_tokens)
 
+    def origin(self, objective: MaskedLM | TranslationLM | Contrast, sample: int) -> tuple[str, list[tuple[int, int]]]:
+        """Where a sample comes from: corpus of the store, and [(flat position in the sample, first token in the corpus)]
+        of its unbroken runs; for tlm of its pairs, for contrast of its one pair."""
+        number, ordinal = self._mixtures[objective.name].lookup(np.array([sample], np.int64))
+        if isinstance(objective, MaskedLM):
+            pieces = self._text.pieces(number, self._text.locate(number, ordinal))
+            return self._corpora[number[0]], sorted(zip(pieces.destination.tolist(), pieces.source.tolist(), strict=True))
+        if isinstance(objective, TranslationLM):
+            return self.pairs[number[0]], self._bitext.origin(number, ordinal)
+        return self.pairs[number[0]], [(0, self._sentences.origin(number, ordinal))]
+
     def asked(self, objective_name: str, tokens: int) -> dict[str, float]:
         """Language (or language pair) -> share that the recipe asks for after `tokens` training tokens of the phase."""
         sample = int(tokens * samples_per_token(self._phase, objective_name))
@@ -98,7 +109,8 @@ class PhaseData:
     def _open_text(self, store: TokenStore, sources: list[list[Source]]) -> None:
         keys = (*self._keys, "mlm")
         flat = [source for parts in sources for source in parts]
-        corpora = [store.text(source.corpus) for source in flat]
+        self._corpora = [source.corpus for source in flat]
+        corpora = [store.text(name) for name in self._corpora]
         self._text = Windows(corpora, [source.title for source in flat], self._phase.sequence_length, keys)
         sizes = iter(len(corpus.tokens) for corpus in corpora)
         tokens = [[next(sizes) for _ in parts] for parts in sources]
