@@ -4,7 +4,8 @@
 examples:
   python launch/benchmark.py throughput --baseline huggingface
   python launch/benchmark.py throughput --baseline huggingface --recipe xlmr-base --batch_tokens 1024 --rows 8 --steps 2 \\
-      data.directory=data/quickstart phases.cross.sequence_length=128
+      data.directory=data/quickstart data.max_pair_tokens=128 phases.cross.sequence_length=128
+  python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl
   python launch/benchmark.py cleaning --megabytes 250 1000
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from dist_metaxlm.errors import run_command
 
@@ -25,50 +27,62 @@ def parse() -> argparse.Namespace:
     throughput.add_argument("--steps", type=int, default=8, help="timed steps of each side (default: 8)")
     throughput.add_argument("--batch_tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
     throughput.add_argument("--rows", type=int, default=32, help="rows of the baseline's padded batches (default: 32)")
-    throughput.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
-    throughput.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     throughput.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
     cleaning = commands.add_parser("cleaning", help="speed, memory and finds of the corpus step on generated text")
     cleaning.add_argument("--megabytes", type=int, nargs="+", default=[250, 1000], help="sizes (default: 250 1000)")
-    cleaning.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
-    cleaning.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    data = commands.add_parser("data", help="opening a store, seeking, and batches per second of the loader")
+    data.add_argument("--tokens", type=int, default=10**9, help="tokens of the store that is opened; a second one has ten "
+                      "times as many (default: 1e9)")
+    data.add_argument("--runs", type=int, default=5, help="fresh processes that open each store (default: 5)")
+    data.add_argument("--metrics", help="metrics.jsonl of a training run, for the share of its time spent waiting for data")
+    for command in (throughput, data, cleaning):
+        command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
+        command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.command == "cleaning":
-        clean(arguments)
-        return
+    result, line = {"throughput": throughput, "data": data, "cleaning": cleaning}[arguments.command](arguments)
+    if arguments.output:
+        with open(arguments.output, "w", encoding="utf-8") as stream:
+            json.dump(result, stream, indent=1)
+    print(json.dumps(result) if arguments.json else line)
+
+
+def throughput(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from dist_metaxlm.benchmarking.report import measure_throughput
 
     result = measure_throughput(arguments.recipe, arguments.overrides, arguments.steps, arguments.batch_tokens,
                                 arguments.rows)
-    if arguments.output:
-        with open(arguments.output, "w", encoding="utf-8") as stream:
-            json.dump(result, stream, indent=1)
-    if arguments.json:
-        print(json.dumps(result))
-    else:
-        print(f"{result['model']}: {result['ours_tokens_per_second']:,.0f} tokens/s, Hugging Face padded "
-              f"{result['huggingface_tokens_per_second']:,.0f} tokens/s, ratio {result['ratio']:.2f} "
-              f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f}), largest loss difference "
-              f"{result['largest_loss_difference']:.1e}")
+    return result, (f"{result['model']}: {result['ours_tokens_per_second']:,.0f} tokens/s, Hugging Face padded "
+                    f"{result['huggingface_tokens_per_second']:,.0f} tokens/s, ratio {result['ratio']:.2f} "
+                    f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f}), largest loss difference "
+                    f"{result['largest_loss_difference']:.1e}")
 
 
-def clean(arguments: argparse.Namespace) -> None:
+def data(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from dist_metaxlm.benchmarking.data import measure_data
+
+    result = measure_data(arguments.tokens, arguments.runs, arguments.metrics)
+    lines = [f"{row['tokens']:,} tokens in {result['languages']} languages: first batch after {row['seconds']:.2f} s, "
+             f"{row['resident_mb']:.0f} MB resident ({row['imports_resident_mb']:.0f} of them before the store is opened)"
+             for row in result["opening"].values()]
+    loading = result["loading"]
+    lines += [f"{name}: {rate / 1e6:.1f}M tokens/s in one thread" for name, rate in loading["tokens_per_second"].items()]
+    lines.append(f"a batch from sample 10^9 on costs {loading['far_to_near']:.2f} of one at the start")
+    if result["data_wait_share"]:
+        lines.append(f"the training run waited for data for {result['data_wait_share']['median']:.2%} of its time")
+    return result, "\n".join(lines)
+
+
+def cleaning(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from dist_metaxlm.benchmarking.cleaning import measure_cleaning
 
     result = measure_cleaning(arguments.megabytes)
-    if arguments.output:
-        with open(arguments.output, "w", encoding="utf-8") as stream:
-            json.dump(result, stream, indent=1)
-    if arguments.json:
-        print(json.dumps(result))
-    else:
-        for run in result["runs"]:
-            print(f"{run['megabytes']} MB: {run['megabytes_per_second']} MB/s, {run['peak_resident_megabytes']:.0f} MB "
-                  f"resident at most; planted {run['planted']}, dropped {run['dropped']}")
+    return result, "\n".join(
+        f"{run['megabytes']} MB: {run['megabytes_per_second']} MB/s, {run['peak_resident_megabytes']:.0f} MB resident at most; "
+        f"planted {run['planted']}, dropped {run['dropped']}" for run in result["runs"])
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = {
         "name": "tiny", "seed": 3,
         "model": {"layers": 2, "hidden": 32, "heads": 2, "ffn": 64, "vocab_size": 380, "max_positions": 64},
-        "data": {"directory": str(folder / "data"), "corpus": "files", "heldout_strings": 20,
+        "data": {"directory": str(folder / "data"), "corpus": "files", "heldout_strings": 20, "max_pair_tokens": 32,
                  "text": {language: [str(folder / f"{language}.txt")] for language in words},
                  "bitext": {f"en-{other}": [str(folder / f"en-{other}.tsv")] for other in ("de", "el")}},
         "training": {"log_interval": 2, "checkpoint_interval": 4},

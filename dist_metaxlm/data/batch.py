@@ -6,6 +6,7 @@ M targets (masked positions), P translation pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,11 +44,18 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on `device`."""
-        moved: dict[str, Any] = {}
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> PackedBatch:
+        """The same batch in page-locked memory, for copies to a CUDA device that run beside its work."""
+        return self._mapped(torch.Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
+        changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            moved[field.name] = value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        return PackedBatch(**moved)
+            changed[field.name] = change(value) if isinstance(value, torch.Tensor) else value
+        return PackedBatch(**changed)
 
     @property
     def document_ids(self) -> torch.Tensor:

@@ -1,9 +1,12 @@
 """Windows of translation pairs for TLM: whole pairs `<s> a </s> b </s>` in either order.
 
-A pair's stream is cut into windows like any text (windows.py). The tokens of a pair that a window's edge cuts are
-inert: they keep their place as a document of their own and are never targets, so no pair is learnt from in half.
+In each epoch the pairs of a corpus are put into a keyed order, cut into chunks of a few hundred, and each chunk is packed
+into the same number of windows (pair_packing.py). So a window follows from its number by packing one chunk, without an
+index; within an epoch no pair comes twice, and all come but the few (about 1 in 100) that do not fit into their chunk.
+Which those are, and which pairs share a window, changes with the epoch. What no pair fills is `<pad>`, a document of its
+own at the window's end.
 
-Shapes: W windows, L tokens a window, T = W * L, P whole pairs of the batch.
+Shapes: W windows, L tokens a window, T = W * L, P pairs of the batch, N chunks of the batch, C pairs of a chunk.
 """
 
 from __future__ import annotations
@@ -14,12 +17,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dist_metaxlm.data.permutation import hash_u64, key
+from dist_metaxlm.data.pair_packing import pack, plan_chunks
+from dist_metaxlm.data.permutation import hash_u64, key, permute
 from dist_metaxlm.data.spans import groups, spans
-from dist_metaxlm.data.windows import Pieces, Windows, gather
+from dist_metaxlm.data.tokenizer import PAD
+from dist_metaxlm.errors import UserError
 
 if TYPE_CHECKING:
     from dist_metaxlm.data.store import Corpus
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The pairs of some windows, window after window."""
+
+    window: np.ndarray
+    """[P] int64: window of the batch, ascending."""
+    pair: np.ndarray
+    """[P] int64: document of the window's corpus."""
+    first: np.ndarray
+    """[P] int64: first token in the flat batch."""
+    second: np.ndarray
+    """[P] int64: first token of the second side in the flat batch, as stored."""
+    end: np.ndarray
+    """[P] int64: end in the flat batch."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +48,9 @@ class BitextRead:
     """Windows of pairs, each pair in the order in which it is shown."""
 
     tokens: np.ndarray
-    """[W, L] int64."""
+    """[W, L] int64; what no pair fills is `<pad>`."""
     documents: np.ndarray
-    """[D] int64: first token of each pair and of each inert run in the flat batch, ascending."""
-    inert: np.ndarray
-    """[W, L] bool: tokens of pairs that a window's edge cuts."""
+    """[D] int64: first token of each pair and of each window's padding in the flat batch, ascending."""
 
 
 class BitextWindows:
@@ -39,46 +58,90 @@ class BitextWindows:
 
     def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int,
                  keys: tuple[str | int, ...]) -> None:
-        """As for `Windows`; the corpora are bitext, with `second_starts`."""
-        self._windows = Windows(corpora, names, length, keys)
+        """Pack the bitexts `corpora`, called `names`, into windows of `length`; `keys` name the random streams.
+
+        Raises UserError for a corpus without pairs, or whose pairs are longer than a window.
+        """
+        self.length = length
+        self._tokens = [np.asarray(corpus.tokens) for corpus in corpora]
         self._document_starts = [np.asarray(corpus.document_starts) for corpus in corpora]
         self._second_starts = [np.asarray(corpus.second_starts) for corpus in corpora]
+        for name, starts in zip(names, self._document_starts, strict=True):
+            count = len(starts) - 1
+            if count < 1 or int(starts[-1]) > count * length:
+                why = "no translation pair" if count < 1 else (
+                    f"pairs of {int(starts[-1]) // count} tokens on average, more than sequence_length {length}")
+                raise UserError(f"{name} has {why}; prepare the store again with bitext for it and max_pair_tokens up to "
+                                f"{length}, or leave it out of languages")
+        self._plans = [plan_chunks(starts, length) for starts in self._document_starts]
+        self._per_chunk = np.array([plan.windows for plan in self._plans], np.int64)
+        self.counts = np.array([plan.chunks * plan.windows for plan in self._plans], np.int64)
+        """[K] int64: windows of an epoch."""
+        self._order_keys = np.array([key(*keys, "order", name) for name in names], np.uint64)
         self._swap_key = key(*keys, "swap")
+
+    def locate(self, corpus: np.ndarray, ordinal: np.ndarray) -> Placed:
+        """The pairs in windows number `ordinal` (from 0 for ever) of language pairs `corpus` (both [W])."""
+        count, per_chunk = self.counts[corpus], self._per_chunk[corpus]
+        epoch, window = ordinal // count, ordinal % count
+        chunks, row = np.unique(np.stack([corpus, epoch, window // per_chunk], axis=1), axis=0, return_inverse=True)
+        row = row.reshape(-1)
+        draws = hash_u64(self._order_keys[chunks[:, 0]], chunks[:, 1])
+        pair, size = self._members(chunks[:, 0], chunks[:, 2], draws)
+        # the windows of a chunk are filled longest pair first: without this, long pairs would come before short ones
+        slot = permute(window % per_chunk, per_chunk, hash_u64(draws, chunks[:, 2])[row])
+        packed = pack(size, self._per_chunk[chunks[:, 0]], self.length)
+        window, column = np.nonzero(packed[row] == slot[:, None])
+        taken, pair = size[row[window], column], pair[row[window], column]
+        ends = np.cumsum(taken)
+        before = np.concatenate([[0], ends])[np.searchsorted(window, window)]  # tokens of the windows before this one
+        first = window * self.length + ends - taken - before
+        return Placed(window, pair, first, first + self._first_sides(corpus[window], pair), first + taken)
 
     def read(self, corpus: np.ndarray, ordinal: np.ndarray, samples: np.ndarray) -> BitextRead:
         """Windows number `ordinal` of language pairs `corpus`, shown as sample numbers `samples` (all [W])."""
-        pieces = self._windows.pieces(corpus, self._windows.locate(corpus, ordinal))
-        tokens, documents = self._windows.read(pieces, len(corpus))
-        first, second, end = self._whole_pairs(pieces)
-        inert = np.ones(tokens.size, np.bool_)
-        inert[spans(first, end - first)] = False
-        length = self._windows.length
-        draws = hash_u64(hash_u64(self._swap_key, samples)[first // length], first % length)
+        placed = self.locate(corpus, ordinal)
+        flat = np.full(len(corpus) * self.length, PAD, np.int64)
+        number = corpus[placed.window]
+        order = np.argsort(number, kind="stable")
+        size = placed.end - placed.first
+        for known, where in groups(number[order]):
+            mine = order[where]
+            source = self._document_starts[known][placed.pair[mine]]
+            flat[spans(placed.first[mine], size[mine])] = self._tokens[known][spans(source, size[mine])]
+        draws = hash_u64(hash_u64(self._swap_key, samples)[placed.window], placed.first % self.length)
         chosen = (draws >> np.uint64(63)).astype(np.bool_)
-        swap_sides(tokens.reshape(-1), first[chosen], second[chosen], end[chosen])
-        return BitextRead(tokens, documents, inert.reshape(tokens.shape))
+        swap_sides(flat, placed.first[chosen], placed.second[chosen], placed.end[chosen])
+        filled = np.bincount(placed.window, weights=size, minlength=len(corpus)).astype(np.int64)
+        padding = (np.arange(len(corpus)) * self.length + filled)[filled < self.length]
+        return BitextRead(flat.reshape(-1, self.length), np.sort(np.concatenate([placed.first, padding])))
 
     def origin(self, corpus: np.ndarray, ordinal: np.ndarray) -> list[tuple[int, int]]:
-        """[(flat position, first token in the corpus)] of the whole pairs of windows `ordinal` of `corpus` (both [W])."""
-        pieces = self._windows.pieces(corpus, self._windows.locate(corpus, ordinal))
-        first, _, _ = self._whole_pairs(pieces)
-        piece = np.searchsorted(np.sort(pieces.destination), first, side="right") - 1
-        order = np.argsort(pieces.destination, kind="stable")[piece]
-        return list(zip(first.tolist(), (first - pieces.destination[order] + pieces.source[order]).tolist(), strict=True))
+        """[(flat position, first token in the corpus)] of the pairs of window `ordinal` of `corpus` (both [1])."""
+        placed = self.locate(corpus, ordinal)
+        starts = self._document_starts[corpus[0]][placed.pair]
+        return list(zip(placed.first.tolist(), starts.tolist(), strict=True))
 
-    def _whole_pairs(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """([P] first token, [P] first of the second side, [P] end) in the flat batch of the pairs that are not cut."""
-        low, count = np.empty_like(pieces.source), np.empty_like(pieces.source)
-        for number, where in groups(pieces.corpus):
-            starts, source = self._document_starts[number], pieces.source[where]
-            low[where] = starts.searchsorted(source, side="left")
-            high = starts.searchsorted(source + pieces.size[where], side="right") - 1
-            count[where] = np.maximum(high - low[where], 0)
-        shift = np.repeat(pieces.destination - pieces.source, count)
-        first = gather(self._document_starts, pieces.corpus, low, count) + shift
-        second = gather(self._second_starts, pieces.corpus, low, count) + shift
-        end = gather(self._document_starts, pieces.corpus, low + 1, count) + shift
-        return first, second, end
+    def _members(self, corpus: np.ndarray, chunk: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([N, C] int64 pairs of the chunks, [N, C] int64 tokens; 0: no pair, or longer than a window); by corpus."""
+        widest = max(self._plans[number].widest for number, _ in groups(corpus))
+        pair, size = np.zeros((2, len(corpus), widest), np.int64)
+        for number, rows in groups(corpus):
+            plan, starts = self._plans[number], self._document_starts[number]
+            members, there = plan.members(chunk[rows], draws[rows])
+            pair[rows, :plan.widest] = members
+            size[rows, :plan.widest] = np.where(there, starts[members + 1] - starts[members], 0)
+        size[size > self.length] = 0
+        return pair, size
+
+    def _first_sides(self, corpus: np.ndarray, pair: np.ndarray) -> np.ndarray:
+        """[P] int64: tokens of the first side of each pair."""
+        result = np.empty_like(pair)
+        order = np.argsort(corpus, kind="stable")
+        for number, where in groups(corpus[order]):
+            mine = order[where]
+            result[mine] = self._second_starts[number][pair[mine]] - self._document_starts[number][pair[mine]]
+        return result
 
 
 def swap_sides(flat: np.ndarray, first: np.ndarray, second: np.ndarray, end: np.ndarray) -> None:

@@ -7,7 +7,6 @@ what they need by number. For mlm and tlm a sample is a window of `sequence_leng
 from __future__ import annotations
 
 import difflib
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,8 @@ from dist_metaxlm.data.contrast import ContrastPairs
 from dist_metaxlm.data.masking import Masker
 from dist_metaxlm.data.mixing import Mixture
 from dist_metaxlm.data.permutation import key
+from dist_metaxlm.data.phase_mix import language_mix, pair_mix, samples_per_token
+from dist_metaxlm.data.sources import Source, part_weights, text_sources
 from dist_metaxlm.data.spans import positions_within
 from dist_metaxlm.data.windows import Windows
 from dist_metaxlm.errors import UserError
@@ -43,8 +44,9 @@ class PhaseData:
         self._keys = (seed, phase_name)
         self._mixtures: dict[str, Mixture] = {}
         self._maskers: dict[str, Masker] = {}
+        sources = text_sources(store.manifest["text"])
         # a language may be there in translations only; with mlm it needs text
-        known = store.languages if "mlm" in self._names else _with_sides(store)
+        known = list(sources) if "mlm" in self._names else _with_sides(list(sources), store.pairs)
         self.languages = chosen_languages(phase, known)
         self.pairs = chosen_pairs(phase, store.pairs) if {"tlm", "contrast"} & set(self._names) else []
         if {"mlm", "tlm"} & set(self._names) and self.targets_per_window < 1:
@@ -55,7 +57,7 @@ class PhaseData:
                 self._maskers[name] = Masker(tokenizer, self.targets_per_window, phase.whole_words,
                                              key(*self._keys, name, "mask"))
         if "mlm" in self._names:
-            self._open_text([store.text(language) for language in self.languages])
+            self._open_text(store, [sources[language] for language in self.languages])
         if self.pairs:
             self._open_bitext([store.bitext(pair) for pair in self.pairs])
 
@@ -70,15 +72,26 @@ class PhaseData:
         language, ordinal = self._mixtures[objective.name].lookup(samples)
         if isinstance(objective, Contrast):
             return self._contrast_batch(samples, language, ordinal, objective.max_tokens)
-        inert = None
         if isinstance(objective, TranslationLM):
-            read = self._bitext.read(language, ordinal, samples)
-            tokens, documents, inert = read.tokens, read.documents, read.inert
+            pairs = self._bitext.read(language, ordinal, samples)
+            tokens, documents = pairs.tokens, pairs.documents
         else:
             pieces = self._text.pieces(language, self._text.locate(language, ordinal))
             tokens, documents = self._text.read(pieces, count)
-        masked = self._maskers[objective.name].mask(tokens, samples, documents, inert)
-        return _packed(masked.inputs, documents, samples, language, masked.targets, masked.target_tokens)
+        masked = self._maskers[objective.name].mask(tokens, samples, documents)
+        owner = self._mixtures[objective.name].owner[language]
+        return _packed(masked.inputs, documents, samples, owner, masked.targets, masked.target_tokens)
+
+    def origin(self, objective: MaskedLM | TranslationLM | Contrast, sample: int) -> tuple[str, list[tuple[int, int]]]:
+        """Where a sample comes from: corpus of the store, and [(flat position in the sample, first token in the corpus)]
+        of its unbroken runs; for tlm of its pairs, for contrast of its one pair."""
+        number, ordinal = self._mixtures[objective.name].lookup(np.array([sample], np.int64))
+        if isinstance(objective, MaskedLM):
+            pieces = self._text.pieces(number, self._text.locate(number, ordinal))
+            return self._corpora[number[0]], sorted(zip(pieces.destination.tolist(), pieces.source.tolist(), strict=True))
+        if isinstance(objective, TranslationLM):
+            return self.pairs[number[0]], self._bitext.origin(number, ordinal)
+        return self.pairs[number[0]], [(0, self._sentences.origin(number, ordinal))]
 
     def origin(self, objective: MaskedLM | TranslationLM | Contrast, sample: int) -> tuple[str, list[tuple[int, int]]]:
         """Where a sample comes from: corpus of the store, and [(flat position in the sample, first token in the corpus)]
@@ -94,30 +107,42 @@ class PhaseData:
 
     def asked(self, objective_name: str, tokens: int) -> dict[str, float]:
         """Language (or language pair) -> share that the recipe asks for after `tokens` training tokens of the phase."""
-        names = self.languages if objective_name == "mlm" else self.pairs
-        sample = int(tokens * self._samples_per_token(objective_name))
-        return dict(zip(names, self._mixtures[objective_name].shares(sample).tolist(), strict=True))
+        sample = int(tokens * samples_per_token(self._phase, objective_name))
+        return self._named(objective_name, self._mixtures[objective_name].shares(sample))
 
-    def _open_text(self, corpora: list[Corpus]) -> None:
+    def asked_so_far(self, objective_name: str, samples: int) -> dict[str, float]:
+        """The same, averaged over the first `samples` samples of the objective: what their realised mix should be."""
+        return self._named(objective_name, self._mixtures[objective_name].shares_so_far(samples))
+
+    def _named(self, objective_name: str, shares: np.ndarray) -> dict[str, float]:
+        names = self.languages if objective_name == "mlm" else self.pairs
+        return dict(zip(names, shares.tolist(), strict=True))
+
+    def _open_text(self, store: TokenStore, sources: list[list[Source]]) -> None:
         keys = (*self._keys, "mlm")
-        names = [f"language {language}" for language in self.languages]
-        self._text = Windows(corpora, names, self._phase.sequence_length, keys)
-        alpha = self._phase.alpha
-        points = [(0, alpha)] if isinstance(alpha, float) else [(point.tokens, point.alpha) for point in alpha]
-        rate = self._samples_per_token("mlm")
-        schedule = [(round(tokens * rate), value) for tokens, value in points]
-        self._mixtures["mlm"] = Mixture([len(corpus.tokens) for corpus in corpora], schedule, key(*keys, "mix"))
+        flat = [source for parts in sources for source in parts]
+        self._corpora = [source.corpus for source in flat]
+        corpora = [store.text(name) for name in self._corpora]
+        self._text = Windows(corpora, [source.title for source in flat], self._phase.sequence_length, keys)
+        sizes = iter(len(corpus.tokens) for corpus in corpora)
+        tokens = [[next(sizes) for _ in parts] for parts in sources]
+        weights = [part_weights(parts, counts) for parts, counts in zip(sources, tokens, strict=True)]
+        self._mixtures["mlm"] = Mixture(language_mix(self._phase, self.languages, tokens, weights), key(*keys, "mix"))
 
     def _open_bitext(self, corpora: list[Corpus]) -> None:
         names = [f"language pair {pair}" for pair in self.pairs]
         length = self._phase.sequence_length
+        counts = [len(corpus) for corpus in corpora]
+        epochs = {}
         if "tlm" in self._names:
             self._bitext = BitextWindows(corpora, names, length, (*self._keys, "tlm"))
+            epochs["tlm"] = self._bitext.counts.tolist()
         if "contrast" in self._names:
             self._sentences = ContrastPairs(corpora, names, length, (*self._keys, "contrast"))
-        counts = [len(corpus.document_starts) - 1 for corpus in corpora]
-        for name in {"tlm", "contrast"} & set(self._names):
-            self._mixtures[name] = Mixture(counts, [(0, self._phase.pair_alpha)], key(*self._keys, name, "mix"))
+            epochs["contrast"] = counts
+        for name, samples in epochs.items():
+            mix = pair_mix(self._phase, name, self.pairs, counts, samples)
+            self._mixtures[name] = Mixture(mix, key(*self._keys, name, "mix"))
 
     def _contrast_batch(self, samples: np.ndarray, language: np.ndarray, ordinal: np.ndarray,
                         max_tokens: int) -> PackedBatch:
@@ -128,26 +153,11 @@ class PhaseData:
         return _packed(read.tokens, read.documents, numbers, language[read.leaders // 2], nothing, nothing,
                        torch.from_numpy(read.pairs), torch.from_numpy(language))
 
-    def _samples_per_token(self, name: str) -> Fraction:
-        """Samples of an objective that pass, on average, while the phase trains on one token."""
-        objectives = self._phase.objectives
-        draw = self._phase.mixing == "draw"
-        weights = {objective.name: Fraction(objective.weight) if draw else Fraction(1) for objective in objectives}
-        length = self._phase.sequence_length
-        tokens, samples = Fraction(0), Fraction(0)
-        for objective in objectives:
-            step = objective.pairs if isinstance(objective, Contrast) else objective.batch_tokens // length
-            tokens += 0 if isinstance(objective, Contrast) else weights[objective.name] * step * length
-            samples += weights[name] * step if objective.name == name else 0
-        return samples / tokens if tokens else Fraction(0)
-
 
 def chosen_languages(phase: PhaseConfig, there: list[str]) -> list[str]:
     """The phase's languages in the recipe's order, or all of the store; UserError for one that is not in the store."""
-    if phase.languages == "all":
-        return list(there)
-    languages = list(dict.fromkeys(phase.languages))
-    for language in languages:
+    languages = list(there) if phase.languages == "all" else list(dict.fromkeys(phase.languages))
+    for language in [*languages, *(name for point in phase.unlock for name in point.languages)]:
         if language not in there:
             near = difflib.get_close_matches(language, there, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -170,9 +180,9 @@ def chosen_pairs(phase: PhaseConfig, there: list[str]) -> list[str]:
     return pairs
 
 
-def _with_sides(store: TokenStore) -> list[str]:
-    sides = [side for pair in store.pairs for side in pair.split("-")]
-    return list(dict.fromkeys([*store.languages, *sides]))
+def _with_sides(languages: list[str], pairs: list[str]) -> list[str]:
+    sides = [side for pair in pairs for side in pair.split("-")]
+    return list(dict.fromkeys([*languages, *sides]))
 
 
 def _packed(tokens: np.ndarray, documents: np.ndarray, samples: np.ndarray, languages: np.ndarray, targets: np.ndarray,

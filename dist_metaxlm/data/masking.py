@@ -58,15 +58,12 @@ class Masker:
         self._choice_key = key_of(key, "choice")
         self._action_key = key_of(key, "action")
 
-    def mask(self, tokens: np.ndarray, samples: np.ndarray, documents: np.ndarray,
-             inert: np.ndarray | None = None) -> Masked:
+    def mask(self, tokens: np.ndarray, samples: np.ndarray, documents: np.ndarray) -> Masked:
         """Mask windows `tokens` [W, L] of sample numbers `samples` [W].
 
-        `documents` [D] are the flat positions where documents begin; `inert` [W, L] marks what is never a target.
+        `documents` [D] are the flat positions where documents begin. Special tokens, `<pad>` too, are never targets.
         """
         eligible = self._ordinary[tokens]
-        if inert is not None:
-            eligible &= ~inert
         ranks = self._ranks(tokens, samples, documents, eligible)
         last = np.partition(ranks, self._count - 1, axis=1)[:, self._count - 1]
         targets = np.flatnonzero(ranks <= np.minimum(last, _NEVER - np.uint64(1))[:, None])

@@ -16,7 +16,7 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_ROUND_BITS = 3
+_ROUND_BITS = np.uint64(3)
 _ROUNDS = 6  # 4 are the least that theory allows; small domains mix visibly better with 6
 
 
@@ -31,13 +31,7 @@ def hash_u64(key: int | np.ndarray, counters: np.ndarray | int) -> np.ndarray:
     stream = np.asarray(key, np.uint64)
     values = np.atleast_1d(np.asarray(counters)).astype(np.uint64)
     values *= _GOLDEN
-    values = values + stream
-    values ^= values >> np.uint64(30)
-    values *= _MIX_1
-    values ^= values >> np.uint64(27)
-    values *= _MIX_2
-    values ^= values >> np.uint64(31)
-    return values
+    return _mixed(values + stream)
 
 
 def permute(indices: np.ndarray, n: int | np.ndarray, key: int | np.ndarray) -> np.ndarray:
@@ -73,4 +67,19 @@ def _feistel(values: np.ndarray, half: np.ndarray, rows: np.ndarray, key: np.nda
 
 
 def _round(key: np.ndarray, values: np.ndarray, number: int) -> np.ndarray:
-    return hash_u64(key, (values << np.uint64(_ROUND_BITS)) | np.uint64(number)).reshape(values.shape)
+    """hash_u64 of (values, number), for uint64 arrays of one shape: called so often that its checks would show."""
+    counters = values << _ROUND_BITS
+    counters |= np.uint64(number)
+    counters *= _GOLDEN
+    counters += key
+    return _mixed(counters)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """The output function of splitmix64, in place."""
+    values ^= values >> np.uint64(30)
+    values *= _MIX_1
+    values ^= values >> np.uint64(27)
+    values *= _MIX_2
+    values ^= values >> np.uint64(31)
+    return values

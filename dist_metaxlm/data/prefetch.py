@@ -1,4 +1,4 @@
-"""Batches built ahead of the training step, in order, by one thread."""
+"""Batches built ahead of the training step, in order, by threads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def prefetch(thunks: Iterable[Callable[[], Result]], depth: int) -> Iterator[Result]:
-    """Yield what each thunk returns, in order, with up to `depth` results built ahead of the one that is in use.
+def prefetch(thunks: Iterable[Callable[[], Result]], depth: int, workers: int = 1) -> Iterator[Result]:
+    """Yield what each thunk returns, in order, with up to `depth` results built ahead of the one that is in use, by
+    `workers` threads. The order and the results are the same for any number of them.
 
     An exception of a thunk is raised where its result would have been. Closing the iterator drops what is not begun and
-    waits for the one in the making. `depth` 0 builds each result when it is asked for.
+    waits for those in the making. `depth` 0 builds each result when it is asked for.
     """
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="prefetch") as pool:
         try:
             for thunk in thunks:
                 pending.append(pool.submit(thunk))

@@ -6,6 +6,7 @@ The format is that of megatron-core's `datasets/indexed_dataset.py`; it is writt
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 from functools import cached_property
@@ -20,6 +21,8 @@ from dist_metaxlm.errors import UserError
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 _DTYPES: dict[int, Any] = {4: np.int32, 5: np.int64, 8: np.uint16}
+_CHUNK = 1 << 18
+"""Index entries read at a time: an index of any length is checked in a few megabytes."""
 
 
 _SCAN = 1 << 22
@@ -120,8 +123,13 @@ class Corpus:
     @cached_property
     def document_starts(self) -> np.ndarray:
         """[documents + 1] int64: first token of each document, and the number of tokens."""
-        starts = self._pointers[self._documents[:-1]] // self._itemsize
-        return np.append(starts, np.int64(self.tokens.size))
+        starts = np.empty(self._documents.size, np.int64)
+        for first in range(0, starts.size - 1, _CHUNK):
+            documents = self._documents[first:min(first + _CHUNK, starts.size - 1)]
+            np.floor_divide(self._pointers[documents], self._itemsize, out=starts[first:first + documents.size])
+            _release(self._pointers)
+        starts[-1] = self.tokens.size
+        return starts
 
     @cached_property
     def second_starts(self) -> np.ndarray:
@@ -167,20 +175,36 @@ class Corpus:
 
     def _check(self, itemsize: int, lengths: np.ndarray, pointers: np.ndarray, documents: np.ndarray,
                sequences: int) -> None:
-        size = self._bin.stat().st_size
-        steps = np.diff(documents)
-        if not documents.size or documents[0] or documents[-1] != lengths.size or (steps < 1).any():
+        size, end = self._bin.stat().st_size, 0
+        if not documents.size or documents[0] or documents[-1] != lengths.size:
             raise self._damaged("its documents do not cover its sequences in order")
-        if sequences == 2 and (steps != 2).any():
-            raise self._damaged("a document is not a pair of sequences")
-        if lengths.size and lengths.min() < 0:
-            raise self._damaged("a sequence has a negative length")
-        ends = np.cumsum(lengths, dtype=np.int64) * itemsize
-        if not np.array_equal(pointers, np.concatenate([np.zeros(1, np.int64), ends])[:-1]):
-            raise self._damaged("its pointers do not follow from its lengths")
-        if size != (int(ends[-1]) if ends.size else 0):
-            raise UserError(f"{self._bin} has {size} bytes where its index counts {int(ends[-1]) if ends.size else 0}; "
+        for first in range(0, documents.size, _CHUNK):
+            steps = np.diff(documents[first:first + _CHUNK + 1])
+            if (steps < 1).any():
+                raise self._damaged("its documents do not cover its sequences in order")
+            if sequences == 2 and (steps != 2).any():
+                raise self._damaged("a document is not a pair of sequences")
+            _release(documents)
+        for first in range(0, lengths.size, _CHUNK):
+            part = lengths[first:first + _CHUNK]
+            if part.min() < 0:
+                raise self._damaged("a sequence has a negative length")
+            ends = np.cumsum(part, dtype=np.int64) * itemsize + end
+            expected = np.concatenate([np.array([end]), ends[:-1]])
+            if not np.array_equal(pointers[first:first + _CHUNK], expected):
+                raise self._damaged("its pointers do not follow from its lengths")
+            end = int(ends[-1])
+            _release(lengths)
+        if size != end:
+            raise UserError(f"{self._bin} has {size} bytes where its index counts {end}; "
                             f"delete {self._bin.parent} and run launch/prepare.py again")
 
     def _damaged(self, why: str) -> UserError:
         return UserError(f"{self._index} is damaged: {why}; delete {self._index.parent} and run launch/prepare.py again")
+
+
+def _release(mapped: np.ndarray) -> None:
+    """Let go of the pages of a mapped index that have been read: they stay in the page cache, not in our memory."""
+    pages = getattr(mapped, "_mmap", None)
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)

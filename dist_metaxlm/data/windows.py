@@ -48,7 +48,7 @@ class Windows:
         """
         self.length = length
         self._tokens = [np.asarray(corpus.tokens) for corpus in corpora]
-        self._document_starts = [np.asarray(corpus.document_starts) for corpus in corpora]
+        self._corpora = list(corpora)
         for name, tokens in zip(names, self._tokens, strict=True):
             if len(tokens) < length:
                 raise UserError(f"{name} has {len(tokens)} tokens, less than one window of sequence_length {length}; "
@@ -93,29 +93,22 @@ class Windows:
         for index in np.flatnonzero(pieces.size < self.length).tolist():
             begin, size, target = pieces.source[index], pieces.size[index], pieces.destination[index]
             flat[target:target + size] = self._tokens[pieces.corpus[index]][begin:begin + size]
-        return tokens, self._documents(pieces)
+        return tokens, self._documents(pieces, groups(pieces.corpus))
 
-    def _documents(self, pieces: Pieces) -> np.ndarray:
-        """[D] int64: first token of each document in the flat batch, ascending."""
-        low, count = np.empty_like(pieces.source), np.empty_like(pieces.source)
-        for number, where in groups(pieces.corpus):
-            starts, source = self._document_starts[number], pieces.source[where]
-            low[where] = starts.searchsorted(source, side="right")
-            count[where] = starts.searchsorted(source + pieces.size[where], side="left") - low[where]
-        inside = gather(self._document_starts, pieces.corpus, low, count)
+    def _documents(self, pieces: Pieces, runs: list[tuple[int, slice]]) -> np.ndarray:
+        """[D] int64: first token of each document in the flat batch, ascending; `runs` are the pieces of each corpus."""
+        bounds = np.stack([pieces.source + 1, pieces.source + pieces.size])
+        found = np.empty_like(bounds)
+        for number, where in runs:
+            found[:, where] = self._corpora[number].document_starts.searchsorted(bounds[:, where])
+        low, count = found[0], found[1] - found[0]
+        inside = spans(low, count)
+        ends = [0, *np.cumsum(count).tolist()]
+        for number, where in runs:
+            part = slice(ends[where.start], ends[where.stop])
+            inside[part] = self._corpora[number].document_starts[inside[part]]
         inside += np.repeat(pieces.destination - pieces.source, count)
-        return np.unique(np.concatenate([pieces.destination, inside]))
-
-
-def gather(arrays: Sequence[np.ndarray], corpus: np.ndarray, low: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """[sum of count] int64: elements low .. low + count - 1 of `arrays[corpus]`, one entry after another.
-
-    `corpus`, `low` and `count` are [n] and sorted by `corpus`.
-    """
-    index = spans(low, count)
-    ends = np.concatenate([[0], np.cumsum(count)])
-    result = np.empty_like(index)
-    for number, where in groups(corpus):
-        part = slice(ends[where.start], ends[where.stop])
-        result[part] = arrays[number][index[part]]
-    return result
+        begins = np.zeros(int(pieces.size.sum()), np.bool_)
+        begins[pieces.destination] = True
+        begins[inside] = True
+        return np.flatnonzero(begins)

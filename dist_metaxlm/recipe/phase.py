@@ -18,6 +18,15 @@ class AlphaPoint(Section):
     """Exponent of the language mix from here on."""
 
 
+class Unlock(Section):
+    """Languages that the phase does not show from its start on."""
+
+    tokens: int = Field(gt=0)
+    """Training tokens of this phase after which `languages` join the mix."""
+    languages: list[str] = Field(min_length=1)
+    """Languages that join; a language pair joins with the later of its sides."""
+
+
 class MaskedLM(Section):
     """Masked language modelling on packed monolingual windows (over several languages: MMLM)."""
 
@@ -95,8 +104,14 @@ class PhaseConfig(Section):
     """Languages of the text, or all that the store holds."""
     alpha: float | list[AlphaPoint] = 0.3
     """Exponent of the language mix p ~ tokens^alpha, or its schedule over tokens."""
-    pair_alpha: float = Field(0.3, ge=0, le=1)
-    """Exponent of the mix of language pairs p ~ pairs^alpha, for tlm and contrast."""
+    pair_alpha: float | list[AlphaPoint] = 0.3
+    """Exponent of the mix of language pairs p ~ pairs^alpha, for tlm and contrast, or its schedule over tokens."""
+    max_repetitions: float | None = Field(None, gt=0)
+    """Epochs over a language's text that the phase takes at most; its surplus goes to the others by their shares."""
+    pair_max_repetitions: float | None = Field(None, gt=0)
+    """The same for language pairs: epochs over a pair's translations in tlm, and in contrast, at most."""
+    unlock: list[Unlock] = []
+    """Languages that join the mix later; all others are in it from the start."""
     sequence_length: int = Field(gt=7)
     """Tokens of a window."""
     mask_rate: float = Field(0.15, gt=0, lt=1)
@@ -123,6 +138,8 @@ class PhaseConfig(Section):
             if batch % length:
                 problems.append(f"{objective.name} batch_tokens {batch} is not a multiple of sequence_length {length}; "
                                 f"nearest: {max(1, round(batch / length)) * length}")
+        problems += _alpha_problems("alpha", self.alpha) + _alpha_problems("pair_alpha", self.pair_alpha)
+        problems += _unlock_problems(self.unlock, self.languages)
         if self.tokens is not None and not any(hasattr(o, "batch_tokens") for o in self.objectives):
             problems.append("tokens counts masked-LM tokens and no objective has any; give steps")
         if problems:
@@ -141,3 +158,19 @@ class PhaseConfig(Section):
             return self.steps
         assert self.tokens is not None
         return max(1, -(-self.tokens // self.tokens_per_step))
+
+
+def _alpha_problems(name: str, alpha: float | list[AlphaPoint]) -> list[str]:
+    if isinstance(alpha, float):
+        return [] if 0 <= alpha <= 1 else [f"{name} {alpha} is not between 0 (all alike) and 1 (by size)"]
+    return [] if alpha else [f"{name} is an empty schedule; give a number, or points of tokens and alpha"]
+
+
+def _unlock_problems(unlock: list[Unlock], languages: list[str] | Literal["all"]) -> list[str]:
+    late = [language for point in unlock for language in point.languages]
+    problems = [f"unlock names {language} twice" for language in sorted({n for n in late if late.count(n) > 1})]
+    if languages != "all":
+        problems += [f"unlock names {language}, which is not in languages" for language in late if language not in languages]
+        if late and set(languages) <= set(late):
+            problems.append("unlock leaves no language for the start of the phase; take one out of it")
+    return problems

@@ -187,6 +187,11 @@ class Recipe(Section):
             if phase.sequence_length > self.model.max_positions:
                 problems.append(f"phases.{name}.sequence_length {phase.sequence_length} is more than "
                                 f"model.max_positions {self.model.max_positions}")
+            longest_pair = self.data.max_pair_tokens
+            if longest_pair > phase.sequence_length and any(isinstance(o, TranslationLM) for o in phase.objectives):
+                problems.append(f"data.max_pair_tokens {longest_pair} is more than phases.{name}.sequence_length "
+                                f"{phase.sequence_length}, and tlm shows whole pairs only; set it to "
+                                f"{phase.sequence_length}")
             for objective in phase.objectives:
                 if isinstance(objective, Contrast) and objective.layer > self.model.layers:
                     problems.append(f"phases.{name} contrast.layer {objective.layer} is more than "

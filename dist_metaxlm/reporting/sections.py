@@ -96,7 +96,8 @@ def _halves(items: Sequence[Any]) -> list[Sequence[Any]]:
 def sampling_bars(phase: str, objective: str, record: Record) -> str:
     """Share of every language in what a phase has read so far (bar) and the share it was to have (line)."""
     realised = record.get("realised", {}).get(objective, {})
-    asked = record.get("asked", {}).get(objective, {})
+    # averaged like the realised mix itself; runs of the first version logged only what is asked at the moment
+    asked = (record.get("asked_so_far") or record.get("asked", {})).get(objective, {})
     total = sum(realised.values())
     shares = {name: realised.get(name, 0) / total if total else 0.0 for name in {**asked, **realised}}
     full = max([*shares.values(), *asked.values()], default=1.0) or 1.0

@@ -20,6 +20,7 @@ from dist_metaxlm.training.metrics import (
     LossMeter,
     MetricsWriter,
     asked_shares,
+    asked_so_far,
     sample_languages,
     weighted_loss,
 )
@@ -46,7 +47,7 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
     writer = MetricsWriter(folder.path, progress.step) if rank() == 0 else None
     clock, tokens_before = Clock(progress.seconds), progress.tokens
     stop = StopRequest()
-    batches = prefetch(micro_batches(plan, data, progress.step, total), PREFETCHED)
+    batches = clock.waiting_for(prefetch(micro_batches(plan, data, progress.step, total, engine.device), PREFETCHED))
     with ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
             engine.module.train()
@@ -64,9 +65,10 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
 
             last, stopping = step + 1 == total, False
             if last or (step + 1) % recipe.training.log_interval == 0:
-                rate, progress.seconds = clock.read(progress.tokens - tokens_before)
+                rate, progress.seconds, waited = clock.read(progress.tokens - tokens_before)
                 tokens_before = progress.tokens
-                record = interval_record(engine, phase, data, meter, progress, learning_rate, rate)
+                speed = {"tokens_per_second": rate, "data_wait_share": waited}
+                record = interval_record(engine, phase, data, meter, progress, learning_rate, speed)
                 line.show(record)
                 if writer:
                     writer.write(record)
@@ -83,16 +85,20 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
         writer.close()
 
 
-def micro_batches(plan: StepPlan, data: PhaseData, first_step: int, total: int) -> Any:
-    """The remaining micro-batches of this rank, as functions that build them: a prefetch thread calls these ahead."""
+def micro_batches(plan: StepPlan, data: PhaseData, first_step: int, total: int, device: torch.device) -> Any:
+    """The remaining micro-batches of this rank, as functions that build them: a prefetch thread calls these ahead.
+
+    For a CUDA device they lie in pinned memory, from which the copy to the device does not hold up the host.
+    """
     def build(micro: MicroStep) -> PackedBatch:
-        return data.batch(micro.objective, micro.first, micro.count)
+        batch = data.batch(micro.objective, micro.first, micro.count)
+        return batch.pinned() if device.type == "cuda" else batch
 
     return ((lambda micro=micro: build(micro)) for step in range(first_step, total) for micro in plan.at(step))
 
 
 def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: LossMeter, progress: Progress,
-                    learning_rate: float, tokens_per_second: float) -> dict[str, Any]:
+                    learning_rate: float, speed: dict[str, float]) -> dict[str, Any]:
     """The metrics of a log interval; this reads from the device, once.
 
     Raises:
@@ -102,8 +108,9 @@ def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: Los
     loss = weighted_loss(read["losses"], phase)
     norm = engine.get_global_grad_norm()
     record = {"step": progress.step, "tokens": progress.tokens, "loss": loss, **read, "learning_rate": learning_rate,
-              "grad_norm": float(norm) if norm is not None else 0.0, "tokens_per_second": tokens_per_second,
-              "seconds": progress.seconds, "asked": asked_shares(phase, data, progress.tokens)}
+              "grad_norm": float(norm) if norm is not None else 0.0, **speed,
+              "seconds": progress.seconds, "asked": asked_shares(phase, data, progress.tokens),
+              "asked_so_far": asked_so_far(data, read["realised"])}
     if not torch.isfinite(torch.tensor(loss)):
         raise FloatingPointError(f"the loss is {loss} at step {progress.step}; lower phases.*.learning_rate.peak or raise "
                                  "warmup_steps, and run the phase again: it resumes from the last checkpoint")

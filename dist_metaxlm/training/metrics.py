@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.parallel.process_group import all_reduce
 from dist_metaxlm.recipe.schema import Contrast, PhaseConfig
+
+Batch = TypeVar("Batch")
 
 
 class LossMeter:
@@ -99,13 +102,25 @@ class Clock:
 
     def __init__(self, seconds_before: float) -> None:
         self._before, self._start = seconds_before, time.monotonic()
-        self._last = self._start
+        self._last, self._waited = self._start, 0.0
 
-    def read(self, tokens: int) -> tuple[float, float]:
-        """(tokens per second over the interval in which `tokens` were trained on, seconds of the phase so far)."""
+    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; the time until each of them is there counts as waiting for data."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+    def read(self, tokens: int) -> tuple[float, float, float]:
+        """(tokens per second over the interval in which `tokens` were trained on, seconds of the phase so far, share of
+        the interval's time that went into waiting for data)."""
         now = time.monotonic()
-        rate, self._last = tokens / max(1e-9, now - self._last), now
-        return rate, self._before + now - self._start
+        interval, self._last = max(1e-9, now - self._last), now
+        waited, self._waited = self._waited, 0.0
+        return tokens / interval, self._before + now - self._start, waited / interval
 
 
 def weighted_loss(losses: dict[str, float], phase: PhaseConfig) -> float:
@@ -118,6 +133,11 @@ def weighted_loss(losses: dict[str, float], phase: PhaseConfig) -> float:
 def asked_shares(phase: PhaseConfig, data: PhaseData, tokens: int) -> dict[str, dict[str, float]]:
     """Shares of languages and language pairs that the recipe asks for at this point of the phase."""
     return {objective.name: data.asked(objective.name, tokens) for objective in phase.objectives}
+
+
+def asked_so_far(data: PhaseData, realised: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
+    """The asked shares averaged over the samples that were `realised`: what their mix is to be compared with."""
+    return {name: data.asked_so_far(name, sum(counts.values())) for name, counts in realised.items()}
 
 
 def sample_languages(batch: Any, objective: Any) -> torch.Tensor:

@@ -204,7 +204,7 @@ def test_only_what_the_objectives_need_is_opened(store: TokenStore) -> None:
         def text(self, language: str) -> object:
             return store.text(language)
 
-    bare = NoPairs(tokenizer_hash=HASH, languages=["en"], pairs=[])
+    bare = NoPairs(tokenizer_hash=HASH, manifest={"text": {"en": {}}}, pairs=[])
     phase = _phase(objectives=[{"name": "mlm", "batch_tokens": LENGTH}])
     data = PhaseData(bare, TOKENIZER, "meta", phase, 7)
     assert data.pairs == []

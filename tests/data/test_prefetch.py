@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -15,9 +16,15 @@ def _workers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("depth", [0, 1, 3, 50])
-def test_results_come_in_order(depth: int) -> None:
-    assert list(prefetch((partial(int, number) for number in range(20)), depth)) == list(range(20))
+def test_results_come_in_order(depth: int, workers: int) -> None:
+    def slower_at_first(number: int) -> int:
+        time.sleep(0.002 if number % 4 == 0 else 0)
+        return number
+
+    thunks = (partial(slower_at_first, number) for number in range(20))
+    assert list(prefetch(thunks, depth, workers)) == list(range(20))
     assert not _workers()
 
 

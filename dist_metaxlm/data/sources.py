@@ -1,0 +1,45 @@
+"""The sources of a language: corpora of the store that share its windows by weight * tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus of the store, such as `en` or `en.books`."""
+
+    corpus: str
+    """Name of its files."""
+    language: str
+    """Language it belongs to."""
+    weight: Fraction
+    """Factor of its tokens where the sources of a language share its windows."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        known = self.corpus == self.language
+        return f"language {self.language}" if known else f"source {self.corpus} of language {self.language}"
+
+
+def text_sources(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Source]]:
+    """Language -> its sources, both in alphabetical order, from the manifest's text entries.
+
+    An entry without "language" is a language of its own, one without "weight" has weight 1.
+    """
+    sources: dict[str, list[Source]] = {}
+    for corpus in sorted(entries):
+        language = entries[corpus].get("language", corpus)
+        weight = Fraction(entries[corpus].get("weight", 1)).limit_denominator(1000)
+        sources.setdefault(language, []).append(Source(corpus, language, weight))
+    return dict(sorted(sources.items()))
+
+
+def part_weights(sources: list[Source], tokens: list[int]) -> list[int]:
+    """Integers in the ratio weight * tokens, at least 1 each."""
+    weights = [source.weight * count for source, count in zip(sources, tokens, strict=True)]
+    return [max(1, int(weight * 1000)) for weight in weights]
