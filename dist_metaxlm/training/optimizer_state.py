@@ -1,7 +1,8 @@
-"""fp32 weights and Adam moments by logical parameter name, whatever ZeRO stage holds them.
+"""fp32 weights and Adam moments by logical parameter name, whatever ZeRO stage and tensor ranks hold them.
 
-DeepSpeed shards and flattens what AdamW keeps. These functions give it back under the names of the model's parameters
-and take it again, so a checkpoint knows nothing of the layout.
+DeepSpeed shards and flattens what AdamW keeps, and tensor ranks have parts of what the model calls one parameter. These
+functions give it back whole under the names of the model's parameters and take it again, so a checkpoint knows nothing
+of the layout.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 
+from dist_metaxlm.modeling.sharding import gather_whole, own_part
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -19,38 +22,45 @@ def _inner(engine: Any) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def full_weight(param: torch.nn.Parameter) -> torch.Tensor:
-    """The fp32 weight of a parameter, gathered over ranks (collective)."""
+def full_weight(engine: Any, name: str, param: torch.nn.Parameter, writer: int) -> torch.Tensor | None:
+    """The fp32 weight of a parameter, whole on rank `writer`; None on the others (collective)."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     full = safe_get_full_fp32_param(param)
-    return (param.detach() if full is None else full.detach()).float().cpu()
+    return _whole(engine, name, param.detach() if full is None else full.detach(), writer)
 
 
-def full_moment(engine: Any, param: torch.nn.Parameter, moment: str) -> torch.Tensor:
-    """One Adam moment of a parameter, gathered over ranks (collective)."""
+def full_moment(engine: Any, name: str, param: torch.nn.Parameter, moment: str, writer: int) -> torch.Tensor | None:
+    """One Adam moment of a parameter, whole on rank `writer`; None on the others (collective)."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     full = safe_get_full_optimizer_state(param, moment)
     if full is None:
         full = _inner(engine).state[param][moment]
-    return full.detach().float().cpu()
+    return _whole(engine, name, full.detach(), writer)
 
 
-def set_full_weight(param: torch.nn.Parameter, value: torch.Tensor) -> None:
-    """Write a full fp32 weight into this rank's master copy, and into the model's own copy."""
+def _whole(engine: Any, name: str, part: torch.Tensor, writer: int) -> torch.Tensor | None:
+    encoder = engine.module.encoder
+    whole = gather_whole(name, part.float(), encoder.shard, encoder.config.vocab_size, writer)
+    return None if whole is None else whole.cpu()
+
+
+def set_full_weight(engine: Any, name: str, param: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Write this rank's part of a whole fp32 weight into its master copy, and into the model's own copy."""
     from deepspeed.utils import safe_set_full_fp32_param
 
-    value = value.to(param.device)
+    value = own_part(name, value, engine.module.encoder.shard).to(param.device)
     safe_set_full_fp32_param(param, value)
     if not hasattr(param, "ds_id"):
         param.data.copy_(value)
 
 
-def set_full_moment(engine: Any, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
-    """Write a full Adam moment into this rank's shard."""
+def set_full_moment(engine: Any, name: str, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
+    """Write this rank's part of a whole Adam moment into its shard."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
+    value = own_part(name, value, engine.module.encoder.shard)
     if hasattr(param, "ds_id") or hasattr(param, "_hp_mapping"):
         safe_set_full_optimizer_state(param, value.to(param.device), moment)
     else:
