@@ -48,23 +48,41 @@ def _whole(engine: Any, name: str, part: torch.Tensor, writer: int) -> torch.Ten
 
 def set_full_weight(engine: Any, name: str, param: torch.nn.Parameter, value: torch.Tensor) -> None:
     """Write this rank's part of a whole fp32 weight into its master copy, and into the model's own copy."""
-    from deepspeed.utils import safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     value = own_part(name, value, engine.module.encoder.shard).to(param.device)
+    if hasattr(param, "ds_id"):
+        piece = _zero3_piece(param, value)
+        safe_set_local_fp32_param(param, piece)
+        param.ds_tensor.data.copy_(piece)
+        if param.numel() == value.numel():  # a small parameter that ZeRO-3 keeps whole on every rank
+            param.data.copy_(value)
+        return
     safe_set_full_fp32_param(param, value)
-    if not hasattr(param, "ds_id"):
-        param.data.copy_(value)
+    param.data.copy_(value)
 
 
 def set_full_moment(engine: Any, name: str, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
     """Write this rank's part of a whole Adam moment into its shard."""
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    value = own_part(name, value, engine.module.encoder.shard)
-    if hasattr(param, "ds_id") or hasattr(param, "_hp_mapping"):
-        safe_set_full_optimizer_state(param, value.to(param.device), moment)
+    value = own_part(name, value, engine.module.encoder.shard).to(param.device)
+    if hasattr(param, "ds_id"):
+        safe_set_local_optimizer_state(param, _zero3_piece(param, value), moment)
+    elif hasattr(param, "_hp_mapping"):
+        safe_set_full_optimizer_state(param, value, moment)
     else:
         _inner(engine).state[param][moment].copy_(value)
+
+
+def _zero3_piece(param: Any, value: torch.Tensor) -> torch.Tensor:
+    """This rank's piece of `value`, which ZeRO-3 cuts flat into equal pieces, with zeros behind the last.
+
+    DeepSpeed's own setters of full values (0.19.8) fail where the ranks do not divide the number of elements.
+    """
+    pieces = torch.distributed.get_world_size(param.ds_process_group)
+    flat = torch.nn.functional.pad(value.flatten(), (0, -value.numel() % pieces))
+    return flat.chunk(pieces)[torch.distributed.get_rank(param.ds_process_group)]
 
 
 def adam_step(engine: Any) -> int:
@@ -82,11 +100,12 @@ def create_adam_state(engine: Any) -> None:
     them to the parameters' names after the first, when the second group has no state yet.
     """
     optimizer = _inner(engine)
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            # Fused AdamW keeps the step count as an fp32 tensor beside the parameter.
-            optimizer.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device),
-                                      **{moment: torch.zeros_like(param.data) for moment in MOMENTS}}
+    # ZeRO-3 hands its flat shards to AdamW one at a time, in each update, and leaves the groups empty in between.
+    shards = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    for param in shards or [param for group in optimizer.param_groups for param in group["params"]]:
+        # Fused AdamW keeps the step count as an fp32 tensor beside the parameter.
+        optimizer.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device),
+                                  **{moment: torch.zeros_like(param.data) for moment in MOMENTS}}
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()
