@@ -8,6 +8,10 @@ E = exp(z - m) and s the row sums of E, the gradients of sum_i r_i loss_i are
 
 so the normalised probabilities are never written, and the target's -1 is applied in the accumulator's precision
 (rounding p to bf16 before subtracting one would lose the gradient of targets that are nearly certain).
+
+With the vocabulary cut over ranks (`VocabularyShard`) m, s and the target's logit are put together by two all-reduces of
+[rows] a chunk, and d states, of which each rank has the sum over its ids, by one all-reduce at the end (Megatron-LM,
+arXiv 1909.08053). Without a shard the same lines run and nothing is sent.
 """
 
 from __future__ import annotations
@@ -16,10 +20,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = 32 * 2**20
 MIN_CHUNK_ROWS = 256
+
+
+@dataclass(frozen=True)
+class VocabularyShard:
+    """Which ids the rows of this rank's weight and bias stand for: `first` .. `first + rows - 1`; rows beyond are padding.
+
+    Padding takes no part in the softmax and gets no gradient. All ranks of `group` have weights of the same shape, and
+    call with the same states and targets.
+    """
+
+    first: int
+    rows: int
+    group: Any
+    """Process group of the ranks that hold the vocabulary together."""
 
 
 @dataclass
@@ -37,15 +56,17 @@ def linear_cross_entropy(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     chunk_bytes: int = CHUNK_BYTES,
+    shard: VocabularyShard | None = None,
 ) -> torch.Tensor:
     """Negative log likelihood of `targets` [M] under softmax(states [M, H] @ weight [V, H]^T + bias [V]): [M] fp32.
 
     (fp64 for fp64 inputs.) `chunk_bytes` bounds the logits held at once, but no chunk has fewer than 256 rows: each
     one costs a pass over the [V, H] gradient. The gradients that the forward formed are used if the upstream gradient
     is the same for all rows, as after `.sum()`; for any other the backward forms them anew with the right row
-    weights, at the price of a second forward.
+    weights, at the price of a second forward. With `shard`, weight and bias are this rank's part of the vocabulary,
+    targets are ids of the whole one, and every rank gets the same losses and the whole gradient of `states` (collective).
     """
-    return _LinearCrossEntropy.apply(states, weight, bias, targets, chunk_bytes, torch.is_grad_enabled())
+    return _LinearCrossEntropy.apply(states, weight, bias, targets, chunk_bytes, shard, torch.is_grad_enabled())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -57,12 +78,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         chunk_bytes: int,
+        shard: VocabularyShard | None,
         differentiable: bool,
     ) -> torch.Tensor:
         wanted = tuple(differentiable and needed for needed in ctx.needs_input_grad[:3])
-        losses, ctx.gradients = _losses_and_gradients(states, weight, bias, targets, None, wanted, chunk_bytes)
+        losses, ctx.gradients = _losses_and_gradients(states, weight, bias, targets, None, wanted, chunk_bytes, shard)
         ctx.save_for_backward(states, weight, bias, targets)
-        ctx.wanted, ctx.chunk_bytes = wanted, chunk_bytes
+        ctx.wanted, ctx.chunk_bytes, ctx.shard = wanted, chunk_bytes, shard
         return losses
 
     @staticmethod
@@ -75,11 +97,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if gradient is not None:
                     gradient.mul_(upstream[:1])
         else:
-            _, gradients = _losses_and_gradients(states, weight, bias, targets, upstream, ctx.wanted, ctx.chunk_bytes)
+            _, gradients = _losses_and_gradients(
+                states, weight, bias, targets, upstream, ctx.wanted, ctx.chunk_bytes, ctx.shard
+            )
         return (
             None if gradients.states is None else gradients.states.to(states.dtype),
             None if gradients.weight is None else gradients.weight.to(weight.dtype),
             None if gradients.bias is None or bias is None else gradients.bias.to(bias.dtype),
+            None,
             None,
             None,
             None,
@@ -108,8 +133,10 @@ def _losses_and_gradients(
     row_weights: torch.Tensor | None,
     wanted: tuple[bool, ...],
     chunk_bytes: int,
+    shard: VocabularyShard | None,
 ) -> tuple[torch.Tensor, _Gradients]:
     """Losses [M], and the gradients of sum(row_weights * losses), row_weights None meaning all ones."""
+    # Chunks are cut by the padded size, which is the same on all ranks of a shard's group: they meet in every chunk.
     exact = torch.float64 if states.dtype == torch.float64 else torch.float32
     rows, device = states.shape[0], states.device
     step = _chunk_rows(rows, weight.shape[0] * exact.itemsize, chunk_bytes)
@@ -120,31 +147,62 @@ def _losses_and_gradients(
         fill(weight.shape, dtype=exact, device=device) if wanted[1] else None,
         torch.zeros(weight.shape[0], dtype=exact, device=device) if wanted[2] else None,
     )
-    buffer = torch.empty((step, weight.shape[0]), dtype=states.dtype, device=device)
+    own = weight.shape[0] if shard is None else shard.rows
+    if gradients.weight is not None:
+        gradients.weight[own:] = 0
+    filled = _Gradients(gradients.states, *(None if g is None else g[:own] for g in (gradients.weight, gradients.bias)))
+    weight, bias = weight[:own], None if bias is None else bias[:own]
+    buffer = torch.empty((step, own), dtype=states.dtype, device=device)
     for first in range(0, rows, step):
         chunk = slice(first, min(first + step, rows))
         logits = buffer[: chunk.stop - first]
-        losses[chunk], sums = _exponentials(states[chunk], weight, bias, targets[chunk], logits)
+        local, is_own = _own_targets(targets[chunk], shard)
+        losses[chunk], sums = _exponentials(states[chunk], weight, bias, local, is_own, logits, shard)
         weights = torch.ones_like(sums) if row_weights is None else row_weights[chunk].to(exact)
         if any(wanted):
-            _add_gradients(gradients, chunk, states[chunk], weight, targets[chunk], logits, sums, weights)
+            scales, at_target = weights / sums, weights if is_own is None else weights * is_own
+            _add_gradients(filled, chunk, states[chunk], weight, local, logits, scales, at_target)
+    if shard is not None and gradients.states is not None:
+        dist.all_reduce(gradients.states, group=shard.group)
     return losses, gradients
 
 
+def _own_targets(targets: torch.Tensor, shard: VocabularyShard | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Targets [m] as rows of this rank's weight, and which of them are (None: all); a foreign target becomes row 0."""
+    if shard is None:
+        return targets, None
+    local = targets - shard.first
+    is_own = (local >= 0) & (local < shard.rows)
+    return local * is_own, is_own
+
+
 def _exponentials(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, out: torch.Tensor
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    is_own: torch.Tensor | None,
+    out: torch.Tensor,
+    shard: VocabularyShard | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses [m] and row sums of exp(z - max z) [m]; the exponentials themselves fill `out` [m, V]."""
+    """Losses [m] and row sums of exp(z - max z) [m] over the whole vocabulary; the own exponentials fill `out` [m, V]."""
     if bias is None:
         torch.mm(states, weight.t(), out=out)
     else:
         torch.addmm(bias, states, weight.t(), out=out)
     exact = out if out.dtype in (torch.float32, torch.float64) else out.float()
-    exact.sub_(exact.amax(dim=1, keepdim=True))
+    highest = exact.amax(dim=1, keepdim=True)
+    if shard is not None:
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=shard.group)
+    exact.sub_(highest)
     at_target = exact.gather(1, targets.unsqueeze(1)).squeeze(1)
     sums = exact.exp_().sum(dim=1)
     if exact is not out:
         out.copy_(exact)
+    if shard is not None and is_own is not None:
+        parts = torch.stack((sums, at_target * is_own))
+        dist.all_reduce(parts, group=shard.group)
+        sums, at_target = parts.unbind()
     return sums.log() - at_target, sums
 
 
@@ -155,15 +213,18 @@ def _add_gradients(
     weight: torch.Tensor,
     targets: torch.Tensor,
     exponentials: torch.Tensor,
-    sums: torch.Tensor,
-    row_weights: torch.Tensor,
+    scales: torch.Tensor,
+    at_target: torch.Tensor,
 ) -> None:
-    """Take one chunk of rows into `gradients`; `exponentials` [m, V] with row sums `sums` [m]."""
-    scales = row_weights / sums
+    """Take one chunk of rows into `gradients`.
+
+    `exponentials` [m, V] times `scales` [m] are the row-weighted probabilities; `at_target` [m] are the row weights, 0
+    where the target is another rank's.
+    """
     if gradients.states is not None:
-        mean_weight = torch.mm(exponentials, weight).to(sums.dtype).mul_(scales.unsqueeze(1))
-        of_target = weight.index_select(0, targets).to(sums.dtype)
-        gradients.states[chunk] = mean_weight.addcmul_(of_target, row_weights.unsqueeze(1), value=-1)
+        mean_weight = torch.mm(exponentials, weight).to(scales.dtype).mul_(scales.unsqueeze(1))
+        of_target = weight.index_select(0, targets).to(scales.dtype)
+        gradients.states[chunk] = mean_weight.addcmul_(of_target, at_target.unsqueeze(1), value=-1)
     if gradients.weight is not None:
         scaled = (states * scales.unsqueeze(1)).to(states.dtype)
         if gradients.weight.dtype != states.dtype:
@@ -173,7 +234,7 @@ def _add_gradients(
             torch.mm(exponentials.t(), scaled, out=gradients.weight)
         else:
             gradients.weight.addmm_(exponentials.t(), scaled)
-        gradients.weight.index_add_(0, targets, (states * row_weights.unsqueeze(1)).to(sums.dtype), alpha=-1)
+        gradients.weight.index_add_(0, targets, (states * at_target.unsqueeze(1)).to(scales.dtype), alpha=-1)
     if gradients.bias is not None:
         gradients.bias.add_(torch.mv(exponentials.t(), scales.to(exponentials.dtype)))
-        gradients.bias.index_add_(0, targets, row_weights, alpha=-1)
+        gradients.bias.index_add_(0, targets, at_target, alpha=-1)

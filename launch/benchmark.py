@@ -81,8 +81,8 @@ def cleaning(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     result = measure_cleaning(arguments.megabytes)
     return result, "\n".join(
-        f"{run['megabytes']} MB: {run['megabytes_per_second']} MB/s, {run['peak_resident_megabytes']:.0f} MB resident at most; "
-        f"planted {run['planted']}, dropped {run['dropped']}" for run in result["runs"])
+        f"{run['megabytes']} MB: {run['megabytes_per_second']} MB/s, {run['peak_resident_megabytes']:.0f} MB resident at "
+        f"most; planted {run['planted']}, dropped {run['dropped']}" for run in result["runs"])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from dist_metaxlm.data.store_making import make_store
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokenizer_training import train_tokenizer
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import DataConfig, Recipe
+from dist_metaxlm.recipe.schema import Recipe
 
 Files = dict[str, list[Path]]
 

@@ -7,7 +7,9 @@ from torch import nn
 
 from dist_metaxlm.kernels.attention import packed_attention
 from dist_metaxlm.modeling.geometry import Geometry
+from dist_metaxlm.modeling.layers import column_linear, row_linear
 from dist_metaxlm.modeling.rotary import rotate
+from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
 
@@ -22,20 +24,21 @@ class Attention(nn.Module):
     The rows of `qkv` are ordered [heads, 3, D], so a contiguous slice of them is a set of whole heads.
     """
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
+    def __init__(self, config: ModelConfig, index: int, shard: TensorShard = WHOLE) -> None:
         super().__init__()
         biased = config.family == "xlmr"
         self.width = config.hidden // config.heads
         self.local = is_local(config, index)
-        self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=biased)
-        self.out = nn.Linear(config.hidden, config.hidden, bias=biased)
+        self.qkv = column_linear(config.hidden, 3 * config.hidden, biased, shard)
+        self.out = row_linear(config.hidden, config.hidden, biased, shard)
 
     def forward(self, states: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-        """[T, H] -> [T, H]."""
+        """[T, H] -> [T, H]; with sequence parallelism this rank's part of T on both sides, all of it in between."""
         pattern = geometry.local_attention if self.local else geometry.attention
         rotary = geometry.local_rotary if self.local else geometry.rotary
         assert pattern is not None
-        queries, keys, values = self.qkv(states).view(states.shape[0], -1, 3, self.width).unbind(2)
+        mixed = self.qkv(states)
+        queries, keys, values = mixed.view(mixed.shape[0], -1, 3, self.width).unbind(2)
         if rotary is not None:
             queries, keys = rotate(queries, rotary), rotate(keys, rotary)
         return self.out(packed_attention(queries, keys, values, pattern).flatten(1))

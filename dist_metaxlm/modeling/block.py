@@ -8,7 +8,9 @@ from torch import nn
 from dist_metaxlm.modeling.attention import Attention
 from dist_metaxlm.modeling.dropout import counter_dropout
 from dist_metaxlm.modeling.geometry import Geometry
+from dist_metaxlm.modeling.layers import layer_norm
 from dist_metaxlm.modeling.mlp import Mlp
+from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
 
@@ -18,20 +20,20 @@ class Block(nn.Module):
     The first block of the modern family has no attention norm: the embedding's norm stands right before it.
     """
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
+    def __init__(self, config: ModelConfig, index: int, shard: TensorShard = WHOLE) -> None:
         super().__init__()
         modern = config.family == "modern"
         self.post = config.norm == "post"
         self.sites = (2 * index + 1, 2 * index + 2)
-        self.attention = Attention(config, index)
-        self.mlp = Mlp(config)
-        self.attention_norm: nn.Module = nn.LayerNorm(config.hidden, config.norm_eps, bias=not modern)
+        self.attention = Attention(config, index, shard)
+        self.mlp = Mlp(config, shard)
+        self.attention_norm: nn.Module = layer_norm(config.hidden, config.norm_eps, not modern, shard)
         if modern and index == 0:
             self.attention_norm = nn.Identity()
-        self.mlp_norm = nn.LayerNorm(config.hidden, config.norm_eps, bias=not modern)
+        self.mlp_norm = layer_norm(config.hidden, config.norm_eps, not modern, shard)
 
     def forward(self, states: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-        """[T, H] -> [T, H]."""
+        """[T, H] -> [T, H]; with sequence parallelism T is this rank's part."""
         at_attention, at_mlp = self.sites
         if self.post:
             branch = self.attention(states, geometry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,6 +10,7 @@ from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern
 from dist_metaxlm.modeling.dropout import DropoutKey, dropout_key
 from dist_metaxlm.modeling.rotary import RotaryTable, rotary_table
+from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
 
@@ -18,7 +19,7 @@ class Geometry:
     """Attention patterns, positions and dropout key of T tokens; the local fields are None for family `xlmr`."""
 
     positions: torch.Tensor
-    """[T] int64: position inside the document, from 0."""
+    """[T] int64: position inside the document, from 0; with sequence parallelism of this rank's tokens only."""
     attention: AttentionPattern
     """Pattern of the layers that attend over the whole document."""
     local_attention: AttentionPattern | None
@@ -28,23 +29,27 @@ class Geometry:
     local_rotary: RotaryTable | None
     """Rotation of queries and keys in the local layers."""
     dropout: DropoutKey | None
-    """Key of the dropout masks; None: nothing is dropped."""
+    """Key of the dropout masks of the tokens of `positions`; None: nothing is dropped."""
 
 
 def batch_geometry(
-    batch: PackedBatch, config: ModelConfig, dtype: torch.dtype, training: bool, seed: int, step: int
+    batch: PackedBatch, config: ModelConfig, dtype: torch.dtype, training: bool, seed: int, step: int,
+    shard: TensorShard = WHOLE,
 ) -> Geometry:
     """The geometry of `batch` for a model in `dtype`; `seed` and `step` key the dropout masks and matter only there."""
     modern = config.family == "modern"
     ids, width = batch.document_ids, config.hidden // config.heads
-    dropping = training and config.dropout > 0
+    dropout, own = None, shard.tokens(batch.tokens.numel())
+    if training and config.dropout > 0:
+        dropout = dropout_key(batch.samples, batch.window, config.dropout, seed, step)
+        dropout = replace(dropout, positions=dropout.positions[own])
     return Geometry(
-        positions=batch.positions,
+        positions=batch.positions[own],
         attention=attention_pattern(ids, batch.cu_seqlens, batch.window, None, dtype),
         local_attention=(
             attention_pattern(ids, batch.cu_seqlens, batch.window, config.local_window, dtype) if modern else None
         ),
         rotary=rotary_table(batch.positions, width, config.rope_theta, dtype) if modern else None,
         local_rotary=rotary_table(batch.positions, width, config.rope_theta_local, dtype) if modern else None,
-        dropout=dropout_key(batch.samples, batch.window, config.dropout, seed, step) if dropping else None,
+        dropout=dropout,
     )

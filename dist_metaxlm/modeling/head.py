@@ -6,30 +6,40 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_metaxlm.kernels.linear_cross_entropy import linear_cross_entropy
+from dist_metaxlm.kernels.linear_cross_entropy import VocabularyShard, linear_cross_entropy
+from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
 
 class Head(nn.Module):
-    """Dense, GELU, norm; then a bias over the vocabulary on top of the embedding matrix, which the caller hands in."""
+    """Dense, GELU, norm; then a bias over the vocabulary on top of the embedding matrix, which the caller hands in.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Under tensor parallelism each rank has its part of the embedding and of the bias, and the whole transform: the rows are
+    few (the targets) and it is a hidden x hidden matrix.
+    """
+
+    def __init__(self, config: ModelConfig, shard: TensorShard = WHOLE) -> None:
         super().__init__()
         modern = config.family == "modern"
         self.dense = nn.Linear(config.hidden, config.hidden, bias=not modern)
         self.norm = nn.LayerNorm(config.hidden, config.norm_eps, bias=not modern)
-        self.bias = nn.Parameter(torch.empty(config.vocab_size))
+        self.bias = nn.Parameter(torch.empty(shard.padded(config.vocab_size) // shard.size))
+        self.shard: VocabularyShard | None = None
+        if shard.size > 1:
+            own = shard.own_vocabulary(config.vocab_size)
+            self.shard = VocabularyShard(own.start, len(own), shard.group)
 
     def forward(
         self, states: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits [N, V] of `states` [N, H] under `embedding` [V, H]; with ids `targets` [N] instead their negative
-        log likelihoods [N] fp32, and no logits are kept.
+        log likelihoods [N] fp32, and no logits are kept. V is this rank's part of the vocabulary: logits over tensor
+        ranks are not put together, evaluation runs on whole models.
         """
         states = self.transform(states)
         if targets is None:
             return F.linear(states, embedding, self.bias)
-        return linear_cross_entropy(states, embedding, self.bias, targets)
+        return linear_cross_entropy(states, embedding, self.bias, targets, shard=self.shard)
 
     def transform(self, states: torch.Tensor) -> torch.Tensor:
         """[N, H] -> [N, H], ready for the projection."""

@@ -11,6 +11,8 @@ import hashlib
 import torch
 from torch import nn
 
+from dist_metaxlm.modeling.sharding import WHOLE, TensorShard, own_part, whole_shape
+
 
 def initial_values(name: str, shape: torch.Size | tuple[int, ...], seed: int, std: float) -> torch.Tensor:
     """Initial values of the whole logical parameter `name`, fp32 on CPU.
@@ -25,7 +27,11 @@ def initial_values(name: str, shape: torch.Size | tuple[int, ...], seed: int, st
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, seed: int, std: float) -> None:
-    """Fill all parameters of `module` with their initial values; their names in `module` are their logical names."""
+def initialise(module: nn.Module, seed: int, std: float, shard: TensorShard = WHOLE, vocabulary: int = 0) -> None:
+    """Fill all parameters of `module` with their initial values; their names in `module` are their logical names.
+
+    Each is drawn whole and then cut to the part of `shard`; `vocabulary` is the number of ids without padding.
+    """
     for name, parameter in module.named_parameters():
-        parameter.copy_(initial_values(name, parameter.shape, seed, std))
+        shape = whole_shape(name, parameter.shape, shard, vocabulary)
+        parameter.copy_(own_part(name, initial_values(name, shape, seed, std), shard))

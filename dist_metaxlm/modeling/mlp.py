@@ -6,19 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dist_metaxlm.modeling.layers import column_linear, row_linear
+from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
 
 class Mlp(nn.Module):
     """`down(gelu(up(x)))`, with a gate `down(gelu(up(x)) * gate(x))`; GELU is the exact one, by erf."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, shard: TensorShard = WHOLE) -> None:
         super().__init__()
         modern = config.family == "modern"
-        self.up = nn.Linear(config.hidden, config.ffn, bias=not modern)
+        self.up = column_linear(config.hidden, config.ffn, not modern, shard)
         # A layer of its own and not the other half of `up`: a slice of rows then means the same in both.
-        self.gate = nn.Linear(config.hidden, config.ffn, bias=False) if modern else None
-        self.down = nn.Linear(config.ffn, config.hidden, bias=not modern)
+        self.gate = column_linear(config.hidden, config.ffn, False, shard) if modern else None
+        self.down = row_linear(config.ffn, config.hidden, not modern, shard)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[T, H] -> [T, H]."""

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
-from dist_metaxlm.parallel.process_group import gather_rows, rank, world_size
+from dist_metaxlm.parallel.groups import groups
+from dist_metaxlm.parallel.process_group import gather_rows
 from dist_metaxlm.recipe.schema import Contrast
 
 
@@ -37,9 +38,9 @@ def contrast_losses(encoder: Encoder, batch: PackedBatch, config: Contrast,
                     step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """InfoNCE in both directions for the pairs of one group.
 
-    The batch holds this rank's P pairs: a whole group (P = group), or its share of a group that all ranks hold together
-    (P * ranks = group). In the second case every rank computes the loss of the whole group with the others' vectors as
-    constants: the gradient of its own vectors is then complete without a collective in the backward pass.
+    The batch holds this rank's P pairs: a whole group (P = group), or its share of a group that all data-parallel ranks
+    hold together (P * ranks = group). In the second case every rank computes the loss of the whole group with the
+    others' vectors as constants: the gradient of its own vectors is then complete without a collective in the backward.
 
     Where a sentence occurs twice in a group, its other translations are no negatives: they are left out of the sum.
 
@@ -70,5 +71,6 @@ def owned_pairs(losses: torch.Tensor, batch: PackedBatch) -> slice:
     own = batch.pairs.size(0)
     if own == losses.size(0):
         return slice(0, own)
-    assert own * world_size() == losses.size(0)
-    return slice(rank() * own, (rank() + 1) * own)
+    place = groups()
+    assert own * place.data_size == losses.size(0)
+    return slice(place.data_rank * own, (place.data_rank + 1) * own)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dist_metaxlm.errors import StoppedInGoodOrder, UserError
+from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
 from dist_metaxlm.parallel.topology import Topology
 
 
@@ -28,8 +29,11 @@ def pick_device(topology: Topology) -> torch.device:
 
 
 @contextmanager
-def process_group(topology: Topology, device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> Iterator[None]:
+def process_group(topology: Topology, device: torch.device, tensor: int = 1,
+                  timeout: timedelta = timedelta(minutes=10)) -> Iterator[None]:
     """Join the job's process group through DeepSpeed (NCCL on CUDA, gloo on CPU) and leave it at the end.
+
+    Inside, the ranks are cut into tensor-parallel groups of `tensor` (parallel/groups.py).
 
     Leaving matters: without it ZeRO-3 on gloo ends in `terminate called`.
     """
@@ -51,12 +55,18 @@ def process_group(topology: Topology, device: torch.device, timeout: timedelta =
     if dist.get_world_size() != topology.world_size:
         raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the launcher announced "
                            f"{topology.world_size}")
+    form_groups(tensor, device)
     try:
         yield
     except StoppedInGoodOrder:
-        dist.destroy_process_group()
+        _leave()
         raise
     # Not in a `finally`: after an error peers may be stuck in a collective, and the launcher ends them.
+    _leave()
+
+
+def _leave() -> None:
+    forget_groups()
     dist.destroy_process_group()
 
 
@@ -88,21 +98,28 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
-    """`tensor` summed (or its maximum, minimum) over all ranks, in place."""
+def all_reduce(tensor: torch.Tensor, op: str = "sum", over_data: bool = False) -> torch.Tensor:
+    """`tensor` summed (or its maximum, minimum) over all ranks, in place; `over_data`: over the data-parallel ones.
+
+    Tensor ranks see the same batch, so what is counted on a batch must be summed over the data-parallel ranks.
+    """
     if world_size() > 1:
         operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
-        dist.all_reduce(tensor, op=operations[op])
+        dist.all_reduce(tensor, op=operations[op], group=groups().data if over_data else None)
     return tensor
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """[N, ...] of every rank, concatenated in rank order to [ranks * N, ...]; no gradient flows to the others' rows."""
-    if world_size() == 1:
+    """[N, ...] of every data-parallel rank, in their order, as [data size * N, ...].
+
+    No gradient flows to the others' rows.
+    """
+    found = groups()
+    if found.data_size == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows.detach().contiguous())
-    parts[rank()] = rows
+    parts = [torch.empty_like(rows) for _ in range(found.data_size)]
+    dist.all_gather(parts, rows.detach().contiguous(), group=found.data)
+    parts[found.data_rank] = rows
     return torch.cat(parts)
 
 

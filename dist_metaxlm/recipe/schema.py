@@ -199,8 +199,6 @@ class Recipe(Section):
                 if isinstance(objective, Contrast) and objective.max_tokens > phase.sequence_length:
                     problems.append(f"phases.{name} contrast.max_tokens {objective.max_tokens} is more than "
                                     f"sequence_length {phase.sequence_length}")
-        if self.model.heads % self.parallel.tensor:
-            problems.append(f"model.heads {self.model.heads} is not a multiple of parallel.tensor {self.parallel.tensor}")
         if problems:
             raise ValueError("; ".join(problems))
         return self

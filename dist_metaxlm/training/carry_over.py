@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.checkpoint import Checkpoint, newest_checkpoint
@@ -36,7 +37,7 @@ class Carried:
 
 
 def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Carried:
-    """Load the weights of a finished phase into a freshly initialised `encoder` and apply the policy to unseen embeddings.
+    """Load the weights of a finished phase into `encoder` and apply the policy to unseen embeddings.
 
     Raises:
         UserError: when the phase before is missing or unfinished, or has another tokenizer or shape.
@@ -44,16 +45,16 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
     checkpoint = _checked(recipe, before, tokenizer_hash)
     weights = checkpoint.tensors("weights")
     unseen = ~checkpoint.tensors("progress")["seen"].bool()
-    fresh = {name: tensor.clone() for name, tensor in encoder.state_dict().items() if name in (TABLE, HEAD_BIAS)}
     report: dict[str, Any] = {
         "from": str(checkpoint.folder), "step": checkpoint.step, "weights": "carried",
         "tokenizer": tokenizer_hash, "policy": recipe.carry_over.model_dump(),
         "data_cursor": "own, from the start", "unseen_tokens": int(unseen.sum()),
         "embeddings_before": embedding_statistics(weights[TABLE], unseen)}
     if recipe.carry_over.unseen_embeddings == "reinitialise":
-        for name, tensor in fresh.items():
-            weights[name][unseen] = tensor[unseen]
-    encoder.load_state_dict(weights)
+        for name in (TABLE, HEAD_BIAS):
+            fresh = initial_values(name, weights[name].shape, encoder.seed, recipe.model.init_std)
+            weights[name][unseen] = fresh[unseen]
+    encoder.load_logical(weights)
     report["embeddings_after"] = embedding_statistics(weights[TABLE], unseen)
     return Carried(checkpoint, unseen, report)
 
@@ -68,7 +69,7 @@ def carry_optimizer(engine: Any, carried: Carried) -> None:
             value = moments[f"{moment}.{name}"]
             if reset and name in (TABLE, HEAD_BIAS):
                 value[carried.unseen] = 0.0
-            optimizer_state.set_full_moment(engine, param, moment, value)
+            optimizer_state.set_full_moment(engine, name, param, moment, value)
 
 
 def embedding_statistics(table_VH: torch.Tensor, unseen_V: torch.Tensor) -> dict[str, dict[str, float]]:

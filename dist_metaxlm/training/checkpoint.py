@@ -1,8 +1,9 @@
 """Checkpoints without a layout: safetensors by logical parameter name, committed by rename, verified before use.
 
 A checkpoint is a folder `step-00000200` with `weights-RRRRR.safetensors` (fp32), `moments-RRRRR.safetensors` (Adam's
-moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress.safetensors` and a manifest. Each rank gathers every parameter
-(ZeRO holds pieces of it) and writes those whose turn it is, so the writing is shared; any number of ranks reads it.
+moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress.safetensors` and a manifest. Each parameter is
+gathered from the ranks that hold pieces of it (ZeRO, tensor parallelism) to the rank whose turn it is to write, without the
+vocabulary's padding; so the writing is shared, and any number of ranks in any layout reads it.
 """
 
 from __future__ import annotations
@@ -95,11 +96,11 @@ def _write_shards(folder: Path, engine: Any, progress: dict[str, torch.Tensor]) 
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
     for index, (name, param) in enumerate(optimizer_state.named_parameters(engine)):
-        full = optimizer_state.full_weight(param)
-        full_moments = {m: optimizer_state.full_moment(engine, param, m) for m in optimizer_state.MOMENTS}
-        if index % world_size() == rank():
-            weights[name] = full.contiguous()
-            moments |= {f"{moment}.{name}": value.contiguous() for moment, value in full_moments.items()}
+        writer = index % world_size()
+        full = {name: optimizer_state.full_weight(engine, name, param, writer)}
+        weights |= {key: value.contiguous() for key, value in full.items() if value is not None}
+        full = {f"{m}.{name}": optimizer_state.full_moment(engine, name, param, m, writer) for m in optimizer_state.MOMENTS}
+        moments |= {key: value.contiguous() for key, value in full.items() if value is not None}
     try:
         save_file(weights, folder / f"weights-{rank():05d}.safetensors")
         save_file(moments, folder / f"moments-{rank():05d}.safetensors")
@@ -145,13 +146,13 @@ def newest_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
 
 
 def restore(engine: Any, checkpoint: Checkpoint) -> None:
-    """Weights and Adam state of a checkpoint into an engine, on any number of ranks (collective)."""
+    """Weights and Adam state of a checkpoint into an engine, in any layout (collective)."""
     weights, moments = checkpoint.tensors("weights"), checkpoint.tensors("moments")
     optimizer_state.set_adam_step(engine, int(checkpoint.facts["adam_step"]))
     for name, param in optimizer_state.named_parameters(engine):
-        optimizer_state.set_full_weight(param, weights[name])
+        optimizer_state.set_full_weight(engine, name, param, weights[name])
         for moment in optimizer_state.MOMENTS:
-            optimizer_state.set_full_moment(engine, param, moment, moments[f"{moment}.{name}"])
+            optimizer_state.set_full_moment(engine, name, param, moment, moments[f"{moment}.{name}"])
 
 
 def load_weights(run_dir: str | Path, phase: str) -> tuple[Recipe, dict[str, torch.Tensor]]:

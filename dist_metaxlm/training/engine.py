@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.mpu import deepspeed_mpu
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 from dist_metaxlm.training import optimizer_state
 
@@ -30,7 +31,7 @@ def resolve_precision(recipe: Recipe, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" else "fp32"
 
 
-def engine_config(recipe: Recipe, device: torch.device, world_size: int, config_file: str | None) -> dict[str, Any]:
+def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_file: str | None) -> dict[str, Any]:
     """DeepSpeed's configuration: the given file, or the shipped one for the recipe's ZeRO stage and precision.
 
     Fields that say `auto` are filled from the recipe.
@@ -60,7 +61,7 @@ def engine_config(recipe: Recipe, device: torch.device, world_size: int, config_
     for key in ("optimizer", "scheduler"):
         if key in config:
             raise UserError(f"{name} has a section {key!r}, which the recipe decides; remove it there")
-    automatic = {"train_batch_size": world_size, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
+    automatic = {"train_batch_size": data_size, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
                  "gradient_clipping": recipe.optimizer.clip_norm}
     for key, value in automatic.items():
         if config.get(key, "auto") == "auto":
@@ -71,19 +72,33 @@ def engine_config(recipe: Recipe, device: torch.device, world_size: int, config_
     return config
 
 
-def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, world_size: int,
+def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_size: int,
                  config_file: str | None = None) -> Any:
-    """A DeepSpeed engine around `model` with our AdamW; learning rates are set by the loop."""
+    """A DeepSpeed engine around `model` with our AdamW over `data_size` data-parallel ranks; rates are set by the loop."""
     import deepspeed
 
     optimizer_config = recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, optimizer_config), lr=0.0, betas=(optimizer_config.beta1, optimizer_config.beta2),
         eps=optimizer_config.eps, fused=True)
-    config = engine_config(recipe, device, world_size, config_file)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    config = engine_config(recipe, device, data_size, config_file)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False,
+                                         mpu=deepspeed_mpu())
     optimizer_state.create_adam_state(engine)
+    if recipe.parallel.zero_stage == 0:
+        _keep_norm(engine)
     return engine
+
+
+def _keep_norm(engine: Any) -> None:
+    """Let an engine without ZeRO keep the gradient norm it clips by, as it does with ZeRO (DeepSpeed 0.19.8 drops it)."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip() -> None:
+        engine._global_grad_norm = clip_grad_norm_(parameters=engine.module.parameters(),
+                                                   max_norm=engine.gradient_clipping(), mpu=engine.mpu)
+
+    engine.clip_fp32_gradients = clip
 
 
 def set_learning_rate(engine: Any, value: float) -> None:

@@ -46,8 +46,8 @@ class LossMeter:
         self._sums[:, 2].index_add_(0, samples, self._ones.expand(samples.numel()))
 
     def read(self) -> dict[str, Any]:
-        """Mean loss per objective and language over all ranks, realised counts; the interval starts anew (collective)."""
-        table = all_reduce(self._sums).cpu().clone()  # on a CPU, cpu() is the very tensor that is zeroed next
+        """Mean loss per objective and language over data-parallel ranks, realised counts; the interval ends (collective)."""
+        table = all_reduce(self._sums, over_data=True).cpu().clone()  # on a CPU, cpu() is the tensor that is zeroed next
         self._sums.zero_()
         self._seen_total += table[:, 2]
         losses, per_language, realised = {}, {}, {}

@@ -1,7 +1,8 @@
-"""fp32 weights and Adam moments by logical parameter name, whatever ZeRO stage holds them.
+"""fp32 weights and Adam moments by logical parameter name, whatever ZeRO stage and tensor ranks hold them.
 
-DeepSpeed shards and flattens what AdamW keeps. These functions give it back under the names of the model's parameters
-and take it again, so a checkpoint knows nothing of the layout.
+DeepSpeed shards and flattens what AdamW keeps, and tensor ranks have parts of what the model calls one parameter. These
+functions give it back whole under the names of the model's parameters and take it again, so a checkpoint knows nothing
+of the layout.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 
+from dist_metaxlm.modeling.sharding import gather_whole, own_part
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -19,42 +22,67 @@ def _inner(engine: Any) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def full_weight(param: torch.nn.Parameter) -> torch.Tensor:
-    """The fp32 weight of a parameter, gathered over ranks (collective)."""
+def full_weight(engine: Any, name: str, param: torch.nn.Parameter, writer: int) -> torch.Tensor | None:
+    """The fp32 weight of a parameter, whole on rank `writer`; None on the others (collective)."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     full = safe_get_full_fp32_param(param)
-    return (param.detach() if full is None else full.detach()).float().cpu()
+    return _whole(engine, name, param.detach() if full is None else full.detach(), writer)
 
 
-def full_moment(engine: Any, param: torch.nn.Parameter, moment: str) -> torch.Tensor:
-    """One Adam moment of a parameter, gathered over ranks (collective)."""
+def full_moment(engine: Any, name: str, param: torch.nn.Parameter, moment: str, writer: int) -> torch.Tensor | None:
+    """One Adam moment of a parameter, whole on rank `writer`; None on the others (collective)."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     full = safe_get_full_optimizer_state(param, moment)
     if full is None:
         full = _inner(engine).state[param][moment]
-    return full.detach().float().cpu()
+    return _whole(engine, name, full.detach(), writer)
 
 
-def set_full_weight(param: torch.nn.Parameter, value: torch.Tensor) -> None:
-    """Write a full fp32 weight into this rank's master copy, and into the model's own copy."""
-    from deepspeed.utils import safe_set_full_fp32_param
+def _whole(engine: Any, name: str, part: torch.Tensor, writer: int) -> torch.Tensor | None:
+    encoder = engine.module.encoder
+    whole = gather_whole(name, part.float(), encoder.shard, encoder.config.vocab_size, writer)
+    return None if whole is None else whole.cpu()
 
-    value = value.to(param.device)
+
+def set_full_weight(engine: Any, name: str, param: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Write this rank's part of a whole fp32 weight into its master copy, and into the model's own copy."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    value = own_part(name, value, engine.module.encoder.shard).to(param.device)
+    if hasattr(param, "ds_id"):
+        piece = _zero3_piece(param, value)
+        safe_set_local_fp32_param(param, piece)
+        param.ds_tensor.data.copy_(piece)
+        if param.numel() == value.numel():  # a small parameter that ZeRO-3 keeps whole on every rank
+            param.data.copy_(value)
+        return
     safe_set_full_fp32_param(param, value)
-    if not hasattr(param, "ds_id"):
-        param.data.copy_(value)
+    param.data.copy_(value)
 
 
-def set_full_moment(engine: Any, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
-    """Write a full Adam moment into this rank's shard."""
-    from deepspeed.utils import safe_set_full_optimizer_state
+def set_full_moment(engine: Any, name: str, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
+    """Write this rank's part of a whole Adam moment into its shard."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    if hasattr(param, "ds_id") or hasattr(param, "_hp_mapping"):
-        safe_set_full_optimizer_state(param, value.to(param.device), moment)
+    value = own_part(name, value, engine.module.encoder.shard).to(param.device)
+    if hasattr(param, "ds_id"):
+        safe_set_local_optimizer_state(param, _zero3_piece(param, value), moment)
+    elif hasattr(param, "_hp_mapping"):
+        safe_set_full_optimizer_state(param, value, moment)
     else:
         _inner(engine).state[param][moment].copy_(value)
+
+
+def _zero3_piece(param: Any, value: torch.Tensor) -> torch.Tensor:
+    """This rank's piece of `value`, which ZeRO-3 cuts flat into equal pieces, with zeros behind the last.
+
+    DeepSpeed's own setters of full values (0.19.8) fail where the ranks do not divide the number of elements.
+    """
+    pieces = torch.distributed.get_world_size(param.ds_process_group)
+    flat = torch.nn.functional.pad(value.flatten(), (0, -value.numel() % pieces))
+    return flat.chunk(pieces)[torch.distributed.get_rank(param.ds_process_group)]
 
 
 def adam_step(engine: Any) -> int:
@@ -72,11 +100,12 @@ def create_adam_state(engine: Any) -> None:
     them to the parameters' names after the first, when the second group has no state yet.
     """
     optimizer = _inner(engine)
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            # Fused AdamW keeps the step count as an fp32 tensor beside the parameter.
-            optimizer.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device),
-                                      **{moment: torch.zeros_like(param.data) for moment in MOMENTS}}
+    # ZeRO-3 hands its flat shards to AdamW one at a time, in each update, and leaves the groups empty in between.
+    shards = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    for param in shards or [param for group in optimizer.param_groups for param in group["params"]]:
+        # Fused AdamW keeps the step count as an fp32 tensor beside the parameter.
+        optimizer.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device),
+                                  **{moment: torch.zeros_like(param.data) for moment in MOMENTS}}
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()

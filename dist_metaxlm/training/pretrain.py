@@ -16,9 +16,12 @@ from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.modeling.sharding import tensor_shard
 from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import barrier, pick_device, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology
+from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import Recipe
@@ -26,11 +29,12 @@ from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_ove
 from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
 from dist_metaxlm.training.engine import build_engine, resolve_precision
 from dist_metaxlm.training.initial_weights import load_initial_weights
+from dist_metaxlm.training.layout import check_layout, layout_name
 from dist_metaxlm.training.loop import train
 from dist_metaxlm.training.manifest import write_json
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
-from dist_metaxlm.training.steps import StepPlan, check_batches
+from dist_metaxlm.training.steps import StepPlan
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def pretrain(options: Options) -> None:
         missing_meta(folder)
     prepare_data(recipe, topology)
     device = pick_device(topology)
-    with process_group(topology, device):
+    with process_group(topology, device, recipe.parallel.tensor):
         if topology.is_first:
             if options.resume == "never":
                 folder.set_aside()
@@ -79,7 +83,8 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
     store = TokenStore.open(Path(recipe.data.directory) / "store")
     tokenizer = Tokenizer.load(Path(recipe.data.directory) / "tokenizer.model")
     data = PhaseData(store, tokenizer, options.phase, phase, recipe.seed)
-    plan = StepPlan(phase, options.phase, recipe.seed, topology.rank, topology.world_size,
+    place = groups()
+    plan = StepPlan(phase, options.phase, recipe.seed, place.data_rank, place.data_size,
                     recipe.parallel.micro_batch_tokens)
     progress = Progress(options.phase, tokenizer.hash, recipe.model.vocab_size, device)
     checkpoint = newest_checkpoint(folder.checkpoints, None if options.resume in ("auto", "never") else int(options.resume))
@@ -87,16 +92,15 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; "
                         "give the step of one that is there, or --resume auto")
 
-    encoder = Encoder(recipe.model, seed=recipe.seed)
+    encoder = Encoder(recipe.model, recipe.seed, tensor_shard(recipe.parallel.sequence))
     carried = None
     if checkpoint is None and options.init_from is not None:
         _say(topology, load_initial_weights(encoder, recipe, options.init_from, tokenizer.hash))
     elif checkpoint is None and options.phase == "cross":
         carried = carry_over(encoder, recipe, PhaseFolder(folder.run_dir, "meta"), tokenizer.hash)
-    parameters = sum(p.numel() for p in encoder.parameters())
     if checkpoint is not None:
-        encoder.load_state_dict(checkpoint.tensors("weights"))
-    engine = build_engine(PretrainingModel(encoder), recipe, device, topology.world_size, options.deepspeed_config)
+        encoder.load_logical(checkpoint.tensors("weights"))
+    engine = build_engine(PretrainingModel(encoder), recipe, device, place.data_size, options.deepspeed_config)
     if checkpoint is not None:
         restore(engine, checkpoint)
         progress.resume(checkpoint)
@@ -104,7 +108,7 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         carry_optimizer(engine, carried)
     if topology.is_first:
         folder.cut_metrics(progress.step)
-        _announce(recipe, options, topology, device, folder, progress, parameters, carried)
+        _announce(recipe, options, topology, device, folder, progress, carried)
     train(engine, recipe, folder, data, plan, progress, schedule_offset(recipe, options.phase, folder))
     if topology.is_first:
         finish(folder, progress, topology)
@@ -152,22 +156,17 @@ def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
         raise UserError(f"recipe {recipe.name} has no phase {options.phase!r}; it has {', '.join(recipe.phases)}")
     if options.resume not in ("auto", "never") and not options.resume.isdigit():
         raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")
-    layout = recipe.parallel
-    if layout.tensor > 1 or layout.pipeline > 1:
-        raise UserError(f"parallel.tensor={layout.tensor} parallel.pipeline={layout.pipeline}: this version trains data "
-                        "parallel with ZeRO only; set both to 1 (launch/plan.py shows what fits)")
-    if topology.world_size % (layout.tensor * layout.pipeline):
-        raise UserError(f"{topology.world_size} ranks are not a multiple of tensor * pipeline")
-    check_batches(recipe.phases[options.phase], options.phase, topology.world_size)  # type: ignore[index]
+    check_layout(recipe, options.phase, topology.world_size)
 
 
 def _announce(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder,
-              progress: Progress, parameters: int, carried: Carried | None) -> None:
+              progress: Progress, carried: Carried | None) -> None:
     """Say at start what runs, how the phases differ, and what was carried over."""
     phase = recipe.phases[options.phase]  # type: ignore[index]
+    parameters, layout = count_parameters(recipe.model).total, layout_name(recipe.parallel, topology.world_size)
     _say(topology, f"{recipe.name}, phase {options.phase}: {parameters:,} parameters, {phase.total_steps} steps, "
                    f"{topology.world_size} ranks on {topology.nodes} node(s), {device.type}, "
-                   f"{resolve_precision(recipe, device)}, ZeRO-{recipe.parallel.zero_stage}, in {folder.path}")
+                   f"{resolve_precision(recipe, device)}, {layout}, in {folder.path}")
     if {"meta", "cross"} <= set(recipe.phases) and options.phase in ("meta", "cross"):
         _say(topology, "meta -> cross changes: " + "; ".join(
             f"{key} {_value(old)} -> {_value(new)}" for key, old, new in phase_difference(recipe, "meta", "cross")))

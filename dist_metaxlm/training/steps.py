@@ -36,7 +36,7 @@ class StepPlan:
 
     def __init__(self, phase: PhaseConfig, phase_name: str, seed: int, rank: int, world_size: int,
                  micro_batch_tokens: int | None) -> None:
-        self.phase, self.rank, self.world_size = phase, rank, world_size
+        self.phase, self.rank, self.world_size = phase, rank, world_size  # of the data-parallel group
         self._key = key(seed, phase_name, "objective")
         self._micro_windows = max(1, (micro_batch_tokens or 2**62) // phase.sequence_length)
         self.targets_per_window = round(phase.mask_rate * phase.sequence_length)

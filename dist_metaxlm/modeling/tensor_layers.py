@@ -1,0 +1,97 @@
+"""megatron-core's tensor-parallel layers for packed states [T, H], and the collectives of sequence parallelism.
+
+Source: Megatron-LM (arXiv 1909.08053) and its sequence parallelism (arXiv 2205.05198).
+
+Under sequence parallelism a parameter that every rank holds sees only this rank's tokens, so its gradient is a part of the
+sum. megatron-core adds the parts up in `finalize_model_grads`, before its own optimiser; DeepSpeed reduces gradients in
+the backward pass already (ZeRO-2 and 3 keep only their shard of them), so here each such parameter goes through
+`on_all_tokens`, whose backward sums over the tensor ranks: right under every ZeRO stage, at one small all-reduce a
+parameter.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.model_parallel_config import ModelParallelConfig
+from megatron.core.tensor_parallel import mappings
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from torch import nn
+
+from dist_metaxlm.modeling.sharding import TensorShard
+
+
+def _config(shard: TensorShard) -> ModelParallelConfig:
+    """Values come from modeling/initialisation.py; megatron-core only makes room for them."""
+    return ModelParallelConfig(tensor_model_parallel_size=shard.size, sequence_parallel=shard.sequence,
+                               use_cpu_initialization=True, perform_initialization=False)
+
+
+def on_all_tokens(parameter: torch.Tensor, shard: TensorShard) -> torch.Tensor:
+    """`parameter` as it is; under sequence parallelism its gradient is summed over the tensor ranks."""
+    if not shard.sequence:
+        return parameter
+    return mappings.copy_to_tensor_model_parallel_region(parameter, group=shard.group)
+
+
+def all_tokens(states: torch.Tensor, shard: TensorShard) -> torch.Tensor:
+    """[T / size, H] of every rank -> [T, H] on all, for what every rank then computes alike."""
+    return mappings.gather_from_sequence_parallel_region(states, tensor_parallel_output_grad=False, group=shard.group)
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """`nn.Linear` of which each rank has a slice of the rows."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, shard: TensorShard) -> None:
+        super().__init__(inputs, outputs, config=_config(shard), init_method=nn.init.zeros_, bias=bias,
+                         tp_group=shard.group)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[T, inputs] (with sequence parallelism [T / size, inputs]) -> [T, outputs / size]."""
+        return super().forward(states)[0]
+
+    get_extra_state = nn.Module.get_extra_state  # Transformer Engine's; here it would be an empty entry a layer
+
+
+class RowLinear(RowParallelLinear):
+    """`nn.Linear` of which each rank has a slice of the columns, and the whole bias."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, shard: TensorShard) -> None:
+        super().__init__(inputs, outputs, config=_config(shard), init_method=nn.init.zeros_, bias=bias,
+                         input_is_parallel=True, skip_bias_add=True, tp_group=shard.group)
+        self._shard = shard
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[T, inputs / size] -> [T, outputs] (with sequence parallelism [T / size, outputs])."""
+        summed, bias = super().forward(states)
+        return summed if bias is None else summed + on_all_tokens(bias, self._shard)
+
+    get_extra_state = nn.Module.get_extra_state
+
+
+class TokenEmbedding(VocabParallelEmbedding):
+    """`nn.Embedding` of which each rank has a slice of the rows, padded to equal slices."""
+
+    def __init__(self, vocabulary: int, hidden: int, shard: TensorShard) -> None:
+        super().__init__(shard.padded(vocabulary), hidden, init_method=nn.init.zeros_, config=_config(shard),
+                         reduce_scatter_embeddings=shard.sequence, tp_group=shard.group)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[T] -> [T, hidden] (with sequence parallelism [T / size, hidden])."""
+        if not self.reduce_scatter_embeddings:
+            return super().forward(tokens)
+        # megatron-core scatters [batch, sequence] along the sequence.
+        return super().forward(tokens.unsqueeze(0)).squeeze(1)
+
+
+class SequenceNorm(nn.LayerNorm):
+    """LayerNorm of this rank's tokens."""
+
+    def __init__(self, width: int, eps: float, bias: bool, shard: TensorShard) -> None:
+        super().__init__(width, eps, bias=bias)
+        self._shard = shard
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[T / size, H] -> the same."""
+        bias = None if self.bias is None else on_all_tokens(self.bias, self._shard)
+        return F.layer_norm(states, self.normalized_shape, on_all_tokens(self.weight, self._shard), bias, self.eps)

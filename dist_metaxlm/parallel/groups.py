@@ -1,0 +1,67 @@
+"""Which ranks share a model and which share the data: megatron-core's process groups beside DeepSpeed's.
+
+Tensor ranks are neighbours (rank = data rank * tensor size + tensor rank), so they lie on one node where it holds a
+whole group; megatron-core's `tp-cp-ep-dp-pp` order and DeepSpeed's `pipe, data, model` axes agree on this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from dist_metaxlm.parallel.shim import without_cuda
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This rank's place in the grid of ranks. A group is None where it is all ranks (or there is only this one)."""
+
+    tensor_rank: int
+    tensor_size: int
+    """Ranks that hold one copy of the model together, and see the same batch."""
+    data_rank: int
+    data_size: int
+    """Copies of the model, each with its own share of the batch."""
+    tensor: dist.ProcessGroup | None = None
+    data: dist.ProcessGroup | None = None
+
+
+_formed: Groups | None = None
+
+
+def groups() -> Groups:
+    """The groups that were formed; without any, all ranks are data parallel."""
+    if _formed is not None:
+        return _formed
+    if dist.is_initialized():
+        return Groups(0, 1, dist.get_rank(), dist.get_world_size())
+    return Groups(0, 1, 0, 1)
+
+
+def form_groups(tensor: int, device: torch.device) -> None:
+    """Cut the ranks into groups of `tensor` (collective); with 1 there is nothing to form, nor megatron-core to import."""
+    global _formed
+    if tensor == 1:
+        return
+    without_cuda(device)
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor, create_gloo_process_groups=False)
+    _formed = Groups(parallel_state.get_tensor_model_parallel_rank(), tensor, parallel_state.get_data_parallel_rank(),
+                     parallel_state.get_data_parallel_world_size(), parallel_state.get_tensor_model_parallel_group(),
+                     parallel_state.get_data_parallel_group())
+
+
+def forget_groups() -> None:
+    """Undo `form_groups`, in megatron-core and in DeepSpeed, which keeps the mpu of its last engine."""
+    global _formed
+    if _formed is None:
+        return
+    _formed = None
+    from deepspeed.utils import groups as of_deepspeed
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    of_deepspeed.mpu = None

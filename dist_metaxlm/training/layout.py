@@ -1,0 +1,45 @@
+"""Whether a recipe can be cut over the ranks it was started on: every refusal of a layout, before anything else starts."""
+
+from __future__ import annotations
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.schema import ParallelConfig, Recipe
+from dist_metaxlm.training.steps import check_batches
+
+
+def check_layout(recipe: Recipe, phase_name: str, world_size: int) -> None:
+    """Refuse a layout that cannot work.
+
+    Raises:
+        UserError: naming the value at fault and the nearest that is legal.
+    """
+    layout, model, phase = recipe.parallel, recipe.model, recipe.phases[phase_name]  # type: ignore[index]
+    if layout.pipeline > 1:
+        raise UserError(f"parallel.pipeline={layout.pipeline}: this version trains without pipeline stages; set "
+                        "parallel.pipeline=1 (launch/plan.py shows what fits with tensor parallelism and ZeRO)")
+    tensor = layout.tensor
+    widths = {"model.heads": model.heads, "model.ffn": model.ffn}
+    wrong = [f"{name}={value}" for name, value in widths.items() if value % tensor]
+    if world_size % tensor:
+        wrong.insert(0, f"{world_size} ranks")
+    if layout.sequence and phase.sequence_length % tensor:
+        wrong.append(f"phases.{phase_name}.sequence_length={phase.sequence_length} (parallel.sequence cuts it)")
+    if wrong:
+        numbers = [world_size, *widths.values(), *([phase.sequence_length] if layout.sequence else [])]
+        raise UserError(f"parallel.tensor={tensor} does not divide {' nor '.join(wrong)}; nearest that divides: "
+                        f"parallel.tensor={_nearest_divisor(numbers, tensor)}")
+    check_batches(phase, phase_name, world_size // tensor)
+
+
+def _nearest_divisor(numbers: list[int], wanted: int) -> int:
+    """The common divisor of `numbers` that is nearest to `wanted`, the smaller one of two; 1 always is one."""
+    common = [n for n in range(1, min(numbers) + 1) if not any(number % n for number in numbers)]
+    return min(common, key=lambda n: (abs(n - wanted), n))
+
+
+def layout_name(layout: ParallelConfig, world_size: int) -> str:
+    """The layout in a few words for the log, such as `tensor 2 (sequence) x data 4, ZeRO-1`."""
+    if layout.tensor == 1:
+        return f"data {world_size}, ZeRO-{layout.zero_stage}"
+    sequence = " (sequence)" if layout.sequence else ""
+    return f"tensor {layout.tensor}{sequence} x data {world_size // layout.tensor}, ZeRO-{layout.zero_stage}"

@@ -1,0 +1,139 @@
+"""Train a few steps under each layout of a job file, over the ranks started; rank 0 writes what came out.
+
+See test_tensor_parallel.py. One start serves many layouts: the groups are formed and forgotten for each of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
+
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.modeling.sharding import gather_whole, partition_axis, tensor_shard
+from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
+from dist_metaxlm.parallel.process_group import all_reduce, barrier, process_group, rank
+from dist_metaxlm.parallel.topology import detect_topology
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.training import optimizer_state
+from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, save_checkpoint
+from dist_metaxlm.training.engine import build_engine, set_learning_rate
+from dist_metaxlm.training.steps import StepPlan
+
+CPU = torch.device("cpu")
+
+
+def build(recipe: Recipe) -> tuple[Any, str]:
+    """An engine in the recipe's layout, and (on rank 0) a digest of the whole initial weights."""
+    encoder = Encoder(recipe.model, recipe.seed, tensor_shard(recipe.parallel.sequence))
+    digest = hashlib.sha256()
+    for name, param in encoder.named_parameters():
+        whole = gather_whole(name, param.detach(), encoder.shard, recipe.model.vocab_size, 0)
+        if whole is not None:
+            digest.update(whole.contiguous().numpy().tobytes())
+    return build_engine(PretrainingModel(encoder), recipe, CPU, groups().data_size), digest.hexdigest()
+
+
+def train(engine: Any, recipe: Recipe, first: int, last: int) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of the joint phase's steps."""
+    tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
+    phase = recipe.phases["joint"]
+    data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), tokenizer, "joint", phase, recipe.seed)
+    place = groups()
+    plan = StepPlan(phase, "joint", recipe.seed, place.data_rank, place.data_size, recipe.parallel.micro_batch_tokens)
+    losses, norms = [], []
+    for step in range(first, last):
+        total = torch.zeros(1, dtype=torch.float64)
+        for micro in plan.at(step):
+            loss, own, _ = engine(data.batch(micro.objective, micro.first, micro.count), micro.objective, step)
+            engine.backward(loss * (micro.factor * plan.world_size), scale_wrt_gas=False)
+            total += micro.factor * own.double().sum()
+        set_learning_rate(engine, 2e-3)
+        engine.step()
+        losses.append(float(all_reduce(total, over_data=True)))
+        norms.append(float(engine.get_global_grad_norm()))
+    return losses, norms
+
+
+def check_ranks(engine: Any, recipe: Recipe) -> None:
+    """What several ranks hold is bit-equal, and the vocabulary's padding is still zero."""
+    shard, place = engine.module.encoder.shard, groups()
+    for name, param in optimizer_state.named_parameters(engine):
+        full = safe_get_full_fp32_param(param)
+        mine = (param if full is None else full).detach().contiguous()
+        same = [dist.group.WORLD if partition_axis(name) is None else place.data] if place.tensor_size > 1 else [None]
+        for group in same:
+            copies = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+            dist.all_gather(copies, mine, group=group)
+            assert all(torch.equal(copy, mine) for copy in copies), f"{name} differs between ranks"
+        if name == "embedding.tokens.weight":
+            own = shard.own_vocabulary(recipe.model.vocab_size)
+            assert not mine[len(own):].any(), "the vocabulary's padding was trained"
+
+
+def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """All weights, on rank 0."""
+    found = {name: optimizer_state.full_weight(engine, name, param, 0)
+             for name, param in optimizer_state.named_parameters(engine)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    recipe = load_recipe(job["recipe"], [*job["overrides"], *case["overrides"]])
+    form_groups(recipe.parallel.tensor, CPU)
+    engine, digest = build(recipe)
+    first, folder = 0, Path(job["output"]).with_suffix(".checkpoints")
+    copied = True
+    if case.get("resume"):
+        checkpoint = newest_checkpoint(folder)
+        assert checkpoint is not None
+        restore(engine, checkpoint)
+        first = checkpoint.step
+    if case.get("save"):
+        # Saved before any step: what came out of one layout must go into the next bit by bit.
+        facts = {"step": first, "phase": "joint"}
+        if case.get("resume"):
+            save_checkpoint(folder.with_name("copy"), engine, facts, {"none": torch.zeros(1)}, 9)
+            other = newest_checkpoint(folder.with_name("copy"), first)
+            assert other is not None
+            for kind in ("weights", "moments"):
+                ours, theirs = other.tensors(kind), checkpoint.tensors(kind)
+                copied &= set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+            copied &= other.facts["adam_step"] == checkpoint.facts["adam_step"] == first
+    last = first + job["steps"]
+    losses, norms = train(engine, recipe, first, last)
+    check_ranks(engine, recipe)
+    if case.get("save"):
+        save_checkpoint(folder, engine, {"step": last, "phase": "joint"}, {"none": torch.zeros(1)}, 9)
+    result = {"name": case["name"], "initial": digest, "losses": losses, "norms": norms, "copied": copied, "first": first}
+    weights = whole_weights(engine)
+    if rank() == 0:
+        result["weights"] = {name: float(value.double().norm()) for name, value in weights.items()}
+    engine.destroy()
+    barrier()
+    forget_groups()
+    return result
+
+
+def main(job_file: str) -> None:
+    job = json.loads(Path(job_file).read_text())
+    topology = detect_topology()
+    with process_group(topology, CPU):
+        results = [run_case(case, job) for case in job["cases"]]
+        if topology.is_first:
+            Path(job["output"]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
