@@ -93,18 +93,6 @@ class PhaseData:
             return self.pairs[number[0]], self._bitext.origin(number, ordinal)
         return self.pairs[number[0]], [(0, self._sentences.origin(number, ordinal))]
 
-    def origin(self, objective: MaskedLM | TranslationLM | Contrast, sample: int) -> tuple[str, list[tuple[int, int]]]:
-        """Where a sample comes from: corpus of the store, and [(flat position in the sample, first token in the corpus)]
-        of its unbroken runs; for tlm of its whole pairs, for contrast of its one pair."""
-        samples = np.array([sample], np.int64)
-        number, ordinal = self._mixtures[objective.name].lookup(samples)
-        if isinstance(objective, MaskedLM):
-            pieces = self._text.pieces(number, self._text.locate(number, ordinal))
-            return self.languages[number[0]], sorted(zip(pieces.destination.tolist(), pieces.source.tolist(), strict=True))
-        if isinstance(objective, TranslationLM):
-            return self.pairs[number[0]], self._bitext.origin(number, ordinal)
-        return self.pairs[number[0]], [(0, self._sentences.origin(number, ordinal))]
-
     def asked(self, objective_name: str, tokens: int) -> dict[str, float]:
         """Language (or language pair) -> share that the recipe asks for after `tokens` training tokens of the phase."""
         sample = int(tokens * samples_per_token(self._phase, objective_name))

@@ -31,6 +31,6 @@ def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, t
             raise UserError(f"--init_from {folder} has tokenizer {digest[:12]}, the store was made with "
                             f"{tokenizer_hash[:12]}; prepare another data.directory with "
                             f"data.tokenizer.path={Path(folder) / 'tokenizer.model'}")
-    encoder.load_state_dict(state)
+    encoder.load_logical(state)
     checked = "equal" if tokenizer is not None else "not checked, the import has none"
     return f"weights from {folder}; tokenizer {tokenizer_hash[:12]} ({checked}); optimiser and learning rate start anew"
