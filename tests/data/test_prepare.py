@@ -76,7 +76,7 @@ def test_all_steps_then_nothing_more(recipe: Recipe, tmp_path: Path) -> None:
     prepare(recipe, said.append)
     assert said == []
     assert contents(tmp_path / "data") == before
-    assert verify(recipe) == 7
+    assert verify(recipe) == 9
 
 
 def test_the_store_holds_no_held_out_string(recipe: Recipe, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(recipe: Recipe, tmp_path:
     assert not (tmp_path / "data" / "store").exists()
     assert not list((tmp_path / "data").glob(".making-*"))
     prepare(recipe, silent)
-    assert verify(recipe) == 7
+    assert verify(recipe) == 9
 
 
 def test_what_a_killed_run_left_is_cleared(recipe: Recipe, tmp_path: Path) -> None:
