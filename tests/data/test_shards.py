@@ -14,7 +14,7 @@ from dist_metaxlm.data.shards import documents, pairs, plan, span
 from dist_metaxlm.errors import UserError
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-LETTERS = st.characters(codec="utf-8", exclude_characters="\n\r\ufeff\t", exclude_categories=("Cs",))
+LETTERS = st.characters(codec="utf-8", exclude_characters="\0\n\r\ufeff\t", exclude_categories=("Cs",))
 LINES = st.lists(st.text(LETTERS, max_size=9), min_size=1, max_size=40)
 
 
