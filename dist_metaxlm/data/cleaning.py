@@ -33,7 +33,8 @@ class LineCleaner:
         if self.form != "none" and not unicodedata.is_normalized(self.form, line):
             line = unicodedata.normalize(self.form, line)
             counts.changed["unicode"] += 1
-        if self.control_characters:
+        # `isprintable` is false for all that is removed or replaced here, and far faster than looking for it.
+        if self.control_characters and not line.isprintable():
             cleaned = _REMOVED.sub("", _SPACES.sub(" ", line))
             if cleaned != line:
                 counts.changed["control_characters"] += 1

@@ -26,6 +26,8 @@ SHORT_WINDOWS = ((16, SYLLABLES), (32, (*SYLLABLES, *UNSPACED_LETTERS)))
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _BITS = 24
+PIECE = 1 << 20
+"""Letters that are hashed at once, so that a document of any length takes bounded memory."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 Codes = NDArray[np.uint64]
@@ -177,11 +179,16 @@ class EvaluationIndex:
     def _windows(self, joined: list[str]) -> Iterator[tuple[int, int]]:
         """(document, text) of all windows found, document by document in order."""
         whole = "".join(joined)
-        codes = _codes(whole)
         ends = np.cumsum([len(text) for text in joined])
         kinds = [self._long, *self._short_windows] if _UNSPACED.search(whole) else [self._long]
+        for start in range(0, len(whole), PIECE):
+            codes = _codes(whole[start:start + PIECE + WINDOW - 1])
+            yield from self._owned(kinds, codes, start, ends)
+
+    def _owned(self, kinds: list[_Windows], codes: Codes, start: int, ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         for windows in kinds:
             places, texts = windows.find(codes)
+            places = places + start
             owners = np.searchsorted(ends, places, side="right")
             # A window that reaches into the next document of the batch is of neither.
             inside = places + windows.width <= ends[owners] if len(places) else np.zeros(0, bool)

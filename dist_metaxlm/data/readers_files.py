@@ -97,6 +97,9 @@ def opened(place: Place) -> Iterator[IO[bytes]]:
         # Arrow's own errors about the stream carry no number of the operating system.
         if error.errno is None and suffix == ".zst":
             raise _damaged(place, suffix, error) from None
+        if isinstance(place, str):
+            raise UserError(f"{shown(place)} cannot be read to its end ({_sentence(error)}); run the command again, or copy "
+                            "the file to this machine") from None
         raise
 
 

@@ -136,6 +136,9 @@ class DataConfig(Section):
     def _name_sources(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        for key, sources in value.items():
+            if isinstance(sources, str):
+                raise ValueError(f"{key}: {sources} is one name where a list of files belongs; write {key}: [{sources}]")
         return {key: {"": {"files": sources}} if isinstance(sources, list) else sources for key, sources in value.items()}
 
     @model_validator(mode="after")

@@ -56,6 +56,13 @@ def test_control_characters_go_and_joiners_stay() -> None:
     assert cleaned("a\tb", control_characters=False) == ("a\tb", {})
 
 
+def test_every_character_that_is_taken_out_is_one_that_python_does_not_print() -> None:
+    printed = "".join(char for char in map(chr, range(0x110000)) if char.isprintable() and not char.isspace())
+    everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+    assert cleaned(printed, unicode="none") == (printed, {})
+    assert set(cleaned(everything, unicode="none")[0] or "") >= set(printed)
+
+
 def test_lengths_are_of_the_cleaned_line() -> None:
     assert cleaned("ab\x00\x01", min_characters=3)[0] is None
     assert cleaned("  abc ", min_characters=3, max_characters=3)[0] == "abc"
@@ -156,6 +163,7 @@ def test_bad_sources_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     ("data.text={en: {wiki: {files: [a.txt], wieght: 2}}}",
      r"unknown key data\.text\.en\.wiki\.wieght, did you mean weight\?"),
     ("data.text={en: {wiki: {files: [a.txt], weight: 0}}}", r"data\.text\.en\.wiki\.weight: .*greater than 0"),
+    ("data.text={en: a.txt}", r"data\.text: en: a\.txt is one name where a list of files belongs; write en: \[a\.txt\]"),
     ("data.cleaning.dedupliate=[lines]", r"unknown key data\.cleaning\.dedupliate, did you mean deduplicate\?"),
     ("data.cleaning.near_duplicates={treshold: 0.7}", r"treshold, did you mean threshold\?"),
     ("data.reading.pair_columns=[0]", r"data\.reading\.pair_columns")])

@@ -100,7 +100,9 @@ def test_a_text_in_two_files_is_named_by_the_first() -> None:
     assert (hit.file, hit.sentence) == ("a.tsv", SENTENCE)
 
 
-def test_agrees_with_a_plain_search_on_random_text(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("piece", [64, 1 << 20])
+def test_agrees_with_a_plain_search_on_random_text(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(decontamination, "PIECE", piece)
     monkeypatch.setattr(decontamination, "_BITS", 6)  # nearly every window passes the filter, so the exact search is tried
     rng = random.Random(5)
     texts = ["".join(rng.choices("ab", k=rng.randrange(24, 70))) for _ in range(40)]
