@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from dist_metaxlm.errors import run_command
 
@@ -62,7 +64,21 @@ def main() -> None:
         if not ranks.first:
             return
     outcome = {"command": command, **prepare.describe(recipe), **verified, "seconds": round(time.perf_counter() - start, 1)}
-    print(json.dumps(outcome) if arguments.json else "\n".join(f"{key}: {value}" for key, value in outcome.items()))
+    if command == "tokenizer":
+        outcome["languages"] = prepare.tokenizer_report(recipe)
+    print(json.dumps(outcome) if arguments.json else "\n".join(lines(outcome)))
+
+
+def lines(outcome: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """An outcome for people, a line a fact."""
+    for name, value in outcome.items():
+        if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
+            yield f"{indent}{name}:"
+            yield from lines(value, f"{indent}  ")
+        elif isinstance(value, dict):
+            yield f"{indent}{name}: " + ", ".join(f"{part} {known}" for part, known in value.items())
+        else:
+            yield f"{indent}{name}: {value}"
 
 
 if __name__ == "__main__":

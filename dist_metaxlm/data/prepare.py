@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,14 @@ from dist_metaxlm.data.settings import check_settings, settings, write_settings
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.store_making import make_store
 from dist_metaxlm.data.tokenizer import Tokenizer
-from dist_metaxlm.data.tokenizer_training import train_tokenizer
+from dist_metaxlm.data.tokenizer_sample import corpus_samples
+from dist_metaxlm.data.tokenizer_training import draw, report, train_tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
 
 Files = dict[str, list[Path]]
 
+REPORT = "tokenizer_report.json"
 STEPS = ("corpus", "heldout", "tokenizer", "store")
 
 
@@ -172,20 +173,25 @@ def _make_tokenizer(recipe: Recipe, directory: Path, log: Log) -> bool:
     place, config = directory / "tokenizer.model", recipe.data.tokenizer
     if place.is_file():
         return False
+    samples = corpus_samples(*corpus_files(recipe), heldout.read_excluded(directory / "heldout"))
+    scratch = place.with_name(".making-tokenizer.model")
     if config.path:
         _check_size(Tokenizer.load(config.path), recipe)
-        scratch = place.with_name(".making-tokenizer.model")
         shutil.copyfile(config.path, scratch)
-        os.replace(scratch, place)
-        return True
-    text, bitext = corpus_files(recipe)
-    excluded = heldout.read_excluded(directory / "heldout")
-    samples = tokenizer_samples(text, bitext, excluded)
-    report = train_tokenizer(samples, config, recipe.model.vocab_size, place)
-    scratch = directory / ".making-tokenizer_report.json"
-    scratch.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, directory / "tokenizer_report.json")
+        found = report(Tokenizer.load(scratch), draw(samples, config))
+    else:
+        found = train_tokenizer(samples, config, recipe.model.vocab_size, scratch)
+    scratch_report = directory / ".making-tokenizer_report.json"
+    scratch_report.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch_report, directory / REPORT)
+    os.replace(scratch, place)
     return True
+
+
+def tokenizer_report(recipe: Recipe) -> dict[str, Any]:
+    """Language -> how the tokenizer serves it (tokenizer_training.py); empty where no tokenizer is prepared."""
+    path = Path(recipe.data.directory) / REPORT
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _make_store(recipe: Recipe, directory: Path, log: Log, workers: int | None, ranks: Ranks) -> None:
@@ -213,37 +219,6 @@ def _check_match(directory: Path) -> None:
         raise UserError(f"{directory / 'tokenizer.model'} is not the tokenizer that the token store was written with "
                         f"(SHA-256 {found[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
                         "launch/prepare.py again")
-
-
-class _Again:
-    """An iterable that starts anew, from `make()`, as often as it is walked."""
-
-    def __init__(self, make: Callable[[], Iterator[str]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[str]:
-        return self._make()
-
-
-def tokenizer_samples(text: Files, bitext: Files, excluded: heldout.Excluded) -> dict[str, Iterable[str]]:
-    """Language -> its training paragraphs; for a language without text, its sides of the training pairs."""
-    samples: dict[str, Iterable[str]] = {
-        language: _Again(partial(_paragraphs, paths, excluded.get(language, set()))) for language, paths in text.items()}
-    for language in sorted({code for pair in bitext for code in pair.split("-")} - text.keys()):
-        samples[language] = _Again(partial(_sides, language, bitext, excluded))
-    return samples
-
-
-def _paragraphs(paths: list[Path], excluded: set[str]) -> Iterator[str]:
-    for document in readers.documents(paths):
-        yield from (paragraph for paragraph in document if heldout.text_key(paragraph) not in excluded)
-
-
-def _sides(language: str, bitext: Files, excluded: heldout.Excluded) -> Iterator[str]:
-    for pair, paths in bitext.items():
-        if language in (codes := pair.split("-")):
-            column = codes.index(language)
-            yield from (sides[column] for sides in heldout.training_pairs(readers.pairs(paths), pair, excluded, {}))
 
 
 _MAKERS: dict[str, Callable[[Recipe, Path, Log], bool]] = {

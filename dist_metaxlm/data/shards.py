@@ -71,9 +71,10 @@ def plan(text: Files, bitext: Files) -> list[Shard]:
     return shards
 
 
-def documents(shard: Shard) -> Iterator[list[str]]:
+def documents(shard: Shard, whole: bool = True) -> Iterator[list[str]]:
     """Documents of a text shard, each a list of paragraphs, as `readers.documents` gives them.
 
+    With `whole` false a shard begins and ends at lines, not at documents.
     Errors: UserError naming file, line and byte where text is not UTF-8, or a line that is too long.
     """
     if shard.path.suffix in PACKED:
@@ -81,7 +82,7 @@ def documents(shard: Shard) -> Iterator[list[str]]:
         return
     document: list[str] = []
     size = 0
-    for line in _lines(shard):
+    for line in _lines(shard, whole):
         paragraph = line.strip()
         if document and (not paragraph or size >= readers.DOCUMENT_BYTES):
             yield document
@@ -110,8 +111,8 @@ def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
         yield columns[0].strip(), columns[1].strip()
 
 
-def _lines(shard: Shard) -> Iterable[str]:
-    start, stop = span(shard)
+def _lines(shard: Shard, whole: bool = True) -> Iterable[str]:
+    start, stop = span(shard, whole)
     with shard.path.open("rb") as file:
         file.seek(start)
         raw = file.read(stop - start)
@@ -125,21 +126,22 @@ def _lines(shard: Shard) -> Iterable[str]:
     return (text.removeprefix("\ufeff") if not start else text).split("\n")
 
 
-def span(shard: Shard) -> tuple[int, int]:
-    """First byte of the shard and the one after its last."""
+def span(shard: Shard, whole: bool = True) -> tuple[int, int]:
+    """First byte of the shard and the one after its last; between documents if `whole`, else between lines."""
     size = shard.path.stat().st_size
     with shard.path.open("rb") as file:
-        first, last = (_boundary(file, shard, size * part // shard.parts, size) for part in (shard.part, shard.part + 1))
+        first, last = (_boundary(file, shard, size * part // shard.parts, size, whole and not shard.pairs)
+                       for part in (shard.part, shard.part + 1))
     return first, last
 
 
-def _boundary(file: BinaryIO, shard: Shard, at: int, size: int) -> int:
-    """The first end of a document (text) or line (bitext) from byte `at` on; where none is near, the end of a line."""
+def _boundary(file: BinaryIO, shard: Shard, at: int, size: int, whole: bool) -> int:
+    """The first end of a line from byte `at` on, if `whole` of a document; where none is near, again of a line."""
     if at <= 0 or at >= size:
         return min(max(at, 0), size)
     file.seek(at - 1)
     _line(file, shard.path)
-    while not shard.pairs and file.tell() < at + readers.DOCUMENT_BYTES:
+    while whole and file.tell() < at + readers.DOCUMENT_BYTES:
         if not _line(file, shard.path).strip():
             break
     return file.tell()

@@ -9,12 +9,13 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
 
-from dist_metaxlm.data.heldout import hash_fraction
 from dist_metaxlm.data.processes import available_cores
 from dist_metaxlm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from dist_metaxlm.errors import UserError
@@ -25,24 +26,46 @@ THREADS = 16
 SEED_FACTOR, SEED_LIMITS = 8, (64_000, 1_000_000)
 """Substrings that the EM starts from, as a multiple of the vocabulary and its bounds (the upper one is SentencePiece's
 own default). At 16,000 pieces on the quickstart corpus 8 gives no more tokens than 19, in 0.6 of the time."""
+REPORT_BYTES = 2_000_000
+"""Text of each language that the report is measured on."""
 SENTENCE_BYTES = 4000
 """Longer paragraphs are cut into pieces of this size for training."""
 
 
-def train_tokenizer(samples: Mapping[str, Iterable[str]], config: TokenizerConfig, vocab_size: int,
-                    path: Path) -> dict[str, object]:
+class Drawable(Protocol):
+    """Text of a language, about `size` bytes, of which `draw` yields paragraphs until they have a quota of bytes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def draw(self, quota: int) -> Iterator[str]:
+        """The same paragraphs in every run."""
+
+
+class TextSample:
+    """Texts in memory as a sample: the first ones, up to the quota."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = list(texts)
+        self.size = _bytes(self._texts)
+
+    def draw(self, quota: int) -> Iterator[str]:
+        """The same paragraphs in every run."""
+        return _first(self._texts, quota)
+
+
+def train_tokenizer(samples: Mapping[str, Drawable], config: TokenizerConfig, vocab_size: int,
+                    path: Path) -> dict[str, dict[str, float]]:
     """Train on the languages' paragraphs and write the model to `path`; returns a report by language.
 
-    Each iterable is walked three times (count, draw, report), so it must be a list or make a new iterator each time.
+    Memory: the sample (config.sample_bytes) and what SentencePiece makes of it, whatever the size of the corpus.
     `vocab_size` counts `<mask>`, which is not in the model. Deterministic: the same text gives the same file.
     Errors: UserError where the text cannot fill the vocabulary, naming the largest size that it can.
     """
-    sizes = {language: sum(len(text.encode()) for text in texts) for language, texts in sorted(samples.items())}
-    sizes = {language: size for language, size in sizes.items() if size}
-    if not sizes:
+    drawn = draw(samples, config)
+    if not any(drawn.values()):
         raise UserError("there is no text to train a tokenizer on; name files in data.text")
-    quota = quotas(sizes, config.alpha, config.sample_bytes)
-    drawn = {language: list(draw(samples[language], quota[language] / sizes[language])) for language in quota}
     model = _train((text for texts in drawn.values() for text in texts), config, vocab_size)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -51,6 +74,13 @@ def train_tokenizer(samples: Mapping[str, Iterable[str]], config: TokenizerConfi
     finally:
         scratch.unlink(missing_ok=True)
     return report(Tokenizer(model, path), drawn)
+
+
+def draw(samples: Mapping[str, Drawable], config: TokenizerConfig) -> dict[str, list[str]]:
+    """Language -> paragraphs, in the mix and of the size that the recipe asks for."""
+    sizes = {language: sample.size for language, sample in sorted(samples.items()) if sample.size}
+    quota = quotas(sizes, config.alpha, config.sample_bytes)
+    return {language: list(samples[language].draw(quota[language])) for language in quota if quota[language]}
 
 
 def quotas(sizes: Mapping[str, int], alpha: float, total: int) -> dict[str, int]:
@@ -66,13 +96,6 @@ def quotas(sizes: Mapping[str, int], alpha: float, total: int) -> dict[str, int]
         for language in full:
             result[language] = open_sizes.pop(language)
     return result
-
-
-def draw(texts: Iterable[str], rate: float) -> Iterator[str]:
-    """The paragraphs whose hash falls below `rate`: an even sample of the whole, the same in every run."""
-    for text in texts:
-        if rate >= 1 or hash_fraction(text) < rate:
-            yield text
 
 
 def _cut(texts: Iterable[str]) -> Iterator[str]:
@@ -107,17 +130,37 @@ def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> by
     return model.getvalue()
 
 
-def report(tokenizer: Tokenizer, drawn: Mapping[str, list[str]]) -> dict[str, object]:
-    """By language: bytes drawn, tokens a word and a byte, share of unknown tokens and of the vocabulary in use."""
-    result: dict[str, object] = {}
+def report(tokenizer: Tokenizer, drawn: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:
+    """How the tokenizer serves each language, measured on the first REPORT_BYTES of its sample.
+
+    bytes (drawn), tokens_per_word (fertility; words are what white space parts, so it says little of Chinese, Japanese or
+    Thai), bytes_per_token, unknown_rate and byte_rate (shares of tokens that are `<unk>` or bytes of characters without a
+    piece of their own) and vocabulary_share (share of all ids that the language uses).
+    """
+    spelled = np.array([re.fullmatch("<0x[0-9A-F]{2}>", piece) is not None for piece in tokenizer.pieces()])
+    result = {}
     for language, texts in drawn.items():
-        rows = tokenizer.encode_batch(texts[:500], threads=available_cores())
-        tokens = max(1, sum(map(len, rows)))
-        used = {token for row in rows for token in row}
+        measured = list(_first(texts, REPORT_BYTES))
+        rows = tokenizer.encode_batch(measured, threads=available_cores())
+        ids = np.fromiter(chain.from_iterable(rows), np.int64)
+        tokens = max(1, ids.size)
         result[language] = {
-            "bytes": sum(len(text.encode()) for text in texts),
-            "tokens_per_word": round(tokens / max(1, sum(len(text.split()) for text in texts[:500])), 3),
-            "bytes_per_token": round(sum(len(text.encode()) for text in texts[:500]) / tokens, 3),
-            "unknown_rate": round(sum(row.count(UNK) for row in rows) / tokens, 6),
-            "vocabulary_share": round(len(used) / tokenizer.vocab_size, 4)}
+            "bytes": _bytes(texts),
+            "tokens_per_word": round(ids.size / max(1, sum(len(text.split()) for text in measured)), 3),
+            "bytes_per_token": round(_bytes(measured) / tokens, 3),
+            "unknown_rate": round(float((ids == UNK).sum()) / tokens, 6),
+            "byte_rate": round(float(spelled[ids].sum()) / tokens, 6),
+            "vocabulary_share": round(np.unique(ids).size / tokenizer.vocab_size, 4)}
     return result
+
+
+def _first(texts: Iterable[str], quota: int) -> Iterator[str]:
+    for text in texts:
+        if quota <= 0:
+            return
+        yield text
+        quota -= len(text.encode())
+
+
+def _bytes(texts: Iterable[str]) -> int:
+    return sum(len(text.encode()) for text in texts)

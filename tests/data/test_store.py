@@ -14,7 +14,7 @@ from dist_metaxlm.data import manifest
 from dist_metaxlm.data.store import Corpus, TokenStore
 from dist_metaxlm.data.store_writer import token_dtype, write_bitext, write_text
 from dist_metaxlm.data.tokenizer import BOS, EOS, Tokenizer
-from dist_metaxlm.data.tokenizer_training import train_tokenizer
+from dist_metaxlm.data.tokenizer_training import TextSample, train_tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import TokenizerConfig
 
@@ -25,7 +25,7 @@ PAIRS = [(f"the house number {n}", f"das Haus Nummer {n}") for n in range(300)]
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    train_tokenizer({"en": [*TEXTS, *(side for pair in PAIRS for side in pair)]}, TokenizerConfig(), 340, path)
+    train_tokenizer({"en": TextSample([*TEXTS, *(side for pair in PAIRS for side in pair)])}, TokenizerConfig(), 340, path)
     return Tokenizer.load(path)
 
 

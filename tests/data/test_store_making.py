@@ -16,7 +16,7 @@ from dist_metaxlm.data.ranks import Ranks
 from dist_metaxlm.data.store import Corpus, TokenStore
 from dist_metaxlm.data.store_making import make_store
 from dist_metaxlm.data.tokenizer import Tokenizer
-from dist_metaxlm.data.tokenizer_training import train_tokenizer
+from dist_metaxlm.data.tokenizer_training import TextSample, train_tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import TokenizerConfig
 
@@ -36,7 +36,8 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = tmp_path / "data"
     (data / "heldout").mkdir(parents=True)
     (data / "heldout" / "excluded.json").write_text(json.dumps({"en": [texts[7], texts[400]]}))
-    train_tokenizer({"en": texts, "de": [text[::-1] for text in texts]}, TokenizerConfig(), 300, data / "tokenizer.model")
+    samples = {"en": TextSample(texts), "de": TextSample(text[::-1] for text in texts)}
+    train_tokenizer(samples, TokenizerConfig(), 300, data / "tokenizer.model")
     return tmp_path
 
 

@@ -12,7 +12,8 @@ import sentencepiece
 
 from dist_metaxlm.data import tokenizer_training
 from dist_metaxlm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
-from dist_metaxlm.data.tokenizer_training import draw, quotas, train_tokenizer
+from dist_metaxlm.data.tokenizer_training import TextSample, draw, quotas, train_tokenizer
+from dist_metaxlm.data.tokenizer_training import report as training_report
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import TokenizerConfig
 
@@ -27,12 +28,13 @@ def words(seed: int, letters: str, lines: int) -> list[str]:
 
 
 SAMPLES = {"aa": words(1, "abcdefghijklmnop", 800), "zz": words(2, "абвгдежзиклмнопр", 200)}
+DRAWABLE = {language: TextSample(texts) for language, texts in SAMPLES.items()}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, dict]:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    report = train_tokenizer(SAMPLES, TokenizerConfig(sample_bytes=60_000), VOCAB, path)
+    report = train_tokenizer(DRAWABLE, TokenizerConfig(sample_bytes=60_000), VOCAB, path)
     return Tokenizer.load(path), report
 
 
@@ -66,7 +68,7 @@ def test_batches_encode_like_single_texts(trained) -> None:
 
 def test_the_same_text_gives_the_same_file_and_hash(trained, tmp_path: Path) -> None:
     tokenizer, report = trained
-    again = train_tokenizer(SAMPLES, TokenizerConfig(sample_bytes=60_000), VOCAB, tmp_path / "again.model")
+    again = train_tokenizer(DRAWABLE, TokenizerConfig(sample_bytes=60_000), VOCAB, tmp_path / "again.model")
     assert Tokenizer.load(tmp_path / "again.model").hash == tokenizer.hash
     assert again == report
     assert [path.name for path in tmp_path.iterdir()] == ["again.model"]
@@ -75,8 +77,17 @@ def test_the_same_text_gives_the_same_file_and_hash(trained, tmp_path: Path) -> 
 def test_the_report_tells_of_each_language(trained) -> None:
     _, report = trained
     assert set(report) == {"aa", "zz"}
-    assert all(row["unknown_rate"] == 0 and row["tokens_per_word"] > 1 and 0 < row["vocabulary_share"] < 1
-               for row in report.values())
+    assert all(row["unknown_rate"] == 0 and row["byte_rate"] < 0.02 and row["tokens_per_word"] > 1
+               and 0 < row["vocabulary_share"] < 1 for row in report.values())
+
+
+def test_the_report_counts_bytes_and_words(trained) -> None:
+    tokenizer, _ = trained
+    text = "你 好"
+    ids = tokenizer.encode(text)
+    row = training_report(tokenizer, {"zh": [text]})["zh"]
+    assert row == {"bytes": 7, "tokens_per_word": len(ids) / 2, "bytes_per_token": round(7 / len(ids), 3), "unknown_rate": 0,
+                   "byte_rate": round(6 / len(ids), 6), "vocabulary_share": round(len(set(ids)) / VOCAB, 4)}
 
 
 def test_quotas_follow_alpha_and_pass_on_what_a_small_language_lacks() -> None:
@@ -86,16 +97,15 @@ def test_quotas_follow_alpha_and_pass_on_what_a_small_language_lacks() -> None:
     assert quotas({"en": 10, "de": 5}, 0.3, 1000) == {"en": 10, "de": 5}
 
 
-def test_draw_takes_an_even_share_of_the_whole() -> None:
-    texts = [f"line {n}" for n in range(4000)]
-    taken = list(draw(texts, 0.25))
-    assert 850 <= len(taken) <= 1150
-    assert 350 <= sum(int(text.split()[1]) < 2000 for text in taken) <= 650
-    assert list(draw(texts, 1.0)) == texts
+def test_no_more_is_drawn_than_the_recipe_says() -> None:
+    samples = {"en": TextSample(f"line {n}" for n in range(4000)), "de": TextSample(f"Zeile {n}" for n in range(100))}
+    drawn = draw(samples, TokenizerConfig(alpha=0.0, sample_bytes=4000))
+    assert len(drawn["de"]) == 100
+    assert 4000 <= sum(len(text) for texts in drawn.values() for text in texts) <= 4010
 
 
 def test_a_vocabulary_that_text_cannot_fill_names_the_largest_that_it_can(tmp_path: Path) -> None:
-    text = {"aa": SAMPLES["aa"][:30]}
+    text = {"aa": TextSample(SAMPLES["aa"][:30])}
     with pytest.raises(UserError, match=r"model\.vocab_size 9000 is more than this text can fill; set it to \d+") as caught:
         train_tokenizer(text, TokenizerConfig(), 9000, tmp_path / "t.model")
     assert not list(tmp_path.iterdir())
@@ -105,14 +115,14 @@ def test_a_vocabulary_that_text_cannot_fill_names_the_largest_that_it_can(tmp_pa
 
 
 def test_a_vocabulary_too_small_for_the_characters_is_named(tmp_path: Path) -> None:
-    many = {"zh": ["".join(chr(0x4E00 + n) for n in range(start, start + 20)) for start in range(0, 1000, 20)]}
+    many = {"zh": TextSample("".join(chr(0x4E00 + n) for n in range(start, start + 20)) for start in range(0, 1000, 20))}
     with pytest.raises(UserError, match=r"model\.vocab_size 400 is less than the \d+ pieces"):
         train_tokenizer(many, TokenizerConfig(character_coverage=1.0), 400, tmp_path / "t.model")
 
 
 def test_no_text_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no text to train a tokenizer on"):
-        train_tokenizer({"en": []}, TokenizerConfig(), 500, tmp_path / "t.model")
+        train_tokenizer({"en": TextSample([])}, TokenizerConfig(), 500, tmp_path / "t.model")
 
 
 def test_long_paragraphs_are_cut_not_skipped(tmp_path: Path) -> None:
