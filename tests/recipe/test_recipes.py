@@ -11,9 +11,9 @@ from dist_metaxlm.planning.plan import parse_cluster, plan
 from dist_metaxlm.recipe.load import load_recipe, shipped_recipes
 from dist_metaxlm.recipe.schema import Contrast
 
-LARGE = ["modern-base", "xlmr-base", "xlmr-large", "xlmr-xl", "xlmr-xxl"]
-SHAPES = {"xlmr-base": (12, 768, 12, 3072), "xlmr-large": (24, 1024, 16, 4096), "modern-base": (22, 768, 12, 1152),
-          "xlmr-xl": (36, 2560, 32, 10240), "xlmr-xxl": (48, 4096, 32, 16384)}
+LARGE = ["annealed", "modern-base", "xlmr-base", "xlmr-large", "xlmr-xl", "xlmr-xxl"]
+SHAPES = {"annealed": (22, 768, 12, 1152), "modern-base": (22, 768, 12, 1152), "xlmr-base": (12, 768, 12, 3072),
+          "xlmr-large": (24, 1024, 16, 4096), "xlmr-xl": (36, 2560, 32, 10240), "xlmr-xxl": (48, 4096, 32, 16384)}
 
 
 def text_of(name: str) -> str:
@@ -88,3 +88,20 @@ def test_planned_on_a_large_and_on_a_small_cluster(name):
 
 def test_the_quickstart_can_be_planned():
     assert plan(load_recipe("quickstart", []), parse_cluster("1x2xA100-40GB"))[0].fits
+
+
+def test_the_annealed_recipe_unlocks_in_three_stages_with_mmberts_alphas():
+    for name in ("cross", "joint"):
+        phase = load_recipe("annealed", []).phases[name]
+        assert phase.languages != "all"
+        late = [language for point in phase.unlock for language in point.languages]
+        assert [len(phase.languages), len(point_languages(phase, 0)), len(late)] == [60, 20, 40]
+        total = phase.total_steps * phase.tokens_per_step
+        assert [round(point.tokens / total, 3) for point in phase.unlock] == [0.767, 0.967]
+        assert [(point.tokens, point.alpha) for point in phase.alpha] == list(
+            zip([0, *(point.tokens for point in phase.unlock)], [0.7, 0.5, 0.3], strict=True))
+
+
+def point_languages(phase, tokens):
+    late = {language for point in phase.unlock for language in point.languages if point.tokens > tokens}
+    return [language for language in phase.languages if language not in late]
