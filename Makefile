@@ -12,7 +12,7 @@ ARGS   ?=
 RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() or min(2, os.cpu_count() or 1))")
 LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_accelerators $(RANKS)
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test layouts lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -32,6 +32,11 @@ demo: setup
 
 test: setup
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
+
+# Every tensor, sequence, data-parallel and ZeRO layout against one process, on CPU with gloo: about ten minutes on two cores.
+layouts: setup
+	mkdir -p docs/results
+	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed/layout_table.py docs/results/$$(date +%F)-layouts.md
 
 lint: setup
 	$(BIN)/ruff check .

@@ -54,7 +54,7 @@ def set_full_weight(engine: Any, name: str, param: torch.nn.Parameter, value: to
     if hasattr(param, "ds_id"):
         piece = _zero3_piece(param, value)
         safe_set_local_fp32_param(param, piece)
-        param.ds_tensor.data.copy_(piece)
+        param.ds_tensor.data.copy_(piece)  # type: ignore[attr-defined]
         if param.numel() == value.numel():  # a small parameter that ZeRO-3 keeps whole on every rank
             param.data.copy_(value)
         return
