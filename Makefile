@@ -13,7 +13,7 @@ RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() o
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
-.PHONY: setup demo test fuzz check-cleaning lint types clean
+.PHONY: setup demo test fuzz layouts check-cleaning lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -41,6 +41,11 @@ check-cleaning: setup
 # Thousands of damaged token stores: none may crash the reader or be read past its end.
 fuzz: setup
 	$(BIN)/python tests/fuzz --count 12000
+
+# Every tensor, sequence, data-parallel and ZeRO layout against one process, on CPU with gloo: about ten minutes on two cores.
+layouts: setup
+	mkdir -p docs/results
+	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed/layout_table.py docs/results/$$(date +%F)-layouts.md
 
 lint: setup
 	$(BIN)/ruff check .

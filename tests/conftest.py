@@ -29,7 +29,10 @@ def sentence(words: dict[str, list[str]], numbers: list[int]) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of a recipe with both phases on a tiny corpus of text files; its data is prepared."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return prepare_tiny_recipe(tmp_path_factory.mktemp("tiny"))
+
+
+def prepare_tiny_recipe(folder: Path) -> Path:
     rng = random.Random(7)
     words = {language: text.split() for language, text in WORDS.items()}
     sentences = [sentence(words, [rng.randrange(20) for _ in range(rng.randrange(3, 12))]) for _ in range(1500)]
@@ -79,24 +82,30 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
             "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
+def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
+    """Start `ranks` processes of a script with the environment that a launcher would give them."""
+    port = free_port()
+    return [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, env=rank_environment(rank, ranks, port)) for rank in range(ranks)]
+
+
+def run(ranks: int, *command: str | Path, cwd: Path = ROOT) -> str:
+    """Run `ranks` processes of a script to their end; returns rank 0's standard output, fails with all errors shown."""
+    processes = start(ranks, *command, cwd=cwd)
+    outcomes = [process.communicate(timeout=300) for process in processes]
+    failed = [f"rank {rank} exit {process.returncode}:\n{out}\n{err}"
+              for rank, (process, (out, err)) in enumerate(zip(processes, outcomes, strict=True)) if process.returncode]
+    assert not failed, "\n".join(failed)
+    return outcomes[0][0]
+
+
 @pytest.fixture(scope="session")
 def start_ranks() -> Callable[..., list[subprocess.Popen[str]]]:
-    """Start `ranks` processes of a script with the environment that a launcher would give them."""
-    def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
-        port = free_port()
-        return [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE, env=rank_environment(rank, ranks, port)) for rank in range(ranks)]
+    """`start`."""
     return start
 
 
 @pytest.fixture(scope="session")
-def run_ranks(start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> Callable[..., str]:
-    """Run `ranks` processes of a script to their end; returns rank 0's standard output, fails with all errors shown."""
-    def run(ranks: int, *command: str | Path, cwd: Path = ROOT) -> str:
-        processes = start_ranks(ranks, *command, cwd=cwd)
-        outcomes = [process.communicate(timeout=300) for process in processes]
-        failed = [f"rank {rank} exit {process.returncode}:\n{out}\n{err}"
-                  for rank, (process, (out, err)) in enumerate(zip(processes, outcomes, strict=True)) if process.returncode]
-        assert not failed, "\n".join(failed)
-        return outcomes[0][0]
+def run_ranks() -> Callable[..., str]:
+    """`run`."""
     return run

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.training.engine import parameter_groups
+from dist_metaxlm.training.steps import StepPlan
+
+LEARNING_RATE = 2e-3
 WORKER = Path(__file__).with_name("worker_layouts.py")
 FAMILIES = {"xlmr": [], "modern": ["model.family=modern", "model.norm=pre"]}
 # 383 ids: neither 2 nor 4 divide them. Four heads, so that four tensor ranks have one each.
@@ -46,16 +59,22 @@ class Case:
     resume: bool = False
     """Begin with the newest checkpoint that an earlier case saved, and first save a copy of what was loaded."""
     save: bool = False
+    family: str = "xlmr"
     extra: list[str] = field(default_factory=list)
     """More overrides of the recipe."""
 
+    @property
+    def overrides(self) -> list[str]:
+        """The recipe's fields that ask for it."""
+        return [*MODEL, *FAMILIES[self.family], *self.layout.overrides, *self.extra]
 
-def run_cases(run_ranks: Run, recipe: Path, output: Path, ranks: int, family: str, cases: Sequence[Case],
+
+def run_cases(run_ranks: Run, recipe: Path, output: Path, ranks: int, cases: Sequence[Case],
               steps: int) -> list[dict[str, Any]]:
     """Train `steps` steps under every case in one start of `ranks` processes."""
-    job = {"recipe": str(recipe), "overrides": [*MODEL, *FAMILIES[family]], "steps": steps, "output": str(output),
+    job = {"recipe": str(recipe), "steps": steps, "output": str(output), "learning_rate": LEARNING_RATE,
            "cases": [{"name": case.layout.name(ranks), "resume": case.resume, "save": case.save,
-                      "overrides": [*case.layout.overrides, *case.extra]} for case in cases]}
+                      "overrides": case.overrides} for case in cases]}
     job_file = output.with_suffix(".job.json")
     job_file.write_text(json.dumps(job))
     run_ranks(ranks, WORKER, job_file)
@@ -65,3 +84,37 @@ def run_cases(run_ranks: Run, recipe: Path, output: Path, ranks: int, family: st
 def deviation(ours: Sequence[float], reference: Sequence[float]) -> float:
     """Largest relative difference of two equally long series."""
     return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, reference, strict=True))
+
+
+def single_process(recipe_path: Path, family: str, steps: int) -> dict[str, Any]:
+    """The reference: the same steps in this process, with torch alone (no process group, no DeepSpeed)."""
+    recipe = load_recipe(recipe_path, Case(Layout(), family=family).overrides)
+    phase, config = recipe.phases["joint"], recipe.optimizer
+    tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
+    data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), tokenizer, "joint", phase, recipe.seed)
+    plan = StepPlan(phase, "joint", recipe.seed, 0, 1, None)
+    model = PretrainingModel(Encoder(recipe.model, recipe.seed))
+    result: dict[str, Any] = {"initial": digest({name: p.detach() for name, p in model.encoder.named_parameters()}),
+                              "losses": [], "norms": []}
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=LEARNING_RATE, betas=(config.beta1, config.beta2),
+                                  eps=config.eps, fused=True)
+    for step in range(steps):
+        total = 0.0
+        for micro in plan.at(step):
+            loss, own, _ = model(data.batch(micro.objective, micro.first, micro.count), micro.objective, step)
+            (loss * micro.factor).backward()
+            total += micro.factor * float(own.double().sum())
+        result["losses"].append(total)
+        result["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))
+        optimizer.step()
+        optimizer.zero_grad()
+    result["weights"] = {name: float(p.detach().double().norm()) for name, p in model.encoder.named_parameters()}
+    return result
+
+
+def digest(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over all bits of all weights."""
+    value = hashlib.sha256()
+    for name in sorted(weights):
+        value.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+    return value.hexdigest()

@@ -5,7 +5,6 @@ See test_tensor_parallel.py. One start serves many layouts: the groups are forme
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
+from layouts import digest
 
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
@@ -37,15 +37,13 @@ CPU = torch.device("cpu")
 def build(recipe: Recipe) -> tuple[Any, str]:
     """An engine in the recipe's layout, and (on rank 0) a digest of the whole initial weights."""
     encoder = Encoder(recipe.model, recipe.seed, tensor_shard(recipe.parallel.sequence))
-    digest = hashlib.sha256()
-    for name, param in encoder.named_parameters():
-        whole = gather_whole(name, param.detach(), encoder.shard, recipe.model.vocab_size, 0)
-        if whole is not None:
-            digest.update(whole.contiguous().numpy().tobytes())
-    return build_engine(PretrainingModel(encoder), recipe, CPU, groups().data_size), digest.hexdigest()
+    found = {name: gather_whole(name, param.detach(), encoder.shard, recipe.model.vocab_size, 0)
+             for name, param in encoder.named_parameters()}
+    initial = digest({name: value for name, value in found.items() if value is not None})
+    return build_engine(PretrainingModel(encoder), recipe, CPU, groups().data_size), initial
 
 
-def train(engine: Any, recipe: Recipe, first: int, last: int) -> tuple[list[float], list[float]]:
+def train(engine: Any, recipe: Recipe, first: int, last: int, learning_rate: float) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of the joint phase's steps."""
     tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
     phase = recipe.phases["joint"]
@@ -59,7 +57,7 @@ def train(engine: Any, recipe: Recipe, first: int, last: int) -> tuple[list[floa
             loss, own, _ = engine(data.batch(micro.objective, micro.first, micro.count), micro.objective, step)
             engine.backward(loss * (micro.factor * plan.world_size), scale_wrt_gas=False)
             total += micro.factor * own.double().sum()
-        set_learning_rate(engine, 2e-3)
+        set_learning_rate(engine, learning_rate)
         engine.step()
         losses.append(float(all_reduce(total, over_data=True)))
         norms.append(float(engine.get_global_grad_norm()))
@@ -90,9 +88,9 @@ def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
 
 
 def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    recipe = load_recipe(job["recipe"], [*job["overrides"], *case["overrides"]])
+    recipe = load_recipe(job["recipe"], case["overrides"])
     form_groups(recipe.parallel.tensor, CPU)
-    engine, digest = build(recipe)
+    engine, initial = build(recipe)
     first, folder = 0, Path(job["output"]).with_suffix(".checkpoints")
     copied = True
     if case.get("resume"):
@@ -112,11 +110,11 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                 copied &= set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
             copied &= other.facts["adam_step"] == checkpoint.facts["adam_step"] == first
     last = first + job["steps"]
-    losses, norms = train(engine, recipe, first, last)
+    losses, norms = train(engine, recipe, first, last, job["learning_rate"])
     check_ranks(engine, recipe)
     if case.get("save"):
         save_checkpoint(folder, engine, {"step": last, "phase": "joint"}, {"none": torch.zeros(1)}, 9)
-    result = {"name": case["name"], "initial": digest, "losses": losses, "norms": norms, "copied": copied, "first": first}
+    result = {"name": case["name"], "initial": initial, "losses": losses, "norms": norms, "copied": copied, "first": first}
     weights = whole_weights(engine)
     if rank() == 0:
         result["weights"] = {name: float(value.double().norm()) for name, value in weights.items()}

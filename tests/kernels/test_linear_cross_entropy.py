@@ -97,3 +97,57 @@ def test_logits_of_one_chunk_only(monkeypatch: pytest.MonkeyPatch) -> None:
     states, weight, bias, targets = inputs(10, 11, torch.float32)
     linear_cross_entropy(states, weight, bias, targets, chunk_bytes=4 * 11 * 4)
     assert sizes == [4, 4, 2]
+
+
+@pytest.mark.parametrize("row_weighted", [False, True])
+def test_padding_of_a_vocabulary_shard_takes_no_part(chunk_rows: int, row_weighted: bool,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    # A shard of one rank: its reductions over the group leave everything as it is.
+    monkeypatch.setattr(module.dist, "all_reduce", lambda tensor, **_: tensor)
+    states, weight, bias, targets = inputs(9, 12)
+    padded_weight, padded_bias = (torch.cat([t.detach(), 50 * torch.ones_like(t[:3])]).requires_grad_()
+                                  for t in (weight, bias))
+    factors = torch.linspace(0.5, 2, 9, dtype=torch.float64) if row_weighted else torch.tensor(1.0)
+    shard = module.VocabularyShard(0, 12, None)
+    ours = linear_cross_entropy(states, padded_weight, padded_bias, targets, 0, shard)
+    expected = linear_cross_entropy(states, weight, bias, targets, 0)
+    torch.testing.assert_close(ours, expected)
+    gradients = torch.autograd.grad((ours * factors).sum(), (states, padded_weight, padded_bias))
+    reference = torch.autograd.grad((expected * factors).sum(), (states, weight, bias))
+    for gradient, other in zip(gradients, reference, strict=True):
+        torch.testing.assert_close(gradient[:other.shape[0]], other)
+        assert not gradient[other.shape[0]:].any()
+
+
+def test_two_shards_give_what_the_whole_vocabulary_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ranks of a group in turn: what one reduces is recorded, and replayed to the other."""
+    states, weight, bias, targets = inputs(9, 11)
+    expected = linear_cross_entropy(states, weight, bias, targets)
+    reference = torch.autograd.grad(expected.sum(), (states, weight, bias))
+    padded = [torch.cat([t.detach(), torch.zeros_like(t[:1])]) for t in (weight, bias)]
+    sent: list[list[torch.Tensor]] = [[], []]
+    current = 0
+
+    def exchange(tensor: torch.Tensor, op: object = None, group: object = None) -> None:
+        sent[current].append(tensor.clone())
+        others = sent[1 - current][len(sent[current]) - 1:len(sent[current])]
+        for other in others:
+            tensor.copy_(torch.maximum(tensor, other) if op == module.dist.ReduceOp.MAX else tensor + other)
+
+    monkeypatch.setattr(module.dist, "all_reduce", exchange)
+    outcomes = []
+    # Reductions depend on the ones before: three rounds until both ranks have sent what they would send together.
+    for turn in range(8):
+        current = turn % 2
+        sent[current] = []
+        first, rows = (0, 6) if current == 0 else (6, 5)
+        part = [t[6 * current:6 * current + 6].clone().requires_grad_() for t in padded]
+        own = states.detach().clone().requires_grad_()
+        losses = linear_cross_entropy(own, *part, targets, shard=module.VocabularyShard(first, rows, None))
+        outcomes.append((losses, torch.autograd.grad(losses.sum(), (own, *part))))
+    for rank, (losses, (of_states, of_weight, of_bias)) in enumerate(outcomes[-2:]):
+        torch.testing.assert_close(losses, expected)
+        torch.testing.assert_close(of_states, reference[0])
+        own = slice(6 * rank, min(6 * rank + 6, 11))
+        torch.testing.assert_close(of_weight[:own.stop - own.start], reference[1][own])
+        torch.testing.assert_close(of_bias[:own.stop - own.start], reference[2][own])

@@ -121,6 +121,23 @@ def test_no_layout_changes_the_losses(single_process: Path, tiny_recipe: Path, t
         assert losses == pytest.approx(expected, rel=1e-5)
 
 
+def test_cross_goes_on_from_meta_with_tensor_and_sequence_parallelism(
+        undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run) -> None:
+    run = tmp_path / "tensor"
+    shutil.copytree(undisturbed, run)
+    shutil.rmtree(run / "cross")
+    out = run_ranks(2, *command(tiny_recipe, run, "cross", "parallel.tensor=2", "parallel.sequence=true"))
+    assert "tensor 2 (sequence) x data 1, ZeRO-1" in out
+    lines = [[json.loads(line) for line in (r / "cross" / "metrics.jsonl").read_text().splitlines()]
+             for r in (run, undisturbed)]
+    for ours, expected in zip(*lines, strict=True):
+        assert ours["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+        assert ours["realised"] == expected["realised"]
+    spread, whole = (load_weights(r, "cross")[1] for r in (run, undisturbed))
+    assert {name: value.shape for name, value in spread.items()} == {name: value.shape for name, value in whole.items()}
+
+
 def test_bf16_is_saved_and_resumed_bitwise(tiny_recipe: Path, tmp_path: Path, run_ranks: Run) -> None:
     runs = [tmp_path / "whole", tmp_path / "resumed"]
     run_ranks(2, *command(tiny_recipe, runs[0], "joint", "training.precision=bf16"))
@@ -182,7 +199,8 @@ def test_all_mistakes_of_a_recipe_at_once(tiny_recipe: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("override", "words"), [
-    ("parallel.tensor=2", "parallel.tensor=2"), ("--resume=sometimes", "neither auto, never nor the step"),
+    ("parallel.tensor=2", "does not divide 1 ranks; nearest that divides: parallel.tensor=1"),
+    ("--resume=sometimes", "neither auto, never nor the step"),
     ("--deepspeed_config=missing.json", "no such file"), ("model.vocab_size=500", "vocab_size"),
     ("phases.meta.languages=[fr]", "'fr' is not in the token store"),
     ("phases.meta.sequence_length=64", "batch_tokens"), ("data.text={en: [nowhere.txt]}", "nowhere.txt")])

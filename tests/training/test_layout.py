@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.training.layout import check_layout, layout_name
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe("quickstart", overrides)
+
+
+def test_legal_layouts_pass_and_have_names() -> None:
+    for tensor, ranks in ((1, 1), (1, 2), (2, 2), (2, 4), (4, 4)):
+        found = recipe(f"parallel.tensor={tensor}")
+        check_layout(found, "meta", ranks)
+        assert layout_name(found.parallel, ranks).endswith("ZeRO-1")
+    assert layout_name(recipe("parallel.tensor=2", "parallel.sequence=true").parallel, 8) == (
+        "tensor 2 (sequence) x data 4, ZeRO-1")
+
+
+@pytest.mark.parametrize(("overrides", "ranks", "words"), [
+    (["parallel.tensor=2"], 3, "does not divide 3 ranks; nearest that divides: parallel.tensor=1"),
+    (["parallel.tensor=3"], 4, "4 ranks nor model.heads=4 nor model.ffn=512; nearest that divides: parallel.tensor=2"),
+    (["parallel.tensor=8"], 8, "model.heads=4; nearest that divides: parallel.tensor=4"),
+    (["parallel.tensor=4", "model.ffn=510"], 8, "model.ffn=510; nearest that divides: parallel.tensor=2"),
+    (["parallel.tensor=4", "parallel.sequence=true", "phases.meta.sequence_length=126", "phases.meta.objectives="
+      "[{name: mlm, batch_tokens: 1008}]"], 4, "sequence_length=126 (parallel.sequence cuts it); nearest"),
+    (["parallel.tensor=2", "phases.meta.objectives=[{name: mlm, batch_tokens: 384}]"], 4, "not a multiple of 2 ranks"),
+    (["parallel.pipeline=2"], 2, "set parallel.pipeline=1")])
+def test_refusals_name_the_nearest_legal_layout(overrides: list[str], ranks: int, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        check_layout(recipe(*overrides), "meta", ranks)
