@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.data import corpus, heldout, manifest, readers
+from dist_metaxlm.data import corpus, heldout, manifest
 from dist_metaxlm.data.progress import Log
 from dist_metaxlm.data.ranks import Ranks
 from dist_metaxlm.data.settings import check_settings, settings, write_settings
