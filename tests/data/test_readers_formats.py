@@ -183,7 +183,8 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl", "a.parquet", "a.po", "a.mo", "a.tmx", "a.tsv.gz", "a.tsv.xz", "a.tsv.zst"])
+@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl", "a.parquet", "a.po", "a.mo", "a.tmx", "a.tsv.gz", "a.tsv.xz",
+                                  "a.tsv.zst"])
 def test_damage_ends_in_pairs_or_in_one_sentence(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "a.parquet":
@@ -194,7 +195,8 @@ def test_damage_ends_in_pairs_or_in_one_sentence(tmp_path: Path, name: str) -> N
         path.write_text(tmx("".join(unit(en=f"house {number}", de="Haus") for number in range(9))))
     else:
         plain = b'{"en": "house", "de": "Haus"}\n' * 9 if name == "a.jsonl" else b"house\tHaus\n" * 99
-        pack = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True)}
+        pack = {".gz": gzip.compress, ".xz": lzma.compress,
+                ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True)}
         path.write_bytes(pack.get(path.suffix, bytes)(plain))
     content, rng = path.read_bytes(), random.Random(4)
     assert list(readers.pairs([path], READING, ("en", "de")))
