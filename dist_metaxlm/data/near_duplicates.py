@@ -26,6 +26,9 @@ from dist_metaxlm.recipe.data import NearDuplicates
 BATCH = 2048
 """N-grams that are hashed by all permutations at once; fits in the processor's cache."""
 
+WEIGHTS = (0.1, 0.9)
+"""What a false candidate and a missed one cost when the bands are chosen: a false one is only compared for nothing."""
+
 _TOKEN = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
@@ -56,7 +59,7 @@ class NearDuplicateFinder:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("wb")
         self._empty = MinHash(num_perm=config.permutations, seed=1, hashfunc=int, scheme="affine32")
-        index = MinHashLSH(threshold=config.threshold, num_perm=config.permutations)
+        index = MinHashLSH(threshold=config.threshold, num_perm=config.permutations, weights=WEIGHTS)
         self._cuts = [(band, band * index.r, (band + 1) * index.r) for band in range(index.b)]
         self._row = 4 * config.permutations
 

@@ -106,7 +106,7 @@ def parquet(place: Place, choose: Callable[[list[str]], list[str]], limit: int) 
     number = 0
     with opened(place) as file:
         try:
-            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)
+            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
             chosen = choose(table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=64, columns=chosen, use_threads=False):
                 for row in batch.to_pylist():
