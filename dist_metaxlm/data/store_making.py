@@ -74,10 +74,8 @@ def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
     if workers == 1:
         yield lambda task, *arguments: task(*arguments)
         return
-    # not fork: the caller may hold threads (torch, MPI) that a fork would tear; not spawn: each worker would import anew
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["dist_metaxlm.data.shard_encoding"])
-    with ProcessPoolExecutor(workers, context) as pool:
+    # spawn: the caller may hold threads (torch, MPI) that a fork would tear
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         def run(task: Task, *arguments: Any) -> None:
             futures = [pool.submit(task, *arguments) for _ in range(workers)]
             try:
