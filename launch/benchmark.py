@@ -7,50 +7,49 @@ examples:
       data.directory=data/quickstart data.max_pair_tokens=128 phases.cross.sequence_length=128
   python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl
   python launch/benchmark.py cleaning --megabytes 250 1000
+  python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.errors import run_command
+
+Outcome = tuple[dict[str, Any], str]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    throughput = commands.add_parser("throughput", help="tokens per second of training, side by side with a baseline")
-    throughput.add_argument("--baseline", choices=("huggingface",), default="huggingface")
-    throughput.add_argument("--recipe", default="quickstart")
-    throughput.add_argument("--steps", type=int, default=8, help="timed steps of each side (default: 8)")
-    throughput.add_argument("--batch_tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
-    throughput.add_argument("--rows", type=int, default=32, help="rows of the baseline's padded batches (default: 32)")
-    throughput.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    cleaning = commands.add_parser("cleaning", help="speed, memory and finds of the corpus step on generated text")
-    cleaning.add_argument("--megabytes", type=int, nargs="+", default=[250, 1000], help="sizes (default: 250 1000)")
-    data = commands.add_parser("data", help="opening a store, seeking, and batches per second of the loader")
-    data.add_argument("--tokens", type=int, default=10**9, help="tokens of the store that is opened; a second one has ten "
-                      "times as many (default: 1e9)")
-    data.add_argument("--runs", type=int, default=5, help="fresh processes that open each store (default: 5)")
-    data.add_argument("--metrics", help="metrics.jsonl of a training run, for the share of its time spent waiting for data")
-    for command in (throughput, data, cleaning):
+    training = commands.add_parser("throughput", help="tokens per second of training, side by side with a baseline")
+    training.add_argument("--baseline", choices=("huggingface",), default="huggingface")
+    training.add_argument("--steps", type=int, default=8, help="timed steps of each side (default: 8)")
+    training.add_argument("--batch_tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
+    training.add_argument("--rows", type=int, default=32, help="rows of the baseline's padded batches (default: 32)")
+    loading = commands.add_parser("data", help="opening a store, seeking, and batches per second of the loader")
+    loading.add_argument("--tokens", type=int, default=10**9, help="tokens of the store that is opened; a second one has ten "
+                         "times as many (default: 1e9)")
+    loading.add_argument("--runs", type=int, default=5, help="fresh processes that open each store (default: 5)")
+    loading.add_argument("--metrics", help="metrics.jsonl of a training run, for the share of its time spent waiting for data")
+    corpus = commands.add_parser("cleaning", help="speed, memory and finds of the corpus step on generated text")
+    corpus.add_argument("--megabytes", type=int, nargs="+", default=[250, 1000], help="sizes (default: 250 1000)")
+    writing = commands.add_parser("store", help="prepare.py store, whole command, side by side with Megatron's way")
+    writing.add_argument("--repeats", type=int, default=3, help="times that each command runs (default: 3)")
+    writing.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
+    for command in (training, writing):
+        command.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
+    for command in (training, loading, corpus, writing):
         command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = parse()
-    result, line = {"throughput": throughput, "data": data, "cleaning": cleaning}[arguments.command](arguments)
-    if arguments.output:
-        with open(arguments.output, "w", encoding="utf-8") as stream:
-            json.dump(result, stream, indent=1)
-    print(json.dumps(result) if arguments.json else line)
-
-
-def throughput(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def throughput(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.report import measure_throughput
 
     result = measure_throughput(arguments.recipe, arguments.overrides, arguments.steps, arguments.batch_tokens,
@@ -61,7 +60,7 @@ def throughput(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
                     f"{result['largest_loss_difference']:.1e}")
 
 
-def data(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def data(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.data import measure_data
 
     result = measure_data(arguments.tokens, arguments.runs, arguments.metrics)
@@ -76,13 +75,30 @@ def data(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return result, "\n".join(lines)
 
 
-def cleaning(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def cleaning(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.cleaning import measure_cleaning
 
     result = measure_cleaning(arguments.megabytes)
     return result, "\n".join(
         f"{run['megabytes']} MB: {run['megabytes_per_second']} MB/s, {run['peak_resident_megabytes']:.0f} MB resident at "
         f"most; planted {run['planted']}, dropped {run['dropped']}" for run in result["runs"])
+
+
+def store(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.store import measure_store
+
+    result = measure_store(arguments.recipe, arguments.overrides, Path(arguments.scratch), arguments.repeats)
+    ratios = ", ".join(f"{name} {value}" for name, value in result.items() if "_against_" in name)
+    return result, f"{result['text_bytes'] / 1e6:.0f} MB: {ratios}; same files: {result['identical_files']}"
+
+
+def main() -> None:
+    arguments = parse()
+    result, sentence = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store}[arguments.command](
+        arguments)
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result) if arguments.json else sentence)
 
 
 if __name__ == "__main__":

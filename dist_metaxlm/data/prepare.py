@@ -50,6 +50,8 @@ def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None 
     Errors: UserError for missing, empty or undecodable text, for a tokenizer of another size than `model.vocab_size`, and
     for data that other settings have made.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers} is less than 1; give at least 1, or leave it out for one a core")
     ranks = ranks or Ranks()
     directory = Path(recipe.data.directory)
     with ExitStack() as stack:

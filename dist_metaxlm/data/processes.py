@@ -1,8 +1,10 @@
-"""How many processes may work on text at once."""
+"""Worker processes: how many may work on text at once, and that none outlives the one that wanted its work."""
 
 from __future__ import annotations
 
 import os
+import threading
+from multiprocessing import parent_process
 
 
 def available_cores() -> int:
@@ -10,3 +12,15 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """End this worker process at once when its parent ends, however that ends; the pool's own workers would wait on."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

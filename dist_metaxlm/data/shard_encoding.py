@@ -37,14 +37,10 @@ class Job:
     max_pair_tokens: int
     run: str
     """Name of this attempt; the claims of a killed one do not count."""
-    parent: int
-    """Process that the workers must not outlive."""
 
     def claim(self, task: str) -> bool:
         """Whether this process is the first to ask for `task` in this attempt, and nobody has failed."""
         claims = self.folder / f"claims-{self.run}"
-        if os.getpid() != self.parent and os.getppid() != self.parent:
-            raise RuntimeError("the process that started this worker is gone")
         if (claims / "stop").exists():
             return False
         try:

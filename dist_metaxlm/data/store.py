@@ -1,7 +1,7 @@
 """The token store: Megatron's `.bin/.idx` files, opened without copying, checked against their index and manifest.
 
-The format is that of megatron-core's `datasets/indexed_dataset.py`; it is written by megatron-core's own builder
-(store_writer.py) and read here with numpy alone, so that opening costs no import of the engine.
+The format is that of megatron-core's `datasets/indexed_dataset.py`; it is written (store_writer.py) and read with numpy
+alone, so that neither costs an import of the engine. Tests hold both ways to megatron-core's own builder and reader.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.data import manifest
-from dist_metaxlm.data.processes import available_cores
+from dist_metaxlm.data.processes import available_cores, end_with_parent
 from dist_metaxlm.data.progress import Log, reporting
 from dist_metaxlm.data.ranks import Ranks
 from dist_metaxlm.data.shard_encoding import Job, encode_shards, join_shards
@@ -50,7 +50,7 @@ def make_store(directory: Path, text: Files, bitext: Files, about: dict[str, Any
                 shutil.rmtree(old)
             (folder / f"claims-{run}").mkdir(parents=True)
             making.mkdir()
-    job = Job(shards, folder, directory / "tokenizer.model", directory / "heldout", max_pair_tokens, run, os.getpid())
+    job = Job(shards, folder, directory / "tokenizer.model", directory / "heldout", max_pair_tokens, run)
     workers = workers or max(1, available_cores() // ranks.local_size)
     with ExitStack() as stack:
         if ranks.first:
@@ -75,7 +75,7 @@ def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
         yield lambda task, *arguments: task(*arguments)
         return
     # spawn: the caller may hold threads (torch, MPI) that a fork would tear
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         def run(task: Task, *arguments: Any) -> None:
             futures = [pool.submit(task, *arguments) for _ in range(workers)]
             try:

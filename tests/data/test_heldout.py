@@ -6,6 +6,9 @@ import json
 import random
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dist_metaxlm.data import heldout
 from dist_metaxlm.data.heldout import Candidates, choose, text_key, training_documents, training_pairs
 
@@ -92,3 +95,13 @@ def test_translations_of_held_out_strings_are_excluded_from_either_side(tmp_path
     pairs = [("A held-out string", "Anders"), ("Something else", "Eine Übersetzung!"), ("Kept", "Behalten")]
     assert list(training_pairs(pairs, "en-de", excluded, dropped)) == [("Kept", "Behalten")]
     assert dropped == {"held out": 2}
+
+
+LETTERS = st.text(st.sampled_from("aAbß éĖ.,-–ｱアｶﾞ각ㅏ\u0301\u0308 \u200b1½İ"), max_size=150)
+
+
+@given(texts=st.lists(LETTERS, min_size=1, max_size=8), other=LETTERS)
+def test_the_first_characters_tell_what_the_whole_key_tells(texts: list[str], other: str) -> None:
+    keys = {text_key(text) for text in texts}
+    held = heldout.HeldOut(keys)
+    assert all((text in held) == (text_key(text) in keys) for text in [*texts, other, texts[0] + other, other + texts[0]])

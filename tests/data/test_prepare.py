@@ -188,3 +188,8 @@ def test_a_language_with_translations_only_is_in_the_tokenizers_mix(recipe: Reci
     prepare(recipe, silent, until="tokenizer")
     report = json.loads((tmp_path / "data" / "tokenizer_report.json").read_text())
     assert set(report) == {"en", "de"}
+
+
+def test_no_workers_are_the_users_mistake(recipe: Recipe) -> None:
+    with pytest.raises(UserError, match="--workers 0 is less than 1"):
+        prepare(recipe, silent, workers=0)

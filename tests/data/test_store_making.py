@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +173,54 @@ def test_progress_tells_speed_and_time_left() -> None:
     with reporting(lambda: 5_000_000, 10_000_000, said.append):
         pass
     assert said == ["5.0 MB of 10.0 MB are there from an earlier run"]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from dist_metaxlm.data import shards
+from dist_metaxlm.data.ranks import Ranks
+from dist_metaxlm.data.store_making import make_store
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    shards.SHARD_BYTES = 200
+    files = {"de": [folder / "de.txt"], "en": [folder / "en.txt"]}, {"en-de": [folder / "en-de.tsv"]}
+    make_store(folder / "data", *files, {"settings": {}}, 40, print, 2, Ranks())
+"""
+
+
+def test_after_a_real_kill_no_worker_lives_on_and_the_rest_is_made(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 200)
+    whole = make(corpus)
+    (corpus / "child.py").write_text(CHILD)
+    process = subprocess.Popen([sys.executable, str(corpus / "child.py"), str(corpus)], start_new_session=True)
+    folder = corpus / "data" / ".shards"
+    while len(list(folder.glob("*.json"))) < 3:
+        assert process.poll() is None, "it was through before it could be killed"
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while _alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(process.pid)
+    done = len(list(folder.glob("0*.json")))
+    assert 3 <= done < len(shards.plan({"de": [corpus / "de.txt"], "en": [corpus / "en.txt"]},
+                                       {"en-de": [corpus / "en-de.tsv"]}))
+    for left in (corpus / "data").glob(".making-*"):
+        left.rmdir()
+    assert make(corpus) == whole
+
+
+def _alive(session: int) -> list[str]:
+    """Command lines of the processes of a session."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append((status.parent / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found

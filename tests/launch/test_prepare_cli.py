@@ -75,6 +75,21 @@ def test_two_mpi_ranks_write_what_one_process_writes(folder: Path) -> None:
     assert "Traceback" not in outcome.stderr
 
 
+def test_the_tokenizers_report_and_a_sample_are_printed(folder: Path) -> None:
+    assert call(folder, "--recipe", "tiny.yaml").returncode == 0
+    report = json.loads(call(folder, "tokenizer", "--recipe", "tiny.yaml", "--json").stdout)
+    assert set(report["languages"]["en"]) == {"bytes", "tokens_per_word", "bytes_per_token", "unknown_rate", "byte_rate",
+                                              "vocabulary_share"}
+    plain = call(folder, "tokenizer", "--recipe", "tiny.yaml").stdout
+    assert "  en: bytes " in plain
+    shown = call(folder, "inspect", "--recipe", "tiny.yaml", "--phase", "meta", "--sample", "12345", "--json")
+    found = json.loads(shown.stdout)
+    assert (found["sample"], found["language"], found["tokens"], found["files"]) == (12345, "en", 16, ["en.txt"])
+    outcome = call(folder, "inspect", "--recipe", "tiny.yaml", "--phase", "cross")
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert outcome.stderr == "error: recipe tiny has no phase 'cross'; it has meta\n"
+
+
 def test_bad_input_is_one_sentence_and_exit_2(folder: Path) -> None:
     outcome = call(folder, "--recipe", "tiny.yaml", "data.directory=other", "data.text.en=[none.txt]")
     assert outcome.returncode == 2
