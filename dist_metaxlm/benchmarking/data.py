@@ -56,7 +56,7 @@ def measure_data(tokens: int, runs: int, metrics: str | None) -> dict[str, Any]:
                    for title, rows in opened.items()}
         for title in sizes:
             shutil.rmtree(folder / title)
-        write_store(folder / "real", LANGUAGES, 30_000_000, holes=False)
+        write_store(folder / "real", LANGUAGES, min(tokens, 30_000_000), holes=False)
         loading = measure_loading(folder / "real", runs)
     small, large = opening["small"], opening["large"]
     return {"languages": LANGUAGES, "opening": opening,
