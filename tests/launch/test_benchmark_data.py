@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dist_metaxlm.benchmarking.data import open_once, wait_shares
+from dist_metaxlm.benchmarking.packing import measure_packing
 from dist_metaxlm.benchmarking.synthetic_store import SyntheticTokenizer, write_store
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.errors import UserError
@@ -52,3 +53,10 @@ def test_metrics_without_the_figure_are_refused(tmp_path: Path) -> None:
     for missing in (path, tmp_path / "none.jsonl"):
         with pytest.raises(UserError, match="holds no data_wait_share"):
             wait_shares(missing)
+
+
+def test_what_tlm_windows_lose(tiny_recipe: Path) -> None:
+    figures = measure_packing(tiny_recipe.parent / "data" / "store", (32, 64))
+    for row in figures.values():
+        assert row["padding"] < row["grid_inert"]
+        assert 0 <= row["left_out"] < 0.05
