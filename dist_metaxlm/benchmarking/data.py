@@ -66,8 +66,8 @@ def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None)
     return {"languages": LANGUAGES, "opening": opening,
             "large_to_small_seconds": large["seconds"] / small["seconds"],
             "large_to_small_resident": large["resident_mb"] / small["resident_mb"],
-            "loading": loading, "data_wait_share": waits, "tlm_packing": packing, "runs": runs, "load_average": os.getloadavg()[0],
-            "environment": environment()}
+            "loading": loading, "data_wait_share": waits, "tlm_packing": packing, "runs": runs,
+            "load_average": os.getloadavg()[0], "environment": environment()}
 
 
 def measure_loading(folder: Path, runs: int) -> dict[str, Any]:

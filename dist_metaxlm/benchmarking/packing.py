@@ -17,7 +17,10 @@ def measure_packing(folder: Path, lengths: tuple[int, ...] = (128, 512)) -> dict
     """By window length, over the first epoch of all language pairs of the store in `folder`: shares of lost tokens.
 
     `grid_inert`: tokens of pairs that the edges of a grid cut; `padding` and `left_out`: of the packed windows what is
-    empty, of the pairs what is in none. `tokens_per_second`: of packing and reading. Raises UserError for a store without translations.
+    empty, of the pairs what is in none. `tokens_per_second`: of packing and reading.
+
+    Raises:
+        UserError: for a store without translations.
     """
     store = TokenStore.open(folder)
     if not store.pairs:
@@ -48,7 +51,8 @@ def _rate(windows: BitextWindows, corpora: int, tokens: int) -> float:
     generator, seconds = np.random.default_rng(1), []
     count = tokens // windows.length
     for _ in range(30):
-        corpus, ordinal = generator.integers(0, corpora, count), generator.integers(0, 10**6, count)
+        corpus = generator.integers(0, corpora, count)
+        ordinal = generator.integers(0, windows.counts[corpus])
         start = time.perf_counter()
         windows.read(corpus, ordinal, ordinal)
         seconds.append(time.perf_counter() - start)
