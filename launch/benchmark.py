@@ -5,7 +5,7 @@ examples:
   python launch/benchmark.py throughput --baseline huggingface
   python launch/benchmark.py throughput --baseline huggingface --recipe xlmr-base --batch_tokens 1024 --rows 8 --steps 2 \\
       data.directory=data/quickstart data.max_pair_tokens=128 phases.cross.sequence_length=128
-  python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl
+  python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl --store data/quickstart/store
   python launch/benchmark.py cleaning --megabytes 250 1000
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
 """
@@ -35,6 +35,7 @@ def parse() -> argparse.Namespace:
                          "times as many (default: 1e9)")
     loading.add_argument("--runs", type=int, default=5, help="fresh processes that open each store (default: 5)")
     loading.add_argument("--metrics", help="metrics.jsonl of a training run, for the share of its time spent waiting for data")
+    loading.add_argument("--store", help="token store with translations, to measure what tlm's windows lose on it")
     corpus = commands.add_parser("cleaning", help="speed, memory and finds of the corpus step on generated text")
     corpus.add_argument("--megabytes", type=int, nargs="+", default=[250, 1000], help="sizes (default: 250 1000)")
     writing = commands.add_parser("store", help="prepare.py store, whole command, side by side with Megatron's way")
@@ -63,7 +64,7 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
 def data(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.data import measure_data
 
-    result = measure_data(arguments.tokens, arguments.runs, arguments.metrics)
+    result = measure_data(arguments.tokens, arguments.runs, arguments.metrics, arguments.store)
     lines = [f"{row['tokens']:,} tokens in {result['languages']} languages: first batch after {row['seconds']:.2f} s, "
              f"{row['resident_mb']:.0f} MB resident ({row['imports_resident_mb']:.0f} of them before the store is opened)"
              for row in result["opening"].values()]
@@ -72,6 +73,10 @@ def data(arguments: argparse.Namespace) -> Outcome:
     lines.append(f"a batch from sample 10^9 on costs {loading['far_to_near']:.2f} of one at the start")
     if result["data_wait_share"]:
         lines.append(f"the training run waited for data for {result['data_wait_share']['median']:.2%} of its time")
+    lines += [f"tlm windows of {length}: {row['padding']:.1%} padding and {row['left_out']:.1%} of the pairs left out an "
+              f"epoch (a grid of windows cuts {row['grid_inert']:.1%} of the tokens), {row['tokens_per_second'] / 1e6:.1f}M "
+              "tokens/s before masks"
+              for length, row in (result["tlm_packing"] or {}).items()]
     return result, "\n".join(lines)
 
 

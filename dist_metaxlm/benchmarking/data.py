@@ -7,6 +7,7 @@ The stores are made here in a temporary folder: real indexes, and for the openin
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dist_metaxlm.benchmarking.packing import measure_packing
 from dist_metaxlm.benchmarking.synthetic_store import SyntheticTokenizer, write_store
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
@@ -31,13 +33,15 @@ FAR = 10**9
 """The sample number that the seek goes to."""
 
 
-def measure_data(tokens: int, runs: int, metrics: str | None) -> dict[str, Any]:
-    """All figures of the data room; `tokens` of the large store, medians over `runs`, `metrics` of a training run.
+def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None) -> dict[str, Any]:
+    """All figures of the data room; `tokens` of the store that is opened, medians over `runs`; where given, the wait for
+    data in the training run of `metrics`, and what tlm's windows of `store` lose.
 
     Raises:
         UserError: where the temporary folder has too little room for the indexes, or `metrics` holds no figures.
     """
     waits = wait_shares(Path(metrics)) if metrics else None
+    packing = measure_packing(Path(store)) if store else None
     with tempfile.TemporaryDirectory(prefix="dist-metaxlm-data-") as name:
         folder = Path(name)
         needed = tokens * 11 // 20 + 2**29  # 20 bytes of index for about 400 tokens, twice the store, and the real tokens
@@ -56,13 +60,14 @@ def measure_data(tokens: int, runs: int, metrics: str | None) -> dict[str, Any]:
                    for title, rows in opened.items()}
         for title in sizes:
             shutil.rmtree(folder / title)
-        write_store(folder / "real", LANGUAGES, 30_000_000, holes=False)
+        write_store(folder / "real", LANGUAGES, min(tokens, 30_000_000), holes=False)
         loading = measure_loading(folder / "real", runs)
     small, large = opening["small"], opening["large"]
     return {"languages": LANGUAGES, "opening": opening,
             "large_to_small_seconds": large["seconds"] / small["seconds"],
             "large_to_small_resident": large["resident_mb"] / small["resident_mb"],
-            "loading": loading, "data_wait_share": waits, "runs": runs, "environment": environment()}
+            "loading": loading, "data_wait_share": waits, "tlm_packing": packing, "runs": runs,
+            "load_average": os.getloadavg()[0], "environment": environment()}
 
 
 def measure_loading(folder: Path, runs: int) -> dict[str, Any]:

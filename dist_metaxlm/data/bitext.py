@@ -26,6 +26,9 @@ from dist_metaxlm.errors import UserError
 if TYPE_CHECKING:
     from dist_metaxlm.data.store import Corpus
 
+_KEPT = 4
+"""Packed chunks that are kept for each language pair: 9 kB each."""
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -79,6 +82,7 @@ class BitextWindows:
         """[K] int64: windows of an epoch."""
         self._order_keys = np.array([key(*keys, "order", name) for name in names], np.uint64)
         self._swap_key = key(*keys, "swap")
+        self._kept: dict[tuple[int, ...], np.ndarray] = {}
 
     def locate(self, corpus: np.ndarray, ordinal: np.ndarray) -> Placed:
         """The pairs in windows number `ordinal` (from 0 for ever) of language pairs `corpus` (both [W])."""
@@ -86,11 +90,10 @@ class BitextWindows:
         epoch, window = ordinal // count, ordinal % count
         chunks, row = np.unique(np.stack([corpus, epoch, window // per_chunk], axis=1), axis=0, return_inverse=True)
         row = row.reshape(-1)
-        draws = hash_u64(self._order_keys[chunks[:, 0]], chunks[:, 1])
-        pair, size = self._members(chunks[:, 0], chunks[:, 2], draws)
+        pair, size, packed = self._packings(chunks)
         # the windows of a chunk are filled longest pair first: without this, long pairs would come before short ones
-        slot = permute(window % per_chunk, per_chunk, hash_u64(draws, chunks[:, 2])[row])
-        packed = pack(size, self._per_chunk[chunks[:, 0]], self.length)
+        draws = hash_u64(hash_u64(self._order_keys[chunks[:, 0]], chunks[:, 1]), chunks[:, 2])
+        slot = permute(window % per_chunk, per_chunk, draws[row])
         window, column = np.nonzero(packed[row] == slot[:, None])
         taken, pair = size[row[window], column], pair[row[window], column]
         ends = np.cumsum(taken)
@@ -121,6 +124,30 @@ class BitextWindows:
         placed = self.locate(corpus, ordinal)
         starts = self._document_starts[corpus[0]][placed.pair]
         return list(zip(placed.first.tolist(), starts.tolist(), strict=True))
+
+    def _packings(self, chunks: np.ndarray) -> np.ndarray:
+        """[3, N, C] int64 pair, tokens, window (-1: in none) of chunks [N, 3] (corpus, epoch, number), by corpus.
+
+        The last ones are kept: the next windows of a language pair come from the same chunk, mostly.
+        """
+        keys = [tuple(chunk) for chunk in chunks.tolist()]
+        found = {chunk: self._kept.get(chunk) for chunk in keys}
+        missing = chunks[[found[chunk] is None for chunk in keys]]
+        if len(missing):
+            corpus, epoch, number = missing.T
+            pair, size = self._members(corpus, number, hash_u64(self._order_keys[corpus], epoch))
+            made = np.stack([pair, size, pack(size, self._per_chunk[corpus], self.length)], axis=1)
+            for chunk, packing in zip(missing.tolist(), made, strict=True):
+                found[tuple(chunk)] = self._kept[tuple(chunk)] = packing[:, :self._plans[chunk[0]].widest].copy()
+            for chunk in list(self._kept)[:-_KEPT * len(self._plans)]:
+                self._kept.pop(chunk, None)
+        result = np.zeros((3, len(keys), max(self._plans[chunk[0]].widest for chunk in keys)), np.int64)
+        result[2] = -1
+        for row, chunk in enumerate(keys):
+            packing = found[chunk]
+            assert packing is not None
+            result[:, row, :packing.shape[1]] = packing
+        return result
 
     def _members(self, corpus: np.ndarray, chunk: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """([N, C] int64 pairs of the chunks, [N, C] int64 tokens; 0: no pair, or longer than a window); by corpus."""

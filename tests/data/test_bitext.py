@@ -101,7 +101,7 @@ def test_about_half_of_the_pairs_are_swapped_and_windows_do_not_depend_on_the_ba
     assert len(swapped) > 400
     assert abs(np.mean(swapped) - 0.5) < 0.08
     some = np.array([250, 7, 99])
-    again = windows.read(np.zeros_like(some), some, some)
+    again = BitextWindows(corpora, ["a-b"], LENGTH, (3,)).read(np.zeros_like(some), some, some)
     assert np.array_equal(again.tokens, read.tokens[some])
     
 

@@ -227,3 +227,49 @@ def test_user_errors(store: TokenStore) -> None:
         PhaseData(store, TOKENIZER, "cross", long, 7)
     with pytest.raises(UserError, match=r"mask_rate 0.01 of sequence_length 32 is less than one target"):
         PhaseData(store, TOKENIZER, "cross", _phase(mask_rate=0.01), 7)
+
+
+def test_sources_of_a_language_share_its_windows_and_are_reported_together(store: TokenStore) -> None:
+    entries = {"en": {}, "x.one": {"language": "x", "weight": 3.0}, "x.two": {"language": "x"}}
+    corpora = {"en": store.text("en"), "x.one": store.text("de"), "x.two": store.text("de")}
+    named = SimpleNamespace(tokenizer_hash=HASH, manifest={"text": entries}, pairs=[], text=corpora.get)
+    phase = _phase(objectives=[{"name": "mlm", "batch_tokens": LENGTH}], alpha=0.5)
+    data = PhaseData(named, TOKENIZER, "cross", phase, 7)
+    assert data.languages == ["en", "x"]
+    total = 8 * 1024
+    languages = data.batch(phase.objectives[0], 0, total).languages
+    sizes = np.array([len(corpora["en"].tokens), 2 * len(corpora["x.one"].tokens)]) ** 0.5
+    assert np.bincount(languages) / total == pytest.approx(sizes / sizes.sum(), abs=1e-3)
+    assert list(data.asked_so_far("mlm", total).values()) == pytest.approx((sizes / sizes.sum()).tolist())
+    taken = [data.origin(phase.objectives[0], sample)[0] for sample in range(0, 2048)]
+    assert taken.count("x.one") / taken.count("x.two") == pytest.approx(3.0, rel=0.02)
+
+
+def test_unlocks_take_a_pair_with_its_later_side(store: TokenStore) -> None:
+    phase = _phase(unlock=[{"tokens": 12 * LENGTH * 1024, "languages": ["sw"]}])
+    data = PhaseData(store, TOKENIZER, "cross", phase, 7)
+    for objective, name, block in zip(phase.objectives, ("sw", "en-sw", "en-sw"), (8, 4, 16), strict=True):
+        assert data.asked(objective.name, 0)[name] == 0.0
+        assert data.asked(objective.name, 12 * LENGTH * 1024)[name] > 0
+        batch = data.batch(objective, 0, 512)
+        late = (data.languages if objective.name == "mlm" else data.pairs).index(name)
+        shown = batch.pair_languages if batch.pair_languages is not None else batch.languages
+        assert late not in shown
+        far = data.batch(objective, 1024 * block, 1024)
+        assert late in (far.pair_languages if far.pair_languages is not None else far.languages)
+    with pytest.raises(UserError, match=r"'swa' is not in the token store; .*did you mean sw\?"):
+        PhaseData(store, TOKENIZER, "cross", _phase(unlock=[{"tokens": 5, "languages": ["swa"]}]), 7)
+
+
+def test_origin_names_where_a_sample_stands_in_the_store(store: TokenStore) -> None:
+    phase = _phase()
+    data = PhaseData(store, TOKENIZER, "cross", phase, 7)
+    for objective in phase.objectives:
+        for sample in range(0, 60, 7):
+            corpus, runs = data.origin(objective, sample)
+            opened = store.text(corpus) if objective.name == "mlm" else store.bitext(corpus)
+            batch = data.batch(objective, sample, 1)
+            shown = batch.tokens.clone()
+            shown[batch.targets] = batch.target_tokens
+            for place, source in runs:
+                assert shown[place] == opened.tokens[source]
