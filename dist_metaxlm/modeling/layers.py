@@ -1,7 +1,6 @@
 """The layers that tensor parallelism cuts, under the same parameter names whether they are cut or not.
 
-Without tensor parallelism they are torch's own: megatron-core's layers at size 1 compute the same, but add the bias in a
-pass of its own, and importing them costs every process two seconds (docs/parallelism.md has the figures).
+Without tensor parallelism they are torch's own, which add the bias inside the product, and megatron-core is not imported.
 """
 
 from __future__ import annotations
