@@ -70,15 +70,16 @@ def make_store(directory: Path, text: Files, bitext: Files, about: dict[str, Any
 
 @contextmanager
 def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
-    """A function that runs a task in all workers and returns when all are through; one worker is this process."""
+    """A function that runs a task in all workers and returns when all are through; this process is one of them."""
     if workers == 1:
         yield lambda task, *arguments: task(*arguments)
         return
     # spawn: the caller may hold threads (torch, MPI) that a fork would tear
-    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+    with ProcessPoolExecutor(workers - 1, get_context("spawn"), end_with_parent) as pool:
         def run(task: Task, *arguments: Any) -> None:
-            futures = [pool.submit(task, *arguments) for _ in range(workers)]
+            futures = [pool.submit(task, *arguments) for _ in range(workers - 1)]
             try:
+                task(*arguments)
                 for future in futures:
                     future.result()
             except BrokenProcessPool:
