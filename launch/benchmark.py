@@ -69,7 +69,8 @@ def data(arguments: argparse.Namespace) -> Outcome:
              f"{row['resident_mb']:.0f} MB resident ({row['imports_resident_mb']:.0f} of them before the store is opened)"
              for row in result["opening"].values()]
     loading = result["loading"]
-    lines += [f"{name}: {rate / 1e6:.1f}M tokens/s in one thread" for name, rate in loading["tokens_per_second"].items()]
+    lines += [f"{name}: {rate['cpu'] / 1e6:.1f}M tokens a CPU second of one thread ({rate['wall'] / 1e6:.1f}M by the clock)"
+              for name, rate in loading["tokens_per_second"].items()]
     lines.append(f"a batch from sample 10^9 on costs {loading['far_to_near']:.2f} of one at the start")
     if result["data_wait_share"]:
         lines.append(f"the training run waited for data for {result['data_wait_share']['median']:.2%} of its time")

@@ -71,21 +71,25 @@ def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None)
 
 
 def measure_loading(folder: Path, runs: int) -> dict[str, Any]:
-    """Tokens per second of one thread by window length, and the cost of a far sample against a near one."""
+    """Tokens per second of one thread by window length, and the cost of a far sample against a near one.
+
+    By the clock, and by the thread's own CPU time, which other jobs on a shared machine disturb less.
+    """
     result: dict[str, Any] = {}
     for length, batch in ((128, 8192), (512, 32768)):
         for whole_words in (False, True):
             data, phase = _phase_data(folder, length, batch, whole_words)
             read = partial(data.batch, phase.objectives[0], count=batch // length)
-            seconds = [_seconds(read, first * batch // length) for first in range(20 * runs)]
+            timed = [_seconds(read, first * batch // length) for first in range(20 * runs)][runs:]
             name = f"window {length}, batch {batch}{', whole words' if whole_words else ''}"
-            result[name] = batch / statistics.median(seconds[runs:])
+            result[name] = {"wall": batch / statistics.median(wall for wall, _ in timed),
+                            "cpu": batch / statistics.median(cpu for _, cpu in timed)}
     data, phase = _phase_data(folder, 128, 8192, False)
     read = partial(data.batch, phase.objectives[0], count=64)
     near, far = [], []
     for number in range(20 * runs):
-        near.append(_seconds(read, 64 * number))
-        far.append(_seconds(read, FAR + 64 * number))
+        near.append(_seconds(read, 64 * number)[1])
+        far.append(_seconds(read, FAR + 64 * number)[1])
     return {"tokens_per_second": result, "near_ms": 1e3 * statistics.median(near), "far_ms": 1e3 * statistics.median(far),
             "far_to_near": statistics.median(b / a for a, b in zip(near, far, strict=True))}
 
@@ -104,13 +108,13 @@ def wait_shares(path: Path) -> dict[str, Any]:
 
 def open_once(folder: str) -> dict[str, float]:
     """Open a store and make the first batch of its mix: seconds, and resident memory at its highest."""
-    before, start = _peak_mb(), time.perf_counter()
+    before, start, cpu = _peak_mb(), time.perf_counter(), time.process_time()
     data, phase = _phase_data(Path(folder), 512, 32768, False)
     ready = time.perf_counter()
     data.batch(phase.objectives[0], 0, 64)
     end = time.perf_counter()
-    return {"seconds": end - start, "open_seconds": ready - start, "first_batch_seconds": end - ready,
-            "resident_mb": _peak_mb(), "imports_resident_mb": before}
+    return {"seconds": end - start, "cpu_seconds": time.process_time() - cpu, "open_seconds": ready - start,
+            "first_batch_seconds": end - ready, "resident_mb": _peak_mb(), "imports_resident_mb": before}
 
 
 def _open_in_a_fresh_process(folder: Path) -> dict[str, float]:
@@ -127,10 +131,11 @@ def _phase_data(folder: Path, length: int, batch: int, whole_words: bool) -> tup
     return PhaseData(TokenStore.open(folder), SyntheticTokenizer(), "cross", phase, 1), phase  # type: ignore[arg-type]
 
 
-def _seconds(read: Callable[..., Any], first: int) -> float:
-    start = time.perf_counter()
+def _seconds(read: Callable[..., Any], first: int) -> tuple[float, float]:
+    """(by the clock, of the thread's CPU time)."""
+    wall, cpu = time.perf_counter(), time.thread_time()
     read(first)
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.thread_time() - cpu
 
 
 def _peak_mb() -> float:
