@@ -31,10 +31,10 @@ def parse() -> argparse.Namespace:
     training.add_argument("--batch_tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
     training.add_argument("--rows", type=int, default=32, help="rows of the baseline's padded batches (default: 32)")
     loading = commands.add_parser("data", help="opening a store, seeking, and batches per second of the loader")
-    loading.add_argument("--tokens", type=int, default=10**9, help="tokens of the store that is opened; a second one has ten "
-                         "times as many (default: 1e9)")
+    loading.add_argument("--tokens", type=int, default=10**9, help="tokens of the store that is opened; a second one has "
+                         "ten times as many (default: 1e9)")
     loading.add_argument("--runs", type=int, default=5, help="fresh processes that open each store (default: 5)")
-    loading.add_argument("--metrics", help="metrics.jsonl of a training run, for the share of its time spent waiting for data")
+    loading.add_argument("--metrics", help="metrics.jsonl of a run, for the share of its time spent waiting for data")
     loading.add_argument("--store", help="token store with translations, to measure what tlm's windows lose on it")
     corpus = commands.add_parser("cleaning", help="speed, memory and finds of the corpus step on generated text")
     corpus.add_argument("--megabytes", type=int, nargs="+", default=[250, 1000], help="sizes (default: 250 1000)")

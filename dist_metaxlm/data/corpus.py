@@ -1,7 +1,7 @@
 """The corpus step: sources of every language, read, cleaned and written as plain files that the later steps read.
 
 Written: text/<language>[.<source>].txt (a paragraph a line, a blank line between documents),
-bitext/<pair>[.<source>].tsv (sentence, tab, translation), decontaminated.jsonl (what contained evaluation text).
+bitext/<pair>.tsv (sentence, tab, translation), decontaminated.jsonl (what contained evaluation text).
 """
 
 from __future__ import annotations
@@ -196,12 +196,16 @@ class _Maker:
                         repeats.add(lines)
                         write(lines)
         repeats.find(drafts.values())
-        for source, draft in drafts.items():
-            stem = f"{name}.{source}" if source else name
+        stems: dict[str, list[str]] = {}
+        for source in named:
+            # Sources of translations become one file: only text is mixed by source.
+            stems.setdefault(f"{name}.{source}" if source and not shape.whole else name, []).append(source)
+        for stem, members in stems.items():
             with Draft(self._folder / shape.folder / f"{stem}{shape.suffix}", shape.whole).writing() as write:
-                for lines in repeats.kept(draft, counts[source]):
-                    counts[source].keep(lines)
-                    write(lines)
+                for source in members:
+                    for lines in repeats.kept(drafts[source], counts[source]):
+                        counts[source].keep(lines)
+                        write(lines)
         shutil.rmtree(scratch)
         total = sum(counts.values(), Counts())
         log(f"{name}: {total.documents} of {total.read_documents} {shape.unit} kept, {total.bytes / 1e6:.1f} MB")

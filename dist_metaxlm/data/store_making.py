@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -34,8 +34,8 @@ Task = Callable[..., None]
 
 
 def make_store(directory: Path, text: Files, bitext: Files, about: dict[str, Any], max_pair_tokens: int, log: Log,
-               workers: int | None, ranks: Ranks) -> None:
-    """Write `directory`/store from the corpus files; `about` goes into its manifest.
+               workers: int | None, ranks: Ranks, weights: Mapping[str, float] | None = None) -> None:
+    """Write `directory`/store from the corpus files; `about` and the `weights` of text corpora go into its manifest.
 
     `workers`: processes of this rank, by default its share of the machine's cores. Called on all ranks at once.
     Errors: UserError for bad text and for a worker that the system killed; OSError for the disk.
@@ -65,7 +65,8 @@ def make_store(directory: Path, text: Files, bitext: Files, about: dict[str, Any
             if ranks.first:
                 _commit(job, making, directory / "store", {
                     "tokenizer_hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
-                    "dtype": str(token_dtype(tokenizer.vocab_size).__name__), **about, **_contents(job, text, bitext)})
+                    "dtype": str(token_dtype(tokenizer.vocab_size).__name__), **about,
+                    **_contents(job, text, bitext, weights or {})})
 
 
 @contextmanager
@@ -97,7 +98,7 @@ def _done(job: Job) -> int:
     return sum(shard.size for shard in job.shards if f"{shard.number:06d}.json" in finished)
 
 
-def _contents(job: Job, text: Files, bitext: Files) -> dict[str, Any]:
+def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]) -> dict[str, Any]:
     reports = [json.loads(job.place(shard).with_suffix(".json").read_text(encoding="utf-8")) for shard in job.shards]
     content: dict[str, dict[str, Any]] = {"text": {}, "bitext": {}}
     for kind, unit, sequences, files in (("text", "documents", 1, text), ("bitext", "pairs", 2, bitext)):
@@ -114,6 +115,8 @@ def _contents(job: Job, text: Files, bitext: Files) -> dict[str, Any]:
                 "bytes": totals["bytes"],
                 "source": [{"file": path.name, "bytes": path.stat().st_size} for path in paths],
                 "dropped": dict(sorted(dropped.items()))}
+    for name in weights.keys() & content["text"].keys():
+        content["text"][name]["weight"] = weights[name]
     return content
 
 

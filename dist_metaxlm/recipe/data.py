@@ -45,8 +45,6 @@ class BitextSource(Section):
 
     files: list[str | MosesPair] = Field(min_length=1)
     """Paths, globs or fsspec URLs, or `{moses: [a.en, a.fr]}`."""
-    weight: float = Field(1.0, gt=0)
-    """How often this source is drawn, relative to its size, beside the others of its pair."""
 
 
 class ReadingConfig(Section):
@@ -119,7 +117,8 @@ class DataConfig(Section):
     """Language code -> files, globs or URLs; or -> source name -> `{files: [...], weight: 1.0}`. A plain list is kept as
     one source without a name."""
     bitext: dict[str, dict[str, BitextSource]] = {}
-    """Language pair such as `en-fr` -> files, globs, URLs or `{moses: [a.en, a.fr]}`; or named sources, as in `text`."""
+    """Language pair such as `en-fr` -> files, globs, URLs or `{moses: [a.en, a.fr]}`; or named sources, which are
+    counted apart and trained on together."""
     reading: ReadingConfig = ReadingConfig()
     """Fields, columns and limits of the files above."""
     cleaning: CleaningConfig = CleaningConfig()

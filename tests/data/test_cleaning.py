@@ -132,7 +132,7 @@ def test_named_sources_keep_their_files_and_share_the_duplicates(tmp_path: Path)
                     bitext={"en-fr": {"web": {"files": [{"moses": [left, right]}]}}})
     assert corpus(tmp_path, "text/en.wiki.txt") == ["shared", "", "wiki only", ""]
     assert corpus(tmp_path, "text/en.books.txt") == ["books only", ""]
-    assert corpus(tmp_path, "bitext/en-fr.web.tsv") == ["one\tun", "two\tdeux"]
+    assert corpus(tmp_path, "bitext/en-fr.tsv") == ["one\tun", "two\tdeux"]
     assert about["text"]["en"]["sources"]["books"]["dropped"] == {"duplicate_documents": {"documents": 1, "lines": 1}}
     assert about["text"]["en"]["kept"]["documents"] == 3
     assert about["bitext"]["en-fr"]["sources"]["web"]["files"] == [f"{left} {right}"]

@@ -193,3 +193,14 @@ def test_a_language_with_translations_only_is_in_the_tokenizers_mix(recipe: Reci
 def test_no_workers_are_the_users_mistake(recipe: Recipe) -> None:
     with pytest.raises(UserError, match="--workers 0 is less than 1"):
         prepare(recipe, silent, workers=0)
+
+
+def test_weights_of_named_sources_reach_the_store_and_the_mix(recipe: Recipe, tmp_path: Path) -> None:
+    text = {"en": {"one": {"files": [str(tmp_path / "en.txt")], "weight": 3.0},
+                   "two": {"files": [str(tmp_path / "en2.txt")]}}}
+    (tmp_path / "en2.txt").write_text("".join(f"{line}\n\n" for line in made_up(5, "abcdefghijklmnop")))
+    weighted = make_recipe(tmp_path, text=text)
+    prepare(weighted, silent)
+    entries = TokenStore.open(tmp_path / "data" / "store").manifest["text"]
+    assert {name: (about["language"], about["weight"]) for name, about in entries.items()} == {
+        "en.one": ("en", 3.0), "en.two": ("en", 1.0)}
