@@ -201,6 +201,9 @@ def _make_store(recipe: Recipe, directory: Path, log: Log, workers: int | None, 
     _check_size(tokenizer, recipe)
     text, bitext = corpus_files(recipe)
     about = {"settings": settings(recipe), "corpus": _about(directory / "corpus"), "heldout": _about(directory / "heldout")}
+    if recipe.data.corpus == "files":
+        # Named sources stay corpora of their own, `en.books`: their weights mix them. The quickstart's files have none.
+        text = {path.name.removesuffix(".txt"): [path] for paths in text.values() for path in paths}
     weights = {f"{language}.{name}" if name else language: source.weight
                for language, named in recipe.data.text.items() for name, source in named.items()}
     make_store(directory, text, bitext, about, recipe.data.max_pair_tokens, log, workers, ranks, weights)
