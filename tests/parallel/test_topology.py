@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,12 +52,13 @@ def test_contradictions_are_refused(bare: pytest.MonkeyPatch, rank: str, size: s
         detect_topology()
 
 
-def test_mpi(bare: pytest.MonkeyPatch) -> None:
+def test_mpi(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mpirun = shutil.which("mpirun")
     if mpirun is None:
         pytest.skip("mpirun is not installed; pip install mpich brings it")
-    code = ("from dist_metaxlm.parallel.topology import detect_topology as d; t = d(); "
-            "print(t.launcher, t.rank, t.world_size, t.local_rank, t.local_world_size)")
-    result = subprocess.run([mpirun, "-n", "2", sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
-                            check=True)
-    assert sorted(result.stdout.split("\n")[:2]) == ["mpi 0 2 0 2", "mpi 1 2 1 2"]
+    # A file a rank: mpirun may mix what two ranks print in the middle of a line.
+    code = ("import pathlib, sys; from dist_metaxlm.parallel.topology import detect_topology as d; t = d(); "
+            "pathlib.Path(sys.argv[1], str(t.rank)).write_text("
+            "f'{t.launcher} {t.rank} {t.world_size} {t.local_rank} {t.local_world_size}')")
+    subprocess.run([mpirun, "-n", "2", sys.executable, "-c", code, str(tmp_path)], timeout=60, check=True)
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["mpi 0 2 0 2", "mpi 1 2 1 2"]
