@@ -172,8 +172,13 @@ def _name_ends(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence[floa
     gap = (high - low) * 0.085
     ends = sorted(((values[-1], steps[-1], name) for name, (steps, values) in lines.items()), reverse=True)
     right = max((step for _, step, _ in ends), default=0)
-    at = high + gap
-    for value, _, name in ends:
-        at = max(min(value, at - gap), low)
+    heights: list[float] = []
+    for value, *_ in ends:  # downwards, each below the one before
+        heights.append(min(value, heights[-1] - gap if heights else high))
+    floor = low
+    for place in reversed(range(len(heights))):  # upwards again, for those pushed out at the bottom
+        heights[place] = max(heights[place], floor)
+        floor = heights[place] + gap
+    for at, (_, _, name) in zip(heights, ends, strict=True):
         axes.annotate(name, (right, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5,
                       annotation_clip=False)
