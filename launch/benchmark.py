@@ -4,7 +4,8 @@
 examples:
   python launch/benchmark.py throughput --baseline huggingface
   python launch/benchmark.py throughput --baseline huggingface --recipe xlmr-base --batch_tokens 1024 --rows 8 --steps 2 \\
-      data.directory=data/quickstart data.max_pair_tokens=128 phases.cross.sequence_length=128
+      data.directory=data/quickstart data.max_pair_tokens=128 phases.cross.sequence_length=128 \\
+      phases.cross.objectives.mlm.batch_tokens=1024 phases.cross.objectives.tlm.batch_tokens=1024
   python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl --store data/quickstart/store
   python launch/benchmark.py cleaning --megabytes 250 1000
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
