@@ -17,10 +17,11 @@ from dist_metaxlm.recipe.schema import Contrast
 
 
 def mean_pool(states_TH: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """[D, H]: mean state of each document of the pack, its special tokens included, in fp32."""
+    """[D, H]: mean state of each document of the pack, its special tokens included, in fp32 (fp64 of fp64 states)."""
     documents = batch.cu_seqlens.numel() - 1
-    sums = states_TH.new_zeros(documents, states_TH.size(1), dtype=torch.float32)
-    sums = sums.index_add(0, batch.document_ids, states_TH.float())
+    exact = torch.promote_types(states_TH.dtype, torch.float32)
+    sums = states_TH.new_zeros(documents, states_TH.size(1), dtype=exact)
+    sums = sums.index_add(0, batch.document_ids, states_TH.to(exact))
     lengths = batch.cu_seqlens.diff().to(sums.dtype)
     return sums / lengths.unsqueeze(1)
 

@@ -26,7 +26,8 @@ def main(recipe_path: str, output: str, micro_batch_tokens: int) -> None:
         tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
         data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), tokenizer, "joint", phase, recipe.seed)
         plan = StepPlan(phase, "joint", recipe.seed, topology.rank, topology.world_size, micro_batch_tokens)
-        model = PretrainingModel(Encoder(recipe.model, seed=recipe.seed))
+        # fp64: what is compared is the sums and their denominators, not how a CPU's matrix products round.
+        model = PretrainingModel(Encoder(recipe.model, seed=recipe.seed)).double()
         total = torch.zeros(1, dtype=torch.float64)
         for micro in plan.at(0):
             loss, own, _ = model(data.batch(micro.objective, micro.first, micro.count), micro.objective, 0)
