@@ -42,6 +42,12 @@ class PackedBatch:
     pair_languages: torch.Tensor | None = None
     """[P] int64, contrast only: index of each pair's language pair."""
 
+    @classmethod
+    def outline(cls, positions: torch.Tensor, cu_seqlens: torch.Tensor, samples: torch.Tensor, window: int) -> PackedBatch:
+        """A batch of which only the documents' places are known: what pipeline stages behind the first need of it."""
+        nothing = positions.new_empty(0)
+        return cls(nothing, positions, cu_seqlens, window, samples, nothing, nothing, nothing)
+
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on `device`."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
@@ -61,4 +67,4 @@ class PackedBatch:
     def document_ids(self) -> torch.Tensor:
         """[T] int64: number of the document that each token belongs to."""
         ends = self.cu_seqlens[1:].to(torch.int64)
-        return torch.bucketize(torch.arange(self.tokens.numel(), device=self.tokens.device), ends, right=True)
+        return torch.bucketize(torch.arange(self.positions.numel(), device=ends.device), ends, right=True)

@@ -12,7 +12,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import Corpus, TokenStore
 from dist_metaxlm.data.tokenizer import PAD, Tokenizer
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import Contrast, MaskedLM, PhaseConfig, Recipe, TranslationLM
+from dist_metaxlm.recipe.schema import AnyObjective, MaskedLM, PhaseConfig, Recipe
 
 
 def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample: int) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _phase(recipe: Recipe, wanted: str) -> PhaseConfig:
     raise UserError(f"recipe {recipe.name} has no phase {wanted!r}; it has {', '.join(recipe.phases)}")
 
 
-def _objective(phase_name: str, phase: PhaseConfig, name: str | None) -> MaskedLM | TranslationLM | Contrast:
+def _objective(phase_name: str, phase: PhaseConfig, name: str | None) -> AnyObjective:
     objectives = phase.objectives
     for objective in objectives:
         if name in (None, objective.name):

@@ -23,7 +23,7 @@ from dist_metaxlm.data.sources import Source, part_weights, text_sources
 from dist_metaxlm.data.spans import positions_within
 from dist_metaxlm.data.windows import Windows
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import Contrast, MaskedLM, PhaseConfig, TranslationLM
+from dist_metaxlm.recipe.schema import AnyObjective, Contrast, MaskedLM, PhaseConfig, TranslationLM
 
 if TYPE_CHECKING:
     from dist_metaxlm.data.store import Corpus, TokenStore
@@ -66,7 +66,7 @@ class PhaseData:
         """Targets of every mlm and tlm window: round(mask_rate * sequence_length)."""
         return round(self._phase.mask_rate * self._phase.sequence_length)
 
-    def batch(self, objective: MaskedLM | TranslationLM | Contrast, first: int, count: int) -> PackedBatch:
+    def batch(self, objective: AnyObjective, first: int, count: int) -> PackedBatch:
         """Samples first .. first + count - 1 of one of the phase's objectives (windows; for contrast pairs)."""
         samples = np.arange(first, first + count, dtype=np.int64)
         language, ordinal = self._mixtures[objective.name].lookup(samples)
@@ -82,7 +82,7 @@ class PhaseData:
         owner = self._mixtures[objective.name].owner[language]
         return _packed(masked.inputs, documents, samples, owner, masked.targets, masked.target_tokens)
 
-    def origin(self, objective: MaskedLM | TranslationLM | Contrast, sample: int) -> tuple[str, list[tuple[int, int]]]:
+    def origin(self, objective: AnyObjective, sample: int) -> tuple[str, list[tuple[int, int]]]:
         """Where a sample comes from: corpus of the store, and [(flat position in the sample, first token in the corpus)]
         of its unbroken runs; for tlm of its pairs, for contrast of its one pair."""
         number, ordinal = self._mixtures[objective.name].lookup(np.array([sample], np.int64))

@@ -18,6 +18,14 @@ SITE = 0
 """Dropout site of the embedding."""
 
 
+class TokenEmbedding(nn.Module):
+    """The token embedding alone: what the head of a pipeline's last stage needs of the embedding."""
+
+    def __init__(self, config: ModelConfig, shard: TensorShard = WHOLE) -> None:
+        super().__init__()
+        self.tokens = token_embedding(config.vocab_size, config.hidden, shard)
+
+
 class Embedding(nn.Module):
     """Tokens, for `xlmr` with learned positions; normed except in pre-norm `xlmr` (XLM-R XL has no norm here)."""
 

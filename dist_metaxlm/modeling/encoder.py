@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import torch
 from torch import nn
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.block import Block
-from dist_metaxlm.modeling.embedding import Embedding
+from dist_metaxlm.modeling.embedding import Embedding, TokenEmbedding
 from dist_metaxlm.modeling.geometry import Geometry, batch_geometry
 from dist_metaxlm.modeling.head import Head
 from dist_metaxlm.modeling.initialisation import initialise
 from dist_metaxlm.modeling.layers import layer_norm
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard, mark, own_part
+from dist_metaxlm.planning.stages import Stage
 from dist_metaxlm.recipe.schema import ModelConfig
 
 
@@ -24,21 +23,31 @@ class Encoder(nn.Module):
     Runs in the dtype of its parameters; losses are fp32. The token embedding is the head's matrix too.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 1, shard: TensorShard = WHOLE) -> None:
-        """Build `shard` of the model and initialise it from (`seed`, parameter name).
+    embedding: Embedding | TokenEmbedding
+    """The whole on the first pipeline stage; on a last one that is not the first the copy of the token embedding alone."""
+    head: Head
+    """On the last stage."""
+
+    def __init__(self, config: ModelConfig, seed: int = 1, shard: TensorShard = WHOLE, stage: Stage | None = None) -> None:
+        """Build `shard` of `stage` (empty: all) of the model and initialise it from (`seed`, parameter name).
 
         Under `torch.device("meta")` only the shapes exist.
         """
         super().__init__()
         self.config, self.seed, self.shard = config, seed, shard
+        self.stage = stage = stage or Stage(range(config.layers))
         home = torch.get_default_device()
         with torch.device("meta"):  # the layers' own initialisation would be thrown away
-            self.embedding = Embedding(config, shard)
-            self.blocks = nn.ModuleList(Block(config, index, shard) for index in range(config.layers))
+            if stage.first or stage.last:
+                self.embedding = Embedding(config, shard) if stage.first else TokenEmbedding(config, shard)
+            self.blocks = nn.ModuleList()
+            for index in stage.blocks:
+                self.blocks.add_module(str(index), Block(config, index, shard))
             self.final_norm: nn.Module = nn.Identity()
-            if config.norm == "pre":
-                self.final_norm = layer_norm(config.hidden, config.norm_eps, config.family == "xlmr", shard)
-            self.head = Head(config, shard)
+            if stage.last:
+                if config.norm == "pre":
+                    self.final_norm = layer_norm(config.hidden, config.norm_eps, config.family == "xlmr", shard)
+                self.head = Head(config, shard)
         if home.type != "meta":
             self.to_empty(device=home)
             initialise(self, seed, config.init_std, shard, config.vocab_size)
@@ -50,10 +59,20 @@ class Encoder(nn.Module):
         With `last_layer` the blocks above are not run and the final norm is not applied: a pre-norm model gives its
         raw residual stream. `step` keys the dropout masks.
         """
-        geometry = self.geometry(batch, step)
-        states = self.embedding(batch.tokens, geometry)
-        for block in islice(self.blocks, last_layer):
-            states = block(states, geometry)
+        return self.through_stage(batch.tokens, self.geometry(batch, step), last_layer)
+
+    def through_stage(self, states: torch.Tensor, geometry: Geometry, last_layer: int | None = None) -> torch.Tensor:
+        """This stage's share of `forward`: token ids [T] (first stage) or states [T, H] to states [T, H].
+
+        Between stages states are as the blocks keep them: with sequence parallelism of this rank's tokens only.
+        """
+        if self.stage.first:
+            states = self.embedding(states, geometry)
+        for index, block in zip(self.stage.blocks, self.blocks, strict=True):
+            if last_layer is None or index < last_layer:
+                states = block(states, geometry)
+        if not self.stage.last:
+            return states
         return self._all_tokens(self.final_norm(states) if last_layer is None else states)
 
     def hidden_states(self, batch: PackedBatch) -> list[torch.Tensor]:
@@ -89,5 +108,5 @@ class Encoder(nn.Module):
 
     def geometry(self, batch: PackedBatch, step: int = 0) -> Geometry:
         """What the blocks need to know of `batch`; drops nothing in evaluation mode."""
-        dtype = self.head.bias.dtype
+        dtype = next(self.parameters()).dtype
         return batch_geometry(batch, self.config, dtype, self.training, self.seed, step, self.shard)

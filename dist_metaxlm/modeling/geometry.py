@@ -39,7 +39,7 @@ def batch_geometry(
     """The geometry of `batch` for a model in `dtype`; `seed` and `step` key the dropout masks and matter only there."""
     modern = config.family == "modern"
     ids, width = batch.document_ids, config.hidden // config.heads
-    dropout, own = None, shard.tokens(batch.tokens.numel())
+    dropout, own = None, shard.tokens(batch.positions.numel())
     if training and config.dropout > 0:
         dropout = dropout_key(batch.samples, batch.window, config.dropout, seed, step)
         dropout = replace(dropout, positions=dropout.positions[own])

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from dist_metaxlm.data.batch import PackedBatch
-from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import gather_rows
 from dist_metaxlm.recipe.schema import Contrast
@@ -35,9 +34,8 @@ def document_keys(batch: PackedBatch) -> torch.Tensor:
     return mixed.new_zeros(documents).index_add(0, batch.document_ids, mixed)
 
 
-def contrast_losses(encoder: Encoder, batch: PackedBatch, config: Contrast,
-                    step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """InfoNCE in both directions for the pairs of one group.
+def contrast_losses(states_TH: torch.Tensor, batch: PackedBatch, config: Contrast) -> tuple[torch.Tensor, torch.Tensor]:
+    """InfoNCE in both directions for the pairs of one group, from the states of `batch` after block `config.layer`.
 
     The batch holds this rank's P pairs: a whole group (P = group), or its share of a group that all data-parallel ranks
     hold together (P * ranks = group). In the second case every rank computes the loss of the whole group with the
@@ -51,7 +49,6 @@ def contrast_losses(encoder: Encoder, batch: PackedBatch, config: Contrast,
     """
     assert batch.pairs is not None
     assert batch.pair_languages is not None
-    states_TH = encoder(batch, last_layer=config.layer, step=step)
     pooled_DH = F.normalize(mean_pool(states_TH, batch), dim=-1)
     left_PH, right_PH = pooled_DH[batch.pairs[:, 0]], pooled_DH[batch.pairs[:, 1]]
     keys_P2, languages = document_keys(batch)[batch.pairs], batch.pair_languages

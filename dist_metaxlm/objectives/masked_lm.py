@@ -12,13 +12,13 @@ from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
 
 
-def masked_lm_losses(encoder: Encoder, batch: PackedBatch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log likelihood of every masked token.
+def masked_lm_losses(encoder: Encoder, states_TH: torch.Tensor,
+                     batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log likelihood of every masked token, from the final states of `batch`.
 
     Returns:
         losses [M] fp32 and, for each, the index [M] of its language (or language pair).
     """
-    states_TH = encoder(batch, step=step)
     losses_M = encoder.masked_lm_loss(states_TH, batch.targets, batch.target_tokens)
     languages_M = batch.languages[torch.div(batch.targets, batch.window, rounding_mode="floor")]
     return losses_M, languages_M

@@ -1,7 +1,8 @@
 """Which ranks share a model and which share the data: megatron-core's process groups beside DeepSpeed's.
 
-Tensor ranks are neighbours (rank = data rank * tensor size + tensor rank), so they lie on one node where it holds a
-whole group; megatron-core's `tp-cp-ep-dp-pp` order and DeepSpeed's `pipe, data, model` axes agree on this.
+rank = (stage * data size + data rank) * tensor size + tensor rank: tensor ranks are neighbours, so they lie on one node
+where it holds a whole group, and pipeline stages are farthest apart. megatron-core's `tp-cp-ep-dp-pp` order and DeepSpeed's
+`pipe, data, model` axes agree on this.
 """
 
 from __future__ import annotations
@@ -24,8 +25,22 @@ class Groups:
     data_rank: int
     data_size: int
     """Copies of the model, each with its own share of the batch."""
+    stage: int = 0
+    """This rank's pipeline stage."""
+    stages: int = 1
+    """Pipeline stages, each with its own layers of the model."""
     tensor: dist.ProcessGroup | None = None
     data: dist.ProcessGroup | None = None
+    model: dist.ProcessGroup | None = None
+    """The ranks of all stages that hold one copy of the model together."""
+    batches: dist.ProcessGroup | None = None
+    """The tensor ranks again, in a gloo group of its own, so that a thread may send batches over it."""
+
+    @property
+    def stage_ranks(self) -> range:
+        """The ranks of the job that hold this rank's layers, all copies and all tensor parts of them."""
+        size = self.data_size * self.tensor_size
+        return range(self.stage * size, (self.stage + 1) * size)
 
 
 _formed: Groups | None = None
@@ -40,18 +55,32 @@ def groups() -> Groups:
     return Groups(0, 1, 0, 1)
 
 
-def form_groups(tensor: int, device: torch.device) -> None:
-    """Cut the ranks into groups of `tensor` (collective); with 1 there is nothing to form, nor megatron-core to import."""
+def form_groups(tensor: int, pipeline: int, device: torch.device) -> None:
+    """Cut the ranks into `pipeline` stages of groups of `tensor` (collective).
+
+    With one of each there is nothing to form, nor megatron-core to import.
+    """
     global _formed
-    if tensor == 1:
+    if tensor == 1 and pipeline == 1:
         return
     without_cuda(device)
     from megatron.core import parallel_state
 
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor, create_gloo_process_groups=False)
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline,
+                                             create_gloo_process_groups=False)
     _formed = Groups(parallel_state.get_tensor_model_parallel_rank(), tensor, parallel_state.get_data_parallel_rank(),
-                     parallel_state.get_data_parallel_world_size(), parallel_state.get_tensor_model_parallel_group(),
-                     parallel_state.get_data_parallel_group())
+                     parallel_state.get_data_parallel_world_size(), parallel_state.get_pipeline_model_parallel_rank(),
+                     pipeline, parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group(),
+                     parallel_state.get_model_parallel_group(), _batch_group(tensor))
+
+
+def _batch_group(tensor: int) -> dist.ProcessGroup | None:
+    """This rank's tensor group in gloo: NCCL has no use for batches that still lie in host memory."""
+    if tensor == 1:
+        return None
+    starts = range(0, dist.get_world_size(), tensor)
+    own, _ = dist.new_subgroups_by_enumeration([list(range(start, start + tensor)) for start in starts], backend="gloo")
+    return own
 
 
 def forget_groups() -> None:

@@ -2,7 +2,8 @@
 
 DeepSpeed speaks the names of an older Megatron-LM (`get_model_parallel_*`), which megatron-core no longer has. With this
 adapter ZeRO shards over the data-parallel ranks alone, and the gradient norm counts a parameter that every tensor rank
-holds once: only those marked `tensor_model_parallel` are counted on tensor ranks above 0.
+holds once: only those marked `tensor_model_parallel` are counted on tensor ranks above 0. A pipeline brings DeepSpeed's
+own grid of ranks; there this one serves for the gradient norm alone.
 """
 
 from __future__ import annotations
@@ -15,32 +16,35 @@ from dist_metaxlm.parallel.groups import groups
 
 
 def deepspeed_mpu() -> ModelParallelUnit | None:
-    """What `deepspeed.initialize` takes as `mpu`; None where all ranks are data parallel."""
-    return ModelParallelUnit() if groups().tensor_size > 1 else None
+    """What `deepspeed.initialize` takes as `mpu`; None where all ranks are data parallel, and for a pipeline."""
+    return ModelParallelUnit() if groups().tensor_size > 1 and groups().stages == 1 else None
 
 
 class ModelParallelUnit:
     """Ranks, sizes and groups under the names that DeepSpeed calls."""
 
     def get_model_parallel_rank(self) -> int:
-        """This rank among those that hold one model."""
+        """This rank among those that hold the same layers of one model."""
         return groups().tensor_rank
 
     def get_model_parallel_world_size(self) -> int:
-        """Ranks that hold one model."""
+        """Ranks that hold the same layers of one model."""
         return groups().tensor_size
 
     def get_model_parallel_group(self) -> Any:
-        """The ranks that hold one model."""
+        """The ranks that hold one model, those of all its stages; None: this rank alone does."""
+        return groups().model
+
+    def get_tensor_model_parallel_group(self) -> Any:
+        """The ranks that hold the same layers of one model."""
         return groups().tensor
 
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
-    get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_pipeline_model_parallel_world_size(self) -> int:
         """Pipeline stages."""
-        return 1
+        return groups().stages
 
     def get_data_parallel_rank(self) -> int:
         """This rank among those that hold the same part of the model."""

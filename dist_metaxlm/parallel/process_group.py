@@ -29,11 +29,11 @@ def pick_device(topology: Topology) -> torch.device:
 
 
 @contextmanager
-def process_group(topology: Topology, device: torch.device, tensor: int = 1,
+def process_group(topology: Topology, device: torch.device, tensor: int = 1, pipeline: int = 1,
                   timeout: timedelta = timedelta(minutes=10)) -> Iterator[None]:
     """Join the job's process group through DeepSpeed (NCCL on CUDA, gloo on CPU) and leave it at the end.
 
-    Inside, the ranks are cut into tensor-parallel groups of `tensor` (parallel/groups.py).
+    Inside, the ranks are cut into `pipeline` stages and tensor-parallel groups of `tensor` (parallel/groups.py).
 
     Leaving matters: without it ZeRO-3 on gloo ends in `terminate called`.
     """
@@ -55,7 +55,7 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1,
     if dist.get_world_size() != topology.world_size:
         raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the launcher announced "
                            f"{topology.world_size}")
-    form_groups(tensor, device)
+    form_groups(tensor, pipeline, device)
     try:
         yield
     except StoppedInGoodOrder:
@@ -98,15 +98,20 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def all_reduce(tensor: torch.Tensor, op: str = "sum", over_data: bool = False) -> torch.Tensor:
-    """`tensor` summed (or its maximum, minimum) over all ranks, in place; `over_data`: over the data-parallel ones.
-
-    Tensor ranks see the same batch, so what is counted on a batch must be summed over the data-parallel ranks.
-    """
+def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+    """`tensor` summed (or its maximum, minimum) over all ranks, in place."""
     if world_size() > 1:
         operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
-        dist.all_reduce(tensor, op=operations[op], group=groups().data if over_data else None)
+        dist.all_reduce(tensor, op=operations[op])
     return tensor
+
+
+def sum_over_batch(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, counted on the batches of one pipeline stage (zeros on the others), summed over the global batch, in place.
+
+    Tensor ranks see the same batch and count the same.
+    """
+    return all_reduce(tensor).div_(groups().tensor_size)
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:

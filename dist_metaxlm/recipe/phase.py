@@ -75,7 +75,8 @@ class Contrast(Section):
         return self
 
 
-Objective = Annotated[MaskedLM | TranslationLM | Contrast, Field(discriminator="name")]
+AnyObjective = MaskedLM | TranslationLM | Contrast
+Objective = Annotated[AnyObjective, Field(discriminator="name")]
 
 
 class LearningRate(Section):

@@ -23,6 +23,7 @@ from dist_metaxlm.recipe.data import (
 )
 from dist_metaxlm.recipe.phase import (
     AlphaPoint,
+    AnyObjective,
     Contrast,
     LearningRate,
     MaskedLM,
@@ -33,7 +34,7 @@ from dist_metaxlm.recipe.phase import (
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
-    "AlphaPoint", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "DataConfig", "EvaluationFiles",
+    "AlphaPoint", "AnyObjective", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "DataConfig", "EvaluationFiles",
     "LearningRate", "MaskedLM",
     "ModelConfig", "MosesPair", "NearDuplicates", "Objective", "OptimizerConfig", "ParallelConfig", "PhaseConfig",
     "ReadingConfig", "Recipe", "TextSource", "TokenizerConfig", "TrainingConfig", "TranslationLM",

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import all_reduce, barrier, rank, world_size
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
@@ -95,8 +96,9 @@ def _write_shards(folder: Path, engine: Any, progress: dict[str, torch.Tensor]) 
     """Write this rank's files; returns 0 or the number of the operating system's error."""
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
+    writers = groups().stage_ranks
     for index, (name, param) in enumerate(optimizer_state.named_parameters(engine)):
-        writer = index % world_size()
+        writer = writers[index % len(writers)]
         full = {name: optimizer_state.full_weight(engine, name, param, writer)}
         weights |= {key: value.contiguous() for key, value in full.items() if value is not None}
         full = {f"{m}.{name}": optimizer_state.full_moment(engine, name, param, m, writer) for m in optimizer_state.MOMENTS}

@@ -11,15 +11,20 @@ import torch
 from torch import nn
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.parallel.mpu import deepspeed_mpu
+from dist_metaxlm.parallel.groups import groups
+from dist_metaxlm.parallel.mpu import ModelParallelUnit, deepspeed_mpu
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 from dist_metaxlm.training import optimizer_state
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay, vectors (norms, biases) without."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    """Two groups: matrices with weight decay, vectors (norms, biases) without.
+
+    The copy of the token embedding on a pipeline's last stage is in neither: it is sent there (training/pipeline.py).
+    """
+    own = [p for p in model.parameters() if not getattr(p, "ds_pipe_replicated", False)]
+    matrices = [p for p in own if p.ndim >= 2]
+    vectors = [p for p in own if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
@@ -66,9 +71,13 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_f
     for key, value in automatic.items():
         if config.get(key, "auto") == "auto":
             config[key] = value
-    # A step may hold any number of micro-steps (one objective may take more of them than another): the loop owns the
-    # boundary and calls step() once; DeepSpeed reduces gradients there.
-    config["managed_gradient_accumulation"] = False
+    if recipe.parallel.pipeline > 1:
+        # Cutting what travels over the tensor ranks remembers the first micro-batch's shape; ours differ by objective.
+        config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
+    else:
+        # A step may hold any number of micro-steps (one objective may take more of them than another): the loop owns the
+        # boundary and calls step() once; DeepSpeed reduces gradients there.
+        config["managed_gradient_accumulation"] = False
     return config
 
 
@@ -83,7 +92,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
         eps=optimizer_config.eps, fused=True)
     config = engine_config(recipe, device, data_size, config_file)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False,
-                                         mpu=deepspeed_mpu())
+                                      mpu=deepspeed_mpu())
     optimizer_state.create_adam_state(engine)
     if recipe.parallel.zero_stage == 0:
         _keep_norm(engine)
@@ -94,9 +103,12 @@ def _keep_norm(engine: Any) -> None:
     """Let an engine without ZeRO keep the gradient norm it clips by, as it does with ZeRO (DeepSpeed 0.19.8 drops it)."""
     from deepspeed.runtime.utils import clip_grad_norm_
 
+    parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
+    # A pipeline's own grid would count a parameter of later stages only where tensor parallelism cuts it.
+    ranks = ModelParallelUnit() if groups().model is not None else None
+
     def clip() -> None:
-        engine._global_grad_norm = clip_grad_norm_(parameters=engine.module.parameters(),
-                                                   max_norm=engine.gradient_clipping(), mpu=engine.mpu)
+        engine._global_grad_norm = clip_grad_norm_(parameters, engine.gradient_clipping(), mpu=ranks)
 
     engine.clip_fp32_gradients = clip
 

@@ -14,10 +14,10 @@ def check_layout(recipe: Recipe, phase_name: str, world_size: int) -> None:
         UserError: naming the value at fault and the nearest that is legal.
     """
     layout, model, phase = recipe.parallel, recipe.model, recipe.phases[phase_name]  # type: ignore[index]
-    if layout.pipeline > 1:
-        raise UserError(f"parallel.pipeline={layout.pipeline}: this version trains without pipeline stages; set "
-                        "parallel.pipeline=1 (launch/plan.py shows what fits with tensor parallelism and ZeRO)")
-    tensor = layout.tensor
+    tensor, stages = layout.tensor, layout.pipeline
+    if stages > model.layers + 2:
+        raise UserError(f"parallel.pipeline={stages} is more stages than the {model.layers} layers, embedding and head of "
+                        f"the model can fill; nearest: parallel.pipeline={model.layers + 2}")
     widths = {"model.heads": model.heads, "model.ffn": model.ffn}
     wrong = [f"{name}={value}" for name, value in widths.items() if value % tensor]
     if world_size % tensor:
@@ -28,7 +28,11 @@ def check_layout(recipe: Recipe, phase_name: str, world_size: int) -> None:
         numbers = [world_size, *widths.values(), *([phase.sequence_length] if layout.sequence else [])]
         raise UserError(f"parallel.tensor={tensor} does not divide {' nor '.join(wrong)}; nearest that divides: "
                         f"parallel.tensor={_nearest_divisor(numbers, tensor)}")
-    check_batches(phase, phase_name, world_size // tensor)
+    copies = world_size // tensor
+    if copies % stages:
+        raise UserError(f"parallel.pipeline={stages} does not divide the {copies} ranks left by parallel.tensor={tensor} of "
+                        f"{world_size}; nearest that divides: parallel.pipeline={_nearest_divisor([copies], stages)}")
+    check_batches(phase, phase_name, copies // stages)
 
 
 def _nearest_divisor(numbers: list[int], wanted: int) -> int:
@@ -39,7 +43,7 @@ def _nearest_divisor(numbers: list[int], wanted: int) -> int:
 
 def layout_name(layout: ParallelConfig, world_size: int) -> str:
     """The layout in a few words for the log, such as `tensor 2 (sequence) x data 4, ZeRO-1`."""
-    if layout.tensor == 1:
-        return f"data {world_size}, ZeRO-{layout.zero_stage}"
-    sequence = " (sequence)" if layout.sequence else ""
-    return f"tensor {layout.tensor}{sequence} x data {world_size // layout.tensor}, ZeRO-{layout.zero_stage}"
+    words = [f"tensor {layout.tensor}{' (sequence)' if layout.sequence else ''}"] if layout.tensor > 1 else []
+    words += [f"pipeline {layout.pipeline}"] if layout.pipeline > 1 else []
+    copies = world_size // (layout.tensor * layout.pipeline)
+    return f"{' x '.join([*words, f'data {copies}'])}, ZeRO-{layout.zero_stage}"

@@ -6,32 +6,27 @@ from typing import Any
 
 import torch
 
-from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.prefetch import prefetch
 from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.parallel.process_group import rank
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.training.batches import batches
 from dist_metaxlm.training.checkpoint import save_checkpoint
 from dist_metaxlm.training.console import ProgressLine
-from dist_metaxlm.training.engine import set_learning_rate
+from dist_metaxlm.training.execution import execution
 from dist_metaxlm.training.metrics import (
     Clock,
     LossMeter,
     MetricsWriter,
     asked_shares,
     asked_so_far,
-    sample_languages,
     weighted_loss,
 )
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.resilience import StopRequest
 from dist_metaxlm.training.run_folder import PhaseFolder
 from dist_metaxlm.training.schedule import learning_rate_at
-from dist_metaxlm.training.steps import MicroStep, StepPlan
-
-PREFETCHED = 4
-"""Micro-batches assembled ahead of the model."""
+from dist_metaxlm.training.steps import StepPlan
 
 
 def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, plan: StepPlan, progress: Progress,
@@ -47,20 +42,12 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
     writer = MetricsWriter(folder.path, progress.step) if rank() == 0 else None
     clock, tokens_before = Clock(progress.seconds), progress.tokens
     stop = StopRequest()
-    batches = clock.waiting_for(prefetch(micro_batches(plan, data, progress.step, total, engine.device), PREFETCHED))
+    read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device))
+    steps = execution(engine, plan, read, progress.see, meter.add)
     with ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
-            engine.module.train()
-            for micro in plan.at(step):
-                batch = next(batches).to(engine.device)
-                loss, losses, languages = engine(batch, micro.objective, step)
-                # DeepSpeed averages gradients over data-parallel ranks; ours are shares of one global sum.
-                engine.backward(loss * (micro.factor * plan.world_size), scale_wrt_gas=False)
-                meter.add(micro.objective.name, losses, languages, sample_languages(batch, micro.objective))
-                progress.see(batch)
             learning_rate = learning_rate_at(step + schedule_offset, total + schedule_offset, phase.learning_rate)
-            set_learning_rate(engine, learning_rate)
-            engine.step()
+            steps.take(step, learning_rate)
             progress.advance(phase, plan.objectives_at(step))
 
             last, stopping = step + 1 == total, False
@@ -83,18 +70,6 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
     stop.restore()
     if writer:
         writer.close()
-
-
-def micro_batches(plan: StepPlan, data: PhaseData, first_step: int, total: int, device: torch.device) -> Any:
-    """The remaining micro-batches of this rank, as functions that build them: a prefetch thread calls these ahead.
-
-    For a CUDA device they lie in pinned memory, from which the copy to the device does not hold up the host.
-    """
-    def build(micro: MicroStep) -> PackedBatch:
-        batch = data.batch(micro.objective, micro.first, micro.count)
-        return batch.pinned() if device.type == "cuda" else batch
-
-    return ((lambda micro=micro: build(micro)) for step in range(first_step, total) for micro in plan.at(step))
 
 
 def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: LossMeter, progress: Progress,

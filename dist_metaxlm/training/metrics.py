@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.parallel.process_group import all_reduce
-from dist_metaxlm.recipe.schema import Contrast, PhaseConfig
+from dist_metaxlm.parallel.process_group import sum_over_batch
+from dist_metaxlm.recipe.schema import AnyObjective, Contrast, PhaseConfig
 
 Batch = TypeVar("Batch")
 
@@ -36,18 +37,20 @@ class LossMeter:
         self._seen_total = torch.zeros(rows, dtype=torch.float64)
         self._ones = torch.ones(1, dtype=torch.float64, device=device)
 
-    def add(self, objective: str, losses: torch.Tensor, languages: torch.Tensor, sample_languages: torch.Tensor) -> None:
-        """Count losses [N] of `languages` [N], and samples (windows or pairs) of `sample_languages` [S]."""
-        offset = self._offsets[objective]
+    def add(self, objective: AnyObjective, batch: PackedBatch, losses: torch.Tensor, languages: torch.Tensor) -> None:
+        """Count losses [N] of `languages` [N], and the samples of their batch (pairs for contrast, windows otherwise)."""
+        offset = self._offsets[objective.name]
         rows = languages + offset
         self._sums[:, 0].index_add_(0, rows, losses.double())
         self._sums[:, 1].index_add_(0, rows, self._ones.expand(rows.numel()))
+        sample_languages = batch.pair_languages if isinstance(objective, Contrast) else batch.languages
+        assert sample_languages is not None
         samples = sample_languages + offset
         self._sums[:, 2].index_add_(0, samples, self._ones.expand(samples.numel()))
 
     def read(self) -> dict[str, Any]:
         """Mean loss per objective and language over data-parallel ranks, realised counts; the interval ends (collective)."""
-        table = all_reduce(self._sums, over_data=True).cpu().clone()  # on a CPU, cpu() is the tensor that is zeroed next
+        table = sum_over_batch(self._sums).cpu().clone()  # on a CPU, cpu() is the tensor that is zeroed next
         self._sums.zero_()
         self._seen_total += table[:, 2]
         losses, per_language, realised = {}, {}, {}
@@ -138,8 +141,3 @@ def asked_shares(phase: PhaseConfig, data: PhaseData, tokens: int) -> dict[str, 
 def asked_so_far(data: PhaseData, realised: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
     """The asked shares averaged over the samples that were `realised`: what their mix is to be compared with."""
     return {name: data.asked_so_far(name, sum(counts.values())) for name, counts in realised.items()}
-
-
-def sample_languages(batch: Any, objective: Any) -> torch.Tensor:
-    """Index of the language (pair) of each sample in a batch: pairs for contrast, windows otherwise."""
-    return batch.pair_languages if isinstance(objective, Contrast) else batch.languages

@@ -119,6 +119,7 @@ def set_adam_step(engine: Any, step: int) -> None:
 
 
 def named_parameters(engine: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """(logical name, parameter) of the encoder, in a fixed order."""
+    """(logical name, parameter) of this rank's stage of the encoder, in a fixed order; each name on one stage only."""
     for name, param in engine.module.named_parameters():
-        yield name.removeprefix("encoder."), param
+        if not getattr(param, "ds_pipe_replicated", False):
+            yield name.removeprefix("encoder."), param

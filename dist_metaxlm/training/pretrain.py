@@ -22,9 +22,10 @@ from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import barrier, pick_device, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology
 from dist_metaxlm.planning.parameters import count_parameters
+from dist_metaxlm.planning.stages import model_stages
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.phases import phase_difference
-from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, describe
 from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
 from dist_metaxlm.training.engine import build_engine, resolve_precision
@@ -69,7 +70,7 @@ def pretrain(options: Options) -> None:
         missing_meta(folder)
     prepare_data(recipe, topology)
     device = pick_device(topology)
-    with process_group(topology, device, recipe.parallel.tensor):
+    with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
         if topology.is_first:
             if options.resume == "never":
                 folder.set_aside()
@@ -92,15 +93,15 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; "
                         "give the step of one that is there, or --resume auto")
 
-    encoder = Encoder(recipe.model, recipe.seed, tensor_shard(recipe.parallel.sequence))
-    carried = None
+    model = build_model(recipe, phase)
+    encoder, carried = model.encoder, None
     if checkpoint is None and options.init_from is not None:
         _say(topology, load_initial_weights(encoder, recipe, options.init_from, tokenizer.hash))
     elif checkpoint is None and options.phase == "cross":
         carried = carry_over(encoder, recipe, PhaseFolder(folder.run_dir, "meta"), tokenizer.hash)
     if checkpoint is not None:
         encoder.load_logical(checkpoint.tensors("weights"))
-    engine = build_engine(PretrainingModel(encoder), recipe, device, place.data_size, options.deepspeed_config)
+    engine = build_engine(model, recipe, device, place.data_size, options.deepspeed_config)
     if checkpoint is not None:
         restore(engine, checkpoint)
         progress.resume(checkpoint)
@@ -112,6 +113,17 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
     train(engine, recipe, folder, data, plan, progress, schedule_offset(recipe, options.phase, folder))
     if topology.is_first:
         finish(folder, progress, topology)
+
+
+def build_model(recipe: Recipe, phase: PhaseConfig) -> Any:
+    """The module with this rank's part of the model in `encoder`, freshly initialised: the whole or a pipeline stage."""
+    shard, layout = tensor_shard(recipe.parallel.sequence), recipe.parallel
+    if layout.pipeline == 1:
+        return PretrainingModel(Encoder(recipe.model, recipe.seed, shard))
+    from dist_metaxlm.training.pipeline import PipelinedModel
+
+    stages = model_stages(recipe.model, phase.sequence_length, phase.mask_rate, layout.pipeline)
+    return PipelinedModel(recipe.model, recipe.seed, shard, stages, phase.sequence_length)
 
 
 def schedule_offset(recipe: Recipe, phase: str, folder: PhaseFolder) -> int:

@@ -12,9 +12,7 @@ import numpy as np
 
 from dist_metaxlm.data.permutation import hash_u64, key
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import Contrast, MaskedLM, PhaseConfig, TranslationLM
-
-AnyObjective = MaskedLM | TranslationLM | Contrast
+from dist_metaxlm.recipe.schema import AnyObjective, Contrast, MaskedLM, PhaseConfig, TranslationLM
 
 
 @dataclass(frozen=True)

@@ -35,18 +35,20 @@ class Layout:
     tensor: int = 1
     zero_stage: int = 0
     sequence: bool = False
+    pipeline: int = 1
     micro_batch_tokens: int | None = None
 
     @property
     def overrides(self) -> list[str]:
         """The recipe's fields that ask for it."""
         fields = [f"parallel.tensor={self.tensor}", f"parallel.zero_stage={self.zero_stage}",
-                  f"parallel.sequence={str(self.sequence).lower()}"]
+                  f"parallel.pipeline={self.pipeline}", f"parallel.sequence={str(self.sequence).lower()}"]
         return fields + ([f"parallel.micro_batch_tokens={self.micro_batch_tokens}"] if self.micro_batch_tokens else [])
 
     def name(self, ranks: int) -> str:
         """For tables and messages."""
-        words = [f"TP{self.tensor}", f"DP{ranks // self.tensor}", f"ZeRO-{self.zero_stage}"]
+        words = [f"TP{self.tensor}", f"PP{self.pipeline}", f"DP{ranks // self.tensor // self.pipeline}",
+                 f"ZeRO-{self.zero_stage}"]
         words += ["sequence"] if self.sequence else []
         return " ".join(words + ([f"micro-batch {self.micro_batch_tokens}"] if self.micro_batch_tokens else []))
 
@@ -86,9 +88,9 @@ def deviation(ours: Sequence[float], reference: Sequence[float]) -> float:
     return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, reference, strict=True))
 
 
-def single_process(recipe_path: Path, family: str, steps: int) -> dict[str, Any]:
+def single_process(recipe_path: Path, family: str, steps: int, extra: Sequence[str] = ()) -> dict[str, Any]:
     """The reference: the same steps in this process, with torch alone (no process group, no DeepSpeed)."""
-    recipe = load_recipe(recipe_path, Case(Layout(), family=family).overrides)
+    recipe = load_recipe(recipe_path, Case(Layout(), family=family, extra=list(extra)).overrides)
     phase, config = recipe.phases["joint"], recipe.optimizer
     tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
     data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), tokenizer, "joint", phase, recipe.seed)

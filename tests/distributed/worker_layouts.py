@@ -18,29 +18,37 @@ from layouts import digest
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
-from dist_metaxlm.modeling.encoder import Encoder
-from dist_metaxlm.modeling.sharding import gather_whole, partition_axis, tensor_shard
-from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.modeling.sharding import partition_axis
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
-from dist_metaxlm.parallel.process_group import all_reduce, barrier, process_group, rank
+from dist_metaxlm.parallel.process_group import barrier, process_group, rank, sum_over_batch
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state
+from dist_metaxlm.training.batches import batches
 from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, save_checkpoint
-from dist_metaxlm.training.engine import build_engine, set_learning_rate
+from dist_metaxlm.training.engine import build_engine
+from dist_metaxlm.training.execution import execution
+from dist_metaxlm.training.pretrain import build_model
 from dist_metaxlm.training.steps import StepPlan
 
 CPU = torch.device("cpu")
 
 
-def build(recipe: Recipe) -> tuple[Any, str]:
-    """An engine in the recipe's layout, and (on rank 0) a digest of the whole initial weights."""
-    encoder = Encoder(recipe.model, recipe.seed, tensor_shard(recipe.parallel.sequence))
-    found = {name: gather_whole(name, param.detach(), encoder.shard, recipe.model.vocab_size, 0)
-             for name, param in encoder.named_parameters()}
-    initial = digest({name: value for name, value in found.items() if value is not None})
-    return build_engine(PretrainingModel(encoder), recipe, CPU, groups().data_size), initial
+def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """All weights, on rank 0."""
+    writer, found = groups().stage_ranks[0], {}
+    for name, param in optimizer_state.named_parameters(engine):
+        value = optimizer_state.full_weight(engine, name, param, writer)
+        if value is not None:
+            found[name] = value
+    if groups().stages == 1:
+        return found
+    everything: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everything, found)
+    names = [name for part in everything for name in part]
+    assert len(names) == len(set(names)), "a parameter is on two stages"
+    return {name: value for part in everything for name, value in part.items()} if rank() == 0 else {}
 
 
 def train(engine: Any, recipe: Recipe, first: int, last: int, learning_rate: float) -> tuple[list[float], list[float]]:
@@ -51,15 +59,18 @@ def train(engine: Any, recipe: Recipe, first: int, last: int, learning_rate: flo
     place = groups()
     plan = StepPlan(phase, "joint", recipe.seed, place.data_rank, place.data_size, recipe.parallel.micro_batch_tokens)
     losses, norms = [], []
+    total = torch.zeros(1, dtype=torch.float64)
+    factors: dict[str, float] = {}
+
+    def count(objective: Any, batch: Any, own: torch.Tensor, languages: torch.Tensor) -> None:
+        total.add_(factors[objective.name] * own.double().sum())
+
+    steps = execution(engine, plan, batches(plan, data, first, last, CPU), lambda batch: None, count)
     for step in range(first, last):
-        total = torch.zeros(1, dtype=torch.float64)
-        for micro in plan.at(step):
-            loss, own, _ = engine(data.batch(micro.objective, micro.first, micro.count), micro.objective, step)
-            engine.backward(loss * (micro.factor * plan.world_size), scale_wrt_gas=False)
-            total += micro.factor * own.double().sum()
-        set_learning_rate(engine, learning_rate)
-        engine.step()
-        losses.append(float(all_reduce(total, over_data=True)))
+        factors.update({micro.objective.name: micro.factor for micro in plan.at(step)})
+        steps.take(step, learning_rate)
+        losses.append(float(sum_over_batch(total)))
+        total.zero_()
         norms.append(float(engine.get_global_grad_norm()))
     return losses, norms
 
@@ -70,8 +81,10 @@ def check_ranks(engine: Any, recipe: Recipe) -> None:
     for name, param in optimizer_state.named_parameters(engine):
         full = safe_get_full_fp32_param(param)
         mine = (param if full is None else full).detach().contiguous()
-        same = [dist.group.WORLD if partition_axis(name) is None else place.data] if place.tensor_size > 1 else [None]
-        for group in same:
+        cut = partition_axis(name) is not None and place.tensor_size > 1
+        for group in (place.data, *(() if cut else (place.tensor,))):
+            if group is None and place.stages > 1:
+                continue
             copies = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
             dist.all_gather(copies, mine, group=group)
             assert all(torch.equal(copy, mine) for copy in copies), f"{name} differs between ranks"
@@ -80,17 +93,19 @@ def check_ranks(engine: Any, recipe: Recipe) -> None:
             assert not mine[len(own):].any(), "the vocabulary's padding was trained"
 
 
-def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
-    """All weights, on rank 0."""
-    found = {name: optimizer_state.full_weight(engine, name, param, 0)
-             for name, param in optimizer_state.named_parameters(engine)}
-    return {name: value for name, value in found.items() if value is not None}
+def check_tied(engine: Any) -> None:
+    """The head's matrix on the last pipeline stage is the first stage's token embedding, bit by bit."""
+    for comm in getattr(engine.module, "tied_comms", {}).values():
+        copies = [torch.empty_like(comm["module"].weight) for _ in comm["ranks"]]
+        dist.all_gather(copies, comm["module"].weight.detach(), group=comm["group"])
+        assert torch.equal(*copies), "embedding and head differ"
 
 
 def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     recipe = load_recipe(job["recipe"], case["overrides"])
-    form_groups(recipe.parallel.tensor, CPU)
-    engine, initial = build(recipe)
+    form_groups(recipe.parallel.tensor, recipe.parallel.pipeline, CPU)
+    engine = build_engine(build_model(recipe, recipe.phases["joint"]), recipe, CPU, groups().data_size)
+    initial = digest(whole_weights(engine))
     first, folder = 0, Path(job["output"]).with_suffix(".checkpoints")
     copied = True
     if case.get("resume"):
@@ -112,6 +127,7 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     last = first + job["steps"]
     losses, norms = train(engine, recipe, first, last, job["learning_rate"])
     check_ranks(engine, recipe)
+    check_tied(engine)
     if case.get("save"):
         save_checkpoint(folder, engine, {"step": last, "phase": "joint"}, {"none": torch.zeros(1)}, 9)
     result = {"name": case["name"], "initial": initial, "losses": losses, "norms": norms, "copied": copied, "first": first}

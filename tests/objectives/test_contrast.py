@@ -49,7 +49,7 @@ def test_loss_is_infonce_in_both_directions() -> None:
     batch = pack(documents(8))
     encoder = Encoder(MODEL, seed=1)
     config = Contrast(pairs=4, group=4, layer=2, temperature=0.1)
-    losses, languages = contrast_losses(encoder, batch, config, step=0)
+    losses, languages = contrast_losses(encoder(batch, last_layer=2), batch, config)
     pooled = F.normalize(mean_pool(encoder.hidden_states(batch)[2], batch), dim=-1)
     left, right = pooled[batch.pairs[:, 0]], pooled[batch.pairs[:, 1]]
     for i in range(4):
@@ -61,7 +61,8 @@ def test_loss_is_infonce_in_both_directions() -> None:
 
 def test_blocks_above_the_layer_get_no_gradient() -> None:
     encoder = Encoder(MODEL, seed=1)
-    losses, _ = contrast_losses(encoder, pack(documents(8)), Contrast(pairs=4, group=4, layer=2), step=0)
+    batch = pack(documents(8))
+    losses, _ = contrast_losses(encoder(batch, last_layer=2), batch, Contrast(pairs=4, group=4, layer=2))
     losses.sum().backward()
     assert all(p.grad is None for p in encoder.blocks[2].parameters())
     assert all(p.grad is not None for p in encoder.blocks[1].parameters())
@@ -83,8 +84,8 @@ def test_translations_of_the_same_sentence_are_no_negatives(side: int) -> None:
     texts[2 + side] = list(texts[side])
     encoder = Encoder(MODEL, seed=1)
     config = Contrast(pairs=4, group=4, layer=2, temperature=0.1)
-    losses, _ = contrast_losses(encoder, pack(texts), config, step=0)
     batch = pack(texts)
+    losses, _ = contrast_losses(encoder(batch, last_layer=2), batch, config)
     pooled = F.normalize(mean_pool(encoder.hidden_states(batch)[2], batch), dim=-1)
     left, right = pooled[batch.pairs[:, 0]], pooled[batch.pairs[:, 1]]
     kept = [0, 2, 3]

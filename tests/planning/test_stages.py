@@ -1,0 +1,44 @@
+"""Pipeline stages: every part once, the costliest stage as cheap as any cut allows."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_metaxlm.planning.stages import balanced_stages, model_stages, part_costs
+from dist_metaxlm.recipe.load import load_recipe
+
+
+@given(st.lists(st.floats(0.0, 100.0), min_size=2, max_size=9), st.data())
+def test_every_part_is_placed_once_and_no_cut_has_a_cheaper_costliest_stage(costs: list[float], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(costs)))
+    stages = balanced_stages(costs, count)
+    assert len(stages) == count
+    assert [block for stage in stages for block in stage.blocks] == list(range(len(costs) - 2))
+    assert [stage.first for stage in stages] == [True] + [False] * (count - 1)
+    assert [stage.last for stage in stages] == [False] * (count - 1) + [True]
+
+    def cost(first: bool, blocks: range, last: bool) -> float:
+        return costs[0] * first + sum(costs[1 + block] for block in blocks) + costs[-1] * last
+
+    cuts = [(0, *inner, len(costs)) for inner in combinations(range(1, len(costs)), count - 1)]
+    optimum = min(max(sum(costs[a:b]) for a, b in zip(cut, cut[1:], strict=False)) for cut in cuts)
+    assert max(cost(s.first, s.blocks, s.last) for s in stages) == pytest.approx(optimum)
+
+
+def test_seven_blocks_on_three_stages_and_three_on_four() -> None:
+    assert [len(stage.blocks) for stage in balanced_stages([0.0, *[1.0] * 7, 1.5], 3)] == [3, 3, 1]
+    assert sorted(len(stage.blocks) for stage in balanced_stages([0.0, *[1.0] * 3, 1.0], 4)) == [0, 1, 1, 1]
+
+
+def test_a_large_vocabulary_takes_blocks_off_the_last_stage() -> None:
+    model = load_recipe("xlmr-base").model
+    costs = part_costs(model, 512, 0.15)
+    assert 1.0 < costs[-1] / costs[1] < 10.0
+    stages = model_stages(model, 512, 0.15, 4)
+    assert len(stages[-1].blocks) < len(stages[0].blocks)
+    with pytest.raises(AssertionError, match="cannot be cut"):
+        balanced_stages(costs, model.layers + 3)
