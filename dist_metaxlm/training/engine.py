@@ -113,6 +113,21 @@ def _keep_norm(engine: Any) -> None:
     engine.clip_fp32_gradients = clip
 
 
+def clear_gradients(engine: Any) -> None:
+    """Leave no gradient of an earlier step behind; to be called before a step's first backward pass.
+
+    ZeRO-3 (DeepSpeed 0.19.8) overwrites a parameter's part in the first micro-step and adds in the others, so a parameter
+    that an objective does not reach would be updated with what an earlier step left there. The other stages count it as zero.
+    """
+    parts = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
+    if parts is None:
+        return
+    parts.zero_()
+    for master in engine.optimizer.fp32_partitioned_groups_flat if engine.optimizer.offload_optimizer else ():
+        if master.grad is not None:
+            master.grad.zero_()
+
+
 def set_learning_rate(engine: Any, value: float) -> None:
     """Give every parameter group the learning rate of the coming step."""
     for group in engine.optimizer.param_groups:

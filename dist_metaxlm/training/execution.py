@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.parallel.groups import groups
-from dist_metaxlm.training.engine import set_learning_rate
+from dist_metaxlm.training.engine import clear_gradients, set_learning_rate
 from dist_metaxlm.training.steps import StepPlan
 
 See = Callable[[PackedBatch], None]
@@ -30,6 +30,7 @@ class Accumulation:
         """See `Execution`."""
         engine = self._engine
         engine.module.train()
+        clear_gradients(engine)
         for micro in self._plan.at(step):
             batch = next(self._batches).to(engine.device)
             loss, losses, languages = engine(batch, micro.objective, step)

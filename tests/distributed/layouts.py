@@ -106,6 +106,9 @@ def single_process(recipe_path: Path, family: str, steps: int, extra: Sequence[s
             loss, own, _ = model(data.batch(micro.objective, micro.first, micro.count), micro.objective, step)
             (loss * micro.factor).backward()
             total += micro.factor * float(own.double().sum())
+        for parameter in model.parameters():
+            if parameter.grad is None:  # an objective that does not reach it; torch's AdamW would pass it over
+                parameter.grad = torch.zeros_like(parameter)
         result["losses"].append(total)
         result["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))
         optimizer.step()

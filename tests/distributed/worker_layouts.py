@@ -1,6 +1,6 @@
 """Train a few steps under each layout of a job file, over the ranks started; rank 0 writes what came out.
 
-See test_tensor_parallel.py. One start serves many layouts: the groups are formed and forgotten for each of them.
+See test_layouts.py. One start serves many layouts: the groups are formed and forgotten for each of them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""Tensor, sequence and pipeline parallelism with every ZeRO stage give what one process gives (docs/parallelism.md)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from layouts import Case, Layout, run_cases, single_process
+
+STEPS = 3
+# Every stage and size, with and without sequence parallelism; docs/results has the whole table (make layouts).
+SPREAD = {"xlmr": [Layout(2, 0), Layout(2, 2, sequence=True), Layout(4, 1), Layout(pipeline=2, zero_stage=1),
+                   Layout(2, 0, sequence=True, pipeline=2), Layout(pipeline=4, zero_stage=1, micro_batch_tokens=32)],
+          "modern": [Layout(2, 1, sequence=True, micro_batch_tokens=64), Layout(2, 3, sequence=True), Layout(4, 2),
+                     Layout(2, 1, sequence=True, pipeline=2, micro_batch_tokens=64)]}
+THREE_LAYERS = ["model.layers=3"]
+# ranks, layout: the same run goes through all of them.
+CHAIN = [(4, Layout(2, 1, pipeline=2)), (4, Layout(pipeline=4)), (4, Layout(1, 3)), (1, Layout(1, 1)), (4, Layout(4, 1)),
+         (4, Layout(2, 3, sequence=True)), (4, Layout(1, 1))]
+DRAWN = ["phases.joint.mixing=draw"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
+            run_ranks: Callable[..., str]) -> list[dict[str, Any]]:
+    """Results of all layouts: one start of four ranks for all, because starting is what takes long."""
+    cases = [Case(layout, family=family) for family, layouts in SPREAD.items() for layout in layouts]
+    cases.append(Case(Layout(pipeline=4), extra=THREE_LAYERS))
+    return run_cases(run_ranks, tiny_recipe, tmp_path_factory.mktemp("layouts") / "results.json", 4, cases, STEPS)
+
+
+def check(found: dict[str, Any], single: dict[str, Any]) -> None:
+    assert found["initial"] == single["initial"], f"{found['name']}: other initial weights"
+    assert found["losses"] == pytest.approx(single["losses"], rel=1e-5), found["name"]
+    assert found["norms"] == pytest.approx(single["norms"], rel=1e-4), found["name"]
+    assert found["weights"] == pytest.approx(single["weights"], rel=1e-3), found["name"]
+
+
+@pytest.mark.parametrize("family", SPREAD)
+def test_the_layout_changes_nothing(family: str, tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
+    first = sum(len(SPREAD[other]) for other in list(SPREAD)[:list(SPREAD).index(family)])
+    single = single_process(tiny_recipe, family, STEPS)
+    for found in trained[first:first + len(SPREAD[family])]:
+        check(found, single)
+
+
+def test_three_layers_on_four_stages(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
+    check(trained[-1], single_process(tiny_recipe, "xlmr", STEPS, THREE_LAYERS))
+
+
+def test_seven_layers_on_three_stages(tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]) -> None:
+    extra = ["model.layers=7"]
+    [found] = run_cases(run_ranks, tiny_recipe, tmp_path / "results.json", 3, [Case(Layout(pipeline=3), extra=extra)], STEPS)
+    check(found, single_process(tiny_recipe, "xlmr", STEPS, extra))
+
+
+def test_checkpoints_go_through_a_chain_of_layouts_bit_by_bit(tiny_recipe: Path, tmp_path: Path,
+                                                              run_ranks: Callable[..., str]) -> None:
+    results: list[dict[str, Any]] = []
+    while len(results) < len(CHAIN):
+        ranks = CHAIN[len(results)][0]
+        links = [layout for other, layout in CHAIN[len(results):]]
+        same = next((i for i, (other, _) in enumerate(CHAIN[len(results):]) if other != ranks), len(links))
+        cases = [Case(layout, resume=bool(results) or i > 0, save=True) for i, layout in enumerate(links[:same])]
+        results += run_cases(run_ranks, tiny_recipe, tmp_path / "results.json", ranks, cases, STEPS)
+    assert [found["first"] for found in results] == [STEPS * index for index in range(len(CHAIN))]
+    assert all(found["copied"] for found in results), [found["name"] for found in results if not found["copied"]]
+    whole = single_process(tiny_recipe, "xlmr", STEPS * len(CHAIN))
+    assert [loss for found in results for loss in found["losses"]] == pytest.approx(whole["losses"], rel=1e-5)
+
+
+def test_objectives_drawn_at_random_do_not_deadlock_and_no_gradient_is_used_twice(tiny_recipe: Path, tmp_path: Path,
+                                                                                  run_ranks: Callable[..., str]) -> None:
+    cases = [Case(Layout(1, 3), extra=DRAWN), Case(Layout(pipeline=2), extra=DRAWN)]
+    single = single_process(tiny_recipe, "xlmr", 40, DRAWN)
+    for found in run_cases(run_ranks, tiny_recipe, tmp_path / "results.json", 2, cases, 200):
+        assert len(found["losses"]) == 200
+        assert found["losses"][:40] == pytest.approx(single["losses"], rel=1e-5), found["name"]
