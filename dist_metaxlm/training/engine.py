@@ -117,7 +117,7 @@ def clear_gradients(engine: Any) -> None:
     """Leave no gradient of an earlier step behind; to be called before a step's first backward pass.
 
     ZeRO-3 (DeepSpeed 0.19.8) overwrites a parameter's part in the first micro-step and adds in the others, so a parameter
-    that an objective does not reach would be updated with what an earlier step left there. The other stages count it as zero.
+    that an objective does not reach would be updated with what an earlier step left there. Other stages count it as zero.
     """
     parts = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
     if parts is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,8 @@ class PipelinedModel(PipelineModule):
         # Read by the methods below, which the constructor of PipelineModule calls.
         self._make = lambda stage: Encoder(config, seed, shard, stage)
         self._stages, self._window = stages, window
-        self._step, self._micro_steps = 0, iter(())  # type: tuple[int, Iterator[MicroStep]]
+        self._step = 0
+        self._micro_steps: Iterator[MicroStep] = iter(())
         self._count: Count | None = None
         specs = [LayerSpec(Embedding, config, shard), *(LayerSpec(Block, config, i, shard) for i in range(config.layers)),
                  LayerSpec(Head, config, shard)]

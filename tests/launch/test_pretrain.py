@@ -121,13 +121,16 @@ def test_no_layout_changes_the_losses(single_process: Path, tiny_recipe: Path, t
         assert losses == pytest.approx(expected, rel=1e-5)
 
 
-def test_cross_goes_on_from_meta_with_tensor_and_sequence_parallelism(
-        undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run) -> None:
-    run = tmp_path / "tensor"
+@pytest.mark.parametrize(("overrides", "said"), [
+    (["parallel.tensor=2", "parallel.sequence=true"], "tensor 2 (sequence) x data 1, ZeRO-1"),
+    (["parallel.pipeline=2", "parallel.micro_batch_tokens=64"], "pipeline 2 x data 1, ZeRO-1")])
+def test_cross_goes_on_from_meta_on_another_layout(undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run,
+                                                   overrides: list[str], said: str) -> None:
+    run = tmp_path / "other"
     shutil.copytree(undisturbed, run)
     shutil.rmtree(run / "cross")
-    out = run_ranks(2, *command(tiny_recipe, run, "cross", "parallel.tensor=2", "parallel.sequence=true"))
-    assert "tensor 2 (sequence) x data 1, ZeRO-1" in out
+    out = run_ranks(2, *command(tiny_recipe, run, "cross", *overrides))
+    assert said in out
     lines = [[json.loads(line) for line in (r / "cross" / "metrics.jsonl").read_text().splitlines()]
              for r in (run, undisturbed)]
     for ours, expected in zip(*lines, strict=True):
