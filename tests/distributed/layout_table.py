@@ -57,7 +57,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> bool:
             f"Two blocks of width 32 with four heads, 383 ids (neither 2 nor 4 divide them), {STEPS} steps of the joint "
             "phase (mlm, tlm, contrast). Reference: one process with torch's AdamW, without DeepSpeed and megatron-core. "
             "Columns: initial weights equal bit for bit; largest relative deviation of any step's loss (bound 1e-5) and "
-            "gradient norm (bound 1e-4). In every row what several ranks hold is bit-equal after the last step (a pipeline's "
+            "gradient norm (bound 1e-4). In every row what several ranks hold is bit-equal at the end (a pipeline's "
             "embedding and head included), and the vocabulary's padding still zero.", "",
             "| family | layout | initial weights | loss | gradient norm |", "|---|---|---|---|---|"]
     lines = [f"| {r['family']} | {r['layout']} | {'equal' if r['same_initial_weights'] else 'DIFFERENT'} | {r['loss']:.1e} "
