@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.recipe.schema import PhaseConfig
-from dist_metaxlm.training.loop import micro_batches
+from dist_metaxlm.training.batches import batches
 from dist_metaxlm.training.steps import StepPlan
 
 LENGTH, STEPS, VOCAB = 32, 12, 3000
@@ -67,8 +67,8 @@ def runs(draw: st.DrawFn) -> tuple[SimpleNamespace, PhaseConfig]:
 def read(data: PhaseData, phase: PhaseConfig, first: int, last: int, ranks: int, micro: int | None) -> list[PackedBatch]:
     """The batches of steps first .. last - 1 of all ranks, step after step, rank after rank."""
     plans = [StepPlan(phase, "cross", 7, rank, ranks, micro) for rank in range(ranks)]
-    streams = [micro_batches(plan, data, first, last, torch.device("cpu")) for plan in plans]
-    return [next(stream)() for step in range(first, last)
+    streams = [batches(plan, data, first, last, torch.device("cpu")) for plan in plans]
+    return [next(stream) for step in range(first, last)
             for plan, stream in zip(plans, streams, strict=True) for _ in plan.at(step)]
 
 
