@@ -9,6 +9,7 @@ examples:
   python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl --store data/quickstart/store
   python launch/benchmark.py cleaning --megabytes 250 1000
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
+  python launch/benchmark.py scaling --ranks 1 2 4 --output scaling.json
 """
 
 from __future__ import annotations
@@ -42,10 +43,15 @@ def parse() -> argparse.Namespace:
     writing = commands.add_parser("store", help="prepare.py store, whole command, side by side with Megatron's way")
     writing.add_argument("--repeats", type=int, default=3, help="times that each command runs (default: 3)")
     writing.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
-    for command in (training, writing):
+    scaled = commands.add_parser("scaling", help="strong and weak scaling over data, tensor and pipeline parallel ranks")
+    scaled.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="ranks (default: 1 2 4)")
+    scaled.add_argument("--phase", default="cross", help="phase whose steps are measured (default: cross)")
+    scaled.add_argument("--steps", type=int, default=8, help="timed steps of each run (default: 8)")
+    scaled.add_argument("--repeats", type=int, default=2, help="times that each layout runs (default: 2)")
+    for command in (training, writing, scaled):
         command.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    for command in (training, loading, corpus, writing):
+    for command in (training, loading, corpus, writing, scaled):
         command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
@@ -99,10 +105,23 @@ def store(arguments: argparse.Namespace) -> Outcome:
     return result, f"{result['text_bytes'] / 1e6:.0f} MB: {ratios}; same files: {result['identical_files']}"
 
 
+def scaling(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.scaling import measure_scaling, plot, table
+
+    result = measure_scaling(arguments.recipe, arguments.overrides, arguments.phase, arguments.ranks, arguments.steps,
+                             arguments.repeats)
+    if arguments.output:
+        plot(result, Path(arguments.output).with_suffix(".png"))
+        Path(arguments.output).with_suffix(".md").write_text(f"{table(result)}\n", encoding="utf-8")
+    return result, table(result)
+
+
+COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store, "scaling": scaling}
+
+
 def main() -> None:
     arguments = parse()
-    result, sentence = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store}[arguments.command](
-        arguments)
+    result, sentence = COMMANDS[arguments.command](arguments)
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result) if arguments.json else sentence)

@@ -1,0 +1,95 @@
+"""One rank of the scaling benchmark: trains a phase for a few steps, and rank 0 prints what a step took as JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.parallel.groups import groups
+from dist_metaxlm.parallel.process_group import all_reduce, barrier, pick_device, process_group
+from dist_metaxlm.parallel.topology import detect_topology
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.schema import Contrast
+from dist_metaxlm.training.batches import batches
+from dist_metaxlm.training.engine import build_engine
+from dist_metaxlm.training.execution import Execution, execution
+from dist_metaxlm.training.layout import check_layout
+from dist_metaxlm.training.pretrain import build_model
+from dist_metaxlm.training.steps import StepPlan
+
+WARM_UP = 2
+COMMUNICATION = ("gloo:", "nccl", "c10d::")
+"""How the profiler names collectives and sends: gloo's by backend, NCCL's kernels, and the calls of both."""
+
+
+def main(job: dict[str, Any]) -> None:
+    """Measure the recipe, phase and overrides of `job` over the ranks that were started."""
+    topology, recipe = detect_topology(), load_recipe(job["recipe"], job["overrides"])
+    phase, device = recipe.phases[job["phase"]], pick_device(topology)
+    check_layout(recipe, job["phase"], topology.world_size)
+    with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
+        directory, place = recipe.data.directory, groups()
+        data = PhaseData(TokenStore.open(f"{directory}/store"), Tokenizer.load(f"{directory}/tokenizer.model"), job["phase"],
+                         phase, recipe.seed)
+        plan = StepPlan(phase, job["phase"], recipe.seed, place.data_rank, place.data_size,
+                        recipe.parallel.micro_batch_tokens)
+        engine = build_engine(build_model(recipe, phase), recipe, device, place.data_size)
+        total = WARM_UP + 2 * job["steps"]
+        steps = execution(engine, plan, batches(plan, data, 0, total, device), lambda _: None, lambda *_: None)
+        figures = measure(steps, job["steps"], device)
+        tokens = sum(o.batch_tokens for o in phase.objectives if not isinstance(o, Contrast))
+        if topology.is_first:
+            print(json.dumps({"tokens_per_step": tokens, **figures}), flush=True)
+        engine.destroy()
+
+
+def measure(steps: Execution, count: int, device: torch.device) -> dict[str, Any]:
+    """Median seconds of `count` steps, and of as many more under the profiler the share spent in communication.
+
+    The profiler slows what it watches, so it does not watch the steps that are timed.
+    """
+    seconds = []
+    for step in range(WARM_UP + count):
+        barrier()
+        start = time.perf_counter()
+        steps.take(step, 1e-4)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    start = time.perf_counter()
+    with profile(activities=activities) as trace:
+        for step in range(WARM_UP + count, WARM_UP + 2 * count):
+            steps.take(step, 1e-4)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        watched = time.perf_counter() - start
+    spans = [(event.time_range.start, event.time_range.end) for event in trace.events()
+             if event.name.startswith(COMMUNICATION)]
+    share = covered(spans) / 1e6 / watched
+    mean = float(all_reduce(torch.tensor([share], dtype=torch.float64, device=device))) / torch.distributed.get_world_size()
+    return {"seconds_per_step": statistics.median(seconds[WARM_UP:]), "communication_share": mean}
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+if __name__ == "__main__":
+    from dist_metaxlm.errors import run_command
+
+    run_command(lambda: main(json.loads(sys.argv[1])))
