@@ -110,8 +110,8 @@ def table(result: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|---|---|---|"]
     return "\n".join([*head, *(
         f"| {row['scaling']} | {row['kind']} | {row['ranks']} | {row['tokens_per_step']:,} | "
-        f"{row['seconds_per_step']:.3f} | {row['tokens_per_second']:,.0f} | {row['speed_up']:.2f} | {row['efficiency']:.0%} | "
-        f"{row['communication_share']:.0%} |" for row in result["rows"])])
+        f"{row['seconds_per_step']:.3f} | {row['tokens_per_second']:,.0f} | {row['speed_up']:.2f} | "
+        f"{row['efficiency']:.0%} | {row['communication_share']:.0%} |" for row in result["rows"])])
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
