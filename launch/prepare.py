@@ -33,7 +33,7 @@ def main() -> None:
                         help="a command, then any field of the recipe as key=value")
     parser.add_argument("--recipe", default="quickstart", help="name of a shipped recipe or a YAML file")
     parser.add_argument("--workers", type=int, metavar="N",
-                        help="processes of each rank that write the store (default: its share of the cores)")
+                        help="processes that clean the corpus, and of each rank that write the store (default: the cores)")
     parser.add_argument("--phase", default="meta", help="inspect: phase of the recipe (default: meta)")
     parser.add_argument("--objective", help="inspect: mlm, tlm or contrast (default: the phase's first)")
     parser.add_argument("--sample", type=int, default=0, help="inspect: number of the sample, from 0 (default: 0)")

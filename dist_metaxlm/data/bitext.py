@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dist_metaxlm.data.ordered import OrderedPairs
 from dist_metaxlm.data.pair_packing import pack, plan_chunks
 from dist_metaxlm.data.permutation import hash_u64, key, permute
 from dist_metaxlm.data.spans import groups, spans
@@ -56,7 +57,7 @@ class BitextRead:
     """[D] int64: first token of each pair and of each window's padding in the flat batch, ascending."""
 
 
-class BitextWindows:
+class BitextWindows(OrderedPairs):
     """The windows of several pairs' streams, by (language pair, ordinal)."""
 
     def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int,
@@ -65,10 +66,7 @@ class BitextWindows:
 
         Raises UserError for a corpus without pairs, or whose pairs are longer than a window.
         """
-        self.length = length
-        self._tokens = [np.asarray(corpus.tokens) for corpus in corpora]
-        self._document_starts = [np.asarray(corpus.document_starts) for corpus in corpora]
-        self._second_starts = [np.asarray(corpus.second_starts) for corpus in corpora]
+        super().__init__(corpora, names, length, keys)
         for name, starts in zip(names, self._document_starts, strict=True):
             count = len(starts) - 1
             if count < 1 or int(starts[-1]) > count * length:
@@ -80,7 +78,6 @@ class BitextWindows:
         self._per_chunk = np.array([plan.windows for plan in self._plans], np.int64)
         self.counts = np.array([plan.chunks * plan.windows for plan in self._plans], np.int64)
         """[K] int64: windows of an epoch."""
-        self._order_keys = np.array([key(*keys, "order", name) for name in names], np.uint64)
         self._swap_key = key(*keys, "swap")
         self._kept: dict[tuple[int, ...], np.ndarray] = {}
 

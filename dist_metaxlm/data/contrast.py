@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dist_metaxlm.data.permutation import hash_u64, key, permute
+from dist_metaxlm.data.ordered import OrderedPairs
+from dist_metaxlm.data.permutation import hash_u64, permute
 from dist_metaxlm.data.spans import groups, spans
 from dist_metaxlm.data.tokenizer import BOS, EOS, PAD
 from dist_metaxlm.errors import UserError
@@ -37,22 +38,18 @@ class ContrastRead:
     """[W] int64: which of the 2P sentences stands first in each window."""
 
 
-class ContrastPairs:
+class ContrastPairs(OrderedPairs):
     """The pairs of several bitexts, by (language pair, ordinal)."""
 
     def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int,
                  keys: tuple[str | int, ...]) -> None:
         """Pack pairs of `corpora`, called `names`, into windows of `length` tokens; `keys` name the random streams."""
-        self._length = length
-        self._tokens = [np.asarray(corpus.tokens) for corpus in corpora]
-        self._document_starts = [np.asarray(corpus.document_starts) for corpus in corpora]
-        self._second_starts = [np.asarray(corpus.second_starts) for corpus in corpora]
+        super().__init__(corpora, names, length, keys)
         self._counts = np.array([len(starts) - 1 for starts in self._document_starts], np.int64)
         for name, count in zip(names, self._counts.tolist(), strict=True):
             if count < 1:
                 raise UserError(f"{name} has no translation pair; prepare the store again with bitext for it, "
                                 "or list phases.*.languages without it")
-        self._order_keys = np.array([key(*keys, "order", name) for name in names], np.uint64)
 
     def locate(self, corpus: np.ndarray, ordinal: np.ndarray) -> np.ndarray:
         """[P] int64: document of `corpus` that is number `ordinal` of it (both [P]), from 0 for ever."""
@@ -67,9 +64,9 @@ class ContrastPairs:
         """Pack pairs `documents` of language pairs `corpus` (both [P]), sentences cut to `max_tokens`."""
         source, size, starts_anew = self._sentences(corpus, documents)
         length = np.minimum(size + starts_anew, max_tokens)
-        window, offset, windows = first_fit(length, self._length)
-        start = window * self._length + offset
-        flat = np.full(windows * self._length, PAD, np.int64)
+        window, offset, windows = first_fit(length, self.length)
+        start = window * self.length + offset
+        flat = np.full(windows * self.length, PAD, np.int64)
         flat[start] = BOS
         kept = length - starts_anew
         order = np.argsort(corpus, kind="stable")
@@ -79,12 +76,12 @@ class ContrastPairs:
         cut = length < size + starts_anew
         flat[(start + length - 1)[cut]] = EOS
         filled = np.bincount(window, weights=length, minlength=windows).astype(np.int64)
-        padding = (np.arange(windows) * self._length + filled)[filled < self._length]
+        padding = (np.arange(windows) * self.length + filled)[filled < self.length]
         first = np.sort(np.concatenate([start, padding]))
         leaders = np.empty(windows, np.int64)
         leaders[window[offset == 0]] = np.flatnonzero(offset == 0)
         pairs = np.searchsorted(first, start).reshape(-1, 2)
-        return ContrastRead(flat.reshape(windows, self._length), first, pairs, leaders)
+        return ContrastRead(flat.reshape(windows, self.length), first, pairs, leaders)
 
     def _sentences(self, corpus: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """([2P] first token in its corpus, [2P] tokens there, [2P] 1 where `<s>` is to be put in front)."""

@@ -6,34 +6,32 @@ bitext/<pair>.tsv (sentence, tab, translation), decontaminated.jsonl (what conta
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dist_metaxlm.data import quickstart, readers
-from dist_metaxlm.data.cleaning import Counts, LineCleaner
-from dist_metaxlm.data.decontamination import EvaluationIndex, Hit
+from dist_metaxlm.data.corpus_language import BITEXT, TEXT, LanguageMaker, Made, Named, Shape
+from dist_metaxlm.data.decontamination import EvaluationIndex
+from dist_metaxlm.data.processes import available_cores, end_with_parent
 from dist_metaxlm.data.readers import PairPlace
 from dist_metaxlm.data.readers_evaluation import evaluation_files, evaluation_texts
-from dist_metaxlm.data.readers_files import shown
-from dist_metaxlm.data.repeats import Draft, Repeats
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.data import BitextSource, DataConfig, MosesPair, ReadingConfig, TextSource
+from dist_metaxlm.recipe.data import BitextSource, DataConfig, MosesPair, TextSource
 
 Log = Callable[[str], None]
 Files = dict[str, list[Path]]
-Named = Mapping[str, Sequence[PairPlace]]
-"""Source name -> its files; the source without a name is ""."""
+Task = tuple[Shape, str, Named]
+"""A language or language pair, with its files."""
 
-BATCH_CHARACTERS = 1 << 20
-"""Documents are compared with the evaluation texts in batches of about this size."""
-QUOTED = 200
-"""Characters of an evaluation text that decontaminated.jsonl quotes."""
+ALONE_BYTES = 64 << 20
+"""Less text than this is cleaned by one process, unless the user asks for more: they take a second to start."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,10 @@ def files(folder: Path) -> tuple[Files, Files]:
     return found
 
 
-def make(folder: Path, config: DataConfig, log: Log) -> dict[str, Any]:
+def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None) -> dict[str, Any]:
     """Write the corpus into `folder`; returns what went in and what every step dropped, for the manifest.
 
+    `workers`: processes, each of which takes whole languages; what is written does not depend on them.
     Errors: UserError for damaged text, and for a language of which nothing is left.
     """
     scratch = folder / ".scratch"
@@ -114,14 +113,61 @@ def make(folder: Path, config: DataConfig, log: Log) -> dict[str, Any]:
         found = _named(scratch / "quickstart")
     else:
         found = sources(config)
-    with (folder / "decontaminated.jsonl").open("w", encoding="utf-8") as listed:
-        maker = _Maker(folder, config, _index(config, log), listed)
-        about = {what: {name: maker.make(shape, name, named, log) for name, named in group.items()}
-                 for what, shape, group in (("text", TEXT, found.text), ("bitext", BITEXT, found.bitext))}
-    if not config.cleaning.decontaminate:
-        (folder / "decontaminated.jsonl").unlink()
+    for place in (scratch, folder / TEXT.folder, folder / BITEXT.folder):
+        place.mkdir(exist_ok=True)
+    tasks = [(shape, name, named) for shape, group in ((TEXT, found.text), (BITEXT, found.bitext))
+             for name, named in group.items()]
+    maker = LanguageMaker(folder, config, _index(config, log))
+    made: dict[str, Made] = {}
+    for one in _all_made(maker, tasks, workers):
+        made[one.name] = one
+        log(one.line)
+    if config.cleaning.decontaminate:
+        with (folder / "decontaminated.jsonl").open("wb") as listed:
+            for _, name, _ in tasks:
+                with maker.listed(name).open("rb") as rows:
+                    shutil.copyfileobj(rows, listed)
     shutil.rmtree(scratch)
-    return {**origin, **about, "cleaning": config.cleaning.model_dump(mode="json"), "decontaminated": maker.by_file()}
+    about = {shape.folder: {name: made[name].about for of, name, _ in tasks if of is shape} for shape in (TEXT, BITEXT)}
+    return {**origin, **about, "cleaning": config.cleaning.model_dump(mode="json"), "decontaminated": _by_file(made)}
+
+
+def _by_file(made: Mapping[str, Made]) -> dict[str, dict[str, int]]:
+    """Evaluation file -> language or pair -> documents dropped because of it."""
+    found: dict[str, dict[str, int]] = {}
+    for file, name in sorted((file, name) for name, one in made.items() for file in one.hits):
+        found.setdefault(file, {})[name] = made[name].hits[file]
+    return found
+
+
+def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> Iterator[Made]:
+    """What comes of all tasks, as they are done, in this process or in `workers` others."""
+    sizes = [sum(_size(place) for places in named.values() for place in places) for _, _, named in tasks]
+    workers = min(workers or (available_cores() if sum(sizes) >= ALONE_BYTES else 1), len(tasks))
+    if workers == 1:
+        yield from (maker.make(*task) for task in tasks)
+        return
+    # spawn: the caller may hold threads (torch, MPI) that a fork would tear
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+        # the largest first, so that none is left for the end; it takes as long as all the others may
+        largest_first = sorted(range(len(tasks)), key=lambda number: -sizes[number])
+        try:
+            for future in as_completed([pool.submit(maker.make, *tasks[number]) for number in largest_first]):
+                yield future.result()
+        except BaseException as error:
+            maker.stop.touch()
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise UserError("a worker process was killed, most often for want of memory; give fewer --workers and run "
+                                "launch/prepare.py again") from None
+            raise
+
+
+def _size(place: PairPlace) -> int:
+    """Bytes of a file or two; of a URL nothing is known."""
+    if isinstance(place, tuple):
+        return sum(map(_size, place))
+    return place.stat().st_size if isinstance(place, Path) else 0
 
 
 def _named(folder: Path) -> Sources:
@@ -140,125 +186,3 @@ def _index(config: DataConfig, log: Log) -> EvaluationIndex | None:
     index.freeze()
     log(f"{len(index)} evaluation texts to keep out of the corpus")
     return index
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What differs between text and bitext: a translation pair is a document of two lines that stay or go together."""
-
-    folder: str
-    unit: str
-    suffix: str
-    whole: bool
-    read: Callable[[PairPlace, ReadingConfig, str], Iterator[Sequence[str]]]
-
-
-def _read_text(place: PairPlace, reading: ReadingConfig, name: str) -> Iterator[Sequence[str]]:
-    assert not isinstance(place, tuple)
-    return readers.documents([place], reading)
-
-
-def _read_bitext(place: PairPlace, reading: ReadingConfig, name: str) -> Iterator[Sequence[str]]:
-    return readers.pairs([place], reading, name.split("-"))
-
-
-TEXT = Shape("text", "documents", ".txt", False, _read_text)
-BITEXT = Shape("bitext", "pairs", ".tsv", True, _read_bitext)
-
-
-class _Maker:
-    """Cleans languages one after the other."""
-
-    def __init__(self, folder: Path, config: DataConfig, index: EvaluationIndex | None, listed: IO[str]) -> None:
-        self._folder, self._config, self._index, self._listed = folder, config, index, listed
-        self._cleaner = LineCleaner(config.cleaning)
-        self._hits: Counter[tuple[str, str]] = Counter()
-        for shape in (TEXT, BITEXT):
-            (folder / shape.folder).mkdir()
-
-    def by_file(self) -> dict[str, dict[str, int]]:
-        """Evaluation file -> language or pair -> documents dropped because of it."""
-        found: dict[str, dict[str, int]] = {}
-        for (file, name), number in sorted(self._hits.items()):
-            found.setdefault(file, {})[name] = number
-        return found
-
-    def make(self, shape: Shape, name: str, named: Mapping[str, Sequence[PairPlace]], log: Log) -> dict[str, Any]:
-        """Write the files of one language or pair; returns their part of the manifest."""
-        scratch = self._folder / ".scratch" / name
-        repeats = Repeats(scratch, self._config.cleaning, shape.whole)
-        counts = {source: Counts() for source in named}
-        drafts = {source: Draft(scratch / f"{source}.draft", shape.whole) for source in named}
-        for source, places in named.items():
-            with drafts[source].writing() as write:
-                for place in places:
-                    for lines in self._cleaned(shape, name, place, counts[source]):
-                        repeats.add(lines)
-                        write(lines)
-        repeats.find(drafts.values())
-        stems: dict[str, list[str]] = {}
-        for source in named:
-            # Sources of translations become one file: only text is mixed by source.
-            stems.setdefault(f"{name}.{source}" if source and not shape.whole else name, []).append(source)
-        for stem, members in stems.items():
-            with Draft(self._folder / shape.folder / f"{stem}{shape.suffix}", shape.whole).writing() as write:
-                for source in members:
-                    for lines in repeats.kept(drafts[source], counts[source]):
-                        counts[source].keep(lines)
-                        write(lines)
-        shutil.rmtree(scratch)
-        total = sum(counts.values(), Counts())
-        log(f"{name}: {total.documents} of {total.read_documents} {shape.unit} kept, {total.bytes / 1e6:.1f} MB")
-        if not total.documents:
-            raise UserError(f"data.{shape.folder}.{name}: cleaning left none of {total.read_documents} {shape.unit} "
-                            f"({dict(total.dropped_documents)} dropped); loosen data.cleaning, or remove the files")
-        return {**total.as_json(shape.unit), "sources": {
-            source: {**counts[source].as_json(shape.unit), "files": [_named_files(place) for place in named[source]]}
-            for source in named}}
-
-    def _cleaned(self, shape: Shape, name: str, place: PairPlace, counts: Counts) -> Iterator[list[str]]:
-        """Documents of one file after the steps that look at one document alone."""
-        batch: list[tuple[int, list[str]]] = []
-        size = 0
-        for number, document in enumerate(shape.read(place, self._config.reading, name), 1):
-            counts.read_documents += 1
-            counts.read_lines += len(document)
-            lines = [kept for line in document if (kept := self._cleaner.clean(line, counts)) is not None]
-            if len(lines) < len(document):
-                if shape.whole:
-                    lines = []
-                counts.drop("length", not lines, len(document) - len(lines))
-            if lines:
-                batch.append((number, lines))
-                size += sum(map(len, lines))
-            if size >= BATCH_CHARACTERS:
-                yield from self._clean_of_evaluation(shape, name, place, batch, counts)
-                batch, size = [], 0
-        yield from self._clean_of_evaluation(shape, name, place, batch, counts)
-
-    def _clean_of_evaluation(self, shape: Shape, name: str, place: PairPlace, batch: list[tuple[int, list[str]]],
-                             counts: Counts) -> Iterator[list[str]]:
-        hits = _check(self._index, batch, shape.whole)
-        for (number, lines), hit in zip(batch, hits, strict=True):
-            if hit is None:
-                yield lines
-                continue
-            counts.drop("decontaminate", 1, len(lines))
-            self._hits[hit.file, name] += 1
-            row = {shape.folder: name, "file": _named_files(place), shape.unit.rstrip("s"): number,
-                   "characters": sum(map(len, lines)), "evaluation_file": hit.file, "sentence": hit.sentence[:QUOTED]}
-            self._listed.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _check(index: EvaluationIndex | None, batch: list[tuple[int, list[str]]], whole: bool) -> Iterable[Hit | None]:
-    """The evaluation text that each document of the batch contains; the sides of a pair are looked at one by one."""
-    if index is None or not batch:
-        return [None] * len(batch)
-    if not whole:
-        return index.check([lines for _, lines in batch])
-    left, right = (index.check([[lines[side]] for _, lines in batch]) for side in range(2))
-    return [first or second for first, second in zip(left, right, strict=True)]
-
-
-def _named_files(place: PairPlace) -> str:
-    return " ".join(map(shown, place)) if isinstance(place, tuple) else shown(place)

@@ -211,6 +211,8 @@ class HeldOut:
         self._heads = {key[:HEAD_KEY] for key in keys}
 
     def __contains__(self, text: str) -> bool:
+        if not self._keys:
+            return False
         if len(text) > HEAD:
             head = text_key(text[:HEAD])
             if len(head) >= 2 * HEAD_KEY and head[:HEAD_KEY] not in self._heads:

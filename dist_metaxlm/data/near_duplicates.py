@@ -16,7 +16,6 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
 from dist_metaxlm.data.deduplication import Dropped, Repeated
@@ -52,6 +51,8 @@ class NearDuplicateFinder:
     """`add` the documents of a language with ordinals 0, 1, 2, ..., then `find` those that are almost an earlier one."""
 
     def __init__(self, folder: Path, config: NearDuplicates) -> None:
+        from datasketch import MinHash, MinHashLSH  # here: with SciPy it costs a quarter of a second
+
         self._config = config
         self._bands = Repeated(folder / "bands")
         self._folder = folder

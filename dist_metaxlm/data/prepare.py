@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None 
     """Make what is missing of STEPS, in that order, up to `until`; returns at once where nothing is.
 
     Two processes may call it at once: one works, the other waits. With `ranks` all of them call it, and write the store
-    together; `workers` is the number of processes of each for that, by default its share of the machine's cores.
+    together; `workers` is the number of processes of each for that, by default its share of the machine's cores, and of the
+    first for cleaning (by default one for little text, else one a core).
     Errors: UserError for missing, empty or undecodable text, for a tokenizer of another size than `model.vocab_size`, and
     for data that other settings have made.
     """
@@ -61,7 +63,7 @@ def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None 
                 if recipe.data.corpus == "files":
                     corpus.sources(recipe.data)
                 stack.enter_context(_lock(directory, log))
-                _first_steps(recipe, directory, log, until)
+                _first_steps(recipe, directory, log, until, workers)
                 missing = until == "store" and not (directory / "store").is_dir()
         if ranks.share(missing):
             start = time.perf_counter()
@@ -73,12 +75,14 @@ def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None 
                 _check_match(directory)
 
 
-def _first_steps(recipe: Recipe, directory: Path, log: Log, until: str) -> None:
+def _first_steps(recipe: Recipe, directory: Path, log: Log, until: str, workers: int | None) -> None:
     check_settings(recipe)
     for leftover in directory.glob(".making-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     write_settings(recipe)
-    for step, make in _MAKERS.items():
+    makers: dict[str, Callable[[Recipe, Path, Log], bool]] = {
+        "corpus": partial(_make_corpus, workers=workers), "heldout": _make_heldout, "tokenizer": _make_tokenizer}
+    for step, make in makers.items():
         start = time.perf_counter()
         if make(recipe, directory, log):
             log(f"{step} ready in {time.perf_counter() - start:.1f} s")
@@ -150,12 +154,12 @@ def corpus_files(recipe: Recipe) -> tuple[Files, Files]:
     return corpus.files(Path(recipe.data.directory) / "corpus")
 
 
-def _make_corpus(recipe: Recipe, directory: Path, log: Log) -> bool:
+def _make_corpus(recipe: Recipe, directory: Path, log: Log, workers: int | None) -> bool:
     place = directory / "corpus"
     if place.is_dir():
         return False
     with _committed(place) as folder:
-        manifest.write(folder, corpus.make(folder, recipe.data, log))
+        manifest.write(folder, corpus.make(folder, recipe.data, log, workers))
     return True
 
 
@@ -226,7 +230,3 @@ def _check_match(directory: Path) -> None:
         raise UserError(f"{directory / 'tokenizer.model'} is not the tokenizer that the token store was written with "
                         f"(SHA-256 {found[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
                         "launch/prepare.py again")
-
-
-_MAKERS: dict[str, Callable[[Recipe, Path, Log], bool]] = {
-    "corpus": _make_corpus, "heldout": _make_heldout, "tokenizer": _make_tokenizer}

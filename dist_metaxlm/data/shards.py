@@ -7,7 +7,7 @@ blank lines (text) or line ends (bitext) after fixed positions; the shard finds 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -80,9 +80,19 @@ def documents(shard: Shard, whole: bool = True) -> Iterator[list[str]]:
     if shard.path.suffix in PACKED:
         yield from readers.documents([shard.path])
         return
+    for block in _text(shard, whole).split("\n\n"):
+        paragraphs = [line.strip() for line in block.split("\n")]
+        if all(paragraphs) and len(block) < readers.DOCUMENT_BYTES:
+            yield paragraphs
+        else:
+            yield from _cut(block)
+
+
+def _cut(block: str) -> Iterator[list[str]]:
+    """Documents of a text that may be long or have blank lines with white space in them."""
     document: list[str] = []
     size = 0
-    for line in _lines(shard, whole):
+    for line in block.split("\n"):
         paragraph = line.strip()
         if document and (not paragraph or size >= readers.DOCUMENT_BYTES):
             yield document
@@ -100,7 +110,7 @@ def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
     if shard.path.suffix in PACKED:
         yield from readers.pairs([shard.path])
         return
-    for number, line in enumerate(_lines(shard)):
+    for number, line in enumerate(_text(shard).split("\n")):
         if not line.strip():
             continue
         columns = line.split("\t")
@@ -111,7 +121,7 @@ def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
         yield columns[0].strip(), columns[1].strip()
 
 
-def _lines(shard: Shard, whole: bool = True) -> Iterable[str]:
+def _text(shard: Shard, whole: bool = True) -> str:
     start, stop = span(shard, whole)
     with shard.path.open("rb") as file:
         file.seek(start)
@@ -123,7 +133,7 @@ def _lines(shard: Shard, whole: bool = True) -> Iterable[str]:
         column = error.start - raw.rfind(b"\n", 0, error.start)
         raise UserError(f"{shard.path}, line {line}, byte {column} (0x{raw[error.start]:02X}) is not UTF-8; "
                         "convert the file, for instance with iconv -f latin1 -t utf-8") from None
-    return (text.removeprefix("\ufeff") if not start else text).split("\n")
+    return text.removeprefix("\ufeff") if not start else text
 
 
 def span(shard: Shard, whole: bool = True) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from dist_metaxlm.errors import UserError
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 _DTYPES: dict[int, Any] = {4: np.int32, 5: np.int64, 8: np.uint16}
-_CHUNK = 1 << 18
-"""Index entries read at a time: an index of any length is checked in a few megabytes."""
-
+_CHUNK = 1 << 14
+"""Index entries read at a time, so that they stay in the processor's cache."""
+_RELEASED = 1 << 18
+"""Index entries after which their memory is given back: an index of any length is checked in a few megabytes."""
 
 _SCAN = 1 << 22
 """Tokens that are checked together."""
@@ -124,10 +126,10 @@ class Corpus:
     def document_starts(self) -> np.ndarray:
         """[documents + 1] int64: first token of each document, and the number of tokens."""
         starts = np.empty(self._documents.size, np.int64)
-        for first in range(0, starts.size - 1, _CHUNK):
-            documents = self._documents[first:min(first + _CHUNK, starts.size - 1)]
-            np.floor_divide(self._pointers[documents], self._itemsize, out=starts[first:first + documents.size])
-            _release(self._pointers)
+        alone = starts.size == self._pointers.size + 1
+        for first, last in _parts(starts.size - 1, self._pointers):
+            pointers = self._pointers[first:last] if alone else self._pointers[self._documents[first:last]]
+            np.floor_divide(pointers, self._itemsize, out=starts[first:last])
         starts[-1] = self.tokens.size
         return starts
 
@@ -175,32 +177,43 @@ class Corpus:
 
     def _check(self, itemsize: int, lengths: np.ndarray, pointers: np.ndarray, documents: np.ndarray,
                sequences: int) -> None:
-        size, end = self._bin.stat().st_size, 0
-        if not documents.size or documents[0] or documents[-1] != lengths.size:
+        size, count = self._bin.stat().st_size, lengths.size
+        if not documents.size or documents[0] or documents[-1] != count:
             raise self._damaged("its documents do not cover its sequences in order")
-        for first in range(0, documents.size, _CHUNK):
-            steps = np.diff(documents[first:first + _CHUNK + 1])
-            if (steps < 1).any():
+        # as many documents as sequences: one each, which is quicker to see than that they follow one another
+        alone = documents.size - 1 == count
+        for first, last in _parts(documents.size - 1, documents):
+            steps = np.diff(documents[first:last + 1])
+            if not (steps == 1).all() if alone else (steps < 1).any():
                 raise self._damaged("its documents do not cover its sequences in order")
             if sequences == 2 and (steps != 2).any():
                 raise self._damaged("a document is not a pair of sequences")
-            _release(documents)
-        for first in range(0, lengths.size, _CHUNK):
-            part = lengths[first:first + _CHUNK]
+        for first, last in _parts(count, lengths):
+            part = lengths[first:last]
             if part.min() < 0:
                 raise self._damaged("a sequence has a negative length")
-            ends = np.cumsum(part, dtype=np.int64) * itemsize + end
-            expected = np.concatenate([np.array([end]), ends[:-1]])
-            if not np.array_equal(pointers[first:first + _CHUNK], expected):
+            # Sums that overflow cannot hide anything: from 0 on, equal steps modulo 2**64 are equal pointers.
+            steps = np.diff(pointers[first:last + 1])
+            if not np.array_equal(steps, np.multiply(part[:steps.size], itemsize, dtype=np.int64)):
                 raise self._damaged("its pointers do not follow from its lengths")
-            end = int(ends[-1])
-            _release(lengths)
+        if count and pointers[0]:
+            raise self._damaged("its pointers do not follow from its lengths")
+        end = int(pointers[-1]) + itemsize * int(lengths[-1]) if count else 0
         if size != end:
             raise UserError(f"{self._bin} has {size} bytes where its index counts {end}; "
                             f"delete {self._bin.parent} and run launch/prepare.py again")
 
     def _damaged(self, why: str) -> UserError:
         return UserError(f"{self._index} is damaged: {why}; delete {self._index.parent} and run launch/prepare.py again")
+
+
+def _parts(count: int, mapped: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of runs of `count` entries that fit in the processor's cache; `mapped` is let go of in between."""
+    for first in range(0, count, _CHUNK):
+        last = min(first + _CHUNK, count)
+        yield first, last
+        if last % _RELEASED == 0 or last == count:
+            _release(mapped)
 
 
 def _release(mapped: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dist_metaxlm.data.store import HEADER, MAGIC
-from dist_metaxlm.data.tokenizer import BOS, EOS, Tokenizer
+from dist_metaxlm.data.tokenizer import Tokenizer
 
 CHUNK = 256
 """Documents or pairs that are encoded together."""
@@ -30,15 +30,10 @@ def text_arrays(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np
     """`<s> ids </s>` of each text that has ids, many at a time: ([tokens] ids, [documents] int32 lengths)."""
     source = iter(texts)
     while chunk := list(islice(source, CHUNK)):
-        flat, counts = encode(chunk, tokenizer)
-        lengths = np.where(counts, counts + 2, 0)
-        lengths = lengths[lengths > 0]
-        ends = np.cumsum(lengths)
-        tokens = np.empty(int(lengths.sum()), token_dtype(tokenizer.vocab_size))
-        inner = np.ones(tokens.size, np.bool_)
-        inner[ends - lengths] = inner[ends - 1] = False
-        tokens[ends - lengths], tokens[ends - 1], tokens[inner] = BOS, EOS, flat
-        yield tokens, lengths.astype(np.int32)
+        flat, lengths = tokenizer.encode_flat(chunk)
+        if (lengths == 2).any():
+            flat, lengths = flat[np.repeat(lengths > 2, lengths)], lengths[lengths > 2]
+        yield flat.astype(token_dtype(tokenizer.vocab_size)), lengths.astype(np.int32)
 
 
 def pair_arrays(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int,
@@ -49,31 +44,17 @@ def pair_arrays(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_toke
     """
     source = iter(pairs)
     while chunk := list(islice(source, CHUNK)):
-        flat, counts = encode(list(chain.from_iterable(chunk)), tokenizer)
-        sides = counts.reshape(-1, 2)
-        empty = (sides == 0).any(axis=1)
-        longer = ~empty & (sides.sum(axis=1) + 3 > max_tokens)
+        flat, counts = tokenizer.encode_flat(list(chain.from_iterable(chunk)))
+        sides = counts.reshape(-1, 2) - np.array([0, 1])  # the translation has no <s>
+        empty = (counts.reshape(-1, 2) == 2).any(axis=1)
+        longer = ~empty & (sides.sum(axis=1) > max_tokens)
         for why, which in (("empty side", empty), ("longer than max_pair_tokens", longer)):
             if which.any():
                 dropped[why] = dropped.get(why, 0) + int(which.sum())
         kept = ~(empty | longer)
-        flat = flat[np.repeat(kept, sides.sum(axis=1))]
-        lengths = (sides[kept] + np.array([2, 1])).reshape(-1)
-        ends = np.cumsum(lengths)
-        first, last = (ends - lengths)[::2], ends - 1
-        tokens = np.empty(int(lengths.sum()), token_dtype(tokenizer.vocab_size))
-        inner = np.ones(tokens.size, np.bool_)
-        inner[first] = inner[last] = False
-        tokens[first], tokens[last], tokens[inner] = BOS, EOS, flat
-        yield tokens, lengths.astype(np.int32)
-
-
-def encode(texts: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """([tokens] ids of all texts without special tokens, [texts] int64 how many of each)."""
-    rows = tokenizer.encode_batch(texts)
-    counts = np.fromiter(map(len, rows), np.int64, len(rows))
-    flat = np.fromiter(chain.from_iterable(rows), token_dtype(tokenizer.vocab_size), int(counts.sum()))
-    return flat, counts
+        stays = np.repeat(np.repeat(kept, 2), counts)
+        stays[(np.cumsum(counts) - counts)[1::2]] = False
+        yield flat[stays].astype(token_dtype(tokenizer.vocab_size)), sides[kept].reshape(-1).astype(np.int32)
 
 
 def write_text(prefix: Path, texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from dist_metaxlm.errors import UserError
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 WORD_START = "\u2581"
+_SHORT = 100
+"""Mean characters of a text below which a list of ids costs less than an array of its own."""
 
 
 class Tokenizer:
@@ -64,6 +67,15 @@ class Tokenizer:
     def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
         """Token ids of each text, without special tokens; the result does not depend on `threads`."""
         return self._processor.encode(texts, num_threads=threads) if texts else []
+
+    def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """([tokens] int32: `<s> ids </s>` of each text, one after the other; [texts] int64 how many of each)."""
+        if sum(map(len, texts)) >= _SHORT * len(texts) > 0:
+            rows = self._processor.encode(texts, num_threads=1, add_bos=True, add_eos=True, return_type="numpy")
+            return np.concatenate(rows), np.fromiter(map(len, rows), np.int64, len(rows))
+        rows = self._processor.encode(texts, num_threads=1, add_bos=True, add_eos=True) if texts else []
+        counts = np.fromiter(map(len, rows), np.int64, len(rows))
+        return np.fromiter(chain.from_iterable(rows), np.int32, int(counts.sum())), counts
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens and `<mask>` are left out."""

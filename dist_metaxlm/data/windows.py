@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dist_metaxlm.data.ordered import Ordered
 from dist_metaxlm.data.permutation import hash_u64, key, permute
 from dist_metaxlm.data.spans import groups, spans
 from dist_metaxlm.errors import UserError
@@ -37,7 +38,7 @@ class Pieces:
     """[n] int64: first token in the flat batch."""
 
 
-class Windows:
+class Windows(Ordered):
     """The windows of several corpora, by (corpus, ordinal)."""
 
     def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int,
@@ -46,8 +47,7 @@ class Windows:
 
         Raises UserError for a corpus shorter than one window.
         """
-        self.length = length
-        self._tokens = [np.asarray(corpus.tokens) for corpus in corpora]
+        super().__init__(corpora, names, length, keys)
         self._corpora = list(corpora)
         for name, tokens in zip(names, self._tokens, strict=True):
             if len(tokens) < length:
@@ -55,7 +55,6 @@ class Windows:
                                 "give it more text, set a smaller sequence_length, or leave it out of languages")
         self._rows = [np.lib.stride_tricks.sliding_window_view(tokens, length) for tokens in self._tokens]
         self._totals = np.array([len(tokens) for tokens in self._tokens], np.int64)
-        self._order_keys = np.array([key(*keys, "order", name) for name in names], np.uint64)
         self._offset_keys = np.array([key(*keys, "offset", name) for name in names], np.uint64)
 
     def locate(self, corpus: np.ndarray, ordinal: np.ndarray) -> np.ndarray:

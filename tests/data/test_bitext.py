@@ -16,19 +16,6 @@ from dist_metaxlm.errors import UserError
 LENGTH = 24
 
 
-def _bitext(sides: list[tuple[int, int]], base: int) -> SimpleNamespace:
-    """Pairs with sides of these many words; every word of the corpus has an id of its own, from `base` on."""
-    tokens: list[int] = []
-    starts, seconds = [0], []
-    for first, second in sides:
-        tokens += [0, *range(base + len(tokens), base + len(tokens) + first), 2]
-        seconds.append(len(tokens))
-        tokens += [*range(base + len(tokens), base + len(tokens) + second), 2]
-        starts.append(len(tokens))
-    return SimpleNamespace(tokens=np.array(tokens, np.int32), document_starts=np.array(starts, np.int64),
-                           second_starts=np.array(seconds, np.int64))
-
-
 def _pairs(corpora: list[SimpleNamespace]) -> dict[tuple[int, ...], bool]:
     """Each pair's tokens as stored (False) and with its sides swapped (True)."""
     found = {}
@@ -46,8 +33,8 @@ SIDES = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=8, ma
 
 @settings(max_examples=80, deadline=None)
 @given(left=SIDES, right=SIDES, first=st.integers(0, 1000))
-def test_windows_hold_whole_pairs_and_padding(left: list, right: list, first: int) -> None:
-    corpora = [_bitext(left, 100), _bitext(right, 10_000)]
+def test_windows_hold_whole_pairs_and_padding(bitext, left: list, right: list, first: int) -> None:
+    corpora = [bitext(left, 100), bitext(right, 10_000)]
     windows = BitextWindows(corpora, ["a-b", "a-c"], LENGTH, (3, "cross", "tlm"))
     samples = np.arange(first, first + 6)
     read = windows.read(samples % 2, samples // 2, samples)
@@ -62,8 +49,8 @@ def test_windows_hold_whole_pairs_and_padding(left: list, right: list, first: in
 @settings(max_examples=60, deadline=None)
 @given(sides=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=900),
        length=st.sampled_from([64, 100, 256]), seed=st.integers(0, 99))
-def test_no_pair_comes_twice_in_an_epoch(sides: list, length: int, seed: int) -> None:
-    windows = BitextWindows([_bitext(sides, 4)], ["a-b"], length, (seed,))
+def test_no_pair_comes_twice_in_an_epoch(bitext, sides: list, length: int, seed: int) -> None:
+    windows = BitextWindows([bitext(sides, 4)], ["a-b"], length, (seed,))
     count = int(windows.counts[0])
     for epoch in range(3):
         placed = windows.locate(np.zeros(count, np.int64), np.arange(count) + epoch * count)
@@ -71,12 +58,12 @@ def test_no_pair_comes_twice_in_an_epoch(sides: list, length: int, seed: int) ->
         assert np.array_equal(placed.end - placed.first, np.array([sum(sides[pair]) + 3 for pair in placed.pair]))
 
 
-def test_few_pairs_are_left_out_others_each_epoch_and_little_is_padding() -> None:
+def test_few_pairs_are_left_out_others_each_epoch_and_little_is_padding(bitext) -> None:
     generator = np.random.default_rng(1)
     # lengths as in real bitext: skewed, and neighbours alike
     base = np.repeat(np.exp(generator.normal(2.0, 0.6, 300)), 20)
     sides = np.clip(base[:, None] * np.exp(generator.normal(0, 0.2, (6000, 2))), 1, 60).astype(int).tolist()
-    windows = BitextWindows([_bitext([tuple(pair) for pair in sides], 4)], ["a-b"], 128, (1,))
+    windows = BitextWindows([bitext([tuple(pair) for pair in sides], 4)], ["a-b"], 128, (1,))
     count = int(windows.counts[0])
     left = []
     for epoch in range(3):
@@ -89,8 +76,8 @@ def test_few_pairs_are_left_out_others_each_epoch_and_little_is_padding() -> Non
     assert len(left[0] & left[1] & left[2]) < 5
 
 
-def test_about_half_of_the_pairs_are_swapped_and_windows_do_not_depend_on_the_batch() -> None:
-    corpora = [_bitext([(3, 4), (2, 2), (5, 1)] * 200, 100)]
+def test_about_half_of_the_pairs_are_swapped_and_windows_do_not_depend_on_the_batch(bitext) -> None:
+    corpora = [bitext([(3, 4), (2, 2), (5, 1)] * 200, 100)]
     windows = BitextWindows(corpora, ["a-b"], LENGTH, (3,))
     samples = np.arange(300)
     read = windows.read(np.zeros_like(samples), samples, samples)
@@ -105,8 +92,8 @@ def test_about_half_of_the_pairs_are_swapped_and_windows_do_not_depend_on_the_ba
     assert np.array_equal(again.tokens, read.tokens[some])
     
 
-def test_swapping_twice_gives_the_pair_back() -> None:
-    corpus = _bitext([(3, 5), (1, 1)], 10)
+def test_swapping_twice_gives_the_pair_back(bitext) -> None:
+    corpus = bitext([(3, 5), (1, 1)], 10)
     flat = corpus.tokens.copy()
     starts, end = corpus.document_starts[:-1], corpus.document_starts[1:]
     swap_sides(flat, starts, corpus.second_starts, end)
@@ -115,9 +102,9 @@ def test_swapping_twice_gives_the_pair_back() -> None:
     assert np.array_equal(flat, corpus.tokens)
 
 
-def test_corpora_that_cannot_be_packed_are_refused() -> None:
+def test_corpora_that_cannot_be_packed_are_refused(bitext) -> None:
     with pytest.raises(UserError, match=r"a-b has pairs of 83 tokens on average, more than sequence_length 64"):
-        BitextWindows([_bitext([(40, 40)] * 3, 4)], ["a-b"], 64, (1,))
-    empty = _bitext([], 4)
+        BitextWindows([bitext([(40, 40)] * 3, 4)], ["a-b"], 64, (1,))
+    empty = bitext([], 4)
     with pytest.raises(UserError, match="a-b has no translation pair"):
         BitextWindows([empty], ["a-b"], 64, (1,))

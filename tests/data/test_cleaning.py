@@ -19,14 +19,14 @@ from dist_metaxlm.recipe.schema import CleaningConfig, DataConfig, LearningRate,
 SENTENCE = "An evaluation sentence that is long enough to fill a window of forty-eight letters."
 
 
-def make(folder: Path, **data: Any) -> tuple[dict[str, Any], list[str]]:
+def make(folder: Path, workers: int | None = None, **data: Any) -> tuple[dict[str, Any], list[str]]:
     """Run the corpus step; its manifest and what it logged."""
     phase = PhaseConfig(steps=1, sequence_length=16, objectives=[MaskedLM(batch_tokens=16)],
                         learning_rate=LearningRate(peak=1e-3))
     recipe = Recipe(name="tiny", model=ModelConfig(layers=1, hidden=8, heads=1, ffn=8, vocab_size=400),
                     data=DataConfig(directory=str(folder / "data"), **data), phases={"meta": phase})
     said: list[str] = []
-    prepare(recipe, said.append, until="corpus")
+    prepare(recipe, said.append, until="corpus", workers=workers)
     return manifest.read(folder / "data" / "corpus"), said
 
 
@@ -136,6 +136,34 @@ def test_named_sources_keep_their_files_and_share_the_duplicates(tmp_path: Path)
     assert about["text"]["en"]["sources"]["books"]["dropped"] == {"duplicate_documents": {"documents": 1, "lines": 1}}
     assert about["text"]["en"]["kept"]["documents"] == 3
     assert about["bitext"]["en-fr"]["sources"]["web"]["files"] == [f"{left} {right}"]
+
+
+def test_the_corpus_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    made = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        text = {language: {source: {"files": [write(tmp_path, f"{language}{source}.txt", *(
+            f"{language} {n % (30 + number)} of {source}\n" for n in range(60)), SENTENCE)]} for source in ("web", "wiki")}
+            for number, language in enumerate(("de", "en", "fr"))}
+        pairs = write(tmp_path, "pairs.tsv", *(f"one {n % 20}\tein {n % 20}" for n in range(50)), f"a\t{SENTENCE}")
+        about, said = make(folder, workers, text=text, bitext={"en-de": [pairs]},
+                           cleaning={"decontaminate": [write(tmp_path, "eval.txt", SENTENCE)]})
+        root = folder / "data" / "corpus"
+        files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+        made.append((about, sorted(said[:-1]), files))
+    assert made[0] == made[1]
+    assert list(made[1][2]) == ["bitext/en-de.tsv", "decontaminated.jsonl", "manifest.json", *(
+        f"text/{language}.{source}.txt" for language in ("de", "en", "fr") for source in ("web", "wiki"))]
+    assert made[1][0]["decontaminated"] == {str(tmp_path / "eval.txt"): {"de": 2, "en": 2, "en-de": 1, "fr": 2}}
+
+
+def test_a_mistake_that_another_process_finds_ends_the_step(tmp_path: Path) -> None:
+    (tmp_path / "en.txt").write_bytes(b"good\nb\xffd\n")
+    german = write(tmp_path, "de.txt", *(f"Zeile {n}\n" for n in range(3000)))
+    with pytest.raises(UserError, match=r"en\.txt, line 2, byte 2 \(0xFF\) is not UTF-8"):
+        make(tmp_path, 2, text={"de": [german], "en": [str(tmp_path / "en.txt")]})
+    assert not list((tmp_path / "data").glob("*corpus*"))
 
 
 def test_a_language_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,18 +9,6 @@ from hypothesis import strategies as st
 
 from dist_metaxlm.data.contrast import ContrastPairs, first_fit
 from dist_metaxlm.errors import UserError
-
-
-def _bitext(sides: list[tuple[int, int]], base: int) -> SimpleNamespace:
-    tokens: list[int] = []
-    starts, seconds = [0], []
-    for first, second in sides:
-        tokens += [0, *range(base + len(tokens), base + len(tokens) + first), 2]
-        seconds.append(len(tokens))
-        tokens += [*range(base + len(tokens), base + len(tokens) + second), 2]
-        starts.append(len(tokens))
-    return SimpleNamespace(tokens=np.array(tokens, np.int32), document_starts=np.array(starts, np.int64),
-                           second_starts=np.array(seconds, np.int64))
 
 
 def _cut(sentence: list[int], most: int) -> list[int]:
@@ -34,8 +20,9 @@ SIDES = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=1, 
 
 @settings(max_examples=80, deadline=None)
 @given(left=SIDES, right=SIDES, length=st.integers(10, 40), most=st.integers(4, 10), first=st.integers(0, 100))
-def test_documents_are_the_sentences_of_the_store(left: list, right: list, length: int, most: int, first: int) -> None:
-    corpora = [_bitext(left, 100), _bitext(right, 10_000)]
+def test_documents_are_the_sentences_of_the_store(bitext, left: list, right: list, length: int, most: int,
+                                                  first: int) -> None:
+    corpora = [bitext(left, 100), bitext(right, 10_000)]
     pairs = ContrastPairs(corpora, ["a-b", "a-c"], length, (1,))
     ordinal = np.arange(first, first + 20)
     corpus = ordinal % 2
@@ -74,14 +61,14 @@ def test_packing_is_first_fit_longest_first(lengths: list[int], capacity: int) -
     assert count == len(free)
 
 
-def test_each_pair_once_an_epoch() -> None:
-    pairs = ContrastPairs([_bitext([(2, 2)] * 37, 100)], ["a-b"], 16, (1,))
+def test_each_pair_once_an_epoch(bitext) -> None:
+    pairs = ContrastPairs([bitext([(2, 2)] * 37, 100)], ["a-b"], 16, (1,))
     zeros = np.zeros(37, np.int64)
     first, second = pairs.locate(zeros, np.arange(37)), pairs.locate(zeros, np.arange(37, 74))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(37))
     assert first.tolist() != second.tolist()
 
 
-def test_a_pair_without_text_is_refused() -> None:
+def test_a_pair_without_text_is_refused(bitext) -> None:
     with pytest.raises(UserError, match="language pair en-sw has no translation pair"):
-        ContrastPairs([_bitext([], 100)], ["language pair en-sw"], 16, (1,))
+        ContrastPairs([bitext([], 100)], ["language pair en-sw"], 16, (1,))

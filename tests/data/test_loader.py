@@ -35,8 +35,9 @@ class _Tokenizer:
     special = np.isin(np.arange(VOCAB), [0, 1, 2, 3, VOCAB - 1])
     word_begin = np.arange(VOCAB) % 2 == 0
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [[int(word) for word in text.split()] for text in texts]
+    def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        rows = [[0, *map(int, text.split()), 2] for text in texts]
+        return np.concatenate([np.array(row, np.int32) for row in rows]), np.array([len(row) for row in rows])
 
 
 TOKENIZER = _Tokenizer()

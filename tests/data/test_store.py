@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from dist_metaxlm.data import manifest
+from dist_metaxlm.data import store as store_module
 from dist_metaxlm.data.store import Corpus, TokenStore
-from dist_metaxlm.data.store_writer import token_dtype, write_bitext, write_text
+from dist_metaxlm.data.store_writer import token_dtype, write_bitext, write_index, write_text
 from dist_metaxlm.data.tokenizer import BOS, EOS, Tokenizer
 from dist_metaxlm.data.tokenizer_training import TextSample, train_tokenizer
 from dist_metaxlm.errors import UserError
@@ -207,6 +208,22 @@ def test_an_index_that_contradicts_itself_is_named(store: Path, offset: int, val
     (store / "en.idx").write_bytes(raw)
     with pytest.raises(UserError, match=rf"en\.idx is damaged: .*{said}"):
         TokenStore.open(store).text("en")
+
+
+@pytest.mark.parametrize("place", range(3, 13))
+@pytest.mark.parametrize("change", [-2, 1, 2**62, -2**63])
+def test_a_wrong_pointer_is_found_wherever_the_parts_of_the_check_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                       place: int, change: int) -> None:
+    monkeypatch.setattr(store_module, "_CHUNK", 4)
+    (tmp_path / "a.bin").write_bytes(bytes(2 * 13 * 5))
+    write_index(tmp_path / "a.idx", [np.full(13, 5, np.int32)], np.uint16, 1)
+    assert Corpus(tmp_path / "a").document_starts.tolist() == list(range(0, 70, 5))
+    raw = bytearray((tmp_path / "a.idx").read_bytes())
+    at = 34 + 4 * 13 + 8 * place
+    raw[at:at + 8] = struct.pack("<q", (10 * place + change + 2**63) % 2**64 - 2**63)
+    (tmp_path / "a.idx").write_bytes(raw)
+    with pytest.raises(UserError, match=r"pointers do not follow"):
+        Corpus(tmp_path / "a")
 
 
 def test_tokens_that_do_not_fit_the_index_are_named(store: Path) -> None:

@@ -66,6 +66,17 @@ def test_batches_encode_like_single_texts(trained) -> None:
     assert not tokenizer.special[tokenizer.encode("<s> <mask> </s>")].any()
 
 
+def test_flat_ids_are_those_of_each_text_between_its_special_tokens(trained) -> None:
+    tokenizer, _ = trained
+    short = ["ab", "", "  ", *SAMPLES["aa"][:9]]
+    for texts in ([], short, [" ".join(SAMPLES["aa"][:30]), *short], [""]):
+        rows = [[BOS, *tokenizer.encode(text), EOS] for text in texts]
+        flat, counts = tokenizer.encode_flat(texts)
+        assert flat.dtype == np.int32
+        assert flat.tolist() == [number for row in rows for number in row]
+        assert counts.tolist() == [len(row) for row in rows]
+
+
 def test_the_same_text_gives_the_same_file_and_hash(trained, tmp_path: Path) -> None:
     tokenizer, report = trained
     again = train_tokenizer(DRAWABLE, TokenizerConfig(sample_bytes=60_000), VOCAB, tmp_path / "again.model")

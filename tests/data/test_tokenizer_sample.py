@@ -30,8 +30,8 @@ def test_a_share_is_even_and_repeatable_and_little_is_read(text: dict[str, list[
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     sample = Sample("en", text, {}, {})
     read: list[int] = []
-    lines = shards._lines
-    monkeypatch.setattr(shards, "_lines", lambda *a: read.append(1) or lines(*a))
+    text_of = shards._text
+    monkeypatch.setattr(shards, "_text", lambda *a: read.append(1) or text_of(*a))
     quota = sample.size // 5
     drawn = list(sample.draw(quota))
     assert quota <= sum(map(len, drawn)) <= quota + 300
