@@ -30,7 +30,8 @@ class PackedBatch:
     window: int
     """L, tokens of a window."""
     samples: torch.Tensor
-    """[W] int64: sample number n of each window in its phase and objective; keys the dropout masks."""
+    """[W] int64: sample number n of each window in its phase and objective. For contrast [D]: 2n and 2n + 1 for the
+    sentences of pair n, -1 for padding, because how sentences share windows depends on how many pairs a rank has."""
     languages: torch.Tensor
     """[W] int64: index of the window's language (or language pair) in the loader's list."""
     targets: torch.Tensor
@@ -62,6 +63,14 @@ class PackedBatch:
             value = getattr(self, field.name)
             changed[field.name] = change(value) if isinstance(value, torch.Tensor) else value
         return PackedBatch(**changed)
+
+    @property
+    def token_numbers(self) -> torch.Tensor:
+        """[T] int64: a number that each token keeps in every layout; keys the dropout masks."""
+        if self.samples.numel() * self.window == self.positions.numel():
+            offsets = torch.arange(self.window, device=self.samples.device)
+            return (self.samples.unsqueeze(1) * self.window + offsets).view(-1)
+        return self.samples[self.document_ids] * self.window + self.positions
 
     @property
     def document_ids(self) -> torch.Tensor:

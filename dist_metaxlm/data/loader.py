@@ -135,8 +135,8 @@ class PhaseData:
     def _contrast_batch(self, samples: np.ndarray, language: np.ndarray, ordinal: np.ndarray,
                         max_tokens: int) -> PackedBatch:
         read = self._sentences.read(language, self._sentences.locate(language, ordinal), max_tokens)
-        # no two windows begin with the same sentence, so 2n + side is a number of their own
-        numbers = 2 * samples[read.leaders // 2] + read.leaders % 2
+        numbers = np.full(len(read.documents), -1, np.int64)
+        numbers[read.pairs] = 2 * samples[:, None] + np.arange(2)
         nothing = np.empty(0, np.int64)
         return _packed(read.tokens, read.documents, numbers, language[read.leaders // 2], nothing, nothing,
                        torch.from_numpy(read.pairs), torch.from_numpy(language))

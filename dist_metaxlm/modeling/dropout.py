@@ -22,19 +22,13 @@ class DropoutKey:
     """What the masks of a micro-batch depend on."""
 
     positions: torch.Tensor
-    """[T] int64: global position of each token, sample * L + offset."""
+    """[T] int64: global position of each token, sample * L + offset (`PackedBatch.token_numbers`)."""
     rate: float
     """Probability with which an element is dropped."""
     seed: int
     """Seed of the model."""
     step: int
     """Optimiser step."""
-
-
-def dropout_key(samples: torch.Tensor, window: int, rate: float, seed: int, step: int) -> DropoutKey:
-    """The key of a micro-batch of windows of `window` tokens with sample numbers `samples` [W]."""
-    offsets = torch.arange(window, dtype=torch.int64, device=samples.device)
-    return DropoutKey((samples.unsqueeze(1) * window + offsets).view(-1), rate, seed, step)
 
 
 def counter_dropout(states: torch.Tensor, key: DropoutKey | None, site: int) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern
-from dist_metaxlm.modeling.dropout import DropoutKey, dropout_key
+from dist_metaxlm.modeling.dropout import DropoutKey
 from dist_metaxlm.modeling.rotary import RotaryTable, rotary_table
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -41,8 +41,7 @@ def batch_geometry(
     ids, width = batch.document_ids, config.hidden // config.heads
     dropout, own = None, shard.tokens(batch.positions.numel())
     if training and config.dropout > 0:
-        dropout = dropout_key(batch.samples, batch.window, config.dropout, seed, step)
-        dropout = replace(dropout, positions=dropout.positions[own])
+        dropout = DropoutKey(batch.token_numbers[own], config.dropout, seed, step)
     return Geometry(
         positions=batch.positions[own],
         attention=attention_pattern(ids, batch.cu_seqlens, batch.window, None, dtype),

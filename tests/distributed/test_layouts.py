@@ -19,6 +19,7 @@ SPREAD = {"xlmr": [Layout(2, 0), Layout(2, 2, sequence=True), Layout(4, 1), Layo
           "modern": [Layout(2, 1, sequence=True, micro_batch_tokens=64), Layout(2, 3, sequence=True), Layout(4, 2),
                      Layout(2, 1, sequence=True, pipeline=2, micro_batch_tokens=64)]}
 THREE_LAYERS = ["model.layers=3"]
+DROPOUT = ["model.dropout=0.2"]
 # ranks, layout: the same run goes through all of them.
 CHAIN = [(4, Layout(2, 1, pipeline=2)), (4, Layout(pipeline=4)), (4, Layout(1, 3)), (1, Layout(1, 1)), (4, Layout(4, 1)),
          (4, Layout(2, 3, sequence=True)), (4, Layout(1, 1))]
@@ -30,6 +31,7 @@ def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
             run_ranks: Callable[..., str]) -> list[dict[str, Any]]:
     """Results of all layouts: one start of four ranks for all, because starting is what takes long."""
     cases = [Case(layout, family=family) for family, layouts in SPREAD.items() for layout in layouts]
+    cases += [Case(layout, extra=DROPOUT) for layout in (Layout(2, 2, sequence=True), Layout(pipeline=2), Layout(1, 3))]
     cases.append(Case(Layout(pipeline=4), extra=THREE_LAYERS))
     return run_cases(run_ranks, tiny_recipe, tmp_path_factory.mktemp("layouts") / "results.json", 4, cases, STEPS)
 
@@ -46,6 +48,12 @@ def test_the_layout_changes_nothing(family: str, tiny_recipe: Path, trained: lis
     first = sum(len(SPREAD[other]) for other in list(SPREAD)[:list(SPREAD).index(family)])
     single = single_process(tiny_recipe, family, STEPS)
     for found in trained[first:first + len(SPREAD[family])]:
+        check(found, single)
+
+
+def test_dropout_falls_on_the_same_elements_in_every_layout(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
+    single = single_process(tiny_recipe, "xlmr", STEPS, DROPOUT)
+    for found in trained[-4:-1]:
         check(found, single)
 
 

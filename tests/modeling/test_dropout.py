@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import torch
 
-from dist_metaxlm.modeling.dropout import counter_dropout, dropout_key, dropout_mask
+from dist_metaxlm.modeling.dropout import DropoutKey, counter_dropout, dropout_mask
+
+
+def dropout_key(samples: torch.Tensor, window: int, rate: float, seed: int, step: int) -> DropoutKey:
+    """The key of windows with these sample numbers."""
+    return DropoutKey((samples.unsqueeze(1) * window + torch.arange(window)).view(-1), rate, seed, step)
 
 
 def test_mask_does_not_depend_on_how_samples_are_split() -> None:
