@@ -1,8 +1,9 @@
 """Named tensors that are read when asked for: one at a time, or some rows of one, so that a model never has to fit memory.
 
 Only the header of a safetensors file is read at first (https://huggingface.co/docs/safetensors: eight bytes of length, JSON
-with type, shape and place of each tensor, raw bytes). The safetensors library checks it; the bytes are then read with plain
-reads, because pages of a memory map count as memory of the process and a slice through its other backend reads the whole.
+with type, shape and place of each tensor, raw bytes), and checked by the safetensors library. The numbers are then taken
+with plain reads: pages of the library's memory map count as memory of the process, and a slice through its `pread`
+backend reads the whole tensor.
 """
 
 from __future__ import annotations
@@ -90,6 +91,9 @@ class FileTensors(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # a mapping's own way would read the tensor
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.read(name)
 
@@ -138,7 +142,7 @@ def same_tensor(source: TensorSource, one: str, other: str) -> bool:
 
 
 def _places(path: Path) -> Iterator[tuple[str, _Place]]:
-    """Where each tensor of a file lies, after the library has checked header and length."""
+    """Where each tensor of a file lies, after the library has checked that header and length of the file fit each other."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -148,7 +152,7 @@ def _places(path: Path) -> Iterator[tuple[str, _Place]]:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy it again") from error
+        raise UserError(f"{path} is damaged or no safetensors file ({error}); copy it again") from error
     for name, entry in header.items():
         if name != "__metadata__":
             yield name, _Place(path, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))

@@ -43,6 +43,7 @@ def import_tokenizer(directory: str | Path, config: ModelConfig) -> bytes | None
     if model is None:
         return None
     pieces, serialised = model
+    _open(path, serialised)
     if pieces + 1 != config.vocab_size:
         raise UserError(f"{path} makes {pieces + 1} ids with <mask>, the model has vocab_size {config.vocab_size}; "
                         "take tokenizer and weights from the same folder")
@@ -117,12 +118,21 @@ def _table(normalizer: dict[str, Any]) -> str | None:
     return None
 
 
+def _open(path: Path, model: bytes) -> Any:
+    """SentencePiece's processor; UserError for what it refuses, such as a piece that is there twice."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise UserError(f"{path} is no usable SentencePiece model ({error}); copy the folder again") from None
+
+
 def _check_ids(path: Path, model: bytes) -> None:
     """UserError unless the model gives the ids of the tokenizer.json it was built from."""
-    from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
-    theirs, ours = Tokenizer.from_file(str(path)), SentencePieceProcessor(model_proto=model)
+    theirs, ours = Tokenizer.from_file(str(path)), _open(path, model)
     for text in _PROBES:
         if theirs.encode(text, add_special_tokens=False).ids != ours.encode(text):
             raise UserError(f"{path} gives other ids for {text!r} than SentencePiece with its pieces; remove it to import "

@@ -1,9 +1,9 @@
 """`make check-convert`: what launch/convert.py needs in memory for a model of some size, both ways.
 
 Writes a Hugging Face folder with random weights (a block at a time), imports it, makes a checkpoint of the import (as the
-trainer's files lie), exports that, and compares every tensor of the export with the first folder. Each conversion is a process
-of its own, which reports its memory before and its highest memory while converting (VmHWM of /proc/self/status; ru_maxrss
-would hold what the parent had before the program was started).
+trainer's files lie), exports that, and compares every tensor of the export with the first folder. Each conversion is a
+process of its own, which reports its memory before and its highest memory while converting (VmHWM of /proc/self/status;
+ru_maxrss would hold what the parent had before the program was started).
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ def child(arguments: list[str]) -> int:
     import huggingface_hub  # noqa: F401
     import sentencepiece  # noqa: F401
     import tokenizers  # noqa: F401
-
     import torch
 
     import dist_metaxlm.interop.folders
