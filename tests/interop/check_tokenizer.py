@@ -39,7 +39,8 @@ Encode = Callable[[str], list[int]]
 
 def script_of(sentence: str) -> str | None:
     """The script of most letters, by the first word of their Unicode names; Japanese is KANA."""
-    counts = Counter(unicodedata.name(letter, "?").split()[0] for letter in sentence if letter.isalpha())
+    counts = Counter(unicodedata.name(letter, "?").split()[0] for letter in unicodedata.normalize("NFKC", sentence)
+                     if letter.isalpha())
     counts["KANA"] = sum(counts.pop(kana, 0) for kana in KANA)
     if counts["KANA"] and counts["KANA"] + counts[HAN] > sum(counts.values()) / 2:
         return "KANA"
