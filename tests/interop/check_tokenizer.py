@@ -152,9 +152,11 @@ def main() -> int:
     total = {key: sum(row[key] for row in result["other_ids"].values())
              for key in ("sentences", *DIRECTIONS)}
     command = f"python tests/interop/check_tokenizer.py PATH... --pieces {arguments.pieces} --limit {arguments.limit}"
+    surroundings = environment()
+    del surroundings["command"]  # as typed here, with this machine's paths
     write_json(Path(arguments.output), {
         "source": arguments.source, "command": command,
-        "scripts": len(texts), "total": total, **result, "environment": environment()})
+        "scripts": len(texts), "total": total, **result, "environment": surroundings})
     print(json.dumps({"scripts": len(texts), **total, **result}, ensure_ascii=False, indent=1))
     return 1 if total["export"] else 0
 

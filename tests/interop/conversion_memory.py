@@ -165,15 +165,21 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="xlmr-large", help="recipe whose model is generated")
+    parser.add_argument("--layers", type=int, help="blocks, if other than the recipe's (at least 3)")
+    parser.add_argument("--vocab_size", type=int, help="token ids, if other than the recipe's")
     parser.add_argument("--place", help="folder for about three times the model's size (default: the system's)")
     parser.add_argument("--output", required=True, help="JSON file for the figures")
     arguments = parser.parse_args()
-    config = load_recipe(arguments.recipe).model
+    changes = {name: getattr(arguments, name) for name in ("layers", "vocab_size") if getattr(arguments, name)}
+    config = load_recipe(arguments.recipe).model.model_copy(update=changes)
     with tempfile.TemporaryDirectory(dir=arguments.place) as place:
         figures = measure(config, Path(place))
-    command = f"python tests/interop/conversion_memory.py --recipe {arguments.recipe}"
+    surroundings = environment()
+    del surroundings["command"]  # as typed here, with this machine's paths
+    command = " ".join(["python tests/interop/conversion_memory.py --recipe", arguments.recipe,
+                        *(f"--{name} {value}" for name, value in changes.items())])
     write_json(Path(arguments.output), {"command": command, "model": config.model_dump(mode="json"), **figures,
-                                        "environment": environment()})
+                                        "environment": surroundings})
     print(json.dumps(figures, indent=1))
     return 1 if figures["differing_tensors"] else 0
 
