@@ -4,7 +4,7 @@
 examples:
   python launch/convert.py export --run_dir runs/quickstart --phase cross --output exported --fill_mask en de fr
   python launch/convert.py import --input path/to/xlm-roberta-base --output imported
-  python launch/convert.py export --run_dir runs/quickstart --phase meta --output exported-meta --json
+  python launch/convert.py export --run_dir runs/quickstart --phase meta --output exported-meta --dtype bfloat16 --json
 """
 
 from __future__ import annotations
@@ -62,15 +62,13 @@ def open_phase(run_dir: str, phase: str) -> tuple[Recipe, FileTensors]:
 def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from dist_metaxlm.interop.folders import export_folder, remove_export
+    from dist_metaxlm.interop.folders import export_folder
     from dist_metaxlm.planning.parameters import count_parameters
 
     recipe, weights = open_phase(arguments.run_dir, arguments.phase)
     data = Path(recipe.data.directory)
-    if arguments.overwrite:
-        remove_export(arguments.output)
     export_folder(weights, recipe.model, data / "tokenizer.model", arguments.output, arguments.max_shard_size,
-                  getattr(torch, arguments.dtype))
+                  getattr(torch, arguments.dtype), arguments.overwrite)
     done = {"output": arguments.output, "model": recipe.model.model_dump(mode="json"),
             "parameters": count_parameters(recipe.model).total}
     if arguments.fill_mask:

@@ -25,22 +25,24 @@ State = dict[str, torch.Tensor]
 
 
 def export_folder(weights: TensorSource | State, config: ModelConfig, tokenizer_model_path: str | Path | None,
-                  directory: str | Path, shard_size: int | str = SHARD_SIZE, dtype: torch.dtype | None = None) -> None:
+                  directory: str | Path, shard_size: int | str = SHARD_SIZE, dtype: torch.dtype | None = None,
+                  overwrite: bool = False) -> None:
     """Write a folder that `AutoModelForMaskedLM` and `AutoTokenizer` open with `from_pretrained`.
 
-    The folder appears under its name only when it is complete. Tensors are read, converted and written one after the
-    other. They keep their dtype unless `dtype` is given; over `shard_size` (bytes, or such as "500MB") they go into
-    several files with an index. Without a tokenizer the folder has weights and configuration only.
+    The folder appears under its name only when it is complete, and only then replaces an earlier export (`overwrite`).
+    Tensors are read, converted and written one after the other. They keep their dtype unless `dtype` is given; over
+    `shard_size` (bytes, or such as "500MB") they go into several files with an index. Without a tokenizer the folder has
+    weights and configuration only.
 
     Raises:
-        UserError: if `directory` holds anything already, `weights` are not those of `config`, or the tokenizer does not
+        UserError: if `directory` holds anything else already, `weights` are not those of `config`, or the tokenizer does not
         match the model's vocabulary.
         OSError: when the disk is full; nothing is left behind.
     """
     source = HeldTensors(weights) if isinstance(weights, dict) else weights
     steps = export_steps(source, config)
     target = Path(directory)
-    partial = _claim(target)
+    partial = _claim(target, overwrite)
     try:
         if tokenizer_model_path is not None:
             export_tokenizer(tokenizer_model_path, partial, config.max_positions)
@@ -143,20 +145,13 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
     return answers
 
 
-def remove_export(directory: str | Path) -> None:
-    """Remove an earlier export; UserError for a folder that is not one, so that no other data is lost."""
-    target = Path(directory)
-    if not target.exists():
-        return
-    if any(target.iterdir()) and not ((target / "config.json").is_file() and any(target.glob("model*.safetensors"))):
-        raise UserError(f"{target} is not an earlier export (no config.json and model.safetensors); give another folder")
-    shutil.rmtree(target)
-
-
-def _claim(target: Path) -> Path:
-    """An empty folder beside `target` to fill; UserError if `target` is taken."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+def _claim(target: Path, overwrite: bool = False) -> Path:
+    """An empty folder beside `target` to fill; UserError if `target` is taken, or is no export that may be overwritten."""
+    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if taken and not overwrite:
         raise UserError(f"{target} exists and is not empty; give another folder or remove it")
+    if taken and not ((target / CONFIG).is_file() and any(target.glob("model*.safetensors"))):
+        raise UserError(f"{target} is not an earlier export (no {CONFIG} and {WEIGHTS}); give another folder")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -167,6 +162,8 @@ def _publish(partial: Path, target: Path) -> None:
     for path in partial.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
+    if target.exists():  # empty, or an export that may be overwritten
+        shutil.rmtree(target)
     os.replace(partial, target)
 
 

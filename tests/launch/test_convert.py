@@ -116,6 +116,18 @@ def test_dtype_of_an_export(run, trained, tmp_path):
     assert json.loads((tmp_path / "hf/config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_an_earlier_export_is_replaced_only_by_a_complete_one(run, trained, tmp_path):
+    run_dir, _ = trained
+    export = ("export", "--run_dir", run_dir, "--phase", "meta", "--output", tmp_path / "hf")
+    assert run(*export).code == 0
+    (tmp_path / "hf/note.txt").write_text("of the first export")
+    assert run(*export, "--overwrite", "--max_shard_size", "none").code == 2
+    assert (tmp_path / "hf/note.txt").exists()
+    assert run(*export, "--overwrite", "--dtype", "float16").code == 0
+    assert not (tmp_path / "hf/note.txt").exists()
+    assert {tensor.dtype for tensor in load_file(tmp_path / "hf/model.safetensors").values()} == {torch.float16}
+
+
 def test_without_a_sentencepiece_model_only_weights_are_imported_and_one_sentence_says_so(run, config, tmp_path):
     from tokenizers import ByteLevelBPETokenizer
 
