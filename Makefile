@@ -13,7 +13,7 @@ RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() o
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
-.PHONY: setup demo test fuzz layouts check-cleaning lint types clean
+.PHONY: setup demo test fuzz layouts check-cleaning check-convert lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -37,6 +37,10 @@ test: setup
 # About ten minutes and 5 GB of disk: cleaning of 1 GB of generated text, its memory and what it finds.
 check-cleaning: setup
 	$(BIN)/python launch/benchmark.py cleaning --output docs/results/$$(date +%F)-cleaning.json
+
+# A minute or two and 7 GB of disk: import and export of a generated 2 GB model, their memory, every tensor compared.
+check-convert: setup
+	$(BIN)/python tests/interop/conversion_memory.py --output docs/results/$$(date +%F)-convert.json
 
 # Thousands of damaged token stores: none may crash the reader or be read past its end.
 fuzz: setup

@@ -4,7 +4,7 @@
 examples:
   python launch/convert.py export --run_dir runs/quickstart --phase cross --output exported --fill_mask en de fr
   python launch/convert.py import --input path/to/xlm-roberta-base --output imported
-  python launch/convert.py export --run_dir runs/quickstart --phase meta --output exported-meta --json
+  python launch/convert.py export --run_dir runs/quickstart --phase meta --output exported-meta --dtype bfloat16 --json
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dist_metaxlm.errors import run_command
+from dist_metaxlm.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from dist_metaxlm.interop.tensor_source import FileTensors
+    from dist_metaxlm.recipe.schema import Recipe
 
 
 def parse() -> argparse.Namespace:
@@ -29,23 +33,44 @@ def parse() -> argparse.Namespace:
     reading = actions.add_parser("import", help="Hugging Face folder (safetensors) -> weights by our names in fp32, shape, "
                                                 "and tokenizer.model from XLM-R's SentencePiece file")
     reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+                        help="type of the exported weights; checkpoints hold float32")
     for action in (export, reading):
+        action.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="largest weights file, such as 500MB")
         action.add_argument("--output", required=True, help="folder to write; must not hold anything yet")
         action.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
     return parser.parse_args()
 
 
-def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dist_metaxlm.interop.folders import export_folder, remove_export
-    from dist_metaxlm.training.checkpoint import load_weights
+def open_phase(run_dir: str, phase: str) -> tuple[Recipe, FileTensors]:
+    """Recipe and weights, verified but not yet read, of the newest intact checkpoint of a run's phase."""
+    from dist_metaxlm.interop.tensor_source import FileTensors
+    from dist_metaxlm.recipe.load import load_recipe
+    from dist_metaxlm.training.checkpoint import newest_checkpoint
 
-    recipe, state = load_weights(arguments.run_dir, arguments.phase)
+    folder = Path(run_dir) / phase
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"no {phase} phase in {run_dir}; train it with `deepspeed launch/pretrain.py --phase {phase} "
+                        f"--run_dir {run_dir}` or name another --run_dir")
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"no intact checkpoint in {folder / 'checkpoints'}; run the {phase} phase again")
+    files = [checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")]
+    return load_recipe(folder / "recipe.yaml"), FileTensors(files)
+
+
+def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from dist_metaxlm.interop.folders import export_folder
+    from dist_metaxlm.planning.parameters import count_parameters
+
+    recipe, weights = open_phase(arguments.run_dir, arguments.phase)
     data = Path(recipe.data.directory)
-    if arguments.overwrite:
-        remove_export(arguments.output)
-    export_folder(state, recipe.model, data / "tokenizer.model", arguments.output)
+    export_folder(weights, recipe.model, data / "tokenizer.model", arguments.output, arguments.max_shard_size,
+                  getattr(torch, arguments.dtype), arguments.overwrite)
     done = {"output": arguments.output, "model": recipe.model.model_dump(mode="json"),
-            "parameters": sum(tensor.numel() for tensor in state.values())}
+            "parameters": count_parameters(recipe.model).total}
     if arguments.fill_mask:
         from dist_metaxlm.data.tokenizer import Tokenizer
         from dist_metaxlm.evaluation.fill_mask import fill_heldout_words
@@ -56,12 +81,13 @@ def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dist_metaxlm.interop.folders import import_run
+    from dist_metaxlm.interop.folders import LOGICAL_TOKENIZER, import_run
     from dist_metaxlm.planning.parameters import count_parameters
 
-    config = import_run(arguments.input, arguments.output)
+    config = import_run(arguments.input, arguments.output, arguments.max_shard_size)
+    tokenizer = Path(arguments.output) / LOGICAL_TOKENIZER
     return {"output": arguments.output, "model": config.model_dump(mode="json"),
-            "parameters": count_parameters(config).total}
+            "parameters": count_parameters(config).total, "tokenizer": str(tokenizer) if tokenizer.is_file() else None}
 
 
 def main() -> None:
@@ -71,6 +97,9 @@ def main() -> None:
         print(json.dumps(done))
         return
     print(f"wrote {done['output']}: {done['model']['family']} encoder, {done['parameters']:,} parameters")
+    if arguments.action == "import" and done["tokenizer"] is None:
+        print("weights only: the folder has no SentencePiece tokenizer (RoBERTa and ModernBERT have byte-level BPE), so the "
+              "rows of the embedding mean nothing under a tokenizer of yours until they are trained anew")
     for row in done.get("fill_mask", []):
         guesses = ", ".join(f"{p['token'].strip()} {p['score']:.2f}" for p in row["predictions"])
         print(f"  {row['language']}: {row['text']}  ->  {guesses}  (hidden: {row['expected']})")

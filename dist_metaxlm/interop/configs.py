@@ -14,12 +14,13 @@ from dist_metaxlm.recipe.schema import ModelConfig
 _SPECIAL_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
 # A config.json may leave out what equals the default of its class, so those defaults are part of the format
-# (transformers 5: models/xlm_roberta, xlm_roberta_xl, modernbert).
+# (transformers 5: models/xlm_roberta, roberta, xlm_roberta_xl, modernbert).
 _XLMR_DEFAULTS = {
     "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
     "intermediate_size": 3072, "hidden_dropout_prob": 0.1, "max_position_embeddings": 512, "type_vocab_size": 2,
     "initializer_range": 0.02, "layer_norm_eps": 1e-12,
 }  # fmt: skip
+_ROBERTA_DEFAULTS = _XLMR_DEFAULTS | {"vocab_size": 50265}
 _XL_DEFAULTS = {
     "vocab_size": 250880, "hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32,
     "intermediate_size": 10240, "hidden_dropout_prob": 0.1, "max_position_embeddings": 514, "type_vocab_size": 1,
@@ -30,6 +31,8 @@ _MODERN_DEFAULTS = {
     "intermediate_size": 1152, "embedding_dropout": 0.0, "max_position_embeddings": 8192,
     "initializer_range": 0.02, "norm_eps": 1e-5, "local_attention": 128,
 }  # fmt: skip
+
+_LEARNED_POSITIONS = {"xlm-roberta": _XLMR_DEFAULTS, "roberta": _ROBERTA_DEFAULTS, "xlm-roberta-xl": _XL_DEFAULTS}
 
 _XLMR_REQUIRED = {
     "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
@@ -98,23 +101,26 @@ def model_config(hf_config: dict[str, Any]) -> ModelConfig:
 
     UserError names the first feature that this model does not have.
     """
-    model_type = hf_config.get("model_type")
-    if model_type in ("xlm-roberta", "xlm-roberta-xl"):
-        fields = _from_xlmr(hf_config, model_type)
-    elif model_type == "modernbert":
-        fields = _from_modern(hf_config)
-    else:
-        raise UserError(f"model_type {model_type!r} is not supported; use xlm-roberta, xlm-roberta-xl or modernbert")
+    model_type = hf_config.get("model_type") if isinstance(hf_config, dict) else None
     try:
+        if model_type in _LEARNED_POSITIONS:
+            fields = _from_xlmr(hf_config, model_type)
+        elif model_type == "modernbert":
+            fields = _from_modern(hf_config)
+        else:
+            raise UserError(f"model_type {model_type!r} is not supported; use a folder of {', '.join(_LEARNED_POSITIONS)} "
+                            "or modernbert")
         return ModelConfig(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"the Hugging Face configuration is not usable: {first['loc']} {first['msg']}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the Hugging Face configuration is not usable: {error}; copy config.json again") from error
 
 
 def _from_xlmr(hf_config: dict[str, Any], model_type: str) -> dict[str, Any]:
-    post = model_type == "xlm-roberta"
-    given = (_XLMR_DEFAULTS if post else _XL_DEFAULTS) | hf_config
+    post = model_type != "xlm-roberta-xl"
+    given = _LEARNED_POSITIONS[model_type] | hf_config
     _require(given, _XLMR_REQUIRED)
     _require(given, {"type_vocab_size": 1})
     return {

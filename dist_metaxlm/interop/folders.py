@@ -1,58 +1,66 @@
-"""Hugging Face folders: configuration, safetensors weights and tokenizer, written and read."""
+"""Hugging Face folders: configuration, safetensors weights and tokenizer, written and read tensor by tensor."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.shard_writer import INDEX, SHARD_SIZE, WEIGHTS, ShardWriter, write_json
+from dist_metaxlm.interop.tensor_source import FileTensors, HeldTensors, TensorSource, row_blocks
 from dist_metaxlm.interop.tokenizer_import import import_tokenizer
 from dist_metaxlm.interop.tokenizers import export_tokenizer
-from dist_metaxlm.interop.weights import from_huggingface, huggingface_config, model_config, to_huggingface
+from dist_metaxlm.interop.weights import Step, export_steps, huggingface_config, import_steps, model_config, planned
 from dist_metaxlm.recipe.schema import ModelConfig
 
-SHARD_BYTES = 5 * 10**9
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+CONFIG = "config.json"
 LOGICAL_CONFIG, LOGICAL_TOKENIZER = "model_config.json", "tokenizer.model"
 
 State = dict[str, torch.Tensor]
 
 
-def export_folder(state: State, config: ModelConfig, tokenizer_model_path: str | Path, directory: str | Path,
-                  shard_bytes: int = SHARD_BYTES) -> None:
+def export_folder(weights: TensorSource | State, config: ModelConfig, tokenizer_model_path: str | Path | None,
+                  directory: str | Path, shard_size: int | str = SHARD_SIZE, dtype: torch.dtype | None = None,
+                  overwrite: bool = False) -> None:
     """Write a folder that `AutoModelForMaskedLM` and `AutoTokenizer` open with `from_pretrained`.
 
-    The folder appears under its name only when it is complete. Weights keep their dtype; over `shard_bytes` bytes
-    they go into several files with an index.
+    The folder appears under its name only when it is complete, and only then replaces an earlier export (`overwrite`).
+    Tensors are read, converted and written one after the other. They keep their dtype unless `dtype` is given; over
+    `shard_size` (bytes, or such as "500MB") they go into several files with an index. Without a tokenizer the folder has
+    weights and configuration only.
 
     Raises:
-        UserError: if `directory` holds anything already, or the tokenizer does not match the model's vocabulary.
+        UserError: if `directory` holds anything else already, `weights` are not those of `config`, or the tokenizer does not
+        match the model's vocabulary.
+        OSError: when the disk is full; nothing is left behind.
     """
+    source = HeldTensors(weights) if isinstance(weights, dict) else weights
+    steps = export_steps(source, config)
     target = Path(directory)
-    partial = _claim(target)
+    partial = _claim(target, overwrite)
     try:
-        max_length = config.max_positions
-        export_tokenizer(tokenizer_model_path, partial, max_length)
-        _check_vocabulary(partial, tokenizer_model_path, config)
-        _write_json(partial / CONFIG, huggingface_config(config))
-        _write_weights(to_huggingface(state, config), partial, shard_bytes)
+        if tokenizer_model_path is not None:
+            export_tokenizer(tokenizer_model_path, partial, config.max_positions)
+            _check_vocabulary(partial, tokenizer_model_path, config)
+        written = _write_weights(source, steps, partial, shard_size, dtype)
+        # Without it transformers would open all in the dtype of the first tensor.
+        wide = max((spec.dtype for spec in written.values()), key=lambda kind: kind.itemsize)
+        write_json(partial / CONFIG, huggingface_config(config) | {"dtype": str(wide).removeprefix("torch.")})
         _publish(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def import_folder(directory: str | Path) -> tuple[ModelConfig, State]:
-    """Shape and weights, by our names, of a Hugging Face folder with safetensors weights.
+def open_folder(directory: str | Path) -> tuple[ModelConfig, FileTensors]:
+    """Shape and weights, by Hugging Face's names and not yet read, of a folder that `save_pretrained` wrote.
 
     Raises:
-        UserError: for a folder without configuration or safetensors weights, with damaged or missing files, or with
-        tensors that the configuration does not ask for.
+        UserError: for a folder without configuration or safetensors weights, or with damaged or missing files.
     """
     folder = Path(directory)
     if not (folder / CONFIG).is_file():
@@ -61,46 +69,56 @@ def import_folder(directory: str | Path) -> tuple[ModelConfig, State]:
         config = model_config(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / CONFIG} is not JSON ({error}); copy the folder again") from None
-    return config, from_huggingface(dict(_read_weights(folder)), config)
+    return config, _open_weights(folder)
 
 
-def import_run(directory: str | Path, output: str | Path) -> ModelConfig:
-    """Convert a Hugging Face folder to `output`: model.safetensors by our names in fp32, model_config.json, tokenizer.model.
+def import_run(directory: str | Path, output: str | Path, shard_size: int | str = SHARD_SIZE) -> ModelConfig:
+    """Convert a Hugging Face folder to `output`: weights by our names, model_config.json, and tokenizer.model if it has one.
 
-    The last is there where the folder has XLM-R's sentencepiece.bpe.model; `data.tokenizer.path` may name it.
+    Tensors are read, converted and written one after the other and keep their dtype; over `shard_size` (bytes, or such as
+    "500MB") they go into several files with an index. The tokenizer is there where the folder has XLM-R's;
+    `data.tokenizer.path` may name it.
+
+    Raises:
+        UserError: as `open_folder`, and for tensors that the configuration does not ask for.
+        OSError: when the disk is full; nothing is left behind.
     """
-    from safetensors.torch import save_file
-
-    config, state = import_folder(directory)
+    config, source = open_folder(directory)
+    steps = import_steps(source, config)
     tokenizer = import_tokenizer(directory, config)
     target = Path(output)
     partial = _claim(target)
     try:
-        save_file({name: tensor.float().contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
-        _write_json(partial / LOGICAL_CONFIG, config.model_dump(mode="json"))
+        _write_weights(source, steps, partial, shard_size)
         if tokenizer is not None:
             (partial / LOGICAL_TOKENIZER).write_bytes(tokenizer)
+        write_json(partial / LOGICAL_CONFIG, config.model_dump(mode="json"))
         _publish(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return config
 
 
-def read_import(directory: str | Path) -> tuple[ModelConfig, State, bytes | None]:
-    """What `import_run` wrote: shape, fp32 weights by our names, and the tokenizer model where there is one.
+def read_import(directory: str | Path) -> tuple[ModelConfig, FileTensors, bytes | None]:
+    """What `import_run` wrote: shape, weights by our names, and the tokenizer model where there is one.
+
+    A tensor is read from its file each time it is asked for.
 
     Raises:
-        UserError: when the folder is not an import.
+        UserError: when the folder is not an import, or is damaged.
     """
-    from safetensors.torch import load_file
-
     folder = Path(directory)
-    if not (folder / LOGICAL_CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    if not (folder / LOGICAL_CONFIG).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         raise UserError(f"{folder} holds no imported model; make one with `python launch/convert.py import --input FOLDER "
                         f"--output {folder}`")
-    config = ModelConfig.model_validate_json((folder / LOGICAL_CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = ModelConfig.model_validate_json((folder / LOGICAL_CONFIG).read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError):
+        raise UserError(f"{folder / LOGICAL_CONFIG} is damaged; import the model again") from None
+    weights = _open_weights(folder)
+    export_steps(weights, config)  # names and shapes
     tokenizer = folder / LOGICAL_TOKENIZER
-    return config, load_file(folder / WEIGHTS), tokenizer.read_bytes() if tokenizer.is_file() else None
+    return config, weights, tokenizer.read_bytes() if tokenizer.is_file() else None
 
 
 def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dict[str, list[tuple[str, float]]]:
@@ -127,20 +145,13 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
     return answers
 
 
-def remove_export(directory: str | Path) -> None:
-    """Remove an earlier export; UserError for a folder that is not one, so that no other data is lost."""
-    target = Path(directory)
-    if not target.exists():
-        return
-    if any(target.iterdir()) and not ((target / "config.json").is_file() and any(target.glob("model*.safetensors"))):
-        raise UserError(f"{target} is not an earlier export (no config.json and model.safetensors); give another folder")
-    shutil.rmtree(target)
-
-
-def _claim(target: Path) -> Path:
-    """An empty folder beside `target` to fill; UserError if `target` is taken."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+def _claim(target: Path, overwrite: bool = False) -> Path:
+    """An empty folder beside `target` to fill; UserError if `target` is taken, or is no export that may be overwritten."""
+    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if taken and not overwrite:
         raise UserError(f"{target} exists and is not empty; give another folder or remove it")
+    if taken and not ((target / CONFIG).is_file() and any(target.glob("model*.safetensors"))):
+        raise UserError(f"{target} is not an earlier export (no {CONFIG} and {WEIGHTS}); give another folder")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -151,11 +162,9 @@ def _publish(partial: Path, target: Path) -> None:
     for path in partial.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
+    if target.exists():  # empty, or an export that may be overwritten
+        shutil.rmtree(target)
     os.replace(partial, target)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_vocabulary(folder: Path, model_path: str | Path, config: ModelConfig) -> None:
@@ -167,66 +176,51 @@ def _check_vocabulary(folder: Path, model_path: str | Path, config: ModelConfig)
                         "give the tokenizer that the model was trained with")
 
 
-def _write_weights(state: State, folder: Path, shard_bytes: int) -> None:
-    """One safetensors file, or several with an index; one shard at a time is copied in memory."""
-    from safetensors.torch import save_file
-
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, tensor in state.items():
-        if shards[-1] and filled + tensor.nbytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += tensor.nbytes
-    places = {}
-    for number, names in enumerate(shards, 1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        # A copy of its own for each: safetensors refuses views that share memory.
-        save_file({name: state[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in names},
-                  folder / file, metadata={"format": "pt"})
-        places.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in state.values())
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+def _write_weights(source: TensorSource, steps: list[Step], folder: Path, shard_size: int | str,
+                   dtype: torch.dtype | None = None) -> State:
+    """Convert step by step into safetensors files of `folder`; returns what was written, as meta tensors."""
+    specs = planned(source, steps)
+    if dtype is not None:
+        specs = {name: spec.to(dtype) for name, spec in specs.items()}
+    writer = ShardWriter(folder, specs, shard_size)
+    for step in steps:
+        if step.convert is None:
+            for first, rows in row_blocks(source, step.inputs[0]):
+                writer.write(step.outputs[0], rows, first)
+            continue
+        for name, tensor in zip(step.outputs, step.run([source.read(name) for name in step.inputs]), strict=True):
+            writer.write(name, tensor)
+    writer.finish()
+    return specs
 
 
-def _read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of a folder, one after the other."""
-    from safetensors import SafetensorError, safe_open
-
-    for file, expected in _weight_files(folder).items():
-        path = folder / file
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                absent = sorted(expected - set(tensors.keys()))
-                if absent:
-                    raise UserError(f"{path} lacks {', '.join(absent[:3])}, which {INDEX} places there; "
-                                    "copy the folder again")
-                for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    yield name, tensors.get_tensor(name)
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged ({error}); copy it again") from error
-
-
-def _weight_files(folder: Path) -> dict[str, set[str]]:
-    """File name -> names of the tensors that must be in it."""
-    if (folder / INDEX).is_file():
-        try:
-            places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            files: dict[str, set[str]] = {}
-            for name, file in places.items():
-                files.setdefault(file, set()).add(name)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{folder / INDEX} is not an index of weights; copy the folder again") from error
-    elif (folder / WEIGHTS).is_file():
-        files = {WEIGHTS: set()}
-    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise UserError(f"{folder} has only .bin or .pt weights, which can run code when they are loaded; write them anew "
-                        "as safetensors with model.save_pretrained(folder)")
-    else:
-        raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}; give a folder that save_pretrained wrote")
+def _open_weights(folder: Path) -> FileTensors:
+    """The safetensors files of a folder, whose headers must hold exactly what its index says."""
+    places = _index(folder)
+    files = sorted(set(places.values())) if places else [WEIGHTS]
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
             raise UserError(f"{folder} lacks the file {file} that {INDEX} names; copy the folder again")
-    return files
+    tensors = FileTensors(folder / file for file in files)
+    for name, file in places.items():
+        if name not in tensors or tensors.path(name).name != file:
+            raise UserError(f"{folder / file} lacks {name}, which {INDEX} places there; copy the folder again")
+    return tensors
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor -> file by the folder's index; nothing where all weights are in one file."""
+    if (folder / INDEX).is_file():
+        try:
+            places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            if places and all(isinstance(file, str) for file in places.values()):
+                return dict(places)
+            raise ValueError("no files")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{folder / INDEX} is not an index of weights; copy the folder again") from error
+    if (folder / WEIGHTS).is_file():
+        return {}
+    if any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")):
+        raise UserError(f"{folder} has only .bin or .pt weights, which can run code when they are loaded; write them anew "
+                        "as safetensors with model.save_pretrained(folder)")
+    raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}; give a folder that save_pretrained wrote")

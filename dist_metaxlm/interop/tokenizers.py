@@ -85,7 +85,8 @@ def build_tokenizer(model_path: str | Path) -> Any:
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=model.trainer_spec.byte_fallback))
     tokenizer.normalizer = _normaliser(model.normalizer_spec.precompiled_charsmap)
     # SentencePiece never finds control and byte pieces in text: cut such a name after its "<".
-    names = r"<(?=(?:0x[0-9A-F]{2}|s|/s|pad|unk|mask)>)"
+    bytes_too = "0x[0-9A-F]{2}|" if model.trainer_spec.byte_fallback else ""
+    names = f"<(?=(?:{bytes_too}s|/s|pad|unk|mask)>)"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False),
         pre_tokenizers.Split(Regex(names), "merged_with_previous"),

@@ -1,5 +1,5 @@
-"""Weights and configuration to and from Hugging Face's XLMRobertaForMaskedLM, XLMRobertaXLForMaskedLM and
-ModernBertForMaskedLM.
+"""Weights and configuration to and from Hugging Face's XLMRobertaForMaskedLM, XLMRobertaXLForMaskedLM,
+RobertaForMaskedLM (the same network as the first) and ModernBertForMaskedLM.
 
 A Hugging Face state here is what `save_pretrained` writes: no second copy of tied weights. Import followed by export
 gives back the same bytes.
@@ -7,7 +7,7 @@ gives back the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,10 +15,12 @@ import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.configs import huggingface_config, model_config
+from dist_metaxlm.interop.tensor_source import HeldTensors, TensorSource, same_tensor
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
 
-__all__ = ["from_huggingface", "huggingface_config", "model_config", "to_huggingface"]
+__all__ = ["Step", "export_steps", "from_huggingface", "huggingface_config", "import_steps", "model_config", "planned",
+           "to_huggingface"]
 
 State = dict[str, torch.Tensor]
 Convert = Callable[[list[torch.Tensor]], list[torch.Tensor]]
@@ -32,58 +34,98 @@ _IGNORED = ("position_ids", "token_type_ids", "roberta.pooler.dense.weight", "ro
 
 
 @dataclass(frozen=True)
+class Step:
+    """Some tensors of one side that make some of the other; the unit in which a model is converted."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    convert: Convert | None = None
+    """None: one tensor, only under another name."""
+
+    def run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Inputs to outputs; on meta tensors, their shapes."""
+        return self.convert(tensors) if self.convert else tensors
+
+
+@dataclass(frozen=True)
 class _Link:
     """Some of our parameters and the Hugging Face ones that hold the same numbers."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    export: Convert = lambda tensors: tensors
-    load: Convert = lambda tensors: tensors
+    export: Convert | None = None
+    load: Convert | None = None
 
 
-def to_huggingface(state: State, config: ModelConfig) -> State:
+def to_huggingface(state: Mapping[str, torch.Tensor], config: ModelConfig) -> State:
     """Our state -> the state of the model that `huggingface_config(config)` describes, on the same devices."""
-    exported: State = {}
-    _check_names(set(state), {name for link in _links(config) for name in link.ours}, "the model state")
-    for link in _links(config):
-        exported.update(zip(link.theirs, link.export([state[name] for name in link.ours]), strict=True))
-    return exported
+    source = HeldTensors(state)
+    return _all_at_once(source, export_steps(source, config))
 
 
-def from_huggingface(hf_state: State, config: ModelConfig) -> State:
+def from_huggingface(hf_state: Mapping[str, torch.Tensor], config: ModelConfig) -> State:
     """A Hugging Face state -> ours, for `config = model_config(...)` of the same folder.
 
     UserError for missing or unknown names, shapes that contradict `config`, and heads that are not tied.
     """
-    given = _without_copies(hf_state)
-    _check_names(set(given), {name for link in _links(config) for name in link.theirs}, "the Hugging Face weights")
-    state: State = {}
-    for link in _links(config):
+    source = HeldTensors(hf_state)
+    return _all_at_once(source, import_steps(source, config))
+
+
+def export_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
+    """How our tensors become Hugging Face's; UserError unless names and shapes of `source` are those of `config`."""
+    steps = [Step(link.ours, link.theirs, link.export) for link in _links(config, len(list(source.keys())))]
+    _check_names(set(source.keys()), {name for step in steps for name in step.inputs}, "the model state")
+    _check_shapes({name: source.spec(name) for name in source.keys()}, config, "the model state")  # noqa: SIM118
+    return steps
+
+
+def import_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
+    """How Hugging Face's tensors become ours; the UserErrors of `from_huggingface`, found from shapes alone.
+
+    Only second copies of tied weights are read, to compare them with the first.
+    """
+    names = _without_copies(source)
+    steps = [Step(tuple(names.get(name, name) for name in link.theirs), link.ours, link.load)
+             for link in _links(config, len(names))]
+    _check_names(set(names.values()), {name for step in steps for name in step.inputs}, "the Hugging Face weights")
+    _check_shapes(planned(source, steps), config, "the Hugging Face weights")
+    return steps
+
+
+def planned(source: TensorSource, steps: list[Step]) -> State:
+    """Shapes and dtypes that `steps` will make of `source`, as tensors on the meta device; UserError where they cannot."""
+    specs: State = {}
+    for step in steps:
         try:
-            state.update(zip(link.ours, link.load([given[name] for name in link.theirs]), strict=True))
-        except RuntimeError as error:
-            raise UserError(f"{link.theirs[0]} does not fit the configuration: {error}") from error
-    with torch.device("meta"):
-        expected = {name: parameter.shape for name, parameter in Encoder(config).named_parameters()}
-    for name, shape in expected.items():
-        if state[name].shape != shape:
-            raise UserError(
-                f"{name} has shape {list(state[name].shape)} in the Hugging Face weights and {list(shape)} in the "
-                "configuration; use the config.json that belongs to the weights"
-            )
+            specs.update(zip(step.outputs, step.run([source.spec(name) for name in step.inputs]), strict=True))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UserError(f"{step.inputs[0]} does not fit the configuration: {error}") from error
+    return specs
+
+
+def _all_at_once(source: TensorSource, steps: list[Step]) -> State:
+    state: State = {}
+    for step in steps:
+        state.update(zip(step.outputs, step.run([source.read(name) for name in step.inputs]), strict=True))
     return state
 
 
-def _without_copies(hf_state: State) -> State:
-    """`hf_state` less buffers, poolers and second copies of tied weights, which must be equal to the first ones."""
-    kept = {name: tensor for name, tensor in hf_state.items() if not name.endswith(_IGNORED)}
+def _without_copies(source: TensorSource) -> dict[str, str]:
+    """Name in the model -> name in `source`, less buffers, poolers and second copies of tied weights.
+
+    A copy must equal the original; where only the copy is there, it stands for the original.
+    """
+    names = {name: name for name in source.keys() if not name.endswith(_IGNORED)}  # noqa: SIM118 (not a dict)
     for copy, original in _TIED.items():
-        if copy not in kept:
+        if copy not in names:
             continue
-        tensor = kept.pop(copy)
-        if not torch.equal(kept.setdefault(original, tensor), tensor):
+        del names[copy]
+        if original not in names:
+            names[original] = copy
+        elif not same_tensor(source, copy, original):
             raise UserError(f"{copy} differs from {original}; only models whose head is tied to the embedding are read")
-    return kept
+    return names
 
 
 def _check_names(given: set[str], expected: set[str], where: str) -> None:
@@ -97,12 +139,24 @@ def _check_names(given: set[str], expected: set[str], where: str) -> None:
             )
 
 
-def _links(config: ModelConfig) -> Iterator[_Link]:
-    """All links of a model of this shape."""
-    if config.family == "modern":
-        yield from _modern_links(config)
-    else:
-        yield from _xlmr_links(config)
+def _check_shapes(specs: State, config: ModelConfig, where: str) -> None:
+    """UserError if one of our tensors has another shape than in `Encoder(config)`."""
+    with torch.device("meta"):
+        expected = {name: parameter.shape for name, parameter in Encoder(config).named_parameters()}
+    for name, shape in expected.items():
+        if specs[name].shape != shape:
+            raise UserError(
+                f"{name} has shape {list(specs[name].shape)} in {where} and {list(shape)} in the "
+                "configuration; check that weights and configuration belong together"
+            )
+
+
+def _links(config: ModelConfig, tensors: int) -> Iterator[_Link]:
+    """All links of a model of this shape; UserError where so few tensors cannot hold so many layers."""
+    if config.layers > tensors:
+        raise UserError(f"the configuration has {config.layers} layers and the weights have {tensors} tensors; "
+                        "check that weights and configuration belong together")
+    yield from _modern_links(config) if config.family == "modern" else _xlmr_links(config)
 
 
 def _xlmr_links(config: ModelConfig) -> Iterator[_Link]:

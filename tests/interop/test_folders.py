@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 
 import pytest
 import sentencepiece
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.interop.folders import export_folder, fill_mask, import_folder, import_run
+from dist_metaxlm.interop.folders import export_folder, fill_mask, import_run, read_import
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
 
@@ -45,6 +46,18 @@ def state(config):
     return {name: value.detach() for name, value in Encoder(config, seed=3).state_dict().items()}
 
 
+def import_folder(folder):
+    """Shape and weights after an import; nothing may stay behind when it fails."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            import_run(folder, f"{place}/ours")
+        except UserError:
+            assert not os.listdir(place)
+            raise
+        config, weights, _ = read_import(f"{place}/ours")
+        return config, dict(weights)
+
+
 def test_what_is_exported_comes_back_bit_for_bit(state, config, tokenizer_path, tmp_path):
     export_folder(state, config, tokenizer_path, tmp_path / "out")
     again, weights = import_folder(tmp_path / "out")
@@ -72,7 +85,7 @@ def test_large_weights_are_cut_into_shards_that_both_sides_read(state, config, t
     from transformers import AutoModelForMaskedLM
 
     export_folder(state, config, tokenizer_path, tmp_path / "one")
-    export_folder(state, config, tokenizer_path, tmp_path / "many", shard_bytes=8000)
+    export_folder(state, config, tokenizer_path, tmp_path / "many", shard_size=8000)
     shards = sorted((tmp_path / "many").glob("model-*.safetensors"))
     assert len(shards) > 2
     index = json.loads((tmp_path / "many/model.safetensors.index.json").read_text())
@@ -92,8 +105,12 @@ def test_a_folder_that_holds_something_is_not_touched(state, config, tokenizer_p
 
 def test_a_failed_export_leaves_nothing_behind(state, config, tokenizer_path, tmp_path):
     other = config.model_copy(update={"vocab_size": config.vocab_size + 1})
-    with pytest.raises(UserError, match=f"{config.vocab_size} token ids"):
+    with pytest.raises(UserError, match=r"has shape .* in the model state"):
         export_folder(state, other, tokenizer_path, tmp_path / "out")
+    with pytest.raises(UserError, match=f"{config.vocab_size} token ids"):
+        export_folder(Encoder(other).state_dict(), other, tokenizer_path, tmp_path / "out")
+    with pytest.raises(UserError, match="'much' is not a size"):
+        export_folder(state, config, tokenizer_path, tmp_path / "out", shard_size="much")
     assert not list(tmp_path.iterdir())
 
 
@@ -119,7 +136,7 @@ def test_missing_and_unknown_tensors_are_named(state, config, tokenizer_path, tm
 
 def test_damaged_folders_are_named(state, config, tokenizer_path, tmp_path):
     out = tmp_path / "out"
-    export_folder(state, config, tokenizer_path, out, shard_bytes=8000)
+    export_folder(state, config, tokenizer_path, out, shard_size=8000)
     shard = sorted(out.glob("model-*.safetensors"))[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:100])

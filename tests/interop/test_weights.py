@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -178,6 +179,34 @@ def test_configurations_of_published_models() -> None:
 def test_unsupported_configuration_is_named(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
         model_config(fields)
+
+
+@pytest.mark.parametrize("model_type", ["xlm-roberta", "roberta", "xlm-roberta-xl", "modernbert"])
+@pytest.mark.parametrize("value", [None, "many", -1, 0, [1], {"a": 1}, 1e99, True, float("nan")])
+def test_a_configuration_with_nonsense_in_it_never_ends_in_a_traceback(model_type: str, value: Any) -> None:
+    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+            "max_position_embeddings", "layer_norm_eps", "norm_eps", "hidden_dropout_prob", "rope_parameters", "layer_types")
+    for key in keys:
+        with contextlib.suppress(UserError):
+            model_config({"model_type": model_type, "type_vocab_size": 1, key: value})
+
+
+def test_what_is_no_configuration_at_all() -> None:
+    for content in (None, [], "text", {}, {"model_type": ["roberta"]}, {"model_type": {}}):
+        with pytest.raises(UserError, match=r"use a folder of xlm-roberta, roberta, |is not usable"):
+            model_config(content)
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_counted() -> None:
+    config = config_of("xlmr")
+    state = to_huggingface(Encoder(config).state_dict(), config)
+    with pytest.raises(UserError, match="has 1000000000000 layers and the weights have"):
+        from_huggingface(state, config.model_copy(update={"layers": 10**12}))
+
+
+def test_roberta_is_xlmr_by_another_name() -> None:
+    base = model_config({"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1})
+    assert (base.family, base.norm, base.vocab_size, base.max_positions) == ("xlmr", "post", 50265, 512)
 
 
 def test_weights_that_do_not_fit_are_named() -> None:
