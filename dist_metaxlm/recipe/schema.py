@@ -152,6 +152,10 @@ class TrainingConfig(Section):
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 on CUDA devices, fp32 on CPU. `fp16` has loss scaling; for devices without bf16."""
+    fp16_scale_power: int = Field(16, ge=0, le=32)
+    """`fp16` only: the first loss scale is 2 to this power; overflows find the right one from there."""
+    fp16_scale_window: int = Field(1000, gt=0)
+    """`fp16` only: good steps after which the loss scale is doubled."""
     log_interval: int = Field(10, gt=0)
     """Steps between two lines of metrics; the only device-to-host copies of the loop happen here."""
     checkpoint_interval: int = Field(500, gt=0)

@@ -7,8 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
+
+_BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
 
 def shipped_file(recipe: Recipe, precision: str) -> str:
@@ -43,6 +47,27 @@ def read_config(file: str, shipped: bool) -> dict[str, Any]:
         if key in config:
             raise UserError(f"{file} has a section {key!r}, which the recipe decides; remove it there")
     return config
+
+
+def fill_automatic(config: dict[str, Any], recipe: Recipe, device: torch.device, data_size: int) -> None:
+    """Put what the recipe says into the fields of `config` that say `auto`; the four of the batch may be missing."""
+    for key in _BATCH:
+        config.setdefault(key, "auto")
+    values = {
+        "train_batch_size": data_size, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
+        "gradient_clipping": recipe.optimizer.clip_norm,
+        "initial_scale_power": recipe.training.fp16_scale_power, "loss_scale_window": recipe.training.fp16_scale_window,
+        "pin_memory": device.type == "cuda",
+        # Norms and biases stay whole on every rank: gathering them would cost more than they take.
+        "stage3_param_persistence_threshold": 10 * recipe.model.hidden}
+    zero = config.get("zero_optimization", {})
+    for section in (config, zero, config.get("fp16", {}), zero.get("offload_optimizer", {})):
+        for key, value in section.items():
+            if value == "auto":
+                if key not in values:
+                    raise UserError(f"the DeepSpeed file says {key}: auto, which the recipe has no value for; give a number "
+                                    "there or leave it out")
+                section[key] = values[key]
 
 
 def follow_file(recipe: Recipe, file: str | None) -> Recipe:

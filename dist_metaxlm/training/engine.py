@@ -11,7 +11,7 @@ from dist_metaxlm.modeling.checkpointing import set_recompute
 from dist_metaxlm.parallel.mpu import deepspeed_mpu
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 from dist_metaxlm.training import optimizer_state
-from dist_metaxlm.training.deepspeed_files import read_config, shipped_file
+from dist_metaxlm.training.deepspeed_files import fill_automatic, read_config, shipped_file
 from dist_metaxlm.training.loss_scaling import check_fp16, prepare_scaler
 
 
@@ -41,16 +41,7 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_f
     precision = resolve_precision(recipe, device)
     shipped = config_file is None
     config = read_config(shipped_file(recipe, precision) if config_file is None else config_file, shipped)
-    automatic = {"train_batch_size": data_size, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
-                 "gradient_clipping": recipe.optimizer.clip_norm}
-    for key, value in automatic.items():
-        if config.get(key, "auto") == "auto":
-            config[key] = value
-    zero = config.get("zero_optimization", {})
-    if zero.get("stage3_param_persistence_threshold") == "auto":
-        zero["stage3_param_persistence_threshold"] = 10 * recipe.model.hidden  # norms and biases stay whole on every rank
-    if zero.get("offload_optimizer", {}).get("pin_memory") == "auto":
-        zero["offload_optimizer"]["pin_memory"] = device.type == "cuda"
+    fill_automatic(config, recipe, device, data_size)
     # A step may hold any number of micro-steps (one objective may take more of them than another): the loop owns the
     # boundary and calls step() once; DeepSpeed reduces gradients there.
     config["managed_gradient_accumulation"] = False

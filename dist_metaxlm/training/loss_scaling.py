@@ -37,10 +37,31 @@ def _scaler(engine: Any) -> Any | None:
 
 
 def prepare_scaler(engine: Any) -> None:
-    """Let a scale at its minimum end the run with our sentence (`step_figures`), not with DeepSpeed's bare exception."""
+    """Mend two habits of DeepSpeed's (0.19.8) dynamic loss scale.
+
+    At the smallest scale it ends the run with a bare exception; we say a sentence instead (`step_figures`). And it doubles
+    the scale before it divides the same step's gradients by it, which halves them: here the doubling follows the update.
+    """
     scaler = _scaler(engine)
-    if scaler is not None and scaler.dynamic:
-        scaler.raise_error_at_min_scale = False
+    if scaler is None or not scaler.dynamic:
+        return
+    scaler.raise_error_at_min_scale = False
+    update_weights, update_scale = engine.optimizer.step, scaler.update_scale
+    grown: list[float] = []
+
+    def decide(overflow: bool) -> None:
+        before = scaler.cur_scale
+        update_scale(overflow)
+        if scaler.cur_scale > before:
+            grown.append(scaler.cur_scale)
+            scaler.cur_scale = before
+
+    def step(*arguments: Any, **named: Any) -> None:
+        update_weights(*arguments, **named)
+        if grown:
+            scaler.cur_scale = grown.pop()
+
+    scaler.update_scale, engine.optimizer.step = decide, step
 
 
 def scaler_state(engine: Any) -> dict[str, Any]:
