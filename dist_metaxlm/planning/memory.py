@@ -8,7 +8,7 @@ rank's own shard of the model and N data-parallel ranks:
     ZeRO-1 divides the optimiser's part by N, ZeRO-2 also the gradients, ZeRO-3 also the weights.
 
 fp16 needs what bf16 does. Half-precision gradients are also there once as the 2-byte gradients of one backward pass: 2 P
-(ZeRO-0, 1), one bucket else. Offload (arXiv 2101.06840) moves the optimiser's part to the CPU, and from ZeRO-2 on the summed
+(ZeRO-0, 1), one bucket else. Offload (arXiv 2101.06840) moves the optimiser's part to the CPU, and with ZeRO-3 the summed
 gradients too.
 
 Activations are an estimate: per token and block the tensors that the backward pass needs, with memory-linear attention
@@ -102,7 +102,7 @@ def estimate_memory(model: ModelConfig, layout: Layout, precision: str, micro_ba
         return -(-size // data) if stage >= from_stage else size
 
     offload = saving.offload_optimizer
-    gradients = 0 if offload and stage >= 2 else divided(4 * parameters, 2)
+    gradients = 0 if offload and stage == 3 else divided(4 * parameters, 2)
     bucket = min(BUCKET_ELEMENTS, parameters) * element
     buffers = (bucket if stage >= 2 else element * parameters * half) + (bucket if stage else 0)
     if stage == 3:
