@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import prepare_tiny_recipe, run
 from layouts import Case, Layout, deviation, run_cases, single_process
 
-STEPS = 2
+STEPS = 5
 STAGES = (1, 2, 3)
 LAYOUTS = {2: [*(Layout(1, stage, micro_batch_tokens=64) for stage in STAGES), *(Layout(2, stage) for stage in STAGES)],
            4: [Layout(2, stage, sequence=True, micro_batch_tokens=64) for stage in STAGES]}
