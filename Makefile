@@ -13,7 +13,7 @@ RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() o
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
-.PHONY: setup demo test fuzz layouts check-cleaning check-convert lint types clean
+.PHONY: setup demo test fuzz layouts precision check-cleaning check-convert lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -50,6 +50,11 @@ fuzz: setup
 layouts: setup
 	mkdir -p docs/results
 	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed/layout_table.py docs/results/$$(date +%F)-layouts.md
+
+# bf16, fp16, recomputation and offload under many layouts against one process in fp32: about ten minutes on two cores.
+precision: setup
+	mkdir -p docs/results
+	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed/precision_table.py docs/results/$$(date +%F)-precision.md
 
 lint: setup
 	$(BIN)/ruff check .

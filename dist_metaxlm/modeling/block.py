@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dist_metaxlm.modeling.attention import Attention
+from dist_metaxlm.modeling.checkpointing import Recomputed
 from dist_metaxlm.modeling.dropout import counter_dropout
 from dist_metaxlm.modeling.geometry import Geometry
 from dist_metaxlm.modeling.layers import layer_norm
@@ -14,16 +15,18 @@ from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
 
-class Block(nn.Module):
+class Block(Recomputed):
     """Attention and feed-forward, each on a residual branch, with the norm after the sum (post) or before the branch.
 
     The first block of the modern family has no attention norm: the embedding's norm stands right before it.
     """
 
+    policy = "blocks"
+
     def __init__(self, config: ModelConfig, index: int, shard: TensorShard = WHOLE) -> None:
         super().__init__()
         modern = config.family == "modern"
-        self.post = config.norm == "post"
+        self.index, self.post = index, config.norm == "post"
         self.sites = (2 * index + 1, 2 * index + 2)
         self.attention = Attention(config, index, shard)
         self.mlp = Mlp(config, shard)
@@ -34,6 +37,9 @@ class Block(nn.Module):
 
     def forward(self, states: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         """[T, H] -> [T, H]; with sequence parallelism T is this rank's part."""
+        return self.maybe_again(self._forward, states, geometry)
+
+    def _forward(self, states: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         at_attention, at_mlp = self.sites
         if self.post:
             branch = self.attention(states, geometry)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from dist_metaxlm.modeling.checkpointing import Recomputed
 from dist_metaxlm.modeling.layers import column_linear, row_linear
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
 
-class Mlp(nn.Module):
+class Mlp(Recomputed):
     """`down(gelu(up(x)))`, with a gate `down(gelu(up(x)) * gate(x))`; GELU is the exact one, by erf."""
+
+    policy = "selective"
 
     def __init__(self, config: ModelConfig, shard: TensorShard = WHOLE) -> None:
         super().__init__()
@@ -24,6 +26,9 @@ class Mlp(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[T, H] -> [T, H]."""
+        return self.maybe_again(self._forward, states)
+
+    def _forward(self, states: torch.Tensor) -> torch.Tensor:
         inner = F.gelu(self.up(states))
         if self.gate is not None:
             inner = inner * self.gate(states)

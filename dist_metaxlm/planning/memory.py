@@ -7,12 +7,16 @@ rank's own shard of the model and N data-parallel ranks:
     fp32: weights 4 P, gradients 4 P, two moments 8 P
     ZeRO-1 divides the optimiser's part by N, ZeRO-2 also the gradients, ZeRO-3 also the weights.
 
-bf16 gradients are also there once as the 2-byte gradients of one backward pass: 2 P (ZeRO-0, 1), one bucket else.
+fp16 needs what bf16 does. Half-precision gradients are also there once as the 2-byte gradients of one backward pass: 2 P
+(ZeRO-0, 1), one bucket else. Offload (arXiv 2101.06840) moves the optimiser's part to the CPU, and with ZeRO-3 the summed
+gradients too.
 
 Activations are an estimate: per token and block the tensors that the backward pass needs, with memory-linear attention
-and nothing recomputed, 8 h + 2 f elements (modern: 8 h + 3 f). Tensor parallelism divides 4 h and the f part, sequence
-parallelism all of it. A pipeline's first stage holds as many micro-batches as there are stages. The head holds the
-gathered targets' states and one chunk of logits.
+and nothing recomputed, 8 h + 2 f elements (modern: 10 h + 4 f; rotated queries and keys lie beside the others). Tensor
+parallelism divides 4 h (modern: 6 h) and the f part, sequence parallelism all of it. `recompute: selective` leaves out the
+f part but for one block at a time; of a block that `recompute: blocks` takes its input stays, h, and one such block at a
+time is there whole. A pipeline's first stage holds as many micro-batches as there are stages. The head holds the gathered
+targets' states and one chunk of logits.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from dist_metaxlm.planning.parameters import ParameterCounts, count_parameters
-from dist_metaxlm.recipe.schema import ModelConfig
+from dist_metaxlm.recipe.schema import ModelConfig, ParallelConfig
 
 BUCKET_ELEMENTS = 50_000_000
 """Elements of DeepSpeed's reduce and all-gather buckets, as in ds_configs/."""
@@ -28,6 +32,9 @@ HEAD_CHUNK_BYTES = 2 * 10**9
 """Allowance for the logits that the head holds at once, in bytes; the kernels take no larger chunk."""
 LIVE_PARAMETERS = 1_000_000_000
 """ZeRO-3: gathered parameters that DeepSpeed keeps at most (its default stage3_max_live_parameters)."""
+
+KEEP_ALL = ParallelConfig()
+"""Nothing recomputed, nothing offloaded."""
 
 
 @dataclass(frozen=True)
@@ -82,37 +89,48 @@ def _end_parameters(counts: ParameterCounts, pipeline: int) -> int:
 
 
 def estimate_memory(model: ModelConfig, layout: Layout, precision: str, micro_batch_tokens: int,
-                    mask_rate: float) -> MemoryEstimate:
-    """Bytes on the fullest rank, for micro-batches of `micro_batch_tokens` tokens; precision `fp32` or `bf16`."""
+                    mask_rate: float, saving: ParallelConfig = KEEP_ALL) -> MemoryEstimate:
+    """Bytes on the fullest rank, for micro-batches of `micro_batch_tokens` tokens; precision `fp32`, `bf16` or `fp16`.
+
+    Of `saving` count what it recomputes and whether it offloads; the layout is `layout`.
+    """
     parameters, data, stage = stage_parameters(model, layout), layout.data, layout.zero_stage
-    bf16 = precision == "bf16"
-    element = 2 if bf16 else 4
+    half = precision != "fp32"
+    element = 2 if half else 4
 
     def divided(size: int, from_stage: int) -> int:
         return -(-size // data) if stage >= from_stage else size
 
-    gradients = divided(4 * parameters, 2)
+    offload = saving.offload_optimizer
+    gradients = 0 if offload and stage == 3 else divided(4 * parameters, 2)
     bucket = min(BUCKET_ELEMENTS, parameters) * element
-    buffers = (bucket if stage >= 2 else element * parameters * bf16) + (bucket if stage else 0)
+    buffers = (bucket if stage >= 2 else element * parameters * half) + (bucket if stage else 0)
     if stage == 3:
         buffers += min(LIVE_PARAMETERS, parameters) * element
     return MemoryEstimate(
         weights=divided(element * parameters, 3),
         gradients=gradients,
-        optimizer=divided((12 if bf16 else 8) * parameters, 1),
-        activations=_activations(model, layout, element, micro_batch_tokens),
+        optimizer=0 if offload else divided((12 if half else 8) * parameters, 1),
+        activations=_activations(model, layout, element, micro_batch_tokens, saving),
         head=_head(model, layout, element, round(mask_rate * micro_batch_tokens)),
         buffers=buffers,
     )
 
 
-def _activations(model: ModelConfig, layout: Layout, element: int, tokens: int) -> int:
-    gate = 3 if model.family == "modern" else 2
-    divided = 4 * model.hidden + gate * model.ffn
-    whole = 4 * model.hidden
-    per_token = divided / layout.tensor + whole / (layout.tensor if layout.sequence else 1)
+def _activations(model: ModelConfig, layout: Layout, element: int, tokens: int, saving: ParallelConfig) -> int:
+    modern = model.family == "modern"
+    shared, split = layout.tensor, layout.tensor if layout.sequence else 1
+    outside = (6 if modern else 4) * model.hidden / shared + 4 * model.hidden / split
+    inside = (4 if modern else 2) * model.ffn / shared
     blocks = -(-model.layers // layout.pipeline)
-    return int(per_token * blocks * layout.pipeline * tokens * element)
+    per_token, once = blocks * (outside + inside), 0.0
+    if saving.recompute == "selective":
+        per_token, once = blocks * outside, inside
+    elif saving.recompute == "blocks":
+        again = -(-blocks // saving.recompute_every)
+        per_token = (blocks - again) * (outside + inside) + again * model.hidden / split
+        once = outside + inside
+    return int((per_token * layout.pipeline + once) * tokens * element)
 
 
 def _head(model: ModelConfig, layout: Layout, element: int, targets: int) -> int:

@@ -97,6 +97,7 @@ def _preference(candidate: Plan) -> tuple[bool | int, ...]:
 
 def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layout]:
     model = recipe.model
+    zero_0 = precision == "fp32" and not recipe.parallel.offload_optimizer
     for tensor in range(1, cluster.devices_per_node + 1):
         # Tensor ranks talk in every layer, so they stay inside a node.
         if cluster.devices_per_node % tensor or any(size % tensor for size in (model.heads, model.hidden, model.ffn)):
@@ -108,8 +109,8 @@ def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layou
             if not all(divides(phase, data) for phase in recipe.phases.values()):
                 continue
             for stage in (0, 1, 2, 3):
-                # ZeRO needs more than one rank to divide by; DeepSpeed's ZeRO-0 in bf16 takes an empty first Adam step.
-                if (stage > 1 and (pipeline > 1 or data == 1)) or (stage == 0 and precision == "bf16"):
+                # ZeRO needs more than one rank to divide by; in half precision ZeRO-0 takes an empty first Adam step.
+                if (stage > 1 and (pipeline > 1 or data == 1)) or (stage == 0 and not zero_0):
                     continue
                 yield Layout(tensor, pipeline, data, False, stage)
                 if tensor > 1:
@@ -138,7 +139,7 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str) -> P
     budget = int(MEMORY_SHARE * cluster.device.memory)
     while True:
         tokens = windows * length
-        memory = estimate_memory(recipe.model, layout, precision, max(tokens, contrast), rate)
+        memory = estimate_memory(recipe.model, layout, precision, max(tokens, contrast), rate, recipe.parallel)
         if memory.total <= budget or windows == 1:
             return Plan(layout, tokens, -(-share // tokens), memory, memory.total <= budget)
         windows = -(-windows // 2)

@@ -126,12 +126,23 @@ class ParallelConfig(Section):
     """DeepSpeed ZeRO stage over the data-parallel ranks."""
     micro_batch_tokens: int | None = Field(None, gt=0)
     """Tokens a rank takes through the model at once; empty: all of its share of a step."""
+    recompute: Literal["none", "selective", "blocks"] = "none"
+    """Activations computed again in the backward pass: `selective` the inside of feed-forward layers, `blocks` all."""
+    recompute_every: int = Field(1, gt=0)
+    """With `recompute: blocks`: only blocks 0, k, 2k, ..."""
+    offload_optimizer: bool = False
+    """Whether fp32 weights, Adam's moments and its update live on the CPU (ZeRO-Offload)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ParallelConfig:
         if self.pipeline > 1 and self.zero_stage > 1:
             raise ValueError(f"pipeline {self.pipeline} works with zero_stage 0 or 1, not {self.zero_stage}; "
                              "set zero_stage: 1")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer is part of ZeRO; set zero_stage: 1, 2 or 3")
+        if self.recompute_every > 1 and self.recompute != "blocks":
+            raise ValueError(f"recompute_every {self.recompute_every} says which blocks recompute: blocks takes, and "
+                             f"recompute is {self.recompute}; set recompute: blocks or leave it out")
         if self.sequence and self.tensor == 1:
             raise ValueError("sequence parallelism needs tensor > 1; set sequence: false or tensor: 2")
         return self
@@ -140,8 +151,12 @@ class ParallelConfig(Section):
 class TrainingConfig(Section):
     """How the run is driven and watched."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 on CUDA devices, fp32 on CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 on CUDA devices, fp32 on CPU. `fp16` has loss scaling; for devices without bf16."""
+    fp16_scale_power: int = Field(16, ge=0, le=32)
+    """`fp16` only: the first loss scale is 2 to this power; overflows find the right one from there."""
+    fp16_scale_window: int = Field(1000, gt=0)
+    """`fp16` only: good steps after which the loss scale is doubled."""
     log_interval: int = Field(10, gt=0)
     """Steps between two lines of metrics; the only device-to-host copies of the loop happen here."""
     checkpoint_interval: int = Field(500, gt=0)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dist_metaxlm.errors import UserError
+from dist_metaxlm.modeling.checkpointing import set_recompute
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.mpu import ModelParallelUnit, deepspeed_mpu
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 from dist_metaxlm.training import optimizer_state
+from dist_metaxlm.training.deepspeed_files import fill_automatic, read_config, shipped_file
+from dist_metaxlm.training.loss_scaling import check_fp16, prepare_scaler
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -30,7 +29,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def resolve_precision(recipe: Recipe, device: torch.device) -> str:
-    """`fp32` or `bf16`; `auto` means bf16 on CUDA devices."""
+    """`fp32`, `bf16` or `fp16`; `auto` means bf16 on CUDA devices."""
     if recipe.training.precision != "auto":
         return recipe.training.precision
     return "bf16" if device.type == "cuda" else "fp32"
@@ -45,32 +44,9 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_f
         UserError: for a file that is missing, not JSON, or asks for what the recipe decides.
     """
     precision = resolve_precision(recipe, device)
-    suffix = "_bf16" if precision == "bf16" else ""
-    if config_file is None:
-        name = f"zero{recipe.parallel.zero_stage}{suffix}.json"
-        if name == "zero0_bf16.json":
-            # DeepSpeed would take an fp16 optimiser that makes a dummy Adam step at start: another curve than ZeRO-1.
-            raise UserError("parallel.zero_stage=0 with bf16 has no fp32 master weights in DeepSpeed; set "
-                            "parallel.zero_stage=1 (on one rank it is the same) or training.precision=fp32")
-        text = (resources.files("dist_metaxlm.ds_configs") / name).read_text(encoding="utf-8")
-    else:
-        name = config_file
-        path = Path(config_file)
-        if not path.is_file():
-            raise UserError(f"--deepspeed_config {config_file}: no such file; the shipped ones are in ds_configs/")
-        text = path.read_text(encoding="utf-8")
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{name} is not JSON at line {error.lineno}: {error.msg}; mend that line") from None
-    for key in ("optimizer", "scheduler"):
-        if key in config:
-            raise UserError(f"{name} has a section {key!r}, which the recipe decides; remove it there")
-    automatic = {"train_batch_size": data_size, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
-                 "gradient_clipping": recipe.optimizer.clip_norm}
-    for key, value in automatic.items():
-        if config.get(key, "auto") == "auto":
-            config[key] = value
+    shipped = config_file is None
+    config = read_config(shipped_file(recipe, precision) if config_file is None else config_file, shipped)
+    fill_automatic(config, recipe, device, data_size)
     if recipe.parallel.pipeline > 1:
         # Cutting what travels over the tensor ranks remembers the first micro-batch's shape; ours differ by objective.
         config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
@@ -86,6 +62,8 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     """A DeepSpeed engine around `model` with our AdamW over `data_size` data-parallel ranks; rates are set by the loop."""
     import deepspeed
 
+    check_fp16(resolve_precision(recipe, device))
+    set_recompute(model, recipe.parallel)
     optimizer_config = recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, optimizer_config), lr=0.0, betas=(optimizer_config.beta1, optimizer_config.beta2),
@@ -93,6 +71,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     config = engine_config(recipe, device, data_size, config_file)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False,
                                       mpu=deepspeed_mpu())
+    prepare_scaler(engine)
     optimizer_state.create_adam_state(engine)
     if recipe.parallel.zero_stage == 0:
         _keep_norm(engine)

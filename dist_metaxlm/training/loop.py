@@ -14,6 +14,7 @@ from dist_metaxlm.training.batches import batches
 from dist_metaxlm.training.checkpoint import save_checkpoint
 from dist_metaxlm.training.console import ProgressLine
 from dist_metaxlm.training.execution import execution
+from dist_metaxlm.training.loss_scaling import scaler_state, step_figures
 from dist_metaxlm.training.metrics import (
     Clock,
     LossMeter,
@@ -61,7 +62,7 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
                     writer.write(record)
                 stopping = stop.agreed(engine.device) and not last
             if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
-                progress.realised = meter.realised()
+                progress.realised, progress.scaling = meter.realised(), scaler_state(engine)
                 save_checkpoint(folder.checkpoints, engine, progress.facts(), progress.tensors(),
                                 recipe.training.keep_checkpoints)
             if stopping:
@@ -77,13 +78,12 @@ def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: Los
     """The metrics of a log interval; this reads from the device, once.
 
     Raises:
-        FloatingPointError: when a loss is not finite, before it can be saved as a checkpoint.
+        FloatingPointError: when a loss is not finite, before it can be saved as a checkpoint, or fp16 cannot go on.
     """
     read = meter.read()
     loss = weighted_loss(read["losses"], phase)
-    norm = engine.get_global_grad_norm()
     record = {"step": progress.step, "tokens": progress.tokens, "loss": loss, **read, "learning_rate": learning_rate,
-              "grad_norm": float(norm) if norm is not None else 0.0, **speed,
+              **step_figures(engine), **speed,
               "seconds": progress.seconds, "asked": asked_shares(phase, data, progress.tokens),
               "asked_so_far": asked_so_far(data, read["realised"])}
     if not torch.isfinite(torch.tensor(loss)):

@@ -86,8 +86,9 @@ class MetricsWriter:
         """Append one record and make it visible to readers at once."""
         self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._lines.flush()
-        for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
-            self._board.add_scalar(name, record[name], record["step"])
+        for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "loss_scale", "skipped_steps"):
+            if record.get(name) is not None:  # no norm of a skipped step, no scale without fp16
+                self._board.add_scalar(name, record[name], record["step"])
         for name, value in record["losses"].items():
             self._board.add_scalar(f"losses/{name}", value, record["step"])
         for name, languages in record["language_losses"].items():

@@ -28,10 +28,12 @@ from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, describe
 from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
+from dist_metaxlm.training.deepspeed_files import follow_file
 from dist_metaxlm.training.engine import build_engine, resolve_precision
 from dist_metaxlm.training.initial_weights import load_initial_weights
 from dist_metaxlm.training.layout import check_layout, layout_name
 from dist_metaxlm.training.loop import train
+from dist_metaxlm.training.loss_scaling import check_fp16, restore_scaler
 from dist_metaxlm.training.manifest import write_json
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
@@ -58,7 +60,7 @@ def pretrain(options: Options) -> None:
         UserError: for whatever the user can mend, before anything is written where possible.
     """
     topology = detect_topology()
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = follow_file(load_recipe(options.recipe, options.overrides), options.deepspeed_config)
     _check(recipe, options, topology)
     folder = PhaseFolder(options.run_dir or Path("runs") / recipe.name, options.phase)
     if folder.finished and options.resume == "auto":
@@ -105,6 +107,7 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
     if checkpoint is not None:
         restore(engine, checkpoint)
         progress.resume(checkpoint)
+        restore_scaler(engine, checkpoint.facts.get("loss_scaling", {}))
     elif carried is not None and recipe.carry_over.optimizer == "carry":
         carry_optimizer(engine, carried)
     if topology.is_first:
@@ -169,6 +172,7 @@ def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
     if options.resume not in ("auto", "never") and not options.resume.isdigit():
         raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")
     check_layout(recipe, options.phase, topology.world_size)
+    check_fp16(recipe.training.precision)
 
 
 def _announce(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder,

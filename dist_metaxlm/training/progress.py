@@ -22,6 +22,7 @@ class Progress:
         self.phase, self.tokenizer_hash = phase, tokenizer_hash
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.realised: torch.Tensor | None = None
+        self.scaling: dict[str, Any] = {}  # of training/loss_scaling.py
         self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
 
     def see(self, batch: PackedBatch) -> None:
@@ -37,7 +38,7 @@ class Progress:
     def facts(self) -> dict[str, Any]:
         """What the manifest of a checkpoint says."""
         return {"phase": self.phase, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-                "tokenizer": self.tokenizer_hash, "vocab_size": self.seen.numel()}
+                "tokenizer": self.tokenizer_hash, "vocab_size": self.seen.numel(), "loss_scaling": self.scaling}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What progress.safetensors holds (collective)."""

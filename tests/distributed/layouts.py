@@ -21,7 +21,6 @@ from dist_metaxlm.training.engine import parameter_groups
 from dist_metaxlm.training.steps import StepPlan
 
 LEARNING_RATE = 2e-3
-WORKER = Path(__file__).with_name("worker_layouts.py")
 FAMILIES = {"xlmr": [], "modern": ["model.family=modern", "model.norm=pre"]}
 # 383 ids: neither 2 nor 4 divide them. Four heads, so that four tensor ranks have one each.
 MODEL = ["model.heads=4", "model.vocab_size=383"]
@@ -72,14 +71,14 @@ class Case:
 
 
 def run_cases(run_ranks: Run, recipe: Path, output: Path, ranks: int, cases: Sequence[Case],
-              steps: int) -> list[dict[str, Any]]:
-    """Train `steps` steps under every case in one start of `ranks` processes."""
-    job = {"recipe": str(recipe), "steps": steps, "output": str(output), "learning_rate": LEARNING_RATE,
+              steps: int, worker: str = "worker_layouts.py", **more: Any) -> list[dict[str, Any]]:
+    """Train `steps` steps under every case in one start of `ranks` processes of `worker`, whose job has `more`."""
+    job = {**more, "recipe": str(recipe), "steps": steps, "output": str(output), "learning_rate": LEARNING_RATE,
            "cases": [{"name": case.layout.name(ranks), "resume": case.resume, "save": case.save,
                       "overrides": case.overrides} for case in cases]}
     job_file = output.with_suffix(".job.json")
     job_file.write_text(json.dumps(job))
-    run_ranks(ranks, WORKER, job_file)
+    run_ranks(ranks, Path(__file__).with_name(worker), job_file)
     return json.loads(output.read_text())
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dist_metaxlm.planning.memory import Layout, estimate_memory, stage_parameters
 from dist_metaxlm.planning.parameters import count_parameters
-from dist_metaxlm.recipe.schema import ModelConfig
+from dist_metaxlm.recipe.schema import ModelConfig, ParallelConfig
 
 MODEL = ModelConfig(layers=12, hidden=768, heads=12, ffn=3072, vocab_size=250002)
 ALONE = Layout(tensor=1, pipeline=1, data=1, sequence=False, zero_stage=0)
@@ -66,3 +66,24 @@ def test_activations_follow_tokens_and_are_divided_by_parallel_ranks():
 def test_parts_add_up():
     memory = estimate(replace(ALONE, data=8, zero_stage=3))
     assert sum(value for part, value in memory.as_dict().items() if part != "total") == memory.total
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offload_takes_the_optimiser_off_the_device(stage):
+    layout = replace(ALONE, data=8, zero_stage=stage)
+    here, there = (estimate_memory(MODEL, layout, "bf16", 8192, 0.15, ParallelConfig(offload_optimizer=offload))
+                   for offload in (False, True))
+    assert there.optimizer == 0 < here.optimizer
+    assert there.gradients == (0 if stage == 3 else here.gradients)
+    assert (there.weights, there.activations, there.buffers) == (here.weights, here.activations, here.buffers)
+
+
+def test_fp16_needs_what_bf16_needs():
+    assert estimate(ALONE, "fp16") == estimate(ALONE, "bf16")
+
+
+def test_recomputing_less_often_keeps_more():
+    policies = [ParallelConfig(recompute="blocks", recompute_every=k) for k in (1, 2, 3, 6, 12)]
+    sizes = [estimate_memory(MODEL, ALONE, "bf16", 8192, 0.15, policy).activations for policy in policies]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] < estimate(ALONE).activations * 13 / 12

@@ -1,0 +1,103 @@
+"""fp16 training: the loss scale (arXiv 1710.03740), its state in checkpoints and in the metrics, and where fp16 can run.
+
+DeepSpeed multiplies the loss by a scale that keeps small gradients above fp16's smallest number and doubles it after
+`loss_scale_window` good steps. A gradient that overflows skips the update and, at the second time, halves the scale. A
+skipped step is a step all the same: its data is not taken again, the learning rate goes on, and only Adam's own count of
+updates stays behind.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+
+_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What a DynamicLossScaler of DeepSpeed changes as it goes."""
+
+
+def check_fp16(precision: str) -> None:
+    """Refuse fp16 where DeepSpeed has no arithmetic for it.
+
+    Raises:
+        UserError: on a CPU without fp16 instructions (AVX512-FP16, AMX-FP16).
+    """
+    if precision != "fp16":
+        return
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().is_fp16_supported():
+        raise UserError("training.precision=fp16 needs a CUDA device or a CPU with fp16 instructions, and this machine has "
+                        "neither; set training.precision=bf16 or fp32")
+
+
+def _scaler(engine: Any) -> Any | None:
+    return getattr(engine.optimizer, "loss_scaler", None) if engine.fp16_enabled() else None
+
+
+def prepare_scaler(engine: Any) -> None:
+    """Mend two habits of DeepSpeed's (0.19.8) dynamic loss scale.
+
+    At the smallest scale it ends the run with a bare exception; we say a sentence instead (`step_figures`). And it doubles
+    the scale before it divides the same step's gradients by it, which halves them: here the doubling follows the update.
+    """
+    scaler = _scaler(engine)
+    if scaler is None or not scaler.dynamic:
+        return
+    scaler.raise_error_at_min_scale = False
+    update_weights, update_scale = engine.optimizer.step, scaler.update_scale
+    grown: list[float] = []
+
+    def decide(overflow: bool) -> None:
+        before = scaler.cur_scale
+        update_scale(overflow)
+        if scaler.cur_scale > before:
+            grown.append(scaler.cur_scale)
+            scaler.cur_scale = before
+
+    def step(*arguments: Any, **named: Any) -> None:
+        update_weights(*arguments, **named)
+        if grown:
+            scaler.cur_scale = grown.pop()
+
+    scaler.update_scale, engine.optimizer.step = decide, step
+
+
+def scaler_state(engine: Any) -> dict[str, Any]:
+    """What a resumed run needs so that it scales and skips as the first one would have, for a checkpoint's manifest."""
+    state: dict[str, Any] = {"skipped_steps": engine.skipped_steps}
+    scaler = _scaler(engine)
+    if scaler is not None and scaler.dynamic:
+        state |= {name: getattr(scaler, name) for name in _STATE}
+    return state
+
+
+def restore_scaler(engine: Any, state: dict[str, Any]) -> None:
+    """Go on from what `scaler_state` returned; the scale begins anew where another precision or version saved it."""
+    engine.skipped_steps = int(state.get("skipped_steps", 0))
+    scaler = _scaler(engine)
+    if scaler is not None and scaler.dynamic and all(name in state for name in _STATE):
+        for name in _STATE:
+            setattr(scaler, name, type(getattr(scaler, name))(state[name]))
+
+
+def step_figures(engine: Any) -> dict[str, float | int | None]:
+    """For the metrics: norm of the last step's gradient (None where it overflowed), steps skipped so far, loss scale.
+
+    Raises:
+        FloatingPointError: when gradients overflow at the smallest loss scale: no update will be made any more.
+    """
+    norm = engine.get_global_grad_norm()
+    norm = float(norm) if norm is not None else 0.0
+    figures: dict[str, float | int | None] = {"grad_norm": norm if math.isfinite(norm) else None}
+    if engine.fp16_enabled() or engine.bfloat16_enabled():
+        figures["skipped_steps"] = engine.skipped_steps
+    scaler = _scaler(engine)
+    if scaler is not None:
+        figures["loss_scale"] = float(scaler.cur_scale)
+        if scaler.dynamic and engine.optimizer.overflow and scaler.cur_scale <= scaler.min_scale:
+            raise FloatingPointError(f"gradients overflow at the smallest loss scale, {scaler.cur_scale}; set "
+                                     "training.precision=bf16, lower phases.*.learning_rate.peak or raise warmup_steps, and "
+                                     "run the phase again: it resumes from the last checkpoint")
+    return figures

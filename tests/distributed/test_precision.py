@@ -1,0 +1,120 @@
+"""Half precision, recomputation and offload change the numbers by their rounding at most, in every kind of layout.
+
+`make precision` takes many more layouts (precision_table.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from layouts import Case, Layout, run_cases, single_process
+
+STEPS = 2
+FP16_HERE = torch.ops.mkldnn._is_mkldnn_fp16_supported()
+fp16_here = pytest.mark.skipif(not FP16_HERE, reason="this CPU has no fp16 instructions; DeepSpeed refuses fp16 on it")
+BF16, FP16 = ["training.precision=bf16"], ["training.precision=fp16", "training.fp16_scale_power=8"]
+OFFLOAD = ["parallel.offload_optimizer=true"]
+CASES = {
+    "bf16 blocks": Case(Layout(2, 1, sequence=True, micro_batch_tokens=64), extra=[*BF16, "parallel.recompute=blocks"]),
+    "bf16 selective": Case(Layout(2, 3, sequence=True), extra=[*BF16, "parallel.recompute=selective"]),
+    "plain": Case(Layout(1, 2, micro_batch_tokens=64), extra=BF16),
+    "offload": Case(Layout(1, 2, micro_batch_tokens=64), extra=[*BF16, *OFFLOAD], save=True),
+    "from offload": Case(Layout(1, 3), extra=BF16, resume=True, save=True),
+    "to offload": Case(Layout(2, 1), extra=OFFLOAD, resume=True, save=True),
+    "fp16": Case(Layout(2, 2), extra=FP16),
+}
+# 2^16 is at the edge for this model: steps overflow, and every good step after another one doubles the scale again.
+RUN = ["training.precision=fp16", "training.fp16_scale_power=16", "training.fp16_scale_window=1", "training.log_interval=1",
+       "training.checkpoint_interval=4", "phases.joint.steps=8", "parallel.zero_stage=3"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
+            run_ranks: Callable[..., str]) -> tuple[dict[str, dict[str, Any]], Path]:
+    """Results of CASES by name, and the folder with the fp16 runs `whole` and `resumed`; one start of two ranks."""
+    folder = tmp_path_factory.mktemp("precision")
+    cases = {name: case for name, case in CASES.items() if FP16_HERE or name != "fp16"}
+    results = run_cases(run_ranks, tiny_recipe, folder / "results.json", 2, list(cases.values()), STEPS,
+                        worker="worker_precision.py", fp16=RUN if FP16_HERE else [], resume=4)
+    return dict(zip(cases, results, strict=True)), folder
+
+
+def close(result: dict[str, Any], single: dict[str, Any], first: int = 0) -> None:
+    steps = slice(first, first + STEPS)
+    assert result["losses"] == pytest.approx(single["losses"][steps], rel=2e-3), result["name"]
+    assert result["norms"] == pytest.approx(single["norms"][steps], rel=2e-2), result["name"]
+
+
+@pytest.fixture(scope="module")
+def single(tiny_recipe: Path) -> dict[str, Any]:
+    """One process in fp32, long enough for the chain of checkpoints."""
+    return single_process(tiny_recipe, "xlmr", 3 * STEPS)
+
+
+@pytest.mark.parametrize("name", ["bf16 blocks", "bf16 selective", "plain", "offload"])
+def test_bf16_is_near_one_process_in_fp32(name: str, trained: Any, single: dict[str, Any]) -> None:
+    assert trained[0][name]["initial"] == single["initial"]
+    close(trained[0][name], single)
+
+
+@fp16_here
+def test_fp16_is_near_one_process_in_fp32(trained: Any, single: dict[str, Any]) -> None:
+    close(trained[0]["fp16"], single)
+
+
+def test_offload_changes_nothing(trained: Any) -> None:
+    plain, offload = trained[0]["plain"], trained[0]["offload"]
+    assert offload["losses"] == pytest.approx(plain["losses"], rel=1e-6)
+    assert offload["norms"] == pytest.approx(plain["norms"], rel=1e-5)
+    assert offload["weights"] == pytest.approx(plain["weights"], rel=1e-6)
+
+
+def test_checkpoints_go_from_offload_and_to_it_bit_by_bit(trained: Any, single: dict[str, Any]) -> None:
+    for number, name in enumerate(["from offload", "to offload"], start=1):
+        result = trained[0][name]
+        assert result["first"] == number * STEPS
+        assert result["copied"], name
+        close(result, single, number * STEPS)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "joint" / "metrics.jsonl").read_text().splitlines()]
+
+
+def manifest(run: Path, step: int) -> dict[str, Any]:
+    return json.loads((run / "joint" / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())
+
+
+@fp16_here
+def test_overflowing_steps_are_skipped_and_the_run_goes_on(trained: Any) -> None:
+    whole = trained[1] / "whole"
+    lines = records(whole)
+    skipped = [line["skipped_steps"] for line in lines]
+    overflowed = [now > before for before, now in zip([0, *skipped], skipped, strict=False)]
+    assert {True, False} == set(overflowed)
+    assert [line["grad_norm"] is None for line in lines] == overflowed
+    scales = [line["loss_scale"] for line in lines]
+    assert min(scales) < 2.0**16
+    assert all(now in (before / 2, before, 2 * before) for before, now in zip(scales, scales[1:], strict=False))
+    assert len({line["learning_rate"] for line in lines}) == 8, "the schedule goes on"
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    saved = manifest(whole, 8)
+    assert saved["adam_step"] == 8 - skipped[-1], "Adam made no update in a skipped step"
+    assert saved["loss_scaling"]["skipped_steps"] == skipped[-1]
+
+
+@fp16_here
+def test_a_resumed_fp16_run_is_bitwise_the_uninterrupted_one(trained: Any) -> None:
+    whole, resumed = (trained[1] / name for name in ("whole", "resumed"))
+    for name in ("step", "losses", "grad_norm", "loss_scale", "skipped_steps", "learning_rate"):
+        assert [line[name] for line in records(resumed)] == [line[name] for line in records(whole)]
+    assert manifest(resumed, 8)["loss_scaling"] == manifest(whole, 8)["loss_scaling"]

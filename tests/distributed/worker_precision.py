@@ -1,0 +1,58 @@
+"""Layouts in half precision, with recomputation and offload, and a run in fp16 that is resumed; see test_precision.py.
+
+One start for all of it, because starting is what takes long.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from worker_layouts import CPU, run_case
+
+from dist_metaxlm.parallel.process_group import barrier, process_group
+from dist_metaxlm.parallel.topology import Topology, detect_topology
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.training.pretrain import Options, _run
+from dist_metaxlm.training.run_folder import PhaseFolder
+
+
+def train(job: dict[str, Any], topology: Topology, run: Path, resume: str) -> None:
+    """What `pretrain` does inside its process group."""
+    recipe, folder = load_recipe(job["recipe"], job["fp16"]), PhaseFolder(run, "joint")
+    if topology.is_first:
+        folder.start(recipe)
+    barrier()
+    _run(recipe, Options("joint", job["recipe"], run_dir=str(run), resume=resume), topology, CPU, folder)
+    barrier()
+
+
+def train_and_resume(job: dict[str, Any], topology: Topology) -> None:
+    """A run in `whole`, and in `resumed` the same from its checkpoint in the middle on."""
+    whole, resumed = (Path(job["output"]).with_name(name) for name in ("whole", "resumed"))
+    train(job, topology, whole, "auto")
+    if topology.is_first:
+        shutil.copytree(whole, resumed)
+        (resumed / "joint" / "done.json").unlink()
+    barrier()
+    train(job, topology, resumed, str(job["resume"]))
+
+
+def main(job_file: str) -> None:
+    job = json.loads(Path(job_file).read_text())
+    topology = detect_topology()
+    with process_group(topology, CPU):
+        if job["fp16"]:
+            train_and_resume(job, topology)
+        results = [run_case(case, job) for case in job["cases"]]
+        if topology.is_first:
+            Path(job["output"]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1])
