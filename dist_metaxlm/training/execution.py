@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -47,25 +48,28 @@ class Pipeline:
 
     def __init__(self, engine: Any, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> None:
         self._engine, self._plan, self._batches, self._see, self._count = engine, plan, batches, see, count
+        self._loaded: deque[PackedBatch] = deque()
         engine.module.share_tied()  # a restored checkpoint is in the first stage's copy
 
     def take(self, step: int, learning_rate: float) -> None:
         """See `Execution`. The first stage sees the batches, the last counts their losses."""
         engine, micro_steps = self._engine, self._plan.at(step)
-        engine.module.begin(step, micro_steps, self._count)
+        engine.module.begin(step, micro_steps, self._loaded, self._count)
         engine.micro_batches = len(micro_steps)  # of this step: objectives differ in theirs
         set_learning_rate(engine, learning_rate)
-        engine.train_batch(self._work(micro_steps))
+        engine.train_batch(self._load())
         engine.module.share_tied()
 
-    def _work(self, micro_steps: list[Any]) -> Iterator[Any]:
-        from dist_metaxlm.training.pipeline import Work
+    def _load(self) -> Iterator[Any]:
+        """What DeepSpeed takes on the first and the last stage: (inputs of the first stage, nothing in place of labels)."""
+        from dist_metaxlm.training.pipeline import departing
 
-        for micro in micro_steps:
-            work = Work(micro, next(self._batches))
+        for batch in self._batches:
             if groups().stage == 0:
-                self._see(work.batch)
-            yield work.travelling(), work
+                self._see(batch)
+            else:
+                self._loaded.append(batch)
+            yield departing(batch), None
 
 
 def execution(engine: Any, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> Execution:

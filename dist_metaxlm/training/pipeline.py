@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,16 +39,9 @@ Travelling = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """States (or the first stage's token ids), positions, cu_seqlens, samples: what goes from stage to stage."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """A micro-step with its batch, for the stages that read batches."""
-
-    micro: MicroStep
-    batch: PackedBatch
-
-    def travelling(self) -> Travelling:
-        """What the first stage begins with."""
-        return self.batch.tokens, self.batch.positions, self.batch.cu_seqlens, self.batch.samples
+def departing(batch: PackedBatch) -> Travelling:
+    """What the first stage begins with."""
+    return batch.tokens, batch.positions, batch.cu_seqlens, batch.samples
 
 
 class PipelinedModel(PipelineModule):
@@ -64,12 +57,13 @@ class PipelinedModel(PipelineModule):
         self._stages, self._window = stages, window
         self._step = 0
         self._micro_steps: Iterator[MicroStep] = iter(())
+        self._batches: deque[PackedBatch] = deque()
         self._count: Count | None = None
         specs = [LayerSpec(Embedding, config, shard), *(LayerSpec(Block, config, i, shard) for i in range(config.layers)),
                  LayerSpec(Head, config, shard)]
         topology = PipeModelDataParallelTopology(num_pp=place.stages, num_mp=place.tensor_size, num_dp=place.data_size)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its partition, ours is in the log
-            super().__init__(layers=specs, topology=topology, loss_fn=self._loss, dynamic_shape=True)
+            super().__init__(layers=specs, topology=topology, dynamic_shape=True)
 
     def _partition_layers(self, method: str = "cost") -> None:
         starts = [0, *(stage.blocks.start + 1 for stage in self._stages[1:])]
@@ -92,16 +86,28 @@ class PipelinedModel(PipelineModule):
             if dist.get_rank() in holders:
                 tokens = self.encoder.embedding.tokens
                 tokens.weight.ds_pipe_replicated = place.stage > 0  # type: ignore[union-attr]
+                if place.stage > 0:
+                    tokens.weight.register_post_accumulate_grad_hook(_sum_in_fp32)
                 found["tokens"] = {"ranks": holders, "group": group, "weight_attr": ["weight"], "module": tokens}
         return found
 
+    @torch.no_grad()
     def get_tied_weights_and_groups(self) -> list[tuple[torch.Tensor, Any]]:
-        """What DeepSpeed sums the gradients of, before it averages over data-parallel ranks."""
-        tied = [(comm["module"].weight, comm["group"]) for comm in self.tied_comms.values()]
-        for weight, _ in tied:
-            if weight.grad is None:  # a step without a masked-LM objective gives the head none; its peer waits for it
-                weight.grad = torch.zeros_like(weight)
-        return tied
+        """Sum the tied gradients of a step, when DeepSpeed is about to average gradients over data-parallel ranks.
+
+        Nothing is returned for it to sum: it looks for gradients in `grad` or `_hp_grad`, and in half precision ZeRO-1 has
+        them elsewhere. All of them are fp32, as is the copy's sum over micro-batches.
+        """
+        for comm in self.tied_comms.values():
+            weight = comm["module"].weight
+            found = (getattr(weight, name, None) for name in ("_hp_grad", "grad_accum", "grad"))
+            gradient = next((value for value in found if value is not None), None)
+            if gradient is None:  # a step without a masked-LM objective gives the head none; its peer waits for it
+                gradient = torch.zeros_like(weight, dtype=torch.float32)
+            dist.all_reduce(gradient, group=comm["group"])
+            if weight.ds_pipe_replicated:
+                weight.grad_accum = None
+        return []
 
     @torch.no_grad()
     def share_tied(self) -> None:
@@ -109,24 +115,33 @@ class PipelinedModel(PipelineModule):
         for comm in self.tied_comms.values():
             weight = comm["module"].weight
             dist.broadcast(weight.data, comm["ranks"][0], group=comm["group"])
-            if weight.ds_pipe_replicated:
-                weight.grad = None
 
-    def begin(self, step: int, micro_steps: list[MicroStep], count: Count) -> None:
-        """Announce the micro-steps that the coming forward passes belong to, and who counts their losses."""
-        self._step, self._micro_steps, self._count = step, iter(micro_steps), count
+    def begin(self, step: int, micro_steps: list[MicroStep], batches: deque[PackedBatch], count: Count) -> None:
+        """Announce the micro-steps that the coming forward passes belong to, the batches in which the last stage finds
+        their targets (filled as DeepSpeed loads them), and who counts its losses."""
+        self._step, self._micro_steps, self._batches, self._count = step, iter(micro_steps), batches, count
 
-    def forward(self, travelling: Travelling) -> Travelling:
-        """This stage's part of the encoder for the next micro-step."""
+    def forward(self, travelling: Travelling) -> Travelling | torch.Tensor:
+        """This stage's part of the encoder for the next micro-step; on the last stage its loss.
+
+        The loss is taken here and not in a `loss_fn`: DeepSpeed's bf16 optimiser clears gradients when the backward pass
+        reaches what this function returned, and those of a head behind it would be among them.
+        """
         states, positions, cu_seqlens, samples = travelling
         outline = PackedBatch.outline(positions, cu_seqlens, samples, self._window)
-        geometry = self.encoder.geometry(outline, self._step)
-        last_layer = layer_read(next(self._micro_steps).objective)
-        return self.encoder.through_stage(states, geometry, last_layer), positions, cu_seqlens, samples
+        micro = next(self._micro_steps)
+        states = self.encoder.through_stage(states, self.encoder.geometry(outline, self._step), layer_read(micro.objective))
+        return self._loss(states, micro) if self.encoder.stage.last else (states, positions, cu_seqlens, samples)
 
-    def _loss(self, travelling: Travelling, work: Work) -> torch.Tensor:
-        batch, objective = work.batch.to(travelling[0].device), work.micro.objective
-        loss, losses, languages = objective_losses(self.encoder, travelling[0], batch, objective)
+    def _loss(self, states_TH: torch.Tensor, micro: MicroStep) -> torch.Tensor:
+        batch = self._batches.popleft().to(states_TH.device)
+        loss, losses, languages = objective_losses(self.encoder, states_TH, batch, micro.objective)
         assert self._count is not None
-        self._count(objective, batch, losses, languages)
-        return loss * (work.micro.factor * groups().data_size)
+        self._count(micro.objective, batch, losses, languages)
+        return loss * (micro.factor * groups().data_size)
+
+
+def _sum_in_fp32(weight: Any) -> None:
+    """Add the gradient of a micro-batch to the step's, as ZeRO-1 does for the parameters that it updates."""
+    gradient, before = weight.grad.float(), getattr(weight, "grad_accum", None)
+    weight.grad, weight.grad_accum = None, gradient if before is None else before.add_(gradient)
