@@ -50,7 +50,7 @@ def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
 
 def close(result: dict[str, Any], single: dict[str, Any], first: int = 0) -> None:
     steps = slice(first, first + STEPS)
-    assert result["losses"] == pytest.approx(single["losses"][steps], rel=2e-3), result["name"]
+    assert result["losses"] == pytest.approx(single["losses"][steps], rel=1e-3), result["name"]
     assert result["norms"] == pytest.approx(single["norms"][steps], rel=2e-2), result["name"]
 
 
@@ -62,7 +62,7 @@ def single(tiny_recipe: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["bf16 blocks", "bf16 selective", "plain", "offload"])
 def test_bf16_is_near_one_process_in_fp32(name: str, trained: Any, single: dict[str, Any]) -> None:
-    assert trained[0][name]["initial"] == single["initial"]
+    assert trained[0][name]["initial"] == trained[0]["plain"]["initial"]
     close(trained[0][name], single)
 
 
