@@ -34,7 +34,7 @@ CASES = {
 }
 # 2^16 is at the edge for this model: steps overflow, and every good step after another one doubles the scale again.
 RUN = ["training.precision=fp16", "training.fp16_scale_power=16", "training.fp16_scale_window=1", "training.log_interval=1",
-       "training.checkpoint_interval=4", "phases.joint.steps=8", "parallel.zero_stage=3"]
+       "training.checkpoint_interval=3", "phases.joint.steps=6", "parallel.zero_stage=3"]
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
     folder = tmp_path_factory.mktemp("precision")
     cases = {name: case for name, case in CASES.items() if FP16_HERE or name != "fp16"}
     results = run_cases(run_ranks, tiny_recipe, folder / "results.json", 2, list(cases.values()), STEPS,
-                        worker="worker_precision.py", fp16=RUN if FP16_HERE else [], resume=4)
+                        worker="worker_precision.py", fp16=RUN if FP16_HERE else [], resume=3)
     return dict(zip(cases, results, strict=True)), folder
 
 
 def close(result: dict[str, Any], single: dict[str, Any], first: int = 0) -> None:
     steps = slice(first, first + STEPS)
-    assert result["losses"] == pytest.approx(single["losses"][steps], rel=2e-3), result["name"]
+    assert result["losses"] == pytest.approx(single["losses"][steps], rel=1e-3), result["name"]
     assert result["norms"] == pytest.approx(single["norms"][steps], rel=2e-2), result["name"]
 
 
@@ -62,7 +62,7 @@ def single(tiny_recipe: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["bf16 blocks", "bf16 selective", "plain", "offload"])
 def test_bf16_is_near_one_process_in_fp32(name: str, trained: Any, single: dict[str, Any]) -> None:
-    assert trained[0][name]["initial"] == single["initial"]
+    assert trained[0][name]["initial"] == trained[0]["plain"]["initial"]
     close(trained[0][name], single)
 
 
@@ -105,10 +105,10 @@ def test_overflowing_steps_are_skipped_and_the_run_goes_on(trained: Any) -> None
     scales = [line["loss_scale"] for line in lines]
     assert min(scales) < 2.0**16
     assert all(now in (before / 2, before, 2 * before) for before, now in zip(scales, scales[1:], strict=False))
-    assert len({line["learning_rate"] for line in lines}) == 8, "the schedule goes on"
+    assert len({line["learning_rate"] for line in lines}) == 6, "the schedule goes on"
     assert all(math.isfinite(line["loss"]) for line in lines)
-    saved = manifest(whole, 8)
-    assert saved["adam_step"] == 8 - skipped[-1], "Adam made no update in a skipped step"
+    saved = manifest(whole, 6)
+    assert saved["adam_step"] == 6 - skipped[-1], "Adam made no update in a skipped step"
     assert saved["loss_scaling"]["skipped_steps"] == skipped[-1]
 
 
@@ -117,4 +117,4 @@ def test_a_resumed_fp16_run_is_bitwise_the_uninterrupted_one(trained: Any) -> No
     whole, resumed = (trained[1] / name for name in ("whole", "resumed"))
     for name in ("step", "losses", "grad_norm", "loss_scale", "skipped_steps", "learning_rate"):
         assert [line[name] for line in records(resumed)] == [line[name] for line in records(whole)]
-    assert manifest(resumed, 8)["loss_scaling"] == manifest(whole, 8)["loss_scaling"]
+    assert manifest(resumed, 6)["loss_scaling"] == manifest(whole, 6)["loss_scaling"]
