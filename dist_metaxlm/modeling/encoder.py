@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
 
 import torch
@@ -72,7 +73,7 @@ class Encoder(nn.Module):
         return all_tokens(states, self.shard)
 
     @torch.no_grad()
-    def load_logical(self, weights: dict[str, torch.Tensor]) -> None:
+    def load_logical(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take this rank's part of every parameter from whole tensors by logical name, as a checkpoint holds them."""
         for name, parameter in self.named_parameters():
             parameter.copy_(own_part(name, weights[name], self.shard))

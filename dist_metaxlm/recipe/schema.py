@@ -147,6 +147,10 @@ class TrainingConfig(Section):
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(2, gt=0)
     """Newest checkpoints of a phase that are kept."""
+    save_in_background: bool = True
+    """Write checkpoints while training goes on: it stands still only for a copy of weights and moments to host memory.
+    Costs 12 bytes a parameter of host memory (page-locked on CUDA), divided by the ranks that hold them; false: none, and
+    training waits for the disk."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

@@ -12,7 +12,6 @@ from dist_metaxlm.data.prefetch import prefetch
 from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.parallel.process_group import rank
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
-from dist_metaxlm.training.checkpoint import save_checkpoint
 from dist_metaxlm.training.console import ProgressLine
 from dist_metaxlm.training.engine import set_learning_rate
 from dist_metaxlm.training.metrics import (
@@ -27,6 +26,7 @@ from dist_metaxlm.training.metrics import (
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.resilience import StopRequest
 from dist_metaxlm.training.run_folder import PhaseFolder
+from dist_metaxlm.training.saving import CheckpointSaver
 from dist_metaxlm.training.schedule import learning_rate_at
 from dist_metaxlm.training.steps import MicroStep, StepPlan
 
@@ -48,7 +48,9 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
     clock, tokens_before = Clock(progress.seconds), progress.tokens
     stop = StopRequest()
     batches = clock.waiting_for(prefetch(micro_batches(plan, data, progress.step, total, engine.device), PREFETCHED))
-    with ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
+    saver = CheckpointSaver(folder.checkpoints, engine, recipe.training.keep_checkpoints,
+                            recipe.training.save_in_background)
+    with saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
             engine.module.train()
             for micro in plan.at(step):
@@ -73,10 +75,10 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
                 if writer:
                     writer.write(record)
                 stopping = stop.agreed(engine.device) and not last
+                saver.check(engine.device)
             if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
                 progress.realised = meter.realised()
-                save_checkpoint(folder.checkpoints, engine, progress.facts(), progress.tensors(),
-                                recipe.training.keep_checkpoints)
+                saver.save(progress.facts(), progress.tensors())
             if stopping:
                 raise StoppedInGoodOrder(f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
                                          "run the same command again to go on")

@@ -82,8 +82,11 @@ def check_ranks(engine: Any, recipe: Recipe) -> None:
 
 def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
     """All weights, on rank 0."""
-    found = {name: optimizer_state.full_weight(engine, name, param, 0)
-             for name, param in optimizer_state.named_parameters(engine)}
+    found, encoder = {}, engine.module.encoder
+    for name, param in optimizer_state.named_parameters(engine):
+        full = safe_get_full_fp32_param(param)
+        part = (param if full is None else full).detach()
+        found[name] = gather_whole(name, part, encoder.shard, encoder.config.vocab_size, 0)
     return {name: value for name, value in found.items() if value is not None}
 
 
