@@ -9,12 +9,14 @@ examples:
   python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl --store data/quickstart/store
   python launch/benchmark.py cleaning --megabytes 250 1000
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
+  torchrun --nproc_per_node 2 launch/benchmark.py saving model.hidden=512 model.ffn=2048 model.heads=8 model.layers=6
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,15 @@ def parse() -> argparse.Namespace:
     writing = commands.add_parser("store", help="prepare.py store, whole command, side by side with Megatron's way")
     writing.add_argument("--repeats", type=int, default=3, help="times that each command runs (default: 3)")
     writing.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
-    for command in (training, writing):
+    saving = commands.add_parser("saving", help="how long training stands still at a checkpoint, blocking against in the "
+                                                "background; under a launcher on all its ranks")
+    saving.add_argument("--repeats", type=int, default=5, help="saves of either kind (default: 5)")
+    saving.add_argument("--tokens", type=int, default=256, help="tokens of a rank's training step (default: 256)")
+    saving.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
+    for command in (training, writing, saving):
         command.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    for command in (training, loading, corpus, writing):
+    for command in (training, loading, corpus, writing, saving):
         command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
@@ -99,10 +106,24 @@ def store(arguments: argparse.Namespace) -> Outcome:
     return result, f"{result['text_bytes'] / 1e6:.0f} MB: {ratios}; same files: {result['identical_files']}"
 
 
+def saving(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.saving import measure_saving
+
+    result = measure_saving(arguments.recipe, arguments.overrides, Path(arguments.scratch), arguments.repeats,
+                            arguments.tokens)
+    return result, (f"{result['megabytes']:.0f} MB on {result['ranks']} ranks: training stands still for "
+                    f"{result['background_stall_seconds']:.3f} s instead of {result['blocking_seconds']:.2f} s "
+                    f"({result['stall_share_of_blocking']:.1%}; {result['stall_share_min']:.1%} to "
+                    f"{result['stall_share_max']:.1%}), a step beside the save takes "
+                    f"{result['step_seconds_beside_a_save']:.2f} s instead of {result['step_seconds']:.2f} s")
+
+
 def main() -> None:
     arguments = parse()
-    result, sentence = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store}[arguments.command](
-        arguments)
+    result, sentence = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store,
+                        "saving": saving}[arguments.command](arguments)
+    if int(os.environ.get("RANK") or 0):
+        return  # all ranks have measured together
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result) if arguments.json else sentence)

@@ -148,9 +148,8 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, gt=0)
     """Newest checkpoints of a phase that are kept."""
     save_in_background: bool = True
-    """Write checkpoints while training goes on: it stands still only for a copy of weights and moments to host memory.
-    Costs 12 bytes a parameter of host memory (page-locked on CUDA), divided by the ranks that hold them; false: none, and
-    training waits for the disk."""
+    """Write checkpoints while training goes on, from a copy of weights and moments in host memory: 12 bytes a parameter
+    (page-locked on CUDA), shared by the ranks that hold them. false: no copy, and training waits for the disk."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

@@ -7,10 +7,11 @@ of the layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from dist_metaxlm.modeling.sharding import own_part
 
@@ -22,6 +23,11 @@ def _inner(engine: Any) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
+def before_each_update(engine: Any, action: Callable[[], Any]) -> RemovableHandle:
+    """Call `action` before AdamW changes anything; `remove()` of what is returned ends that."""
+    return _inner(engine).register_step_pre_hook(lambda *_: action() and None)
+
+
 def own_piece(engine: Any, param: Any, moment: str | None) -> tuple[int, torch.Tensor]:
     """What this rank holds of an fp32 weight (`moment` None) or of one of its Adam moments; not collective.
 
@@ -29,9 +35,9 @@ def own_piece(engine: Any, param: Any, moment: str | None) -> tuple[int, torch.T
         Number of the first element in the flattened parameter (in this rank's part of it, under tensor parallelism), and
         the elements from there on, flat, where they lie.
     """
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
     if hasattr(param, "ds_id"):
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
         piece = safe_get_local_fp32_param(param) if moment is None else safe_get_local_optimizer_state(param, moment)
         start = piece.numel() * torch.distributed.get_rank(param.ds_process_group)
         return start, piece.narrow(0, 0, max(0, min(piece.numel(), param.ds_numel - start))).detach()  # without padding

@@ -2,12 +2,13 @@
 
 What a rank holds of a parameter (a ZeRO shard of a tensor-parallel part) is one range of a flat part. Ranges do not move
 after the engine is built, so the ranks exchange them once. From then on every rank knows all routes, and a save begins
-with nothing but a copy of each rank's own ranges; they travel to their writers over a gloo group of their own.
+with nothing but a copy of each rank's own ranges, which travel to their writers over a gloo group of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,33 +93,31 @@ class Pieces:
         self.routes = find_routes(self.names, [torch.Size(shape).numel() for shape in self._shapes], self._exchange())
         self.written = [index for index, route in enumerate(self.routes) if route.writer == rank()]
         """Numbers of the parameters that this rank writes."""
-        self._kept: dict[tuple[int, int], torch.Tensor] = {}
+        self.kept: dict[tuple[int, int], torch.Tensor] = {}
+        """Host memory for what `live` gives; see `keep_buffers`."""
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Logical shape of a parameter, as it is written."""
         return whole_shape(self.names[index], torch.Size(self._shapes[index]), self._shard, self._vocabulary)
 
     def keep_buffers(self) -> None:
-        """Make the host memory that `copies` goes to, page-locked for CUDA, and touch it, so that no save has to."""
+        """Make the host memory that `copy` fills, page-locked for CUDA, and touch it, so that no save has to."""
         for kind in range(len(KINDS)):
             for index, holding in self._asked():
-                self._kept[kind, index] = torch.empty(holding.count, pin_memory=torch.cuda.is_available()).zero_()
+                self.kept[kind, index] = torch.empty(holding.count, pin_memory=torch.cuda.is_available()).zero_()
 
-    def copies(self) -> dict[tuple[int, int], torch.Tensor]:
-        """What others or this rank's own files need of this rank now, by (kind, parameter), on the CPU (not collective).
+    def live(self) -> dict[tuple[int, int], torch.Tensor]:
+        """What others or this rank's own files need of this rank, by (kind, parameter), where it lies (not collective)."""
+        return {(kind, index): optimizer_state.own_piece(self._engine, self._parameters[index][1], moment)[1]
+                for index, _ in self._asked() for kind, moment in enumerate(KINDS)}
 
-        Without kept buffers the tensors of an engine on the CPU are handed out themselves.
-        """
-        copies = {}
-        for index, _ in self._asked():
-            for kind, moment in enumerate(KINDS):
-                _, piece = optimizer_state.own_piece(self._engine, self._parameters[index][1], moment)
-                kept = self._kept.get((kind, index))
-                copies[kind, index] = (piece.to("cpu", torch.float32) if kept is None
-                                       else kept.copy_(piece, non_blocking=True))
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()
-        return copies
+    def copy(self, live: dict[tuple[int, int], torch.Tensor], stream: torch.cuda.Stream | None) -> None:
+        """Copy `live` to the kept buffers; `stream` is one beside that of training, None without CUDA."""
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            for key, piece in live.items():
+                self.kept[key].copy_(piece, non_blocking=True)
+        if stream is not None:
+            stream.synchronize()
 
     def send(self, copies: dict[tuple[int, int], torch.Tensor]) -> list[dist.Work]:
         """Start sending to the other writers all that they need of this rank; they fetch it in the order of the files."""

@@ -1,8 +1,10 @@
-"""Writing checkpoints beside the training: it stands still only while each rank copies what it holds to host memory.
+"""Writing checkpoints beside the training, which never waits for the disk.
 
-The rest runs in one thread a rank: pieces travel to their writers, files are written, hashed and synchronised, rank 0
-seals the folder and renames it. This thread has a gloo group of its own, because two threads that issue collectives on
-one group would not agree on their order across ranks. What PyTorch's `async_save` and torchtitan call staging is the copy.
+One thread a rank does it: it copies what the rank holds to host memory, sends pieces to their writers, writes, hashes and
+synchronises files; rank 0's seals the folder and renames it. Training may go on at once, because weights and moments
+change only when AdamW updates them: a hook holds the next update back until the copy is made, which the forward and
+backward passes before it usually hide (as in CheckFreq, FAST 2021). The thread has a gloo group of its own, because two
+threads that issue collectives on one group would not agree on their order across ranks.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import os
 import shutil
 import struct
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -47,13 +51,19 @@ class CheckpointSaver:
         self._root, self._engine, self._keep = root, engine, keep
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None
         self._pieces = Pieces(engine, self._group)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
+        self.stalled = 0.0
+        """Seconds that training has stood still for saving: in `save`, and before the update after it."""
         self._pending: Future[None] | None = None
+        self._copied = threading.Event()
+        self._copied.set()
+        self._hook = optimizer_state.before_each_update(engine, self._hold)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
         if background:
             self._pieces.keep_buffers()
+        self._stream = torch.cuda.Stream() if background and torch.cuda.is_available() else None
 
     def save(self, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
-        """Save the checkpoint of `facts["step"]`; in the background, this returns when the state has been copied.
+        """Save the checkpoint of `facts["step"]`; in the background, this returns at once.
 
         Every rank calls it after the same step; a save that is still going on is waited for.
 
@@ -61,18 +71,33 @@ class CheckpointSaver:
             OSError: when the disk is full (in the background: of the save before); the unfinished folder is removed and
             older checkpoints are untouched.
         """
+        begun = time.perf_counter()
         self.wait()
         facts = {**facts, "adam_step": optimizer_state.adam_step(self._engine), "ranks": world_size()}
-        copies = self._pieces.copies()
+        live = self._pieces.live()
         progress = {name: value.detach().cpu().clone() for name, value in progress.items()}
         if self._thread is None:
-            self._write(copies, facts, progress)
+            self._write({key: piece.to("cpu", torch.float32) for key, piece in live.items()}, facts, progress)
         else:
-            self._pending = self._thread.submit(self._write, copies, facts, progress)
+            if self._stream is not None:
+                self._stream.wait_stream(torch.cuda.current_stream())
+            self._copied.clear()
+            self._pending = self._thread.submit(self._copy_and_write, live, facts, progress)
+        self.stalled += time.perf_counter() - begun
+
+    def finished(self, device: torch.device) -> bool:
+        """Whether all ranks have ended the save that was going on (collective while there is one)."""
+        if self._pending is None:
+            return True
+        return bool(all_reduce(torch.tensor([int(self._pending.done())], device=device), "min").item())
 
     def check(self, device: torch.device) -> None:
-        """Raise what went wrong in a save that all ranks have ended (collective while one is pending, else nothing)."""
-        if self._pending is not None and all_reduce(torch.tensor([int(self._pending.done())], device=device), "min").item():
+        """Raise what went wrong in a save that has ended (collective while there is one): no need to train on for the next.
+
+        Raises:
+            OSError: as `wait`.
+        """
+        if self.finished(device):
             self.wait()
 
     def wait(self) -> None:
@@ -95,10 +120,24 @@ class CheckpointSaver:
             if error is None or isinstance(error, StoppedInGoodOrder):
                 raise
             print(f"warning: the checkpoint that was being saved is lost too: {failure}", file=sys.stderr)
+        self._hook.remove()
         if self._thread is not None:
             self._thread.shutdown()
         if self._group is not None and error is None:
             dist.destroy_process_group(self._group)
+
+    def _hold(self) -> None:
+        """Wait until nothing that an update changes is still to be copied."""
+        begun = time.perf_counter()
+        self._copied.wait()
+        self.stalled += time.perf_counter() - begun
+
+    def _copy_and_write(self, live: Copies, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
+        try:
+            self._pieces.copy(live, self._stream)
+        finally:
+            self._copied.set()
+        self._write(self._pieces.kept, facts, progress)
 
     def _write(self, copies: Copies, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
         """From copies to a committed checkpoint (collective over the group of the saving threads)."""
