@@ -23,9 +23,15 @@ def _inner(engine: Any) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def before_each_update(engine: Any, action: Callable[[], Any]) -> RemovableHandle:
-    """Call `action` before AdamW changes anything; `remove()` of what is returned ends that."""
-    return _inner(engine).register_step_pre_hook(lambda *_: action() and None)
+def before_each_update(engine: Any, action: Callable[[], None]) -> RemovableHandle:
+    """Call `action` before AdamW changes anything; `remove()` of what is returned ends that.
+
+    ZeRO makes an update of several steps of AdamW (groups, shards): it is called before each of them.
+    """
+    def hook(*_: Any) -> None:
+        action()
+
+    return _inner(engine).register_step_pre_hook(hook)
 
 
 def own_piece(engine: Any, param: Any, moment: str | None) -> tuple[int, torch.Tensor]:

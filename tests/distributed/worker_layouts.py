@@ -113,7 +113,16 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                 copied &= set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
             copied &= other.facts["adam_step"] == checkpoint.facts["adam_step"] == first
     last = first + job["steps"]
+    updates: list[float] = []
+    weight = next(iter(optimizer_state.named_parameters(engine)))[1]
+    before = optimizer_state.own_piece(engine, weight, "exp_avg")[1].clone()
+    hook = optimizer_state.before_each_update(engine, lambda: updates.append(float(
+        (optimizer_state.own_piece(engine, weight, "exp_avg")[1] - before).abs().sum())))
     losses, norms = train(engine, recipe, first, last, job["learning_rate"])
+    # Saving in the background rests on it: nothing changes before the first call, and there is one before each update.
+    assert len(updates) >= job["steps"], updates
+    assert updates[0] == 0.0, "moments changed before the hook was called"
+    hook.remove()
     check_ranks(engine, recipe)
     if case.get("save"):
         save_checkpoint(folder, engine, {"step": last, "phase": "joint"}, {"none": torch.zeros(1)}, 9)
