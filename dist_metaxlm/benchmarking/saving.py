@@ -1,7 +1,8 @@
 """How long training stands still at a checkpoint: blocking against in the background, in turn, in one run.
 
 Both sides write the same engine to the same disk with the same code; the first waits for the commit, the second trains on
-random tokens meanwhile, so what saving takes away from those steps is measured too.
+random tokens meanwhile, so what saving takes away from those steps is measured too. The copy to host memory is timed by
+itself as well: that long training stands still where no forward and backward pass hides it.
 """
 
 from __future__ import annotations
@@ -48,13 +49,15 @@ def measure_saving(recipe_name: str, overrides: list[str], scratch: Path, repeat
         engine = build_engine(PretrainingModel(encoder), recipe, device, groups().data_size)
         folder = _shared_folder(scratch, device)
         rows = _alternate(engine, _training_step(engine, recipe, tokens, device), folder, repeats, device)
-    stalls = [row["background_stall_seconds"] / row["blocking_seconds"] for row in rows]
+    stalls, copies = ([row[name] / row["blocking_seconds"] for row in rows]
+                      for name in ("background_stall_seconds", "copy_seconds"))
     medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     interval = recipe.training.checkpoint_interval * medians["step_seconds"]
     return {
         "model": recipe.name, "parameters": parameters, "ranks": topology.world_size, "device": device.type,
         "layout": recipe.parallel.model_dump(), "repeats": repeats, "tokens_per_rank": tokens, **medians,
         "stall_share_of_blocking": statistics.median(stalls), "stall_share_min": min(stalls), "stall_share_max": max(stalls),
+        "copy_share_of_blocking": statistics.median(copies), "copy_share_min": min(copies), "copy_share_max": max(copies),
         "checkpoint_interval": recipe.training.checkpoint_interval,
         "stall_share_of_interval": medians["background_stall_seconds"] / interval,
         "blocking_share_of_interval": medians["blocking_seconds"] / interval,
@@ -74,13 +77,19 @@ def _alternate(engine: Any, train: Callable[[], None], folder: Path, repeats: in
                                        step_folder(folder / "blocking", repeat).iterdir()) / 1e6
                 alone = [_seconds(train, device) for _ in range(3)]
                 begun, stalled = time.perf_counter(), background.stalled
-                background.save({"step": repeat}, {})
+                background.save({"step": 2 * repeat}, {})
                 beside = [_seconds(train, device)]
                 while not background.finished(device):
                     beside.append(_seconds(train, device))
+                row["slowed_seconds"] = sum(beside) - len(beside) * statistics.median(alone)
                 background.wait()
                 row["background_seconds"] = time.perf_counter() - begun
                 row["background_stall_seconds"] = _slowest(background.stalled - stalled, device)
+                stalled = background.stalled
+                background.save({"step": 2 * repeat + 1}, {})
+                background.wait_for_copy()
+                row["copy_seconds"] = _slowest(background.stalled - stalled, device)
+                background.wait()
                 row["step_seconds"] = statistics.median(alone)
                 row["step_seconds_beside_a_save"] = statistics.mean(beside)
                 row["steps_beside_a_save"] = len(beside)

@@ -56,7 +56,7 @@ class CheckpointSaver:
         self._pending: Future[None] | None = None
         self._copied = threading.Event()
         self._copied.set()
-        self._hook = optimizer_state.before_each_update(engine, self._hold)
+        self._hook = optimizer_state.before_each_update(engine, self.wait_for_copy)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
         if background:
             self._pieces.keep_buffers()
@@ -126,7 +126,7 @@ class CheckpointSaver:
         if self._group is not None and error is None:
             dist.destroy_process_group(self._group)
 
-    def _hold(self) -> None:
+    def wait_for_copy(self) -> None:
         """Wait until nothing that an update changes is still to be copied."""
         begun = time.perf_counter()
         self._copied.wait()

@@ -61,7 +61,7 @@ def test_both_ways_write_the_same_bytes(tmp_path: Path) -> None:
 def test_training_goes_on_during_the_copy_and_its_update_is_not_in_the_checkpoint(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, asked, release = small_engine(), threading.Event(), threading.Event()
-    copy, hold = Pieces.copy, CheckpointSaver._hold
+    copy, hold = Pieces.copy, CheckpointSaver.wait_for_copy
 
     def slow_copy(*arguments: Any) -> None:
         release.wait()
@@ -72,7 +72,7 @@ def test_training_goes_on_during_the_copy_and_its_update_is_not_in_the_checkpoin
         hold(saver)
 
     monkeypatch.setattr(Pieces, "copy", slow_copy)
-    monkeypatch.setattr(CheckpointSaver, "_hold", noticed)
+    monkeypatch.setattr(CheckpointSaver, "wait_for_copy", noticed)
     update(engine)
     expected = state(engine)
     with CheckpointSaver(tmp_path, engine, 2, background=True) as saver:
@@ -114,6 +114,19 @@ def test_restored_bit_by_bit(tmp_path: Path) -> None:
     update(engine)
     update(other)
     assert equal(state(other), state(engine))
+
+
+def test_torch_distributed_checkpoint_reads_the_folder(tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    engine = small_engine()
+    update(engine)
+    with CheckpointSaver(tmp_path, engine, 1, background=True) as saver:
+        saver.save({"step": 1}, PROGRESS)
+    expected = state(engine)
+    read = {name: torch.zeros_like(value) for name, value in expected.items()}
+    dcp.load(read, storage_reader=dcp.HuggingFaceStorageReader(str(step_folder(tmp_path, 1))))
+    assert equal(read, expected)
 
 
 def ways_of_learning() -> list[Callable[[CheckpointSaver], None]]:
