@@ -8,6 +8,8 @@ any number of ranks in any layout reads it, one tensor at a time.
 
 from __future__ import annotations
 
+import hashlib
+import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +20,6 @@ import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
-from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state
@@ -71,13 +72,9 @@ def _verified(folder: Path) -> dict[str, Any] | None:
     The ranks of a node share the reading. Every node reads all files, because it may have a disk of its own, and what it
     has read is then in its page cache for loading.
     """
-    part, parts = 0, 1
-    if world_size() > 1:
-        topology = detect_topology()
-        part, parts = topology.local_rank, topology.local_world_size
     facts, damage = None, ""
     try:
-        facts = verify_manifest(folder, part, parts)
+        facts = verify_manifest(folder, *_share_of_node(platform.node()))
     except DamagedCheckpoint as error:
         damage = str(error)
     first = _agreed(rank() if damage else world_size(), "min")
@@ -86,10 +83,25 @@ def _verified(folder: Path) -> dict[str, Any] | None:
     return facts if first == world_size() else None
 
 
+def _share_of_node(node: str) -> tuple[int, int]:
+    """Number of this rank among those of the same node, and how many they are (collective).
+
+    Counted here and not taken from the launcher's LOCAL_RANK: a wrong one would leave files that nobody verifies.
+    """
+    names = torch.zeros(world_size(), dtype=torch.int64)
+    names[rank()] = int.from_bytes(hashlib.sha256(node.encode()).digest()[:7], "big")
+    names = all_reduce(names.to(_device()), "max").cpu()
+    same = (names == names[rank()]).nonzero().flatten().tolist()
+    return same.index(rank()), len(same)
+
+
 def _agreed(value: int, op: str) -> int:
     """The largest ("max") or smallest ("min") of the ranks' values (collective)."""
-    device = "cuda" if torch.cuda.is_available() and world_size() > 1 else "cpu"
-    return int(all_reduce(torch.tensor([value], device=device), op))
+    return int(all_reduce(torch.tensor([value], device=_device()), op))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() and world_size() > 1 else "cpu"
 
 
 def restore(engine: Any, checkpoint: Checkpoint) -> None:

@@ -219,15 +219,23 @@ def test_killed_in_the_middle_of_a_save_the_one_before_is_the_newest(
     assert list_steps(tmp_path) == [1, 3]
 
 
-def test_when_one_rank_cannot_write_all_ranks_are_told(
+def test_what_one_rank_cannot_write_or_finds_damaged_all_ranks_are_told(
         tmp_path: Path, start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
     outcomes = [process.communicate(timeout=120) for process in start_ranks(2, WORKER, "fail", str(tmp_path))]
     for rank, (out, err) in enumerate(outcomes):
         assert "training goes on" in out, err
         assert f"rank {rank}: [Errno 28] No space left on device: '{tmp_path / 'step-00000002'}'" in out, err
+        # Two ranks of one node read half of the digests each; on two nodes each reads all of them.
+        assert f"shares: {(rank, 2)} {(0, 1)}" in out
+        assert "newest: 1" in out
+        assert "damaged: None" in out, "damage that one rank finds holds back the other too"
+    assert sum("weights-00001.safetensors has another SHA-256" in err for _, err in outcomes) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    facts = verify_manifest(tmp_path / "step-00000001")
-    assert {f"weights-{rank:05d}.safetensors" for rank in range(2)} < set(facts["files"]), "the writing is shared"
+    names = {path.name for path in (tmp_path / "step-00000001").iterdir()}
+    assert {f"{kind}-{rank:05d}.safetensors" for kind in ("weights", "moments") for rank in range(2)} < names
+    content = bytearray((tmp_path / "step-00000001" / "weights-00001.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "step-00000001" / "weights-00001.safetensors").write_bytes(content)
     expected = small_engine()
     update(expected)
     assert equal(saved(tmp_path), state(expected))
