@@ -10,12 +10,14 @@ examples:
   python launch/benchmark.py cleaning --megabytes 250 1000
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
   python launch/benchmark.py scaling --ranks 1 2 4 --output scaling.json
+  torchrun --nproc_per_node 2 launch/benchmark.py saving model.hidden=512 model.ffn=2048 model.heads=8 model.layers=6
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,15 @@ def parse() -> argparse.Namespace:
     scaled.add_argument("--phase", default="cross", help="phase whose steps are measured (default: cross)")
     scaled.add_argument("--steps", type=int, default=8, help="timed steps of each run (default: 8)")
     scaled.add_argument("--repeats", type=int, default=2, help="times that each layout runs (default: 2)")
-    for command in (training, writing, scaled):
+    saving = commands.add_parser("saving", help="how long training stands still at a checkpoint, blocking against in the "
+                                                "background; under a launcher on all its ranks")
+    saving.add_argument("--repeats", type=int, default=5, help="saves of either kind (default: 5)")
+    saving.add_argument("--tokens", type=int, default=256, help="tokens of a rank's training step (default: 256)")
+    saving.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
+    for command in (training, writing, scaled, saving):
         command.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    for command in (training, loading, corpus, writing, scaled):
+    for command in (training, loading, corpus, writing, scaled, saving):
         command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
@@ -116,12 +123,28 @@ def scaling(arguments: argparse.Namespace) -> Outcome:
     return result, table(result)
 
 
-COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store, "scaling": scaling}
+def saving(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.saving import measure_saving
+
+    result = measure_saving(arguments.recipe, arguments.overrides, Path(arguments.scratch), arguments.repeats,
+                            arguments.tokens)
+    return result, (
+        f"{result['megabytes']:.0f} MB on {result['ranks']} ranks: training stands still for "
+        f"{result['background_stall_seconds']:.3f} s instead of {result['blocking_seconds']:.2f} s "
+        f"({result['stall_share_of_blocking']:.1%}; {result['stall_share_min']:.1%} to {result['stall_share_max']:.1%}), "
+        f"for {result['copy_seconds']:.3f} s ({result['copy_share_of_blocking']:.1%}) where no step hides the copy; "
+        f"the steps beside a save take {result['slowed_seconds']:.2f} s longer")
+
+
+COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store, "scaling": scaling,
+            "saving": saving}
 
 
 def main() -> None:
     arguments = parse()
     result, sentence = COMMANDS[arguments.command](arguments)
+    if int(os.environ.get("RANK") or 0):
+        return  # all ranks have measured together
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result) if arguments.json else sentence)

@@ -163,6 +163,9 @@ class TrainingConfig(Section):
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(2, gt=0)
     """Newest checkpoints of a phase that are kept."""
+    save_in_background: bool = True
+    """Write checkpoints while training goes on, from a copy of weights and moments in host memory: 12 bytes a parameter
+    (page-locked on CUDA), shared by the ranks that hold them. false: no copy, and training waits for the disk."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

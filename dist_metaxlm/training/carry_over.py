@@ -43,7 +43,7 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
         UserError: when the phase before is missing or unfinished, or has another tokenizer or shape.
     """
     checkpoint = _checked(recipe, before, tokenizer_hash)
-    weights = checkpoint.tensors("weights")
+    weights = dict(checkpoint.tensors("weights"))  # views of the mapped files: nothing is read yet
     unseen = ~checkpoint.tensors("progress")["seen"].bool()
     report: dict[str, Any] = {
         "from": str(checkpoint.folder), "step": checkpoint.step, "weights": "carried",
@@ -53,7 +53,7 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
     if recipe.carry_over.unseen_embeddings == "reinitialise":
         for name in (TABLE, HEAD_BIAS):
             fresh = initial_values(name, weights[name].shape, encoder.seed, recipe.model.init_std)
-            weights[name][unseen] = fresh[unseen]
+            weights[name] = torch.where(unseen.view(-1, *[1] * (fresh.dim() - 1)), fresh, weights[name])
     encoder.load_logical(weights)
     report["embeddings_after"] = embedding_statistics(weights[TABLE], unseen)
     return Carried(checkpoint, unseen, report)
@@ -68,6 +68,7 @@ def carry_optimizer(engine: Any, carried: Carried) -> None:
         for moment in optimizer_state.MOMENTS:
             value = moments[f"{moment}.{name}"]
             if reset and name in (TABLE, HEAD_BIAS):
+                value = value.clone()  # it is a view of the checkpoint's file
                 value[carried.unseen] = 0.0
             optimizer_state.set_full_moment(engine, name, param, moment, value)
 

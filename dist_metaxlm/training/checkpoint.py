@@ -1,33 +1,31 @@
 """Checkpoints without a layout: safetensors by logical parameter name, committed by rename, verified before use.
 
 A checkpoint is a folder `step-00000200` with `weights-RRRRR.safetensors` (fp32), `moments-RRRRR.safetensors` (Adam's
-moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress.safetensors` and a manifest. Each parameter is
-gathered from the ranks that hold pieces of it (ZeRO, tensor parallelism) to the rank whose turn it is to write, without the
-vocabulary's padding; so the writing is shared, and any number of ranks in any layout reads it.
+moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress-00000.safetensors` and a manifest. Each parameter is whole in the
+file of one rank RRRRR, without the vocabulary's padding (training/saving.py writes them); so the writing is shared, and
+any number of ranks in any layout reads it, one tensor at a time.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import re
-import shutil
+import hashlib
+import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.parallel.groups import groups
-from dist_metaxlm.parallel.process_group import all_reduce, barrier, rank, world_size
+from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state
-from dist_metaxlm.training.manifest import DamagedCheckpoint, verify_manifest, write_manifest
+from dist_metaxlm.training.manifest import DamagedCheckpoint, list_steps, step_folder, verify_manifest
+from dist_metaxlm.training.saving import CheckpointSaver
+from dist_metaxlm.training.tensor_file import TensorsOnDisk
 
 
 @dataclass(frozen=True)
@@ -43,85 +41,16 @@ class Checkpoint:
         """Optimiser steps done when it was saved."""
         return int(self.facts["step"])
 
-    def tensors(self, kind: str) -> dict[str, torch.Tensor]:
-        """All tensors of the files `KIND-*.safetensors` (weights, moments, progress)."""
-        tensors: dict[str, torch.Tensor] = {}
-        for name in sorted(self.facts["files"]):
-            if name.startswith(f"{kind}-"):
-                with safe_open(self.folder / name, framework="pt") as file:
-                    tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return tensors
-
-
-def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return root / f"step-{step:08d}"
+    def tensors(self, kind: str) -> Mapping[str, torch.Tensor]:
+        """The tensors of the files `KIND-*.safetensors` (weights, moments, progress), each read when it is asked for."""
+        return TensorsOnDisk([self.folder / name for name in sorted(self.facts["files"]) if name.startswith(f"{kind}-")])
 
 
 def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: dict[str, torch.Tensor],
                     keep: int) -> None:
-    """Write the checkpoint of `facts["step"]` under `root` (collective); older ones beyond `keep` are removed after it.
-
-    Raises:
-        OSError: when the disk is full; the unfinished folder is removed and older checkpoints are untouched.
-    """
-    target = step_folder(root, facts["step"])
-    temporary = target.with_name(f".{target.name}.tmp")
-    if rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier()
-    failure = _write_shards(temporary, engine, progress)
-    # All ranks learn whether one failed before any of them goes on, else the others would wait in a barrier for ever.
-    number = int(all_reduce(torch.tensor([failure], device=engine.device), "max"))
-    if number:
-        if rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(number, os.strerror(number), str(target))
-    if rank() == 0:
-        try:
-            write_manifest(temporary, {**facts, "adam_step": optimizer_state.adam_step(engine), "ranks": world_size()})
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        # A folder of this name can only be a damaged one that a resumed run has passed over.
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        for old in list_steps(root)[:-keep]:
-            shutil.rmtree(step_folder(root, old), ignore_errors=True)
-    barrier()
-
-
-def _write_shards(folder: Path, engine: Any, progress: dict[str, torch.Tensor]) -> int:
-    """Write this rank's files; returns 0 or the number of the operating system's error."""
-    weights: dict[str, torch.Tensor] = {}
-    moments: dict[str, torch.Tensor] = {}
-    writers = groups().stage_ranks
-    for index, (name, param) in enumerate(optimizer_state.named_parameters(engine)):
-        writer = writers[index % len(writers)]
-        full = {name: optimizer_state.full_weight(engine, name, param, writer)}
-        weights |= {key: value.contiguous() for key, value in full.items() if value is not None}
-        full = {f"{m}.{name}": optimizer_state.full_moment(engine, name, param, m, writer) for m in optimizer_state.MOMENTS}
-        moments |= {key: value.contiguous() for key, value in full.items() if value is not None}
-    try:
-        save_file(weights, folder / f"weights-{rank():05d}.safetensors")
-        save_file(moments, folder / f"moments-{rank():05d}.safetensors")
-        if rank() == 0:
-            save_file(progress, folder / "progress-00000.safetensors")
-    except OSError as error:
-        return error.errno or errno.EIO
-    except SafetensorError as error:  # wraps what the operating system said: "... (os error 28)"
-        found = re.search(r"os error (\d+)", str(error))
-        return int(found[1]) if found else errno.EIO
-    return 0
-
-
-def list_steps(root: Path) -> list[int]:
-    """Steps of which there is a checkpoint folder, ascending."""
-    if not root.is_dir():
-        return []
-    names = [path.name.removeprefix("step-") for path in root.glob("step-*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())
+    """Write one checkpoint and wait for it (collective); see `CheckpointSaver.save`."""
+    with CheckpointSaver(root, engine, keep, background=False) as saver:
+        saver.save(facts, progress)
 
 
 def newest_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
@@ -129,22 +58,50 @@ def newest_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
 
     Damaged ones are passed over with a line on standard error.
     """
-    chosen = torch.full((1,), -1, dtype=torch.int64)
-    if rank() == 0:
-        for candidate in reversed(list_steps(root) if step is None else [step]):
-            try:
-                verify_manifest(step_folder(root, candidate))
-            except DamagedCheckpoint as error:
-                print(f"warning: checkpoint passed over: {error}", file=sys.stderr)
-                continue
-            chosen[0] = candidate
-            break
-    device = "cuda" if torch.cuda.is_available() and world_size() > 1 else "cpu"
-    found = int(all_reduce(chosen.to(device), "max"))
-    if found < 0:
-        return None
-    # Every rank reads all files itself, from a disk of its own perhaps, so every rank verifies what it will read.
-    return Checkpoint(step_folder(root, found), verify_manifest(step_folder(root, found)))
+    steps = (list_steps(root) if step is None else [step]) if rank() == 0 else []
+    while (candidate := _agreed(steps.pop() if steps else -1, "max")) >= 0:
+        facts = _verified(step_folder(root, candidate))
+        if facts is not None:
+            return Checkpoint(step_folder(root, candidate), facts)
+    return None
+
+
+def _verified(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder that is intact; None on all ranks where one of them found damage, which it reports.
+
+    The ranks of a node share the reading. Every node reads all files, because it may have a disk of its own, and what it
+    has read is then in its page cache for loading.
+    """
+    facts, damage = None, ""
+    try:
+        facts = verify_manifest(folder, *_share_of_node(platform.node()))
+    except DamagedCheckpoint as error:
+        damage = str(error)
+    first = _agreed(rank() if damage else world_size(), "min")
+    if first == rank():
+        print(f"warning: checkpoint passed over: {damage}", file=sys.stderr)
+    return facts if first == world_size() else None
+
+
+def _share_of_node(node: str) -> tuple[int, int]:
+    """Number of this rank among those of the same node, and how many they are (collective).
+
+    Counted here and not taken from the launcher's LOCAL_RANK: a wrong one would leave files that nobody verifies.
+    """
+    names = torch.zeros(world_size(), dtype=torch.int64)
+    names[rank()] = int.from_bytes(hashlib.sha256(node.encode()).digest()[:7], "big")
+    names = all_reduce(names.to(_device()), "max").cpu()
+    same = (names == names[rank()]).nonzero().flatten().tolist()
+    return same.index(rank()), len(same)
+
+
+def _agreed(value: int, op: str) -> int:
+    """The largest ("max") or smallest ("min") of the ranks' values (collective)."""
+    return int(all_reduce(torch.tensor([value], device=_device()), op))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() and world_size() > 1 else "cpu"
 
 
 def restore(engine: Any, checkpoint: Checkpoint) -> None:
@@ -170,4 +127,4 @@ def load_weights(run_dir: str | Path, phase: str) -> tuple[Recipe, dict[str, tor
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"no intact checkpoint in {folder / 'checkpoints'}; run the {phase} phase again")
-    return load_recipe(folder / "recipe.yaml"), checkpoint.tensors("weights")
+    return load_recipe(folder / "recipe.yaml"), dict(checkpoint.tensors("weights"))

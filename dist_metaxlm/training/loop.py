@@ -11,7 +11,6 @@ from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.parallel.process_group import rank
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.batches import batches
-from dist_metaxlm.training.checkpoint import save_checkpoint
 from dist_metaxlm.training.console import ProgressLine
 from dist_metaxlm.training.execution import execution
 from dist_metaxlm.training.loss_scaling import scaler_state, step_figures
@@ -26,6 +25,7 @@ from dist_metaxlm.training.metrics import (
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.resilience import StopRequest
 from dist_metaxlm.training.run_folder import PhaseFolder
+from dist_metaxlm.training.saving import CheckpointSaver
 from dist_metaxlm.training.schedule import learning_rate_at
 from dist_metaxlm.training.steps import StepPlan
 
@@ -45,7 +45,9 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
     stop = StopRequest()
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device))
     steps = execution(engine, plan, read, progress.see, meter.add)
-    with ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
+    saver = CheckpointSaver(folder.checkpoints, engine, recipe.training.keep_checkpoints,
+                            recipe.training.save_in_background)
+    with saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
             learning_rate = learning_rate_at(step + schedule_offset, total + schedule_offset, phase.learning_rate)
             steps.take(step, learning_rate)
@@ -61,10 +63,10 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
                 if writer:
                     writer.write(record)
                 stopping = stop.agreed(engine.device) and not last
+                saver.check(engine.device)
             if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
                 progress.realised, progress.scaling = meter.realised(), scaler_state(engine)
-                save_checkpoint(folder.checkpoints, engine, progress.facts(), progress.tensors(),
-                                recipe.training.keep_checkpoints)
+                saver.save(progress.facts(), progress.tensors())
             if stopping:
                 raise StoppedInGoodOrder(f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
                                          "run the same command again to go on")

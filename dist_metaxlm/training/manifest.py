@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dist_metaxlm.training.tensor_file import Sealed
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -35,18 +38,44 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Seal a folder: names, sizes and digests of all its files, and `facts`. Written last, it marks completeness."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, Sealed]) -> None:
+    """Seal a folder whose files are on the disk: their names, sizes and digests, and `facts`. Written last, it marks
+    completeness.
+    """
+    found = {path.name for path in folder.iterdir()}
+    assert found == set(sealed), f"{folder} holds {sorted(found)} instead of {sorted(sealed)}"
+    files = {name: {"bytes": sealed[name].bytes, "sha256": sealed[name].sha256} for name in sorted(sealed)}
     write_json(folder / MANIFEST, {"format": FORMAT, **facts, "files": files})
+    sync_folder(folder)
 
 
-def verify_manifest(folder: Path) -> dict[str, Any]:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: without it a power cut may lose a file that was itself synchronised."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return root / f"step-{step:08d}"
+
+
+def list_steps(root: Path) -> list[int]:
+    """Steps of which there is a checkpoint folder, ascending."""
+    if not root.is_dir():
+        return []
+    names = [path.name.removeprefix("step-") for path in root.glob("step-*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def verify_manifest(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
     """Check every file of a sealed folder against its manifest and return the manifest.
+
+    Names and sizes are always checked; of the digests, which means reading the files, only share `part` of `parts`: the
+    ranks of a node divide them, and none may load anything before all of them have found their share intact.
 
     Raises:
         DamagedCheckpoint: naming the first file that is missing, foreign, of another size or of another content.
@@ -59,11 +88,13 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
             raise DamagedCheckpoint(f"{path} is missing or not a plain file of this folder")
         if path.stat().st_size != expected["bytes"]:
             raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}")
-        if file_digest(path) != expected["sha256"]:
-            raise DamagedCheckpoint(f"{path} has another SHA-256 than its manifest says")
     strangers = {path.name for path in folder.iterdir()} - names - {MANIFEST}
     if strangers:
         raise DamagedCheckpoint(f"{folder} holds {sorted(strangers)[0]}, which its manifest does not know")
+    by_size = sorted(names, key=lambda name: (-manifest["files"][name]["bytes"], name))
+    for name in by_size[part::parts]:
+        if file_digest(folder / name) != manifest["files"][name]["sha256"]:
+            raise DamagedCheckpoint(f"{folder / name} has another SHA-256 than its manifest says")
     return manifest
 
 

@@ -7,12 +7,13 @@ of the layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
-from dist_metaxlm.modeling.sharding import gather_whole, own_part
+from dist_metaxlm.modeling.sharding import own_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -22,28 +23,37 @@ def _inner(engine: Any) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def full_weight(engine: Any, name: str, param: torch.nn.Parameter, writer: int) -> torch.Tensor | None:
-    """The fp32 weight of a parameter, whole on rank `writer`; None on the others (collective)."""
-    from deepspeed.utils import safe_get_full_fp32_param
+def before_each_update(engine: Any, action: Callable[[], None]) -> RemovableHandle:
+    """Call `action` before AdamW changes anything; `remove()` of what is returned ends that.
 
-    full = safe_get_full_fp32_param(param)
-    return _whole(engine, name, param.detach() if full is None else full.detach(), writer)
+    ZeRO makes an update of several steps of AdamW (groups, shards): it is called before each of them.
+    """
+    def hook(*_: Any) -> None:
+        action()
 
-
-def full_moment(engine: Any, name: str, param: torch.nn.Parameter, moment: str, writer: int) -> torch.Tensor | None:
-    """One Adam moment of a parameter, whole on rank `writer`; None on the others (collective)."""
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    full = safe_get_full_optimizer_state(param, moment)
-    if full is None:
-        full = _inner(engine).state[param][moment]
-    return _whole(engine, name, full.detach(), writer)
+    return _inner(engine).register_step_pre_hook(hook)
 
 
-def _whole(engine: Any, name: str, part: torch.Tensor, writer: int) -> torch.Tensor | None:
-    encoder = engine.module.encoder
-    whole = gather_whole(name, part.float(), encoder.shard, encoder.config.vocab_size, writer)
-    return None if whole is None else whole.cpu()
+def own_piece(engine: Any, param: Any, moment: str | None) -> tuple[int, torch.Tensor]:
+    """What this rank holds of an fp32 weight (`moment` None) or of one of its Adam moments; not collective.
+
+    Returns:
+        Number of the first element in the flattened parameter (in this rank's part of it, under tensor parallelism), and
+        the elements from there on, flat, where they lie.
+    """
+    if hasattr(param, "ds_id"):
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        piece = safe_get_local_fp32_param(param) if moment is None else safe_get_local_optimizer_state(param, moment)
+        start = piece.numel() * torch.distributed.get_rank(param.ds_process_group)
+        return start, piece.narrow(0, 0, max(0, min(piece.numel(), param.ds_numel - start))).detach()  # without padding
+    if hasattr(param, "_hp_mapping"):
+        mapping = param._hp_mapping
+        if mapping is None:
+            return 0, torch.empty(0)
+        return mapping.lp_fragment_address.start, mapping.get_hp_fragment(moment).detach().view(-1)
+    value = param if moment is None else _inner(engine).state[param][moment]
+    return 0, value.detach().view(-1)
 
 
 def set_full_weight(engine: Any, name: str, param: torch.nn.Parameter, value: torch.Tensor) -> None:

@@ -85,9 +85,10 @@ class PipelinedModel(PipelineModule):
             group = dist.new_group(holders)
             if dist.get_rank() in holders:
                 tokens = self.encoder.embedding.tokens
-                tokens.weight.ds_pipe_replicated = place.stage > 0  # type: ignore[union-attr]
+                weight: Any = tokens.weight
+                weight.ds_pipe_replicated = place.stage > 0
                 if place.stage > 0:
-                    tokens.weight.register_post_accumulate_grad_hook(_sum_in_fp32)
+                    weight.register_post_accumulate_grad_hook(_sum_in_fp32)
                 found["tokens"] = {"ranks": holders, "group": group, "weight_attr": ["weight"], "module": tokens}
         return found
 

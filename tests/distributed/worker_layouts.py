@@ -18,7 +18,7 @@ from layouts import digest
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
-from dist_metaxlm.modeling.sharding import partition_axis
+from dist_metaxlm.modeling.sharding import gather_whole, partition_axis
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
 from dist_metaxlm.parallel.process_group import barrier, process_group, rank, sum_over_batch
 from dist_metaxlm.parallel.topology import detect_topology
@@ -37,9 +37,11 @@ CPU = torch.device("cpu")
 
 def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
     """All weights, on rank 0."""
-    writer, found = groups().stage_ranks[0], {}
+    found, encoder = {}, engine.module.encoder
     for name, param in optimizer_state.named_parameters(engine):
-        value = optimizer_state.full_weight(engine, name, param, writer)
+        full = safe_get_full_fp32_param(param)
+        part = (param if full is None else full).detach()
+        value = gather_whole(name, part, encoder.shard, encoder.config.vocab_size, groups().stage_ranks[0])
         if value is not None:
             found[name] = value
     if groups().stages == 1:
@@ -125,7 +127,16 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                 copied &= set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
             copied &= other.facts["adam_step"] == checkpoint.facts["adam_step"] == first
     last = first + job["steps"]
+    updates: list[float] = []
+    weight = next(iter(optimizer_state.named_parameters(engine)))[1]
+    before = optimizer_state.own_piece(engine, weight, "exp_avg")[1].clone()
+    hook = optimizer_state.before_each_update(engine, lambda: updates.append(float(
+        (optimizer_state.own_piece(engine, weight, "exp_avg")[1] - before).abs().sum())))
     losses, norms = train(engine, recipe, first, last, job["learning_rate"])
+    # Saving in the background rests on it: nothing changes before the first call, and there is one before each update.
+    assert len(updates) >= job["steps"], updates
+    assert updates[0] == 0.0, "moments changed before the hook was called"
+    hook.remove()
     check_ranks(engine, recipe)
     check_tied(engine)
     if case.get("save"):

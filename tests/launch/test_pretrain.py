@@ -68,8 +68,9 @@ def test_killed_in_the_middle_of_cross_the_resumed_curve_is_bitwise_the_undistur
     processes = start_ranks(2, *command(tiny_recipe, run, "cross"))
     metrics = run / "cross" / "metrics.jsonl"
     deadline = time.monotonic() + 120
+    saved = run / "cross" / "checkpoints" / "step-00000004"
     # Past the checkpoint of step 4 and before the end: the work after step 4 is lost and must come out the same again.
-    while not (metrics.is_file() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+    while not (saved.is_dir() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.002)
     for process in processes:
         process.send_signal(signal.SIGKILL)

@@ -6,15 +6,20 @@ from pathlib import Path
 import pytest
 
 from dist_metaxlm.training.manifest import MANIFEST, DamagedCheckpoint, verify_manifest, write_manifest
+from dist_metaxlm.training.tensor_file import HashedFile
 
 
 @pytest.fixture()
 def sealed(tmp_path: Path) -> Path:
     folder = tmp_path / "step-00000010"
     folder.mkdir()
-    (folder / "weights-00000.safetensors").write_bytes(bytes(range(256)) * 40)
-    (folder / "moments-00000.safetensors").write_bytes(b"moments")
-    write_manifest(folder, {"step": 10})
+    contents = {"weights-00000.safetensors": bytes(range(256)) * 40, "moments-00000.safetensors": b"moments"}
+    sealed = {}
+    for name, content in contents.items():
+        file = HashedFile(folder / name)
+        file.write(content)
+        sealed[name] = file.seal()
+    write_manifest(folder, {"step": 10}, sealed)
     return folder
 
 

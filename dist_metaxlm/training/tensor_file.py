@@ -1,0 +1,115 @@
+"""Files of a checkpoint: safetensors written one tensor at a time and hashed on the way, and read one tensor at a time.
+
+`safetensors.torch.save_file` wants all tensors of a file in memory at once. The writer of a checkpoint gathers them one
+after another and lets go of each, so it writes the same layout (8 bytes of length, a JSON header, the data; format of
+safetensors 0.8, `docs/safetensors/index` of Hugging Face) as they come; the library reads and checks it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+CHUNK = 4 << 20
+"""Bytes that are hashed and written in one go: they are still in the processor's cache when they are written."""
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a manifest says of a file that was written and synchronised."""
+
+    bytes: int
+    sha256: str
+
+
+class HashedFile:
+    """A file written once, from front to back; its digest is taken from memory, so a fault of the disk is found later."""
+
+    def __init__(self, path: Path) -> None:
+        self._digest, self._bytes = hashlib.sha256(), 0
+        self._stream = path.open("xb")
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append `content`. Raises OSError when the disk is full."""
+        view = memoryview(content).cast("B")
+        for start in range(0, len(view), CHUNK):
+            chunk = view[start:start + CHUNK]
+            self._digest.update(chunk)
+            self._stream.write(chunk)
+        self._bytes += len(view)
+
+    def seal(self) -> Sealed:
+        """Bring it to the disk and close it."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        return Sealed(self._bytes, self._digest.hexdigest())
+
+    def abandon(self) -> None:
+        """Close it without a word: an error is already on its way."""
+        # Closing writes what is still buffered, which fails again where the disk is full.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+
+
+class TensorFile(HashedFile):
+    """A safetensors file of fp32 tensors of which only names and shapes are known at first."""
+
+    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+        super().__init__(path)
+        header, end = {}, 0
+        for name, shape in shapes.items():
+            start, end = end, end + 4 * torch.Size(shape).numel()
+            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as the library's own files do
+        self._left = list(shapes.items())
+        try:
+            self.write(struct.pack("<Q", len(text)) + text)
+        except OSError:
+            self.abandon()
+            raise
+
+    def append(self, tensor: torch.Tensor) -> None:
+        """The next tensor of `shapes`, fp32 on the CPU."""
+        name, shape = self._left.pop(0)
+        assert (tensor.dtype, tuple(tensor.shape)) == (torch.float32, tuple(shape)), f"{name}: {tuple(tensor.shape)}"
+        self.write(tensor.contiguous().view(-1).numpy().data)
+
+    def seal(self) -> Sealed:
+        """Bring it to the disk and close it, complete."""
+        assert not self._left, f"{self._left[0][0]} was announced and not written"
+        return super().seal()
+
+
+class TensorsOnDisk(Mapping[str, torch.Tensor]):
+    """Tensors of some safetensors files by name, each read when it is asked for.
+
+    What is returned is a view of the mapped file: memory is the page cache, which all ranks of a node share. Copy before
+    changing a tensor in place: the change would be seen at the next reading.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._where: dict[str, Any] = {}
+        for path in paths:
+            file = safe_open(path, framework="pt")
+            self._where |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._where[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
