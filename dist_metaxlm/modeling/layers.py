@@ -5,8 +5,13 @@ Without tensor parallelism they are torch's own, which add the bias inside the p
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
 
+from dist_metaxlm.kernels.dropout import DropoutMask
+from dist_metaxlm.kernels.norm import add_norm, norm
 from dist_metaxlm.modeling.sharding import TensorShard
 
 
@@ -37,10 +42,27 @@ def token_embedding(vocabulary: int, hidden: int, shard: TensorShard) -> nn.Modu
     return TokenEmbedding(vocabulary, hidden, shard)
 
 
-def layer_norm(width: int, eps: float, bias: bool, shard: TensorShard) -> nn.LayerNorm:
+class Norm(nn.LayerNorm):
+    """LayerNorm of the residual stream, together with the dropout or the residual sum that stands beside it."""
+
+    def forward(
+        self, input: torch.Tensor, residual: torch.Tensor | None = None, mask: DropoutMask | None = None
+    ) -> Any:
+        """dropout(LayerNorm(input)) [T, H]; with `residual` the pair of sum = residual + dropout(input) and its norm."""
+        weight, bias = self.affine()
+        if residual is None:
+            return norm(input, weight, bias, self.eps, mask)
+        return add_norm(input, residual, weight, bias, self.eps, mask)
+
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias, as the norm uses them."""
+        return self.weight, self.bias
+
+
+def layer_norm(width: int, eps: float, bias: bool, shard: TensorShard) -> Norm:
     """LayerNorm over the channels of the residual stream, of whichever tokens this rank holds."""
     if not shard.sequence:
-        return nn.LayerNorm(width, eps, bias=bias)
+        return Norm(width, eps, bias=bias)
     from dist_metaxlm.modeling.tensor_layers import SequenceNorm
 
     return SequenceNorm(width, eps, bias, shard)
