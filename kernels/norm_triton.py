@@ -132,7 +132,7 @@ def _forward(
     """The sum (x itself where nothing is summed), its norm (empty without `weight`), and means and scales [T]."""
     rows, width = (x.shape[0] if gather is None else gather[0].shape[0]), x.shape[1]
     dtype = x.dtype if residual is None or gather is not None else residual.dtype
-    fresh = {"dtype": dtype, "device": x.device}
+    fresh: dict[str, Any] = {"dtype": dtype, "device": x.device}
     summed = x if residual is None and gather is None else torch.empty((rows, width), **fresh)
     normed = torch.empty((rows, width) if weight is not None else (0,), **fresh)
     exact = _EXACT.get(dtype, (torch.float32, tl.float32))[0]

@@ -8,20 +8,40 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from dist_metaxlm.kernels.activations import bias_gelu, wants_bias_apart
 from dist_metaxlm.kernels.dropout import DropoutMask
 from dist_metaxlm.kernels.norm import add_norm, norm
 from dist_metaxlm.modeling.sharding import TensorShard
 
 
+class Linear(nn.Linear):
+    """`nn.Linear` that can leave the bias to whoever uses the product."""
+
+    def forward(self, input: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
+        """[T, inputs] -> [T, outputs]."""
+        return F.linear(input, self.weight, self.bias if with_bias else None)
+
+
 def column_linear(inputs: int, outputs: int, bias: bool, shard: TensorShard) -> nn.Module:
-    """[T, inputs] -> [T, outputs / size]: each rank has its rows of the matrix; with sequence parallelism it gathers T."""
+    """[T, inputs] -> [T, outputs / size]: each rank has its rows of the matrix; with sequence parallelism it gathers T.
+
+    With `with_bias=False` the product alone.
+    """
     if shard.size == 1:
-        return nn.Linear(inputs, outputs, bias=bias)
+        return Linear(inputs, outputs, bias=bias)
     from dist_metaxlm.modeling.tensor_layers import ColumnLinear
 
     return ColumnLinear(inputs, outputs, bias, shard)
+
+
+def gelu_of(linear: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """GELU of a `Linear` or column-parallel layer, whose bias is added wherever that costs least."""
+    if linear.bias is not None and wants_bias_apart(states):
+        return bias_gelu(linear(states, with_bias=False), linear.bias)
+    return F.gelu(linear(states))
 
 
 def row_linear(inputs: int, outputs: int, bias: bool, shard: TensorShard) -> nn.Module:

@@ -46,8 +46,9 @@ class ColumnLinear(ColumnParallelLinear):
         super().__init__(inputs, outputs, config=_config(shard), init_method=nn.init.zeros_, bias=bias,
                          tp_group=shard.group)
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         """[T, inputs] (with sequence parallelism [T / size, inputs]) -> [T, outputs / size]."""
+        self.skip_bias_add = not with_bias
         return super().forward(states)[0]
 
     get_extra_state = nn.Module.get_extra_state  # Transformer Engine's; here it would be an empty entry a layer
