@@ -167,7 +167,7 @@ def table(rows: list[Compiled]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", help="write the table to this Markdown file")
-    parser.add_argument("--only", default="", help="only kernels whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="only kernels whose name contains one of these")
     parser.add_argument("--in_use", action="store_true", help="only the first configuration of each list")
     parser.add_argument("--sm", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_MEMORY),
                         help="compute capabilities (default: all)")
@@ -176,7 +176,7 @@ def main() -> int:
     if importlib.util.find_spec("triton") is None:
         raise UserError("the package triton is not installed; `pip install triton` brings the compiler, no GPU is needed")
     os.environ.pop("TRITON_INTERPRET", None)  # read when the kernels are imported, which is not yet
-    chosen = [case for case in cases() if arguments.only in case.name]
+    chosen = [case for case in cases() if any(part in case.name for part in arguments.only)]
     rows = compile_all(chosen, tuple(arguments.sm), arguments.jobs, arguments.in_use)
     if arguments.output:
         Path(arguments.output).write_text("# Kernels, compiled ahead of time\n\n" + table(rows), encoding="utf-8")

@@ -19,7 +19,8 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -114,6 +115,20 @@ def force(backend: str | None) -> None:
     if all(reasons):
         reason = reasons[0] if reasons else "no operator has such kernels"
         raise UserError(_forced_sentence(wanted, f"cannot run here: {reason}"))
+
+
+@contextmanager
+def forcing(backend: str) -> Iterator[None]:
+    """Force `backend` for a while, whatever the environment and the recipe say: for benchmarks."""
+    global _recipe_force
+    before, variable = _recipe_force, os.environ.pop(VARIABLE, None)
+    _recipe_force = None if backend == "auto" else backend
+    try:
+        yield
+    finally:
+        _recipe_force = before
+        if variable is not None:
+            os.environ[VARIABLE] = variable
 
 
 def tell(say: Callable[[str], None]) -> None:
