@@ -227,7 +227,7 @@ def _gather(statistics: torch.Tensor, shard: VocabularyShard | None) -> tuple[to
     if shard is None:
         return statistics.unsqueeze(0), None
     gathered = statistics.new_empty((dist.get_world_size(shard.group), *statistics.shape))
-    return gathered, dist.all_gather_into_tensor(gathered, statistics, group=shard.group, async_op=True)
+    return gathered, dist.all_gather_into_tensor(gathered.flatten(0, 1), statistics, group=shard.group, async_op=True)
 
 
 def _product(e: torch.Tensor, weight: torch.Tensor, exact: torch.dtype) -> torch.Tensor:
