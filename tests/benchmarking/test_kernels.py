@@ -59,8 +59,8 @@ def test_verdicts(doubling: KernelCase, fast: object, verdict: str, monkeypatch:
 def test_the_command(tmp_path: Path) -> None:
     output = tmp_path / "kernels.json"
     result = subprocess.run(
-        [sys.executable, "launch/benchmark.py", "kernels", "--device", "cpu", "--repeats", "1", "--only", "LayerNorm", "--json",
-         "--output", str(output)], capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
+        [sys.executable, "launch/benchmark.py", "kernels", "--device", "cpu", "--repeats", "1", "--only", "LayerNorm",
+         "--json", "--output", str(output)], capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found == json.loads(output.read_text(encoding="utf-8"))
