@@ -216,8 +216,10 @@ def _reason(implementation: Implementation) -> str | None:
 
 
 def _runs(implementation: Implementation, arguments: tuple[Any, ...]) -> bool:
-    # The interpreter is for tests and a thousand times slower than the reference: only where it is forced.
     if implementation.backend != "reference" and not _on_cuda(arguments):
+        return False
+    # The interpreter is for tests and a thousand times slower than the reference: only where it is forced.
+    if implementation.backend == "triton" and interpreted():
         return False
     return _reason(implementation) is None and implementation.accepts(*arguments)
 

@@ -27,10 +27,10 @@ def test_every_operator_has_a_case() -> None:
 def doubling(monkeypatch: pytest.MonkeyPatch) -> KernelCase:
     """An operator whose faster backend is `kernels_under_test.fast`, set by each test."""
     monkeypatch.setattr(registry, "_REGISTRY", {})
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     registry.register("double", "reference", f"{__name__}:reference")
-    registry.register("double", "triton", f"{__name__}:fast", lambda: None)
+    registry.register("double", "triton", f"{__name__}:fast", lambda: None, lambda *arguments: True)
     monkeypatch.setattr(registry, "_on_cuda", lambda arguments: True)
-    monkeypatch.setattr(registry, "on_device", lambda *arguments: True)
     return KernelCase("doubling", "double", ((64, 64),), lambda x: registry.choose("double", x)(x), (8192, 8192),
                       peers={"broken": broken})
 
