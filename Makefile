@@ -13,7 +13,7 @@ RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() o
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
-.PHONY: setup demo test fuzz layouts precision check-cleaning check-convert lint types clean
+.PHONY: setup demo test fuzz layouts precision check-cleaning check-convert kernels-aot gpu-check lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -55,6 +55,21 @@ layouts: setup
 precision: setup
 	mkdir -p docs/results
 	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed/precision_table.py docs/results/$$(date +%F)-precision.md
+
+# Every kernel in every configuration compiled for sm_80, sm_90 and sm_100; no GPU needed, about four minutes of one core.
+kernels-aot: setup
+	$(BIN)/python -m dist_metaxlm.kernels.aot --output docs/results/$$(date +%F)-kernels-aot.md
+
+# On a machine with a GPU: kernels in bf16 against fp64 and timed against their peers, then training of three models against
+# Hugging Face's on the same documents. Without a GPU it says so and ends with 2.
+gpu-check: setup
+	$(BIN)/python launch/benchmark.py kernels --output docs/results/$$(date +%F)-kernels.json
+	$(BIN)/python launch/prepare.py --recipe quickstart
+	for recipe in xlmr-base xlmr-large modern-base; do \
+		$(BIN)/python launch/benchmark.py throughput --recipe $$recipe --batch_tokens 32768 --rows 64 \
+			--output docs/results/$$(date +%F)-throughput-$$recipe-gpu.json data.directory=data/quickstart \
+			data.max_pair_tokens=128 phases.cross.sequence_length=512 || exit $$?; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .

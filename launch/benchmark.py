@@ -8,6 +8,7 @@ examples:
       phases.cross.objectives.mlm.batch_tokens=1024 phases.cross.objectives.tlm.batch_tokens=1024
   python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl --store data/quickstart/store
   python launch/benchmark.py cleaning --megabytes 250 1000
+  python launch/benchmark.py kernels --json
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
   python launch/benchmark.py scaling --ranks 1 2 4 --output scaling.json
   torchrun --nproc_per_node 2 launch/benchmark.py saving model.hidden=512 model.ffn=2048 model.heads=8 model.layers=6
@@ -21,7 +22,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.errors import run_command
+from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, run_command
 
 Outcome = tuple[dict[str, Any], str]
 
@@ -55,10 +56,16 @@ def parse() -> argparse.Namespace:
     saving.add_argument("--repeats", type=int, default=5, help="saves of either kind (default: 5)")
     saving.add_argument("--tokens", type=int, default=256, help="tokens of a rank's training step (default: 256)")
     saving.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
+    operators = commands.add_parser("kernels", help="every operator on a GPU: against fp64, its reference and its peers; "
+                                    "exit code 1 where one is wrong or slower than its reference")
+    operators.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the command itself, on "
+                           "small shapes and the references (default: cuda)")
+    operators.add_argument("--repeats", type=int, default=20, help="timed runs of each implementation (default: 20)")
+    operators.add_argument("--only", default="", help="only operators whose name contains this")
     for command in (training, writing, scaled, saving):
         command.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    for command in (training, loading, corpus, writing, scaled, saving):
+    for command in (training, loading, corpus, writing, scaled, saving, operators):
         command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
@@ -136,18 +143,29 @@ def saving(arguments: argparse.Namespace) -> Outcome:
         f"the steps beside a save take {result['slowed_seconds']:.2f} s longer")
 
 
+def kernels(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.kernels import measure_kernels
+
+    result = measure_kernels(arguments.device, arguments.repeats, arguments.only)
+    lines = [f"{row['name']} ({row['backend']}): " + ", ".join(
+        f"{name} {time['forward']:.3f} + {time['backward']:.3f} ms" for name, time in row["milliseconds"].items())
+        + f", largest error {max(row['errors']):.1e}: {row['verdict']}" for row in result["cases"]]
+    return result, "\n".join(lines)
+
+
 COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store, "scaling": scaling,
-            "saving": saving}
+            "saving": saving, "kernels": kernels}
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse()
     result, sentence = COMMANDS[arguments.command](arguments)
     if int(os.environ.get("RANK") or 0):
-        return  # all ranks have measured together
+        return EXIT_DONE  # all ranks have measured together
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result) if arguments.json else sentence)
+    return EXIT_BUG if result.get("wrong") or result.get("slower") else EXIT_DONE
 
 
 if __name__ == "__main__":

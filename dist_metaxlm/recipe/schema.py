@@ -157,6 +157,8 @@ class TrainingConfig(Section):
     """`fp16` only: the first loss scale is 2 to this power; overflows find the right one from there."""
     fp16_scale_window: int = Field(1000, gt=0)
     """`fp16` only: good steps after which the loss scale is doubled."""
+    kernels: Literal["auto", "reference", "triton", "cuda"] = "auto"
+    """Which implementation of the operators to force; `auto`: the fastest that device, dtype and shape allow."""
     log_interval: int = Field(10, gt=0)
     """Steps between two lines of metrics; the only device-to-host copies of the loop happen here."""
     checkpoint_interval: int = Field(500, gt=0)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_metaxlm.kernels import registry
 from dist_metaxlm.modeling.checkpointing import set_recompute
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.mpu import ModelParallelUnit, deepspeed_mpu
@@ -64,6 +65,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
 
     check_fp16(resolve_precision(recipe, device))
     set_recompute(model, recipe.parallel)
+    registry.force(recipe.training.kernels)
     optimizer_config = recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, optimizer_config), lr=0.0, betas=(optimizer_config.beta1, optimizer_config.beta2),
