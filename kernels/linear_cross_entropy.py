@@ -1,4 +1,4 @@
-"""Linear layer and cross-entropy in one: the PyTorch reference, which is also the CPU path.
+"""Linear layer and cross-entropy in one, and its PyTorch reference, which is also the CPU path.
 
 The [rows, vocabulary] logits exist for one chunk of rows at a time, and the gradients are formed in the forward pass
 while the chunk is there: three matrix products, nothing is computed twice. With z the logits, m their row maximum,
@@ -16,14 +16,18 @@ arXiv 1909.08053). Without a shard the same lines run and nothing is sent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+"""Logits held at once unless the caller says otherwise: on CPU they stay near its caches, on a GPU each chunk costs a
+pass over the fp32 gradient of the weight."""
 MIN_CHUNK_ROWS = 256
 
 
@@ -42,7 +46,7 @@ class VocabularyShard:
 
 
 @dataclass
-class _Gradients:
+class Gradients:
     """Gradients of the row-weighted loss sum, in the accumulator's dtype; the ones not asked for are None."""
 
     states: torch.Tensor | None
@@ -55,7 +59,7 @@ def linear_cross_entropy(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     shard: VocabularyShard | None = None,
 ) -> torch.Tensor:
     """Negative log likelihood of `targets` [M] under softmax(states [M, H] @ weight [V, H]^T + bias [V]): [M] fp32.
@@ -66,7 +70,25 @@ def linear_cross_entropy(
     weights, at the price of a second forward. With `shard`, weight and bias are this rank's part of the vocabulary,
     targets are ids of the whole one, and every rank gets the same losses and the whole gradient of `states` (collective).
     """
-    return _LinearCrossEntropy.apply(states, weight, bias, targets, chunk_bytes, shard, torch.is_grad_enabled())
+    device = states.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        states, weight, bias = states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
+    form = choose("linear_cross_entropy", states, weight)
+    return _LinearCrossEntropy.apply(states, weight, bias, targets, chunk_bytes, shard, torch.is_grad_enabled(), form)
+
+
+def accepts(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the Triton kernels take these; the interpreter rounds bf16 wrongly, fp16 cannot hold exp(z - offset)."""
+    dtypes = (torch.float32, torch.float64) if interpreted() else (torch.float32, torch.bfloat16)
+    return on_device(states, weight) and states.dtype == weight.dtype and states.dtype in dtypes
+
+
+register("linear_cross_entropy", "reference", "dist_metaxlm.kernels.linear_cross_entropy:losses_and_gradients")
+register("linear_cross_entropy", "triton", "dist_metaxlm.kernels.linear_cross_entropy_triton:losses_and_gradients",
+         accepts=accepts)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -80,11 +102,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_bytes: int,
         shard: VocabularyShard | None,
         differentiable: bool,
+        form: Callable[..., tuple[torch.Tensor, Gradients]],
     ) -> torch.Tensor:
         wanted = tuple(differentiable and needed for needed in ctx.needs_input_grad[:3])
-        losses, ctx.gradients = _losses_and_gradients(states, weight, bias, targets, None, wanted, chunk_bytes, shard)
+        losses, ctx.gradients = form(states, weight, bias, targets, None, wanted, chunk_bytes, shard)
         ctx.save_for_backward(states, weight, bias, targets)
-        ctx.wanted, ctx.chunk_bytes, ctx.shard = wanted, chunk_bytes, shard
+        ctx.form, ctx.wanted, ctx.chunk_bytes, ctx.shard = form, wanted, chunk_bytes, shard
         return losses
 
     @staticmethod
@@ -92,23 +115,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, bias, targets = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place below, so good for one backward only
+        factor = None
         if gradients is not None and _is_uniform(upstream):
-            for gradient in (gradients.states, gradients.weight, gradients.bias):
-                if gradient is not None:
-                    gradient.mul_(upstream[:1])
+            factor = upstream[:1]
         else:
-            _, gradients = _losses_and_gradients(
-                states, weight, bias, targets, upstream, ctx.wanted, ctx.chunk_bytes, ctx.shard
-            )
+            _, gradients = ctx.form(states, weight, bias, targets, upstream, ctx.wanted, ctx.chunk_bytes, ctx.shard)
         return (
-            None if gradients.states is None else gradients.states.to(states.dtype),
-            None if gradients.weight is None else gradients.weight.to(weight.dtype),
-            None if gradients.bias is None or bias is None else gradients.bias.to(bias.dtype),
+            _finished(gradients.states, factor, states.dtype),
+            _finished(gradients.weight, factor, weight.dtype),
+            _finished(gradients.bias, factor, weight.dtype if bias is None else bias.dtype),
+            None,
             None,
             None,
             None,
             None,
         )
+
+
+def _finished(gradient: torch.Tensor | None, factor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """`gradient` times `factor` in `dtype`, in one pass over it."""
+    if gradient is None or factor is None:
+        return None if gradient is None else gradient.to(dtype)
+    if gradient.dtype == dtype:
+        return gradient.mul_(factor)
+    return torch.mul(gradient, factor, out=torch.empty(gradient.shape, dtype=dtype, device=gradient.device))
 
 
 def _is_uniform(upstream: torch.Tensor) -> bool:
@@ -118,14 +148,14 @@ def _is_uniform(upstream: torch.Tensor) -> bool:
     return upstream.device.type == "cpu" and bool((upstream == upstream[0]).all())
 
 
-def _chunk_rows(rows: int, row_bytes: int, chunk_bytes: int) -> int:
+def chunk_rows(rows: int, row_bytes: int, chunk_bytes: int) -> int:
     """Rows of a chunk: as few chunks as the bound allows, all of nearly one size."""
     most = max(MIN_CHUNK_ROWS, chunk_bytes // row_bytes)
     chunks = max(1, -(-rows // most))
     return max(1, -(-rows // chunks))
 
 
-def _losses_and_gradients(
+def losses_and_gradients(
     states: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -134,15 +164,15 @@ def _losses_and_gradients(
     wanted: tuple[bool, ...],
     chunk_bytes: int,
     shard: VocabularyShard | None,
-) -> tuple[torch.Tensor, _Gradients]:
+) -> tuple[torch.Tensor, Gradients]:
     """Losses [M], and the gradients of sum(row_weights * losses), row_weights None meaning all ones."""
     # Chunks are cut by the padded size, which is the same on all ranks of a shard's group: they meet in every chunk.
     exact = torch.float64 if states.dtype == torch.float64 else torch.float32
     rows, device = states.shape[0], states.device
-    step = _chunk_rows(rows, weight.shape[0] * exact.itemsize, chunk_bytes)
+    step = chunk_rows(rows, weight.shape[0] * exact.itemsize, chunk_bytes)
     losses = torch.empty(rows, dtype=exact, device=device)
     fill = torch.empty if rows else torch.zeros
-    gradients = _Gradients(
+    gradients = Gradients(
         fill(states.shape, dtype=exact, device=device) if wanted[0] else None,
         fill(weight.shape, dtype=exact, device=device) if wanted[1] else None,
         torch.zeros(weight.shape[0], dtype=exact, device=device) if wanted[2] else None,
@@ -150,13 +180,13 @@ def _losses_and_gradients(
     own = weight.shape[0] if shard is None else shard.rows
     if gradients.weight is not None:
         gradients.weight[own:] = 0
-    filled = _Gradients(gradients.states, *(None if g is None else g[:own] for g in (gradients.weight, gradients.bias)))
+    filled = Gradients(gradients.states, *(None if g is None else g[:own] for g in (gradients.weight, gradients.bias)))
     weight, bias = weight[:own], None if bias is None else bias[:own]
     buffer = torch.empty((step, own), dtype=states.dtype, device=device)
     for first in range(0, rows, step):
         chunk = slice(first, min(first + step, rows))
         logits = buffer[: chunk.stop - first]
-        local, is_own = _own_targets(targets[chunk], shard)
+        local, is_own = own_targets(targets[chunk], shard)
         losses[chunk], sums = _exponentials(states[chunk], weight, bias, local, is_own, logits, shard)
         weights = torch.ones_like(sums) if row_weights is None else row_weights[chunk].to(exact)
         if any(wanted):
@@ -167,7 +197,7 @@ def _losses_and_gradients(
     return losses, gradients
 
 
-def _own_targets(targets: torch.Tensor, shard: VocabularyShard | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def own_targets(targets: torch.Tensor, shard: VocabularyShard | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Targets [m] as rows of this rank's weight, and which of them are (None: all); a foreign target becomes row 0."""
     if shard is None:
         return targets, None
@@ -207,7 +237,7 @@ def _exponentials(
 
 
 def _add_gradients(
-    gradients: _Gradients,
+    gradients: Gradients,
     chunk: slice,
     states: torch.Tensor,
     weight: torch.Tensor,

@@ -10,6 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# Triton decides when it is imported whether its kernels are compiled or interpreted, and DeepSpeed imports it: so it is
+# said here. Only tests that force the Triton backend run interpreted kernels.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 import yaml
 
