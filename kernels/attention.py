@@ -115,6 +115,22 @@ def accepts_triton(
     return accepts(queries, keys, values, pattern)
 
 
+def accepts_cuda(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+) -> bool:
+    """Whether the CUDA C++ kernel takes these and is asked for."""
+    from dist_metaxlm.kernels.attention_cuda import accepts
+
+    return accepts(queries, keys, values, pattern)
+
+
+def missing_cuda() -> str | None:
+    """Why the CUDA C++ kernel cannot run on this machine, or None."""
+    from dist_metaxlm.kernels.attention_cuda import missing
+
+    return missing()
+
+
 def _working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype attention runs in: on CPU the bf16 backward of SDPA is several times slower than the fp32 one."""
     return torch.float32 if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else dtype
@@ -122,3 +138,4 @@ def _working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 register("attention", "reference", "dist_metaxlm.kernels.attention:reference_attention")
 register("attention", "triton", "dist_metaxlm.kernels.attention_operator:triton_attention", accepts=accepts_triton)
+register("attention", "cuda", "dist_metaxlm.kernels.attention_cuda:cuda_attention", missing_cuda, accepts_cuda)

@@ -92,9 +92,9 @@ def attention_forward(
     """
     from dist_metaxlm.kernels.attention_triton import attention_forward_kernel
 
-    queries, keys, values = (_channels_together(tensor) for tensor in (queries, keys, values))
+    queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     tokens, heads, width = queries.shape
-    mixed, log_sums = _outputs(queries)
+    mixed, log_sums = attention_outputs(queries)
     plan = launch("forward", width, queries.dtype)
     with _on(queries):
         attention_forward_kernel[(tiles.shape[0] * heads,)](
@@ -111,7 +111,7 @@ def attention_backward(
     """Gradients of queries, keys and values [T, H, D], contiguous, from that of the mixture."""
     from dist_metaxlm.kernels import attention_triton_backward as kernels
 
-    queries, keys, values = (_channels_together(tensor) for tensor in (queries, keys, values))
+    queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     gradient, mixed = gradient.contiguous(), mixed.contiguous()
     tokens, heads, width = queries.shape
     query_grad, key_grad, value_grad = (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
@@ -139,7 +139,7 @@ def attention_backward(
 
 @attention_forward.register_fake
 def _fake_forward(queries: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return _outputs(queries)
+    return attention_outputs(queries)
 
 
 @attention_backward.register_fake
@@ -164,14 +164,16 @@ def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | N
 attention_forward.register_autograd(backward, setup_context=save_for_backward)
 
 
-def _outputs(queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def attention_outputs(queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for what a forward gives: mixture [T, H, D] and log2-sums [H, T]."""
     tokens, heads, _ = queries.shape
     sums = torch.float64 if queries.dtype == torch.float64 else torch.float32
     return (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device),
             torch.empty((heads, tokens), dtype=sums, device=queries.device))
 
 
-def _channels_together(tensor: torch.Tensor) -> torch.Tensor:
+def channels_together(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied where the channels of a head do not lie side by side."""
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 

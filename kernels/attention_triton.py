@@ -102,8 +102,8 @@ def dot(left, right, accumulator, ACC: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _attend(mixed, total, peak, queries, keys, values, key_stride, value_stride, start, end, first_keys, end_keys,
-            scale_log2, TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr,
-            UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
+            scale_log2, TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+            MASKED: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
     """One block of keys added to the running (unnormalised mixture, sum of weights, largest score)."""
     key_block = load_rows(keys, key_stride, start, end, STEP, WIDTH, PADDED, MASKED, UPCAST)
     scores = dot(queries, tl.trans(key_block), tl.zeros([TILE, STEP], ACC), ACC, PRECISION)
