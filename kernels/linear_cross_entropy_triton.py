@@ -211,7 +211,7 @@ def _chunk(
         products, states, weight, targets, scales, at_target, None if products is None else gradients.states[chunk], scaled,
         first, own, width, WANT_STATES=products is not None, WANT_WEIGHT=scaled is not None, EXACT=exact,
         BLOCK=triton.next_power_of_2(width), num_warps=4)
-    if gradients.weight is not None:
+    if gradients.weight is not None and scaled is not None:
         _accumulate(gradients.weight, e.t(), scaled, chunk.start == 0)
         gradients.weight.index_add_(0, local, states * at_target.unsqueeze(1), alpha=-1)
     if gradients.bias is not None:
@@ -235,7 +235,7 @@ def _product(e: torch.Tensor, weight: torch.Tensor, exact: torch.dtype) -> torch
     return torch.mm(e, weight) if e.dtype == exact else torch.mm(e, weight, out_dtype=exact)
 
 
-def _accumulate(gradient: torch.Tensor, e: torch.Tensor, scaled: torch.Tensor | None, is_first: bool) -> None:
+def _accumulate(gradient: torch.Tensor, e: torch.Tensor, scaled: torch.Tensor, is_first: bool) -> None:
     """gradient [V, H] (+)= e [V, m] scaled [m, H], summed in the gradient's dtype inside the product."""
     kind = () if e.dtype == gradient.dtype else (gradient.dtype,)
     if is_first:

@@ -76,6 +76,11 @@ def register(
 
 
 def choose(operator: str, *arguments: Any) -> Callable[..., Any]:
+    """The function that runs `operator` for these arguments; see `chosen`."""
+    return chosen(operator, *arguments).load()
+
+
+def chosen(operator: str, *arguments: Any) -> Implementation:
     """The implementation of `operator` for these arguments (tensors and whatever else `accepts` wants to see).
 
     Raises:
@@ -83,15 +88,15 @@ def choose(operator: str, *arguments: Any) -> Callable[..., Any]:
     """
     implementations, wanted = _REGISTRY[operator], forced()
     if wanted in implementations:
-        chosen = implementations[wanted]
-        _refuse(chosen, arguments)
+        taken = implementations[wanted]
+        _refuse(taken, arguments)
     else:
-        chosen = next(found for backend in BACKENDS if (found := implementations.get(backend)) is not None
-                      and _runs(found, arguments))
-    if _LOGGED.get(operator) != chosen.backend:
-        _LOGGED[operator] = chosen.backend
-        LOG.info("kernels: %s runs on %s%s", operator, chosen.backend, _why_not_faster(implementations, chosen))
-    return chosen.load()
+        taken = next(found for backend in BACKENDS if (found := implementations.get(backend)) is not None
+                     and _runs(found, arguments))
+    if _LOGGED.get(operator) != taken.backend:
+        _LOGGED[operator] = taken.backend
+        LOG.info("kernels: %s runs on %s%s", operator, taken.backend, _why_not_faster(implementations, taken))
+    return taken
 
 
 def force(backend: str | None) -> None:
@@ -198,7 +203,7 @@ def _forced_sentence(backend: str, problem: str) -> str:
     return f"{source}={backend} {problem}; set it to auto or reference"
 
 
-def _why_not_faster(implementations: dict[str, Implementation], chosen: Implementation) -> str:
-    faster = [implementations[b] for b in BACKENDS[:BACKENDS.index(chosen.backend)] if b in implementations]
+def _why_not_faster(implementations: dict[str, Implementation], taken: Implementation) -> str:
+    faster = [implementations[b] for b in BACKENDS[:BACKENDS.index(taken.backend)] if b in implementations]
     reasons = [f"{one.backend}: {_reason(one) or 'not for these arguments'}" for one in faster]
     return f" ({'; '.join(reasons)})" if reasons and forced() is None else ""

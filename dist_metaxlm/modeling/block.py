@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dist_metaxlm.kernels.norm import add
 from dist_metaxlm.modeling.attention import Attention
-from dist_metaxlm.modeling.dropout import counter_dropout
+from dist_metaxlm.modeling.dropout import mask_at
 from dist_metaxlm.modeling.geometry import Geometry
 from dist_metaxlm.modeling.layers import layer_norm
 from dist_metaxlm.modeling.mlp import Mlp
@@ -34,11 +35,10 @@ class Block(nn.Module):
 
     def forward(self, states: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         """[T, H] -> [T, H]; with sequence parallelism T is this rank's part."""
-        at_attention, at_mlp = self.sites
+        at_attention, at_mlp = (mask_at(geometry.dropout, site) for site in self.sites)
         if self.post:
-            branch = self.attention(states, geometry)
-            states = self.attention_norm(states + counter_dropout(branch, geometry.dropout, at_attention))
-            return self.mlp_norm(states + counter_dropout(self.mlp(states), geometry.dropout, at_mlp))
+            _, states = self.attention_norm(self.attention(states, geometry), states, at_attention)
+            return self.mlp_norm(self.mlp(states), states, at_mlp)[1]
         branch = self.attention(self.attention_norm(states), geometry)
-        states = states + counter_dropout(branch, geometry.dropout, at_attention)
-        return states + counter_dropout(self.mlp(self.mlp_norm(states)), geometry.dropout, at_mlp)
+        states, normed = self.mlp_norm(branch, states, at_attention)
+        return add(self.mlp(normed), states, at_mlp)

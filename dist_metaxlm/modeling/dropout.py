@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-_LOW_32 = 0xFFFFFFFF
-_MIX_64 = (-4658895280553007687, -7723592293110705685)  # odd factors of the splitmix64 finaliser, as signed words
-_MIX_32 = (-2048144789, -1028477387)  # odd factors of the murmur3 finaliser, as signed words
+from dist_metaxlm.kernels.dropout import DropoutMask
 
 
 @dataclass(frozen=True)
@@ -42,31 +40,20 @@ def counter_dropout(states: torch.Tensor, key: DropoutKey | None, site: int) -> 
 
     `site` numbers the places in the model where something is dropped: 0 the embedding, then two per block.
     """
+    mask = mask_at(key, site)
+    return states if mask is None else mask.apply(states)
+
+
+def mask_at(key: DropoutKey | None, site: int) -> DropoutMask | None:
+    """The mask of one place in the model; None where nothing is dropped."""
     if key is None:
-        return states
-    return states * dropout_mask(key, site, states.shape[1]).to(states.dtype).mul_(1 / (1 - key.rate))
+        return None
+    salt = hashlib.blake2b(f"{key.seed}/{key.step}/{site}".encode(), digest_size=8).digest()
+    return DropoutMask(key.positions, int.from_bytes(salt, "little", signed=True), key.rate)
 
 
 def dropout_mask(key: DropoutKey, site: int, channels: int) -> torch.Tensor:
     """[T, channels] bool: which elements stay."""
-    salt = hashlib.blake2b(f"{key.seed}/{key.step}/{site}".encode(), digest_size=8).digest()
-    rows = _mix_64(key.positions ^ int.from_bytes(salt, "little", signed=True))
-    columns = _mix_64(torch.arange(channels, dtype=torch.int64, device=rows.device))
-    bits = _to_int32(rows).unsqueeze(1) ^ _to_int32(columns)
-    for factor, shift in zip(_MIX_32, (13, 16), strict=True):
-        bits.mul_(factor)
-        bits ^= (bits >> shift) & ((1 << (32 - shift)) - 1)
-    return bits.bitwise_and_(0x7FFFFFFF) >= round(key.rate * 2**31)
-
-
-def _mix_64(words: torch.Tensor) -> torch.Tensor:
-    """Scramble int64 words one to one; integer products wrap around on every device."""
-    for factor, shift in zip(_MIX_64, (27, 31), strict=True):
-        words = (words ^ ((words >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return words ^ ((words >> 32) & _LOW_32)
-
-
-def _to_int32(words: torch.Tensor) -> torch.Tensor:
-    """The lower halves of int64 words, as signed int32."""
-    low = words & _LOW_32
-    return (low - ((low >> 31) << 32)).to(torch.int32)
+    mask = mask_at(key, site)
+    assert mask is not None
+    return mask.stays(channels)

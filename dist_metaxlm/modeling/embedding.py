@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_metaxlm.modeling.dropout import counter_dropout
+from dist_metaxlm.kernels.norm import embed_norm
+from dist_metaxlm.modeling.dropout import mask_at
 from dist_metaxlm.modeling.geometry import Geometry
-from dist_metaxlm.modeling.layers import layer_norm, token_embedding
+from dist_metaxlm.modeling.layers import Norm, layer_norm, token_embedding
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
@@ -34,13 +35,24 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         """[T] ids -> [T, H]; with sequence parallelism this rank's part of T."""
+        table, positions = self._position_table(), None if self.positions is None else geometry.positions + POSITION_OFFSET
+        mask = mask_at(geometry.dropout, SITE)
+        if self.shard.size == 1 and isinstance(self.norm, Norm):
+            return embed_norm(tokens, self.tokens.weight, positions, table, *self.norm.affine(), self.norm.eps, mask)
         states = self.tokens(tokens)
-        if self.positions is not None and self.token_type is not None:
-            # Added to the small table rather than to every token.
-            table = self.positions.weight + self.token_type
-            if self.shard.sequence:
-                from dist_metaxlm.modeling.tensor_layers import on_all_tokens
+        if positions is not None and table is not None:
+            states = states + F.embedding(positions, table)
+        if isinstance(self.norm, Norm):
+            return self.norm(states, mask=mask)
+        return states if mask is None else mask.apply(states)
 
-                table = on_all_tokens(table, self.shard)
-            states = states + F.embedding(geometry.positions + POSITION_OFFSET, table)
-        return counter_dropout(self.norm(states), geometry.dropout, SITE)
+    def _position_table(self) -> torch.Tensor | None:
+        """[P, H]; the token type is added to the small table rather than to every token."""
+        if self.positions is None or self.token_type is None:
+            return None
+        table = self.positions.weight + self.token_type
+        if not self.shard.sequence:
+            return table
+        from dist_metaxlm.modeling.tensor_layers import on_all_tokens
+
+        return on_all_tokens(table, self.shard)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dist_metaxlm.kernels.linear_cross_entropy import VocabularyShard, linear_cross_entropy
+from dist_metaxlm.modeling.layers import Linear, Norm, gelu_of
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
@@ -21,8 +22,8 @@ class Head(nn.Module):
     def __init__(self, config: ModelConfig, shard: TensorShard = WHOLE) -> None:
         super().__init__()
         modern = config.family == "modern"
-        self.dense = nn.Linear(config.hidden, config.hidden, bias=not modern)
-        self.norm = nn.LayerNorm(config.hidden, config.norm_eps, bias=not modern)
+        self.dense = Linear(config.hidden, config.hidden, bias=not modern)
+        self.norm = Norm(config.hidden, config.norm_eps, bias=not modern)
         self.bias = nn.Parameter(torch.empty(shard.padded(config.vocab_size) // shard.size))
         self.shard: VocabularyShard | None = None
         if shard.size > 1:
@@ -43,4 +44,4 @@ class Head(nn.Module):
 
     def transform(self, states: torch.Tensor) -> torch.Tensor:
         """[N, H] -> [N, H], ready for the projection."""
-        return self.norm(F.gelu(self.dense(states)))
+        return self.norm(gelu_of(self.dense, states))

@@ -5,18 +5,43 @@ Without tensor parallelism they are torch's own, which add the bias inside the p
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 from torch import nn
 
+from dist_metaxlm.kernels.activations import bias_gelu, wants_bias_apart
+from dist_metaxlm.kernels.dropout import DropoutMask
+from dist_metaxlm.kernels.norm import add_norm, norm
 from dist_metaxlm.modeling.sharding import TensorShard
 
 
+class Linear(nn.Linear):
+    """`nn.Linear` that can leave the bias to whoever uses the product."""
+
+    def forward(self, input: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
+        """[T, inputs] -> [T, outputs]."""
+        return F.linear(input, self.weight, self.bias if with_bias else None)
+
+
 def column_linear(inputs: int, outputs: int, bias: bool, shard: TensorShard) -> nn.Module:
-    """[T, inputs] -> [T, outputs / size]: each rank has its rows of the matrix; with sequence parallelism it gathers T."""
+    """[T, inputs] -> [T, outputs / size]: each rank has its rows of the matrix; with sequence parallelism it gathers T.
+
+    With `with_bias=False` the product alone.
+    """
     if shard.size == 1:
-        return nn.Linear(inputs, outputs, bias=bias)
+        return Linear(inputs, outputs, bias=bias)
     from dist_metaxlm.modeling.tensor_layers import ColumnLinear
 
     return ColumnLinear(inputs, outputs, bias, shard)
+
+
+def gelu_of(linear: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """GELU of a `Linear` or column-parallel layer, whose bias is added wherever that costs least."""
+    if linear.bias is not None and wants_bias_apart(states):
+        return bias_gelu(linear(states, with_bias=False), linear.bias)
+    return F.gelu(linear(states))
 
 
 def row_linear(inputs: int, outputs: int, bias: bool, shard: TensorShard) -> nn.Module:
@@ -37,10 +62,27 @@ def token_embedding(vocabulary: int, hidden: int, shard: TensorShard) -> nn.Modu
     return TokenEmbedding(vocabulary, hidden, shard)
 
 
-def layer_norm(width: int, eps: float, bias: bool, shard: TensorShard) -> nn.LayerNorm:
+class Norm(nn.LayerNorm):
+    """LayerNorm of the residual stream, together with the dropout or the residual sum that stands beside it."""
+
+    def forward(
+        self, input: torch.Tensor, residual: torch.Tensor | None = None, mask: DropoutMask | None = None
+    ) -> Any:
+        """dropout(LayerNorm(input)) [T, H]; with `residual` the pair of sum = residual + dropout(input) and its norm."""
+        weight, bias = self.affine()
+        if residual is None:
+            return norm(input, weight, bias, self.eps, mask)
+        return add_norm(input, residual, weight, bias, self.eps, mask)
+
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias, as the norm uses them."""
+        return self.weight, self.bias
+
+
+def layer_norm(width: int, eps: float, bias: bool, shard: TensorShard) -> Norm:
     """LayerNorm over the channels of the residual stream, of whichever tokens this rank holds."""
     if not shard.sequence:
-        return nn.LayerNorm(width, eps, bias=bias)
+        return Norm(width, eps, bias=bias)
     from dist_metaxlm.modeling.tensor_layers import SequenceNorm
 
     return SequenceNorm(width, eps, bias, shard)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from dist_metaxlm.modeling.layers import column_linear, row_linear
+from dist_metaxlm.kernels.activations import geglu
+from dist_metaxlm.modeling.layers import column_linear, gelu_of, row_linear
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
@@ -24,7 +24,6 @@ class Mlp(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[T, H] -> [T, H]."""
-        inner = F.gelu(self.up(states))
         if self.gate is not None:
-            inner = inner * self.gate(states)
-        return self.down(inner)
+            return self.down(geglu(self.up(states), self.gate(states)))
+        return self.down(gelu_of(self.up, states))

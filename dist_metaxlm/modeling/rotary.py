@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+
+from dist_metaxlm.kernels import rotary as kernel
 
 
 @dataclass(frozen=True)
@@ -25,27 +26,4 @@ def rotary_table(positions: torch.Tensor, width: int, theta: float, dtype: torch
 
 def rotate(states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
     """Turn queries or keys [T, heads, D] by their positions."""
-    return _Rotate.apply(states, table.cosines, table.sines)
-
-
-class _Rotate(torch.autograd.Function):
-    """A rotation needs nothing of its input in the backward, so no states are kept and no halves concatenated."""
-
-    @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(cosines, sines)
-        return _turn(states, cosines, sines, 1)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        cosines, sines = ctx.saved_tensors
-        return _turn(upstream, cosines, sines, -1), None, None
-
-
-def _turn(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, direction: int) -> torch.Tensor:
-    first, second = states.chunk(2, dim=-1)
-    turned = torch.empty(states.shape, dtype=states.dtype, device=states.device)
-    new_first, new_second = turned.chunk(2, dim=-1)
-    torch.mul(first, cosines, out=new_first).addcmul_(second, sines, value=-direction)
-    torch.mul(second, cosines, out=new_second).addcmul_(first, sines, value=direction)
-    return turned
+    return kernel.rotate(states, table.cosines, table.sines)

@@ -12,12 +12,12 @@ parameter.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel import mappings
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from torch import nn
 
+from dist_metaxlm.modeling.layers import Norm
 from dist_metaxlm.modeling.sharding import TensorShard
 
 
@@ -46,8 +46,9 @@ class ColumnLinear(ColumnParallelLinear):
         super().__init__(inputs, outputs, config=_config(shard), init_method=nn.init.zeros_, bias=bias,
                          tp_group=shard.group)
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         """[T, inputs] (with sequence parallelism [T / size, inputs]) -> [T, outputs / size]."""
+        self.skip_bias_add = not with_bias
         return super().forward(states)[0]
 
     get_extra_state = nn.Module.get_extra_state  # Transformer Engine's; here it would be an empty entry a layer
@@ -84,14 +85,14 @@ class TokenEmbedding(VocabParallelEmbedding):
         return super().forward(tokens.unsqueeze(0)).squeeze(1)
 
 
-class SequenceNorm(nn.LayerNorm):
+class SequenceNorm(Norm):
     """LayerNorm of this rank's tokens."""
 
     def __init__(self, width: int, eps: float, bias: bool, shard: TensorShard) -> None:
         super().__init__(width, eps, bias=bias)
         self._shard = shard
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """[T / size, H] -> the same."""
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias, whose gradients are summed over the tensor ranks."""
         bias = None if self.bias is None else on_all_tokens(self.bias, self._shard)
-        return F.layer_norm(states, self.normalized_shape, on_all_tokens(self.weight, self._shard), bias, self.eps)
+        return on_all_tokens(self.weight, self._shard), bias

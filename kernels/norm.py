@@ -1,0 +1,97 @@
+"""LayerNorm with what stands around it: residual sum, counter-based dropout, embedding lookup; references in PyTorch.
+
+The references are the CPU path. The Triton kernels (norm_triton.py) read every operand once and write every result once
+in the forward; in the backward too, and the gradients of weight and bias come from the same pass. Statistics are fp32
+(fp64 for fp64 states) whatever the dtype of the states.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from dist_metaxlm.kernels.dropout import DropoutMask
+from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
+
+WIDEST = 8192
+"""Channels that one program of the Triton kernels holds at most."""
+
+
+def norm(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None = None
+) -> torch.Tensor:
+    """dropout(LayerNorm(states)): [T, H] -> [T, H] in the dtype of `states`; `weight` and `bias` [H]."""
+    return choose("norm", states)(states, weight, bias, eps, mask)
+
+
+def add_norm(
+    branch: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
+    mask: DropoutMask | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """sum = residual + dropout(branch), and LayerNorm(sum): [T, H] twice -> [T, H] twice, in the dtype of `residual`."""
+    return choose("add_norm", branch, residual)(branch, residual, weight, bias, eps, mask)
+
+
+def add(branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMask | None = None) -> torch.Tensor:
+    """residual + dropout(branch): [T, H] twice -> [T, H]."""
+    if mask is None:
+        return residual + branch
+    return choose("add", branch, residual)(branch, residual, mask)
+
+
+def embed_norm(
+    tokens: torch.Tensor, table: torch.Tensor, positions: torch.Tensor | None, position_table: torch.Tensor | None,
+    weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None = None,
+) -> torch.Tensor:
+    """dropout(LayerNorm(table[tokens] + position_table[positions])): ids [T] -> [T, H] in the dtype of `table` [V, H].
+
+    `positions` [T] and `position_table` [P, H] are both None where nothing is added.
+    """
+    form = choose("embed_norm", table)
+    return form(tokens, table, positions, position_table, weight, bias, eps, mask)
+
+
+def reference_norm(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None
+) -> torch.Tensor:
+    """`norm` in PyTorch."""
+    normed = F.layer_norm(states, states.shape[-1:], weight, bias, eps)
+    return normed if mask is None else mask.apply(normed)
+
+
+def reference_add_norm(
+    branch: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
+    mask: DropoutMask | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`add_norm` in PyTorch."""
+    summed = residual + (branch if mask is None else mask.apply(branch))
+    return summed, F.layer_norm(summed, summed.shape[-1:], weight, bias, eps)
+
+
+def reference_add(branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMask) -> torch.Tensor:
+    """`add` in PyTorch."""
+    return residual + mask.apply(branch)
+
+
+def reference_embed_norm(
+    tokens: torch.Tensor, table: torch.Tensor, positions: torch.Tensor | None, position_table: torch.Tensor | None,
+    weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None,
+) -> torch.Tensor:
+    """`embed_norm` in PyTorch."""
+    states = F.embedding(tokens, table)
+    if positions is not None and position_table is not None:
+        states = states + F.embedding(positions, position_table)
+    return reference_norm(states, weight, bias, eps, mask)
+
+
+def accepts(*tensors: Any) -> bool:
+    """Whether the Triton kernels take these rows: contiguous channels, not too many, floating point of at most 32 bits."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, *((torch.float64,) if interpreted() else ()))
+    return on_device(*tensors) and all(
+        tensor.dim() == 2 and tensor.shape[1] <= WIDEST and tensor.dtype in dtypes for tensor in tensors)
+
+
+for _name in ("norm", "add_norm", "add", "embed_norm"):
+    register(_name, "reference", f"dist_metaxlm.kernels.norm:reference_{_name}")
+    register(_name, "triton", f"dist_metaxlm.kernels.norm_triton:{_name}", accepts=accepts)
