@@ -14,7 +14,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from dist_metaxlm.kernels.registry import choose, register
+from dist_metaxlm.kernels.registry import choose, forced, register
 from dist_metaxlm.kernels.tiles import TileTable, tile_table
 
 
@@ -58,8 +58,8 @@ class AttentionPattern:
 
     @cached_property
     def tiles(self) -> TileTable:
-        """The tiles of all kernels: 128 rows, in fp32 and fp64 (whose operands take twice the room) 64."""
-        rows = 128 if self.dtype in (torch.float16, torch.bfloat16) else 64
+        """The tiles of all kernels: 128 rows, in fp32 (whose products are three, of twice the room) 32."""
+        rows = 128 if self.dtype in (torch.float16, torch.bfloat16) else 32
         return tile_table(self.cu_seqlens, self.document_ids.numel(), rows, self.local_window)
 
 
@@ -74,7 +74,10 @@ def attention_pattern(
 
     A token attends to the tokens of its document that are at most `local_window // 2` away (as ModernBERT counts it).
     """
-    return AttentionPattern(document_ids, cu_seqlens, window, local_window, dtype)
+    pattern = AttentionPattern(document_ids, cu_seqlens, window, local_window, dtype)
+    if document_ids.is_cuda and forced() != "reference":
+        _ = pattern.tiles  # not first inside a layer, which may be compiled or computed again
+    return pattern
 
 
 def packed_attention(

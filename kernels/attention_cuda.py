@@ -11,9 +11,9 @@ import importlib.util
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-
 from dist_metaxlm.kernels.attention import AttentionPattern
 from dist_metaxlm.kernels.attention_operator import (
     attention_outputs,
@@ -31,7 +31,7 @@ TILE_ROWS = 128
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _MATRIX = [_POINTER, _LONG, _LONG]
-_ARGUMENTS = [*_MATRIX, *_MATRIX, *_MATRIX, *[_POINTER] * 4, _INT, _INT, _LONG, _INT, _INT, ctypes.c_float, _POINTER]
+_ARGUMENTS: list[Any] = [*_MATRIX * 3, *[_POINTER] * 4, _INT, _INT, _LONG, _INT, _INT, ctypes.c_float, _POINTER]
 
 
 def missing() -> str | None:
@@ -97,8 +97,10 @@ def load(path: Path) -> ctypes.CDLL:
     """
     library = ctypes.CDLL(str(path))
     library.metaxlm_abi_version.restype = _INT
-    library.metaxlm_error_string.argtypes, library.metaxlm_error_string.restype = [_INT], ctypes.c_char_p
-    library.metaxlm_attention_forward.argtypes, library.metaxlm_attention_forward.restype = _ARGUMENTS, _INT
+    library.metaxlm_error_string.argtypes = (_INT,)
+    library.metaxlm_error_string.restype = ctypes.c_char_p
+    library.metaxlm_attention_forward.argtypes = _ARGUMENTS
+    library.metaxlm_attention_forward.restype = _INT
     return library
 
 

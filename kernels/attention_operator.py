@@ -18,7 +18,7 @@ from dist_metaxlm.kernels.registry import interpreted
 from dist_metaxlm.errors import UserError
 
 BACKWARD_VARIABLE = "DIST_METAXLM_ATTENTION_BACKWARD"
-WIDTHS = range(16, 129, 8)
+WIDTHS = range(8, 129, 8)
 """Channels of a head that the kernels take; other than 16, 32, 64 and 128 are padded to the next of them in registers."""
 
 
@@ -33,20 +33,20 @@ class Launch:
     """Depth of the software pipeline."""
 
 
-def launch(kernel: str, width: int, dtype: torch.dtype) -> Launch:
-    """For `kernel` forward, backward_keys, backward_keys_atomic or backward_queries.
+def launch(kernel: str, width: int, dtype: torch.dtype, capability: int) -> Launch:
+    """For `kernel` forward, backward_keys or backward_queries on compute capability `capability` (80, 90, ...).
 
-    Chosen ahead of time: the fastest-looking shapes that compile without spills for sm_80, sm_90 and sm_100 and do not
-    serialise wgmma (kernels/attention_compiled.py holds them to it); none has been timed.
+    Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot_attention.py holds them to it). None
+    has been timed.
     """
-    padded = padded_width(width)
+    narrow = padded_width(width) <= 64
     if dtype in (torch.float32, torch.float64):
-        return Launch(32, 8 if padded == 128 else 4, 1)
+        return Launch(32, 4, 1)
     if kernel == "forward":
-        return Launch(64, 8 if padded == 128 else 4, 2)
+        return Launch(64 if narrow or capability >= 90 else 32, 8, 2)
     if kernel == "backward_queries":
-        return Launch(64 if padded <= 64 else 32, 8, 2)
-    return Launch(64 if padded <= 64 else 32, 8, 2)
+        return Launch(64 if narrow else 32, 8, 2)
+    return Launch((64 if narrow else 32) if capability >= 90 else (32 if narrow else 16), 8, 2)
 
 
 def padded_width(width: int) -> int:
@@ -55,10 +55,16 @@ def padded_width(width: int) -> int:
 
 
 def accepts(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern) -> bool:
-    """Whether the Triton kernels take these: fp16, bf16 or fp32 (fp64 in the interpreter), D 16 to 128 in eights."""
-    dtypes = [torch.float16, torch.bfloat16, torch.float32] + [torch.float64] * interpreted()
-    on_device = interpreted() or (queries.is_cuda and torch.cuda.get_device_capability(queries.device) >= (8, 0))
-    return on_device and queries.dtype in dtypes and queries.shape[2] in WIDTHS and queries.numel() > 0
+    """Whether the Triton kernels take these: fp16, bf16 or fp32 (fp64 in the interpreter), D 8 to 128 in eights.
+
+    fp32 beyond 64 channels is left to the reference: its operands do not fit into registers.
+    """
+    if queries.shape[2] not in WIDTHS or queries.numel() == 0:
+        return False
+    if interpreted():
+        return queries.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    fits = queries.dtype in (torch.float16, torch.bfloat16) or (queries.dtype == torch.float32 and queries.shape[2] <= 64)
+    return fits and queries.is_cuda and _capability(queries) >= 80
 
 
 def uses_atomics() -> bool:
@@ -95,7 +101,7 @@ def attention_forward(
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     tokens, heads, width = queries.shape
     mixed, log_sums = attention_outputs(queries)
-    plan = launch("forward", width, queries.dtype)
+    plan = launch("forward", width, queries.dtype, _capability(queries))
     with _on(queries):
         attention_forward_kernel[(tiles.shape[0] * heads,)](
             queries, keys, values, mixed, log_sums, tiles, bounds, *_strides(queries, keys, values), tokens, heads,
@@ -113,6 +119,8 @@ def attention_backward(
 
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     gradient, mixed = gradient.contiguous(), mixed.contiguous()
+    # fp32 atomics are vector instructions from sm_90 on; before, and in fp32, the variant also spills.
+    atomic = atomic and (interpreted() or (_capability(queries) >= 90 and queries.dtype != torch.float32))
     tokens, heads, width = queries.shape
     query_grad, key_grad, value_grad = (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
                                         for _ in range(3))
@@ -121,8 +129,8 @@ def attention_backward(
     row_sums = torch.empty_like(log_sums)
     shared = (*_strides(queries, keys, values), tokens, heads, 1 / math.sqrt(width))
     grid = (tiles.shape[0] * heads,)
-    plan = launch("backward_keys_atomic" if atomic else "backward_keys", width, queries.dtype)
-    constants = _constants(queries, plan, rows)
+    capability = _capability(queries)
+    constants = _constants(queries, launch("backward_keys", width, queries.dtype, capability), rows)
     with _on(queries):
         kernels.row_sums_kernel[(-(-tokens // 64) * heads,)](
             mixed, gradient, row_sums, tokens, heads, ROWS=64, WIDTH=width, PADDED=constants["PADDED"],
@@ -133,7 +141,7 @@ def attention_backward(
         if not atomic:
             kernels.attention_backward_queries_kernel[grid](
                 queries, keys, values, gradient, log_sums, row_sums, query_grad, tiles, bounds, *shared,
-                **_constants(queries, launch("backward_queries", width, queries.dtype), rows))
+                **_constants(queries, launch("backward_queries", width, queries.dtype, capability), rows))
     return query_grad if not atomic else buffer.to(queries.dtype), key_grad, value_grad
 
 
@@ -185,14 +193,23 @@ def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, Any]
     import triton.language as tl
 
     width = queries.shape[2]
-    tf32 = queries.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    # Three products of tf32 make one as exact as fp32; plain fp32 products would leave the tensor cores and spill.
+    precision = "tf32" if queries.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     constants = {
         "TILE": rows, "STEP": min(plan.step, rows), "WIDTH": width, "PADDED": padded_width(width),
         "UPCAST": interpreted() and queries.dtype == torch.bfloat16,
         "ACC": tl.float64 if queries.dtype == torch.float64 else tl.float32,
-        "PRECISION": "tf32" if tf32 else "ieee",
+        "PRECISION": "ieee" if interpreted() or queries.dtype != torch.float32 else precision,
     }
     return constants if interpreted() else {**constants, "num_warps": plan.warps, "num_stages": plan.stages}
+
+
+def _capability(tensor: torch.Tensor) -> int:
+    """Compute capability of the tensor's device; the interpreter takes the part of an sm_90."""
+    if not tensor.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
 
 
 def _on(tensor: torch.Tensor) -> torch.cuda.device:

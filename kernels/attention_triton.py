@@ -141,14 +141,14 @@ def attention_forward_kernel(
     keys += head * key_head
     values += head * value_head
     rows = load_rows(queries + head * query_head, query_stride, first_row, end_row, TILE, WIDTH, PADDED, True, UPCAST)
-    first_keys, end_keys = load_bounds(bounds, tokens, first_row, end_row, TILE)
     mixed = tl.zeros([TILE, PADDED], ACC)
     total = tl.zeros([TILE], ACC)
     peak = tl.full([TILE], float("-inf"), ACC)
     for start in tl.range(full_first, full_end, STEP):
         mixed, total, peak = _attend(
-            mixed, total, peak, rows, keys, values, key_stride, value_stride, start, end, first_keys, end_keys,
+            mixed, total, peak, rows, keys, values, key_stride, value_stride, start, end, None, None,
             scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, UPCAST, ACC, PRECISION)
+    first_keys, end_keys = load_bounds(bounds, tokens, first_row, end_row, TILE)  # not before: registers are scarce
     before, masked = masked_blocks(first, full_first, full_end, end, STEP)
     for block in tl.range(0, masked):
         start = masked_start(block, before, first, full_end, STEP)

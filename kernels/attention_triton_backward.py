@@ -49,7 +49,7 @@ def _row_statistics(log_sums, row_sums, first, end, ROWS: tl.constexpr, MASKED: 
 
 @triton.jit
 def _into_keys(key_grad, value_grad, key_tile, value_tile, queries, query_stride, gradient, gradient_stride, query_grad,
-               log_sums, row_sums, start, end, first_rows, end_rows, scale, scale_log2,
+               log_sums, row_sums, start, end, first_rows, end_rows, inside, scale, scale_log2,
                TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr,
                ATOMIC: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
     """One block of queries added to the gradients of a tile of keys and values; scores are [keys, queries] here."""
@@ -62,7 +62,7 @@ def _into_keys(key_grad, value_grad, key_tile, value_tile, queries, query_stride
         weights = tl.where(visible(start + tl.arange(0, STEP), first_rows, end_rows), weights, 0.0)
     elif ATOMIC:
         # Keys past the end of the tile: their weights are unbounded, and infinity times a zero key is not a number.
-        weights = tl.where((end_rows > 0)[:, None], weights, 0.0)
+        weights = tl.where(inside[:, None], weights, 0.0)
     value_grad = dot(weights.to(upper.dtype), upper, value_grad, ACC, PRECISION)
     pull = dot(value_tile, tl.trans(upper), tl.zeros([TILE, STEP], ACC), ACC, PRECISION)
     score_grad = (weights * (pull - row_sum[None, :])).to(rows.dtype)
@@ -99,21 +99,22 @@ def attention_backward_keys_kernel(
     row_sums += head.to(tl.int64) * tokens
     key_tile = load_rows(keys + head * key_head, key_stride, first_key, end_key, TILE, WIDTH, PADDED, True, UPCAST)
     value_tile = load_rows(values + head * value_head, value_stride, first_key, end_key, TILE, WIDTH, PADDED, True, UPCAST)
-    # Who sees a key is whom it sees: the bounds of a token serve it as a query and as a key.
-    first_rows, end_rows = load_bounds(bounds, tokens, first_key, end_key, TILE)
+    inside = first_key + tl.arange(0, TILE) < end_key
     key_grad = tl.zeros([TILE, PADDED], ACC)
     value_grad = tl.zeros([TILE, PADDED], ACC)
     for start in tl.range(full_first, full_end, STEP):
         key_grad, value_grad = _into_keys(
             key_grad, value_grad, key_tile, value_tile, queries, query_stride, gradient, contiguous, query_grad,
-            log_sums, row_sums, start, end, first_rows, end_rows, scale, scale * LOG2_E,
+            log_sums, row_sums, start, end, None, None, inside, scale, scale * LOG2_E,
             TILE, STEP, WIDTH, PADDED, False, ATOMIC, UPCAST, ACC, PRECISION)
+    # Who sees a key is whom it sees: the bounds of a token serve it as a query and as a key.
+    first_rows, end_rows = load_bounds(bounds, tokens, first_key, end_key, TILE)
     before, masked = masked_blocks(first, full_first, full_end, end, STEP)
     for block in tl.range(0, masked):
         start = masked_start(block, before, first, full_end, STEP)
         key_grad, value_grad = _into_keys(
             key_grad, value_grad, key_tile, value_tile, queries, query_stride, gradient, contiguous, query_grad,
-            log_sums, row_sums, start, end, first_rows, end_rows, scale, scale * LOG2_E,
+            log_sums, row_sums, start, end, first_rows, end_rows, inside, scale, scale * LOG2_E,
             TILE, STEP, WIDTH, PADDED, True, ATOMIC, UPCAST, ACC, PRECISION)
     store_rows(key_grad_out + head * WIDTH, contiguous, first_key, end_key, key_grad * scale, TILE, WIDTH, PADDED)
     store_rows(value_grad_out + head * WIDTH, contiguous, first_key, end_key, value_grad, TILE, WIDTH, PADDED)
@@ -156,12 +157,12 @@ def attention_backward_queries_kernel(
     upper = load_rows(gradient + head * WIDTH, contiguous, first_row, end_row, TILE, WIDTH, PADDED, True, UPCAST)
     statistics = head.to(tl.int64) * tokens
     log_sum, row_sum = _row_statistics(log_sums + statistics, row_sums + statistics, first_row, end_row, TILE, True)
-    first_keys, end_keys = load_bounds(bounds, tokens, first_row, end_row, TILE)
     query_grad = tl.zeros([TILE, PADDED], ACC)
     for start in tl.range(full_first, full_end, STEP):
         query_grad = _into_queries(
             query_grad, rows, upper, keys, key_stride, values, value_stride, log_sum, row_sum, start, end,
-            first_keys, end_keys, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, UPCAST, ACC, PRECISION)
+            None, None, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, UPCAST, ACC, PRECISION)
+    first_keys, end_keys = load_bounds(bounds, tokens, first_row, end_row, TILE)
     before, masked = masked_blocks(first, full_first, full_end, end, STEP)
     for block in tl.range(0, masked):
         start = masked_start(block, before, first, full_end, STEP)
