@@ -13,7 +13,7 @@ RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() o
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
-.PHONY: setup demo test fuzz layouts check-cleaning kernels lint types clean
+.PHONY: setup demo test fuzz layouts check-cleaning kernels kernels-aot gpu-check lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -59,6 +59,14 @@ $(KERNEL_LIBRARY): $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/
 	the Triton kernels run instead" >&2; exit 2; }
 	$(NVCC) -O3 -std=c++17 --shared -Xcompiler -fPIC $(KERNEL_TARGETS) kernels/cuda/attention.cu -o $@.new
 	mv $@.new $@
+
+# Every kernel in every configuration compiled for sm_80, sm_90 and sm_100; no GPU needed, about four minutes of one core.
+kernels-aot: setup
+	$(BIN)/python -m dist_metaxlm.kernels.aot --output docs/results/$$(date +%F)-kernels-aot.md
+
+# On a machine with a GPU: kernels in bf16 against fp64, and timed against their peers. Exit 2 where there is no GPU.
+gpu-check: setup
+	$(BIN)/python launch/benchmark.py kernels --output docs/results/$$(date +%F)-kernels.json
 
 lint: setup
 	$(BIN)/ruff check .

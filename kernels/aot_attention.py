@@ -9,6 +9,7 @@ from dist_metaxlm.kernels.aot import Case
 from dist_metaxlm.kernels.attention_operator import launch, padded_width
 
 _TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+_SAME_LAUNCH = ((80,), (90, 100))
 _TYPES = {torch.bfloat16: ("*bf16", 128), torch.float32: ("*fp32", 32)}
 _KERNELS = {
     "forward": ("attention_triton", "attention_forward_kernel"),
@@ -17,21 +18,21 @@ _KERNELS = {
 }
 
 
-def _case(kernel: str, width: int, dtype: torch.dtype, architecture: int, atomic: bool = False) -> Case:
-    """`kernel` for one head dimension, dtype and architecture, with the launch the operator takes there."""
+def _case(kernel: str, width: int, dtype: torch.dtype, architectures: tuple[int, ...], atomic: bool = False) -> Case:
+    """`kernel` for one head dimension and dtype, with the launch the operator takes on `architectures`."""
     matrix, rows = _TYPES[dtype]
-    plan = launch(kernel, width, dtype, architecture)
+    plan = launch(kernel, width, dtype, architectures[0])
     constants: dict[str, Any] = {"TILE": rows, "WIDTH": width, "PADDED": padded_width(width), "ATOMIC": atomic,
                                  "UPCAST": False, "ACC": "tl.float32",
                                  "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee"}
     module, function = _KERNELS[kernel]
     # Tiles of 32 rows in fp32 are too small for wgmma (64 rows) and tcgen05 (128 rows).
-    expected = _TENSOR_CORES[architecture] if dtype == torch.bfloat16 else "HMMA"
-    name = f"attention {kernel}{' atomic' if atomic else ''}, {width}, {matrix[1:]}"
+    expected = {sm: (_TENSOR_CORES[sm] if dtype == torch.bfloat16 else "HMMA",) for sm in architectures}
+    name = ", ".join([f"attention {kernel}{' atomic' * atomic}", str(width), matrix[1:]] + ["sm_80"] * (80 in architectures))
     return Case(name, f"dist_metaxlm.kernels.{module}:{function}", _signature(matrix, atomic), constants,
                 [{"STEP": plan.step, "num_warps": plan.warps, "num_stages": plan.stages}],
                 (*(part + kind for part in ("query", "key", "value") for kind in ("_stride", "_head")), "tokens"),
-                {architecture: (expected,)}, (architecture,))
+                expected, architectures)
 
 
 def _signature(matrix: str, atomic: bool) -> dict[str, str | None]:
@@ -43,9 +44,8 @@ def _signature(matrix: str, atomic: bool) -> dict[str, str | None]:
 
 
 CASES = [
-    *[_case(kernel, width, torch.bfloat16, architecture)
-      for architecture in _TENSOR_CORES for width in (32, 64, 128) for kernel in _KERNELS],
-    *[_case("backward_keys", width, torch.bfloat16, architecture, atomic=True)
-      for architecture in (90, 100) for width in (64, 128)],
-    *[_case(kernel, 64, torch.float32, architecture) for architecture in (80, 90) for kernel in _KERNELS],
+    *[_case(kernel, width, torch.bfloat16, architectures)
+      for architectures in _SAME_LAUNCH for width in (32, 64, 128) for kernel in _KERNELS],
+    *[_case("backward_keys", width, torch.bfloat16, (90, 100), atomic=True) for width in (64, 128)],
+    *[_case(kernel, 64, torch.float32, architectures) for architectures in _SAME_LAUNCH for kernel in _KERNELS],
 ]

@@ -9,6 +9,7 @@ There is no attention dropout: the model has none (`ModelConfig.dropout` is that
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -129,6 +130,8 @@ def accepts_cuda(
 
 def missing_cuda() -> str | None:
     """Why the CUDA C++ kernel cannot run on this machine, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "its backward is the Triton one, and the package triton is not installed"
     from dist_metaxlm.kernels.attention_cuda import missing
 
     return missing()

@@ -7,7 +7,6 @@ The registry offers this forward only where it is forced: it is not known to be 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import math
 from functools import cache
 from pathlib import Path
@@ -44,8 +43,6 @@ def missing() -> str | None:
         return f"kernels/cuda/libmetaxlm_kernels.so cannot be loaded ({error}); run make kernels again"
     if version != ABI_VERSION:
         return f"kernels/cuda/libmetaxlm_kernels.so is of version {version}, not {ABI_VERSION}; run make kernels again"
-    if importlib.util.find_spec("triton") is None:
-        return "its backward needs the package triton, which is not installed"
     return None if torch.cuda.is_available() else "there is no CUDA device"
 
 

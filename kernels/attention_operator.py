@@ -1,7 +1,8 @@
 """Attention as an operator of PyTorch: Triton (or CUDA) forward, Triton backward, under autograd, autocast and compile.
 
 `dist_metaxlm::attention_forward` and `attention_backward` are registered with fake implementations, so torch.compile,
-activation checkpointing and opcheck treat them as any operator. Triton is imported at the first call.
+activation checkpointing and opcheck treat them as any operator. This module imports Triton, so it is imported only where
+the registry has found it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton.language as tl
 from dist_metaxlm.kernels.attention import AttentionPattern
+from dist_metaxlm.kernels.attention_triton import attention_forward_kernel
+from dist_metaxlm.kernels.attention_triton_backward import (
+    attention_backward_keys_kernel,
+    attention_backward_queries_kernel,
+    row_sums_kernel,
+)
 from dist_metaxlm.kernels.registry import interpreted
 
 from dist_metaxlm.errors import UserError
@@ -96,8 +104,6 @@ def attention_forward(
 
     `atomic` says which backward a training step gets.
     """
-    from dist_metaxlm.kernels.attention_triton import attention_forward_kernel
-
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     tokens, heads, width = queries.shape
     mixed, log_sums = attention_outputs(queries)
@@ -115,8 +121,6 @@ def attention_backward(
     log_sums: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int, atomic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of queries, keys and values [T, H, D], contiguous, from that of the mixture."""
-    from dist_metaxlm.kernels import attention_triton_backward as kernels
-
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     gradient, mixed = gradient.contiguous(), mixed.contiguous()
     # fp32 atomics are vector instructions from sm_90 on; before, and in fp32, the variant also spills.
@@ -132,14 +136,14 @@ def attention_backward(
     capability = _capability(queries)
     constants = _constants(queries, launch("backward_keys", width, queries.dtype, capability), rows)
     with _on(queries):
-        kernels.row_sums_kernel[(-(-tokens // 64) * heads,)](
+        row_sums_kernel[(-(-tokens // 64) * heads,)](
             mixed, gradient, row_sums, tokens, heads, ROWS=64, WIDTH=width, PADDED=constants["PADDED"],
             UPCAST=constants["UPCAST"], ACC=constants["ACC"])
-        kernels.attention_backward_keys_kernel[grid](
+        attention_backward_keys_kernel[grid](
             queries, keys, values, gradient, log_sums, row_sums, buffer, key_grad, value_grad, tiles, bounds, *shared,
             **constants, ATOMIC=atomic)
         if not atomic:
-            kernels.attention_backward_queries_kernel[grid](
+            attention_backward_queries_kernel[grid](
                 queries, keys, values, gradient, log_sums, row_sums, query_grad, tiles, bounds, *shared,
                 **_constants(queries, launch("backward_queries", width, queries.dtype, capability), rows))
     return query_grad if not atomic else buffer.to(queries.dtype), key_grad, value_grad
@@ -190,8 +194,6 @@ def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
 
 
 def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, Any]:
-    import triton.language as tl
-
     width = queries.shape[2]
     # Three products of tf32 make one as exact as fp32; plain fp32 products would leave the tensor cores and spill.
     precision = "tf32" if queries.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"

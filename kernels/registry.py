@@ -19,7 +19,8 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -108,9 +109,42 @@ def force(backend: str | None) -> None:
     global _recipe_force
     _recipe_force = None if backend in (None, "auto") else backend
     wanted = forced()
+    if wanted is None:
+        return
     reasons = [_reason(found[wanted]) for found in _REGISTRY.values() if wanted in found]
-    if wanted is not None and reasons and all(reasons):
-        raise UserError(_forced_sentence(wanted, f"cannot run here: {reasons[0]}"))
+    if all(reasons):
+        reason = reasons[0] if reasons else "no operator has such kernels"
+        raise UserError(_forced_sentence(wanted, f"cannot run here: {reason}"))
+
+
+@contextmanager
+def forcing(backend: str) -> Iterator[None]:
+    """Force `backend` for a while, whatever the environment and the recipe say: for benchmarks."""
+    global _recipe_force
+    before, variable = _recipe_force, os.environ.pop(VARIABLE, None)
+    _recipe_force = None if backend == "auto" else backend
+    try:
+        yield
+    finally:
+        _recipe_force = before
+        if variable is not None:
+            os.environ[VARIABLE] = variable
+
+
+def tell(say: Callable[[str], None]) -> None:
+    """Hand every choice to `say` too, one line when an operator is first used."""
+    handler = _Teller()
+    handler.say = say
+    LOG.handlers[:] = [handler]
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+
+
+class _Teller(logging.Handler):
+    say: Callable[[str], None]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
 
 
 def forced() -> str | None:

@@ -8,6 +8,7 @@ examples:
       phases.cross.objectives.mlm.batch_tokens=1024 phases.cross.objectives.tlm.batch_tokens=1024
   python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl --store data/quickstart/store
   python launch/benchmark.py cleaning --megabytes 250 1000
+  python launch/benchmark.py kernels --json
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
 """
 
@@ -18,7 +19,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.errors import run_command
+from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, run_command
 
 Outcome = tuple[dict[str, Any], str]
 
@@ -42,10 +43,16 @@ def parse() -> argparse.Namespace:
     writing = commands.add_parser("store", help="prepare.py store, whole command, side by side with Megatron's way")
     writing.add_argument("--repeats", type=int, default=3, help="times that each command runs (default: 3)")
     writing.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
+    operators = commands.add_parser("kernels", help="every operator on a GPU: against fp64, its reference and its peers; "
+                                    "exit code 1 where one is wrong or slower than its reference")
+    operators.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the command itself, on "
+                           "small shapes and the references (default: cuda)")
+    operators.add_argument("--repeats", type=int, default=20, help="timed runs of each implementation (default: 20)")
+    operators.add_argument("--only", default="", help="only operators whose name contains this")
     for command in (training, writing):
         command.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    for command in (training, loading, corpus, writing):
+    for command in (training, loading, corpus, writing, operators):
         command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
@@ -99,13 +106,24 @@ def store(arguments: argparse.Namespace) -> Outcome:
     return result, f"{result['text_bytes'] / 1e6:.0f} MB: {ratios}; same files: {result['identical_files']}"
 
 
-def main() -> None:
+def kernels(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.kernels import measure_kernels
+
+    result = measure_kernels(arguments.device, arguments.repeats, arguments.only)
+    lines = [f"{row['name']} ({row['backend']}): " + ", ".join(
+        f"{name} {time['forward']:.3f} + {time['backward']:.3f} ms" for name, time in row["milliseconds"].items())
+        + f", largest error {max(row['errors']):.1e}: {row['verdict']}" for row in result["cases"]]
+    return result, "\n".join(lines)
+
+
+def main() -> int:
     arguments = parse()
-    result, sentence = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store}[arguments.command](
-        arguments)
+    commands = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store, "kernels": kernels}
+    result, sentence = commands[arguments.command](arguments)
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result) if arguments.json else sentence)
+    return EXIT_BUG if result.get("wrong") or result.get("slower") else EXIT_DONE
 
 
 if __name__ == "__main__":

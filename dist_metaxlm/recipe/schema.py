@@ -141,6 +141,8 @@ class TrainingConfig(Section):
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on CUDA devices, fp32 on CPU."""
+    kernels: Literal["auto", "reference", "triton", "cuda"] = "auto"
+    """Which implementation of the operators to force; `auto`: the fastest that device, dtype and shape allow."""
     log_interval: int = Field(10, gt=0)
     """Steps between two lines of metrics; the only device-to-host copies of the loop happen here."""
     checkpoint_interval: int = Field(500, gt=0)

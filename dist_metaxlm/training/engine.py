@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.kernels import registry
 from dist_metaxlm.parallel.mpu import deepspeed_mpu
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 from dist_metaxlm.training import optimizer_state
@@ -77,6 +78,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     """A DeepSpeed engine around `model` with our AdamW over `data_size` data-parallel ranks; rates are set by the loop."""
     import deepspeed
 
+    registry.force(recipe.training.kernels)
     optimizer_config = recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, optimizer_config), lr=0.0, betas=(optimizer_config.beta1, optimizer_config.beta2),

@@ -15,6 +15,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.kernels import registry
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import tensor_shard
 from dist_metaxlm.objectives.model import PretrainingModel
@@ -100,6 +101,8 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         carried = carry_over(encoder, recipe, PhaseFolder(folder.run_dir, "meta"), tokenizer.hash)
     if checkpoint is not None:
         encoder.load_logical(checkpoint.tensors("weights"))
+    if device.type == "cuda" or registry.forced() is not None:
+        registry.tell(lambda line: _say(topology, line))
     engine = build_engine(PretrainingModel(encoder), recipe, device, place.data_size, options.deepspeed_config)
     if checkpoint is not None:
         restore(engine, checkpoint)
@@ -157,6 +160,7 @@ def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
     if options.resume not in ("auto", "never") and not options.resume.isdigit():
         raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")
     check_layout(recipe, options.phase, topology.world_size)
+    registry.force(recipe.training.kernels)
 
 
 def _announce(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder,

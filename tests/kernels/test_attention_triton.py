@@ -6,14 +6,10 @@ everything upcast as it is loaded.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
-from dist_metaxlm.kernels import attention_operator as operator
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
 from dist_metaxlm.kernels.registry import choices
 from dist_metaxlm.kernels.tiles import tile_table
@@ -21,6 +17,7 @@ from dist_metaxlm.kernels.tiles import tile_table
 from dist_metaxlm.errors import UserError
 
 pytest.importorskip("triton")
+from dist_metaxlm.kernels import attention_operator as operator
 
 CASES = {
     "one-token documents": ([1] * 9, None),

@@ -42,6 +42,8 @@ def test_a_device_takes_the_fastest_that_accepts(monkeypatch: pytest.MonkeyPatch
 def test_force_by_variable_and_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     square()
     registry.force("triton")
+    registry.force("reference")
+    registry.force("triton")
     assert registry.choose("square", torch.ones(2)) is torch.mul
     monkeypatch.setenv(registry.VARIABLE, "reference")
     assert registry.choose("square", torch.ones(2)) is torch.square
@@ -74,6 +76,8 @@ def test_a_recipe_that_forces_what_nothing_here_can_run_is_refused_at_once() -> 
     registry.register("other", "triton", "torch:mul", lambda: "there is no CUDA device")
     with pytest.raises(UserError, match=r"training.kernels=triton cannot run here: there is no CUDA device"):
         registry.force("triton")
+    with pytest.raises(UserError, match=r"training.kernels=cuda cannot run here: no operator has such kernels"):
+        registry.force("cuda")
 
 
 def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -83,6 +87,16 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
             registry.choose("square", torch.ones(2))
     assert [record.getMessage() for record in caplog.records] == [
         "kernels: square runs on reference (triton: not for these arguments)"]
+
+
+def test_choices_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "LOG", logging.Logger("apart"))
+    lines: list[str] = []
+    registry.tell(lines.append)
+    square()
+    for _ in range(2):
+        registry.choose("square", torch.ones(2))
+    assert lines == ["kernels: square runs on reference (triton: not for these arguments)"]
 
 
 def test_a_machine_without_triton_or_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""The verdicts of `launch/benchmark.py kernels`, and the command as far as a machine without a GPU goes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dist_metaxlm.kernels import registry
+
+from dist_metaxlm.benchmarking import kernels
+from dist_metaxlm.benchmarking.kernel_cases import KernelCase, kernel_cases
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_operator_has_a_case() -> None:
+    assert {case.operator for case in kernel_cases(True, torch.device("cpu"))} >= {
+        "linear_cross_entropy", "norm", "add_norm", "add", "embed_norm", "bias_gelu", "geglu", "rotate"}
+
+
+@pytest.fixture
+def doubling(monkeypatch: pytest.MonkeyPatch) -> KernelCase:
+    """An operator whose faster backend is `kernels_under_test.fast`, set by each test."""
+    monkeypatch.setattr(registry, "_REGISTRY", {})
+    registry.register("double", "reference", f"{__name__}:reference")
+    registry.register("double", "triton", f"{__name__}:fast", lambda: None)
+    monkeypatch.setattr(registry, "_on_cuda", lambda arguments: True)
+    monkeypatch.setattr(registry, "on_device", lambda *arguments: True)
+    return KernelCase("doubling", "double", ((64, 64),), lambda x: registry.choose("double", x)(x), (8192, 8192),
+                      peers={"broken": broken})
+
+
+def reference(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def broken(x: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize(("fast", "verdict"), [
+    (lambda x: x * 2.01, "wrong"),
+    (lambda x: sum((x @ x.detach() * 0 for _ in range(30)), x * 2), "slower"),
+    (lambda x: x * float("nan"), "wrong")], ids=["wrong", "slower", "nan"])
+def test_verdicts(doubling: KernelCase, fast: object, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_load", lambda path: fast if path.endswith("fast") else reference)
+    row = kernels._measure(doubling, torch.device("cpu"), torch.float32, 3)
+    assert row["verdict"] == verdict
+    assert row["peers_that_failed"] == {"broken": "RuntimeError: no compiler"}
+    assert set(row["milliseconds"]) == {"ours", "reference"}
+    assert row["forward_terabytes_per_second"] > 0
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "launch/benchmark.py", "kernels", *arguments], capture_output=True, text=True,
+                          cwd=ROOT, timeout=200, check=False)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    output = tmp_path / "kernels.json"
+    result = run("--device", "cpu", "--repeats", "1", "--only", "LayerNorm", "--json", "--output", str(output))
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found == json.loads(output.read_text(encoding="utf-8"))
+    assert found["wrong"] == found["slower"] == []
+    assert {row["backend"] for row in found["cases"]} == {"reference"}
+    assert {"date", "device", "commit"} <= found["environment"].keys()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_command_says_so() -> None:
+    result = run()
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no CUDA device here")
+    assert result.stderr.count("\n") == 1

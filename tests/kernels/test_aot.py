@@ -1,0 +1,63 @@
+"""The harness compiles without a GPU and says what it finds; `make kernels-aot` compiles everything."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dist_metaxlm.kernels import activations, aot, linear_cross_entropy, norm, registry, rotary
+
+triton = pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+OPERATORS = activations, linear_cross_entropy, norm, rotary  # imported, so registered
+
+
+def compile_some(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: in this one Triton interprets."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "dist_metaxlm.kernels.aot", "--in_use", "--jobs", "1", *arguments],
+                          capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False)
+
+
+def test_what_is_in_use_neither_spills_nor_loads_narrowly() -> None:
+    result = compile_some("--sm", "90", "--only", "exponentials", "norm_backward, dropout, 1024", "bias_gelu_backward")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in ("exponentials *", "norm_backward, dropout, 1024 *", "bias_gelu_backward *"):
+        assert f"| {name} |" in result.stdout
+    assert result.stdout.rstrip().endswith("0 with problems, 0 of those in use")
+
+
+def test_a_problem_in_use_fails(tmp_path: Path) -> None:
+    output = tmp_path / "table.md"
+    script = ("import os; os.environ.pop('TRITON_INTERPRET', None)\n"
+              "import sys, dataclasses\nfrom dist_metaxlm.kernels import aot, aot_cases\n"
+              "case = next(c for c in aot_cases.CASES if c.name.startswith('drop_rows'))\n"
+              "aot_cases.CASES[:] = [dataclasses.replace(case, expects={80: ('HMMA',)})]\n"
+              f"sys.argv = ['aot', '--in_use', '--sm', '80', '--jobs', '1', '--output', {str(output)!r}]\n"
+              "raise SystemExit(aot.main())\n")
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=300,
+                            check=False)
+    assert result.returncode == 1, result.stderr
+    assert "no HMMA" in output.read_text(encoding="utf-8")
+
+
+def test_every_triton_operator_has_its_kernels_compiled() -> None:
+    compiled = {case.kernel.split(":")[0] for case in aot.cases()}
+    for operator, backends in registry.operators().items():
+        if "triton" in backends:
+            module = importlib.import_module(registry.implementation(operator, "triton").path.split(":")[0])
+            kernels = {value.fn.__module__ for value in vars(module).values() if hasattr(value, "arg_names")}
+            assert kernels & compiled, operator
+
+
+def test_names_are_unique_and_configurations_differ() -> None:
+    cases = aot.cases()
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        assert len({tuple(sorted(c.items())) for c in case.configurations}) == len(case.configurations), case.name
