@@ -73,8 +73,12 @@ def attention_pattern(
 ) -> AttentionPattern:
     """The pattern for `document_ids` [T] and `cu_seqlens` [D + 1]; `dtype` is that of queries, keys and values.
 
-    A token attends to the tokens of its document that are at most `local_window // 2` away (as ModernBERT counts it).
+    Under autocast its dtype counts instead. A token attends to the tokens of its document that are at most
+    `local_window // 2` away (as ModernBERT counts it).
     """
+    device = document_ids.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     pattern = AttentionPattern(document_ids, cu_seqlens, window, local_window, dtype)
     if document_ids.is_cuda and forced() != "reference":
         _ = pattern.tiles  # not first inside a layer, which may be compiled or computed again

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from dist_metaxlm.benchmarking.kernel_cases import Call, KernelCase
+from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
 
 
@@ -20,10 +22,25 @@ def attention_cases(small: bool, device: torch.device) -> list[KernelCase]:
              _case("attention, documents of median length 60", short, window, None, heads, width, device),
              _case("attention, local window of 128", whole, window, window // 4, heads, width, device)]
     if device.type == "cuda":
+        found += _cuda_library(found)
         found[0].peers.update(_backends(window), **_flex(whole, window, device))
         found[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)},
                               **_varlen(short, device), **_flex(short, window, device))
     return found
+
+
+def _cuda_library(cases: list[KernelCase]) -> list[KernelCase]:
+    """The same cases with the CUDA C++ forward, where `make kernels` has built it: it runs only where it is forced."""
+    if "cuda" not in registry.operators()["attention"] or registry.implementation("attention", "cuda").available():
+        return []
+
+    def forced(call: Call) -> Call:
+        def with_library(*tensors: torch.Tensor) -> torch.Tensor:
+            with registry.forcing("reference" if registry.forced() == "reference" else "cuda"):
+                return call(*tensors)
+        return with_library
+
+    return [replace(case, name=f"{case.name}, CUDA C++", call=forced(case.call), peers={}) for case in cases]
 
 
 def _document_lengths(windows: int, window: int, median: int) -> list[int]:

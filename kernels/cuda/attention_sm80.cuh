@@ -57,61 +57,60 @@ __device__ __forceinline__ void fetch(bf16* shared, const Matrix& matrix, int he
 // What a warp carries along for its 16 queries; a lane has two of them, number lane / 4 and the eighth after it.
 template <int WIDTH>
 struct Running {
-    uint32_t queries[WIDTH / 16][4];
     float mixed[WIDTH / 8][4];
     float peak[2], total[2];
-    int first_key[2], end_key[2];
 };
 
 template <int WIDTH>
-__device__ __forceinline__ void begin(Running<WIDTH>& run, const Arguments& args, const Tile& tile, const bf16* queries) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-    for (int k = 0; k < WIDTH / 16; k++)
-        load_matrices<false>(run.queries[k], queries + place<WIDTH>(warp * 16 + lane % 16, 2 * k + lane / 16));
+__device__ __forceinline__ void begin(Running<WIDTH>& run) {
 #pragma unroll
     for (int n = 0; n < WIDTH / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) run.mixed[n][i] = 0.f;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int row = tile.first_row + warp * 16 + lane / 4 + 8 * half;
-        bool kept = row < tile.end_row;
-        run.peak[half] = -INFINITY, run.total[half] = 0.f;
-        run.first_key[half] = kept ? args.bounds[row] : 0;
-        run.end_key[half] = kept ? args.bounds[args.tokens + row] : 0;
-    }
+    for (int half = 0; half < 2; half++) run.peak[half] = -INFINITY, run.total[half] = 0.f;
 }
 
-// Scores of 16 queries with 64 keys.
+// Scores of the warp's 16 queries with 64 keys. Queries are read anew for every block: kept in registers, they would
+// leave room for one block of threads on a multiprocessor instead of two.
 template <int WIDTH>
-__device__ __forceinline__ void score(float (&scores)[STEP / 8][4], const Running<WIDTH>& run, const bf16* keys) {
+__device__ __forceinline__ void score(float (&scores)[STEP / 8][4], const bf16* queries, const bf16* keys) {
     int lane = threadIdx.x % 32, key = lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
+    int row = threadIdx.x / 32 * 16 + lane % 16;
 #pragma unroll
     for (int n = 0; n < STEP / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) scores[n][i] = 0.f;
 #pragma unroll
-    for (int k = 0; k < WIDTH / 16; k++)
+    for (int k = 0; k < WIDTH / 16; k++) {
+        uint32_t left[4];
+        load_matrices<false>(left, queries + place<WIDTH>(row, 2 * k + lane / 16));
 #pragma unroll
         for (int n = 0; n < STEP / 16; n++) {
             uint32_t right[4];
             load_matrices<false>(right, keys + place<WIDTH>(n * 16 + key, 2 * k + chunk));
-            multiply_add(scores[2 * n], run.queries[k], right[0], right[1]);
-            multiply_add(scores[2 * n + 1], run.queries[k], right[2], right[3]);
+            multiply_add(scores[2 * n], left, right[0], right[1]);
+            multiply_add(scores[2 * n + 1], left, right[2], right[3]);
         }
+    }
 }
 
-template <int WIDTH>
-__device__ __forceinline__ void hide(float (&scores)[STEP / 8][4], const Running<WIDTH>& run, int start) {
+// Minus infinity where a query does not see a key. Bounds are read here, in the few blocks at edges, not kept.
+__device__ __forceinline__ void hide(float (&scores)[STEP / 8][4], const Arguments& args, const Tile& tile, int start) {
     int column = start + threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < STEP / 8; n++)
+    for (int half = 0; half < 2; half++) {
+        int row = tile.first_row + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * half;
+        bool kept = row < tile.end_row;
+        int first_key = kept ? args.bounds[row] : 0, end_key = kept ? args.bounds[args.tokens + row] : 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int key = column + n * 8 + i % 2;
-            if (key < run.first_key[i / 2] || key >= run.end_key[i / 2]) scores[n][i] = -INFINITY;
-        }
+        for (int n = 0; n < STEP / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int key = column + n * 8 + i;
+                if (key < first_key || key >= end_key) scores[n][2 * half + i] = -INFINITY;
+            }
+    }
 }
 
 // Scores become weights; what was summed before fades by the change of the peak.
@@ -194,8 +193,15 @@ __device__ __forceinline__ void finish(Running<WIDTH>& run, const Arguments& arg
 template <int WIDTH>
 constexpr int shared_bytes() { return (ROWS + 4 * STEP) * WIDTH * 2; }
 
+// Two blocks of threads on a multiprocessor where 128 registers suffice; the compilers for later architectures spill then.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define METAXLM_BLOCKS(width) (width <= 64 ? 2 : 1)
+#else
+#define METAXLM_BLOCKS(width) 1
+#endif
+
 template <int WIDTH>
-__global__ void __launch_bounds__(THREADS, WIDTH <= 64 ? 2 : 1) attention_forward(const Arguments args) {
+__global__ void __launch_bounds__(THREADS, METAXLM_BLOCKS(WIDTH)) attention_forward(const Arguments args) {
     extern __shared__ __align__(128) unsigned char memory[];
     bf16* queries = reinterpret_cast<bf16*>(memory);
     bf16* stages = queries + ROWS * WIDTH;  // keys and values, twice
@@ -211,6 +217,7 @@ __global__ void __launch_bounds__(THREADS, WIDTH <= 64 ? 2 : 1) attention_forwar
     fetch<WIDTH, ROWS>(queries, args.queries, head, tile.first_row, tile.end_row);
     fetch_block(0);
     Running<WIDTH> run;
+    begin(run);
     for (int block = 0; block < tile.blocks; block++) {
         if (block + 1 < tile.blocks) {
             fetch_block(block + 1);
@@ -219,11 +226,10 @@ __global__ void __launch_bounds__(THREADS, WIDTH <= 64 ? 2 : 1) attention_forwar
             wait_copies<0>();
         }
         __syncthreads();
-        if (block == 0) begin(run, args, tile, queries);
         const bf16* stage = stages + block % 2 * 2 * STEP * WIDTH;
         float scores[STEP / 8][4];
-        score(scores, run, stage);
-        if (block >= tile.full) hide(scores, run, tile.start(block));
+        score<WIDTH>(scores, queries, stage);
+        if (block >= tile.full) hide(scores, args, tile, tile.start(block));
         weigh(scores, run, args.scale_log2);
         mix(run, scores, stage + STEP * WIDTH);
         __syncthreads();  // the stage is overwritten by the next fetch but one

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
+from dist_metaxlm.kernels import registry
 
 from dist_metaxlm.benchmarking import attention_cases as module
 
@@ -21,3 +25,15 @@ def test_peers_compute_the_same_attention() -> None:
     tensors = [torch.randn(128, 2, 32) for _ in range(3)]
     ours = module._case("", lengths, 64, None, 2, 32, CPU).call(*tensors)
     torch.testing.assert_close(module._padded(lengths, 64, CPU)(*tensors), ours)
+
+
+def test_the_cuda_library_is_measured_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = module.attention_cases(True, CPU)
+    assert module._cuda_library(cases) == []
+    entry = registry.implementation("attention", "cuda")
+    monkeypatch.setitem(registry._REGISTRY["attention"], "cuda", replace(entry, available=lambda: None))
+    forced = module._cuda_library([replace(cases[0], call=lambda: registry.forced())])
+    assert [case.name for case in forced] == ["attention, one document a window, CUDA C++"]
+    assert forced[0].call() == "cuda"
+    with registry.forcing("reference"):
+        assert forced[0].call() == "reference"

@@ -157,6 +157,8 @@ def test_autocast_gives_one_dtype() -> None:
     queries, keys, values = fused.unbind(2)
     with torch.autocast("cpu", torch.float16):
         assert packed_attention(queries, keys, values.half(), pattern).dtype == torch.float16
+        # Tiles are sized for what attention computes in, not for the parameters.
+        assert attention_pattern(pattern.document_ids, pattern.cu_seqlens, 12, None, torch.float32).tiles.rows == 128
 
 
 def test_an_unknown_backward_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
