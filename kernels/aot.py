@@ -32,6 +32,12 @@ SOURCES = ("dist_metaxlm.kernels.aot_cases", "dist_metaxlm.kernels.aot_attention
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Shared memory a program may have, in bytes, by compute capability (CUDA programming guide, table of limits)."""
 
+HEADING = """# Kernels, compiled ahead of time
+
+`python -m dist_metaxlm.kernels.aot`, without a GPU; what each kernel is and what the columns are for: docs/kernels.md.
+
+"""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -179,7 +185,7 @@ def main() -> int:
     chosen = [case for case in cases() if any(part in case.name for part in arguments.only)]
     rows = compile_all(chosen, tuple(arguments.sm), arguments.jobs, arguments.in_use)
     if arguments.output:
-        Path(arguments.output).write_text("# Kernels, compiled ahead of time\n\n" + table(rows), encoding="utf-8")
+        Path(arguments.output).write_text(HEADING + table(rows), encoding="utf-8")
     else:
         print(table(rows), end="")
     failed = [row for row in rows if row.in_use and row.problems]

@@ -1,6 +1,7 @@
 """The head's and the memory-bound kernels as the model launches them, for kernels/aot.py.
 
-Shapes are those of xlmr-base (768 channels, in tiles of 1024) and of a wide model (4096 channels), states in bf16.
+Nothing but widths and strides is taken to be divisible by 16: vocabularies and numbers of tokens may be anything. Shapes
+are those of xlmr-base (768 channels, in tiles of 1024) and of a wide model (4096 channels), with states in bf16.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dist_metaxlm.kernels import activations_triton, linear_cross_entropy_triton
 from dist_metaxlm.kernels.aot import Case
 
 _FP32 = {"EXACT": "tl.float32"}
-_WIDE = dict.fromkeys((80, 90, 100), ("LDG.E", "STG.E"))
-_ROWS = ("rows", "width")
+_WIDE = dict.fromkeys((80, 90, 100), (r"LDG\.E.*\.128", r"STG\.E.*\.128"))
+_ROWS = ("width",)
 
 
 def _case(module: Any, kernel: str, variant: str, signature: dict[str, str | None], constants: dict[str, Any],
@@ -34,11 +35,11 @@ def _head() -> list[Case]:
               **_types("*fp32", "statistics scales at_target gradient sums gathered losses"),
               "products": "*fp32", "targets": "*i64", "row_weights": None, **numbers}
     return [
-        _case(module, "exponentials", "", logits, {"HAS_BIAS": True, **_FP32}, ("vocabulary", "stride", "rows")),
-        _case(module, "column_sums", "", logits | {"exponentials": "*bf16"}, _FP32, ("vocabulary", "stride", "rows")),
+        _case(module, "exponentials", "", logits, {"HAS_BIAS": True, **_FP32}, ("stride",)),
+        _case(module, "column_sums", "", logits | {"exponentials": "*bf16"}, _FP32, ("stride",)),
         _case(module, "combine", "", logits, {"RANKS": 8, "WEIGHTED": False, "BLOCK": 256}, ("rows",), expects={}),
         _case(module, "finish_rows", "", logits, {"WANT_STATES": True, "WANT_WEIGHT": True, "BLOCK": 1024, **_FP32},
-              ("vocabulary", "width")),
+              ("width",)),
     ]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from dist_metaxlm.kernels.linear_cross_entropy import Gradients, VocabularyShard, chunk_rows, own_targets
@@ -39,11 +40,14 @@ def exponentials(logits, bias, targets, statistics, first, vocabulary, stride, r
     offset = at_target * 0.0 - float("inf")
     total = at_target * 0.0
     for start in range(0, vocabulary, BLOCK):
+        # Lines and bias are padded to `stride`, a multiple of ALIGNMENT: a mask at the vocabulary's end, which may be any
+        # number, would make every access of the row two bytes wide.
         columns = start + tl.arange(0, BLOCK)
-        inside = columns < vocabulary
-        z = tl.load(line + columns, mask=inside, other=-float("inf")).to(EXACT)
+        inside = columns < stride
+        z = tl.load(line + columns, mask=inside, other=0.0).to(EXACT)
         if HAS_BIAS:
             z += tl.load(bias + columns, mask=inside, other=0.0).to(EXACT)
+        z = tl.where(columns < vocabulary, z, -float("inf"))
         highest = tl.max(z, 0)
         if highest > offset + SLACK:
             shrink = tl.exp(offset - highest)
@@ -112,7 +116,7 @@ def column_sums(exponentials, scales, sums, vocabulary, stride, rows, EXACT: tl.
                 BLOCK: tl.constexpr):
     """sums [V] += scales^T E: the gradient of the bias but for the targets; one program for BLOCK columns."""
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < vocabulary
+    inside = columns < stride
     found = tl.zeros([BLOCK], EXACT)
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
@@ -120,7 +124,8 @@ def column_sums(exponentials, scales, sums, vocabulary, stride, rows, EXACT: tl.
         place = row.to(tl.int64)[:, None] * stride + columns[None, :]
         e = tl.load(exponentials + place, mask=(row < rows)[:, None] & inside[None, :], other=0.0).to(EXACT)
         found += tl.sum(e * scale[:, None], 0)
-    tl.store(sums + columns, tl.load(sums + columns, mask=inside, other=0.0) + found, mask=inside)
+    own = columns < vocabulary
+    tl.store(sums + columns, tl.load(sums + columns, mask=own, other=0.0) + found, mask=own)
 
 
 # The first entry of each list is what runs; `launch/benchmark.py kernels` times them all.
@@ -162,7 +167,7 @@ def losses_and_gradients(
     filled = Gradients(gradients.states, *(None if g is None else g[:own] for g in (gradients.weight, gradients.bias)))
     stride = -(-max(own, 1) // ALIGNMENT) * ALIGNMENT
     buffer = torch.empty((step, stride), dtype=states.dtype, device=device)
-    bias = None if bias is None else bias[:own].contiguous()
+    bias = None if bias is None else F.pad(bias[:own], (0, stride - own))
     for first in range(0, rows, step):
         chunk = slice(first, min(first + step, rows))
         part = None if row_weights is None else row_weights[chunk].to(exact).contiguous()
@@ -227,7 +232,7 @@ def _gather(statistics: torch.Tensor, shard: VocabularyShard | None) -> tuple[to
     if shard is None:
         return statistics.unsqueeze(0), None
     gathered = statistics.new_empty((dist.get_world_size(shard.group), *statistics.shape))
-    return gathered, dist.all_gather_into_tensor(gathered, statistics, group=shard.group, async_op=True)
+    return gathered, dist.all_gather_into_tensor(gathered.flatten(0, 1), statistics, group=shard.group, async_op=True)
 
 
 def _product(e: torch.Tensor, weight: torch.Tensor, exact: torch.dtype) -> torch.Tensor:

@@ -22,7 +22,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -58,6 +57,8 @@ class Implementation:
 
 _REGISTRY: dict[str, dict[str, Implementation]] = {}
 _LOGGED: dict[str, str] = {}
+_LOADED: dict[str, Callable[..., Any]] = {}
+_REASONS: dict[tuple[str, str], str | None] = {}
 _recipe_force: str | None = None
 
 
@@ -73,7 +74,7 @@ def register(
     fitting: dict[str, Accepts] = {"triton": on_device, "cuda": on_device, "reference": lambda *_, **__: True}
     _REGISTRY.setdefault(operator, {})[backend] = Implementation(
         operator, backend, path, available or usual[backend], accepts or fitting[backend])
-    _reason.cache_clear()
+    _REASONS.pop((operator, backend), None)
 
 
 def choose(operator: str, *arguments: Any) -> Callable[..., Any]:
@@ -199,20 +200,26 @@ def on_device(*arguments: Any) -> bool:
     return interpreted() or all(tensor.is_cuda for tensor in tensors)
 
 
-@cache
 def _load(path: str) -> Callable[..., Any]:
-    module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)
+    # Dictionaries rather than functools.cache: torch.compile looks through them without breaking its graph.
+    if path not in _LOADED:
+        module, name = path.split(":")
+        _LOADED[path] = getattr(importlib.import_module(module), name)
+    return _LOADED[path]
 
 
-@cache
 def _reason(implementation: Implementation) -> str | None:
-    return implementation.available()
+    key = implementation.operator, implementation.backend
+    if key not in _REASONS:
+        _REASONS[key] = implementation.available()
+    return _REASONS[key]
 
 
 def _runs(implementation: Implementation, arguments: tuple[Any, ...]) -> bool:
-    # The interpreter is for tests and a thousand times slower than the reference: only where it is forced.
     if implementation.backend != "reference" and not _on_cuda(arguments):
+        return False
+    # The interpreter is for tests and a thousand times slower than the reference: only where it is forced.
+    if implementation.backend == "triton" and interpreted():
         return False
     return _reason(implementation) is None and implementation.accepts(*arguments)
 

@@ -26,7 +26,7 @@ from dist_metaxlm.interop.weights import huggingface_config, to_huggingface
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.schema import Recipe, TranslationLM
-from dist_metaxlm.training.engine import build_engine, parameter_groups, set_learning_rate
+from dist_metaxlm.training.engine import build_engine, parameter_groups, resolve_precision, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _their_step(encoder: Encoder, setting: Setting, device: torch.device) -> Cal
     model.load_state_dict(to_huggingface(encoder.state_dict(), setting.recipe.model), strict=False)
     model.tie_weights()
     model.to(device).train()
-    optimizer_config = setting.recipe.optimizer
+    optimizer_config, half = setting.recipe.optimizer, resolve_precision(setting.recipe, device) == "bf16"
     optimizer = torch.optim.AdamW(parameter_groups(model, optimizer_config), lr=setting.learning_rate, fused=True,
                                   betas=(optimizer_config.beta1, optimizer_config.beta2), eps=optimizer_config.eps)
 
@@ -129,7 +129,8 @@ def _their_step(encoder: Encoder, setting: Setting, device: torch.device) -> Cal
             share = int((labels != -100).sum()) / batch.targets.numel()
             if share == 0:
                 continue
-            loss = model(input_ids=tokens, attention_mask=attention, labels=labels).loss * share
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                loss = model(input_ids=tokens, attention_mask=attention, labels=labels).loss * share
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer_config.clip_norm)

@@ -13,6 +13,7 @@ from dist_metaxlm.kernels import registry
 
 from dist_metaxlm.benchmarking import kernels
 from dist_metaxlm.benchmarking.kernel_cases import KernelCase, kernel_cases
+from dist_metaxlm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,10 +27,10 @@ def test_every_operator_has_a_case() -> None:
 def doubling(monkeypatch: pytest.MonkeyPatch) -> KernelCase:
     """An operator whose faster backend is `kernels_under_test.fast`, set by each test."""
     monkeypatch.setattr(registry, "_REGISTRY", {})
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     registry.register("double", "reference", f"{__name__}:reference")
-    registry.register("double", "triton", f"{__name__}:fast", lambda: None)
+    registry.register("double", "triton", f"{__name__}:fast", lambda: None, lambda *arguments: True)
     monkeypatch.setattr(registry, "_on_cuda", lambda arguments: True)
-    monkeypatch.setattr(registry, "on_device", lambda *arguments: True)
     return KernelCase("doubling", "double", ((64, 64),), lambda x: registry.choose("double", x)(x), (8192, 8192),
                       peers={"broken": broken})
 
@@ -55,14 +56,11 @@ def test_verdicts(doubling: KernelCase, fast: object, verdict: str, monkeypatch:
     assert row["forward_terabytes_per_second"] > 0
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "launch/benchmark.py", "kernels", *arguments], capture_output=True, text=True,
-                          cwd=ROOT, timeout=200, check=False)
-
-
 def test_the_command(tmp_path: Path) -> None:
     output = tmp_path / "kernels.json"
-    result = run("--device", "cpu", "--repeats", "1", "--only", "LayerNorm", "--json", "--output", str(output))
+    result = subprocess.run(
+        [sys.executable, "launch/benchmark.py", "kernels", "--device", "cpu", "--repeats", "1", "--only", "LayerNorm",
+         "--json", "--output", str(output)], capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found == json.loads(output.read_text(encoding="utf-8"))
@@ -73,7 +71,5 @@ def test_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_command_says_so() -> None:
-    result = run()
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: no CUDA device here")
-    assert result.stderr.count("\n") == 1
+    with pytest.raises(UserError, match="no CUDA device here"):
+        kernels.measure_kernels("cuda", 1)

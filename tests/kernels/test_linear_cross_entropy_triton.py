@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,7 +126,8 @@ class Group:
         return others[index] if index < len(others) else tensor
 
     def gather(self, out: torch.Tensor, tensor: torch.Tensor, **_: object) -> None:
-        out[1 - self.rank], out[self.rank] = self.other(tensor), tensor
+        parts = out.view(2, *tensor.shape)
+        parts[1 - self.rank], parts[self.rank] = self.other(tensor), tensor
 
     def reduce(self, tensor: torch.Tensor, **_: object) -> None:
         tensor += self.other(tensor)
@@ -154,6 +158,10 @@ def test_two_shards_give_what_the_whole_vocabulary_gives(where: str, monkeypatch
         torch.testing.assert_close(of_bias[:count], whole[2][19 * rank:19 * rank + count])
         assert not of_weight[count:].any()
         assert not of_bias[count:].any()
+
+
+def test_over_real_collectives(run_ranks: Callable[..., str]) -> None:
+    assert run_ranks(2, Path(__file__).with_name("worker_head.py")).strip() == "same triton"
 
 
 def test_the_interpreter_refuses_bf16() -> None:

@@ -16,7 +16,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_recipe_force", None)
     monkeypatch.delenv(registry.VARIABLE, raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    registry._reason.cache_clear()
+    monkeypatch.setattr(registry, "_REASONS", {})
 
 
 def square(operator: str = "square") -> None:
