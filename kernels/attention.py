@@ -15,7 +15,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from dist_metaxlm.kernels.registry import choose, forced, register
+from dist_metaxlm.kernels.registry import choices, choose, forced, register
 from dist_metaxlm.kernels.tiles import TileTable, tile_table
 
 
@@ -95,7 +95,33 @@ def packed_attention(
     if torch.is_autocast_enabled(queries.device.type):
         dtype = torch.get_autocast_dtype(queries.device.type)
         queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
+    if torch.compiler.is_compiling():
+        return _traced(queries, keys, values, pattern)
     return choose("attention", queries, keys, values, pattern)(queries, keys, values, pattern)
+
+
+def _traced(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+) -> torch.Tensor:
+    """`packed_attention` for torch.compile, which cannot trace the registry."""
+    backend = _backend_while_tracing(str(queries.device), queries.dtype, queries.shape[2])
+    if backend == "reference":
+        return reference_attention(queries, keys, values, pattern)
+    if backend == "triton":
+        from dist_metaxlm.kernels.attention_operator import triton_attention
+
+        return triton_attention(queries, keys, values, pattern)
+    from dist_metaxlm.kernels.attention_cuda import cuda_attention
+
+    return cuda_attention(queries, keys, values, pattern)
+
+
+@torch.compiler.assume_constant_result
+def _backend_while_tracing(device: str, dtype: torch.dtype, width: int) -> str:
+    """The backend for such tensors; a constant of the compiled graph."""
+    probe = torch.empty((1, 1, width), dtype=dtype, device=device)
+    choose("attention", probe, probe, probe, None)
+    return choices()["attention"]
 
 
 def reference_attention(
@@ -115,7 +141,7 @@ def reference_attention(
 
 
 def accepts_triton(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
 ) -> bool:
     """Whether the Triton kernels take these; here, so that choosing the reference does not import the operator."""
     from dist_metaxlm.kernels.attention_operator import accepts
@@ -124,7 +150,7 @@ def accepts_triton(
 
 
 def accepts_cuda(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
 ) -> bool:
     """Whether the CUDA C++ kernel takes these and is asked for."""
     from dist_metaxlm.kernels.attention_cuda import accepts

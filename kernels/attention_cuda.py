@@ -46,7 +46,9 @@ def missing() -> str | None:
     return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
-def accepts(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern) -> bool:
+def accepts(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
+) -> bool:
     """Whether the kernel takes these, and is asked for: bf16 on sm_80 or newer, head dimension 32, 64 or 128."""
     fitting = queries.is_cuda and queries.dtype == torch.bfloat16 and queries.shape[2] in WIDTHS and queries.numel() > 0
     return fitting and forced() == "cuda" and torch.cuda.get_device_capability(queries.device) >= (8, 0)

@@ -49,7 +49,7 @@ def launch(kernel: str, width: int, dtype: torch.dtype, capability: int) -> Laun
     """
     narrow = padded_width(width) <= 64
     if dtype in (torch.float32, torch.float64):
-        return Launch(32, 4, 1)
+        return Launch(16 if kernel == "backward_queries" else 32, 4, 1)
     if kernel == "forward":
         return Launch(64 if narrow or capability >= 90 else 32, 8, 2)
     if kernel == "backward_queries":
@@ -62,7 +62,9 @@ def padded_width(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-def accepts(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern) -> bool:
+def accepts(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
+) -> bool:
     """Whether the Triton kernels take these: fp16, bf16 or fp32 (fp64 in the interpreter), D 8 to 128 in eights.
 
     fp32 beyond 64 channels is left to the reference: its operands do not fit into registers.

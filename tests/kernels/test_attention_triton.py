@@ -165,3 +165,13 @@ def test_an_unknown_backward_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv(operator.BACKWARD_VARIABLE, "fast")
     with pytest.raises(UserError, match="fast is no variant"):
         operator.uses_atomics()
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_compile_makes_one_graph_of_it(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIST_METAXLM_KERNELS", backend)
+    pattern = pattern_of([9, 3], None, torch.float32)
+    fused, weights = inputs([9, 3], 1, 16, torch.float32)
+    plain = torch.autograd.grad((packed_attention(*fused.unbind(2), pattern) * weights).sum(), fused)[0]
+    compiled = torch.compile(lambda x: packed_attention(*x.unbind(2), pattern), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad((compiled(fused) * weights).sum(), fused)[0], plain)
