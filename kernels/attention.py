@@ -10,6 +10,7 @@ There is no attention dropout: the model has none (`ModelConfig.dropout` is that
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,12 @@ import torch
 import torch.nn.functional as F
 from dist_metaxlm.kernels.registry import choices, choose, forced, register
 from dist_metaxlm.kernels.tiles import TileTable, tile_table
+
+from dist_metaxlm.errors import UserError
+
+BACKWARD_VARIABLE = "DIST_METAXLM_ATTENTION_BACKWARD"
+BACKWARDS = ("two_pass", "atomic")
+_recipe_backward = "two_pass"
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,29 @@ def packed_attention(
     return choose("attention", queries, keys, values, pattern)(queries, keys, values, pattern)
 
 
+def choose_backward(variant: str) -> None:
+    """What the recipe's `training.attention_backward` says; the environment variable wins over it."""
+    global _recipe_backward
+    assert variant in BACKWARDS, variant
+    _recipe_backward = variant
+
+
+def uses_atomics() -> bool:
+    """Whether the kernels' backward adds into the queries' gradient with atomics; else the same bits come every time.
+
+    Raises:
+        UserError: the environment variable names no variant.
+    """
+    value = os.environ.get(BACKWARD_VARIABLE) or _recipe_backward
+    if value not in BACKWARDS:
+        raise UserError(f"{BACKWARD_VARIABLE}={value} is no variant; set it to two_pass (same bits every time) or atomic")
+    return value == "atomic"
+
+
 def _traced(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
 ) -> torch.Tensor:
-    """`packed_attention` for torch.compile, which cannot trace the registry."""
+    """`packed_attention` for torch.compile: what asks a device for its capability is not for a graph."""
     backend = _backend_while_tracing(str(queries.device), queries.dtype, queries.shape[2])
     if backend == "reference":
         return reference_attention(queries, keys, values, pattern)

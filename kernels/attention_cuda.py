@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dist_metaxlm.kernels.attention import AttentionPattern
+from dist_metaxlm.kernels.attention import AttentionPattern, uses_atomics
 from dist_metaxlm.kernels.attention_operator import (
     attention_outputs,
     backward,
     channels_together,
     save_for_backward,
-    uses_atomics,
 )
 from dist_metaxlm.kernels.registry import forced
 

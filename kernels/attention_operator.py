@@ -8,13 +8,12 @@ the registry has found it.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton.language as tl
-from dist_metaxlm.kernels.attention import AttentionPattern
+from dist_metaxlm.kernels.attention import AttentionPattern, uses_atomics
 from dist_metaxlm.kernels.attention_triton import attention_forward_kernel
 from dist_metaxlm.kernels.attention_triton_backward import (
     attention_backward_keys_kernel,
@@ -23,9 +22,6 @@ from dist_metaxlm.kernels.attention_triton_backward import (
 )
 from dist_metaxlm.kernels.registry import interpreted
 
-from dist_metaxlm.errors import UserError
-
-BACKWARD_VARIABLE = "DIST_METAXLM_ATTENTION_BACKWARD"
 WIDTHS = range(8, 129, 8)
 """Channels of a head that the kernels take; other than 16, 32, 64 and 128 are padded to the next of them in registers."""
 
@@ -75,18 +71,6 @@ def accepts(
         return queries.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     fits = queries.dtype in (torch.float16, torch.bfloat16) or (queries.dtype == torch.float32 and queries.shape[2] <= 64)
     return fits and queries.is_cuda and _capability(queries) >= 80
-
-
-def uses_atomics() -> bool:
-    """Whether the backward adds into the queries' gradient with atomics; the default is the deterministic one.
-
-    Raises:
-        UserError: the environment variable names no variant.
-    """
-    value = os.environ.get(BACKWARD_VARIABLE, "two_pass")
-    if value not in ("two_pass", "atomic"):
-        raise UserError(f"{BACKWARD_VARIABLE}={value} is no variant; set it to two_pass (same bits every time) or atomic")
-    return value == "atomic"
 
 
 def triton_attention(

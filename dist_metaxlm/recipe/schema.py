@@ -143,6 +143,8 @@ class TrainingConfig(Section):
     """`auto`: bf16 on CUDA devices, fp32 on CPU."""
     kernels: Literal["auto", "reference", "triton", "cuda"] = "auto"
     """Which implementation of the operators to force; `auto`: the fastest that device, dtype and shape allow."""
+    attention_backward: Literal["two_pass", "atomic"] = "two_pass"
+    """Backward of attention on a GPU: `two_pass` gives the same bits every time, `atomic` does five products for seven."""
     log_interval: int = Field(10, gt=0)
     """Steps between two lines of metrics; the only device-to-host copies of the loop happen here."""
     checkpoint_interval: int = Field(500, gt=0)

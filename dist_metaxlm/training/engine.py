@@ -12,6 +12,7 @@ from torch import nn
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
+from dist_metaxlm.kernels.attention import choose_backward
 from dist_metaxlm.parallel.mpu import deepspeed_mpu
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 from dist_metaxlm.training import optimizer_state
@@ -79,6 +80,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     import deepspeed
 
     registry.force(recipe.training.kernels)
+    choose_backward(recipe.training.attention_backward)
     optimizer_config = recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, optimizer_config), lr=0.0, betas=(optimizer_config.beta1, optimizer_config.beta2),

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dist_metaxlm.kernels import attention
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
 from dist_metaxlm.kernels.registry import choices
 from dist_metaxlm.kernels.tiles import tile_table
@@ -81,7 +82,7 @@ def check(lengths: list[int], local_window: int | None, heads: int, width: int, 
 @pytest.mark.parametrize("backward", ["two_pass", "atomic"])
 @pytest.mark.parametrize("case", CASES)
 def test_forward_and_backward_equal_the_reference(case: str, backward: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(operator.BACKWARD_VARIABLE, backward)
+    monkeypatch.setenv(attention.BACKWARD_VARIABLE, backward)
     check(*CASES[case], heads=2, width=32, dtype=torch.float32, bound=2e-6)
 
 
@@ -103,7 +104,7 @@ def test_half_precision(dtype: torch.dtype, bound: float) -> None:
 
 @pytest.mark.parametrize("backward", ["two_pass", "atomic"])
 def test_gradcheck_in_fp64(backward: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(operator.BACKWARD_VARIABLE, backward)
+    monkeypatch.setenv(attention.BACKWARD_VARIABLE, backward)
     pattern = pattern_of([18, 1, 4], 12, torch.float64)
     fused, _ = inputs([18, 1, 4], 1, 16, torch.float64)
     assert torch.autograd.gradcheck(lambda x: packed_attention(*x.unbind(2), pattern), (fused,), fast_mode=True)
@@ -161,10 +162,17 @@ def test_autocast_gives_one_dtype() -> None:
         assert attention_pattern(pattern.document_ids, pattern.cu_seqlens, 12, None, torch.float32).tiles.rows == 128
 
 
-def test_an_unknown_backward_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(operator.BACKWARD_VARIABLE, "fast")
+def test_recipe_and_variable_choose_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(attention.BACKWARD_VARIABLE, raising=False)
+    monkeypatch.setattr(attention, "_recipe_backward", "two_pass")
+    assert not attention.uses_atomics()
+    attention.choose_backward("atomic")
+    assert attention.uses_atomics()
+    monkeypatch.setenv(attention.BACKWARD_VARIABLE, "two_pass")
+    assert not attention.uses_atomics()
+    monkeypatch.setenv(attention.BACKWARD_VARIABLE, "fast")
     with pytest.raises(UserError, match="fast is no variant"):
-        operator.uses_atomics()
+        attention.uses_atomics()
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
