@@ -13,7 +13,7 @@ RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() o
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
-.PHONY: setup demo test fuzz layouts precision check-cleaning check-convert kernels-aot gpu-check lint types clean
+.PHONY: setup demo test fuzz layouts precision check-cleaning check-convert kernels kernels-aot gpu-check lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -55,6 +55,19 @@ layouts: setup
 precision: setup
 	mkdir -p docs/results
 	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed/precision_table.py docs/results/$$(date +%F)-precision.md
+
+# The CUDA C++ kernels in one library for sm_80, sm_90 and sm_100, with PTX for what is neither. Needs nvcc, no GPU.
+NVCC ?= nvcc
+KERNEL_LIBRARY ?= kernels/cuda/libmetaxlm_kernels.so
+KERNEL_TARGETS ?= -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90a,code=sm_90a \
+	-gencode=arch=compute_100a,code=sm_100a
+kernels: $(KERNEL_LIBRARY)
+
+$(KERNEL_LIBRARY): $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/*.h)
+	@command -v $(NVCC) >/dev/null || { echo "error: $(NVCC) is not installed; install CUDA 12.8 or newer, or do without: \
+	the Triton kernels run instead" >&2; exit 2; }
+	$(NVCC) -O3 -std=c++17 --shared -Xcompiler -fPIC $(KERNEL_TARGETS) kernels/cuda/attention.cu -o $@.new
+	mv $@.new $@
 
 # Every kernel in every configuration compiled for sm_80, sm_90 and sm_100; no GPU needed, about four minutes of one core.
 kernels-aot: setup

@@ -27,7 +27,7 @@ from typing import Any
 
 from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError, run_command
 
-SOURCES = ("dist_metaxlm.kernels.aot_cases",)
+SOURCES = ("dist_metaxlm.kernels.aot_cases", "dist_metaxlm.kernels.aot_attention")
 """Modules whose `CASES` are compiled."""
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Shared memory a program may have, in bytes, by compute capability (CUDA programming guide, table of limits)."""

@@ -1,30 +1,74 @@
-"""Attention over packed documents: the PyTorch reference, which is also the CPU path.
+"""Attention over packed documents: the operator, and its PyTorch reference, which is also the CPU path.
 
-Documents never cross a window, so attention runs on [W, heads, L, D] with one additive block mask for all heads and
-layers of a micro-batch. Of SDPA with a boolean mask, SDPA with an additive mask and explicit matmul + softmax, SDPA
-with the additive mask is the fastest in forward + backward on CPU for L 128 and 512 at head dimensions 32 and 64.
+The reference uses that documents never cross a window: it runs on [W, heads, L, D] with one additive block mask for all
+heads and layers of a micro-batch. Of SDPA with a boolean mask, SDPA with an additive mask and explicit matmul + softmax,
+SDPA with the additive mask is the fastest in forward + backward on CPU for L 128 and 512 at head dimensions 32 and 64.
+The kernels (attention_operator.py, attention_cuda.py) walk the tiles of kernels/tiles.py and never build a mask.
+There is no attention dropout: the model has none (`ModelConfig.dropout` is that of residual branches).
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
+from dist_metaxlm.kernels.registry import choices, choose, forced, register
+from dist_metaxlm.kernels.tiles import TileTable, tile_table
+
+from dist_metaxlm.errors import UserError
+
+BACKWARD_VARIABLE = "DIST_METAXLM_ATTENTION_BACKWARD"
+BACKWARDS = ("two_pass", "atomic")
+_recipe_backward = "two_pass"
 
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Who attends to whom in a micro-batch of T = W * L tokens; built once, used by every layer of its kind."""
+    """Who attends to whom in a micro-batch of T = W * L tokens; built once, used by every layer of its kind.
 
+    The mask is the reference's, the tiles are the kernels'; each is built when first asked for.
+    """
+
+    document_ids: torch.Tensor
+    """[T] int64: number of the document of each token."""
     cu_seqlens: torch.Tensor
     """[D + 1] int32: first token of each document, and T."""
     window: int
     """L, tokens of a window."""
     local_window: int | None
     """Tokens a token attends over, half on each side of itself; None: its whole document."""
-    mask: torch.Tensor | None
-    """[W, 1, L, L] additive: 0 where attention is allowed, -inf elsewhere; None: everything in the window is allowed."""
+    dtype: torch.dtype
+    """Of queries, keys and values."""
+
+    @cached_property
+    def mask(self) -> torch.Tensor | None:
+        """[W, 1, L, L] additive: 0 where attention is allowed, -inf elsewhere; None: all of the window is allowed.
+
+        A token attends to itself always, so no row of the mask is empty.
+        """
+        windows = self.document_ids.numel() // self.window
+        reaches_all = self.local_window is None or self.local_window // 2 >= self.window - 1
+        # As many documents as windows means one document in each: read off the shape, without waiting for a device.
+        if reaches_all and self.cu_seqlens.numel() == windows + 1:
+            return None
+        ids = self.document_ids.view(windows, self.window)
+        allowed = ids.unsqueeze(2) == ids.unsqueeze(1)
+        if not reaches_all:
+            assert self.local_window is not None
+            offsets = torch.arange(self.window, device=ids.device)
+            allowed &= (offsets.unsqueeze(1) - offsets.unsqueeze(0)).abs() <= self.local_window // 2
+        mask = torch.zeros(allowed.shape, dtype=_working_dtype(self.dtype, ids.device), device=ids.device)
+        return mask.masked_fill_(~allowed, float("-inf")).unsqueeze(1)
+
+    @cached_property
+    def tiles(self) -> TileTable:
+        """The tiles of all kernels: 128 rows, in fp32 (whose products are three, of twice the room) 32."""
+        rows = 128 if self.dtype in (torch.float16, torch.bfloat16) else 32
+        return tile_table(self.cu_seqlens, self.document_ids.numel(), rows, self.local_window)
 
 
 def attention_pattern(
@@ -36,23 +80,16 @@ def attention_pattern(
 ) -> AttentionPattern:
     """The pattern for `document_ids` [T] and `cu_seqlens` [D + 1]; `dtype` is that of queries, keys and values.
 
-    A token attends to the tokens of its document that are at most `local_window // 2` away (as ModernBERT counts it),
-    itself always among them, so no row of the mask is empty.
+    Under autocast its dtype counts instead. A token attends to the tokens of its document that are at most
+    `local_window // 2` away (as ModernBERT counts it).
     """
-    windows = document_ids.numel() // window
-    reaches_all = local_window is None or local_window // 2 >= window - 1
-    # As many documents as windows means one document in each: read off the shape, without waiting for a device.
-    if reaches_all and cu_seqlens.numel() == windows + 1:
-        return AttentionPattern(cu_seqlens, window, local_window, None)
-    ids = document_ids.view(windows, window)
-    allowed = ids.unsqueeze(2) == ids.unsqueeze(1)
-    if not reaches_all:
-        assert local_window is not None
-        offsets = torch.arange(window, device=ids.device)
-        allowed &= (offsets.unsqueeze(1) - offsets.unsqueeze(0)).abs() <= local_window // 2
-    mask = torch.zeros(allowed.shape, dtype=_working_dtype(dtype, ids.device), device=ids.device)
-    mask.masked_fill_(~allowed, float("-inf"))
-    return AttentionPattern(cu_seqlens, window, local_window, mask.unsqueeze(1))
+    device = document_ids.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    pattern = AttentionPattern(document_ids, cu_seqlens, window, local_window, dtype)
+    if document_ids.is_cuda and forced() != "reference":
+        _ = pattern.tiles  # not first inside a layer, which may be compiled or computed again
+    return pattern
 
 
 def packed_attention(
@@ -62,6 +99,61 @@ def packed_attention(
 
     What a masked key or value holds changes no bit of the output: its weight is exactly zero.
     """
+    if torch.is_autocast_enabled(queries.device.type):
+        dtype = torch.get_autocast_dtype(queries.device.type)
+        queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
+    if torch.compiler.is_compiling():
+        return _traced(queries, keys, values, pattern)
+    return choose("attention", queries, keys, values, pattern)(queries, keys, values, pattern)
+
+
+def choose_backward(variant: str) -> None:
+    """What the recipe's `training.attention_backward` says; the environment variable wins over it."""
+    global _recipe_backward
+    assert variant in BACKWARDS, variant
+    _recipe_backward = variant
+
+
+def uses_atomics() -> bool:
+    """Whether the kernels' backward adds into the queries' gradient with atomics; else the same bits come every time.
+
+    Raises:
+        UserError: the environment variable names no variant.
+    """
+    value = os.environ.get(BACKWARD_VARIABLE) or _recipe_backward
+    if value not in BACKWARDS:
+        raise UserError(f"{BACKWARD_VARIABLE}={value} is no variant; set it to two_pass (same bits every time) or atomic")
+    return value == "atomic"
+
+
+def _traced(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+) -> torch.Tensor:
+    """`packed_attention` for torch.compile: what asks a device for its capability is not for a graph."""
+    backend = _backend_while_tracing(str(queries.device), queries.dtype, queries.shape[2])
+    if backend == "reference":
+        return reference_attention(queries, keys, values, pattern)
+    if backend == "triton":
+        from dist_metaxlm.kernels.attention_operator import triton_attention
+
+        return triton_attention(queries, keys, values, pattern)
+    from dist_metaxlm.kernels.attention_cuda import cuda_attention
+
+    return cuda_attention(queries, keys, values, pattern)
+
+
+@torch.compiler.assume_constant_result
+def _backend_while_tracing(device: str, dtype: torch.dtype, width: int) -> str:
+    """The backend for such tensors; a constant of the compiled graph."""
+    probe = torch.empty((1, 1, width), dtype=dtype, device=device)
+    choose("attention", probe, probe, probe, None)
+    return choices()["attention"]
+
+
+def reference_attention(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+) -> torch.Tensor:
+    """As `packed_attention`, in PyTorch."""
     tokens, heads, width = queries.shape
     working = _working_dtype(queries.dtype, queries.device)
     split = (tokens // pattern.window, pattern.window, heads, width)
@@ -74,6 +166,38 @@ def packed_attention(
     return mixed.transpose(1, 2).reshape(tokens, heads, width).to(queries.dtype)
 
 
+def accepts_triton(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
+) -> bool:
+    """Whether the Triton kernels take these; here, so that choosing the reference does not import the operator."""
+    from dist_metaxlm.kernels.attention_operator import accepts
+
+    return accepts(queries, keys, values, pattern)
+
+
+def accepts_cuda(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
+) -> bool:
+    """Whether the CUDA C++ kernel takes these and is asked for."""
+    from dist_metaxlm.kernels.attention_cuda import accepts
+
+    return accepts(queries, keys, values, pattern)
+
+
+def missing_cuda() -> str | None:
+    """Why the CUDA C++ kernel cannot run on this machine, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "its backward is the Triton one, and the package triton is not installed"
+    from dist_metaxlm.kernels.attention_cuda import missing
+
+    return missing()
+
+
 def _working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype attention runs in: on CPU the bf16 backward of SDPA is several times slower than the fp32 one."""
     return torch.float32 if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+register("attention", "reference", "dist_metaxlm.kernels.attention:reference_attention")
+register("attention", "triton", "dist_metaxlm.kernels.attention_operator:triton_attention", accepts=accepts_triton)
+register("attention", "cuda", "dist_metaxlm.kernels.attention_cuda:cuda_attention", missing_cuda, accepts_cuda)

@@ -40,7 +40,9 @@ def kernel_cases(small: bool, device: torch.device) -> list[KernelCase]:
     """All cases; `small` ones finish in seconds on a CPU."""
     tokens, hidden, ffn = (256, 96, 160) if small else (65536, 768, 3072)
     rows, vocabulary = (64, 1000) if small else (4096, 250112)
-    found = [_head(rows, hidden, vocabulary, device)]
+    from dist_metaxlm.benchmarking.attention_cases import attention_cases  # it is made of this module's cases
+
+    found = [_head(rows, hidden, vocabulary, device), *attention_cases(small, device)]
     found += _norms(tokens, hidden, device) + _activations(tokens, ffn, device)
     return [*found, _rotation(tokens, 2 if small else 12, 32 if small else 64, device)]
 

@@ -159,6 +159,8 @@ class TrainingConfig(Section):
     """`fp16` only: good steps after which the loss scale is doubled."""
     kernels: Literal["auto", "reference", "triton", "cuda"] = "auto"
     """Which implementation of the operators to force; `auto`: the fastest that device, dtype and shape allow."""
+    attention_backward: Literal["two_pass", "atomic"] = "two_pass"
+    """Backward of attention on a GPU: `two_pass` gives the same bits every time, `atomic` does five products for seven."""
     log_interval: int = Field(10, gt=0)
     """Steps between two lines of metrics; the only device-to-host copies of the loop happen here."""
     checkpoint_interval: int = Field(500, gt=0)

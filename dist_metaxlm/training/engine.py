@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dist_metaxlm.kernels import registry
+from dist_metaxlm.kernels.attention import choose_backward
 from dist_metaxlm.modeling.checkpointing import set_recompute
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.mpu import ModelParallelUnit, deepspeed_mpu
@@ -66,6 +67,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     check_fp16(resolve_precision(recipe, device))
     set_recompute(model, recipe.parallel)
     registry.force(recipe.training.kernels)
+    choose_backward(recipe.training.attention_backward)
     optimizer_config = recipe.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, optimizer_config), lr=0.0, betas=(optimizer_config.beta1, optimizer_config.beta2),

@@ -1,0 +1,143 @@
+"""Attention for `launch/benchmark.py kernels`: one document a window, documents of real lengths, and local attention."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from dist_metaxlm.benchmarking.kernel_cases import Call, KernelCase
+from dist_metaxlm.kernels import registry
+from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
+
+
+def attention_cases(small: bool, device: torch.device) -> list[KernelCase]:
+    """Cases with the head dimension 64 of every XLM-R (32 where `small`)."""
+    windows, window, heads, width = (2, 64, 2, 32) if small else (128, 512, 12, 64)
+    whole = [window] * windows
+    short = _document_lengths(windows, window, 8 if small else 60)
+    found = [_case("attention, one document a window", whole, window, None, heads, width, device),
+             _case("attention, documents of median length 60", short, window, None, heads, width, device),
+             _case("attention, local window of 128", whole, window, window // 4, heads, width, device)]
+    if device.type == "cuda":
+        found += _cuda_library(found)
+        found[0].peers.update(_backends(window), **_flex(whole, window, device))
+        found[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)},
+                              **_varlen(short, device), **_flex(short, window, device))
+    return found
+
+
+def _cuda_library(cases: list[KernelCase]) -> list[KernelCase]:
+    """The same cases with the CUDA C++ forward, where `make kernels` has built it: it runs only where it is forced."""
+    if "cuda" not in registry.operators()["attention"] or registry.implementation("attention", "cuda").available():
+        return []
+
+    def forced(call: Call) -> Call:
+        def with_library(*tensors: torch.Tensor) -> torch.Tensor:
+            with registry.forcing("reference" if registry.forced() == "reference" else "cuda"):
+                return call(*tensors)
+        return with_library
+
+    return [replace(case, name=f"{case.name}, CUDA C++", call=forced(case.call), peers={}) for case in cases]
+
+
+def _document_lengths(windows: int, window: int, median: int) -> list[int]:
+    """Lengths that fill every window: lognormal, the last of a window cut."""
+    rng, lengths = random.Random(5), []
+    for _ in range(windows):
+        room = window
+        while room:
+            length = min(room, max(4, round(rng.lognormvariate(0.0, 0.9) * median)))
+            lengths.append(length)
+            room -= length
+    return lengths
+
+
+def _case(name: str, lengths: list[int], window: int, local_window: int | None, heads: int, width: int,
+          device: torch.device) -> KernelCase:
+    ids, cuts = _documents(lengths, device)
+    patterns: dict[torch.dtype, AttentionPattern] = {}
+
+    def call(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        pattern = patterns.get(queries.dtype)
+        if pattern is None:
+            pattern = patterns[queries.dtype] = attention_pattern(ids, cuts, window, local_window, queries.dtype)
+        return packed_attention(queries, keys, values, pattern)
+
+    places = torch.arange(sum(lengths))
+    bounds = torch.tensor(lengths).cumsum(0)
+    ends = torch.repeat_interleave(bounds, torch.tensor(lengths))
+    firsts = torch.repeat_interleave(bounds - torch.tensor(lengths), torch.tensor(lengths))
+    half = len(places) if local_window is None else local_window // 2
+    pairs = int((torch.minimum(ends, places + half + 1) - torch.maximum(firsts, places - half)).sum())
+    shape = (len(places), heads, width)
+    # Two products forward, five backward, two operations a multiplication; only pairs that see each other count.
+    return KernelCase(name, "attention", (shape, shape, shape), call, operations=14 * pairs * heads * width)
+
+
+def _documents(lengths: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    counts = torch.tensor(lengths)
+    cuts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(torch.int32)
+    return torch.repeat_interleave(torch.arange(len(lengths)), counts).to(device), cuts.to(device)
+
+
+def _backends(window: int) -> dict[str, Call]:
+    """SDPA held to one backend; documents of equal length need no mask."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def held_to(backend: SDPBackend) -> Call:
+        def call(*tensors: torch.Tensor) -> torch.Tensor:
+            queries, keys, values = (tensor.unflatten(0, (-1, window)).transpose(1, 2) for tensor in tensors)
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(0, 1)
+        return call
+
+    return {"SDPA cuDNN": held_to(SDPBackend.CUDNN_ATTENTION), "SDPA flash": held_to(SDPBackend.FLASH_ATTENTION)}
+
+
+def _padded(lengths: list[int], window: int, device: torch.device) -> Call:
+    """SDPA on [documents, longest] with a mask over the padding; padding and unpadding are part of it."""
+    ids, cuts = _documents(lengths, device)
+    offsets = torch.arange(ids.numel(), device=device) - cuts.to(torch.int64)[ids]
+    flat = ids * window + offsets
+    mask = torch.zeros(len(lengths) * window, dtype=torch.bool, device=device).index_fill_(0, flat, True)
+    mask = mask.view(len(lengths), 1, 1, window)
+
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
+        queries, keys, values = (
+            tensor.new_zeros(len(lengths) * window, *tensor.shape[1:]).index_copy(0, flat, tensor)
+            .unflatten(0, (-1, window)).transpose(1, 2) for tensor in tensors)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        return mixed.transpose(1, 2).flatten(0, 1).index_select(0, flat)
+
+    return call
+
+
+def _varlen(lengths: list[int], device: torch.device) -> dict[str, Call]:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return {}
+    cuts, longest = _documents(lengths, device)[1], max(lengths)
+    return {"varlen_attn": lambda queries, keys, values: varlen_attn(queries, keys, values, cuts, cuts, longest, longest)}
+
+
+def _flex(lengths: list[int], window: int, device: torch.device) -> dict[str, Call]:
+    """FlexAttention, compiled, over the whole pack with a block mask of its documents."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    ids = _documents(lengths, device)[0].view(-1, window)
+
+    def same_document(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return ids[row, query] == ids[row, key]
+
+    mask = create_block_mask(same_document, ids.shape[0], None, window, window, device=str(device))
+    compiled = torch.compile(flex_attention)
+
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
+        queries, keys, values = (tensor.unflatten(0, (-1, window)).transpose(1, 2) for tensor in tensors)
+        return compiled(queries, keys, values, block_mask=mask).transpose(1, 2).flatten(0, 1)
+
+    return {"FlexAttention": call}

@@ -1,0 +1,205 @@
+"""Attention as an operator of PyTorch: Triton (or CUDA) forward, Triton backward, under autograd, autocast and compile.
+
+`dist_metaxlm::attention_forward` and `attention_backward` are registered with fake implementations, so torch.compile,
+activation checkpointing and opcheck treat them as any operator. This module imports Triton, so it is imported only where
+the registry has found it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from dist_metaxlm.kernels.attention import AttentionPattern, uses_atomics
+from dist_metaxlm.kernels.attention_triton import attention_forward_kernel
+from dist_metaxlm.kernels.attention_triton_backward import (
+    attention_backward_keys_kernel,
+    attention_backward_queries_kernel,
+    row_sums_kernel,
+)
+from dist_metaxlm.kernels.registry import interpreted
+
+WIDTHS = range(8, 129, 8)
+"""Channels of a head that the kernels take; other than 16, 32, 64 and 128 are padded to the next of them in registers."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel is compiled."""
+
+    step: int
+    """Keys (or queries) of a block of the inner loop; never more than a tile has rows."""
+    warps: int
+    stages: int
+    """Depth of the software pipeline."""
+
+
+def launch(kernel: str, width: int, dtype: torch.dtype, capability: int) -> Launch:
+    """For `kernel` forward, backward_keys or backward_queries on compute capability `capability` (80, 90, ...).
+
+    Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot_attention.py holds them to it). None
+    has been timed.
+    """
+    narrow = padded_width(width) <= 64
+    if dtype in (torch.float32, torch.float64):
+        return Launch(16 if kernel == "backward_queries" else 32, 4, 1)
+    if kernel == "forward":
+        return Launch(64 if narrow or capability >= 90 else 32, 8, 2)
+    if kernel == "backward_queries":
+        return Launch(64 if narrow else 32, 8, 2)
+    return Launch((64 if narrow else 32) if capability >= 90 else (32 if narrow else 16), 8, 2)
+
+
+def padded_width(width: int) -> int:
+    """The power of two that `width` channels are padded to."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def accepts(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
+) -> bool:
+    """Whether the Triton kernels take these: fp16, bf16 or fp32 (fp64 in the interpreter), D 8 to 128 in eights.
+
+    fp32 beyond 64 channels is left to the reference: its operands do not fit into registers.
+    """
+    if queries.shape[2] not in WIDTHS or queries.numel() == 0:
+        return False
+    if interpreted():
+        return queries.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    fits = queries.dtype in (torch.float16, torch.bfloat16) or (queries.dtype == torch.float32 and queries.shape[2] <= 64)
+    return fits and queries.is_cuda and _capability(queries) >= 80
+
+
+def triton_attention(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+) -> torch.Tensor:
+    """As `reference_attention`: [T, H, D] three times -> [T, H, D]."""
+    table = pattern.tiles
+    return attention_forward(queries, keys, values, table.tiles, table.bounds, table.rows, uses_atomics())[0]
+
+
+@torch.library.custom_op("dist_metaxlm::attention_forward", mutates_args=())
+def attention_forward(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int,
+    atomic: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixture [T, H, D] contiguous and log2-sums [H, T] fp32 over the tiles of kernels/tiles.py.
+
+    `atomic` says which backward a training step gets.
+    """
+    queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
+    tokens, heads, width = queries.shape
+    mixed, log_sums = attention_outputs(queries)
+    plan = launch("forward", width, queries.dtype, _capability(queries))
+    with _on(queries):
+        attention_forward_kernel[(tiles.shape[0] * heads,)](
+            queries, keys, values, mixed, log_sums, tiles, bounds, *_strides(queries, keys, values), tokens, heads,
+            1 / math.sqrt(width), **_constants(queries, plan, rows))
+    return mixed, log_sums
+
+
+@torch.library.custom_op("dist_metaxlm::attention_backward", mutates_args=())
+def attention_backward(
+    gradient: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mixed: torch.Tensor,
+    log_sums: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int, atomic: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of queries, keys and values [T, H, D], contiguous, from that of the mixture."""
+    queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
+    gradient, mixed = gradient.contiguous(), mixed.contiguous()
+    # fp32 atomics are vector instructions from sm_90 on; before, and in fp32, the variant also spills.
+    atomic = atomic and (interpreted() or (_capability(queries) >= 90 and queries.dtype != torch.float32))
+    tokens, heads, width = queries.shape
+    query_grad, key_grad, value_grad = (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+                                        for _ in range(3))
+    # Programs add to it in any order, so it is fp32 whatever the model computes in.
+    buffer = torch.zeros(queries.shape, dtype=log_sums.dtype, device=queries.device) if atomic else query_grad
+    row_sums = torch.empty_like(log_sums)
+    shared = (*_strides(queries, keys, values), tokens, heads, 1 / math.sqrt(width))
+    grid = (tiles.shape[0] * heads,)
+    capability = _capability(queries)
+    constants = _constants(queries, launch("backward_keys", width, queries.dtype, capability), rows)
+    with _on(queries):
+        row_sums_kernel[(-(-tokens // 64) * heads,)](
+            mixed, gradient, row_sums, tokens, heads, ROWS=64, WIDTH=width, PADDED=constants["PADDED"],
+            UPCAST=constants["UPCAST"], ACC=constants["ACC"])
+        attention_backward_keys_kernel[grid](
+            queries, keys, values, gradient, log_sums, row_sums, buffer, key_grad, value_grad, tiles, bounds, *shared,
+            **constants, ATOMIC=atomic)
+        if not atomic:
+            attention_backward_queries_kernel[grid](
+                queries, keys, values, gradient, log_sums, row_sums, query_grad, tiles, bounds, *shared,
+                **_constants(queries, launch("backward_queries", width, queries.dtype, capability), rows))
+    return query_grad if not atomic else buffer.to(queries.dtype), key_grad, value_grad
+
+
+@attention_forward.register_fake
+def _fake_forward(queries: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return attention_outputs(queries)
+
+
+@attention_backward.register_fake
+def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.empty(queries.shape, dtype=queries.dtype, device=queries.device) for _ in range(3))
+
+
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The context of any forward with the arguments of `attention_forward`."""
+    queries, keys, values, tiles, bounds, ctx.rows, ctx.atomic = inputs
+    ctx.save_for_backward(queries, keys, values, *output, tiles, bounds)
+    ctx.mark_non_differentiable(output[1])
+
+
+def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+    """The backward of any forward with the arguments of `attention_forward`."""
+    queries, keys, values, mixed, log_sums, tiles, bounds = ctx.saved_tensors
+    gradients = attention_backward(gradient, queries, keys, values, mixed, log_sums, tiles, bounds, ctx.rows, ctx.atomic)
+    return (*gradients, None, None, None, None)
+
+
+attention_forward.register_autograd(backward, setup_context=save_for_backward)
+
+
+def attention_outputs(queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for what a forward gives: mixture [T, H, D] and log2-sums [H, T]."""
+    tokens, heads, _ = queries.shape
+    sums = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    return (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device),
+            torch.empty((heads, tokens), dtype=sums, device=queries.device))
+
+
+def channels_together(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied where the channels of a head do not lie side by side."""
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:2])
+
+
+def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, Any]:
+    width = queries.shape[2]
+    # Three products of tf32 make one as exact as fp32; plain fp32 products would leave the tensor cores and spill.
+    precision = "tf32" if queries.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    constants = {
+        "TILE": rows, "STEP": min(plan.step, rows), "WIDTH": width, "PADDED": padded_width(width),
+        "UPCAST": interpreted() and queries.dtype == torch.bfloat16,
+        "ACC": tl.float64 if queries.dtype == torch.float64 else tl.float32,
+        "PRECISION": "ieee" if interpreted() or queries.dtype != torch.float32 else precision,
+    }
+    return constants if interpreted() else {**constants, "num_warps": plan.warps, "num_stages": plan.stages}
+
+
+def _capability(tensor: torch.Tensor) -> int:
+    """Compute capability of the tensor's device; the interpreter takes the part of an sm_90."""
+    if not tensor.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def _on(tensor: torch.Tensor) -> torch.cuda.device:
+    # -1 changes nothing: tensors of the interpreter are on the CPU.
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
