@@ -41,8 +41,8 @@ def from_kubernetes(env: Environment) -> Topology | None:
                 env.setdefault(name, env[f"PET_{name}"])
         fewest, _, most = env["PET_NNODES"].partition(":")
         if most not in ("", fewest):
-            raise UserError(f"PET_NNODES={env['PET_NNODES']} asks for an elastic number of nodes; start through torchrun, or "
-                            "give one number")
+            raise UserError(f"PET_NNODES={env['PET_NNODES']} asks for an elastic number of nodes; start through torchrun, "
+                            "or give one number")
         rank, size = env["PET_NODE_RANK"], fewest
     elif "JOB_COMPLETION_INDEX" in env and ("WORLD_SIZE" in env or "MASTER_ADDR" in env):
         if "WORLD_SIZE" not in env:
@@ -63,7 +63,7 @@ def _one_process_a_pod(env: Environment) -> None:
 
 
 def from_mpi(env: Environment) -> Topology | None:
-    """`mpirun`: ranks by MPI, local ranks by its split into nodes with shared memory, the first node's address by broadcast."""
+    """`mpirun`: ranks by MPI, local ranks by nodes of shared memory, the first node's address by broadcast."""
     expected = max(int(env.get(name) or 1) for name in _MPI_SIZES)
     if expected <= 1:
         return None
@@ -73,8 +73,8 @@ def from_mpi(env: Environment) -> Topology | None:
     if world.Get_size() == 1:
         if "SLURM_PROCID" in env:
             return None  # srun speaks a PMI that this MPI does not; its own variables say all
-        raise UserError(f"mpirun started {expected} ranks, and each finds itself alone: mpi4py was built for another MPI than "
-                        f"this mpirun ({MPI.Get_library_version().splitlines()[0]}); use the mpirun of that one")
+        raise UserError(f"mpirun started {expected} ranks, and each finds itself alone: mpi4py was built for another MPI "
+                        f"than this mpirun ({MPI.Get_library_version().splitlines()[0]}); use the mpirun of that one")
     node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())
     address, port = world.bcast((MPI.Get_processor_name(), free_port()) if world.Get_rank() == 0 else None, root=0)
     leaders = world.allgather(node.bcast((world.Get_rank(), MPI.Get_processor_name())))
@@ -138,10 +138,11 @@ def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: 
     if not 0 <= rank < size:
         raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; unset both or start through a launcher")
     if not 0 <= local < local_size <= size:
-        raise UserError(f"LOCAL_RANK={local} does not fit {local_name}={local_size} and WORLD_SIZE={size}; start through a "
-                        "launcher, which sets all three")
+        raise UserError(f"LOCAL_RANK={local} does not fit {local_name}={local_size} and WORLD_SIZE={size}; start through "
+                        "a launcher, which sets all three")
     if size > 1 and not env.get("MASTER_ADDR"):
-        raise UserError(f"WORLD_SIZE={size} without MASTER_ADDR; set it to the first node's name, or start through a launcher")
+        raise UserError(f"WORLD_SIZE={size} without MASTER_ADDR; set it to the first node's name, or start through a "
+                        "launcher")
     announced = announced_hosts(env)
     if sum(slots for _, slots in announced) == size:
         sizes, hosts = tuple(slots for _, slots in announced), tuple(name for name, _ in announced)
@@ -169,6 +170,7 @@ def check_world_size(topology: Topology, expected: int | None) -> None:
         UserError: naming both numbers and the launcher.
     """
     if expected is not None and topology.world_size != expected:
-        started = f"{topology.launcher} started {topology.world_size} rank(s) on {topology.nodes} node(s) ({os.uname().nodename})"
+        started = (f"{topology.launcher} started {topology.world_size} rank(s) on {topology.nodes} node(s) "
+                   f"({os.uname().nodename})")
         raise UserError(f"{started}, --expect_world_size {expected} was asked for; check the hostfile and the launcher's "
                         "options, or give the number you want")

@@ -1,4 +1,4 @@
-"""Which rank does what on which node: tensor groups inside a node, pipeline stages over the nodes, data parallel over the rest.
+"""Which rank does what on which node: tensor groups inside, pipeline stages across, data parallel over the rest.
 
 Ranks count as in megatron-core's `tp-cp-ep-dp-pp` order: rank = (stage * data size + data rank) * tensor size + tensor
 rank. With nodes filled one after another, tensor groups (which talk in every block) lie inside a node where its ranks are
@@ -59,14 +59,14 @@ def check_placement(topology: Topology, tensor: int, pipeline: int, tensor_acros
         hosts = list(dict.fromkeys(topology.host(rank) for rank in group))
         smallest = min(nodes.count(node) for node in set(nodes))
         inside = max(size for size in range(1, tensor + 1) if smallest % size == 0 and tensor % size == 0)
-        raise UserError(f"parallel.tensor={tensor} puts ranks {group[0]} to {group[-1]} of one tensor group on {', '.join(hosts)}"
-                        f" ({smallest} rank(s) a node), and they talk over the network in every block; set "
-                        f"parallel.tensor={inside}, or parallel.tensor_across_nodes=true if you want that")
+        raise UserError(f"parallel.tensor={tensor} puts ranks {group[0]} to {group[-1]} of one tensor group on "
+                        f"{', '.join(hosts)} ({smallest} rank(s) a node), and they talk over the network in every block; "
+                        f"set parallel.tensor={inside}, or parallel.tensor_across_nodes=true if you want that")
     return placement
 
 
 def placement_lines(placement: Placement) -> list[str]:
-    """The rank grid: a line per node, a cell per rank, such as `3 s0 d1 t1` for rank 3: stage 0, data rank 1, tensor rank 1."""
+    """The rank grid: a line per node, a cell per rank, such as `3 s0 d1 t1`: rank 3, stage 0, data rank 1, tensor rank 1."""
     topology = placement.topology
     nodes = topology.ranks_to_nodes()
     ranks: dict[int, list[int]] = {}

@@ -125,6 +125,10 @@ class ParallelConfig(Section):
     """DeepSpeed ZeRO stage over the data-parallel ranks."""
     micro_batch_tokens: int | None = Field(None, gt=0)
     """Tokens a rank takes through the model at once; empty: all of its share of a step."""
+    tensor_across_nodes: bool = False
+    """Allow a tensor group on more than one node, where its ranks talk over the network in every block."""
+    join_seconds: float = Field(300.0, gt=0)
+    """Seconds that the ranks wait for one another at the start; after them the missing hosts are named."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ParallelConfig:

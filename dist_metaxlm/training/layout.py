@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.placement import check_placement
+from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.schema import ParallelConfig, Recipe
 from dist_metaxlm.training.steps import check_batches
 
 
-def check_layout(recipe: Recipe, phase_name: str, world_size: int) -> None:
-    """Refuse a layout that cannot work.
+def check_layout(recipe: Recipe, phase_name: str, topology: Topology) -> None:
+    """Refuse a layout that cannot work on these ranks and nodes.
 
     Raises:
         UserError: naming the value at fault and the nearest that is legal.
     """
+    world_size = topology.world_size
     layout, model, phase = recipe.parallel, recipe.model, recipe.phases[phase_name]  # type: ignore[index]
     if layout.pipeline > 1:
         raise UserError(f"parallel.pipeline={layout.pipeline}: this version trains without pipeline stages; set "
@@ -29,6 +32,7 @@ def check_layout(recipe: Recipe, phase_name: str, world_size: int) -> None:
         raise UserError(f"parallel.tensor={tensor} does not divide {' nor '.join(wrong)}; nearest that divides: "
                         f"parallel.tensor={_nearest_divisor(numbers, tensor)}")
     check_batches(phase, phase_name, world_size // tensor)
+    check_placement(topology, tensor, layout.pipeline, layout.tensor_across_nodes)
 
 
 def _nearest_divisor(numbers: list[int], wanted: int) -> int:

@@ -36,8 +36,8 @@ def test_megatron_orders_ranks_the_same_way() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "tensor", "words"), [
-    ((2, 2), 4, "ranks 0 to 3 of one tensor group on node1, node2 (2 rank(s) a node), and they talk over the network in every "
-                "block; set parallel.tensor=2, or parallel.tensor_across_nodes=true"),
+    ((2, 2), 4, "ranks 0 to 3 of one tensor group on node1, node2 (2 rank(s) a node), and they talk over the network in "
+                "every block; set parallel.tensor=2, or parallel.tensor_across_nodes=true"),
     ((1, 1), 2, "set parallel.tensor=1"), ((3, 3), 2, "ranks 2 to 3 of one tensor group on node1, node2"),
     ((2, 1, 1), 2, "ranks 2 to 3 of one tensor group on node2, node3")])
 def test_a_tensor_group_across_nodes_is_refused_unless_asked_for(sizes: tuple[int, ...], tensor: int, words: str) -> None:

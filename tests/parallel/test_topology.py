@@ -72,7 +72,8 @@ def test_slurms_list_of_hosts(text: str, hosts: list[str]) -> None:
 
 @pytest.mark.parametrize(("values", "place"), [
     ({"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "m", "KUBERNETES_SERVICE_HOST": "k"}, ("kubernetes", 2, 4, 0, 1, 4)),
-    ({"PET_NNODES": "4", "PET_NODE_RANK": "3", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "1"}, ("kubernetes", 3, 4, 0, 1, 4)),
+    ({"PET_NNODES": "4", "PET_NODE_RANK": "3", "PET_MASTER_ADDR": "m", "PET_MASTER_PORT": "1"},
+     ("kubernetes", 3, 4, 0, 1, 4)),
     ({"PET_NNODES": "2:2", "PET_NODE_RANK": "1", "MASTER_ADDR": "m"}, ("kubernetes", 1, 2, 0, 1, 2)),
     ({"JOB_COMPLETION_INDEX": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "m"}, ("kubernetes", 1, 3, 0, 1, 3)),
     ({"JOB_COMPLETION_INDEX": "0"}, ("single", 0, 1, 0, 1, 1)),
