@@ -49,7 +49,7 @@ def complete_environment(topology: Topology, cuda: bool) -> None:
     if topology.nodes > 1:
         interface = interface_towards(os.environ["MASTER_ADDR"])
         # "=" asks NCCL for this very interface, not for all whose names begin so.
-        defaults = {"NCCL_SOCKET_IFNAME": f"={interface}", "GLOO_SOCKET_IFNAME": interface}
+        defaults = {"NCCL_SOCKET_IFNAME": f"={interface}"} if cuda else {"GLOO_SOCKET_IFNAME": interface}
     if cuda:
         # The flight recorder keeps the last collectives, and writes them down when one of them times out.
         defaults |= {"NCCL_DEBUG": "WARN", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}

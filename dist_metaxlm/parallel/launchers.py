@@ -67,7 +67,11 @@ def from_mpi(env: Environment) -> Topology | None:
     expected = max(int(env.get(name) or 1) for name in _MPI_SIZES)
     if expected <= 1:
         return None
-    from mpi4py import MPI
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"mpirun started this process, and mpi4py finds no MPI library ({str(error).splitlines()[0]}); install "
+                        "one beside it (`pip install mpich`), or name its folder in LD_LIBRARY_PATH") from None
 
     world = MPI.COMM_WORLD
     if world.Get_size() == 1:
