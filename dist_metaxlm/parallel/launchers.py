@@ -70,8 +70,8 @@ def from_mpi(env: Environment) -> Topology | None:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"mpirun started this process, and mpi4py finds no MPI library ({str(error).splitlines()[0]}); install "
-                        "one beside it (`pip install mpich`), or name its folder in LD_LIBRARY_PATH") from None
+        raise UserError(f"mpirun started this process, and mpi4py finds no MPI library ({str(error).splitlines()[0]}); "
+                        "install one beside it (`pip install mpich`), or name its folder in LD_LIBRARY_PATH") from None
 
     world = MPI.COMM_WORLD
     if world.Get_size() == 1:

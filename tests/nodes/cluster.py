@@ -164,7 +164,7 @@ class Cluster:
                                                env=self.environment()))
         return self.processes[-1]
 
-    def run(self, node: str, *command: str, timeout: float = 170, cwd: Path | None = None,
+    def run(self, node: str, *command: str, timeout: float = 400, cwd: Path | None = None,
             **more: str) -> subprocess.CompletedProcess[str]:
         """Run a command on a node to its end."""
         return subprocess.run(self.inside(node, command), capture_output=True, text=True, timeout=timeout, check=False,

@@ -1,4 +1,4 @@
-"""Training on real nodes (network namespaces): every launcher against one process, and what is refused. `make test-nodes`."""
+"""Training on real nodes (network namespaces): every launcher against one process, refusals. `make test-nodes`."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_four_nodes_by_hostfile_in_the_order_of_their_racks(cluster: Cluster, re
     racks.write_text("node1 a\nnode2 b\nnode3 a\nnode4 b\n")
     out = train(cluster, start(tmp_path, 4, joint(recipe, tmp_path / "run"), "--topology", str(racks))).stdout
     shown = re.findall(r"(node\d) +\|(\d) d", out)
-    assert dict((rank, node) for node, rank in shown) == {"0": "node1", "1": "node3", "2": "node2", "3": "node4"}
+    assert {rank: node for node, rank in shown} == {"0": "node1", "1": "node3", "2": "node2", "3": "node4"}
     same(tmp_path / "run", reference)
 
 

@@ -41,7 +41,8 @@ def start_slurm(cluster: Cluster) -> dict[str, str]:
     folder = cluster.folder / "slurm"
     for path in (folder, folder / "state", *(folder / f"spool-{node}" for node in cluster.nodes)):
         path.mkdir(mode=0o755)
-    lines = [f"NodeName={node} NodeAddr={cluster.address(node)} CPUs=2 RealMemory=1000 State=UNKNOWN" for node in cluster.nodes]
+    lines = [f"NodeName={node} NodeAddr={cluster.address(node)} CPUs=2 RealMemory=1000 State=UNKNOWN"
+             for node in cluster.nodes]
     (folder / "slurm.conf").write_text(_CONFIG.format(folder=folder, nodes="\n".join(lines)))
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     (folder / "munge.key").write_bytes(os.urandom(128))
