@@ -200,3 +200,50 @@ def test_another_number_of_ranks_than_expected_is_refused(cluster: Cluster, reci
     result = train(cluster, [PYTHON, *joint(recipe, tmp_path / "run", "--expect_world_size", "2")], 2)
     assert "single started 1 rank(s) on 1 node(s) (node1), --expect_world_size 2 was asked for" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def preflight(cluster: Cluster, recipe: Path, hosts: Path, code: int) -> dict[str, object]:
+    command = [PYTHON, "launch/nodes/preflight.py", "--hostfile", str(hosts), "--recipe", str(recipe), "--json",
+               "--megabytes", "4"]
+    return dict(json.loads(train(cluster, command, code).stdout))
+
+
+def test_preflight_of_four_nodes(cluster: Cluster, recipe: Path, tmp_path: Path) -> None:
+    result = preflight(cluster, recipe, hostfile(tmp_path, 4), 0)
+    assert result["ok"]
+    assert len(result["links"]["pairs_gbs"]) == 6  # type: ignore[index, call-overload]
+    assert {report["host"] for report in result["nodes"].values()} == {"node1", "node2", "node3", "node4"}  # type: ignore
+
+
+def test_preflight_names_the_slow_node_and_the_dead_one(cluster: Cluster, recipe: Path, tmp_path: Path) -> None:
+    shape = ("tc", "-n", cluster.namespace("node3"), "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "80mbit", "burst",
+             "64kb", "latency", "400ms")
+    if subprocess.run(shape, capture_output=True, check=False).returncode == 0:
+        result = preflight(cluster, recipe, hostfile(tmp_path, 4), 1)
+        subprocess.run(("tc", "-n", cluster.namespace("node3"), "qdisc", "del", "dev", "eth0", "root"), check=True)
+        assert [(f["check"], f["host"]) for f in result["findings"] if f["level"] == "refuse"] == [  # type: ignore
+            ("bandwidth", "node3")]
+    cluster.cut("node2")
+    try:
+        result = preflight(cluster, recipe, hostfile(tmp_path, 3), 1)
+    finally:
+        cluster.cut("node2", up=True)
+    assert [(f["check"], f["host"]) for f in result["findings"]] == [("reachable", "node2")]  # type: ignore
+
+
+def test_preflight_names_nodes_that_differ(recipe: Path, tmp_path: Path) -> None:
+    clock, package = tmp_path / "clock", tmp_path / "package" / "deepspeed-9.9.9.dist-info"
+    clock.mkdir()
+    (clock / "sitecustomize.py").write_text("import time\nreal = time.time\ntime.time = lambda: real() - 60\n")
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 9.9.9\n")
+    other = tmp_path / "cluster"
+    other.mkdir()
+    changes = {"node2": {"PYTHONPATH": str(package.parent)}, "node3": {"PYTHONPATH": str(clock)}}
+    with Cluster(other, 3, changes) as cluster:
+        result = preflight(cluster, recipe, hostfile(tmp_path, 3), 1)
+    found = {(f["check"], f["host"]) for f in result["findings"] if f["level"] == "refuse"}  # type: ignore
+    assert found == {("deepspeed", "node2"), ("clock", "node3")}
+    messages = " ".join(f["message"] for f in result["findings"])  # type: ignore
+    assert "deepspeed is 9.9.9" in messages
+    assert "off by -60" in messages

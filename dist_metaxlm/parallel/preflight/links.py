@@ -60,12 +60,15 @@ def _measure(rank: int, nodes: int, buffer: torch.Tensor) -> dict[str, Any]:
                 took = min(_there_and_back(buffer, pair, rank) for _ in range(REPEATS))
                 if rank == pair[0]:
                     pairs[str(pair[1])] = 2 * size / took / 1e9
-    buffer.fill_(rank + 1)
-    dist.barrier()
-    started = time.perf_counter()
-    dist.all_reduce(buffer)
-    right = bool((buffer == nodes * (nodes + 1) / 2).all().item())
-    return {"pairs": pairs, "all_gbs": size / (time.perf_counter() - started) / 1e9, "sum_is_right": right}
+    quickest, right = float("inf"), True
+    for _ in range(REPEATS):
+        buffer.fill_(rank + 1)
+        dist.barrier()
+        started = time.perf_counter()
+        dist.all_reduce(buffer)
+        right &= bool((buffer == nodes * (nodes + 1) / 2).all().item())  # waits for a device, too
+        quickest = min(quickest, time.perf_counter() - started)
+    return {"pairs": pairs, "all_gbs": size / quickest / 1e9, "sum_is_right": right}
 
 
 def _there_and_back(buffer: torch.Tensor, pair: tuple[int, int], rank: int) -> float:
