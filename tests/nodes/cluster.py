@@ -6,6 +6,7 @@ is started is ended by its pid, everything that is created is removed.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 
 PACKAGES = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "pdsh": "pdsh"}
 SLURM_PACKAGES = {"srun": "slurm-wlm", "slurmd": "slurm-wlm", "munged": "munge"}
+_NUMBERS = itertools.count()
 _SBIN = "/usr/sbin:/sbin"
 _START = 'hostname "$1" && shift && mount --bind "$1" /etc/hosts && shift && exec "$@"'
 
@@ -48,12 +50,14 @@ class Cluster:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tag = f"dmx{os.getpid() % 100000:x}"
+        self.tag = f"dmx{os.getpid():x}{next(_NUMBERS)}"
         self.nodes = [f"node{number}" for number in range(1, self.count + 1)]
         self.net = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
         self.keys, self.hosts = self.folder / "ssh", self.folder / "hosts"
 
     def __enter__(self) -> Cluster:
+        # A test run that is ended by a signal takes its machines down as well.
+        signal.signal(signal.SIGTERM, lambda *ignored: sys.exit(1))
         try:
             self._network()
             self._ssh()
