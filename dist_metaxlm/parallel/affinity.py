@@ -27,7 +27,7 @@ def cores_by_memory(system: Path = Path("/sys/devices/system/node")) -> list[int
 
 def slice_of(topology: Topology, allowed: set[int], ordered: list[int]) -> list[int]:
     """The CPUs of this rank: its share of those `allowed`, in the order of `ordered`."""
-    usable = [core for core in ordered if core in allowed] or sorted(allowed)
+    usable = [core for core in ordered if core in allowed] + sorted(allowed - set(ordered))
     share = len(usable) // max(1, topology.local_world_size)
     return usable[topology.local_rank * share:(topology.local_rank + 1) * share]
 
