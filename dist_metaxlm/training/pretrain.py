@@ -68,7 +68,7 @@ def pretrain(options: Options) -> None:
     _check(recipe, options, topology)
     complete_environment(topology, torch.cuda.is_available())
     if options.dry_run:
-        _show_place(recipe, topology)
+        _show_place(recipe, topology, always=True)
         return
     folder = PhaseFolder(options.run_dir or Path("runs") / recipe.name, options.phase)
     if folder.finished and options.resume == "auto":
@@ -192,15 +192,17 @@ def _announce(recipe: Recipe, options: Options, topology: Topology, device: torc
         _say(topology, f"resuming after step {progress.step}")
 
 
-def _show_place(recipe: Recipe, topology: Topology) -> None:
+def _show_place(recipe: Recipe, topology: Topology, always: bool = False) -> None:
     """Say which rank does what on which node, and what the collectives were told; refuse what the launcher did not show.
+
+    One rank alone is only shown when asked for (`always`).
 
     Raises:
         UserError: when the ranks lie on other nodes than the launcher's variables said, and a tensor group crosses them.
     """
     layout = recipe.parallel
     placement = check_placement(topology, layout.tensor, layout.pipeline, layout.tensor_across_nodes)
-    if topology.world_size > 1:
+    if topology.world_size > 1 or always:
         for line in [*placement_lines(placement), f"  {shown()}; {threads(topology)} thread(s) a rank, started by "
                                                   f"{topology.launcher}"]:
             _say(topology, line)

@@ -24,6 +24,7 @@ from dist_metaxlm.parallel.commands import (
 )
 from dist_metaxlm.parallel.hostfile import Host, read_hostfile, reorder
 from dist_metaxlm.parallel.placement import check_placement, placement_lines
+from dist_metaxlm.parallel.preflight.remote import unreachable
 from dist_metaxlm.parallel.topology import Topology, filled_nodes
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.layout import check_layout
@@ -65,9 +66,22 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
             say(f"on {host}: {shlex.join(words)}")
         return
     say(f"command: {shlex.join(command)}")
-    if not request.dry_run:
-        sys.stdout.flush()
-        os.execve(command[0], command, environment)
+    if request.dry_run:
+        return
+    if request.launcher in ("deepspeed", "mpirun"):
+        _check_reachable(hosts)
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
+
+
+def _check_reachable(hosts: tuple[Host, ...]) -> None:
+    """Refuse before anything runs where ssh does not reach a node: launchers wait, or start without it."""
+    failures = unreachable([host.name for host in hosts])
+    if failures:
+        host, reason = next(iter(failures.items()))
+        others = f" (and {', '.join(list(failures)[1:6])})" if len(failures) > 1 else ""
+        raise UserError(f"ssh does not reach {host}{others}: {reason}; make `ssh -o BatchMode=yes {host} true` work, or "
+                        "leave it out of the hostfile")
 
 
 def _command(job: Job, request: Request) -> tuple[list[str], dict[str, str]]:

@@ -112,6 +112,29 @@ def test_the_launcher_takes_over_with_what_was_checked(tmp_path: Path) -> None:
     assert launched[-2:] == ["'a;b'", '"x=[{name: \\$(id)}]"']
 
 
+def test_a_host_that_ssh_does_not_reach_stops_all(tmp_path: Path, calls: Path) -> None:
+    (tmp_path / "bin" / "ssh").write_text(
+        '#!/bin/sh\ncase "$*" in *node2*) echo "ssh: connect to host node2: No route to host" >&2; exit 255;; esac\n')
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
+    for launcher in ("deepspeed", "mpirun"):
+        with pytest.raises(UserError, match="ssh does not reach node2: ssh: connect to host node2: No route to host; "):
+            start(request(hostfile, launcher=launcher))
+    assert not calls.exists()
+
+
+def test_pretrain_shows_its_place_and_counts_ranks_before_anything_starts(tmp_path: Path) -> None:
+    command = [sys.executable, PRETRAIN, "--phase", "meta", "--run_dir", str(tmp_path / "run")]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    shown = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, env=environment, timeout=120, check=True)
+    assert "placement: 1 node(s), tensor 1 x pipeline 1 x data 1" in shown.stdout
+    refused = subprocess.run([*command, "--expect_world_size", "4"], capture_output=True, text=True, env=environment,
+                             timeout=120, check=False)
+    assert refused.returncode == 2
+    assert "--expect_world_size 4 was asked for" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("word", ["plain", "a b", "a;b", "$(id)", "a $HOME", 'say "x y"', "it's", "back\\slash and space",
                                   "`id` x", "[{name: mlm, tokens: 3}]"])
 def test_arguments_reach_the_other_nodes_shell_unchanged(word: str) -> None:

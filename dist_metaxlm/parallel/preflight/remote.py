@@ -10,13 +10,28 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.parallel.preflight.agent import MARK
 
 _CLOCK_QUESTIONS = 5
+_AT_ONCE = 64
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
+
+
+def unreachable(hosts: Sequence[str]) -> dict[str, str]:
+    """Hosts on which ssh cannot run a command without a question, with ssh's reason; all are tried at once."""
+    def attempt(host: str) -> str:
+        done = subprocess.run([*SSH, "--", host, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              check=False)
+        lines = done.stderr.strip().splitlines()
+        return "" if done.returncode == 0 else lines[-1] if lines else f"ssh ended with {done.returncode}"
+
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        return {host: reason for host, reason in zip(hosts, pool.map(attempt, hosts), strict=True) if reason}
 
 
 class Unanswered(Exception):
