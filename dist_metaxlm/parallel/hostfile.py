@@ -7,7 +7,7 @@ The `deepspeed` command goes on alone, with a warning, where the file is missing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def _place(line: str, where: str) -> tuple[str, tuple[str, ...]]:
     return words[0], tuple(words[1].split("/"))
 
 
-def _by_first_seen(seen: Iterable[tuple[str, ...]], places: dict[str, tuple[str, ...]]):  # type: ignore[no-untyped-def]
+def _by_first_seen(seen: Iterable[tuple[str, ...]], places: dict[str, tuple[str, ...]]) -> Callable[[Host], tuple[int, ...]]:
     """A sort key that keeps what shares a prefix of its place together, each prefix where it was first seen."""
     first: dict[tuple[str, ...], int] = {}
     for number, place in enumerate(seen):

@@ -102,9 +102,8 @@ class Agent:
     def close(self) -> None:
         """End the connection, and with it the agent."""
         assert self._process.stdin is not None
-        with_input = self._process.stdin
         try:
-            with_input.close()
+            self._process.stdin.close()
             self._process.wait(timeout=2)
         except (OSError, subprocess.TimeoutExpired):
             self._process.terminate()
