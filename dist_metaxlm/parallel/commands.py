@@ -104,7 +104,7 @@ def mpirun_command(job: Job) -> list[str]:
     """mpirun of MPICH or Intel MPI (hydra); hosts are filled one after another."""
     command = [beside_python("mpirun"), "-launcher", "ssh", "-hosts",
                ",".join(f"{host.name}:{host.slots}" for host in job.hosts), "-n", str(job.ranks)]
-    for name, value in job.environment.items():
+    for name, value in {**job.environment, "MASTER_PORT": str(job.port)}.items():
         command += ["-genv", name, value]
     return [*command, sys.executable, "-u", *job.script]
 
@@ -116,9 +116,10 @@ def srun_command(job: Job) -> list[str]:
         raise UserError(f"srun starts equally many ranks on each node, and the hostfile has {sorted(slots)} slots; give all "
                         "hosts the same number, or use --launcher deepspeed")
     # --wait: the others are ended half a minute after the first rank that ends; --kill-on-bad-exit would cut short a save.
+    exported = ",".join(["PATH", "HOME", "USER", "MASTER_PORT", *job.environment])
     return [beside_python("srun"), f"--nodes={len(job.hosts)}", f"--ntasks={job.ranks}", f"--ntasks-per-node={slots.pop()}",
             f"--nodelist={','.join(host.name for host in job.hosts)}", "--distribution=block", "--wait=30",
-            f"--export={','.join(['PATH', 'HOME', 'USER', *job.environment])}", sys.executable, "-u", *job.script]
+            f"--export={exported}", sys.executable, "-u", *job.script]
 
 
 def torchrun_commands(job: Job) -> dict[str, list[str]]:

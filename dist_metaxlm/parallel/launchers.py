@@ -80,7 +80,8 @@ def from_mpi(env: Environment) -> Topology | None:
         raise UserError(f"mpirun started {expected} ranks, and each finds itself alone: mpi4py was built for another MPI "
                         f"than this mpirun ({MPI.Get_library_version().splitlines()[0]}); use the mpirun of that one")
     node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())
-    address, port = world.bcast((MPI.Get_processor_name(), free_port()) if world.Get_rank() == 0 else None, root=0)
+    port = int(env["MASTER_PORT"]) if env.get("MASTER_PORT", "").isdigit() else free_port()
+    address, port = world.bcast((MPI.Get_processor_name(), port) if world.Get_rank() == 0 else None, root=0)
     leaders = world.allgather(node.bcast((world.Get_rank(), MPI.Get_processor_name())))
     order = list(dict.fromkeys(leaders))
     env.update(RANK=str(world.Get_rank()), WORLD_SIZE=str(world.Get_size()), LOCAL_RANK=str(node.Get_rank()),
