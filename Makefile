@@ -13,7 +13,8 @@ RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() o
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
-.PHONY: setup demo test fuzz layouts precision check-cleaning check-convert kernels kernels-aot gpu-check lint types clean
+.PHONY: setup demo test test-nodes fuzz layouts precision check-cleaning check-convert kernels kernels-aot gpu-check \
+	lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -33,6 +34,12 @@ demo: setup
 
 test: setup
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
+
+# Every launcher on up to four nodes, which are network namespaces of this machine: root, and Debian's iproute2,
+# openssh-server, pdsh, slurm-wlm and munge, installed where they are missing; skipped with the reason elsewhere.
+test-nodes: setup
+	tests/nodes/install.sh
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/nodes/real_nodes.py
 
 # About ten minutes and 5 GB of disk: cleaning of 1 GB of generated text, its memory and what it finds.
 check-cleaning: setup

@@ -30,6 +30,10 @@ def parse() -> argparse.Namespace:
                              "STEP: from that checkpoint")
     parser.add_argument("--init_from", metavar="FOLDER",
                         help="start from a model that launch/convert.py import wrote (for cross: instead of the meta phase)")
+    parser.add_argument("--expect_world_size", type=int, metavar="N",
+                        help="refuse to start with another number of ranks than N (launch/nodes/start.py gives it)")
+    parser.add_argument("--dry_run", action="store_true",
+                        help="check the recipe on these ranks, print where each would run, start nothing")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe, such as "
                                                                           "phases.meta.steps=20")
@@ -41,7 +45,8 @@ def main() -> None:
     from dist_metaxlm.training.pretrain import Options, pretrain
 
     pretrain(Options(arguments.phase, arguments.recipe, tuple(arguments.overrides), arguments.deepspeed_config,
-                     arguments.run_dir, arguments.resume, arguments.init_from))
+                     arguments.run_dir, arguments.resume, arguments.init_from, arguments.expect_world_size,
+                     arguments.dry_run))
 
 
 if __name__ == "__main__":

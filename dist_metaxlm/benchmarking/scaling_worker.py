@@ -35,7 +35,7 @@ def main(job: dict[str, Any]) -> None:
     """Measure the recipe, phase and overrides of `job` over the ranks that were started."""
     topology, recipe = detect_topology(), load_recipe(job["recipe"], job["overrides"])
     phase, device = recipe.phases[job["phase"]], pick_device(topology)
-    check_layout(recipe, job["phase"], topology.world_size)
+    check_layout(recipe, job["phase"], topology)
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
         directory, place = recipe.data.directory, groups()
         data = PhaseData(TokenStore.open(f"{directory}/store"), Tokenizer.load(f"{directory}/tokenizer.model"), job["phase"],

@@ -15,8 +15,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from dist_metaxlm.errors import StoppedInGoodOrder, UserError
+from dist_metaxlm.errors import StoppedInGoodOrder
+from dist_metaxlm.parallel.affinity import threads
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
+from dist_metaxlm.parallel.rendezvous import meet
 from dist_metaxlm.parallel.topology import Topology
 
 
@@ -30,16 +32,18 @@ def pick_device(topology: Topology) -> torch.device:
 
 @contextmanager
 def process_group(topology: Topology, device: torch.device, tensor: int = 1, pipeline: int = 1,
-                  timeout: timedelta = timedelta(minutes=10)) -> Iterator[None]:
+                  timeout: timedelta = timedelta(minutes=10), join_seconds: float = 300.0) -> Iterator[None]:
     """Join the job's process group through DeepSpeed (NCCL on CUDA, gloo on CPU) and leave it at the end.
 
     Inside, the ranks are cut into `pipeline` stages and tensor-parallel groups of `tensor` (parallel/groups.py).
+
+    `join_seconds` is how long the ranks wait for one another, `timeout` how long a collective may take.
 
     Leaving matters: without it ZeRO-3 on gloo ends in `terminate called`.
     """
     if device.type == "cpu":
         # One machine, several ranks: each takes its share of the cores, else they fight over all of them.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, topology.local_world_size)))
+        torch.set_num_threads(threads(topology))
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and warns
     quiet_engines()
     # DeepSpeed prints while it builds its operators; standard output is ours (a command with --json prints nothing else).
@@ -47,11 +51,12 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
         import deepspeed
 
         quiet_engines()
-        try:
-            deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout,
-                                       auto_mpi_discovery=False, verbose=False)
-        except dist.DistNetworkError as error:
-            raise _unreachable(error) from None
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # Bound to its device, NCCL forms later groups from this one; a rank alone has no peer to form them with.
+        bound = device if device.type == "cuda" and topology.world_size > 1 else None
+        dist.init_process_group(backend, store=meet(topology, join_seconds), rank=topology.rank,
+                                world_size=topology.world_size, timeout=timeout, device_id=bound)
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != topology.world_size:
         raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the launcher announced "
                            f"{topology.world_size}")
@@ -68,16 +73,6 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
 def _leave() -> None:
     forget_groups()
     dist.destroy_process_group()
-
-
-def _unreachable(error: Exception) -> UserError:
-    """What to say when the ranks cannot meet at MASTER_ADDR:MASTER_PORT."""
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    if "EADDRINUSE" in str(error):
-        return UserError(f"port {os.environ.get('MASTER_PORT')} is taken, perhaps by another job on this machine; give the "
-                         "launcher another one, such as deepspeed --master_port 29501 or torchrun --master_port 29501")
-    return UserError(f"the ranks cannot meet at {place} ({str(error).splitlines()[0]}); check that the first node's address "
-                     "is reachable from all others")
 
 
 def quiet_engines() -> None:

@@ -1,17 +1,21 @@
-"""Who am I among the ranks: one answer whatever launcher started the process.
+"""Who am I among the ranks, and on which node is each: one answer whatever launcher started the process.
 
-Understood today: the environment of `deepspeed` and `torchrun`, MPI through mpi4py, Slurm's `srun`, and a single process.
+Everything else asks only this: `deepspeed`, `torchrun`, MPI through mpi4py, Slurm's `srun`, the variables of Kubernetes
+operators and Jobs, and a single process (`parallel/launchers.py` reads each).
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from dist_metaxlm.errors import UserError
+import torch
+import torch.distributed as dist
 
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
+_NAME_BYTES = 64
+"""A Linux host name has at most as many."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +27,44 @@ class Topology:
     world_size: int
     """Processes of the job."""
     local_rank: int
-    """Number of this process on its node."""
+    """Number of this process on its node, which is the number of its device."""
     local_world_size: int
     """Processes on this node."""
     launcher: str
-    """What started the job: deepspeed or torchrun (`environment`), `mpi`, `slurm`, or `single`."""
+    """What started the job: `deepspeed`, `torchrun`, `kubernetes`, `environment`, `mpi`, `slurm` or `single`."""
+    node_of_ranks: tuple[int, ...] = ()
+    """Number of the node of each rank; empty where the launcher does not say, which is taken as nodes equally filled."""
+    hosts: tuple[str, ...] = ()
+    """Name of each node, where they are known."""
 
     @property
     def nodes(self) -> int:
-        """Nodes of the job, taken as equally filled."""
-        return max(1, self.world_size // max(1, self.local_world_size))
+        """Nodes of the job."""
+        return max(self.ranks_to_nodes()) + 1
+
+    @property
+    def node(self) -> int:
+        """Number of this process's node."""
+        return self.ranks_to_nodes()[self.rank]
 
     @property
     def is_first(self) -> bool:
         """True on the one rank that prints and writes shared files."""
         return self.rank == 0
+
+    def ranks_to_nodes(self) -> tuple[int, ...]:
+        """Number of the node of each rank."""
+        return self.node_of_ranks or tuple(rank // max(1, self.local_world_size) for rank in range(self.world_size))
+
+    def host(self, rank: int) -> str:
+        """The host that a rank runs on, as well as it is known."""
+        node = self.ranks_to_nodes()[rank]
+        return self.hosts[node] if node < len(self.hosts) else f"node {node}"
+
+    def link(self, rank: int, other: int) -> str:
+        """The shortest way between two ranks: `self`, `node` (NVLink, PCIe or memory) or `network`."""
+        places = self.ranks_to_nodes()
+        return "self" if rank == other else "node" if places[rank] == places[other] else "network"
 
 
 def detect_topology() -> Topology:
@@ -46,17 +73,35 @@ def detect_topology() -> Topology:
     Raises:
         UserError: when a launcher's variables contradict each other.
     """
-    environment = os.environ
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        return _from_environment("environment")
-    if any(int(environment.get(name, "1") or 1) > 1 for name in _MPI_SIZES):
-        return _from_mpi()
-    if int(environment.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in environment:
-        return _from_slurm()
-    environment.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    environment.setdefault("MASTER_ADDR", "127.0.0.1")
-    environment["MASTER_PORT"] = str(free_port())
-    return Topology(0, 1, 0, 1, "single")
+    from dist_metaxlm.parallel import launchers
+
+    for read in (launchers.from_environment, launchers.from_kubernetes, launchers.from_mpi, launchers.from_slurm):
+        found = read(os.environ)
+        if found is not None:
+            return found
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_PORT=str(free_port()))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    return Topology(0, 1, 0, 1, "single", (0,), (socket.gethostname(),))
+
+
+def filled_nodes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The node of each rank where nodes are filled one after another, `sizes` ranks on each."""
+    return tuple(node for node, size in enumerate(sizes) for _ in range(size))
+
+
+def locate_ranks(topology: Topology, device: torch.device) -> Topology:
+    """`topology` with the node of every rank as it really is, by the host names of all ranks (collective)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return topology
+    name = socket.gethostname().encode()[:_NAME_BYTES]
+    mine = torch.zeros(_NAME_BYTES, dtype=torch.uint8)
+    mine[:len(name)] = torch.tensor(list(name), dtype=torch.uint8)
+    found = [torch.empty(_NAME_BYTES, dtype=torch.uint8, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, mine.to(device))
+    names = [bytes(part.tolist()).rstrip(b"\0").decode("ascii", "replace") for part in found]
+    hosts = list(dict.fromkeys(names))
+    return replace(topology, node_of_ranks=tuple(hosts.index(name) for name in names), hosts=tuple(hosts),
+                   local_world_size=names.count(names[topology.rank]))
 
 
 def free_port() -> int:
@@ -64,46 +109,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
-
-
-def _from_environment(launcher: str) -> Topology:
-    values = {}
-    for name, default in (("RANK", None), ("WORLD_SIZE", None), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", None)):
-        text = os.environ.get(name, default if default is not None else os.environ.get("LOCAL_SIZE", ""))
-        try:
-            values[name] = int(text)
-        except ValueError:
-            if name != "LOCAL_WORLD_SIZE":
-                raise UserError(f"{name}={text!r} in the environment is not a number; start through deepspeed, torchrun, "
-                                "srun or mpirun") from None
-            values[name] = values["WORLD_SIZE"]
-    if not 0 <= values["RANK"] < values["WORLD_SIZE"]:
-        raise UserError(f"RANK={values['RANK']} does not fit WORLD_SIZE={values['WORLD_SIZE']}; "
-                        "unset both or start through a launcher")
-    return Topology(values["RANK"], values["WORLD_SIZE"], values["LOCAL_RANK"], values["LOCAL_WORLD_SIZE"], launcher)
-
-
-def _from_mpi() -> Topology:
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD
-    node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())
-    address, port = world.bcast((MPI.Get_processor_name(), free_port()) if world.Get_rank() == 0 else None, root=0)
-    if world.Get_size() == node.Get_size():
-        address = "127.0.0.1"
-    os.environ.update(RANK=str(world.Get_rank()), WORLD_SIZE=str(world.Get_size()), LOCAL_RANK=str(node.Get_rank()),
-                      LOCAL_WORLD_SIZE=str(node.Get_size()), MASTER_ADDR=address, MASTER_PORT=str(port))
-    return _from_environment("mpi")
-
-
-def _from_slurm() -> Topology:
-    environment = os.environ
-    first = environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
-    # All tasks of a job derive the same port from its number, without talking to each other.
-    port = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
-    per_node = environment.get("SLURM_NTASKS_PER_NODE") or environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0]
-    environment.update(RANK=environment["SLURM_PROCID"], WORLD_SIZE=environment["SLURM_NTASKS"],
-                       LOCAL_RANK=environment.get("SLURM_LOCALID", "0"), LOCAL_WORLD_SIZE=per_node)
-    environment.setdefault("MASTER_ADDR", first)
-    environment.setdefault("MASTER_PORT", str(port))
-    return _from_environment("slurm")

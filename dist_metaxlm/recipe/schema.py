@@ -132,6 +132,10 @@ class ParallelConfig(Section):
     """With `recompute: blocks`: only blocks 0, k, 2k, ..."""
     offload_optimizer: bool = False
     """Whether fp32 weights, Adam's moments and its update live on the CPU (ZeRO-Offload)."""
+    tensor_across_nodes: bool = False
+    """Allow a tensor group on more than one node, where its ranks talk over the network in every block."""
+    join_seconds: float = Field(300.0, gt=0)
+    """Seconds that the ranks wait for one another at the start; after them the missing hosts are named."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ParallelConfig:

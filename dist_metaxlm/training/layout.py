@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.placement import check_placement
+from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.schema import ParallelConfig, Recipe
 from dist_metaxlm.training.steps import check_batches
 
 
-def check_layout(recipe: Recipe, phase_name: str, world_size: int) -> None:
-    """Refuse a layout that cannot work.
+def check_layout(recipe: Recipe, phase_name: str, topology: Topology) -> None:
+    """Refuse a layout that cannot work on these ranks and nodes.
 
     Raises:
         UserError: naming the value at fault and the nearest that is legal.
     """
+    world_size = topology.world_size
     layout, model, phase = recipe.parallel, recipe.model, recipe.phases[phase_name]  # type: ignore[index]
     tensor, stages = layout.tensor, layout.pipeline
     if stages > model.layers + 2:
@@ -33,6 +36,7 @@ def check_layout(recipe: Recipe, phase_name: str, world_size: int) -> None:
         raise UserError(f"parallel.pipeline={stages} does not divide the {copies} ranks left by parallel.tensor={tensor} of "
                         f"{world_size}; nearest that divides: parallel.pipeline={_nearest_divisor([copies], stages)}")
     check_batches(phase, phase_name, copies // stages)
+    check_placement(topology, tensor, stages, layout.tensor_across_nodes)
 
 
 def _nearest_divisor(numbers: list[int], wanted: int) -> int:

@@ -19,9 +19,13 @@ from dist_metaxlm.kernels import registry
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import tensor_shard
 from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.parallel.affinity import bind_cores, threads
+from dist_metaxlm.parallel.environment import complete_environment, shown
 from dist_metaxlm.parallel.groups import groups
+from dist_metaxlm.parallel.launchers import check_world_size
+from dist_metaxlm.parallel.placement import check_placement, placement_lines
 from dist_metaxlm.parallel.process_group import barrier, pick_device, process_group
-from dist_metaxlm.parallel.topology import Topology, detect_topology
+from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.planning.stages import model_stages
 from dist_metaxlm.recipe.load import load_recipe
@@ -52,6 +56,8 @@ class Options:
     run_dir: str | None = None
     resume: str = "auto"
     init_from: str | None = None
+    expect_world_size: int | None = None
+    dry_run: bool = False
 
 
 def pretrain(options: Options) -> None:
@@ -61,8 +67,13 @@ def pretrain(options: Options) -> None:
         UserError: for whatever the user can mend, before anything is written where possible.
     """
     topology = detect_topology()
+    check_world_size(topology, options.expect_world_size)
     recipe = follow_file(load_recipe(options.recipe, options.overrides), options.deepspeed_config)
     _check(recipe, options, topology)
+    complete_environment(topology, torch.cuda.is_available())
+    if options.dry_run:
+        _show_place(recipe, topology, always=True)
+        return
     folder = PhaseFolder(options.run_dir or Path("runs") / recipe.name, options.phase)
     if folder.finished and options.resume == "auto":
         folder.start(recipe) if topology.is_first else None
@@ -72,8 +83,12 @@ def pretrain(options: Options) -> None:
     if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
         missing_meta(folder)
     prepare_data(recipe, topology)
+    bind_cores(topology)
     device = pick_device(topology)
-    with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
+    with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline,
+                       join_seconds=recipe.parallel.join_seconds):
+        topology = locate_ranks(topology, device)
+        _show_place(recipe, topology)
         if topology.is_first:
             if options.resume == "never":
                 folder.set_aside()
@@ -174,7 +189,7 @@ def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
         raise UserError(f"recipe {recipe.name} has no phase {options.phase!r}; it has {', '.join(recipe.phases)}")
     if options.resume not in ("auto", "never") and not options.resume.isdigit():
         raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")
-    check_layout(recipe, options.phase, topology.world_size)
+    check_layout(recipe, options.phase, topology)
     check_fp16(recipe.training.precision)
     registry.force(recipe.training.kernels)
 
@@ -196,6 +211,22 @@ def _announce(recipe: Recipe, options: Options, topology: Topology, device: torc
             _say(topology, line)
     if progress.step:
         _say(topology, f"resuming after step {progress.step}")
+
+
+def _show_place(recipe: Recipe, topology: Topology, always: bool = False) -> None:
+    """Say which rank does what on which node, and what the collectives were told; refuse what the launcher did not show.
+
+    One rank alone is only shown when asked for (`always`).
+
+    Raises:
+        UserError: when the ranks lie on other nodes than the launcher's variables said, and a tensor group crosses them.
+    """
+    layout = recipe.parallel
+    placement = check_placement(topology, layout.tensor, layout.pipeline, layout.tensor_across_nodes)
+    if topology.world_size > 1 or always:
+        for line in [*placement_lines(placement), f"  {shown()}; {threads(topology)} thread(s) a rank, started by "
+                                                  f"{topology.launcher}"]:
+            _say(topology, line)
 
 
 def _value(value: Any) -> str:

@@ -1,0 +1,181 @@
+"""What each launcher puts into a process's environment, as a `Topology`; None where it did not start the process.
+
+Sources: DeepSpeed 0.19 `launcher/launch.py`, PyTorch's docs of torchrun (PET_* are torchrun's options as variables, set by
+Kubeflow's PyTorchJob), Kubernetes' docs of Indexed Jobs (JOB_COMPLETION_INDEX), Slurm's man page of srun.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import MutableMapping
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.topology import Topology, filled_nodes, free_port
+
+Environment = MutableMapping[str, str]
+HOSTS_VARIABLE = "DIST_METAXLM_HOSTS"
+"""Set by launch/nodes/start.py: `node1:8,node2:8`, so that a node that does not come can be named."""
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
+
+
+def from_environment(env: Environment) -> Topology | None:
+    """RANK and WORLD_SIZE, as `deepspeed`, `torchrun` and operators of Kubernetes set them."""
+    if "RANK" not in env or "WORLD_SIZE" not in env:
+        return None
+    launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed" if "CROSS_RANK" in env else (
+        "kubernetes" if "KUBERNETES_SERVICE_HOST" in env or "PET_NNODES" in env else "environment")
+    if "LOCAL_RANK" not in env and _number(env, "WORLD_SIZE") > 1:
+        _one_process_a_pod(env)
+        env.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    return _ranks(env, launcher)
+
+
+def from_kubernetes(env: Environment) -> Topology | None:
+    """Pods that start one process each: PET_NNODES and PET_NODE_RANK, or an Indexed Job with WORLD_SIZE."""
+    if "PET_NNODES" in env and "PET_NODE_RANK" in env:
+        _one_process_a_pod(env)
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if f"PET_{name}" in env:
+                env.setdefault(name, env[f"PET_{name}"])
+        fewest, _, most = env["PET_NNODES"].partition(":")
+        if most not in ("", fewest):
+            raise UserError(f"PET_NNODES={env['PET_NNODES']} asks for an elastic number of nodes; start through torchrun, "
+                            "or give one number")
+        rank, size = env["PET_NODE_RANK"], fewest
+    elif "JOB_COMPLETION_INDEX" in env and ("WORLD_SIZE" in env or "MASTER_ADDR" in env):
+        if "WORLD_SIZE" not in env:
+            raise UserError("JOB_COMPLETION_INDEX and MASTER_ADDR are set, WORLD_SIZE is not; set it to the completions of "
+                            "the Indexed Job")
+        rank, size = env["JOB_COMPLETION_INDEX"], env["WORLD_SIZE"]
+    else:
+        return None
+    env.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    return _ranks(env, "kubernetes")
+
+
+def _one_process_a_pod(env: Environment) -> None:
+    wanted = env.get("PET_NPROC_PER_NODE", "1")
+    if wanted != "1":
+        raise UserError(f"PET_NPROC_PER_NODE={wanted} asks for several processes in each pod, and this is the only one; let "
+                        "torchrun start them (`torchrun launch/pretrain.py ...` reads the PET_ variables itself)")
+
+
+def from_mpi(env: Environment) -> Topology | None:
+    """`mpirun`: ranks by MPI, local ranks by nodes of shared memory, the first node's address by broadcast."""
+    expected = max(int(env.get(name) or 1) for name in _MPI_SIZES)
+    if expected <= 1:
+        return None
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"mpirun started this process, and mpi4py finds no MPI library ({str(error).splitlines()[0]}); "
+                        "install one beside it (`pip install mpich`), or name its folder in LD_LIBRARY_PATH") from None
+
+    world = MPI.COMM_WORLD
+    if world.Get_size() == 1:
+        if "SLURM_PROCID" in env:
+            return None  # srun speaks a PMI that this MPI does not; its own variables say all
+        raise UserError(f"mpirun started {expected} ranks, and each finds itself alone: mpi4py was built for another MPI "
+                        f"than this mpirun ({MPI.Get_library_version().splitlines()[0]}); use the mpirun of that one")
+    node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())
+    port = int(env["MASTER_PORT"]) if env.get("MASTER_PORT", "").isdigit() else free_port()
+    address, port = world.bcast((MPI.Get_processor_name(), port) if world.Get_rank() == 0 else None, root=0)
+    leaders = world.allgather(node.bcast((world.Get_rank(), MPI.Get_processor_name())))
+    order = list(dict.fromkeys(leaders))
+    env.update(RANK=str(world.Get_rank()), WORLD_SIZE=str(world.Get_size()), LOCAL_RANK=str(node.Get_rank()),
+               LOCAL_WORLD_SIZE=str(node.Get_size()), MASTER_ADDR="127.0.0.1" if len(order) == 1 else address,
+               MASTER_PORT=str(port))
+    return Topology(world.Get_rank(), world.Get_size(), node.Get_rank(), node.Get_size(), "mpi",
+                    tuple(order.index(leader) for leader in leaders), tuple(name for _, name in order))
+
+
+def from_slurm(env: Environment) -> Topology | None:
+    """`srun`: SLURM_PROCID and its neighbours; the first host of the step is where the ranks meet."""
+    if int(env.get("SLURM_NTASKS") or 1) <= 1 or "SLURM_PROCID" not in env:
+        return None
+    hosts = expand_hosts(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
+    sizes = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1")
+    node = int(env.get("SLURM_NODEID") or 0)
+    env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_NTASKS"], LOCAL_RANK=env.get("SLURM_LOCALID", "0"),
+               LOCAL_WORLD_SIZE=str(sizes[min(node, len(sizes) - 1)]))
+    env.setdefault("MASTER_ADDR", hosts[0] if len(hosts) > 1 else "127.0.0.1")
+    # All tasks of a job derive the same port from its number, without talking to each other; a step has one of its own.
+    number = int(env.get("SLURM_JOB_ID") or 0) * 7 + int(env.get("SLURM_STEP_ID") or 0)
+    env.setdefault("MASTER_PORT", str(20000 + number % 12000))
+    return _ranks(env, "slurm", tuple(sizes), tuple(hosts))
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Slurm's `2(x3),1` as [2, 2, 2, 1]."""
+    sizes = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part)
+        if match is None:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE={text!r} is not of the form 2(x3),1; start with srun")
+        sizes += [int(match[1])] * int(match[2] or 1)
+    return sizes
+
+
+def expand_hosts(text: str) -> list[str]:
+    """Slurm's `gpu[01-03,7],login` as the list of its hosts."""
+    hosts: list[str] = []
+    for name in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text):
+        parts = [_numbers(part[1:-1]) if part.startswith("[") else [part] for part in re.findall(r"\[[^\]]*\]|[^\[]+", name)]
+        hosts += ["".join(pieces) for pieces in itertools.product(*parts)]
+    return hosts
+
+
+def _numbers(text: str) -> list[str]:
+    """`01-03,7` as 01, 02, 03, 7."""
+    found = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
+    return found
+
+
+def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: tuple[str, ...] = ()) -> Topology:
+    rank, size, local = (_number(env, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    local_name = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if env.get(name)), "WORLD_SIZE")
+    local_size = _number(env, local_name)
+    if not 0 <= rank < size:
+        raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; unset both or start through a launcher")
+    if not 0 <= local < local_size <= size:
+        raise UserError(f"LOCAL_RANK={local} does not fit {local_name}={local_size} and WORLD_SIZE={size}; start through "
+                        "a launcher, which sets all three")
+    if size > 1 and not env.get("MASTER_ADDR"):
+        raise UserError(f"WORLD_SIZE={size} without MASTER_ADDR; set it to the first node's name, or start through a "
+                        "launcher")
+    announced = announced_hosts(env)
+    if sum(slots for _, slots in announced) == size:
+        sizes, hosts = tuple(slots for _, slots in announced), tuple(name for name, _ in announced)
+    return Topology(rank, size, local, local_size, launcher, filled_nodes(sizes) if sum(sizes) == size else (), hosts)
+
+
+def announced_hosts(env: Environment) -> list[tuple[str, int]]:
+    """(host, ranks) of every node as launch/nodes/start.py announced them; empty without it."""
+    pairs = [part.rpartition(":") for part in env.get(HOSTS_VARIABLE, "").split(",") if part]
+    return [(name, int(slots)) for name, _, slots in pairs if slots.isdigit()]
+
+
+def _number(env: Environment, name: str) -> int:
+    try:
+        return int(env[name])
+    except (KeyError, ValueError):
+        raise UserError(f"{name}={env.get(name)!r} in the environment is not a number; start through deepspeed, torchrun, "
+                        "srun or mpirun") from None
+
+
+def check_world_size(topology: Topology, expected: int | None) -> None:
+    """Refuse to train on other ranks than were asked for.
+
+    Raises:
+        UserError: naming both numbers and the launcher.
+    """
+    if expected is not None and topology.world_size != expected:
+        started = (f"{topology.launcher} started {topology.world_size} rank(s) on {topology.nodes} node(s) "
+                   f"({os.uname().nodename})")
+        raise UserError(f"{started}, --expect_world_size {expected} was asked for; check the hostfile and the launcher's "
+                        "options, or give the number you want")

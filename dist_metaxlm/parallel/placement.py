@@ -1,0 +1,98 @@
+"""Which rank does what on which node: tensor groups inside, pipeline stages across, data parallel over the rest.
+
+Ranks count as in megatron-core's `tp-cp-ep-dp-pp` order: rank = (stage * data size + data rank) * tensor size + tensor
+rank. With nodes filled one after another, tensor groups (which talk in every block) lie inside a node where its ranks are
+a multiple of the tensor size, and stages (which talk least) begin on a new node where the stages divide the nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.topology import Topology
+
+_SHOWN_NODES = 16
+"""Rows of the picture; of more nodes the first and the last are shown."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A grid of ranks laid over the nodes of a job."""
+
+    topology: Topology
+    tensor: int
+    """Ranks of a tensor group."""
+    pipeline: int
+    """Stages."""
+
+    @property
+    def data(self) -> int:
+        """Copies of the model."""
+        return self.topology.world_size // (self.tensor * self.pipeline)
+
+    def coordinates(self, rank: int) -> tuple[int, int, int]:
+        """(stage, data rank, tensor rank)."""
+        return rank // (self.tensor * self.data), rank // self.tensor % self.data, rank % self.tensor
+
+    def tensor_groups(self) -> Iterator[range]:
+        """The ranks of each tensor group."""
+        return (range(first, first + self.tensor) for first in range(0, self.topology.world_size, self.tensor))
+
+    def crossing(self) -> list[range]:
+        """Tensor groups that lie on more than one node."""
+        nodes = self.topology.ranks_to_nodes()
+        return [group for group in self.tensor_groups() if len({nodes[rank] for rank in group}) > 1]
+
+
+def check_placement(topology: Topology, tensor: int, pipeline: int, tensor_across_nodes: bool) -> Placement:
+    """The placement of a layout; refused where a tensor group crosses nodes and nobody asked for that.
+
+    Raises:
+        UserError: naming the group, its nodes and the nearest layout that stays inside.
+    """
+    placement = Placement(topology, tensor, pipeline)
+    crossing = placement.crossing()
+    if crossing and not tensor_across_nodes:
+        group, nodes = crossing[0], topology.ranks_to_nodes()
+        hosts = list(dict.fromkeys(topology.host(rank) for rank in group))
+        smallest = min(nodes.count(node) for node in set(nodes))
+        inside = max(size for size in range(1, tensor + 1) if smallest % size == 0 and tensor % size == 0)
+        raise UserError(f"parallel.tensor={tensor} puts ranks {group[0]} to {group[-1]} of one tensor group on "
+                        f"{', '.join(hosts)} ({smallest} rank(s) a node), and they talk over the network in every block; "
+                        f"set parallel.tensor={inside}, or parallel.tensor_across_nodes=true if you want that")
+    return placement
+
+
+def placement_lines(placement: Placement) -> list[str]:
+    """The rank grid: a line per node, a cell per rank, such as `3 s0 d1 t1`: rank 3, stage 0, data rank 1, tensor rank 1."""
+    topology = placement.topology
+    nodes = topology.ranks_to_nodes()
+    ranks: dict[int, list[int]] = {}
+    for rank, node in enumerate(nodes):
+        ranks.setdefault(node, []).append(rank)
+    width = max(len(topology.host(members[0])) for members in ranks.values())
+    lines = [f"placement: {len(ranks)} node(s), tensor {placement.tensor} x pipeline {placement.pipeline} x data "
+             f"{placement.data}; rank: s stage, d data rank, t tensor rank"]
+    for position, members in enumerate(ranks.values()):
+        if _SHOWN_NODES // 2 <= position < len(ranks) - _SHOWN_NODES // 2:
+            if position == _SHOWN_NODES // 2:
+                lines.append(f"  ... {len(ranks) - 2 * (_SHOWN_NODES // 2)} more")
+            continue
+        lines.append(f"  {topology.host(members[0]):<{width}} " + " ".join(f"|{_cell(placement, rank)}" for rank in members))
+    links = {topology.link(group[0], rank) for group in placement.tensor_groups() for rank in group}
+    lines.append(f"  tensor groups talk {'over the network' if 'network' in links else 'inside nodes'}"
+                 if placement.tensor > 1 else f"  data-parallel ranks talk {_reach(topology)}")
+    return lines
+
+
+def _cell(placement: Placement, rank: int) -> str:
+    stage, data, tensor = placement.coordinates(rank)
+    parts = [str(rank), f"s{stage}" if placement.pipeline > 1 else "", f"d{data}",
+             f"t{tensor}" if placement.tensor > 1 else ""]
+    return " ".join(part for part in parts if part)
+
+
+def _reach(topology: Topology) -> str:
+    return "over the network" if topology.nodes > 1 else "inside one node"

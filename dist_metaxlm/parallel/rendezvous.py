@@ -1,0 +1,105 @@
+"""Where the ranks of a job meet: one store on the first node, a roll call that names who is missing, then the process group.
+
+Every attempt of a job has its own keys (a restarted rank must not read the address of a dead peer: pytorch#135712), and so
+has every job (two on one port never join each other).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.ports import holder
+from dist_metaxlm.parallel.topology import Topology
+
+_POLL_SECONDS = 0.05
+_LINGER_SECONDS = 1.0
+"""How long the first rank keeps the store alive after a refusal, for the others to read why."""
+
+
+def meet(topology: Topology, seconds: float) -> dist.Store:
+    """The store for `init_process_group`, once all ranks have come (collective).
+
+    Raises:
+        UserError: after `seconds`, naming the hosts or ranks that did not come, or the port and who holds it.
+    """
+    store = dist.PrefixStore(_job(), _connect(topology, seconds))
+    if topology.world_size == 1:
+        return store
+    store.set(f"here/{topology.rank}", f"{socket.gethostname()} {topology.world_size}")
+    if topology.rank == 0:
+        problem = _call_roll(topology, store, seconds)
+        store.set("roll", problem or "complete")
+        if problem:
+            time.sleep(_LINGER_SECONDS)
+            raise UserError(problem)
+        return store
+    try:
+        store.wait(["roll"], timedelta(seconds=seconds + _LINGER_SECONDS))
+        answer = store.get("roll").decode()
+    except (RuntimeError, dist.DistError) as error:
+        raise UserError(f"the first rank, on {topology.host(0)}, did not call the roll within {seconds:.0f} s; see its "
+                        f"output, and whether another job uses {_place()} ({_first_line(error)})") from None
+    if answer != "complete":
+        raise UserError(answer)
+    return store
+
+
+def _job() -> str:
+    """What tells this attempt of this job from others on the same port."""
+    names = ("DIST_METAXLM_JOB", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+    return "dist_metaxlm/" + "/".join(os.environ.get(name, "-") for name in names)
+
+
+def _place() -> str:
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
+def _connect(topology: Topology, seconds: float) -> dist.Store:
+    # torchrun's agent keeps a store on the port already.
+    host = topology.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    port = os.environ.get("MASTER_PORT", "")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"MASTER_PORT={port!r} is not a port; give a number from 1024 to 65535")
+    try:
+        return dist.TCPStore(os.environ["MASTER_ADDR"], int(port), is_master=host, wait_for_workers=False,
+                             timeout=timedelta(seconds=seconds))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise UserError(f"port {port} of {socket.gethostname()} is taken by {holder(int(port))}; give the launcher "
+                            "another one, such as deepspeed --master_port 29501 or torchrun --master_port 29501") from None
+        raise UserError(f"{socket.gethostname()} cannot reach the first node, {topology.host(0)}, at {_place()} within "
+                        f"{seconds:.0f} s ({_first_line(error)}); check that its first rank runs and that no firewall is "
+                        "between them") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:160]
+
+
+def _call_roll(topology: Topology, store: dist.Store, seconds: float) -> str | None:
+    """Wait for all ranks; returns what is wrong, or None."""
+    deadline, missing = time.monotonic() + seconds, list(range(topology.world_size))
+    while missing and time.monotonic() < deadline:
+        missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
+        time.sleep(_POLL_SECONDS if missing else 0.0)
+    if missing:
+        hosts = list(dict.fromkeys(topology.host(rank) for rank in missing))
+        return (f"{len(missing)} of {topology.world_size} ranks did not come within {seconds:.0f} s: "
+                f"{', '.join(hosts[:8])} ({_ranks(missing)}); look at the output of these nodes, or leave them out and "
+                "start again (parallel.join_seconds is how long to wait)")
+    for rank in range(1, topology.world_size):
+        host, size = store.get(f"here/{rank}").decode().rsplit(" ", 1)
+        if int(size) != topology.world_size:
+            return (f"rank {rank} on {host} was started for {size} ranks, rank 0 for {topology.world_size}; start all nodes "
+                    "with the same hostfile")
+    return None
+
+
+def _ranks(missing: list[int]) -> str:
+    return "rank " + ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
