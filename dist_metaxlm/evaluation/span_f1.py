@@ -1,7 +1,7 @@
 """Scores of tagging: F1 of spans by seqeval, which XTREME uses for named entities and parts of speech alike.
 
-Part-of-speech tags have no B- and I-, so seqeval takes every run of one tag as a span (every SYM and SCONJ by itself, whose S it
-reads as "single"; and no X at a sentence's end): the figure is not token accuracy, and both are reported.
+Part-of-speech tags have no B- and I-, so seqeval takes every run of one tag as a span (every SYM and SCONJ by itself,
+whose S it reads as "single"; and no X at a sentence's end): the figure is not token accuracy, and both are reported.
 """
 
 from __future__ import annotations

@@ -50,6 +50,12 @@ class TaskSpec(Section):
     """Score of the task; empty: accuracy for classification, span F1 for tagging, SQuAD's for questions."""
     train_language: str = "en"
     """Language of `train` and `dev`."""
+    train_rows: tuple[int, int] | None = None
+    """Examples taken of the training file, from the first (0) to before the second; empty: all."""
+    dev_rows: tuple[int, int] | None = None
+    """The same for `dev`, so that one parallel file can serve as several splits."""
+    test_rows: tuple[int, int] | None = None
+    """The same for `test`."""
 
 
 BUILT_IN: dict[str, TaskSpec] = {
