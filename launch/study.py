@@ -19,6 +19,8 @@ from pathlib import Path
 
 from dist_metaxlm.errors import run_command
 
+ARMS = ["meta+cross", "joint", "joint matched", "cross only", "meta only"]
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,6 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="N, tokens of an arm (default: the size's)")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5], help="n1/N (default: 0.25 0.5)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of every arm (default: 1 2 3)")
+    parser.add_argument("--arms", nargs="+", default=ARMS, help="arms to run (default: all of " + ", ".join(ARMS) + ")")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train an arm (default: 1)")
     parser.add_argument("--points", type=int, default=5, help="checkpoints of a phase on the curves (default: 5)")
     parser.add_argument("--tasks", default="", help="tasks of launch/evaluate.py for finished arms, comma-separated")
@@ -37,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--finetune", nargs="+", default=[], metavar="KEY=VALUE", help="fine-tuning settings of the tasks")
     parser.add_argument("--json", action="store_true", help="print one JSON object: study.json without its curves")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe fields, after those of the size")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
@@ -50,7 +53,7 @@ def main() -> None:
                         settings=tuple(arguments.finetune), seeds=(1,))
     options = StudyOptions(
         output, arguments.size, arguments.recipe, tuple(arguments.overrides), arguments.tokens, tuple(arguments.ratios),
-        tuple(arguments.seeds), arguments.ranks, arguments.points,
+        tuple(arguments.seeds), tuple(arguments.arms), arguments.ranks, arguments.points,
         tasks=tuple(name.strip() for name in arguments.tasks.split(",") if name.strip()), task_options=tasks)
     log = (lambda line: None) if arguments.json else (lambda line: print(line, flush=True))
     study = two_phase_study(options, Path(__file__).resolve().with_name("pretrain.py"), log)

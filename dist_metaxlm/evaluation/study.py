@@ -26,7 +26,7 @@ from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import EXIT_AGAIN, StoppedInGoodOrder, UserError
 from dist_metaxlm.evaluation.run import load_state, window_of
 from dist_metaxlm.evaluation.run_tasks import TaskOptions, evaluate_run_tasks
-from dist_metaxlm.evaluation.study_arms import SIZES, Arm, study_arms
+from dist_metaxlm.evaluation.study_arms import MEANING, SIZES, Arm, study_arms
 from dist_metaxlm.evaluation.study_measures import MEASURES, measure
 from dist_metaxlm.evaluation.study_verdict import summarise
 from dist_metaxlm.modeling.encoder import Encoder
@@ -58,6 +58,8 @@ class StudyOptions:
     """n1/N."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds of an arm."""
+    kinds: tuple[str, ...] = tuple(MEANING)
+    """Kinds of arms to run."""
     ranks: int = 1
     """Processes that train an arm."""
     points: int = 5
@@ -111,6 +113,9 @@ def base_recipe(options: StudyOptions) -> Recipe:
 
 def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
     """The arms, once the data is there; more seeds and ratios may be asked of a study later, nothing else may change."""
+    unknown = [kind for kind in options.kinds if kind not in MEANING]
+    if unknown or not options.kinds:
+        raise UserError(f"--arms {unknown[0] if unknown else ''!r} is none of {', '.join(map(repr, MEANING))}")
     tokens = options.tokens or SIZES[options.size][0]
     plan = {"size": options.size, "tokens": tokens, "points": options.points, "curve_strings": options.curve_strings,
             "tasks": list(options.tasks), "recipe": base.model_dump(mode="json")}
@@ -122,7 +127,8 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
                         "settings of its plan.json")
     prepare.prepare(base, log)
     write_json(options.output / "plan.json", plan)
-    return study_arms(base, tokens, options.ratios, options.seeds, english_of_cross(base), options.points)
+    arms = study_arms(base, tokens, options.ratios, options.seeds, english_of_cross(base), options.points)
+    return [arm for arm in arms if arm.kind in options.kinds]
 
 
 def english_of_cross(base: Recipe) -> float:

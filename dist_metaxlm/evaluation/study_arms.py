@@ -104,7 +104,7 @@ def _check(base: Recipe, ratios: Sequence[float], seeds: Sequence[int]) -> None:
         raise UserError(f"recipe {base.name} has no phase {missing[0]!r}; a two-phase study takes its phases meta and cross")
     wrong = [ratio for ratio in ratios if not 0 < ratio < 1]
     if wrong or not ratios:
-        raise UserError(f"--ratios {wrong[0] if wrong else ''} is not between 0 and 1; give shares of the tokens such as 0.5")
+        raise UserError(f"--ratios {wrong[0] if wrong else ''} is not between 0 and 1; give shares of N such as 0.5")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"--seeds {' '.join(map(str, seeds))} are not different numbers from 0 on")
     if not any(objective.name == "mlm" for objective in base.phases["cross"].objectives):

@@ -67,7 +67,8 @@ def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, 
     layer = round(depth * 2 / 3)
     others = [loss for code in codes if (loss := losses[code]) is not None]
     return {"english_nll": losses["en"], "others_nll": sum(others) / len(others) if others else None,
-            **{name: by_layer[name][layer] if by_layer else None for name in ("retrieval", "retrieval_csls", "cka", "margin")},
+            **{name: by_layer[name][layer] if by_layer else None
+               for name in ("retrieval", "retrieval_csls", "cka", "margin")},
             "by_layer": by_layer, "layer": layer, "languages": languages}
 
 

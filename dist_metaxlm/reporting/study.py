@@ -13,9 +13,10 @@ from dist_metaxlm.reporting.style import CSS
 
 Study = Mapping[str, Any]
 _LIMITS = (
-    "Intervals are Student's t over the seeds, 95%; differences are taken seed by seed. Many comparisons are made and none is "
-    "corrected for it: of twenty without any effect about one counts as a difference. The figures hold for this model, text "
-    "and number of tokens, and for no other. The hyper-parameters are ours: the body of arXiv 2109.11129 was not available.")
+    "Intervals are Student's t over the seeds, 95%; differences are taken seed by seed. Many comparisons are made and "
+    "none is corrected for it: of twenty without any effect about one counts as a difference. The figures hold for this "
+    "model, text and number of tokens, and for no other. The hyper-parameters are ours: the body of arXiv 2109.11129 was "
+    "not available.")
 _ARMS = (
     "meta+cross: English for n1 tokens, then all languages for N - n1. joint: all languages for N. joint matched: one phase "
     "with the amounts of English, other languages and translations that meta+cross sees. cross only: all languages for "
@@ -91,7 +92,7 @@ def _tables(study: Study) -> list[tuple[str, str, list[str], list[list[str]]]]:
                          for name, of in measures.items())
     compared = [[f"{item['ratio']:g}", item["control"], item["measure"], interval_text(item["difference"], True),
                  item["verdict"]] for item in study["comparisons"]]
-    note = (f"{_ARMS} Mean over seeds ± half the 95% interval. English: share of the mlm windows that were read. {meanings}.")
+    note = f"{_ARMS} Mean over seeds ± half the 95% interval. English: share of the mlm windows that were read. {meanings}."
     return [("Arms", note, ["arm", "tokens", "English", "seeds", *names], arms),
             ("Differences", "meta+cross minus the arm it is compared with; better and worse where the interval leaves out "
              "zero.", ["n1/N", "against", "measure", "difference", "two phases are"], compared)]
