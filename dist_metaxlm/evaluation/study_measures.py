@@ -25,13 +25,13 @@ MIN_PAIRS = 10
 """A language with fewer pairs is left out of the means."""
 MEASURES: dict[str, tuple[str, bool]] = {
     "english_nll": ("English, masked-token loss (nats)", False),
-    "others_nll": ("other languages, masked-token loss (nats)", False),
-    "retrieval": ("sentence retrieval P@1, mean of languages and directions", True),
-    "retrieval_csls": ("sentence retrieval P@1 by CSLS", True),
+    "others_nll": ("others, masked-token loss (nats)", False),
+    "retrieval": ("retrieval P@1", True),
+    "retrieval_csls": ("retrieval P@1 by CSLS", True),
     "cka": ("CKA of translations", True),
-    "margin": ("cosine of translations minus random pairs", True),
+    "margin": ("cosine, translations minus random", True),
 }
-"""Measure -> (what it is, whether higher is better)."""
+"""Measure -> (what it is, whether higher is better); all but English are means over the other languages."""
 
 
 def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, most: int | None = None) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def _tables(study: Study) -> list[tuple[str, str, list[str], list[list[str]]]]:
                          for name, of in measures.items())
     compared = [[f"{item['ratio']:g}", item["control"], item["measure"], interval_text(item["difference"], True),
                  item["verdict"]] for item in study["comparisons"]]
-    note = f"{_ARMS} Mean over seeds ± half the 95% interval. English: share of the mlm windows that were read. {meanings}."
+    note = (f"{_ARMS} Mean over seeds ± half the 95% interval. English: share of the mlm windows that were read. {meanings}"
+            "; all but English are means over the other languages.")
     return [("Arms", note, ["arm", "tokens", "English", "seeds", *names], arms),
             ("Differences", "meta+cross minus the arm it is compared with; better and worse where the interval leaves out "
              "zero.", ["n1/N", "against", "measure", "difference", "two phases are"], compared)]
@@ -117,6 +118,6 @@ def _charts(study: Study) -> dict[str, tuple[str, str]]:
     for name in ("retrieval", "english_nll", "others_nll", "cka"):
         charts[f"curve-{name}"] = (f"Over training: {names[name]}", plots.curve(results, name, names[name]))
     charts["curve-loss"] = ("Training loss", plots.loss_curve(results))
-    for figure, title in (("retrieval", "retrieval P@1"), ("cka", "CKA"), ("margin", "cosine of translations minus random")):
+    for figure, title in (("retrieval", "retrieval P@1"), ("cka", "CKA"), ("margin", "cosine, translations minus random")):
         charts[f"layers-{figure}"] = (f"Alignment by layer: {title}", plots.by_layer(results, figure, title))
     return charts
