@@ -145,7 +145,6 @@ def _one_seed(folder: Path, data: TaskData[Any], head: Head[Any], settings: Sett
     """(best development score, {language: scores}) of one training."""
     import transformers
 
-    transformers.logging.set_verbosity_error()
     transformers.set_seed(seed)
     with opening(folder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

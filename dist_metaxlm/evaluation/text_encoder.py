@@ -41,11 +41,6 @@ class TextEncoder:
         self.model.eval().to(self.device)
         self.max_length = min(max_length, longest_input(self.model.config, self.tokenizer))
 
-    @property
-    def parameters(self) -> int:
-        """Weights of the encoder, its embeddings included and a language-model head left out."""
-        return sum(weight.numel() for weight in self.model.parameters())
-
     def embed(self, sentences: Sequence[str], include_special: bool = True, max_tokens: int = 8192) -> torch.Tensor:
         """Mean-pooled vectors after the embedding and after every layer: [K, N, H] float32, on the CPU.
 
@@ -117,8 +112,15 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def opening(folder: Path) -> Iterator[None]:
-    """Turn what transformers says of a folder that it cannot open into one sentence."""
+    """Turn what transformers says of a folder that it cannot open into one sentence; it says nothing else meanwhile.
+
+    Its table of missing and unexpected weights, such as the pooler's, is as it should be for every encoder here.
+    """
+    import transformers
     from safetensors import SafetensorError
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
     try:
         yield

@@ -16,7 +16,8 @@ def run(label: str, kind: str, ratio: float | None, seed: int) -> dict:
     figures = {"english_nll": 3.0 + seed / 10, "others_nll": 4.0, "retrieval": 0.3, "cka": None, "udpos:English": 0.8,
                "udpos:others": 0.5 + seed / 10}
     return {"label": label, "kind": kind, "ratio": ratio, "seed": seed, "tokens": 4096, "english_share": 0.5,
-            "seconds": 60.0, "figures": figures, "final": {"by_layer": {"retrieval": [0.1, 0.3], "cka": [0.5, 0.6], "margin": [0.0, 0.1]}},
+            "seconds": 60.0, "figures": figures,
+            "final": {"by_layer": {"retrieval": [0.1, 0.3], "cka": [0.5, 0.6], "margin": [0.0, 0.1]}},
             "curve": [{"phase": "meta", "tokens": tokens, **figures} for tokens in (2048, 4096)],
             "loss": [{"phase": "meta", "tokens": tokens, "losses": {"mlm": 5.0}} for tokens in (1024, 4096)]}
 
