@@ -42,7 +42,7 @@ def task_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, rng = tmp_path_factory.mktemp("tasks"), random.Random(2)
     for folder in ("udpos", "xnli", "tatoeba"):
         (root / folder).mkdir()
-    for split, language, count in (("train", "en", 96), ("dev", "en", 16), *(("test", code, 20) for code in NOUNS)):
+    for split, language, count in (("train", "en", 80), ("dev", "en", 16), *(("test", code, 20) for code in NOUNS)):
         rows, pairs = [], []
         for number in range(count):
             words, tags = sentence(language, rng)
