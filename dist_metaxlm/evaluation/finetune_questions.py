@@ -50,9 +50,10 @@ class Questions:
         features = []
         length = settings.max_length
         for number, example in enumerate(examples):
-            question = _shortened(example.question.lstrip(), tokenizer, min(QUESTION_TOKENS, length // 4))
+            question, used = _shortened(example.question.lstrip(), tokenizer, min(QUESTION_TOKENS, length // 4))
+            room = length - used - tokenizer.num_special_tokens_to_add(pair=True)
             encoded = tokenizer(question, example.context, truncation="only_second", max_length=length,
-                                stride=min(settings.stride, length // 4), return_overflowing_tokens=True,
+                                stride=max(0, min(settings.stride, length // 4, room - 1)), return_overflowing_tokens=True,
                                 return_offsets_mapping=True)
             for window, ids in enumerate(encoded["input_ids"]):
                 inside = [side == 1 for side in encoded.sequence_ids(window)]
@@ -87,10 +88,14 @@ class Questions:
         return answer_scores(answers, said, self._rules, language)
 
 
-def _shortened(question: str, tokenizer: Any, most: int) -> str:
-    encoded = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
-    spans = encoded["offset_mapping"]
-    return question if len(spans) <= most else question[:spans[most - 1][1]]
+def _shortened(question: str, tokenizer: Any, most: int) -> tuple[str, int]:
+    """The question, cut to at most `most` tokens, and how many it has.
+
+    The cut is looked for by characters: the offsets of characters that are spelled in bytes are those of their whole run.
+    """
+    while (used := len(tokenizer(question, add_special_tokens=False)["input_ids"])) > most and question:
+        question = question[:min(len(question) - 1, len(question) * most // used)]
+    return question, used
 
 
 def _answer_tokens(example: Question, spans: Sequence[tuple[int, int]], inside: Sequence[bool]) -> tuple[int, int]:

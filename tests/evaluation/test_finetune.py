@@ -99,6 +99,17 @@ def test_answers_are_found_again_in_windows(model_folder):
         assert scores["f1"] > 0.6, (answer, scores)
 
 
+def test_a_question_in_bytes_is_cut_to_its_tokens(model_folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
+    example = Question("1", "नमस्तेदुनिया" * 9, "house sees dog " * 30, ["dog"], [11])
+    features = Questions(BUILT_IN["xquad"]).features([example], tokenizer, Settings(max_length=40, stride=30))
+    assert len(features) > 1
+    assert all(len(feature["input_ids"]) <= 40 for feature in features)
+    assert sum(span is not None for span in features[0]["_spans"]) >= 25
+
+
 def test_settings():
     assert read_settings("questions", []).stride == 128
     assert read_settings("tagging", ["epochs=2", "learning_rate=1e-3"]).learning_rate == 1e-3
