@@ -110,12 +110,21 @@ def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOption
         try:
             began = time.perf_counter()
             results[name] = _evaluate(Path(folder), name, options, log)
+            _say_missing(name, results[name], options.languages, log)
             results[name]["seconds"] = round(time.perf_counter() - began, 1)
         except UserError as error:
             if not options.keep_going:
                 raise
             results[name] = {"error": str(error)}
     return results
+
+
+def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: Callable[[str], None]) -> None:
+    """Languages that were asked for and have no file are left out of the means: say so."""
+    there = result["languages"] if result["kind"] == "retrieval" else result["table"]["languages"]
+    missing = [language for language in asked if canonical(language, "--languages") not in there]
+    if missing:
+        log(f"{name}: no test file for {', '.join(missing)}; the means are without")
 
 
 def _evaluate(folder: Path, name: str, options: TaskOptions, log: Callable[[str], None]) -> dict[str, Any]:
