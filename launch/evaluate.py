@@ -1,53 +1,98 @@
 #!/usr/bin/env python3
-"""Evaluate phases of a run on held-out text (perplexity, sentence retrieval), or write the report of the whole run.
+"""Evaluate phases of a run, or any Hugging Face encoder: held-out text, retrieval, tagging, classification, questions.
 
 examples:
   python launch/evaluate.py --run_dir runs/quickstart --phase cross
   python launch/evaluate.py --run_dir runs/quickstart --phase untrained meta cross --tasks perplexity --json
   python launch/evaluate.py --run_dir runs/quickstart --report
+  python launch/evaluate.py --run_dir runs/mine --phase meta cross --tasks tatoeba,udpos,xnli --task_data data/xtreme
+  python launch/evaluate.py --model models/xlm-roberta-base --tasks tatoeba,wikiann --task_data data/xtreme --languages de sw
 
-Each phase's result goes to evaluation/PHASE.json of the run; --report writes summary.json and report.html from what is
-there and prints one table.
+perplexity and retrieval read the run's held-out text; the other tasks read files in the formats of XTREME and the original
+sets (docs/evaluation.md), are learnt in English with several seeds, and put a run and all --model into one table. Each
+phase's result goes to evaluation/PHASE.json (of tasks: PHASE-TASK.json) of the run; --report writes summary.json and
+report.html from what is there and prints one table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
-from dist_metaxlm.errors import UserError, run_command
+from dist_metaxlm.errors import EXIT_USER, UserError, run_command
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run_dir", required=True, help="folder of the run, such as runs/quickstart")
+    parser.add_argument("--run_dir", help="folder of the run, such as runs/quickstart")
     parser.add_argument("--phase", nargs="+", default=[], metavar="PHASE",
                         help="untrained (the recipe's initialisation), meta, cross, joint: one or several")
-    parser.add_argument("--tasks", default="perplexity,retrieval", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--model", nargs="+", default=[], metavar="FOLDER", help="Hugging Face folders to evaluate too")
+    parser.add_argument("--tasks", help="comma-separated: perplexity, retrieval (both: default for a run), tatoeba, "
+                                        "parallel, udpos, wikiann, masakhaner, xnli, pawsx, xquad, mlqa, tydiqa, or one of "
+                                        "--tasks_file")
     parser.add_argument("--min_candidates", type=int, default=400,
                         help="sentences a language needs to enter the mean P@1 (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="write the summary and the page of the run")
+    tasks = parser.add_argument_group("tasks")
+    tasks.add_argument("--task_data", default="data/xtreme", help="folder of the tasks' files (default: %(default)s)")
+    tasks.add_argument("--tasks_file", help="YAML that describes further tasks or says where their files lie")
+    tasks.add_argument("--languages", nargs="+", default=[], help="languages to test (default: all whose files are there)")
+    tasks.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of fine-tuning (default: 1 2 3)")
+    tasks.add_argument("--finetune", nargs="+", default=[], metavar="KEY=VALUE",
+                       help="settings such as epochs=3 learning_rate=1e-5 batch_size=16 max_train=2000 (default: XTREME's)")
+    tasks.add_argument("--without_special", action="store_true", help="pool sentences without <s> and </s>")
+    tasks.add_argument("--max_pairs", type=int, help="pairs of each parallel file (default: all)")
+    tasks.add_argument("--keep_going", action="store_true",
+                       help="after a task that cannot be run go on with the next one; the exit code is 2 all the same")
+    tasks.add_argument("--output", help="JSON file for the tasks' results of all encoders")
     parser.add_argument("--json", action="store_true",
                         help="print one JSON object: the results by phase or, with --report, the summary")
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse()
-    if not arguments.phase and not arguments.report:
+    if not arguments.phase and not arguments.report and not arguments.model:
         raise UserError("neither --phase nor --report is given; name a phase to evaluate, or ask for the report")
-    outcome = evaluate(arguments) if arguments.phase else {}
+    if (arguments.phase or arguments.report) and not arguments.run_dir:
+        raise UserError("--phase and --report need --run_dir; name the folder of the run")
+    outcome: dict = {}
+    failed = False
+    if arguments.phase or arguments.model:
+        from dist_metaxlm.evaluation.run_tasks import split_tasks
+
+        heldout, tasks = split_tasks(arguments.tasks, bool(arguments.phase), arguments.tasks_file, arguments.keep_going)
+        outcome = evaluate(arguments, heldout) if heldout else {}
+        if tasks:
+            outcome["tasks"] = evaluate_tasks(arguments, tasks)
+            failed = any("error" in result for of in outcome["tasks"].values() for result in of.values())
     if arguments.report:
         outcome = report(arguments)
     if arguments.json:
         print(json.dumps(outcome))
+    return EXIT_USER if failed else 0
 
 
-def evaluate(arguments: argparse.Namespace) -> dict:
+def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict:
+    from dist_metaxlm.evaluation.run_tasks import TaskOptions, evaluate_encoders
+    from dist_metaxlm.reporting.task_table import print_tasks
+
+    options = TaskOptions(Path(arguments.task_data), Path(arguments.tasks_file) if arguments.tasks_file else None,
+                          tuple(arguments.languages), tuple(arguments.seeds), tuple(arguments.finetune),
+                          not arguments.without_special, arguments.max_pairs, arguments.keep_going)
+    log = (lambda line: None) if arguments.json else print
+    results = evaluate_encoders(arguments.run_dir, arguments.phase, arguments.model, names, options, arguments.output, log)
+    if not arguments.json:
+        print_tasks(results)
+    return results
+
+
+def evaluate(arguments: argparse.Namespace, tasks: list[str]) -> dict:
     from dist_metaxlm.evaluation.run import evaluate_run
     from dist_metaxlm.reporting.table import print_evaluation, print_means
 
-    tasks = [task.strip() for task in arguments.tasks.split(",")]
     show = print_evaluation if len(arguments.phase) == 1 else print_means
     results = {}
     for phase in arguments.phase:

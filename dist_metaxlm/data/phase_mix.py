@@ -22,7 +22,8 @@ def language_mix(phase: PhaseConfig, languages: Sequence[str], tokens: Sequence[
     windows = [sum(count // phase.sequence_length for count in counts) for counts in tokens]
     late = {language: point.tokens for point in phase.unlock for language in point.languages}
     mix = _mix(phase, "mlm", phase.alpha, [sum(counts) for counts in tokens],
-               [late.get(language, 0) for language in languages], phase.max_repetitions, windows, weights)
+               [late.get(language, 0) for language in languages], phase.max_repetitions, windows, weights,
+               _fixed(phase, languages))
     _check(mix, phase, "mlm", f"text in languages {_listed(languages)}", "max_repetitions")
     return mix
 
@@ -57,13 +58,22 @@ def _taken(phase: PhaseConfig, name: str) -> Fraction:
     return Fraction(objective.weight) * step / sum(Fraction(other.weight) for other in phase.objectives)
 
 
+def _fixed(phase: PhaseConfig, languages: Sequence[str]) -> dict[int, float]:
+    unknown = [language for language in phase.shares if language not in languages]
+    if unknown:
+        raise UserError(f"shares names {unknown[0]!r}, of which the store has no text; it has {_listed(languages)}")
+    return {list(languages).index(language): share for language, share in phase.shares.items()}
+
+
 def _mix(phase: PhaseConfig, name: str, alpha: float | list[AlphaPoint], counts: Sequence[int], unlocks: Sequence[int],
-         repetitions: float | None, samples: Sequence[int], parts: Sequence[Sequence[int]] | None) -> Mix:
+         repetitions: float | None, samples: Sequence[int], parts: Sequence[Sequence[int]] | None,
+         fixed: dict[int, float] | None = None) -> Mix:
     rate = samples_per_token(phase, name)
     points = [(0, alpha)] if isinstance(alpha, float) else [(point.tokens, point.alpha) for point in alpha]
     limits = None if repetitions is None else [int(Fraction(repetitions) * count) for count in samples]
+    length = round(phase.total_steps * _taken(phase, name))
     return Mix(counts, [(round(tokens * rate), value) for tokens, value in points],
-               [round(tokens * rate) for tokens in unlocks], limits, round(phase.total_steps * _taken(phase, name)), parts)
+               [round(tokens * rate) for tokens in unlocks], limits, length, parts, fixed)
 
 
 def _check(mix: Mix, phase: PhaseConfig, name: str, what: str, field: str) -> None:

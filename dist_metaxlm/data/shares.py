@@ -9,7 +9,7 @@ Shapes: S segments, K languages (or language pairs).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 
@@ -37,6 +37,8 @@ class Mix:
     """Samples of the phase."""
     parts: Sequence[Sequence[int]] | None = None
     """Weights of a language's sources, which share its samples in these ratios."""
+    fixed: Mapping[int, float] | None = None
+    """Number of a language -> its share, whatever alpha says; the others divide the rest. Less than 1 together."""
 
     def longest(self) -> int | None:
         """Samples after which the limits of the languages unlocked until then are used up; None: they last."""
@@ -99,8 +101,24 @@ class SharePlan:
     def _asked(self, alpha: float, available: np.ndarray) -> np.ndarray:
         key = (alpha, available.tobytes())
         if key not in self._known:
-            self._known[key] = integer_shares(self._mix.counts, alpha, available.tolist())
+            self._known[key] = self._with_fixed(alpha, available)
         return self._known[key]
+
+    def _with_fixed(self, alpha: float, available: np.ndarray) -> np.ndarray:
+        fixed = {number: int(_CONTEXT.multiply(Decimal(str(share)), Decimal(WHOLE)))
+                 for number, share in (self._mix.fixed or {}).items() if available[number]}
+        free = available.copy()
+        free[list(fixed)] = False
+        if not fixed or not free.any():
+            return integer_shares(self._mix.counts, alpha, available.tolist())
+        rest = WHOLE - sum(fixed.values())
+        # Python's integers: the product of two shares does not fit into 64 bits
+        shares = [max(1, share * rest // WHOLE) if share else 0
+                  for share in integer_shares(self._mix.counts, alpha, free.tolist()).tolist()]
+        for number, share in fixed.items():
+            shares[number] = share
+        shares[shares.index(max(shares))] += WHOLE - sum(shares)
+        return np.array(shares, np.int64)
 
 
 def split_shares(shares: np.ndarray, parts: Sequence[Sequence[int]]) -> np.ndarray:

@@ -39,14 +39,7 @@ def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
     if unknown or not tasks:
         raise UserError(f"unknown task {unknown[0] if unknown else ''!r}; choose from {', '.join(TASKS)}")
     recipe, encoder = load_encoder(folder, phase)
-    model_path = Path(recipe.data.directory) / "tokenizer.model"
-    if not model_path.is_file():
-        raise UserError(f"no tokenizer at {model_path} (data.directory of {folder / 'recipe.yaml'}); prepare the data, "
-                        "or start the command where the run was started")
-    tokenizer = Tokenizer.load(model_path)
-    if tokenizer.vocab_size != recipe.model.vocab_size:
-        raise UserError(f"{model_path} has {tokenizer.vocab_size} ids and the run's model.vocab_size is "
-                        f"{recipe.model.vocab_size}; put the tokenizer back that the run was trained with")
+    tokenizer = tokenizer_of(folder, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began = time.perf_counter()
     result: dict[str, Any] = {
@@ -61,20 +54,43 @@ def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
 
 def load_encoder(run_dir: Path, phase: str) -> tuple[Recipe, Encoder]:
     """The recipe of a run and its model with the weights of a phase, on the CPU in fp32."""
+    recipe, weights = load_state(run_dir, phase)
+    encoder = Encoder(recipe.model, recipe.seed)
+    encoder.load_state_dict(weights)
+    return recipe, encoder
+
+
+def load_state(run_dir: Path, phase: str, step: int | None = None) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    """The recipe of a run and the weights of a phase: of its newest checkpoint, or of the one after `step` steps."""
     recipe_path = run_dir / "recipe.yaml"
     if not recipe_path.is_file():
         raise UserError(f"no run at {run_dir} (it has no recipe.yaml); give the folder that pretrain.py wrote")
     if phase == UNTRAINED:
         recipe = load_recipe(recipe_path)
-        return recipe, Encoder(recipe.model, recipe.seed)
+        return recipe, Encoder(recipe.model, recipe.seed).state_dict()
     if phase not in PHASE_NAMES:
         raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
-    from dist_metaxlm.training.checkpoint import load_weights
+    from dist_metaxlm.training import checkpoint
 
-    recipe, weights = load_weights(run_dir, phase)
-    encoder = Encoder(recipe.model, recipe.seed)
-    encoder.load_state_dict(weights)
-    return recipe, encoder
+    if step is None:
+        return checkpoint.load_weights(run_dir, phase)
+    found = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
+    if found is None:
+        raise UserError(f"no intact checkpoint of step {step} in {run_dir / phase / 'checkpoints'}; name one that is there")
+    return load_recipe(run_dir / phase / "recipe.yaml"), found.tensors("weights")
+
+
+def tokenizer_of(run_dir: Path, recipe: Recipe) -> Tokenizer:
+    """The tokenizer that a run was trained with. Errors: UserError where it is gone or has another size."""
+    model_path = Path(recipe.data.directory) / "tokenizer.model"
+    if not model_path.is_file():
+        raise UserError(f"no tokenizer at {model_path} (data.directory of {run_dir / 'recipe.yaml'}); prepare the data, "
+                        "or start the command where the run was started")
+    tokenizer = Tokenizer.load(model_path)
+    if tokenizer.vocab_size != recipe.model.vocab_size:
+        raise UserError(f"{model_path} has {tokenizer.vocab_size} ids and the run's model.vocab_size is "
+                        f"{recipe.model.vocab_size}; put the tokenizer back that the run was trained with")
+    return tokenizer
 
 
 def window_of(recipe: Recipe) -> int:

@@ -105,6 +105,8 @@ class PhaseConfig(Section):
     """Languages of the text, or all that the store holds."""
     alpha: float | list[AlphaPoint] = 0.3
     """Exponent of the language mix p ~ tokens^alpha, or its schedule over tokens."""
+    shares: dict[str, float] = {}
+    """Language -> its share of the mlm windows, whatever alpha says; the other languages divide the rest by alpha."""
     pair_alpha: float | list[AlphaPoint] = 0.3
     """Exponent of the mix of language pairs p ~ pairs^alpha, for tlm and contrast, or its schedule over tokens."""
     max_repetitions: float | None = Field(None, gt=0)
@@ -140,6 +142,7 @@ class PhaseConfig(Section):
                 problems.append(f"{objective.name} batch_tokens {batch} is not a multiple of sequence_length {length}; "
                                 f"nearest: {max(1, round(batch / length)) * length}")
         problems += _alpha_problems("alpha", self.alpha) + _alpha_problems("pair_alpha", self.pair_alpha)
+        problems += _share_problems(self.shares, self.languages)
         problems += _unlock_problems(self.unlock, self.languages)
         if self.tokens is not None and not any(hasattr(o, "batch_tokens") for o in self.objectives):
             problems.append("tokens counts masked-LM tokens and no objective has any; give steps")
@@ -165,6 +168,16 @@ def _alpha_problems(name: str, alpha: float | list[AlphaPoint]) -> list[str]:
     if isinstance(alpha, float):
         return [] if 0 <= alpha <= 1 else [f"{name} {alpha} is not between 0 (all alike) and 1 (by size)"]
     return [] if alpha else [f"{name} is an empty schedule; give a number, or points of tokens and alpha"]
+
+
+def _share_problems(shares: dict[str, float], languages: list[str] | Literal["all"]) -> list[str]:
+    problems = [f"shares.{name} {share} is not between 0 and 1" for name, share in shares.items() if not 0 < share < 1]
+    problems += [f"shares names {name}, which is not in languages" for name in shares
+                 if languages != "all" and name not in languages]
+    if sum(shares.values()) >= 1:
+        problems.append(f"shares add up to {sum(shares.values()):g}, which leaves nothing for other languages; make them "
+                        "less than 1 together")
+    return problems
 
 
 def _unlock_problems(unlock: list[Unlock], languages: list[str] | Literal["all"]) -> list[str]:

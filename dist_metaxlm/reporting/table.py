@@ -15,7 +15,7 @@ from dist_metaxlm.reporting.sections import number, short
 
 def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> None:
     """One table of a run: a column for every checkpoint, a row for every figure."""
-    console = _console(stream)
+    console = console_of(stream)
     console.print(_outcome(summary, console))
     if summary["retrieval_ratio"]:
         console.print(f"retrieval after cross: {summary['retrieval_ratio']:.1f} times that of meta")
@@ -23,10 +23,10 @@ def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> Non
 
 def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None) -> None:
     """One evaluation: a row for every language, and the means."""
-    console = _console(stream)
+    console = console_of(stream)
     retrieval, perplexity = result.get("retrieval", {}), result.get("perplexity", {})
     best = result.get("best_layer")
-    table = _table(console, f"phase {result['phase']}")
+    table = table_of(console, f"phase {result['phase']}")
     table.add_column("language")
     for heading in (["perplexity"] if perplexity else []) + (
             ["candidates", "to English", "from English"] if retrieval else []):
@@ -55,23 +55,25 @@ def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
                      "both directions")
     elif retrieval:
         parts.append(f"no mean P@1: no language has {result['min_candidates']} candidates, see --min_candidates")
-    _console(stream).print(f"{result['phase']}: {'; '.join(parts)} ({number(result['seconds'], 1)} s)", soft_wrap=True)
+    console_of(stream).print(f"{result['phase']}: {'; '.join(parts)} ({number(result['seconds'], 1)} s)", soft_wrap=True)
 
 
-def _console(stream: IO[str] | None) -> Console:
+def console_of(stream: IO[str] | None) -> Console:
+    """The terminal, or the given stream; wide enough for a table where it is no terminal."""
     target = stream or sys.stdout
     # Off a terminal rich takes 80 columns whatever the table needs; a log line has no such edge.
     return Console(file=target, width=None if target.isatty() else 120, highlight=False)
 
 
-def _table(console: Console, title: str) -> Table:
+def table_of(console: Console, title: str) -> Table:
+    """An empty table in the style of the place it goes to."""
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII)
 
 
 def _outcome(summary: dict[str, Any], console: Console) -> Table:
     phases, evaluation = summary["phases"], summary["evaluation"]
     columns = [name for name in CHECKPOINT_ORDER if name in phases or name in evaluation]
-    table = _table(console, f"run {summary['recipe']}")
+    table = table_of(console, f"run {summary['recipe']}")
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dist_metaxlm.data.shares import integer_shares, split_shares
+from dist_metaxlm.data.shares import Mix, SharePlan, integer_shares, split_shares
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
@@ -29,3 +29,13 @@ def test_split_keeps_sums_and_ratios() -> None:
     assert np.array_equal(split[:, :2].sum(axis=1), shares[:, 0])
     assert np.array_equal(split[:, 2], shares[:, 1])
     assert split[1].tolist()[:2] == [2, 5]
+
+
+def test_a_fixed_share_is_kept_and_the_others_divide_the_rest() -> None:
+    counts = [1000, 4000, 16_000]
+    _, (shares, later) = SharePlan(Mix(counts, [(0, 0.5)], unlocks=[2048, 0, 0], fixed={0: 0.7})).segments(1024)
+    assert np.allclose(shares / 2**40, [0, 1 / 3, 2 / 3])
+    assert np.allclose(later / 2**40, [0.7, 0.1, 0.2])
+    assert later.sum() == 2**40
+    _, alone = SharePlan(Mix([5], [(0, 1.0)], fixed={0: 0.25})).segments(1024)
+    assert alone.tolist() == [[2**40]]

@@ -93,3 +93,11 @@ def test_difference_between_phases() -> None:
     assert rows["languages"] == (["en"], "all")
     assert rows["objectives.contrast.pairs"][0] is None
     assert "sequence_length" not in rows
+
+
+@pytest.mark.parametrize(("shares", "message"), [
+    ("{en: 1.5}", "shares.en 1.5 is not between 0 and 1"), ("{en: 0.6, de: 0.5}", "shares add up to 1.1"),
+    ("{fr: 0.5}", "shares names fr, which is not in languages")])
+def test_shares_leave_something_for_the_others(shares, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe("quickstart", ["phases.cross.languages=[en, de]", f"phases.cross.shares={shares}"])

@@ -1,0 +1,43 @@
+"""How far the languages share one space, layer by layer, beyond whether the nearest neighbour is right.
+
+Two figures: the mean cosine of translations against that of random pairs (a collapsed space has both near 1), and linear
+CKA (Kornblith et al., arXiv 1905.00414, section 3), which asks whether two languages have the same geometry whatever their
+rotation and scale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def alignment(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
+    """Alignment of translations by layer.
+
+    Args:
+        first: [K, N, H] vectors of one language.
+        second: [K, N, H] vectors of their translations.
+
+    Returns:
+        {translations, random, cka}: a figure a layer; `random` is the mean over all pairs that are no translations.
+    """
+    result: dict[str, Any] = {"translations": [], "random": [], "cka": []}
+    for one, other in zip(first.float(), second.float(), strict=True):
+        count = len(one)
+        unit, unit_other = torch.nn.functional.normalize(one, dim=-1), torch.nn.functional.normalize(other, dim=-1)
+        own = float((unit * unit_other).sum())
+        # the sum of all cosines is one product of sums: no N x N matrix is needed
+        everything = float(unit.sum(0) @ unit_other.sum(0))
+        result["translations"].append(own / count)
+        result["random"].append((everything - own) / (count * (count - 1)) if count > 1 else None)
+        result["cka"].append(linear_cka(one, other))
+    return result
+
+
+def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float | None:
+    """Linear CKA of [N, H] and [N, H'] vectors of the same N things, in [0, 1]; None where a side does not vary."""
+    one, other = (side.double() - side.double().mean(0) for side in (first, second))
+    between = torch.linalg.matrix_norm(one.T @ other) ** 2
+    within = torch.linalg.matrix_norm(one.T @ one) * torch.linalg.matrix_norm(other.T @ other)
+    return float(between / within) if float(within) > 0 else None

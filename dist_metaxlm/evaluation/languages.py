@@ -1,0 +1,81 @@
+"""Language codes of evaluation files, and the script that a text is written in.
+
+Codes are ISO 639-1 (two letters) or 639-3 (three letters); the three-letter code of a language that has two letters
+becomes these, so that `deu-eng.tsv` and `test-de.tsv` meet in one row of a table.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+
+from dist_metaxlm.errors import UserError
+
+_ISO_639_1_TEXT = """
+aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo
+es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg
+ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn
+no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg sh si sk sl sm sn so sq sr ss st su sv sw
+ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
+"""
+_THREE_TO_TWO_TEXT = """
+afr=af amh=am ara=ar arb=ar asm=as aze=az azj=az bel=be ben=bn bos=bs bre=br bul=bg cat=ca ces=cs cmn=zh zho=zh cor=kw
+cym=cy dan=da deu=de ell=el eng=en epo=eo est=et ekk=et eus=eu fao=fo pes=fa fas=fa fin=fi fra=fr fry=fy gla=gd gle=ga
+glg=gl guj=gu hat=ht hau=ha heb=he hin=hi hrv=hr hun=hu hye=hy ibo=ig ido=io ile=ie ina=ia ind=id isl=is ita=it jav=jv
+jpn=ja kan=kn kat=ka kaz=kk khm=km kin=rw kir=ky kor=ko kur=ku lao=lo lat=la lin=ln lit=lt lug=lg lvs=lv lav=lv mal=ml
+mar=mr mkd=mk mlg=mg mlt=mt mon=mn khk=mn mri=mi msa=ms zsm=ms mya=my nep=ne npi=ne nld=nl nno=nn nob=nb nya=ny oci=oc
+ori=or orm=om pan=pa pol=pl por=pt pus=ps ron=ro rus=ru sin=si slk=sk slv=sl sna=sn snd=sd som=so sot=st spa=es sqi=sq
+srp=sr sun=su swa=sw swh=sw swe=sv tam=ta tat=tt tel=te tgk=tg tgl=tl tha=th tir=ti tsn=tn tso=ts tuk=tk tur=tr twi=tw
+uig=ug ukr=uk urd=ur uzb=uz vie=vi vol=vo wln=wa wol=wo xho=xh yid=yi yor=yo zul=zu
+"""
+_THREE_ONLY_TEXT = """
+ace als ang arc arq ary arz ast awa bam bar bat bbj bcl ber bho bpy bug bxr cbk ceb cha chr chv ckb csb diq dsb dtp
+egl ewe ext fil fon frp frr fur gag gan gsw hak hbo hif hil hsb ilo ind jbo kab kaa koi krc ksh kzj lad lez lfn lij
+lmo lrc ltg lua luo luy max mai mhr min moh mos mrj mwl myv mzn nah nap nds new nov nqo orv pam pap pcm pms pnb rap
+rus sah scn sco swg szl tet tpi tum tyv tzl vec vep vls war wuu xal xmf yue zea
+"""
+_TWO_LETTERS = frozenset(_ISO_639_1_TEXT.split())
+_THREE_TO_TWO = dict(pair.split("=") for pair in _THREE_TO_TWO_TEXT.split())
+_THREE_ONLY = frozenset(_THREE_ONLY_TEXT.split())
+_SCRIPT_NAMES = {
+    "CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana", "HANGUL": "Hangul", "OLD": "Other", "FULLWIDTH": "Latin",
+    "MODIFIER": "Other", "HALFWIDTH": "Kana",
+}
+_SAMPLE = 20_000
+
+
+def canonical(code: str, where: str) -> str:
+    """The code under which a language stands in every table: two letters where it has them.
+
+    Errors: UserError for a code that is not known; `where` says what carries it. A region (`pt-BR`) stays on the code.
+    """
+    base, _, region = code.partition("-")
+    base = base.lower()
+    known = _THREE_TO_TWO.get(base, base)
+    if known not in _TWO_LETTERS and known not in _THREE_ONLY:
+        raise UserError(f"{where}: {code!r} is no known language code; use ISO 639-1 such as 'de' or 639-3 such as 'deu'")
+    return f"{known}-{region}" if region else known
+
+
+def dominant_script(texts: Iterable[str]) -> str:
+    """The script of most letters: Latin, Cyrillic, Han, Kana (any share over a tenth, so Japanese is not Han), Thai, ..."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(script for character in text if (script := _script(character)))
+        if sum(counts.values()) >= _SAMPLE:
+            break
+    if not counts:
+        return "Other"
+    if counts["Kana"] * 10 > sum(counts.values()):
+        return "Kana"
+    return min(counts, key=lambda script: (-counts[script], script))
+
+
+@lru_cache(maxsize=4096)
+def _script(character: str) -> str | None:
+    if not character.isalpha():
+        return None
+    name = unicodedata.name(character, "").split(" ")[0]
+    return _SCRIPT_NAMES.get(name, name.capitalize()) or "Other"

@@ -1,0 +1,165 @@
+"""Tasks for one encoder after the other: ours by run and phase, any other by its folder, all through the same code."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.finetune import XTREME, Settings, finetune_task
+from dist_metaxlm.evaluation.finetune_classification import Classification
+from dist_metaxlm.evaluation.finetune_questions import Questions
+from dist_metaxlm.evaluation.finetune_tagging import Tagging
+from dist_metaxlm.evaluation.languages import canonical
+from dist_metaxlm.evaluation.retrieval_task import evaluate_parallel, read_parallel
+from dist_metaxlm.evaluation.run import TASKS as HELDOUT
+from dist_metaxlm.evaluation.task_spec import BUILT_IN, TaskSpec, load_tasks
+from dist_metaxlm.evaluation.text_encoder import TextEncoder, check_folder, exported_phase
+from dist_metaxlm.reporting.metrics import write_json
+from dist_metaxlm.training.run_folder import environment
+
+HEADS: dict[str, Callable[[TaskSpec], Any]] = {
+    "tagging": Tagging, "classification": Classification, "questions": Questions}
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What the command line says of tasks."""
+
+    data: Path
+    """Folder of the tasks' files."""
+    file: Path | None = None
+    """YAML file that describes tasks."""
+    languages: tuple[str, ...] = ()
+    """Languages to test; empty: all whose files are there."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Seeds of fine-tuning."""
+    settings: tuple[str, ...] = ()
+    """Fine-tuning settings as key=value, for all tasks."""
+    include_special: bool = True
+    """Retrieval: pool over special tokens too."""
+    max_pairs: int | None = None
+    """Retrieval: pairs taken of every file, the first ones."""
+    keep_going: bool = False
+    """After a task that failed by the user's mistake go on with the next one."""
+
+
+def evaluate_run_tasks(run_dir: str | Path, phase: str, names: Sequence[str], options: TaskOptions,
+                       log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Tasks for a run's phase; each result is also written to evaluation/PHASE-TASK.json of the run."""
+    with exported_phase(run_dir, phase) as folder:
+        results = evaluate_tasks(folder, names, options, log)
+    for name, result in results.items():
+        if "error" not in result:
+            write_json(Path(run_dir) / "evaluation" / f"{phase}-{name}.json", {"phase": phase, "task": name, **result})
+    return results
+
+
+def split_tasks(given: str | None, has_run: bool, file: str | None, keep_going: bool) -> tuple[list[str], list[str]]:
+    """(tasks on a run's held-out text, tasks with files of their own) of a comma-separated list.
+
+    Errors: UserError for an unknown task (unless `keep_going`, when it fails in its turn), or one that only a run has.
+    """
+    if given is None and not has_run:
+        raise UserError(f"--model needs --tasks; choose from {', '.join(BUILT_IN)}")
+    names = list(HELDOUT) if given is None else [name.strip() for name in given.split(",")]
+    others = [name for name in names if name not in HELDOUT]
+    if "" in others:
+        raise UserError(f"unknown task ''; choose from {', '.join((*HELDOUT, *BUILT_IN))}")
+    if not keep_going:
+        load_tasks(others, file)
+    if len(others) < len(names) and not has_run:
+        raise UserError(f"task {next(name for name in names if name in HELDOUT)} reads a run's held-out text; give "
+                        "--run_dir and --phase, or take it out of --tasks")
+    return [name for name in names if name in HELDOUT], others
+
+
+def evaluate_encoders(run_dir: str | None, phases: Sequence[str], models: Sequence[str], names: Sequence[str],
+                      options: TaskOptions, output: str | None = None,
+                      log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """{encoder: {task: result}} of a run's phases and of Hugging Face folders, under names that a table can show.
+
+    Everything is also written to the JSON file `output`, where one is named. Errors: as `evaluate_tasks`.
+    """
+    results = {phase: evaluate_run_tasks(str(run_dir), phase, names, options, log) for phase in phases}
+    for model in models:
+        label = Path(model).name if [Path(other).name for other in models].count(Path(model).name) == 1 else model
+        results[label if label not in results else model] = evaluate_tasks(model, names, options, log)
+    if output is not None:
+        write_json(Path(output), {"encoders": results, "environment": environment()})
+    return results
+
+
+def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOptions,
+                   log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """{task: result} of an encoder in a folder; a task that failed under `keep_going` has {error: sentence}.
+
+    Errors: UserError as the task's files, settings or the folder give cause.
+    """
+    check_folder(Path(folder))
+    results: dict[str, Any] = {}
+    for name in names:
+        try:
+            began = time.perf_counter()
+            results[name] = _evaluate(Path(folder), name, options, log)
+            _say_missing(name, results[name], options.languages, log)
+            results[name]["seconds"] = round(time.perf_counter() - began, 1)
+        except UserError as error:
+            if not options.keep_going:
+                raise
+            results[name] = {"error": str(error)}
+    return results
+
+
+def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: Callable[[str], None]) -> None:
+    """Languages that were asked for and have no file are left out of the means: say so."""
+    there = result["languages"] if result["kind"] == "retrieval" else result["table"]["languages"]
+    missing = [language for language in asked if canonical(language, "--languages") not in there]
+    if missing:
+        log(f"{name}: no test file for {', '.join(missing)}; the means are without")
+
+
+def _evaluate(folder: Path, name: str, options: TaskOptions, log: Callable[[str], None]) -> dict[str, Any]:
+    spec = load_tasks([name], options.file)[name]
+    languages = [canonical(language, "--languages") for language in options.languages] or None
+    if spec.kind == "retrieval":
+        pairs = read_parallel(name, spec, options.data, languages)
+        return evaluate_parallel(TextEncoder(folder), pairs, options.include_special, options.max_pairs)
+    settings = read_settings(spec.kind, options.settings)
+    with libraries_on_standard_error():
+        head = HEADS[spec.kind](spec)
+        return finetune_task(folder, name, spec, head, options.data, options.seeds, settings, languages, log)
+
+
+def read_settings(kind: str, overrides: Sequence[str]) -> Settings:
+    """XTREME's settings for a kind of task with `key=value` overrides. Errors: UserError naming what is wrong."""
+    fields: dict[str, Any] = XTREME[kind].model_dump()
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or key not in fields:
+            raise UserError(f"--finetune {override!r} is not key=value with a key of {', '.join(fields)}")
+        fields[key] = yaml.safe_load(value)
+    try:
+        return Settings.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"--finetune {problem['loc'][0]}: {problem['msg']} (got {problem['input']!r})") from None
+
+
+@contextmanager
+def libraries_on_standard_error() -> Iterator[None]:
+    """What libraries print goes to standard error: with --json only one object may stand on standard output."""
+    output = sys.stdout
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = output

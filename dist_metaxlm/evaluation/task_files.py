@@ -1,0 +1,201 @@
+"""Readers of evaluation sets in the formats in which XTREME and the original sets are distributed.
+
+Compressed files are read as they are. Whatever is wrong inside a file is one UserError with file and line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.data import readers
+from dist_metaxlm.data.readers_files import decoded, lines, shown, whole
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.data import ReadingConfig
+
+_ALIASES = {"contradictory": "contradiction"}
+"""MultiNLI's spelling in the English training file of XNLI."""
+_HEADERS = (("sentence1", "premise"), ("sentence2", "hypo", "hypothesis"), ("gold_label", "label"))
+
+
+@dataclass(frozen=True)
+class TaggedSentence:
+    """Tokens and their tags, as many."""
+
+    tokens: list[str]
+    tags: list[str]
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """Two sentences and their relation."""
+
+    first: str
+    second: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a paragraph, and the answers that count as right."""
+
+    identity: str
+    question: str
+    context: str
+    answers: list[str]
+    starts: list[int]
+    """Character at which each answer begins in the context."""
+
+
+def read_pairs(path: Path, language: str, pivot: Path | None = None, pivot_column: int = 1) -> list[tuple[str, str]]:
+    """(English, `language`) sentences of one file (any format of data.bitext), or of two files with a sentence a line.
+
+    Errors: UserError where a line has not two columns, the two files differ in length, or a side is empty.
+    """
+    if pivot is None:
+        readers.check_formats([path], "bitext", "evaluation")
+        sides = ("en", language) if pivot_column == 1 else (language, "en")
+        found = list(readers.pairs([path], ReadingConfig(), sides))
+    else:
+        found = list(readers.pairs([(pivot, path)], ReadingConfig()))
+    for number, pair in enumerate(found, start=1):
+        if not all(pair):
+            raise UserError(f"{shown(path)}, pair {number} has an empty side; fill it, or leave the pair out of both sides")
+    return found if pivot is not None or pivot_column == 1 else [(right, left) for left, right in found]
+
+
+def read_tagged(path: Path, labels: Sequence[str] = (), token_column: int | None = None,
+                label_column: int | None = None) -> list[TaggedSentence]:
+    """Sentences of a file with a token a line and a blank line between sentences.
+
+    Two columns are token and tag (XTREME's TSV, MasakhaNER; WikiANN's `en:` before tokens is taken off), three are
+    number, token, tag, ten are CoNLL-U (form and UPOS; ranges such as 3-4 and empty nodes such as 5.1 are passed over).
+
+    Errors: UserError naming the line that lacks a column, or whose tag is not among `labels` (where any are given).
+    """
+    sentences: list[TaggedSentence] = []
+    tokens: list[str] = []
+    tags: list[str] = []
+    for number, line in lines(path):
+        if not line.strip():
+            if tokens:
+                sentences.append(TaggedSentence(tokens, tags))
+                tokens, tags = [], []
+            continue
+        cells = line.split("\t") if "\t" in line else line.split()
+        if line.startswith("#") and (len(cells) != 2 or "\t" not in line):
+            continue
+        where = f"{shown(path)}, line {number}"
+        cell = _token_and_tag(cells, token_column, label_column, where)
+        if cell is None:
+            continue
+        if labels and cell[1] not in labels:
+            raise _unknown_label(where, cell[1], labels)
+        tokens.append(cell[0])
+        tags.append(cell[1])
+    if tokens:
+        sentences.append(TaggedSentence(tokens, tags))
+    if not sentences:
+        raise UserError(f"{shown(path)} holds no sentences; put text into it or take the file away")
+    return _without_prefix(sentences)
+
+
+def _token_and_tag(cells: list[str], token_column: int | None, label_column: int | None,
+                   where: str) -> tuple[str, str] | None:
+    """Token and tag of a line, None for a line of CoNLL-U that is no word."""
+    if len(cells) == 10 and not re.fullmatch(r"\d+", cells[0]):
+        return None
+    token = token_column or {3: 2, 10: 2}.get(len(cells), 1)
+    label = label_column or (4 if len(cells) == 10 else token + 1)
+    if len(cells) < max(token, label):
+        raise UserError(f"{where} has {len(cells)} column{'s' * (len(cells) != 1)} and no column {max(token, label)}, where "
+                        "the label is; use a file with labels, or name the columns in --tasks_file")
+    return cells[token - 1], cells[label - 1].strip()
+
+
+def _without_prefix(sentences: list[TaggedSentence]) -> list[TaggedSentence]:
+    """WikiANN's original files spell every token as `en:token`."""
+    first = re.match(r"[a-z]{2,3}(-[a-z]+)*:", sentences[0].tokens[0])
+    if first is None or not all(token.startswith(first[0]) for s in sentences for token in s.tokens):
+        return sentences
+    return [TaggedSentence([token[first.end():] for token in s.tokens], s.tags) for s in sentences]
+
+
+def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledPair]:
+    """Sentence pairs with a label: three columns (XTREME), or a header that names them (XNLI, MultiNLI, PAWS-X).
+
+    Errors: UserError naming the line that lacks a column, or whose label is not among `labels` (where any are given).
+    """
+    rows: list[LabelledPair] = []
+    columns = (0, 1, 2)
+    for number, line in lines(path):
+        cells = line.split("\t")
+        if not line.strip():
+            continue
+        if number == 1 and (header := _header(cells)):
+            columns = header
+            continue
+        where = f"{shown(path)}, line {number}"
+        if len(cells) <= max(columns):
+            raise UserError(f"{where} has {len(cells)} tab-separated columns where sentence, sentence and label need "
+                            f"{max(columns) + 1}; use a file with labels, or mend the line")
+        label = _ALIASES.get(cells[columns[2]].strip(), cells[columns[2]].strip())
+        if labels and label not in labels:
+            raise _unknown_label(where, label, labels)
+        rows.append(LabelledPair(cells[columns[0]].strip(), cells[columns[1]].strip(), label))
+    if not rows:
+        raise UserError(f"{shown(path)} holds no examples; put some into it or take the file away")
+    return rows
+
+
+def _header(cells: list[str]) -> tuple[int, int, int] | None:
+    names = [cell.strip() for cell in cells]
+    first, second, label = (next((names.index(name) for name in known if name in names), None) for known in _HEADERS)
+    return (first, second, label) if first is not None and second is not None and label is not None else None
+
+
+def _unknown_label(where: str, label: str, labels: Sequence[str]) -> UserError:
+    return UserError(f"{where} has the label {label!r}, which is none of {', '.join(labels)}; mend the line, or name the "
+                     "labels in --tasks_file")
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions of a file in SQuAD's JSON (XQuAD, MLQA, TyDiQA GoldP), in its order.
+
+    Errors: UserError naming the file and the field that is not there or not as it should be.
+    """
+    try:
+        tree = json.loads(decoded(whole(path), shown(path)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{shown(path)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); mend "
+                        "it") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{shown(path)} has a number or a nesting that is too large to read; mend it") from None
+    questions = list(_questions(tree, path))
+    if not questions:
+        raise UserError(f"{shown(path)} holds no questions; put some into it or take the file away")
+    return questions
+
+
+def _questions(tree: Any, path: Path) -> Iterator[Question]:
+    for article in _get(tree, "data", list, path):
+        for paragraph in _get(article, "paragraphs", list, path):
+            context = _get(paragraph, "context", str, path)
+            for entry in _get(paragraph, "qas", list, path):
+                answers = _get(entry, "answers", list, path)
+                texts = [_get(answer, "text", str, path) for answer in answers]
+                starts = [_get(answer, "answer_start", int, path) for answer in answers]
+                if not texts:
+                    raise UserError(f"{shown(path)}: question {entry.get('id')!r} has no answers; use a file with answers")
+                yield Question(str(_get(entry, "id", (str, int), path)), _get(entry, "question", str, path), context,
+                               texts, starts)
+
+
+def _get(node: Any, name: str, kind: Any, path: Path) -> Any:
+    if not isinstance(node, dict) or not isinstance(node.get(name), kind):
+        raise UserError(f"{shown(path)} is not in SQuAD's form: there is no field {name!r} where one belongs; mend the file")
+    return node[name]

@@ -1,0 +1,181 @@
+"""What a task is made of: its kind, its files by split and language, its labels and how its answers are scored.
+
+A pattern is a path below the folder of task data in which `{lang}` stands for a language code; it also finds the file
+compressed (`.xz`, `.gz`, `.zst`). A split has several patterns; the first one that names any file is taken, so one task
+reads XTREME's folders and the original ones.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from dist_metaxlm.data.readers_files import PACKED
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.languages import canonical
+from dist_metaxlm.recipe.section import Section
+
+PLACE = "{lang}"
+UPOS = ["ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
+        "VERB", "X"]
+"""Universal part-of-speech tags (universaldependencies.org/u/pos), XTREME's label set."""
+
+
+class TaskSpec(Section):
+    """One evaluation task."""
+
+    kind: Literal["retrieval", "tagging", "classification", "questions"]
+    """What is done with the files."""
+    train: list[str] = []
+    """Training text in the training language (not for retrieval)."""
+    dev: list[str] = []
+    """Text in the training language on which the best epoch is chosen."""
+    test: list[str] = Field(min_length=1)
+    """Text that is scored, by language; for retrieval: pairs in one file, or the sentences of the other language."""
+    pivot: list[str] = []
+    """Retrieval from two files a language: the English sentences, line n translating line n of `test`."""
+    pivot_column: Literal[1, 2] = 1
+    """Retrieval from one file a language: the column with the English sentence."""
+    labels: list[str] = []
+    """Labels there are; empty: those of the training file."""
+    token_column: int | None = Field(None, ge=1)
+    """Tagging: column of the token, from 1; empty: by the number of columns (2: 1, 3: 2, CoNLL-U: 2)."""
+    label_column: int | None = Field(None, ge=1)
+    """Tagging: column of the label, from 1; empty: the one after the token (CoNLL-U: 4)."""
+    metric: Literal["accuracy", "span_f1", "squad", "mlqa"] | None = None
+    """Score of the task; empty: accuracy for classification, span F1 for tagging, SQuAD's for questions."""
+    train_language: str = "en"
+    """Language of `train` and `dev`."""
+    train_rows: tuple[int, int] | None = None
+    """Examples taken of the training file, from the first (0) to before the second; empty: all."""
+    dev_rows: tuple[int, int] | None = None
+    """The same for `dev`, so that one parallel file can serve as several splits."""
+    test_rows: tuple[int, int] | None = None
+    """The same for `test`."""
+
+
+BUILT_IN: dict[str, TaskSpec] = {
+    "tatoeba": TaskSpec(kind="retrieval", test=["tatoeba/{lang}-eng.tsv", "tatoeba/{lang}-en.{lang}",
+                                                "tatoeba/tatoeba.{lang}-eng.{lang}"],
+                        pivot=["tatoeba/{lang}-en.en", "tatoeba/tatoeba.{lang}-eng.eng"]),
+    "parallel": TaskSpec(kind="retrieval", test=["parallel/en-{lang}.tsv"]),
+    "udpos": TaskSpec(kind="tagging", train=["udpos/train-{lang}.tsv"], dev=["udpos/dev-{lang}.tsv"],
+                      test=["udpos/test-{lang}.tsv"], labels=UPOS),
+    "wikiann": TaskSpec(kind="tagging", train=["panx/train-{lang}.tsv", "wikiann/{lang}/train"],
+                        dev=["panx/dev-{lang}.tsv", "wikiann/{lang}/dev"],
+                        test=["panx/test-{lang}.tsv", "wikiann/{lang}/test"]),
+    "masakhaner": TaskSpec(kind="tagging", train=["masakhaner/{lang}/train.txt"], dev=["masakhaner/{lang}/dev.txt"],
+                           test=["masakhaner/{lang}/test.txt"]),
+    "xnli": TaskSpec(kind="classification", train=["xnli/train-{lang}.tsv", "xnli/multinli.train.{lang}.tsv"],
+                     dev=["xnli/dev-{lang}.tsv"], test=["xnli/test-{lang}.tsv"],
+                     labels=["contradiction", "entailment", "neutral"]),
+    "pawsx": TaskSpec(kind="classification", train=["pawsx/train-{lang}.tsv", "pawsx/{lang}/train.tsv"],
+                      dev=["pawsx/dev-{lang}.tsv", "pawsx/{lang}/dev_2k.tsv"],
+                      test=["pawsx/test-{lang}.tsv", "pawsx/{lang}/test_2k.tsv"], labels=["0", "1"]),
+    "xquad": TaskSpec(kind="questions", train=["squad/train-v1.1.json"], dev=["squad/dev-v1.1.json"],
+                      test=["xquad/xquad.{lang}.json"], metric="squad"),
+    "mlqa": TaskSpec(kind="questions", train=["squad/train-v1.1.json"], dev=["squad/dev-v1.1.json"],
+                     test=["mlqa/test-context-{lang}-question-{lang}.json", "mlqa/mlqa.{lang}.test.json"], metric="mlqa"),
+    "tydiqa": TaskSpec(kind="questions", train=["tydiqa/{lang}.train.json", "tydiqa/tydiqa.{lang}.train.json"],
+                       dev=["tydiqa/{lang}.dev.json", "tydiqa/tydiqa.{lang}.dev.json"],
+                       test=["tydiqa/{lang}.dev.json", "tydiqa/tydiqa.{lang}.dev.json"], metric="squad"),
+}
+"""XTREME's tasks where its download scripts and the original archives put them."""
+
+
+def load_tasks(names: list[str], file: str | Path | None = None) -> dict[str, TaskSpec]:
+    """The named tasks, from a YAML file of `name: {kind: ..., ...}` first and then from the built-in ones.
+
+    A file's entry for a built-in name changes only the fields it gives. Errors: UserError naming the task or field.
+    """
+    known = {**BUILT_IN, **(_read(Path(file)) if file is not None else {})}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"unknown task {unknown[0]!r}; choose from {', '.join(known)}, or describe it in --tasks_file")
+    return {name: known[name] for name in names}
+
+
+def _read(path: Path) -> dict[str, TaskSpec]:
+    if not path.is_file():
+        raise UserError(f"--tasks_file {path} does not exist; correct the path")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--tasks_file {path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
+    if not isinstance(tree, dict) or not all(isinstance(value, dict) for value in tree.values()):
+        raise UserError(f"--tasks_file {path} holds no tasks; write `name: {{kind: tagging, train: [...], ...}}`")
+    return {str(name): _spec(path, str(name), value) for name, value in tree.items()}
+
+
+def _spec(path: Path, name: str, fields: dict[str, Any]) -> TaskSpec:
+    base = BUILT_IN[name].model_dump() if name in BUILT_IN else {}
+    try:
+        return TaskSpec.model_validate({**base, **fields})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise UserError(f"--tasks_file {path}, task {name}: {problems}; known fields are "
+                        f"{', '.join(TaskSpec.model_fields)}") from None
+
+
+def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, tuple[Path, str]]:
+    """Canonical language -> (file, code as spelled in its name), sorted, from the first pattern that names any file.
+
+    Errors: UserError where none does, a name has a code that is no language, or two files are of one language.
+    """
+    for pattern in patterns:
+        found: dict[str, tuple[Path, str]] = {}
+        for path, code in _matches(root, pattern):
+            language = canonical(code, f"{what}: {path}")
+            if language in found:
+                raise UserError(f"{what}: {found[language][0]} and {path} are both of language {language!r}; keep one")
+            found[language] = (path, code)
+        if found:
+            return dict(sorted(found.items()))
+    raise UserError(f"{what}: no file {' or '.join(str(root / pattern) for pattern in patterns) or 'is named'}; give the "
+                    "folder of the task's files with --task_data, or say in --tasks_file where they lie")
+
+
+def file_of(root: Path, patterns: list[str], language: str, what: str) -> Path:
+    """The file of one language, from the first pattern that names one; a pattern without `{lang}` serves any language."""
+    for pattern in patterns:
+        if PLACE not in pattern:
+            for path in _packed(root, pattern):
+                return path
+            continue
+        for path, code in _matches(root, pattern):
+            if _same(code, language):
+                return path
+    tried = " or ".join(str(root / pattern.replace(PLACE, language)) for pattern in patterns) or "no pattern"
+    raise UserError(f"{what}: no file {tried}; give the folder of the task's files with --task_data, or say in --tasks_file "
+                    "where they lie")
+
+
+def _same(code: str, language: str) -> bool:
+    try:
+        return canonical(code, "") == language
+    except UserError:
+        return False
+
+
+def _matches(root: Path, pattern: str) -> list[tuple[Path, str]]:
+    """(file, code) of all files of a pattern; the code is what stands at its first `{lang}`, the others must equal it."""
+    if PLACE not in pattern:
+        return []
+    head, *rest = pattern.split(PLACE)
+    expression = re.escape(head) + "(?P<lang>[A-Za-z]+(?:-[A-Za-z]+)?)" + "(?P=lang)".join(map(re.escape, rest))
+    matcher = re.compile(expression + f"({'|'.join(map(re.escape, PACKED))})?")
+    found = {}
+    for path in sorted(path for pathname in {pattern, *(pattern + suffix for suffix in PACKED)}
+                       for path in root.glob(pathname.replace(PLACE, "*"))):
+        match = matcher.fullmatch(path.relative_to(root).as_posix())
+        if match and path.is_file():
+            found[path] = match["lang"]
+    return list(found.items())
+
+
+def _packed(root: Path, name: str) -> list[Path]:
+    return [path for suffix in ("", *PACKED) if (path := root / f"{name}{suffix}").is_file()]

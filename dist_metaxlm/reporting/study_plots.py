@@ -1,0 +1,119 @@
+"""Charts of a study: a dot a run, a line an arm, the colour by kind of arm and the dashes by n1/N."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dist_metaxlm.reporting.plots import COLOURS, draw
+from dist_metaxlm.reporting.style import CSS
+
+KIND_COLOURS = {"meta+cross": "cross", "joint": "joint", "joint matched": "contrast", "cross only": "tlm",
+                "meta only": "meta"}
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_MARKERS = "os^D"
+
+Results = Sequence[Mapping[str, Any]]
+
+
+def scatter(results: Results, horizontal: str, vertical: str, names: Mapping[str, str]) -> str:
+    """One dot for each run: two of its figures."""
+    place = _by_ratio(results)
+
+    def paint(axes: Any) -> None:
+        for label, runs in _by_label(results).items():
+            points = [(run["figures"].get(horizontal), run["figures"].get(vertical)) for run in runs]
+            known = [(x, y) for x, y in points if x is not None and y is not None]
+            if known:
+                axes.scatter(*zip(*known, strict=True), s=26, label=label, color=_colour(runs[0]), alpha=0.85, linewidths=0,
+                             marker=_MARKERS[place[runs[0]["ratio"]] % len(_MARKERS)])
+        axes.set(xlabel=names[horizontal], ylabel=names[vertical])
+        axes.grid(True, axis="both")
+        _legend(axes)
+
+    return draw(_identity(f"scatter-{horizontal}-{vertical}"), f"{names[vertical]} against {names[horizontal]}", paint)
+
+
+def curve(results: Results, measure: str, name: str) -> str:
+    """A figure over the tokens trained on, mean over seeds, for each arm."""
+    def paint(axes: Any) -> None:
+        _lines(axes, results, lambda run: {point["tokens"]: point.get(measure) for point in run["curve"]})
+        axes.xaxis.set_major_formatter(_tokens)
+        axes.set(xlabel="tokens", ylabel=name)
+
+    return draw(_identity(f"curve-{measure}"), f"{name} over training", paint)
+
+
+def loss_curve(results: Results) -> str:
+    """Masked-LM training loss over tokens, mean over seeds, for each arm."""
+    def paint(axes: Any) -> None:
+        _lines(axes, results, lambda run: {point["tokens"]: point["losses"].get("mlm") for point in run["loss"]})
+        axes.xaxis.set_major_formatter(_tokens)
+        axes.set(xlabel="tokens", ylabel="mlm training loss (nats)")
+
+    return draw("curve-loss", "Training loss", paint)
+
+
+def by_layer(results: Results, figure: str, name: str) -> str:
+    """A figure of the finished arms by layer, mean over seeds."""
+    def paint(axes: Any) -> None:
+        _lines(axes, results, lambda run: dict(enumerate(run["final"]["by_layer"].get(figure, []))))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="layer (0: embedding)", ylabel=name)
+
+    return draw(_identity(f"layers-{figure}"), f"{name} by layer", paint)
+
+
+def standalone(svg: str) -> str:
+    """A chart of the page as an SVG file of its own, in the light colours."""
+    light = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", CSS[:CSS.index("@media")]))
+    svg = re.sub(r"var\(--([a-z]+)\)", lambda found: light[found[1]], svg)
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                                'font-family="sans-serif" ', 1) + "\n"
+
+
+def _lines(axes: Any, results: Results, points: Any) -> None:
+    place = _by_ratio(results)
+    for label, runs in _by_label(results).items():
+        courses = [points(run) for run in runs]
+        at = sorted(set.intersection(*(set(course) for course in courses)))
+        rows = [(x, [course[x] for course in courses]) for x in at]
+        means = [(x, sum(values) / len(values)) for x, values in rows if all(value is not None for value in values)]
+        if means:
+            axes.plot(*zip(*means, strict=True), label=label, color=_colour(runs[0]),
+                      linestyle=_DASHES[place[runs[0]["ratio"]] % len(_DASHES)], marker="o" if len(means) < 16 else None,
+                      markersize=3)
+    axes.margins(x=0.02)
+    _legend(axes)
+
+
+def _by_label(results: Results) -> dict[str, list[Mapping[str, Any]]]:
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for run in results:
+        arms.setdefault(run["label"], []).append(run)
+    return arms
+
+
+def _by_ratio(results: Results) -> dict[float | None, int]:
+    ratios = sorted({run["ratio"] for run in results if run["ratio"] is not None})
+    return {None: 0} | {ratio: place for place, ratio in enumerate(ratios)}
+
+
+def _colour(run: Mapping[str, Any]) -> str:
+    return COLOURS[KIND_COLOURS.get(run["kind"], "other")]
+
+
+def _legend(axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderpad=0, fontsize=8,
+                    handlelength=1.8, columnspacing=1.0, handletextpad=0.5)
+
+
+def _tokens(value: float, _: Any) -> str:
+    return f"{value / 1e9:g}B" if value >= 1e9 else f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k"
+
+
+def _identity(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())

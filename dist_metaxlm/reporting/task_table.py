@@ -1,0 +1,79 @@
+"""Tasks of one or several encoders as tables for the terminal: English, the others, the gap; by script and by language."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import IO, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_metaxlm.reporting.table import console_of, table_of
+
+Results = Mapping[str, Mapping[str, Any]]
+"""Encoder -> task -> result."""
+
+
+def print_tasks(results: Results, stream: IO[str] | None = None) -> None:
+    """One table of all encoders and tasks, then one by language for every task; failed tasks as lines."""
+    console = console_of(stream or sys.stdout)
+    console.print(_overview(results, console))
+    for task in dict.fromkeys(task for of in results.values() for task, result in of.items() if "error" not in result):
+        console.print(_by_language(task, results, console))
+    for name, of in results.items():
+        for task, result in of.items():
+            if "error" in result:
+                console.print(f"{name}, {task}: {result['error']}", soft_wrap=True)
+
+
+def shown(figure: Mapping[str, Any] | None) -> str:
+    """`61.2 ± 0.8` of {mean, half_width}, in per cent; the half width only where there are several seeds."""
+    if figure is None:
+        return "–"
+    width = figure.get("half_width")
+    return f"{100 * figure['mean']:.1f}" + (f" ± {100 * width:.1f}" if width is not None else "")
+
+
+def _overview(results: Results, console: Console) -> Table:
+    table = table_of(console, "per cent, mean over seeds ± half the 95% interval; gap: English minus the mean of the others")
+    for name in ("task", "score", "encoder", "English", "others", "gap", "languages"):
+        table.add_column(name, justify="left" if name in ("task", "score", "encoder") else "right")
+    for task in dict.fromkeys(task for of in results.values() for task in of):
+        for name, of in results.items():
+            result = of.get(task)
+            if result is None or "error" in result:
+                continue
+            if result["kind"] == "retrieval":
+                layer = result["layer"]
+                table.add_row(task, f"P@1, layer {layer}", name, "", f"{100 * result['per_layer']['cosine'][layer]:.1f}", "",
+                              str(len(result["languages"])))
+                continue
+            figures = result["table"]
+            table.add_row(task, result["metric"], name, shown(figures["source"]), shown(figures["others"]),
+                          shown(figures["gap"]), str(len(figures["languages"])))
+    return table
+
+
+def _by_language(task: str, results: Results, console: Console) -> Table:
+    table = table_of(console, task)
+    columns = {name: cells_by_language(of[task]) for name, of in results.items() if task in of and "error" not in of[task]}
+    table.add_column("script")
+    table.add_column("language")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in sorted({row for cells in columns.values() for row in cells}):
+        table.add_row(*row, *(cells.get(row, "") for cells in columns.values()))
+    return table
+
+
+def cells_by_language(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """(script, language) -> figure of one result; for retrieval both directions by cosine and by CSLS, at its layer."""
+    if result["kind"] != "retrieval":
+        table = result["table"]
+        cells = {(of["script"], language): shown(of) for language, of in table["languages"].items()}
+        return cells | {(script, "(mean)"): shown(of) for script, of in table["scripts"].items()}
+    layer = result["layer"]
+    return {(of["script"], language): "  ".join(
+        f"{name} {100 * of[name]['to_english'][layer]:.1f}/{100 * of[name]['from_english'][layer]:.1f}"
+        for name in ("cosine", "csls")) for language, of in result["languages"].items()}

@@ -1,0 +1,117 @@
+"""launch/evaluate.py with tasks that have files of their own, on a run and on a Hugging Face folder, in one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_metaxlm.evaluation.run_tasks import evaluate_encoders
+from dist_metaxlm.evaluation.text_encoder import exported_phase
+from dist_metaxlm.interop.folders import import_folder
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "evaluate.py"
+PAIRS = "".join(f"the {a} stone\tτο {b} πέτρα\n" for a, b in (("old", "παλιό"), ("small", "μικρό"), ("green", "πράσινο")))
+
+
+def call(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return int(leaving.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_recipe, tmp_path_factory):
+    """A run that has only its recipe: its initialisation can be evaluated."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    shutil.copyfile(tiny_recipe, folder / "recipe.yaml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for folder in ("tatoeba", "udpos"):
+        (root / folder).mkdir()
+    (root / "tatoeba" / "ell-eng.tsv").write_text(PAIRS, encoding="utf-8")
+    for name, text in (("train-en", "the\tDET\nhouse\tNOUN\n"), ("dev-en", "the\tDET\n"), ("test-el", "το\tARTICLE\n")):
+        (root / "udpos" / f"{name}.tsv").write_text(text, encoding="utf-8")
+    return root
+
+
+def test_a_run_and_a_folder_of_the_same_weights_score_the_same(run_dir, data, tmp_path, monkeypatch, capsys):
+    with exported_phase(run_dir, "untrained") as folder:
+        shutil.copytree(folder, tmp_path / "copy")
+    assert not folder.exists()
+    assert call(monkeypatch, "--run_dir", run_dir, "--phase", "untrained", "--model", tmp_path / "copy", "--tasks",
+                "tatoeba", "--task_data", data, "--output", tmp_path / "all.json", "--json") == 0
+    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    ours, copied = (tasks[name]["tatoeba"] for name in ("untrained", "copy"))
+    assert ours["languages"] == copied["languages"]
+    assert ours["languages"]["el"]["script"] == "Greek"
+    written = json.loads((run_dir / "evaluation" / "untrained-tatoeba.json").read_text())
+    assert written["languages"] == ours["languages"]
+    assert set(json.loads((tmp_path / "all.json").read_text())["encoders"]) == {"untrained", "copy"}
+
+
+def test_keep_going_runs_the_rest_and_exits_2(run_dir, data, monkeypatch, capsys):
+    arguments = ["--run_dir", run_dir, "--phase", "untrained", "--tasks", "udpos,xnli,tatoeba,perplexity", "--task_data",
+                 data]
+    assert call(monkeypatch, *arguments, "--keep_going") == 2
+    shown = capsys.readouterr().out
+    assert "test-el.tsv, line 1 has the label 'ARTICLE'" in shown
+    assert "task xnli: no file" in shown
+    assert "P@1, layer 1" in shown
+    assert "English perplexity" in shown
+    assert call(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert "ARTICLE" in shown.err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--model", "nowhere", "--tasks", "tatoeba"], "nowhere has no config.json"),
+    (["--model", "nowhere"], "--model needs --tasks"),
+    (["--model", "nowhere", "--tasks", "perplexity"], "reads a run's held-out text"),
+    (["--model", "nowhere", "--tasks", "guessing"], "unknown task 'guessing'"),
+    (["--phase", "untrained", "--tasks", "tatoeba"], "need --run_dir"),
+    (["--model", "nowhere", "--tasks", "mine", "--tasks_file", "no.yaml"], "no.yaml does not exist")])
+def test_mistakes_exit_2_with_a_sentence(monkeypatch, capsys, arguments, message):
+    assert call(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+
+
+def test_an_unknown_language_code_and_a_missing_tokenizer_are_named(run_dir, data, tmp_path, monkeypatch, capsys):
+    common = ["--tasks", "tatoeba", "--task_data", data]
+    assert call(monkeypatch, "--run_dir", run_dir, "--phase", "untrained", *common, "--languages", "qqq") == 2
+    assert "--languages: 'qqq' is no known language code" in capsys.readouterr().err
+    with exported_phase(run_dir, "untrained") as folder:
+        shutil.copytree(folder, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe.model"):
+        os.remove(tmp_path / "bare" / name)
+    assert call(monkeypatch, "--model", tmp_path / "bare", *common) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
+
+
+def test_the_export_holds_the_phase_and_two_folders_of_one_name_stay_apart(run_dir, data, tmp_path):
+    from dist_metaxlm.evaluation.run import load_state
+    from dist_metaxlm.evaluation.run_tasks import TaskOptions
+
+    with exported_phase(run_dir, "untrained") as folder:
+        state = import_folder(folder)[1]
+        for place in ("a", "b"):
+            shutil.copytree(folder, tmp_path / place / "model")
+    expected = load_state(run_dir, "untrained")[1]
+    assert all(torch.equal(weight, expected[name]) for name, weight in state.items())
+    models = [str(tmp_path / place / "model") for place in ("a", "b")]
+    assert list(evaluate_encoders(None, [], models, ["tatoeba"], TaskOptions(data))) == models

@@ -1,0 +1,98 @@
+"""launch/study.py: a study of a few steps from end to end, resumed arm by arm; what it says when an arm cannot run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dist_metaxlm.errors import StoppedInGoodOrder, UserError
+from dist_metaxlm.evaluation.study import StudyOptions, two_phase_study
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+SHAPE = ("model.layers=2", "model.hidden=32", "model.heads=2", "model.ffn=64", "model.vocab_size=380")
+
+
+def options_of(recipe: Path, output: Path) -> StudyOptions:
+    data = f"data.directory={recipe.parent / 'data'}"
+    return StudyOptions(output, "tiny", str(recipe), (*SHAPE, data), tokens=2048, ratios=(0.5,), seeds=(1,),
+                        kinds=("meta+cross",), points=2, curve_strings=15)
+
+
+def call(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_path(str(LAUNCH / "study.py"), run_name="__main__")
+    return int(leaving.value.code or 0)
+
+
+def test_an_arm_from_text_to_report_and_not_a_second_time(tiny_recipe, tmp_path):
+    options = options_of(tiny_recipe, tmp_path)
+    lines: list[str] = []
+    found = two_phase_study(options, LAUNCH / "pretrain.py", lines.append)
+    assert any(line.startswith("arm 1 of 1, meta+cross 0.5, seed 1: english_nll") for line in lines)
+    result = json.loads((tmp_path / "arms" / "meta+cross-0.5-seed1" / "result.json").read_text())
+    assert [point["phase"] for point in result["curve"]] == ["meta", "meta", "cross", "cross"]
+    assert [point["tokens"] for point in result["curve"]] == [512, 1024, 1536, 2048]
+    assert result["tokens"] == 2048
+    assert len(result["final"]["by_layer"]["retrieval"]) == 3
+    assert 0.5 < result["english_share"] < 1
+    assert found["finished"] == found["asked"] == 1
+    assert "no verdict yet" in found["verdict"]
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    charts = re.findall(r"\((charts/[^)]+\.svg)\)", text)
+    assert len(charts) >= 9
+    assert all((tmp_path / chart).read_text().startswith("<svg xmlns=") for chart in charts)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == len(charts)
+    assert found["verdict"] in page
+    assert not re.search(r"""(src|href)=["']https?:""", page)
+    # the second time nothing is trained: a script that is not there would be noticed
+    assert two_phase_study(options, tmp_path / "no-script", lambda line: None)["results"] == found["results"]
+    with pytest.raises(UserError, match="holds a study with another tokens"):
+        two_phase_study(replace(options, tokens=4096), tmp_path / "no-script", lambda line: None)
+
+
+def test_an_arm_that_cannot_run_is_named_with_its_error(tiny_recipe, tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("import sys\nprint('error: the disk says no', file=sys.stderr)\nsys.exit(2)\n")
+    with pytest.raises(UserError, match=r"arm meta\+cross-0\.5-seed1, phase meta .*code 2: the disk says no; the whole"):
+        two_phase_study(options_of(tiny_recipe, tmp_path / "study"), script, lambda line: None)
+
+
+def test_a_request_to_stop_goes_on_to_the_arm(tiny_recipe, tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text("import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+                      f"open({str(tmp_path / 'up')!r}, 'w').close()\ntime.sleep(60)\n")
+
+    def stop() -> None:
+        while not (tmp_path / "up").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedInGoodOrder, match="phase meta, and has saved"):
+        two_phase_study(options_of(tiny_recipe, tmp_path / "study"), script, lambda line: None)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--size", "huge"], "--size 'huge' is none of tiny, small, base"),
+    (["--arms", "joined"], "--arms 'joined' is none of"), (["--ratios", "2"], "--ratios 2.0"),
+    (["--tokens", "10"], "give --tokens"), (["--recipe", "nothing"], "no recipe 'nothing'"), (["model.lairs=2"], "lairs")])
+def test_mistakes_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
+    assert call(monkeypatch, "two-phase", "--output", tmp_path / "study", *arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert not (tmp_path / "study").exists()
