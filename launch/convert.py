@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_metaxlm.errors import UserError, run_command
+from dist_metaxlm.errors import run_command
 
 if TYPE_CHECKING:
     from dist_metaxlm.interop.tensor_source import FileTensors
@@ -45,18 +45,11 @@ def parse() -> argparse.Namespace:
 def open_phase(run_dir: str, phase: str) -> tuple[Recipe, FileTensors]:
     """Recipe and weights, verified but not yet read, of the newest intact checkpoint of a run's phase."""
     from dist_metaxlm.interop.tensor_source import FileTensors
-    from dist_metaxlm.recipe.load import load_recipe
-    from dist_metaxlm.training.checkpoint import newest_checkpoint
+    from dist_metaxlm.training.checkpoint import phase_checkpoint
 
-    folder = Path(run_dir) / phase
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"no {phase} phase in {run_dir}; train it with `deepspeed launch/pretrain.py --phase {phase} "
-                        f"--run_dir {run_dir}` or name another --run_dir")
-    checkpoint = newest_checkpoint(folder / "checkpoints")
-    if checkpoint is None:
-        raise UserError(f"no intact checkpoint in {folder / 'checkpoints'}; run the {phase} phase again")
+    recipe, checkpoint = phase_checkpoint(run_dir, phase)
     files = [checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")]
-    return load_recipe(folder / "recipe.yaml"), FileTensors(files)
+    return recipe, FileTensors(files)
 
 
 def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def load_state(run_dir: Path, phase: str, step: int | None = None) -> tuple[Reci
     found = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
     if found is None:
         raise UserError(f"no intact checkpoint of step {step} in {run_dir / phase / 'checkpoints'}; name one that is there")
-    return load_recipe(run_dir / phase / "recipe.yaml"), found.tensors("weights")
+    return load_recipe(run_dir / phase / "recipe.yaml"), dict(found.tensors("weights"))
 
 
 def tokenizer_of(run_dir: Path, recipe: Recipe) -> Tokenizer:

@@ -114,8 +114,8 @@ def restore(engine: Any, checkpoint: Checkpoint) -> None:
             optimizer_state.set_full_moment(engine, name, param, moment, moments[f"{moment}.{name}"])
 
 
-def load_weights(run_dir: str | Path, phase: str) -> tuple[Recipe, dict[str, torch.Tensor]]:
-    """Recipe and fp32 weights, by logical name, of the newest checkpoint of a run's phase.
+def phase_checkpoint(run_dir: str | Path, phase: str) -> tuple[Recipe, Checkpoint]:
+    """Recipe and newest intact checkpoint of a run's phase.
 
     Raises:
         UserError: when there is no such run, phase or intact checkpoint.
@@ -127,4 +127,10 @@ def load_weights(run_dir: str | Path, phase: str) -> tuple[Recipe, dict[str, tor
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"no intact checkpoint in {folder / 'checkpoints'}; run the {phase} phase again")
-    return load_recipe(folder / "recipe.yaml"), dict(checkpoint.tensors("weights"))
+    return load_recipe(folder / "recipe.yaml"), checkpoint
+
+
+def load_weights(run_dir: str | Path, phase: str) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    """Recipe and fp32 weights, by logical name, of the checkpoint that `phase_checkpoint` finds."""
+    recipe, checkpoint = phase_checkpoint(run_dir, phase)
+    return recipe, dict(checkpoint.tensors("weights"))
