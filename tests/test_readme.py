@@ -98,7 +98,11 @@ def test_command(command: str, place: Path) -> None:
         words = [w for w in words if not w.startswith("phases.")] + short(place)
         assert "finished: 4 steps" in run(words).stdout
     elif "--hostfile" in words:
-        # No second machine here: the same arguments in one process get as far as the data that only the user can give.
+        # No second machine here: what would run is shown, and in one process it gets as far as the data of the user.
+        hosts = place / "hosts"
+        hosts.write_text("node1 slots=8\nnode2 slots=8\n", encoding="utf-8")
+        plan = [str(hosts) if word == "hosts" else word for word in words]
+        assert "16 ranks on 2 node(s)" in run([*plan[:plan.index("--")], "--dry_run", *plan[plan.index("--"):]]).stdout
         error = run([sys.executable, *words[words.index("launch/pretrain.py"):]], code=2).stderr
         assert "data.text" in error
     elif "launch/prepare.py" in words:
