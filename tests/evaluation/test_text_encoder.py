@@ -13,7 +13,8 @@ from dist_metaxlm.evaluation.embed import embed
 from dist_metaxlm.evaluation.retrieval_task import evaluate_parallel, read_parallel
 from dist_metaxlm.evaluation.task_spec import BUILT_IN, TaskSpec
 from dist_metaxlm.evaluation.text_encoder import TextEncoder, batches
-from dist_metaxlm.interop.folders import import_folder
+from dist_metaxlm.interop.folders import open_folder
+from dist_metaxlm.interop.weights import from_huggingface
 from dist_metaxlm.modeling.encoder import Encoder
 
 TEXTS = ["house sees dog", "หมา", "Haus nimmt Stein Haus nimmt Stein", "", "dog " * 200]
@@ -21,9 +22,9 @@ TEXTS = ["house sees dog", "หมา", "Haus nimmt Stein Haus nimmt Stein", "",
 
 @pytest.mark.parametrize("include_special", [True, False])
 def test_vectors_are_those_of_our_own_encoder(model_folder, include_special):
-    config, state = import_folder(model_folder)
+    config, tensors = open_folder(model_folder)
     ours = Encoder(config, 0)
-    ours.load_state_dict(state)
+    ours.load_state_dict(from_huggingface(tensors, config))
     tokenizer = Tokenizer.load(model_folder.parent / "tokenizer.model")
     expected = embed(ours, [tokenizer.encode(text) for text in TEXTS], window=64, include_special=include_special)
     encoder = TextEncoder(model_folder)

@@ -14,7 +14,8 @@ import torch
 
 from dist_metaxlm.evaluation.run_tasks import evaluate_encoders
 from dist_metaxlm.evaluation.text_encoder import exported_phase
-from dist_metaxlm.interop.folders import import_folder
+from dist_metaxlm.interop.folders import open_folder
+from dist_metaxlm.interop.weights import from_huggingface
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "evaluate.py"
 PAIRS = "".join(f"the {a} stone\tτο {b} πέτρα\n" for a, b in (("old", "παλιό"), ("small", "μικρό"), ("green", "πράσινο")))
@@ -108,7 +109,8 @@ def test_the_export_holds_the_phase_and_two_folders_of_one_name_stay_apart(run_d
     from dist_metaxlm.evaluation.run_tasks import TaskOptions
 
     with exported_phase(run_dir, "untrained") as folder:
-        state = import_folder(folder)[1]
+        config, tensors = open_folder(folder)
+        state = from_huggingface(tensors, config)
         for place in ("a", "b"):
             shutil.copytree(folder, tmp_path / place / "model")
     expected = load_state(run_dir, "untrained")[1]
