@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ LAYOUTS = {
         Layout(4, 0), Layout(4, 1, True), Layout(4, 3), Layout(2, 1, micro_batch_tokens=32),
         *(Layout(pipeline=stages, zero_stage=stage) for stages in (2, 4) for stage in (0, 1)), Layout(2, 0, pipeline=2),
         Layout(2, 1, True, pipeline=2), Layout(pipeline=2, zero_stage=1, micro_batch_tokens=32)],
-    8: [Layout(4, 1), Layout(4, 2, True), Layout(4, 3, True), Layout(2, 2, True), Layout(2, 1, pipeline=2),
-        Layout(2, 0, True, pipeline=2), Layout(4, 1, True, pipeline=2), Layout(2, 1, pipeline=4, micro_batch_tokens=32),
-        Layout(pipeline=4, zero_stage=1)],
+    8: [Layout(4, 1), Layout(4, 2, True), Layout(4, 3, True), Layout(2, 2, True), Layout(2, 1, True, pipeline=2),
+        Layout(2, 0, pipeline=4, micro_batch_tokens=64)],
 }
 
 
@@ -38,7 +38,7 @@ def measure(folder: Path) -> list[dict[str, Any]]:
         single = single_process(recipe, family, STEPS)
         for ranks, layouts in LAYOUTS.items():
             cases = [Case(layout, family=family) for layout in layouts]
-            for found in run_cases(run, recipe, folder / f"{family}-{ranks}.json", ranks, cases, STEPS):
+            for found in run_cases(partial(run, timeout=1800), recipe, folder / f"{family}-{ranks}.json", ranks, cases, STEPS):
                 rows.append({"family": family, "ranks": ranks, "layout": found["name"],
                              "same_initial_weights": found["initial"] == single["initial"],
                              "loss": deviation(found["losses"], single["losses"]),
