@@ -38,7 +38,8 @@ def measure(folder: Path) -> list[dict[str, Any]]:
         single = single_process(recipe, family, STEPS)
         for ranks, layouts in LAYOUTS.items():
             cases = [Case(layout, family=family) for layout in layouts]
-            for found in run_cases(partial(run, timeout=1800), recipe, folder / f"{family}-{ranks}.json", ranks, cases, STEPS):
+            patient = partial(run, timeout=1800)
+            for found in run_cases(patient, recipe, folder / f"{family}-{ranks}.json", ranks, cases, STEPS):
                 rows.append({"family": family, "ranks": ranks, "layout": found["name"],
                              "same_initial_weights": found["initial"] == single["initial"],
                              "loss": deviation(found["losses"], single["losses"]),
