@@ -1,8 +1,7 @@
 """Strong and weak scaling over data, tensor and pipeline parallel ranks, side by side on one machine.
 
 Strong: the recipe's batch, over more ranks. Weak: a batch that grows with the ranks, so that a rank's share of the work
-stays. On CPU every rank has one thread; where there are more ranks than cores the figures show what a layout costs, not
-what it gains.
+stays. On CPU one rank uses all cores and several share them, so the figures show what a layout costs, not what it gains.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from dist_metaxlm.data.prepare import prepare
 from dist_metaxlm.errors import UserError
@@ -82,9 +79,8 @@ def _run(ranks: int, job: dict[str, Any]) -> dict[str, Any]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "dist_metaxlm.benchmarking.scaling_worker", json.dumps(job)]
-    threads = {} if torch.cuda.is_available() else {"OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={
-        **os.environ, **threads, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
+        **os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}) for rank in range(ranks)]
     outcomes = [process.communicate() for process in processes]
     for process, (_, error) in zip(processes, outcomes, strict=True):
@@ -115,13 +111,16 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Speed-up over ranks, one line for each kind; full lines strong, dashed weak scaling, dotted the ideal."""
+    """Speed-up over ranks, one line for each kind; full lines strong, dashed weak scaling, dotted what would be free of cost:
+    as many times the speed as ranks on devices of their own, the same speed where ranks share the cores.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     counts = sorted({row["ranks"] for row in result["rows"]})
-    axes.plot(counts, counts, ":", color="grey", label="ideal")
+    ideal = counts if result["environment"]["devices"] else [1] * len(counts)
+    axes.plot(counts, ideal, ":", color="grey", label="free of cost")
     for number, kind in enumerate(KINDS):
         for scaling, line in (("strong", "-"), ("weak", "--")):
             points = [(1, 1.0), *((row["ranks"], row["speed_up"]) for row in result["rows"]
