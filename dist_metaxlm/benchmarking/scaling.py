@@ -111,8 +111,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Speed-up over ranks, one line for each kind; full lines strong, dashed weak scaling, dotted what would be free of cost:
-    as many times the speed as ranks on devices of their own, the same speed where ranks share the cores.
+    """Speed-up over ranks, one line for each kind; full lines strong, dashed weak scaling.
+
+    Dotted what would be free of cost: as many times the speed as ranks on devices of their own, the same on shared cores.
     """
     from matplotlib.figure import Figure
 
