@@ -128,7 +128,7 @@ def column_sums(exponentials, scales, sums, vocabulary, stride, rows, EXACT: tl.
     tl.store(sums + columns, tl.load(sums + columns, mask=own, other=0.0) + found, mask=own)
 
 
-# The first entry of each list is what runs; `launch/benchmark.py kernels` times them all.
+# The first entry of each list is what runs; the others are compiled ahead of time with it (`make kernels-aot`).
 CONFIGURATIONS: dict[str, list[dict[str, int]]] = {
     "exponentials": [{"BLOCK": block, "num_warps": warps}
                      for block, warps in ((8192, 8), (4096, 8), (4096, 4), (16384, 16))],
