@@ -7,6 +7,8 @@ READY  := $(VENV)/.ready
 RUN    ?= runs/quickstart
 # Recipe overrides for the demo, such as ARGS="phases.cross.steps=200 data.directory=data/other".
 ARGS   ?=
+# Workers of the tests; some of them start up to four ranks of their own.
+JOBS   ?= 2
 
 # CUDA devices where there are any, else two ranks on two cores.
 RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() or min(2, os.cpu_count() or 1))")
@@ -32,8 +34,9 @@ demo: setup
 		--fill_mask en de fr
 	$(BIN)/python launch/evaluate.py --run_dir $(RUN) --report
 
+# A file of tests belongs to one worker, so that its fixtures are made once; tests/conftest.py starts the longest files first.
 test: setup
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Every launcher on up to four nodes, which are network namespaces of this machine: root, and Debian's iproute2,
 # openssh-server, pdsh, slurm-wlm and munge, installed where they are missing; skipped with the reason elsewhere.

@@ -30,6 +30,18 @@ def sentence(words: dict[str, list[str]], numbers: list[int]) -> dict[str, str]:
     return {language: " ".join(vocabulary[n] for n in numbers) for language, vocabulary in words.items()}
 
 
+LONGEST_FIRST = ("tests/test_readme.py", "tests/distributed/test_layouts.py", "tests/launch/test_pretrain.py",
+                 "tests/distributed/", "tests/launch/", "tests/training/", "tests/benchmarking/")
+"""Files and folders by the time they take: begun last, one of them would keep a single worker busy at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start)), len(LONGEST_FIRST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of a recipe with both phases on a tiny corpus of text files; its data is prepared."""
