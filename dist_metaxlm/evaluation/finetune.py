@@ -62,8 +62,8 @@ class Head(Protocol[Example]):
     metric: str
     """Score by which epochs are chosen and tables made; higher is better."""
 
-    def read(self, path: Path) -> list[Example]:
-        """Examples of a file."""
+    def read(self, path: Path, language: str) -> list[Example]:
+        """Examples of a file that are in this language."""
 
     def text(self, example: Example) -> str:
         """Text of an example, for its script."""
@@ -97,14 +97,15 @@ class TaskData(Generic[Example]):
         where = f"task {name}"
         self.source = spec.train_language
         train = file_of(root, spec.train, self.source, where)
-        self.train = _cut(head.read(train), spec.train_rows, settings.max_train)
+        self.train = _cut(head.read(train, self.source), spec.train_rows, settings.max_train)
         head.observe(self.train)
-        self.dev = _cut(head.read(file_of(root, spec.dev, self.source, where)), spec.dev_rows, settings.max_test)
+        dev = file_of(root, spec.dev, self.source, where)
+        self.dev = _cut(head.read(dev, self.source), spec.dev_rows, settings.max_test)
         found = files_by_language(root, spec.test, where)
         wanted = set(found) if languages is None else {*languages, self.source}
         if not wanted & set(found):
             raise UserError(f"{where}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
-        self.test = {language: _cut(head.read(path), spec.test_rows, settings.max_test)
+        self.test = {language: _cut(head.read(path, language), spec.test_rows, settings.max_test)
                      for language, (path, _) in found.items() if language in wanted}
         if not self.train or not self.dev or not all(self.test.values()):
             raise UserError(f"{where}: a split has no examples; correct train_rows, dev_rows or test_rows in --tasks_file")

@@ -20,9 +20,9 @@ class Classification:
     def __init__(self, spec: TaskSpec) -> None:
         self.labels = list(spec.labels)
 
-    def read(self, path: Path) -> list[LabelledPair]:
+    def read(self, path: Path, language: str) -> list[LabelledPair]:
         """Pairs of a file; its labels must be known once the training file has been seen."""
-        return read_labelled(path, self.labels)
+        return read_labelled(path, self.labels, language)
 
     def text(self, example: LabelledPair) -> str:
         """Both sentences."""

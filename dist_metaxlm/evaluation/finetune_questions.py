@@ -28,7 +28,7 @@ class Questions:
     def __init__(self, spec: TaskSpec) -> None:
         self._rules = spec.metric if spec.metric in ("squad", "mlqa") else "squad"
 
-    def read(self, path: Path) -> list[Question]:
+    def read(self, path: Path, language: str) -> list[Question]:
         """Questions of a file."""
         return read_questions(path)
 

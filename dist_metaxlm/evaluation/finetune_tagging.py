@@ -21,7 +21,7 @@ class Tagging:
         self.metric = {"accuracy": "token_accuracy"}.get(spec.metric or "", "span_f1")
         self._spec, self.labels = spec, list(spec.labels)
 
-    def read(self, path: Path) -> list[TaggedSentence]:
+    def read(self, path: Path, language: str) -> list[TaggedSentence]:
         """Sentences of a file; its tags must be known once the training file has been seen."""
         return read_tagged(path, self.labels, self._spec.token_column, self._spec.label_column)
 

@@ -15,6 +15,7 @@ from typing import Any
 from dist_metaxlm.data import readers
 from dist_metaxlm.data.readers_files import decoded, lines, shown, whole
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.languages import canonical
 from dist_metaxlm.recipe.data import ReadingConfig
 
 _ALIASES = {"contradictory": "contradiction"}
@@ -125,31 +126,54 @@ def _without_prefix(sentences: list[TaggedSentence]) -> list[TaggedSentence]:
     return [TaggedSentence([token[first.end():] for token in s.tokens], s.tags) for s in sentences]
 
 
-def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledPair]:
+def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None = None) -> list[LabelledPair]:
     """Sentence pairs with a label: three columns (XTREME), or a header that names them (XNLI, MultiNLI, PAWS-X).
+
+    Where the header has a column `language` (XNLI's own files hold all languages), the rows of `language` are taken.
 
     Errors: UserError naming the line that lacks a column, or whose label is not among `labels` (where any are given).
     """
     rows: list[LabelledPair] = []
-    columns = (0, 1, 2)
+    columns, of = (0, 1, 2), None
     for number, line in lines(path):
         cells = line.split("\t")
         if not line.strip():
             continue
         if number == 1 and (header := _header(cells)):
-            columns = header
+            columns, of = header, _language_column(cells)
             continue
         where = f"{shown(path)}, line {number}"
-        if len(cells) <= max(columns):
+        if len(cells) <= max(*columns, of or 0):
             raise UserError(f"{where} has {len(cells)} tab-separated columns where sentence, sentence and label need "
-                            f"{max(columns) + 1}; use a file with labels, or mend the line")
+                            f"{max(*columns, of or 0) + 1}; use a file with labels, or mend the line")
+        if of is not None and language is not None and canonical(cells[of].strip(), where) != language:
+            continue
         label = _ALIASES.get(cells[columns[2]].strip(), cells[columns[2]].strip())
         if labels and label not in labels:
             raise _unknown_label(where, label, labels)
         rows.append(LabelledPair(cells[columns[0]].strip(), cells[columns[1]].strip(), label))
     if not rows:
-        raise UserError(f"{shown(path)} holds no examples; put some into it or take the file away")
+        which = f" of language {language!r}" if of is not None and language else ""
+        raise UserError(f"{shown(path)} holds no examples{which}; put some into it or take the file away")
     return rows
+
+
+def labelled_languages(path: Path) -> list[str]:
+    """Languages of a file of labelled pairs by its column `language`; none where it has no such column.
+
+    Errors: UserError naming the line whose code is no language.
+    """
+    rows = ((number, line.split("\t")) for number, line in lines(path) if line.strip())
+    of = _language_column(next(rows, (0, []))[1])
+    if of is None:
+        return []
+    codes = {cells[of].strip(): number for number, cells in rows if len(cells) > of}
+    return sorted({canonical(code, f"{shown(path)}, line {number}") for code, number in codes.items()})
+
+
+def _language_column(header: list[str]) -> int | None:
+    names = [cell.strip() for cell in header]
+    return names.index("language") if "language" in names else None
 
 
 def _header(cells: list[str]) -> tuple[int, int, int] | None:

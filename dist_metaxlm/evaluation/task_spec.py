@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from dist_metaxlm.data.readers_files import PACKED
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.languages import canonical
+from dist_metaxlm.evaluation.task_files import labelled_languages
 from dist_metaxlm.recipe.section import Section
 
 PLACE = "{lang}"
@@ -71,7 +72,7 @@ BUILT_IN: dict[str, TaskSpec] = {
     "masakhaner": TaskSpec(kind="tagging", train=["masakhaner/{lang}/train.txt"], dev=["masakhaner/{lang}/dev.txt"],
                            test=["masakhaner/{lang}/test.txt"]),
     "xnli": TaskSpec(kind="classification", train=["xnli/train-{lang}.tsv", "xnli/multinli.train.{lang}.tsv"],
-                     dev=["xnli/dev-{lang}.tsv"], test=["xnli/test-{lang}.tsv"],
+                     dev=["xnli/dev-{lang}.tsv", "xnli/xnli.dev.tsv"], test=["xnli/test-{lang}.tsv", "xnli/xnli.test.tsv"],
                      labels=["contradiction", "entailment", "neutral"]),
     "pawsx": TaskSpec(kind="classification", train=["pawsx/train-{lang}.tsv", "pawsx/{lang}/train.tsv"],
                       dev=["pawsx/dev-{lang}.tsv", "pawsx/{lang}/dev_2k.tsv"],
@@ -124,6 +125,8 @@ def _spec(path: Path, name: str, fields: dict[str, Any]) -> TaskSpec:
 def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, tuple[Path, str]]:
     """Canonical language -> (file, code as spelled in its name), sorted, from the first pattern that names any file.
 
+    A pattern without `{lang}` names one file of labelled pairs for all languages that its column `language` holds.
+
     Errors: UserError where none does, a name has a code that is no language, or two files are of one language.
     """
     for pattern in patterns:
@@ -133,6 +136,9 @@ def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, t
             if language in found:
                 raise UserError(f"{what}: {found[language][0]} and {path} are both of language {language!r}; keep one")
             found[language] = (path, code)
+        if PLACE not in pattern:
+            found = {language: (path, language) for path in _packed(root, pattern)[:1]
+                     for language in labelled_languages(path)}
         if found:
             return dict(sorted(found.items()))
     raise UserError(f"{what}: no file {' or '.join(str(root / pattern) for pattern in patterns) or 'is named'}; give the "

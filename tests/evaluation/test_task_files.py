@@ -55,6 +55,21 @@ def test_classification_with_and_without_headers(tmp_path):
     assert read_labelled(original)[1] == LabelledPair('"Q" e', "f", "contradiction")
 
 
+def test_one_file_of_all_languages_is_split_by_its_column(tmp_path):
+    head = "language\tgold_label\tsentence1_parse\tsentence1\tsentence2\n"
+    put(tmp_path / "xnli" / "xnli.test.tsv.gz", head + "".join(
+        f"{language}\t{label}\t( x )\t{language} {label}\tb\n" for label in ("neutral", "entailment")
+        for language in ("de", "zh", "en")), gzip)
+    found = files_by_language(tmp_path, BUILT_IN["xnli"].test, "xnli")
+    assert list(found) == ["de", "en", "zh"]
+    assert [pair.first for pair in read_labelled(found["zh"][0], language="zh")] == ["zh neutral", "zh entailment"]
+    with pytest.raises(UserError, match=r"holds no examples of language 'fr'"):
+        read_labelled(found["zh"][0], language="fr")
+    put(tmp_path / "wrong.tsv", head + "de\tneutral\t\ta\tb\nqq9\tneutral\t\ta\tb\n")
+    with pytest.raises(UserError, match=r"line 3.*qq9"):
+        files_by_language(tmp_path, ["wrong.tsv"], "xnli")
+
+
 def test_parallel_files(tmp_path):
     rows = [("Hello.", "Bonjour."), ("Yes", "Oui")]
     first = put(tmp_path / "en-fr.tsv", "Hello.\tBonjour.\nYes\tOui\n")
