@@ -3,7 +3,7 @@
 
 examples:
   python launch/study.py two-phase --size tiny
-  python launch/study.py two-phase --size tiny --recipe mine.yaml --ratios 0.25 0.5 --seeds 1 2 3 --ranks 2
+  python launch/study.py two-phase --size tiny --recipe mine.yaml --ratios 0.25 0.5 --seeds 1 2 3 --jobs 2
   python launch/study.py two-phase --size small --recipe mine.yaml --tasks udpos,xnli --task_data data/xtreme
   python launch/study.py two-phase --size tiny --output runs/study-tiny --json phases.cross.alpha=0.3
 
@@ -33,6 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of every arm (default: 1 2 3)")
     parser.add_argument("--arms", nargs="+", default=ARMS, help="arms to run (default: all of " + ", ".join(ARMS) + ")")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train an arm (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="arms trained at once, sharing cores and GPUs (default: 1)")
     parser.add_argument("--points", type=int, default=5, help="checkpoints of a phase on the curves (default: 5)")
     parser.add_argument("--tasks", default="", help="tasks of launch/evaluate.py for finished arms, comma-separated")
     parser.add_argument("--task_data", default="data/xtreme", help="folder of the tasks' files (default: %(default)s)")
@@ -53,7 +54,7 @@ def main() -> None:
                         settings=tuple(arguments.finetune), seeds=(1,))
     options = StudyOptions(
         output, arguments.size, arguments.recipe, tuple(arguments.overrides), arguments.tokens, tuple(arguments.ratios),
-        tuple(arguments.seeds), tuple(arguments.arms), arguments.ranks, arguments.points,
+        tuple(arguments.seeds), tuple(arguments.arms), arguments.ranks, arguments.jobs, arguments.points,
         tasks=tuple(name.strip() for name in arguments.tasks.split(",") if name.strip()), task_options=tasks)
     log = (lambda line: None) if arguments.json else (lambda line: print(line, flush=True))
     study = two_phase_study(options, Path(__file__).resolve().with_name("pretrain.py"), log)

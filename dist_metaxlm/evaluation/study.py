@@ -7,10 +7,6 @@ Started again it passes over finished arms and resumes the one it was in.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,16 +19,17 @@ from dist_metaxlm.data import prepare
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
-from dist_metaxlm.errors import EXIT_AGAIN, StoppedInGoodOrder, UserError
+from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.run import load_state, window_of
 from dist_metaxlm.evaluation.run_tasks import TaskOptions, evaluate_run_tasks
 from dist_metaxlm.evaluation.study_arms import MEANING, SIZES, Arm, study_arms
 from dist_metaxlm.evaluation.study_measures import MEASURES, measure
+from dist_metaxlm.evaluation.study_training import Workers
 from dist_metaxlm.evaluation.study_verdict import summarise
 from dist_metaxlm.modeling.encoder import Encoder
-from dist_metaxlm.recipe.load import dump_recipe, load_recipe
+from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
-from dist_metaxlm.reporting.metrics import read_json, read_metrics, write_json, write_text
+from dist_metaxlm.reporting.metrics import read_json, read_metrics, write_json
 from dist_metaxlm.reporting.study import write_study_report
 from dist_metaxlm.training.checkpoint import list_steps
 from dist_metaxlm.training.run_folder import environment
@@ -62,6 +59,8 @@ class StudyOptions:
     """Kinds of arms to run."""
     ranks: int = 1
     """Processes that train an arm."""
+    jobs: int = 1
+    """Arms that are trained at once, each on its share of cores and CUDA devices."""
     points: int = 5
     """Checkpoints of a phase that are measured."""
     curve_strings: int = 150
@@ -83,24 +82,33 @@ def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, 
     Errors: UserError for settings that make no study, another study in the folder, or an arm that the user must mend;
     StoppedInGoodOrder after SIGTERM, when what was done is saved.
     """
+    workers = Workers(script, options.jobs, options.ranks)
     base = base_recipe(options)
     arms = _plan(options, base, log)
-    results: list[dict[str, Any]] = []
+    found = {arm.name: _finished(options.output / "arms" / arm.name, arm) for arm in arms}
+    missing = [arm for arm in arms if found[arm.name] is None]
     began, fresh = time.monotonic(), 0
-    for number, arm in enumerate(arms, start=1):
+
+    def write() -> dict[str, Any]:
+        return _write(options, arms, [result for arm in arms if (result := found[arm.name]) is not None])
+
+    def work(arm: Arm) -> dict[str, Any]:
         folder = options.output / "arms" / arm.name
-        result = _finished(folder, arm)
-        if result is None:
-            _train(arm, folder, script, options.ranks)
-            result = _measure(arm, folder, options)
-            write_json(folder / "result.json", result)
-            fresh += 1
-            left = (time.monotonic() - began) / fresh * (len(arms) - number) / 60
-            log(f"arm {number} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about {left:.0f} minutes "
-                "left")
-        results.append(result)
-        _write(options, arms, results)
-    return _write(options, arms, results)
+        workers.train(arm, folder)
+        return _measure(arm, folder, options, workers.device)
+
+    def finished(arm: Arm, result: dict[str, Any]) -> None:
+        nonlocal fresh
+        write_json(options.output / "arms" / arm.name / "result.json", result)
+        found[arm.name], fresh = result, fresh + 1
+        left = (time.monotonic() - began) / fresh * (len(missing) - fresh) / 60
+        log(f"arm {len(arms) - len(missing) + fresh} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about "
+            f"{left:.0f} minutes left")
+        write()
+
+    with workers:
+        workers.run(missing, work, finished)
+    return write()
 
 
 def base_recipe(options: StudyOptions) -> Recipe:
@@ -148,59 +156,10 @@ def _finished(folder: Path, arm: Arm) -> dict[str, Any] | None:
     return result if result is not None and result.get("recipe") == arm.recipe.model_dump(mode="json") else None
 
 
-def _train(arm: Arm, folder: Path, script: Path, ranks: int) -> None:
-    """Run the arm's phases one after the other; a finished one returns at once, an interrupted one goes on."""
-    recipe = folder / "study-recipe.yaml"
-    write_text(recipe, dump_recipe(arm.recipe))
-    launcher = [sys.executable] if ranks == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    for phase in arm.phases:
-        command = [*launcher, str(script), "--phase", phase, "--recipe", str(recipe), "--run_dir", str(folder)]
-        with (folder / "log.txt").open("a", encoding="utf-8") as output:
-            code = _run(command, output, {**os.environ, "OMP_NUM_THREADS": threads})
-        if code == EXIT_AGAIN:
-            raise StoppedInGoodOrder(f"the study stopped in arm {arm.name}, phase {phase}, and has saved what it did; run "
-                                     "the same command again to go on")
-        if code:
-            raise UserError(f"arm {arm.name}, phase {phase} ended with exit code {code}: {_last_error(folder / 'log.txt')}; "
-                            f"the whole story is in {folder / 'log.txt'}")
-
-
-def _run(command: Sequence[str], output: Any, environment: dict[str, str]) -> int:
-    """Exit code of a command; SIGTERM to us goes on to it, so that it saves and we stop behind it."""
-    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    asked = False
-
-    def stop(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    # torchrun has no exit code of its own for ranks that stopped in good order
-    return EXIT_AGAIN if asked else code
-
-
-def _last_error(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [line for line in lines if line.startswith("error: ") or "Error" in line]
-    return (found or lines or ["nothing was printed"])[-1].removeprefix("error: ")
-
-
-def _measure(arm: Arm, folder: Path, options: StudyOptions) -> dict[str, Any]:
+def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device) -> dict[str, Any]:
     """The arm's result: its curve over all phases, its last checkpoint in full, its tasks."""
     directory = Path(arm.recipe.data.directory)
     tokenizer = Tokenizer.load(directory / "tokenizer.model")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def figures(phase: str, step: int | None, most: int | None) -> dict[str, Any]:
         recipe, state = load_state(folder, phase, step)

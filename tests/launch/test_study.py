@@ -69,27 +69,36 @@ def test_an_arm_that_cannot_run_is_named_with_its_error(tiny_recipe, tmp_path):
         two_phase_study(options_of(tiny_recipe, tmp_path / "study"), script, lambda line: None)
 
 
-def test_a_request_to_stop_goes_on_to_the_arm(tiny_recipe, tmp_path):
-    script = tmp_path / "waits.py"
-    script.write_text("import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-                      f"open({str(tmp_path / 'up')!r}, 'w').close()\ntime.sleep(60)\n")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_request_to_stop_goes_on_to_the_arms_that_run_at_once(tiny_recipe, tmp_path, jobs):
+    up, script = tmp_path / "up", tmp_path / "waits.py"
+    up.mkdir()
+    script.write_text("import os, pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+                      f"cores = len(os.sched_getaffinity(0))\n(pathlib.Path({str(up)!r}) / str(os.getpid()))"
+                      ".write_text(f'{cores} {os.environ[\"OMP_NUM_THREADS\"]}')\ntime.sleep(60)\n")
 
     def stop() -> None:
-        while not (tmp_path / "up").exists():
+        while len(list(up.iterdir())) < jobs:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(StoppedInGoodOrder, match="phase meta, and has saved"):
-        two_phase_study(options_of(tiny_recipe, tmp_path / "study"), script, lambda line: None)
+    before, cores = signal.getsignal(signal.SIGTERM), os.sched_getaffinity(0)
+    options = replace(options_of(tiny_recipe, tmp_path / "study"), jobs=jobs, kinds=("meta+cross", "meta only", "joint"))
+    with pytest.raises(StoppedInGoodOrder, match=r"phase (meta|joint), and has saved"):
+        two_phase_study(options, script, lambda line: None)
     assert signal.getsignal(signal.SIGTERM) == before
+    assert os.sched_getaffinity(0) == cores
+    assert len(list(up.iterdir())) == jobs  # the third arm was not begun
+    if len(cores) >= jobs:
+        assert {path.read_text() for path in up.iterdir()} == {f"{len(cores) // jobs} {len(cores) // jobs}"}
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--size", "huge"], "--size 'huge' is none of tiny, small, base"),
     (["--arms", "joined"], "--arms 'joined' is none of"), (["--ratios", "2"], "--ratios 2.0"),
-    (["--tokens", "10"], "give --tokens"), (["--recipe", "nothing"], "no recipe 'nothing'"), (["model.lairs=2"], "lairs")])
+    (["--tokens", "10"], "give --tokens"), (["--jobs", "0"], "--jobs 0 is not"),
+    (["--recipe", "nothing"], "no recipe 'nothing'"), (["model.lairs=2"], "lairs")])
 def test_mistakes_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "two-phase", "--output", tmp_path / "study", *arguments) == 2
     shown = capsys.readouterr()
