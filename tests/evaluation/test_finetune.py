@@ -46,6 +46,16 @@ def test_classification_is_learnt(model_folder, task_data):
     assert result["table"]["source"]["half_width"] is None
 
 
+def test_questions_are_learnt(model_folder, task_data):
+    torch.set_num_threads(1)
+    longer = ("learning_rate=0.01", "epochs=8", "batch_size=16", "max_length=24", "stride=4")
+    options = TaskOptions(task_data, seeds=(1,), settings=longer)
+    result = evaluate_tasks(model_folder, ["xquad"], options)["xquad"]
+    assert result["table"]["source"]["mean"] > 0.8
+    assert set(result["table"]["languages"]) == {"de", "en", "th"}
+    assert result["scores"][0]["en"]["exact_match"] <= result["scores"][0]["en"]["f1"] <= 1
+
+
 def test_with_keep_going_other_tasks_still_run(model_folder, task_data):
     options = TaskOptions(task_data, seeds=(1,), keep_going=True)
     results = evaluate_tasks(model_folder, ["pawsx", "nonsense", "tatoeba"], options)
