@@ -9,6 +9,7 @@
 
 #include <deque>
 #include <functional>
+#include <string>
 #include <vector>
 
 #define __device__
@@ -17,10 +18,11 @@
 #define __forceinline__ inline
 #define __align__(bytes)
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct int4 { int x, y, z, w; };
 struct Index { int x; };
-inline Index threadIdx, blockIdx;
+inline Index threadIdx, blockIdx, gridDim;
 
 namespace emulation {
 
@@ -40,6 +42,12 @@ inline std::vector<Warp> warps;
 inline Barrier block_barrier;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
+inline std::string failure;  // the first thing that hardware would not have let pass
+inline long progress;        // rises whenever somebody gets further
+
+inline void fail(const std::string& what) {
+    if (failure.empty()) failure = what;
+}
 
 inline Fiber& self() { return fibers[threadIdx.x]; }
 inline int lane() { return threadIdx.x % 32; }
@@ -53,13 +61,13 @@ inline void yield() {
 inline void wait_at(Barrier& barrier, int count) {
     long generation = barrier.generation;
     if (++barrier.waiting == count) {
-        barrier.waiting = 0, barrier.generation++;
+        barrier.waiting = 0, barrier.generation++, progress++;
     } else {
         while (barrier.generation == generation) yield();
     }
 }
 
-inline void entry() { body(); self().done = true; yield(); }
+inline void entry() { body(); self().done = true, progress++; yield(); }
 
 inline void run_block(int threads, std::function<void()> kernel) {
     body = kernel;
@@ -73,8 +81,11 @@ inline void run_block(int threads, std::function<void()> kernel) {
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, entry, 0);
     }
-    for (bool busy = true; busy;) {
+    long idle = 0, before = progress;
+    for (bool busy = true; busy && failure.empty();) {
         busy = false;
+        idle = progress == before ? idle + 1 : 0, before = progress;
+        if (idle > 100) fail("no thread gets further");
         for (int i = 0; i < threads; i++)
             if (!fibers[i].done) {
                 busy = true, threadIdx.x = i;
