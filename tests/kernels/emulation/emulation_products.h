@@ -191,6 +191,7 @@ inline void commit_products() {
 
 template <int PENDING>
 inline void wait_products() {
+    for (int round = 0; round < emulation::LATE; round++) emulation::yield();  // others may get ahead of the products
     for (auto& groups = emulation::warpgroup().groups; groups.size() > PENDING; groups.pop_front())
         for (emulation::Product& product : groups.front()) emulation::run(product);
     emulation::warpgroup().fenced[threadIdx.x % emulation::GROUP] = false;
