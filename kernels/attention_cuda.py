@@ -115,6 +115,8 @@ def load(path: Path) -> ctypes.CDLL:
     library.metaxlm_abi_version.restype = _INT
     library.metaxlm_error_string.argtypes = (_INT,)
     library.metaxlm_error_string.restype = ctypes.c_char_p
+    library.metaxlm_attention_shared_bytes.argtypes = (_INT, _INT)
+    library.metaxlm_attention_shared_bytes.restype = _INT
     library.metaxlm_attention_forward.argtypes = _ARGUMENTS
     library.metaxlm_attention_forward.restype = _INT
     return library
@@ -130,6 +132,11 @@ def launch(
     return library.metaxlm_attention_forward(
         *matrices, outputs[0].data_ptr(), outputs[1].data_ptr(), tiles.data_ptr(), bounds.data_ptr(), tiles.shape[0], rows,
         tokens, heads, width, math.log2(math.e) / math.sqrt(width), VARIANTS[variant], stream)
+
+
+def shared_bytes(library: ctypes.CDLL, width: int, variant: str) -> int:
+    """Bytes of shared memory of a block of threads, or a negative error code of the library."""
+    return library.metaxlm_attention_shared_bytes(width, VARIANTS[variant])
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,7 @@ int launch_hopper(const metaxlm::Arguments& args, int tiles) {
 }  // namespace
 
 extern "C" int metaxlm_abi_version() { return 2; }
+extern "C" int metaxlm_attention_shared_bytes(int, int) { return 0; }
 extern "C" const char* metaxlm_error_string(int) { return emulation::failure.c_str(); }
 extern "C" int metaxlm_attention_forward(
     const void* queries, int64_t query_token, int64_t query_head, const void* keys, int64_t key_token, int64_t key_head,
