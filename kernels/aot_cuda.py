@@ -27,6 +27,9 @@ from shared memory, copies in the background; for Hopper's kernel also barriers 
 ORDERINGS = 8
 """WARPGROUP instructions of Hopper's kernel: one before and one after each of its four runs of products. More of them mean
 that the compiler made products wait for each other."""
+OVERLAPPED = "MUFU.EX2 beside products"
+BLOCK_SCORES = 64
+"""Scores of a block that one lane has; its exponentials are to be formed while the products before them run."""
 NAME = re.compile(r"_ZN7metaxlm(6hopper)?17attention_forwardILi(\d+)E")
 
 HEADING = """# CUDA C++ kernels, compiled ahead of time
@@ -62,6 +65,7 @@ class KernelCode:
         room = SHARED_MEMORY[int(re.sub(r"\D", "", self.architecture))]
         found = [f"no {name}" for name, count in self.instructions.items() if not count]
         found += ["products wait for each other"] * (self.instructions.get("WARPGROUP", 0) > ORDERINGS)
+        found += ["weights wait for products"] * (self.instructions.get(OVERLAPPED, BLOCK_SCORES) < BLOCK_SCORES)
         return found + [f"spills {self.stack} bytes"] * (self.stack > 0) + [
             f"{self.shared} bytes of shared memory, {room} are there"] * (self.shared > room)
 
@@ -76,10 +80,18 @@ def kernels_in(library: Path, shared_bytes: Callable[[int, str], int]) -> list[K
             continue  # no body there
         operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", code, re.MULTILINE)
         counts = {name: operations.count(name) for name in EXPECTED[variant]}
+        if variant == "hopper":
+            counts[OVERLAPPED] = _exponentials_beside_products(code)
         used = {name: int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage[key])}
         found.append(KernelCode(variant, width, architecture, used["REG"], max(used["STACK"], used["LOCAL"]),
                                 shared_bytes(width, variant), counts))
     return found
+
+
+def _exponentials_beside_products(code: str) -> int:
+    """Exponentials between the wait for a block's scores and the wait for the mixture of the block before it."""
+    waits = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x", code)
+    return sum(after.count("MUFU.EX2") for after in waits[1:] if after.startswith("1"))
 
 
 def _sections(listing: str) -> list[tuple[tuple[str, str, int], str]]:

@@ -154,6 +154,7 @@ __device__ __forceinline__ void attend(
         leave(&shared.keys_empty[turn.stage]);
         if (block >= tile.full) hide(scores, args, tile, tile.start(block));
         weigh(scores, run, args.scale_log2, fade);
+        finish_before_wait(run.total[0] + run.total[1]);
         wait_products<0>();
         pin(run.mixed);
         leave(&shared.values_empty[last.stage]);

@@ -78,6 +78,13 @@ __device__ __forceinline__ void pin(float (&sums)[COUNT][4]) {
         for (int i = 0; i < 4; i++) asm volatile("" : "+f"(sums[n][i])::"memory");
 }
 
+// The assembler moves a wait for products to before all work that does not need them, and nothing would be left to overlap
+// with them. What a `total` (never negative) is made of is done before a pause that never comes.
+__device__ __forceinline__ void finish_before_wait(float total) {
+    asm volatile("{\n.reg .pred never;\nsetp.lt.f32 never, %0, 0f00000000;\n@never nanosleep.u32 0;\n}" ::"f"(total)
+                 : "memory");
+}
+
 #define METAXLM_SUM(sums, n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])
 #define METAXLM_SUMS(sums, n)                                                                                   \
     METAXLM_SUM(sums, n), METAXLM_SUM(sums, n + 1), METAXLM_SUM(sums, n + 2), METAXLM_SUM(sums, n + 3),          \

@@ -199,6 +199,7 @@ inline void wait_products() {
 
 template <int COUNT>
 inline void pin(float (&)[COUNT][4]) {}
+inline void finish_before_wait(float) {}
 
 inline void multiply_shared(float (&sums)[16][4], uint64_t left, uint64_t right, bool kept) {
     emulation::once(&sums[0][0], [&](auto shown) {
