@@ -90,6 +90,7 @@ __device__ __forceinline__ uint64_t along_rows(const bf16* start) {
 
 // A warp leaves a stage: its products have read it.
 __device__ __forceinline__ void leave(uint64_t* empty) {
+    __syncwarp();
     if (threadIdx.x % 32 == 0) arrive(empty);
 }
 
@@ -170,6 +171,21 @@ __device__ __forceinline__ void attend(
     turn.step();
 }
 
+// A warpgroup without queries in a short tile leaves every stage as soon as it is full, so that the phases go on.
+template <int WIDTH>
+__device__ __forceinline__ void pass(
+    Shared<WIDTH>& shared, Turn<Shared<WIDTH>::STAGES>& turn, const Turn<2>& query, int blocks) {
+    wait_barrier(&shared.queries_full[query.stage], query.parity);
+    leave(&shared.queries_empty[query.stage]);
+    for (int block = 0; block < blocks; block++) {
+        wait_barrier(&shared.keys_full[turn.stage], turn.parity);
+        leave(&shared.keys_empty[turn.stage]);
+        wait_barrier(&shared.values_full[turn.stage], turn.parity);
+        leave(&shared.values_empty[turn.stage]);
+        turn.step();
+    }
+}
+
 template <int WIDTH>
 __device__ __forceinline__ void consume(Shared<WIDTH>& shared, const Arguments& args, int items) {
     Turn<Shared<WIDTH>::STAGES> turn;
@@ -177,12 +193,16 @@ __device__ __forceinline__ void consume(Shared<WIDTH>& shared, const Arguments& 
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
         const Tile<STEP> tile(args.tiles + item / args.heads * 6);
         if (tile.first_row >= tile.end_row) continue;
-        Running<WIDTH> run;
-        begin(run);
-        attend(run, shared, turn, query, args, tile);
+        if (tile.first_row + threadIdx.x / GROUP * (GROUP / 2) < tile.end_row) {
+            Running<WIDTH> run;
+            begin(run);
+            attend(run, shared, turn, query, args, tile);
+            finish(run, args, tile, item % args.heads, shared.mixed);
+            __syncwarp();  // the next tile's quotients go to the same place
+        } else {
+            pass(shared, turn, query, tile.blocks);
+        }
         query.step();
-        finish(run, args, tile, item % args.heads, shared.mixed);
-        __syncwarp();  // the next tile's quotients go to the same place
     }
 }
 

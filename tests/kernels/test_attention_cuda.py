@@ -69,27 +69,44 @@ def reference(fused: torch.Tensor, lengths: list[int], local_window: int | None)
 def attend(
     library: ctypes.CDLL, variant: str, fused: torch.Tensor, lengths: list[int], local_window: int | None
 ) -> tuple[int, tuple[torch.Tensor, torch.Tensor]]:
-    """The library's code and what it wrote, for `fused` [T, H, 3, D]."""
-    cuts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    """The library's code and what it wrote, on the CPU, for `fused` [T, H, 3, D]."""
+    cuts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=fused.device)
     table = tile_table(cuts, sum(lengths), cuda.TILE_ROWS, local_window)
     outputs = attention_outputs(fused[:, :, 0])
     code = cuda.launch(library, fused.unbind(2), outputs, table.tiles, table.bounds, table.rows, 0, variant)
-    return code, outputs
+    return code, (outputs[0].cpu(), outputs[1].cpu())
 
 
-@pytest.mark.parametrize(("variant", "lengths", "local_window", "heads", "width"), [
+CASES = pytest.mark.parametrize(("variant", "lengths", "local_window", "heads", "width"), [
     ("portable", [1, 3, 90, 2], None, 1, 64), ("portable", [131, 5], None, 2, 32), ("portable", [200], 24, 1, 32),
     ("portable", [65, 1], None, 1, 128),
     # Three blocks of keys and more fill a ring of stages again; two heads and tiles give a block of threads several tiles.
     ("hopper", [1, 3, 90, 2], None, 1, 64), ("hopper", [131, 5, 400], None, 2, 64), ("hopper", [300], 24, 1, 64),
     ("hopper", [65, 1], None, 1, 128), ("hopper", [1, 420], None, 1, 128), ("hopper", [260, 3], 100, 3, 128)])
+
+
+@CASES
 def test_the_kernel_source_computes_attention(
     emulated: Path, variant: str, lengths: list[int], local_window: int | None, heads: int, width: int
 ) -> None:
+    check(cuda.load(emulated), variant, lengths, local_window, heads, width, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@CASES
+def test_the_kernel_computes_attention_on_a_device(
+    built: Path, variant: str, lengths: list[int], local_window: int | None, heads: int, width: int
+) -> None:
+    if variant == "hopper" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("Hopper's kernel needs sm_90")
+    check(cuda.load(built), variant, lengths, local_window, heads, width, "cuda")
+
+
+def check(library: ctypes.CDLL, variant: str, lengths: list[int], local_window: int | None, heads: int, width: int,
+          device: str) -> None:
     torch.manual_seed(0)
     fused = torch.randn(sum(lengths), heads, 3, width).bfloat16()
-    library = cuda.load(emulated)
-    code, outputs = attend(library, variant, fused, lengths, local_window)
+    code, outputs = attend(library, variant, fused.to(device), lengths, local_window)
     assert code == 0, library.metaxlm_error_string(code)
     mixed, log_sums = reference(fused, lengths, local_window)
     # Weights and output are rounded to bf16 (2 ** -9 relative each).

@@ -82,15 +82,18 @@ inline void run_block(int threads, std::function<void()> kernel) {
         makecontext(&fiber.context, entry, 0);
     }
     long idle = 0, before = progress;
+    uint32_t turn = 1;
     for (bool busy = true; busy && failure.empty();) {
         busy = false;
         idle = progress == before ? idle + 1 : 0, before = progress;
         if (idle > 100) fail("no thread gets further");
-        for (int i = 0; i < threads; i++)
-            if (!fibers[i].done) {
-                busy = true, threadIdx.x = i;
-                swapcontext(&scheduler, &fibers[i].context);
-            }
+        turn = turn * 1664525 + 1013904223;  // every round begins with another thread
+        for (int i = 0; i < threads; i++) {
+            threadIdx.x = (i + (turn >> 8)) % threads;
+            if (fibers[threadIdx.x].done) continue;
+            busy = true;
+            swapcontext(&scheduler, &fibers[threadIdx.x].context);
+        }
     }
 }
 
