@@ -29,7 +29,7 @@ ABI_VERSION = 2
 WIDTHS = (32, 64, 128)
 TILE_ROWS = 128
 VARIANTS = {"automatic": 0, "portable": 1, "hopper": 2}
-"""Kernels of the library: automatic is Hopper's (wgmma, TMA; head dimension 64 or 128) on sm_90, else the portable one."""
+"""Kernels of the library: automatic is Hopper's (wgmma, TMA) on sm_90, else the portable one."""
 _variant = "automatic"
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int

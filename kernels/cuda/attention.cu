@@ -69,6 +69,7 @@ int start_hopper(const metaxlm::Arguments& args, int tiles, int width, cudaStrea
     if (int error = taken(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device))) return error;
     if (major != 9) return UNSUPPORTED;
     switch (width) {
+        case 32: return launch_hopper<32>(args, tiles, device, stream);
         case 64: return launch_hopper<64>(args, tiles, device, stream);
         case 128: return launch_hopper<128>(args, tiles, device, stream);
         default: return UNSUPPORTED;
@@ -83,7 +84,7 @@ extern "C" int metaxlm_abi_version() { return 2; }
 // What a returned code means.
 extern "C" const char* metaxlm_error_string(int code) {
     if (code == UNSUPPORTED)
-        return "unsupported: head dimension 32, 64 or 128 and tiles of 128 rows; Hopper's kernel takes 64 and 128 on sm_90";
+        return "unsupported: head dimension 32, 64 or 128 and tiles of 128 rows; Hopper's kernel runs on sm_90 alone";
     if (code == UNMAPPED) return "the driver makes no tensor map of these strides";
     return cudaGetErrorString(static_cast<cudaError_t>(code));
 }
@@ -93,7 +94,7 @@ extern "C" int metaxlm_attention_shared_bytes(int width, int variant) {
     namespace portable = metaxlm;
     namespace hopper = metaxlm::hopper;
     switch (width) {
-        case 32: return variant == HOPPER ? int(UNSUPPORTED) : portable::shared_bytes<32>();
+        case 32: return variant == HOPPER ? hopper::shared_bytes<32>() : portable::shared_bytes<32>();
         case 64: return variant == HOPPER ? hopper::shared_bytes<64>() : portable::shared_bytes<64>();
         case 128: return variant == HOPPER ? hopper::shared_bytes<128>() : portable::shared_bytes<128>();
         default: return UNSUPPORTED;

@@ -14,10 +14,13 @@ constexpr int STEP = 128, GROUP = 128, CONSUMERS = 2, THREADS = (CONSUMERS + 1) 
 // Of the 168 that a thread starts with, the producers leave most to the consumers.
 constexpr int PRODUCER_REGISTERS = 24, CONSUMER_REGISTERS = 240;
 
-// Matrices lie in panels of 64 channels, [WIDTH / 64, rows, 64], 128 bytes a row.
+// Channels of a panel: matrices lie as [WIDTH / PANEL, rows, PANEL].
+template <int WIDTH>
+constexpr int PANEL = panel(WIDTH);
+
 template <int WIDTH>
 struct Shared {
-    static constexpr int STAGES = WIDTH == 64 ? 4 : 2;
+    static constexpr int STAGES = WIDTH <= 64 ? 4 : 2;
     bf16 keys[STAGES][STEP * WIDTH];
     bf16 values[STAGES][STEP * WIDTH];
     bf16 queries[2][ROWS * WIDTH];
@@ -48,8 +51,8 @@ __device__ __forceinline__ void fill(
     wait_barrier(empty, parity ^ 1);
     arrive_expecting(full, COUNT * WIDTH * static_cast<int>(sizeof(bf16)));
 #pragma unroll
-    for (int panel = 0; panel < WIDTH / PANEL; panel++)
-        copy_box(stage + panel * COUNT * PANEL, map, panel * PANEL, head, row, full);
+    for (int panel = 0; panel < WIDTH / PANEL<WIDTH>; panel++)
+        copy_box(stage + panel * COUNT * PANEL<WIDTH>, map, panel * PANEL<WIDTH>, head, row, full);
 }
 
 template <int WIDTH>
@@ -74,18 +77,23 @@ __device__ __forceinline__ void produce(Shared<WIDTH>& shared, const Maps& maps,
     }
 }
 
-// What a product is told of a matrix in shared memory: start, offsets in bytes, 128-byte swizzle (PTX ISA 9.7.15.5.1.2.2).
-__device__ __forceinline__ uint64_t matrix(const bf16* start, int leading, int stride) {
+// What a product is told of a matrix in shared memory: start, offset in bytes of the next panel where it goes on there, of
+// the next eight rows, and 128- or 64-byte swizzle (PTX ISA 9.7.15.5.1.2.2).
+template <int WIDTH>
+__device__ __forceinline__ uint64_t matrix(const bf16* start, int leading) {
+    constexpr int STRIDE = 8 * PANEL<WIDTH> * sizeof(bf16);
     auto field = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
-    return field(shared_address(start)) | field(leading) << 16 | field(stride) << 32 | 1ull << 62;
+    return field(shared_address(start)) | field(leading) << 16 | field(STRIDE) << 32 | (WIDTH < 64 ? 2ull : 1ull) << 62;
 }
 
-// Rows of 128 bytes, eight of them to a kilobyte: the offset of the next eight; the other one means nothing here.
-__device__ __forceinline__ uint64_t along_channels(const bf16* start) { return matrix(start, 16, 1024); }
+// Multiplied along the channels, 16 at a time: no product reaches another panel.
+template <int WIDTH>
+__device__ __forceinline__ uint64_t along_channels(const bf16* start) { return matrix<WIDTH>(start, 16); }
 
-// The same memory, multiplied along its rows: the offset of the next panel of channels, and of the next eight rows.
+// The same memory multiplied along the rows, all channels at once.
+template <int WIDTH>
 __device__ __forceinline__ uint64_t along_rows(const bf16* start) {
-    return matrix(start, STEP * PANEL * static_cast<int>(sizeof(bf16)), 1024);
+    return matrix<WIDTH>(start, STEP * PANEL<WIDTH> * static_cast<int>(sizeof(bf16)));
 }
 
 // A warp leaves a stage: its products have read it.
@@ -99,9 +107,10 @@ __device__ __forceinline__ void score(float (&scores)[STEP / 8][4], const bf16* 
     fence_products();
 #pragma unroll
     for (int k = 0; k < WIDTH / 16; k++) {
-        int panel = k / (PANEL / 16), channel = k % (PANEL / 16) * 16;
-        multiply_shared(scores, along_channels(queries + panel * ROWS * PANEL + channel),
-                        along_channels(keys + panel * STEP * PANEL + channel), k > 0);
+        constexpr int PRODUCTS = PANEL<WIDTH> / 16;
+        int panel = k / PRODUCTS * PANEL<WIDTH>, channel = k % PRODUCTS * 16;
+        multiply_shared(scores, along_channels<WIDTH>(queries + panel * ROWS + channel),
+                        along_channels<WIDTH>(keys + panel * STEP + channel), k > 0);
     }
     commit_products();
 }
@@ -110,7 +119,8 @@ template <int WIDTH>
 __device__ __forceinline__ void mix(Running<WIDTH>& run, const uint32_t (&weights)[STEP / 16][4], const bf16* values) {
     fence_products();
 #pragma unroll
-    for (int k = 0; k < STEP / 16; k++) multiply_add_registers(run.mixed, weights[k], along_rows(values + k * 16 * PANEL));
+    for (int k = 0; k < STEP / 16; k++)
+        multiply_add_registers(run.mixed, weights[k], along_rows<WIDTH>(values + k * 16 * PANEL<WIDTH>));
     commit_products();
 }
 
@@ -131,7 +141,7 @@ template <int WIDTH>
 __device__ __forceinline__ void attend(
     Running<WIDTH>& run, Shared<WIDTH>& shared, Turn<Shared<WIDTH>::STAGES>& turn, const Turn<2>& query,
     const Arguments& args, const Tile<STEP>& tile) {
-    const bf16* queries = shared.queries[query.stage] + threadIdx.x / GROUP * (GROUP / 2) * PANEL;
+    const bf16* queries = shared.queries[query.stage] + threadIdx.x / GROUP * (GROUP / 2) * PANEL<WIDTH>;
     float scores[STEP / 8][4], fade[2];
     uint32_t weights[STEP / 16][4];
     wait_barrier(&shared.queries_full[query.stage], query.parity);

@@ -105,6 +105,15 @@ __device__ __forceinline__ void multiply_shared(float (&sums)[16][4], uint64_t l
 }
 
 // sums [64, N] += left [64, 16] right [16, N]; left in registers, right in shared memory with rows along the N.
+__device__ __forceinline__ void multiply_add_registers(float (&sums)[4][4], const uint32_t (&left)[4], uint64_t right) {
+    asm volatile("{\n.reg .pred kept;\nsetp.ne.b32 kept, 1, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+                 "{%16, %17, %18, %19}, %20, kept, 1, 1, 1;\n}"
+                 : METAXLM_SUM(sums, 0), METAXLM_SUM(sums, 1), METAXLM_SUM(sums, 2), METAXLM_SUM(sums, 3)
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right));
+}
+
 __device__ __forceinline__ void multiply_add_registers(float (&sums)[8][4], const uint32_t (&left)[4], uint64_t right) {
     asm volatile("{\n.reg .pred kept;\nsetp.ne.b32 kept, 1, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" METAXLM_FIRST_32 "}, "

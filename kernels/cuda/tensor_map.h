@@ -1,5 +1,5 @@
-// How the copy engine is told of queries, keys or values: as they lie, strides and all, in boxes of 64 channels of one head
-// and some rows; rows behind the last token come as zeros. The driver's encoder is handed in, so that the library needs no
+// How the copy engine is told of queries, keys or values: as they lie, strides and all, in boxes of up to 64 channels of one
+// head and some rows; rows behind the last token come as zeros. The driver's encoder is handed in, so that the library needs no
 // driver to load (CUDA driver API, cuTensorMapEncodeTiled).
 #pragma once
 #include "primitives_sm90.cuh"
@@ -7,7 +7,8 @@
 namespace metaxlm {
 namespace hopper {
 
-constexpr int PANEL = 64;  // channels in the 128 bytes that the swizzle permutes
+// Channels of a line of shared memory: 64, in the 128-byte swizzle, or all 32, in the 64-byte one.
+constexpr int panel(int width) { return width < 64 ? width : 64; }
 
 using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
                             const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
@@ -25,9 +26,10 @@ inline CUresult encode_map(
     const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(heads),
                                  static_cast<cuuint64_t>(tokens)};
     const cuuint64_t strides[2] = {static_cast<cuuint64_t>(head) * sizeof(bf16), static_cast<cuuint64_t>(token) * sizeof(bf16)};
-    const cuuint32_t box[3] = {PANEL, 1, static_cast<cuuint32_t>(rows)}, steps[3] = {1, 1, 1};
+    const cuuint32_t box[3] = {static_cast<cuuint32_t>(panel(width)), 1, static_cast<cuuint32_t>(rows)}, steps[3] = {1, 1, 1};
+    CUtensorMapSwizzle swizzle = width < 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
     return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(matrix.start), sizes, strides, box, steps,
-                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 

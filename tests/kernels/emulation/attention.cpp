@@ -49,7 +49,9 @@ extern "C" int metaxlm_attention_forward(
     metaxlm::Arguments args = {{queries, query_token, query_head}, {keys, key_token, key_head},
                                {values, value_token, value_head}, mixed, log_sums, tiles, bounds, tokens, heads, scale_log2};
     emulation::failure.clear();
-    if (variant == 2) return width == 64 ? launch_hopper<64>(args, tile_count) : launch_hopper<128>(args, tile_count);
+    if (variant == 2)
+        return width == 32 ? launch_hopper<32>(args, tile_count) : width == 64 ? launch_hopper<64>(args, tile_count)
+                                                                               : launch_hopper<128>(args, tile_count);
     return width == 32 ? launch_portable<32>(args, tile_count) : width == 64 ? launch_portable<64>(args, tile_count)
                                                                              : launch_portable<128>(args, tile_count);
 }

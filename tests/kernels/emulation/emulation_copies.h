@@ -11,13 +11,14 @@ using cuuint64_t = uint64_t;
 enum CUresult { CUDA_SUCCESS = 0, CUDA_ERROR_INVALID_VALUE = 1 };
 enum CUtensorMapDataType { CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9 };
 enum CUtensorMapInterleave { CU_TENSOR_MAP_INTERLEAVE_NONE = 0 };
-enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_NONE = 0, CU_TENSOR_MAP_SWIZZLE_128B = 3 };
+enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_NONE = 0, CU_TENSOR_MAP_SWIZZLE_64B = 2, CU_TENSOR_MAP_SWIZZLE_128B = 3 };
 enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_L2_256B = 3 };
 enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0 };
 struct CUtensorMap {
     char* start;
     uint64_t sizes[3], strides[3];
     uint32_t box[3];
+    uint32_t pieces;  // of 16 bytes that the swizzle permutes
 };
 
 namespace emulation {
@@ -46,9 +47,9 @@ inline unsigned char* memory_at(uint32_t address) {
     return window + (failure.empty() ? address - WINDOW : 0);
 }
 
-// The 128-byte swizzle: 16-byte pieces of a 128-byte line trade places by the line's number in its kilobyte
-// (PTX ISA 5.5.7; Swizzle<3, 4, 3> of 9.7.15.5.1.2.1.3).
-inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+// Swizzle of 128 bytes, eight pieces, or of 64, four: in every 128 bytes, pieces of 16 trade places by the number of the 128
+// bytes (the tables of PTX ISA 5.5.7; Swizzle<3, 4, 3> and <2, 4, 3> of 9.7.15.5.1.2.1.3).
+inline uint32_t swizzled(uint32_t address, uint32_t pieces) { return address ^ (address >> 7 & (pieces - 1)) << 4; }
 
 // 9.7.13.15.6: a phase ends when no arrival and no byte is outstanding.
 inline void settle(Mbarrier& barrier) {
@@ -75,7 +76,7 @@ inline void deliver(Mbarrier& barrier) {
             for (int d = 0; d < 3; d++) inside &= at[d] >= 0 && at[d] < static_cast<int64_t>(map.sizes[d]);
             uint16_t value = 0;
             if (inside) memcpy(&value, map.start + at[0] * 2 + at[1] * map.strides[1] + at[2] * map.strides[2], 2);
-            memcpy(memory_at(swizzled(line + 2 * i)), &value, 2);
+            memcpy(memory_at(swizzled(line + 2 * i, map.pieces)), &value, 2);
         }
     });
     barrier.bytes -= map.box[0] * map.box[1] * map.box[2] * 2;
@@ -87,14 +88,15 @@ inline CUresult encode_tiled(
     CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* start, const cuuint64_t* sizes, const cuuint64_t* strides,
     const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
     CUtensorMapFloatOOBfill) {
-    bool fits = rank == 3 && reinterpret_cast<uintptr_t>(start) % 16 == 0 && swizzle == CU_TENSOR_MAP_SWIZZLE_128B;
-    fits &= box[0] * 2 == 128;  // shorter lines are allowed, but would be swizzled otherwise than here
+    bool fits = rank == 3 && reinterpret_cast<uintptr_t>(start) % 16 == 0;
+    uint32_t pieces = swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 8 : swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 4 : 0;
+    fits &= pieces > 0 && box[0] * 2 == pieces * 16;  // shorter lines are allowed, but are not needed here
     for (int d = 0; d < 3; d++) fits &= sizes[d] > 0 && sizes[d] <= 1ull << 32 && box[d] > 0 && box[d] <= 256 && steps[d] == 1;
     // Strides may not shrink, and hold the dimension before.
     for (int d = 0; d < 2; d++)
         fits &= strides[d] % 16 == 0 && strides[d] < 1ull << 40 && strides[d] >= (d ? strides[0] : sizes[0] * 2);
     if (!fits) return CUDA_ERROR_INVALID_VALUE;
-    *map = {static_cast<char*>(start), {sizes[0], sizes[1], sizes[2]}, {2, strides[0], strides[1]}, {box[0], box[1], box[2]}};
+    *map = {static_cast<char*>(start), {sizes[0], sizes[1], sizes[2]}, {2, strides[0], strides[1]}, {box[0], box[1], box[2]}, pieces};
     return CUDA_SUCCESS;
 }
 
@@ -140,7 +142,7 @@ inline void copy_box(bf16* shared, const CUtensorMap& map, int channel, int head
     emulation::Box box = {shared_address(shared), &map, {channel, head, row}};
     emulation::Mbarrier& counting = emulation::mbarrier(barrier);
     if (box.to % 128 || !counting.published) emulation::fail("a copy to an odd place, or at an unpublished barrier");
-    emulation::each_line(box, [](uint32_t line, int, int) { memset(emulation::memory_at(line), 0xff, 128); });
+    emulation::each_line(box, [&](uint32_t line, int, int) { memset(emulation::memory_at(line), 0xff, map.box[0] * 2); });
     counting.boxes.push_back(box);
 }
 

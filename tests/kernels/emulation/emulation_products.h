@@ -11,29 +11,30 @@ using Half = uint16_t;
 
 // 9.7.15.5.1.2.2: start, leading and stride offset in 16 bytes, base offset, swizzle mode.
 struct Descriptor {
-    uint32_t start, leading, stride, base, mode;
+    uint32_t start, leading, stride, base, mode, pieces;
 
     explicit Descriptor(uint64_t bits)
         : start((bits & 0x3fff) << 4), leading((bits >> 16 & 0x3fff) << 4), stride((bits >> 32 & 0x3fff) << 4),
-          base(bits >> 49 & 7), mode(static_cast<uint32_t>(bits >> 62)) {
-        if (mode != 1) fail("a matrix that is not in the 128-byte swizzle");
-        // The pattern starts at a kilobyte, or the base offset would have to say where; k steps stay within a line.
-        if (base != 0 || (start >> 7 & 7) != 0) fail("a matrix that does not start with its pattern");
+          base(bits >> 49 & 7), mode(static_cast<uint32_t>(bits >> 62)), pieces(16 >> mode) {
+        if (mode != 1 && mode != 2) fail("a matrix that is in neither the 128-byte nor the 64-byte swizzle");
+        // The pattern starts at 1024 or 512 bytes, or the base offset would have to say where; k steps stay within a line.
+        if (base != 0 || (start >> 7 & (pieces - 1)) != 0) fail("a matrix that does not start with its pattern");
     }
 
-    // 9.7.15.5.1.2.1.3, T = 8 elements of two bytes. K-major: ((8, m), (T, 2k)) : ((8T, SBO), (1, T)).
+    // 9.7.15.5.1.2.1.3, T = 8 elements of two bytes, P = 8 or 4 pieces. K-major: ((8, m), (T, 2k)) : ((PT, SBO), (1, T)).
     Half k_major(int line, int k) const {
-        return read(start + line % 8 * 128 + line / 8 * stride + k / 8 * 16 + k % 8 * 2);
+        return read(start + line % 8 * pieces * 16 + line / 8 * stride + k / 8 * 16 + k % 8 * 2);
     }
 
-    // MN-major: ((T, 8, m), (8, k)) : ((1, T, LBO), (8T, SBO)).
+    // MN-major: ((T, P, m), (8, k)) : ((1, T, LBO), (PT, SBO)).
     Half mn_major(int line, int k) const {
-        return read(start + line % 8 * 2 + line / 8 % 8 * 16 + line / 64 * leading + k % 8 * 128 + k / 8 * stride);
+        return read(start + line % 8 * 2 + line / 8 % pieces * 16 + line / (8 * pieces) * leading + k % 8 * pieces * 16 +
+                    k / 8 * stride);
     }
 
-    static Half read(uint32_t address) {
+    Half read(uint32_t address) const {
         Half value;
-        memcpy(&value, memory_at(swizzled(address)), 2);
+        memcpy(&value, memory_at(swizzled(address, pieces)), 2);
         return value;
     }
 };
