@@ -26,15 +26,18 @@ int launch_portable(const metaxlm::Arguments& args, int tiles, cudaStream_t stre
 metaxlm::hopper::Encode find_encoder() {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult result;
-    cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return taken(error) || result != cudaDriverEntryPointSuccess ? nullptr : reinterpret_cast<metaxlm::hopper::Encode>(found);
+    bool failed = taken(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
+    if (failed || result != cudaDriverEntryPointSuccess) return nullptr;
+    return reinterpret_cast<metaxlm::hopper::Encode>(found);
 }
 
 // The kernel has no body in code built for other architectures, which a Hopper would translate and run.
 template <int WIDTH>
 bool is_built() {
     cudaFuncAttributes attributes;
-    return !taken(cudaFuncGetAttributes(&attributes, metaxlm::hopper::attention_forward<WIDTH>)) && attributes.ptxVersion >= 90;
+    bool failed = taken(cudaFuncGetAttributes(&attributes, metaxlm::hopper::attention_forward<WIDTH>));
+    return !failed && attributes.ptxVersion >= 90;
 }
 
 template <int WIDTH>

@@ -157,7 +157,7 @@ __device__ __forceinline__ void attend(
         auto last = turn;
         turn.step();
         wait_barrier(&shared.keys_full[turn.stage], turn.parity);
-            score<WIDTH>(scores, queries, shared.keys[turn.stage]);
+        score<WIDTH>(scores, queries, shared.keys[turn.stage]);
         wait_barrier(&shared.values_full[last.stage], last.parity);
         mix(run, weights, shared.values[last.stage]);
         wait_products<1>();

@@ -48,8 +48,8 @@ __device__ __forceinline__ void wait_barrier(uint64_t* barrier, uint32_t parity)
 __device__ __forceinline__ void copy_box(
     bf16* shared, const CUtensorMap& map, int channel, int head, int row, uint64_t* barrier) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(shared)), "l"(&map), "r"(channel), "r"(head), "r"(row),
-                 "r"(shared_address(barrier)) : "memory");
+                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(shared)), "l"(&map), "r"(channel), "r"(head),
+                 "r"(row), "r"(shared_address(barrier)) : "memory");
 }
 
 // All four warps of a warpgroup together.

@@ -1,6 +1,6 @@
-// How the copy engine is told of queries, keys or values: as they lie, strides and all, in boxes of up to 64 channels of one
-// head and some rows; rows behind the last token come as zeros. The driver's encoder is handed in, so that the library needs no
-// driver to load (CUDA driver API, cuTensorMapEncodeTiled).
+// How the copy engine is told of queries, keys or values: as they lie, strides and all, in boxes of up to 64 channels of
+// one head and some rows; rows behind the last token come as zeros. The driver's encoder is handed in, so that the library
+// needs no driver to load (CUDA driver API, cuTensorMapEncodeTiled).
 #pragma once
 #include "primitives_sm90.cuh"
 
@@ -25,8 +25,10 @@ inline CUresult encode_map(
     int64_t head = heads > 1 ? matrix.head_stride : width, token = tokens > 1 ? matrix.token_stride : heads * head;
     const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(heads),
                                  static_cast<cuuint64_t>(tokens)};
-    const cuuint64_t strides[2] = {static_cast<cuuint64_t>(head) * sizeof(bf16), static_cast<cuuint64_t>(token) * sizeof(bf16)};
-    const cuuint32_t box[3] = {static_cast<cuuint32_t>(panel(width)), 1, static_cast<cuuint32_t>(rows)}, steps[3] = {1, 1, 1};
+    const cuuint64_t strides[2] = {static_cast<cuuint64_t>(head) * sizeof(bf16),
+                                   static_cast<cuuint64_t>(token) * sizeof(bf16)};
+    const cuuint32_t box[3] = {static_cast<cuuint32_t>(panel(width)), 1, static_cast<cuuint32_t>(rows)};
+    const cuuint32_t steps[3] = {1, 1, 1};
     CUtensorMapSwizzle swizzle = width < 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
     return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(matrix.start), sizes, strides, box, steps,
                   CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,

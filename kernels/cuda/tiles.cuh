@@ -59,7 +59,8 @@ __device__ __forceinline__ void begin(Running<WIDTH>& run) {
 
 // Minus infinity where a query does not see a key. Bounds are read here, in the few blocks at edges, not kept.
 template <int STEP>
-__device__ __forceinline__ void hide(float (&scores)[STEP / 8][4], const Arguments& args, const Tile<STEP>& tile, int start) {
+__device__ __forceinline__ void hide(
+    float (&scores)[STEP / 8][4], const Arguments& args, const Tile<STEP>& tile, int start) {
     int column = start + threadIdx.x % 4 * 2;
 #pragma unroll
     for (int half = 0; half < 2; half++) {

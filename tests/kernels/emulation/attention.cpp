@@ -24,7 +24,8 @@ template <int WIDTH>
 int launch_hopper(const metaxlm::Arguments& args, int tiles) {
     namespace hopper = metaxlm::hopper;
     hopper::Maps maps;
-    if (hopper::encode_maps(emulation::encode_tiled, maps, args, WIDTH, metaxlm::ROWS, hopper::STEP) != CUDA_SUCCESS) return -2;
+    CUresult made = hopper::encode_maps(emulation::encode_tiled, maps, args, WIDTH, metaxlm::ROWS, hopper::STEP);
+    if (made != CUDA_SUCCESS) return -2;
     static_assert(hopper::shared_bytes<WIDTH>() <= emulation::WINDOW_BYTES);
     int items = tiles * args.heads;
     gridDim.x = items < 2 ? items : 2;

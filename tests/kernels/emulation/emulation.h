@@ -1,6 +1,7 @@
 // A block of CUDA threads on the host, one fiber a thread: the instructions of kernels/cuda/primitives.cuh written down
 // from the PTX ISA, so that tests run the very source of a kernel without a GPU. Copies to shared memory arrive as late as
-// they may (when waited for), and shared memory starts as NaN, so a missing wait shows. Races that need true parallelism do not.
+// they may (when waited for), and shared memory starts as NaN, so a missing wait shows. Races that need true parallelism
+// do not.
 #pragma once
 #include <math.h>
 #include <stdint.h>

@@ -86,17 +86,19 @@ inline void deliver(Mbarrier& barrier) {
 // What cuTensorMapEncodeTiled refuses, for the only kind of map that is used here.
 inline CUresult encode_tiled(
     CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* start, const cuuint64_t* sizes, const cuuint64_t* strides,
-    const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
-    CUtensorMapFloatOOBfill) {
+    const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
+    CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
     bool fits = rank == 3 && reinterpret_cast<uintptr_t>(start) % 16 == 0;
     uint32_t pieces = swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 8 : swizzle == CU_TENSOR_MAP_SWIZZLE_64B ? 4 : 0;
     fits &= pieces > 0 && box[0] * 2 == pieces * 16;  // shorter lines are allowed, but are not needed here
-    for (int d = 0; d < 3; d++) fits &= sizes[d] > 0 && sizes[d] <= 1ull << 32 && box[d] > 0 && box[d] <= 256 && steps[d] == 1;
+    for (int d = 0; d < 3; d++)
+        fits &= sizes[d] > 0 && sizes[d] <= 1ull << 32 && box[d] > 0 && box[d] <= 256 && steps[d] == 1;
     // Strides may not shrink, and hold the dimension before.
     for (int d = 0; d < 2; d++)
         fits &= strides[d] % 16 == 0 && strides[d] < 1ull << 40 && strides[d] >= (d ? strides[0] : sizes[0] * 2);
     if (!fits) return CUDA_ERROR_INVALID_VALUE;
-    *map = {static_cast<char*>(start), {sizes[0], sizes[1], sizes[2]}, {2, strides[0], strides[1]}, {box[0], box[1], box[2]}, pieces};
+    *map = {static_cast<char*>(start), {sizes[0], sizes[1], sizes[2]}, {2, strides[0], strides[1]},
+            {box[0], box[1], box[2]}, pieces};
     return CUDA_SUCCESS;
 }
 
