@@ -3,8 +3,8 @@
 Gold alignments are read in the two formats in which gold sets are distributed:
 - Pharaoh (also `.talp`): line n has the links of pair n, `3-4` sure, `3p4` or `3?4` possible; read as counting from 0.
 - NAACL (shared tasks of 2003 and 2005, web.eecs.umich.edu/~mihalcea/wpt05): a link a line, `pair position position [S|P]`,
-  counting from 1, sure where nothing is said. Pairs are numbered by `<s snum=0001>...</s>` around both sentences, or else in
-  order (`_by_line`).
+  counting from 1, sure where nothing is said; a negative position (a word without a partner) is passed over. Pairs are
+  numbered by `<s snum=0001>...</s>` around both sentences, or else in order (`_by_line`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Link = tuple[int, int]
 Found = tuple[str, int, Link, bool]
 """Where a link stands, the place of its pair, the link as it is written, whether it is sure."""
 _PHARAOH = re.compile(r"(\d+)([-p?])(\d+)")
-_NAACL = re.compile(r"(\d+)\s+(\d+)\s+(\d+)(?:\s+([SP]))?(?:\s+[\d.]+)?")
+_NAACL = re.compile(r"(\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+([SP]))?(?:\s+[\d.]+)?")
 _NUMBERED = re.compile(r"<s snum=(\d+)>(.*)</s>")
 BASES: dict[str, int] = {"pharaoh": 0, "naacl": 1}
 """What each format counts words from, unless a task says otherwise."""
@@ -70,8 +70,8 @@ def read_gold(pairs: Sequence[tuple[str, str]], path: Path, settings: GoldSettin
     sure: list[set[Link]] = [set() for _ in pairs]
     possible: list[set[Link]] = [set() for _ in pairs]
     if form == "pharaoh" and len(found) != len(pairs):
-        raise UserError(f"{shown(path)} has {len(found)} lines of links and there are {len(pairs)} pairs of sentences; "
-                        "line n belongs to pair n, so give as many")
+        raise UserError(f"{shown(path)} has {len(found)} lines of links and there are {len(pairs)} pairs of sentences; line "
+                        "n belongs to pair n, so give as many")
     for where, pair, place, is_sure in _pharaoh(found) if form == "pharaoh" else _naacl(found, numbered, len(pairs)):
         sides = (english[pair], other[pair]) if settings.english_first else (other[pair], english[pair])
         link = _checked(place, sides, base, where)
@@ -95,8 +95,8 @@ def read_dictionary(pairs: Sequence[tuple[str, str]], path: Path, pivot_column: 
         if not line.strip():
             continue
         if len(cells) != 2 or not all(cell.strip() for cell in cells):
-            raise UserError(f"{shown(path)}, line {number} has {len(cells)} columns where a word and its translation belong; "
-                            "write two words with a tab between them")
+            raise UserError(f"{shown(path)}, line {number} has {len(cells)} columns where a word and its translation "
+                            "belong; write two words with a tab between them")
         first, second = map(_plain, cells)
         listed.add((first, second) if pivot_column == 1 else (second, first))
     _, english, other = _words(pairs, path)
@@ -141,7 +141,7 @@ def _naacl(found: list[tuple[str, str]], numbered: dict[int, int] | None, count:
         if match is None and line:
             raise UserError(f"{where} is no link ({line[:40]!r}); write `pair position position` and S or P, or name the "
                             "format in gold_format")
-        if match is not None:
+        if match is not None and "-" not in line:
             links.append((where, int(match[1]), (int(match[2]), int(match[3])), match[4] != "P"))
     numbers = numbered if numbered is not None else _by_line(sorted({number for _, number, *_ in links}), count)
     for where, number, link, is_sure in links:

@@ -67,7 +67,7 @@ def test_a_dictionary_judges_only_words_with_a_translation_in_the_sentence():
 @pytest.mark.parametrize(("name", "text", "settings", "form", "base"), [
     ("a.gold", "0-0 1-1 2p2 3?3\n0p0 1-0\n", GoldSettings(True), "pharaoh", 0),
     ("a.talp", "1-1 2-2 3p3 4p4\n1p1 1-2\n", GoldSettings(False, base=1), "pharaoh", 1),
-    ("a.txt", "1 1 1 S\n1 2 2\n1 3 3 P\n1 4 4 P 0.5\n\n2 1 1 P\n2 2 1 S\n", GoldSettings(True), "naacl", 1),
+    ("a.txt", "1 1 1 S\n1 2 2\n1 5 -99 S\n1 3 3 P\n1 4 4 P 0.5\n\n2 1 1 P\n2 2 1 S\n", GoldSettings(True), "naacl", 1),
     ("b.txt", "\n1 0 0 S\n1 1 1\n1 2 2 P\n1 3 3 P\n2 0 0 P\n2 1 0\n", GoldSettings(True, "naacl", 0), "naacl", 0)])
 def test_gold_formats(tmp_path, name, text, settings, form, base):
     (tmp_path / name).write_text(text, encoding="utf-8")
