@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.contrast import contrast_losses, owned_pairs
+from dist_metaxlm.objectives.denoising_alignment import Pointer, denoising_losses
 from dist_metaxlm.objectives.masked_lm import masked_lm_losses
-from dist_metaxlm.recipe.schema import AnyObjective, Contrast
+from dist_metaxlm.recipe.schema import AnyObjective, Contrast, DenoisingAlignment
+
+OWN = "objectives."
+"""How the names of parameters begin that belong to an objective and not to the encoder."""
 
 
 class PretrainingModel(nn.Module):
     """Encoder plus objectives behind one `forward`, so that gradient hooks and ZeRO see a single module."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, objectives: Sequence[AnyObjective] = ()) -> None:
+        """`objectives`: those of the phase, some of which bring parameters of their own."""
         super().__init__()
         self.encoder = encoder
+        self.objectives = nn.ModuleDict()
+        if any(isinstance(objective, DenoisingAlignment) for objective in objectives):
+            self.objectives["dwa"] = Pointer(encoder)
 
     def forward(self, batch: PackedBatch, objective: AnyObjective,
                 step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -27,7 +37,16 @@ class PretrainingModel(nn.Module):
         any partition of the global batch is then the global mean.
         """
         states_TH = self.encoder(batch, last_layer=layer_read(objective), step=step)
+        if isinstance(objective, DenoisingAlignment):
+            return self._dwa_losses(states_TH, batch, objective)
         return objective_losses(self.encoder, states_TH, batch, objective)
+
+    def _dwa_losses(self, states_TH: torch.Tensor, batch: PackedBatch,
+                    objective: DenoisingAlignment) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pointer = self.objectives["dwa"]
+        assert isinstance(pointer, Pointer)
+        losses, languages = denoising_losses(self.encoder, pointer, states_TH, batch, objective)
+        return losses.sum(), losses.detach(), languages
 
 
 def layer_read(objective: AnyObjective) -> int | None:

@@ -112,6 +112,8 @@ def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layou
                 # ZeRO needs more than one rank to divide by; in half precision ZeRO-0 takes an empty first Adam step.
                 if (stage > 1 and (pipeline > 1 or data == 1)) or (stage == 0 and not zero_0):
                     continue
+                if recipe.whole_model and (tensor > 1 or pipeline > 1 or stage > 1):
+                    continue
                 yield Layout(tensor, pipeline, data, False, stage)
                 if tensor > 1:
                     yield Layout(tensor, pipeline, data, True, stage)

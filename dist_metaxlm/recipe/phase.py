@@ -75,7 +75,24 @@ class Contrast(Section):
         return self
 
 
-AnyObjective = MaskedLM | TranslationLM | Contrast
+class DenoisingAlignment(Section):
+    """Pointing from a masked token to its translation, with labels by the network itself (XLM-Align, arXiv 2106.06381)."""
+
+    name: Literal["dwa"] = "dwa"
+    """Objective."""
+    weight: float = Field(1.0, gt=0)
+    """Factor of this objective's mean loss, over all targets, in the step's loss."""
+    batch_tokens: int = Field(gt=0)
+    """Tokens of translation pairs a step, over all ranks; a multiple of `sequence_length`."""
+    layer: int = Field(gt=0)
+    """Block whose output the labels are made from, counted from 1 (XLM-Align: 10 of 12)."""
+    sinkhorn_iterations: int = Field(2, ge=0)
+    """Iterations of optimal transport on the similarities."""
+    rounds: int = Field(2, gt=0)
+    """Rounds of mutual argmax; those after the first look for tokens that have no partner yet."""
+
+
+AnyObjective = MaskedLM | TranslationLM | Contrast | DenoisingAlignment
 Objective = Annotated[AnyObjective, Field(discriminator="name")]
 
 

@@ -25,6 +25,7 @@ from dist_metaxlm.recipe.phase import (
     AlphaPoint,
     AnyObjective,
     Contrast,
+    DenoisingAlignment,
     LearningRate,
     MaskedLM,
     Objective,
@@ -34,10 +35,30 @@ from dist_metaxlm.recipe.phase import (
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
-    "AlphaPoint", "AnyObjective", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "DataConfig", "EvaluationFiles",
-    "LearningRate", "MaskedLM",
-    "ModelConfig", "MosesPair", "NearDuplicates", "Objective", "OptimizerConfig", "ParallelConfig", "PhaseConfig",
-    "ReadingConfig", "Recipe", "TextSource", "TokenizerConfig", "TrainingConfig", "TranslationLM",
+    "AlphaPoint",
+    "AnyObjective",
+    "BitextSource",
+    "CarryOver",
+    "CleaningConfig",
+    "Contrast",
+    "DataConfig",
+    "DenoisingAlignment",
+    "EvaluationFiles",
+    "LearningRate",
+    "MaskedLM",
+    "ModelConfig",
+    "MosesPair",
+    "NearDuplicates",
+    "Objective",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "PhaseConfig",
+    "ReadingConfig",
+    "Recipe",
+    "TextSource",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "TranslationLM",
 ]
 
 PHASE_NAMES = ("meta", "cross", "joint")
@@ -215,9 +236,10 @@ class Recipe(Section):
                 problems.append(f"phases.{name}.sequence_length {phase.sequence_length} is more than "
                                 f"model.max_positions {self.model.max_positions}")
             longest_pair = self.data.max_pair_tokens
-            if longest_pair > phase.sequence_length and any(isinstance(o, TranslationLM) for o in phase.objectives):
+            whole = [o.name for o in phase.objectives if isinstance(o, TranslationLM | DenoisingAlignment)]
+            if longest_pair > phase.sequence_length and whole:
                 problems.append(f"data.max_pair_tokens {longest_pair} is more than phases.{name}.sequence_length "
-                                f"{phase.sequence_length}, and tlm shows whole pairs only; set it to "
+                                f"{phase.sequence_length}, and {whole[0]} shows whole pairs only; set it to "
                                 f"{phase.sequence_length}")
             for objective in phase.objectives:
                 if isinstance(objective, Contrast) and objective.layer > self.model.layers:
@@ -226,6 +248,22 @@ class Recipe(Section):
                 if isinstance(objective, Contrast) and objective.max_tokens > phase.sequence_length:
                     problems.append(f"phases.{name} contrast.max_tokens {objective.max_tokens} is more than "
                                     f"sequence_length {phase.sequence_length}")
+                if isinstance(objective, DenoisingAlignment):
+                    problems += _dwa_problems(f"phases.{name} dwa", objective, self.model, self.parallel)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether an objective needs the model's weights whole on every rank: data parallelism with ZeRO-0 or 1 only."""
+        return any(isinstance(o, DenoisingAlignment) for phase in self.phases.values() for o in phase.objectives)
+
+
+def _dwa_problems(where: str, objective: DenoisingAlignment, model: ModelConfig, layout: ParallelConfig) -> list[str]:
+    problems = [f"{where} works with parallel.{field} {most} at most, not {value}; set it to {most}, or drop the objective"
+                for field, value, most in (("tensor", layout.tensor, 1), ("pipeline", layout.pipeline, 1),
+                                           ("zero_stage", layout.zero_stage, 1)) if value > most]
+    if objective.layer > model.layers:
+        problems.append(f"{where}.layer {objective.layer} is more than model.layers {model.layers}")
+    return problems

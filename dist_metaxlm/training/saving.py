@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from dist_metaxlm.errors import StoppedInGoodOrder
+from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.manifest import list_steps, step_folder, sync_folder, write_manifest
@@ -174,8 +175,9 @@ class CheckpointSaver:
         """This rank's files; after an error the pieces of the others are still fetched, so that none of them waits."""
         pieces, files, failure = self._pieces, {}, None
         sent = pieces.send(copies)
-        for name, kinds in _files_of(rank()).items():
-            wanted = [(kind, index) for kind in kinds for index in pieces.written]
+        for name, (kinds, own) in _files_of(rank()).items():
+            wanted = [(kind, index) for kind in kinds for index in pieces.written
+                      if own is None or pieces.names[index].startswith(OWN) == own]
             file: TensorFile | None = None
             for number, (kind, index) in enumerate(wanted):
                 tensor = pieces.whole(kind, index, copies)
@@ -237,9 +239,11 @@ class CheckpointSaver:
         return found
 
 
-def _files_of(place: int) -> dict[str, tuple[int, ...]]:
-    """Names of a rank's files, and the kinds in each, by number in `KINDS`."""
-    return {f"weights-{place:05d}.safetensors": (0,), f"moments-{place:05d}.safetensors": tuple(range(1, len(KINDS)))}
+def _files_of(place: int) -> dict[str, tuple[tuple[int, ...], bool | None]]:
+    """Names of a rank's files; the kinds in each, by number in `KINDS`, and of which parameters: of objectives (True), of
+    the encoder (False) or of both (None). A file that would hold nothing is not written."""
+    return {f"weights-{place:05d}.safetensors": ((0,), False), f"objectives-{place:05d}.safetensors": ((0,), True),
+            f"moments-{place:05d}.safetensors": (tuple(range(1, len(KINDS))), None)}
 
 
 def _key(name: str, kind: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dist_metaxlm.data.permutation import hash_u64, key
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import AnyObjective, Contrast, MaskedLM, PhaseConfig, TranslationLM
+from dist_metaxlm.recipe.schema import AnyObjective, Contrast, DenoisingAlignment, MaskedLM, PhaseConfig, TranslationLM
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class StepPlan:
         uniform = hash_u64(self._key, steps).astype(np.float64) / 2.0**64
         return np.minimum(np.searchsorted(self._cumulative, uniform, side="right"), len(self._cumulative) - 1)
 
-    def _masked_lm(self, objective: MaskedLM | TranslationLM, weight: float, turn: int) -> list[MicroStep]:
+    def _masked_lm(self, objective: MaskedLM | TranslationLM | DenoisingAlignment, weight: float,
+                   turn: int) -> list[MicroStep]:
         windows = objective.batch_tokens // self.phase.sequence_length
         share = windows // self.world_size
         first = turn * windows + self.rank * share
