@@ -85,8 +85,8 @@ def reference_losses(model: PretrainingModel, states: torch.Tensor, batch: Packe
             continue
         label, others = labels[target]
         query = weights["objectives.dwa.query.weight"] @ states[target] + weights["objectives.dwa.query.bias"]
-        scores = [query @ (weights["objectives.dwa.key.weight"] @ states[other]) / math.sqrt(states.size(1)) for other in others]
-        losses.append(F.cross_entropy(torch.stack(scores), torch.tensor(others.index(label))))
+        scores = torch.stack([query @ (weights["objectives.dwa.key.weight"] @ states[other]) for other in others])
+        losses.append(F.cross_entropy(scores / math.sqrt(states.size(1)), torch.tensor(others.index(label))))
     return losses
 
 

@@ -51,6 +51,9 @@ def test_all_unknown_keys_are_reported_at_once_with_the_nearest_name() -> None:
     ("phases.meta.objectives.mlm.batch_tokens=1000", "nearest: 1024"),
     ("phases.cross.objectives.contrast.group=100", "not a multiple of group 100"),
     ("phases.cross.objectives.contrast.layer=9", "more than model.layers 4"),
+    ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 5}]", "dwa.layer 5 is more than model.layers 4"),
+    ("phases.cross.objectives=[{name: dwa, batch_tokens: 1000, layer: 2}]", "dwa batch_tokens 1000 is not a multiple"),
+    ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, leyer: 2}]", "did you mean layer"),
     ("phases.meta.sequence_length=4096", "more than model.max_positions 128"),
     ("data.max_pair_tokens=256", "max_pair_tokens 256 is more than phases.cross.sequence_length 128"),
     ("phases.cross.unlock=[{tokens: 5, languges: [de]}]", "did you mean languages"),
@@ -73,6 +76,13 @@ def test_contradictions_are_refused_in_words(override: str, words: str) -> None:
 def test_pipeline_with_zero_2_names_the_legal_layout() -> None:
     with pytest.raises(UserError, match="set zero_stage: 1"):
         load_recipe("quickstart", ["parallel.pipeline=2", "parallel.zero_stage=2"])
+
+
+@pytest.mark.parametrize("layout", ["tensor", "pipeline", "zero_stage"])
+def test_denoising_word_alignment_refuses_what_it_does_not_work_with(layout: str) -> None:
+    with pytest.raises(UserError, match=rf"phases.cross dwa works with parallel.{layout} 1 at most, not 2; set it to 1"):
+        load_recipe("quickstart", ["phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 2}]",
+                                   f"parallel.{layout}=2"])
 
 
 def test_unknown_recipe_suggests_a_shipped_one(tmp_path: Path) -> None:
