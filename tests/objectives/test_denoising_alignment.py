@@ -153,3 +153,15 @@ def test_a_window_of_padding_costs_nothing_and_has_finite_gradients(recipe: Reci
 def test_other_objectives_bring_no_parameters(recipe: Recipe) -> None:
     names = [name for name, _ in PretrainingModel(Encoder(recipe.model, recipe.seed)).named_parameters()]
     assert all(name.startswith("encoder.") for name in names)
+
+
+def test_half_precision_is_near(recipe: Recipe, data: PhaseData) -> None:
+    config = objective_of(recipe)
+    batch, sums = data.batch(config, 0, 8), []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = PretrainingModel(Encoder(recipe.model, recipe.seed), [config]).to(dtype).eval()
+        loss, losses, _ = model(batch, config, 0)
+        assert losses.dtype == torch.float32
+        loss.backward()
+        sums.append(float(loss))
+    assert sums[1] == pytest.approx(sums[0], rel=0.1)
