@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import EOS, Tokenizer
 from dist_metaxlm.modeling.encoder import Encoder
-from dist_metaxlm.objectives.denoising_alignment import self_labels, unmasked
+from dist_metaxlm.objectives.denoising_alignment import Pointer, denoising_losses, self_labels, unmasked
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import DenoisingAlignment, Recipe
@@ -165,3 +166,19 @@ def test_half_precision_is_near(recipe: Recipe, data: PhaseData) -> None:
         loss.backward()
         sums.append(float(loss))
     assert sums[1] == pytest.approx(sums[0], rel=0.1)
+
+
+def test_nothing_of_it_waits_for_the_device(recipe: Recipe, data: PhaseData) -> None:
+    """On the meta device no number can be read: whatever depended on one would fail here."""
+    config, hidden = objective_of(recipe), recipe.model.hidden
+    batch = data.batch(config, 0, 8).to("meta")
+
+    class States(torch.nn.Module):
+        def forward(self, batch: PackedBatch, last_layer: int) -> torch.Tensor:
+            return torch.empty(batch.tokens.numel(), hidden, device="meta")
+
+    states, encoder = States(), cast(Encoder, States())
+    pointer = Pointer(Encoder(recipe.model, recipe.seed)).to("meta")
+    losses, languages = denoising_losses(encoder, pointer, states(batch, 0), batch, config)
+    assert losses.shape == languages.shape == batch.targets.shape
+    losses.sum().backward()
