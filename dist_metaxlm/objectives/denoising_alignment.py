@@ -34,12 +34,17 @@ class Pointer(nn.Module):
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        """Initial values as those of `encoder`'s layers: keyed by seed and logical name, biases zero."""
+        """Initial values as those of `encoder`'s layers: keyed by seed and logical name, biases zero.
+
+        Under `torch.device("meta")` only the shapes exist.
+        """
         super().__init__()
-        hidden = encoder.config.hidden
-        self.query = nn.utils.skip_init(nn.Linear, hidden, hidden)
-        self.key = nn.utils.skip_init(nn.Linear, hidden, hidden, bias=False)
-        initialise(nn.ModuleDict({"objectives": nn.ModuleDict({"dwa": self})}), encoder.seed, encoder.config.init_std)
+        hidden, home = encoder.config.hidden, torch.get_default_device()
+        with torch.device("meta"):  # the layers' own initialisation would be thrown away
+            self.query, self.key = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden, bias=False)
+        if home.type != "meta":
+            self.to_empty(device=home)
+            initialise(nn.ModuleDict({"objectives": nn.ModuleDict({"dwa": self})}), encoder.seed, encoder.config.init_std)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,13 @@ def test_every_layout_is_legal_and_listed_once(name):
             check_batches(phase, phase_name, layout.data)
 
 
+def test_layouts_that_an_objective_refuses_are_left_out():
+    recipe = load_recipe("xlmr-base", ["phases.cross.objectives=[{name: dwa, batch_tokens: 524288, layer: 8}]"])
+    layouts = [found.layout for found in plan(recipe, parse_cluster("8xH100"))]
+    assert layouts
+    assert all(layout.tensor == layout.pipeline == 1 and layout.zero_stage <= 1 for layout in layouts)
+
+
 def test_plain_data_parallelism_is_first_where_it_fits():
     first = plan(load_recipe("xlmr-large", []), parse_cluster("16x8xH100"))[0]
     assert first.fits
