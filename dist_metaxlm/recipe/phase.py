@@ -125,11 +125,11 @@ class PhaseConfig(Section):
     shares: dict[str, float] = {}
     """Language -> its share of the mlm windows, whatever alpha says; the other languages divide the rest by alpha."""
     pair_alpha: float | list[AlphaPoint] = 0.3
-    """Exponent of the mix of language pairs p ~ pairs^alpha, for tlm and contrast, or its schedule over tokens."""
+    """Exponent of the mix of language pairs p ~ pairs^alpha, for tlm, contrast and dwa, or its schedule over tokens."""
     max_repetitions: float | None = Field(None, gt=0)
     """Epochs over a language's text that the phase takes at most; its surplus goes to the others by their shares."""
     pair_max_repetitions: float | None = Field(None, gt=0)
-    """The same for language pairs: epochs over a pair's translations in tlm, and in contrast, at most."""
+    """The same for language pairs: epochs over a pair's translations in tlm, in contrast and in dwa, each at most."""
     unlock: list[Unlock] = []
     """Languages that join the mix later; all others are in it from the start."""
     sequence_length: int = Field(gt=7)

@@ -140,6 +140,13 @@ def test_the_sum_does_not_depend_on_how_windows_are_cut_into_batches(recipe: Rec
     torch.testing.assert_close(parts, whole)
 
 
+def test_a_sample_names_where_its_pairs_stand_in_the_store(recipe: Recipe, data: PhaseData) -> None:
+    name, runs = data.origin(objective_of(recipe), 5)
+    batch = data.batch(objective_of(recipe), 5, 1)
+    assert name == data.pairs[int(batch.languages[0])]
+    assert [place + 1 for place, _ in runs] == [left[0] for left, _ in pairs_of(batch)]
+
+
 def test_a_window_of_padding_costs_nothing_and_has_finite_gradients(recipe: Recipe, data: PhaseData) -> None:
     config = objective_of(recipe)
     model = PretrainingModel(Encoder(recipe.model, recipe.seed), [config])
