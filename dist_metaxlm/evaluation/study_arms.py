@@ -132,7 +132,7 @@ def _arm(kind: str, ratio: float | None, seed: int, base: Recipe, phases: dict[s
 
 def _without_contrast(phase: PhaseConfig) -> PhaseConfig:
     tree = phase.model_dump(mode="json")
-    tree["objectives"] = [of for of in tree["objectives"] if of["name"] != "contrast"]
+    tree["objectives"] = [of for of in tree["objectives"] if of["name"] not in ("contrast", "xlco")]
     return PhaseConfig.model_validate(tree)
 
 

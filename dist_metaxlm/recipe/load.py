@@ -12,10 +12,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import PHASE_NAMES, Contrast, MaskedLM, Recipe, TranslationLM
+from dist_metaxlm.recipe.schema import PHASE_NAMES, Contrast, CrossLingualContrast, MaskedLM, Recipe, TranslationLM
 
 _BRANCHES = ("", "list[AlphaPoint]", "float", "str", "MosesPair", "EvaluationFiles")
-_OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast}
+_OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast, "xlco": CrossLingualContrast}
 
 
 def shipped_recipes() -> list[str]:

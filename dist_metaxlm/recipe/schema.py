@@ -25,18 +25,21 @@ from dist_metaxlm.recipe.phase import (
     AlphaPoint,
     AnyObjective,
     Contrast,
+    CrossLingualContrast,
     LearningRate,
     MaskedLM,
     Objective,
+    PairObjective,
     PhaseConfig,
     TranslationLM,
 )
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
-    "AlphaPoint", "AnyObjective", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "DataConfig", "EvaluationFiles",
-    "LearningRate", "MaskedLM",
-    "ModelConfig", "MosesPair", "NearDuplicates", "Objective", "OptimizerConfig", "ParallelConfig", "PhaseConfig",
+    "AlphaPoint", "AnyObjective", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "CrossLingualContrast",
+    "DataConfig", "EvaluationFiles", "LearningRate", "MaskedLM",
+    "ModelConfig", "MosesPair", "NearDuplicates", "Objective", "OptimizerConfig", "PairObjective", "ParallelConfig",
+    "PhaseConfig",
     "ReadingConfig", "Recipe", "TextSource", "TokenizerConfig", "TrainingConfig", "TranslationLM",
 ]
 
@@ -220,12 +223,31 @@ class Recipe(Section):
                                 f"{phase.sequence_length}, and tlm shows whole pairs only; set it to "
                                 f"{phase.sequence_length}")
             for objective in phase.objectives:
-                if isinstance(objective, Contrast) and objective.layer > self.model.layers:
-                    problems.append(f"phases.{name} contrast.layer {objective.layer} is more than "
+                if isinstance(objective, PairObjective) and objective.layer > self.model.layers:
+                    problems.append(f"phases.{name} {objective.name}.layer {objective.layer} is more than "
                                     f"model.layers {self.model.layers}")
-                if isinstance(objective, Contrast) and objective.max_tokens > phase.sequence_length:
-                    problems.append(f"phases.{name} contrast.max_tokens {objective.max_tokens} is more than "
-                                    f"sequence_length {phase.sequence_length}")
+                if isinstance(objective, PairObjective) and objective.longest > phase.sequence_length:
+                    together = " (two together)" if objective.longest > objective.max_tokens else ""
+                    problems.append(f"phases.{name} {objective.name}.max_tokens {objective.max_tokens}{together} is more "
+                                    f"than sequence_length {phase.sequence_length}")
+                if isinstance(objective, CrossLingualContrast):
+                    problems += self._momentum_problems(name)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether an objective keeps a momentum encoder, for which every rank must hold the model's weights whole."""
+        return any(isinstance(o, CrossLingualContrast) for phase in self.phases.values() for o in phase.objectives)
+
+    def _momentum_problems(self, phase: str) -> list[str]:
+        layout = self.parallel
+        most = {"tensor": (layout.tensor, 1), "pipeline": (layout.pipeline, 1), "zero_stage": (layout.zero_stage, 1)}
+        wrong = [name for name, (value, limit) in most.items() if value > limit]
+        if not wrong:
+            return []
+        values = ", ".join(f"parallel.{name} {most[name][0]}" for name in wrong)
+        return [f"phases.{phase} xlco follows the whole model with a momentum encoder on every rank, which goes with data "
+                f"parallelism and ZeRO-0 or 1, not with {values}; set {', '.join(f'{name}: 1' for name in wrong)}, or take "
+                "contrast instead of xlco"]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
+from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.checkpoint import Checkpoint, newest_checkpoint
@@ -65,6 +66,8 @@ def carry_optimizer(engine: Any, carried: Carried) -> None:
     reset = carried.report["policy"]["unseen_embeddings"] == "reinitialise"
     optimizer_state.set_adam_step(engine, int(carried.checkpoint.facts["adam_step"]))
     for name, param in optimizer_state.named_parameters(engine):
+        if name.startswith(OWN):  # a parameter of an objective that this phase brings
+            continue
         for moment in optimizer_state.MOMENTS:
             value = moments[f"{moment}.{name}"]
             if reset and name in (TABLE, HEAD_BIAS):

@@ -140,7 +140,7 @@ def build_model(recipe: Recipe, phase: PhaseConfig) -> Any:
     """The module with this rank's part of the model in `encoder`, freshly initialised: the whole or a pipeline stage."""
     shard, layout = tensor_shard(recipe.parallel.sequence), recipe.parallel
     if layout.pipeline == 1:
-        return PretrainingModel(Encoder(recipe.model, recipe.seed, shard))
+        return PretrainingModel(Encoder(recipe.model, recipe.seed, shard), phase.objectives)
     from dist_metaxlm.training.pipeline import PipelinedModel
 
     stages = model_stages(recipe.model, phase.sequence_length, phase.mask_rate, layout.pipeline)
