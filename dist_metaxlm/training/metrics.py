@@ -38,7 +38,7 @@ class LossMeter:
         self._ones = torch.ones(1, dtype=torch.float64, device=device)
 
     def add(self, objective: AnyObjective, batch: PackedBatch, losses: torch.Tensor, languages: torch.Tensor) -> None:
-        """Count losses [N] of `languages` [N], and the samples of their batch (for contrast and xlco pairs, else windows)."""
+        """Count losses [N] of `languages` [N], and the samples of their batch (contrast and xlco: pairs, else windows)."""
         offset = self._offsets[objective.name]
         rows = languages + offset
         self._sums[:, 0].index_add_(0, rows, losses.double())
