@@ -1,6 +1,6 @@
-"""xlco on 1, 2 and 4 ranks gives the losses and gradients of the published formula, written down here in plain PyTorch.
+"""xlco on 1, 2 and 4 ranks gives losses and gradients of the published formula, which is here in plain PyTorch.
 
-The reference encodes one sequence at a time, keeps the queue as a list, and knows nothing of packing, ranks or micro-batches.
+The reference encodes one sequence at a time, keeps the queue as a list, and knows nothing of packing, ranks, micro-batches.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def sequences(batch: PackedBatch) -> list[torch.Tensor]:
 def state_of_s(encoder: Encoder, tokens: torch.Tensor) -> torch.Tensor:
     """The hidden state of `<s>` after block LAYER of a sequence by itself."""
     count, none = len(tokens), torch.empty(0, dtype=torch.int64)
-    alone = PackedBatch(tokens, torch.arange(count), torch.tensor([0, count], dtype=torch.int32), count, none, none, none, none)
+    bounds = torch.tensor([0, count], dtype=torch.int32)
+    alone = PackedBatch(tokens, torch.arange(count), bounds, count, none, none, none, none)
     return encoder.hidden_states(alone)[LAYER][0]
 
 

@@ -31,8 +31,8 @@ def steps_of(recipe: Recipe, place: groups.Groups, micro_batch_tokens: int) -> d
     """Loss and gradients of every step, and what the momentum encoder and the queue are at the end."""
     groups._formed = place
     phase = recipe.phases["joint"]
-    data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), Tokenizer.load(f"{recipe.data.directory}/tokenizer.model"),
-                     "joint", phase, recipe.seed)
+    tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
+    data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), tokenizer, "joint", phase, recipe.seed)
     plan = StepPlan(phase, "joint", recipe.seed, place.data_rank, place.data_size, micro_batch_tokens)
     # fp64: what is compared is the formula, not how a CPU's matrix products round.
     model, found = PretrainingModel(Encoder(recipe.model, recipe.seed), phase.objectives).double(), {}
