@@ -5,8 +5,8 @@ x = (x1, x2) and d = (d1, d2), put together as `<s> x1 </s> d1 </s>` and `<s> x2
 follow the order of the sentences in either sequence, which of the two is the query, with `mixup: sides` whether d1 and d2
 change places, and what is masked; so nothing depends on which rank or micro-batch takes it.
 
-Sources: section 3.3 of the paper names (x1 d1, x2 d2) and (x1 d2, d1 x2); the released code (microsoft/unilm,
-infoxlm/data/xlco_dataset.py) draws the two orders and the exchange of query and key, never (x1 d2, d1 x2), and masks both.
+Sources: the paper names (x1 d1, x2 d2) and (x1 d2, d1 x2) as mix-ups; the released code (microsoft/unilm, infoxlm,
+xlco_dataset.py) draws the two orders and the exchange of query and key, never (x1 d2, d1 x2), and masks both sides.
 
 Shapes: P pairs, E examples (P or P / 2), S = 2 E sequences, first all queries and then all keys, N = 2 P sentences (pair p
 has 2p and 2p + 1), B = max_tokens - 1 tokens of a sentence without `<s>`, K sentences of a sequence, R = 1 + K B.

@@ -1,4 +1,4 @@
-"""Cross-lingual contrast with a momentum encoder and a queue: XlCo of InfoXLM (arXiv 2007.07834, section 3.2 and 3.3).
+"""Cross-lingual contrast with a momentum encoder and a queue: XlCo of InfoXLM (arXiv 2007.07834).
 
 A query is the `<s>` state of a block of the model, its key that of the translation in the momentum encoder, an average of
 the model's weights over the steps (MoCo, arXiv 1911.05722). The loss is the cross-entropy of finding the own key among
