@@ -40,9 +40,9 @@ class XlcoHead(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         config = encoder.config
-        self.projection = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.projection = nn.Linear(config.hidden, config.hidden, bias=False, device="meta")
         values = initial_values(PROJECTION, self.projection.weight.shape, encoder.seed, config.init_std)
-        self.projection.weight.data.copy_(values)
+        self.projection.weight = nn.Parameter(values)
 
 
 def representations(states_TH: torch.Tensor, starts_E: torch.Tensor, projection_HH: torch.Tensor | None,
