@@ -133,7 +133,7 @@ def _arm(kind: str, ratio: float | None, seed: int, base: Recipe, phases: dict[s
 
 def _without_contrast(phase: PhaseConfig) -> PhaseConfig:
     tree = phase.model_dump(mode="json")
-    tree["objectives"] = [of for of in tree["objectives"] if of["name"] not in ("contrast", "dwa")]
+    tree["objectives"] = [of for of in tree["objectives"] if of["name"] not in ("contrast", "xlco", "dwa")]
     return PhaseConfig.model_validate(tree)
 
 
