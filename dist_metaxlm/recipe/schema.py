@@ -35,30 +35,10 @@ from dist_metaxlm.recipe.phase import (
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
-    "AlphaPoint",
-    "AnyObjective",
-    "BitextSource",
-    "CarryOver",
-    "CleaningConfig",
-    "Contrast",
-    "DataConfig",
-    "DenoisingAlignment",
-    "EvaluationFiles",
-    "LearningRate",
-    "MaskedLM",
-    "ModelConfig",
-    "MosesPair",
-    "NearDuplicates",
-    "Objective",
-    "OptimizerConfig",
-    "ParallelConfig",
-    "PhaseConfig",
-    "ReadingConfig",
-    "Recipe",
-    "TextSource",
-    "TokenizerConfig",
-    "TrainingConfig",
-    "TranslationLM",
+    "AlphaPoint", "AnyObjective", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "DataConfig",
+    "DenoisingAlignment", "EvaluationFiles", "LearningRate", "MaskedLM",
+    "ModelConfig", "MosesPair", "NearDuplicates", "Objective", "OptimizerConfig", "ParallelConfig", "PhaseConfig",
+    "ReadingConfig", "Recipe", "TextSource", "TokenizerConfig", "TrainingConfig", "TranslationLM",
 ]
 
 PHASE_NAMES = ("meta", "cross", "joint")
