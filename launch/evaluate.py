@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluate phases of a run, or any Hugging Face encoder: held-out text, retrieval, tagging, classification, questions.
+"""Evaluate phases of a run, or any Hugging Face encoder: held-out text, retrieval, word alignment, tagging, ...
 
 examples:
   python launch/evaluate.py --run_dir runs/quickstart --phase cross
@@ -30,8 +30,8 @@ def parse() -> argparse.Namespace:
                         help="untrained (the recipe's initialisation), meta, cross, joint: one or several")
     parser.add_argument("--model", nargs="+", default=[], metavar="FOLDER", help="Hugging Face folders to evaluate too")
     parser.add_argument("--tasks", help="comma-separated: perplexity, retrieval (both: default for a run), tatoeba, "
-                                        "parallel, udpos, wikiann, masakhaner, xnli, pawsx, xquad, mlqa, tydiqa, or one of "
-                                        "--tasks_file")
+                                        "parallel, alignment, udpos, wikiann, masakhaner, xnli, pawsx, xquad, mlqa, tydiqa, "
+                                        "or one of --tasks_file")
     parser.add_argument("--min_candidates", type=int, default=400,
                         help="sentences a language needs to enter the mean P@1 (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="write the summary and the page of the run")

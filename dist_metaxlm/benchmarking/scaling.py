@@ -18,7 +18,7 @@ from typing import Any
 from dist_metaxlm.data.prepare import prepare
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.recipe.schema import Contrast, Recipe
+from dist_metaxlm.recipe.schema import PairObjective, Recipe
 from dist_metaxlm.training.run_folder import environment
 
 KINDS = {"data": "parallel.zero_stage=1", "tensor": "parallel.tensor={}", "pipeline": "parallel.pipeline={}"}
@@ -67,7 +67,7 @@ def _larger_batch(recipe: Recipe, phase: str, times: int) -> list[str]:
     """Overrides that multiply every objective's batch; contrast gets more groups, of the same size."""
     found = []
     for objective in recipe.phases[phase].objectives:  # type: ignore[index]
-        field, value = (("pairs", objective.pairs) if isinstance(objective, Contrast)
+        field, value = (("pairs", objective.pairs) if isinstance(objective, PairObjective)
                         else ("batch_tokens", objective.batch_tokens))
         found.append(f"phases.{phase}.objectives.{objective.name}.{field}={value * times}")
     return found

@@ -18,7 +18,7 @@ from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import all_reduce, barrier, pick_device, process_group
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.recipe.schema import Contrast
+from dist_metaxlm.recipe.schema import PairObjective
 from dist_metaxlm.training.batches import batches
 from dist_metaxlm.training.engine import build_engine
 from dist_metaxlm.training.execution import Execution, execution
@@ -46,7 +46,7 @@ def main(job: dict[str, Any]) -> None:
         total = WARM_UP + 2 * job["steps"]
         steps = execution(engine, plan, batches(plan, data, 0, total, device), lambda _: None, lambda *_: None)
         figures = measure(steps, job["steps"], device)
-        tokens = sum(o.batch_tokens for o in phase.objectives if not isinstance(o, Contrast))
+        tokens = sum(o.batch_tokens for o in phase.objectives if not isinstance(o, PairObjective))
         if topology.is_first:
             print(json.dumps({"tokens_per_step": tokens, **figures}), flush=True)
         engine.destroy()

@@ -1,7 +1,7 @@
 """The packed batch: the one shape in which tokens travel from the loader to the model.
 
 Legend of shape suffixes: T tokens of the micro-batch, W windows, L tokens of a window (T = W * L), D documents,
-M targets (masked positions), P translation pairs.
+M targets (masked positions), P translation pairs, E examples (of xlco: a query and its key).
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ class PackedBatch:
     pairs: torch.Tensor | None = None
     """[P, 2] int64, contrast only: document numbers (into cu_seqlens) of a sentence and of its translation."""
     pair_languages: torch.Tensor | None = None
-    """[P] int64, contrast only: index of each pair's language pair."""
+    """[P] int64, contrast and xlco: index of each pair's language pair."""
+    starts: torch.Tensor | None = None
+    """[E] int64, xlco only: flat position of the `<s>` of each example's sequence."""
+    texts: torch.Tensor | None = None
+    """[E, 2] int64, xlco only: hashes of the words of each example's query and key, whatever is masked in them."""
+    keys: PackedBatch | None = None
+    """xlco only: the keys of the examples, of which this batch has the queries; packed for themselves."""
 
     @classmethod
     def outline(cls, positions: torch.Tensor, cu_seqlens: torch.Tensor, samples: torch.Tensor, window: int) -> PackedBatch:
@@ -61,6 +67,8 @@ class PackedBatch:
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, PackedBatch):
+                value = value._mapped(change)
             changed[field.name] = change(value) if isinstance(value, torch.Tensor) else value
         return PackedBatch(**changed)
 

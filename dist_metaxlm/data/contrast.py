@@ -62,11 +62,11 @@ class ContrastPairs(OrderedPairs):
 
     def read(self, corpus: np.ndarray, documents: np.ndarray, max_tokens: int) -> ContrastRead:
         """Pack pairs `documents` of language pairs `corpus` (both [P]), sentences cut to `max_tokens`."""
-        source, size, starts_anew = self._sentences(corpus, documents)
+        source, size, starts_anew = self.sentence_places(corpus, documents)
         length = np.minimum(size + starts_anew, max_tokens)
-        window, offset, windows = first_fit(length, self.length)
-        start = window * self.length + offset
-        flat = np.full(windows * self.length, PAD, np.int64)
+        placed = place(length, self.length)
+        start = placed.start
+        flat = np.full(placed.windows * self.length, PAD, np.int64)
         flat[start] = BOS
         kept = length - starts_anew
         order = np.argsort(corpus, kind="stable")
@@ -75,15 +75,14 @@ class ContrastPairs(OrderedPairs):
             flat[spans((start + starts_anew)[mine], kept[mine])] = self._tokens[number][spans(source[mine], kept[mine])]
         cut = length < size + starts_anew
         flat[(start + length - 1)[cut]] = EOS
-        filled = np.bincount(window, weights=length, minlength=windows).astype(np.int64)
-        padding = (np.arange(windows) * self.length + filled)[filled < self.length]
-        first = np.sort(np.concatenate([start, padding]))
-        leaders = np.empty(windows, np.int64)
-        leaders[window[offset == 0]] = np.flatnonzero(offset == 0)
-        pairs = np.searchsorted(first, start).reshape(-1, 2)
-        return ContrastRead(flat.reshape(windows, self.length), first, pairs, leaders)
+        pairs = np.searchsorted(placed.documents, start).reshape(-1, 2)
+        return ContrastRead(flat.reshape(-1, self.length), placed.documents, pairs, placed.leaders)
 
-    def _sentences(self, corpus: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def tokens_of(self, corpus: int) -> np.ndarray:
+        """The token stream of a corpus."""
+        return self._tokens[corpus]
+
+    def sentence_places(self, corpus: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """([2P] first token in its corpus, [2P] tokens there, [2P] 1 where `<s>` is to be put in front)."""
         source = np.empty((len(corpus), 2), np.int64)
         size = np.empty((len(corpus), 2), np.int64)
@@ -97,6 +96,31 @@ class ContrastPairs(OrderedPairs):
         size[:, 1] -= source[:, 1]
         size[:, 0] = source[:, 1] - source[:, 0]
         return source.reshape(-1), size.reshape(-1), np.tile(np.array([0, 1], np.int64), len(corpus))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where sentences stand in windows."""
+
+    start: np.ndarray
+    """[N] int64: first token of each in the flat batch."""
+    windows: int
+    """Windows that it takes."""
+    documents: np.ndarray
+    """[D] int64: first token of each sentence and of each window's padding in the flat batch, ascending."""
+    leaders: np.ndarray
+    """[W] int64: which of the N stands first in each window."""
+
+
+def place(lengths: np.ndarray, capacity: int) -> Placed:
+    """Pack sentences of `lengths` [N] into windows of `capacity` tokens by `first_fit`."""
+    window, offset, windows = first_fit(lengths, capacity)
+    start = window * capacity + offset
+    filled = np.bincount(window, weights=lengths, minlength=windows).astype(np.int64)
+    padding = (np.arange(windows) * capacity + filled)[filled < capacity]
+    leaders = np.empty(windows, np.int64)
+    leaders[window[offset == 0]] = np.flatnonzero(offset == 0)
+    return Placed(start, windows, np.sort(np.concatenate([start, padding])), leaders)
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, int]:

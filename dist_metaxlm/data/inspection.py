@@ -12,7 +12,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import Corpus, TokenStore
 from dist_metaxlm.data.tokenizer import PAD, Tokenizer
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import AnyObjective, MaskedLM, PhaseConfig, Recipe
+from dist_metaxlm.recipe.schema import AnyObjective, CrossLingualContrast, MaskedLM, PhaseConfig, Recipe
 
 
 def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample: int) -> dict[str, Any]:
@@ -31,10 +31,14 @@ def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample:
     name, runs = data.origin(objective, sample)
     corpus = store.text(name) if isinstance(objective, MaskedLM) else store.bitext(name)
     entry = store.manifest["text" if isinstance(objective, MaskedLM) else "bitext"][name]
+    facts = {"phase": phase_name, "objective": objective.name, "sample": sample, "language": entry.get("language", name),
+             "corpus": name, "files": [source["file"] for source in entry.get("source", [])]}
+    if isinstance(objective, CrossLingualContrast):
+        documents = _example(data, objective, sample, tokenizer)
+        return {**facts, "tokens": sum(last - first for first, last in (d["positions"] for d in documents)), "targets": 0,
+                "documents": documents}
     batch = data.batch(objective, sample, 1)
-    return {"phase": phase_name, "objective": objective.name, "sample": sample, "language": entry.get("language", name),
-            "corpus": name, "files": [source["file"] for source in entry.get("source", [])],
-            "tokens": batch.tokens.numel(), "targets": batch.targets.numel(),
+    return {**facts, "tokens": batch.tokens.numel(), "targets": batch.targets.numel(),
             "documents": _documents(batch, runs, corpus, tokenizer)}
 
 
@@ -73,6 +77,22 @@ def _documents(batch: PackedBatch, runs: list[tuple[int, int]], corpus: Corpus,
                    if first <= position < last]
         result.append({"positions": [first, last], **place, "text": tokenizer.decode(whole[first:last].tolist()),
                        "seen": " ".join(pieces[token] for token in seen[first:last]), "targets": targets})
+    return result
+
+
+def _example(data: PhaseData, objective: CrossLingualContrast, sample: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Query and key of the example that pair `sample` is in, each at the start of a window."""
+    together, pieces = objective.pairs_together, tokenizer.pieces()
+    masked, plain = (data.batch(one, sample // together * together, together)
+                     for one in (objective, objective.model_copy(update={"mask_rate": 0.0})))
+    assert masked.keys is not None
+    assert plain.keys is not None
+    result = []
+    for part, batch, words in (("query", masked, plain), ("key", masked.keys, plain.keys)):
+        end = int(batch.cu_seqlens[1])
+        result.append({"positions": [0, end], "document": None, "offset": None, "part": part,
+                       "text": tokenizer.decode(words.tokens[:end].tolist()),
+                       "seen": " ".join(pieces[token] for token in batch.tokens[:end].tolist()), "targets": []})
     return result
 
 

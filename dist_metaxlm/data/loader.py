@@ -1,7 +1,8 @@
 """The data of one phase: packed batches by objective and sample number, without any state.
 
 Sample n of an objective follows from (seed, phase, objective, n) alone, so ranks, micro-batches and resumed runs read
-what they need by number. For mlm and tlm a sample is a window of `sequence_length` tokens, for contrast a pair.
+what they need by number. For mlm, tlm and dwa a sample is a window of `sequence_length` tokens, for contrast and
+xlco a pair.
 """
 
 from __future__ import annotations
@@ -22,12 +23,25 @@ from dist_metaxlm.data.phase_mix import language_mix, pair_mix, samples_per_toke
 from dist_metaxlm.data.sources import Source, part_weights, text_sources
 from dist_metaxlm.data.spans import positions_within
 from dist_metaxlm.data.windows import Windows
+from dist_metaxlm.data.xlco import xlco_batch
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import AnyObjective, Contrast, MaskedLM, PhaseConfig, TranslationLM
+from dist_metaxlm.recipe.schema import (
+    AnyObjective,
+    Contrast,
+    CrossLingualContrast,
+    DenoisingAlignment,
+    MaskedLM,
+    PhaseConfig,
+    TranslationLM,
+)
 
 if TYPE_CHECKING:
     from dist_metaxlm.data.store import Corpus, TokenStore
     from dist_metaxlm.data.tokenizer import Tokenizer
+
+
+MASKED = ("mlm", "tlm", "dwa")
+"""Objectives on windows with targets."""
 
 
 class PhaseData:
@@ -48,11 +62,11 @@ class PhaseData:
         # a language may be there in translations only; with mlm it needs text
         known = list(sources) if "mlm" in self._names else _with_sides(list(sources), store.pairs)
         self.languages = chosen_languages(phase, known)
-        self.pairs = chosen_pairs(phase, store.pairs) if {"tlm", "contrast"} & set(self._names) else []
-        if {"mlm", "tlm"} & set(self._names) and self.targets_per_window < 1:
+        self.pairs = chosen_pairs(phase, store.pairs) if set(self._names) - {"mlm"} else []
+        if set(MASKED) & set(self._names) and self.targets_per_window < 1:
             raise UserError(f"mask_rate {phase.mask_rate} of sequence_length {phase.sequence_length} is less than one "
                             f"target a window; set mask_rate to at least {1 / phase.sequence_length:.3f}")
-        for name in ("mlm", "tlm"):
+        for name in (*MASKED, "xlco"):
             if name in self._names:
                 self._maskers[name] = Masker(tokenizer, self.targets_per_window, phase.whole_words,
                                              key(*self._keys, name, "mask"))
@@ -63,17 +77,20 @@ class PhaseData:
 
     @property
     def targets_per_window(self) -> int:
-        """Targets of every mlm and tlm window: round(mask_rate * sequence_length)."""
+        """Targets of every mlm, tlm and dwa window: round(mask_rate * sequence_length)."""
         return round(self._phase.mask_rate * self._phase.sequence_length)
 
     def batch(self, objective: AnyObjective, first: int, count: int) -> PackedBatch:
-        """Samples first .. first + count - 1 of one of the phase's objectives (windows; for contrast pairs)."""
+        """Samples first .. first + count - 1 of one of the phase's objectives (windows; for contrast and xlco pairs)."""
         samples = np.arange(first, first + count, dtype=np.int64)
         language, ordinal = self._mixtures[objective.name].lookup(samples)
         if isinstance(objective, Contrast):
             return self._contrast_batch(samples, language, ordinal, objective.max_tokens)
-        if isinstance(objective, TranslationLM):
-            pairs = self._bitext.read(language, ordinal, samples)
+        if isinstance(objective, CrossLingualContrast):
+            return xlco_batch(self._examples, self._maskers["xlco"], key(*self._keys, "xlco", "mixup"), objective, samples,
+                              language, ordinal)
+        if isinstance(objective, TranslationLM | DenoisingAlignment):
+            pairs = self._bitext[objective.name].read(language, ordinal, samples)
             tokens, documents = pairs.tokens, pairs.documents
         else:
             pieces = self._text.pieces(language, self._text.locate(language, ordinal))
@@ -84,14 +101,15 @@ class PhaseData:
 
     def origin(self, objective: AnyObjective, sample: int) -> tuple[str, list[tuple[int, int]]]:
         """Where a sample comes from: corpus of the store, and [(flat position in the sample, first token in the corpus)]
-        of its unbroken runs; for tlm of its pairs, for contrast of its one pair."""
+        of its unbroken runs; for tlm and dwa of its pairs, for contrast and xlco of the one pair."""
         number, ordinal = self._mixtures[objective.name].lookup(np.array([sample], np.int64))
         if isinstance(objective, MaskedLM):
             pieces = self._text.pieces(number, self._text.locate(number, ordinal))
             return self._corpora[number[0]], sorted(zip(pieces.destination.tolist(), pieces.source.tolist(), strict=True))
-        if isinstance(objective, TranslationLM):
-            return self.pairs[number[0]], self._bitext.origin(number, ordinal)
-        return self.pairs[number[0]], [(0, self._sentences.origin(number, ordinal))]
+        if isinstance(objective, TranslationLM | DenoisingAlignment):
+            return self.pairs[number[0]], self._bitext[objective.name].origin(number, ordinal)
+        sentences = self._sentences if isinstance(objective, Contrast) else self._examples
+        return self.pairs[number[0]], [(0, sentences.origin(number, ordinal))]
 
     def asked(self, objective_name: str, tokens: int) -> dict[str, float]:
         """Language (or language pair) -> share that the recipe asks for after `tokens` training tokens of the phase."""
@@ -121,13 +139,15 @@ class PhaseData:
         names = [f"language pair {pair}" for pair in self.pairs]
         length = self._phase.sequence_length
         counts = [len(corpus) for corpus in corpora]
-        epochs = {}
-        if "tlm" in self._names:
-            self._bitext = BitextWindows(corpora, names, length, (*self._keys, "tlm"))
-            epochs["tlm"] = self._bitext.counts.tolist()
+        self._bitext = {name: BitextWindows(corpora, names, length, (*self._keys, name))
+                        for name in ("tlm", "dwa") if name in self._names}
+        epochs: dict[str, list[int]] = {name: windows.counts.tolist() for name, windows in self._bitext.items()}
         if "contrast" in self._names:
             self._sentences = ContrastPairs(corpora, names, length, (*self._keys, "contrast"))
             epochs["contrast"] = counts
+        if "xlco" in self._names:
+            self._examples = ContrastPairs(corpora, names, length, (*self._keys, "xlco"))
+            epochs["xlco"] = counts
         for name, samples in epochs.items():
             mix = pair_mix(self._phase, name, self.pairs, counts, samples)
             self._mixtures[name] = Mixture(mix, key(*self._keys, name, "mix"))
@@ -163,7 +183,7 @@ def chosen_pairs(phase: PhaseConfig, there: list[str]) -> list[str]:
         pairs = [pair for pair in there if set(pair.split("-")) <= set(phase.languages)]
     if not pairs:
         has = f"has the pairs {', '.join(sorted(there))}" if there else "has no translations"
-        raise UserError(f"tlm and contrast need a language pair with both sides in languages {phase.languages}, "
+        raise UserError(f"tlm, dwa, contrast and xlco need a language pair with both sides in languages {phase.languages}, "
                         f"and the token store {has}; add the missing side to languages, or drop these objectives")
     return pairs
 

@@ -58,14 +58,20 @@ class Masker:
         self._choice_key = key_of(key, "choice")
         self._action_key = key_of(key, "action")
 
-    def mask(self, tokens: np.ndarray, samples: np.ndarray, documents: np.ndarray) -> Masked:
+    def mask(self, tokens: np.ndarray, samples: np.ndarray, documents: np.ndarray, share: float | None = None) -> Masked:
         """Mask windows `tokens` [W, L] of sample numbers `samples` [W].
 
         `documents` [D] are the flat positions where documents begin. Special tokens, `<pad>` too, are never targets.
+        With `share`, a window has round(share * its eligible tokens) targets in place of the fixed count.
         """
         eligible = self._ordinary[tokens]
         ranks = self._ranks(tokens, samples, documents, eligible)
-        last = np.partition(ranks, self._count - 1, axis=1)[:, self._count - 1]
+        if share is None:
+            last = np.partition(ranks, self._count - 1, axis=1)[:, self._count - 1]
+        else:
+            counts = np.rint(share * eligible.sum(axis=1)).astype(np.int64)
+            last = np.sort(ranks, axis=1)[np.arange(len(ranks)), np.maximum(counts, 1) - 1]
+            last[counts == 0] = 0  # no eligible rank: position 0 is `<s>`
         targets = np.flatnonzero(ranks <= np.minimum(last, _NEVER - np.uint64(1))[:, None])
         target_tokens = tokens.reshape(-1)[targets]
         inputs = tokens.copy()

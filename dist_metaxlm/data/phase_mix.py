@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from dist_metaxlm.data.shares import Mix
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import AlphaPoint, Contrast, PhaseConfig
+from dist_metaxlm.recipe.schema import AlphaPoint, PairObjective, PhaseConfig
 
 
 def language_mix(phase: PhaseConfig, languages: Sequence[str], tokens: Sequence[Sequence[int]],
@@ -30,7 +30,7 @@ def language_mix(phase: PhaseConfig, languages: Sequence[str], tokens: Sequence[
 
 def pair_mix(phase: PhaseConfig, objective: str, pairs: Sequence[str], counts: Sequence[int],
              samples: Sequence[int]) -> Mix:
-    """The mix of language `pairs` for tlm or contrast: `counts` translations, `samples` (windows or pairs) an epoch.
+    """The mix of language `pairs` for tlm, contrast or xlco: `counts` translations, `samples` (windows or pairs) an epoch.
 
     Raises UserError where repetition caps or unlocks leave a part of the phase without translations.
     """
@@ -45,14 +45,14 @@ def samples_per_token(phase: PhaseConfig, name: str) -> Fraction:
     """Samples of an objective that pass, on average, while the phase trains on one token."""
     length = phase.sequence_length
     tokens = sum((_taken(phase, objective.name) * length for objective in phase.objectives
-                  if not isinstance(objective, Contrast)), Fraction(0))
+                  if not isinstance(objective, PairObjective)), Fraction(0))
     return _taken(phase, name) / tokens if tokens else Fraction(0)
 
 
 def _taken(phase: PhaseConfig, name: str) -> Fraction:
     """Samples of an objective in a step; with `draw` the mean over steps."""
     objective = next(objective for objective in phase.objectives if objective.name == name)
-    step = objective.pairs if isinstance(objective, Contrast) else objective.batch_tokens // phase.sequence_length
+    step = objective.pairs if isinstance(objective, PairObjective) else objective.batch_tokens // phase.sequence_length
     if phase.mixing == "sum":
         return Fraction(step)
     return Fraction(objective.weight) * step / sum(Fraction(other.weight) for other in phase.objectives)

@@ -23,6 +23,7 @@ from dist_metaxlm.evaluation.retrieval_task import evaluate_parallel, read_paral
 from dist_metaxlm.evaluation.run import TASKS as HELDOUT
 from dist_metaxlm.evaluation.task_spec import BUILT_IN, TaskSpec, load_tasks
 from dist_metaxlm.evaluation.text_encoder import TextEncoder, check_folder, exported_phase
+from dist_metaxlm.evaluation.word_alignment import evaluate_alignment, read_alignment
 from dist_metaxlm.reporting.metrics import write_json
 from dist_metaxlm.training.run_folder import environment
 
@@ -47,7 +48,7 @@ class TaskOptions:
     include_special: bool = True
     """Retrieval: pool over special tokens too."""
     max_pairs: int | None = None
-    """Retrieval: pairs taken of every file, the first ones."""
+    """Retrieval and alignment: pairs taken of every file, the first ones."""
     keep_going: bool = False
     """After a task that failed by the user's mistake go on with the next one."""
 
@@ -121,7 +122,7 @@ def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOption
 
 def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: Callable[[str], None]) -> None:
     """Languages that were asked for and have no file are left out of the means: say so."""
-    there = result["languages"] if result["kind"] == "retrieval" else result["table"]["languages"]
+    there = result["languages"] if result["kind"] in ("retrieval", "alignment") else result["table"]["languages"]
     missing = [language for language in asked if canonical(language, "--languages") not in there]
     if missing:
         log(f"{name}: no test file for {', '.join(missing)}; the means are without")
@@ -133,6 +134,9 @@ def _evaluate(folder: Path, name: str, options: TaskOptions, log: Callable[[str]
     if spec.kind == "retrieval":
         pairs = read_parallel(name, spec, options.data, languages)
         return evaluate_parallel(TextEncoder(folder), pairs, options.include_special, options.max_pairs)
+    if spec.kind == "alignment":
+        texts = read_alignment(name, spec, options.data, languages, options.max_pairs)
+        return evaluate_alignment(TextEncoder(folder), texts, spec.extraction, spec.words)
     settings = read_settings(spec.kind, options.settings)
     with libraries_on_standard_error():
         head = HEADS[spec.kind](spec)

@@ -198,8 +198,9 @@ def _english_share(arm: Arm, folder: Path) -> float | None:
 def _task_figures(tasks: dict[str, Any]) -> dict[str, float]:
     figures = {}
     for name, result in tasks.items():
-        if result.get("kind") == "retrieval":
-            figures[f"{name}:others"] = result["per_layer"]["cosine"][result["layer"]]
+        if result.get("kind") in ("retrieval", "alignment"):
+            of = "cosine" if result["kind"] == "retrieval" else "f1"
+            figures[f"{name}:others"] = result["per_layer"][of][result["layer"]]
         elif "table" in result:
             figures |= {f"{name}:{what}": result["table"][key]["mean"]
                         for what, key in (("English", "source"), ("others", "others"), ("gap", "gap"))

@@ -1,8 +1,9 @@
 """The arms of the two-phase study: recipes that differ in what defines the arm and in nothing else.
 
 All arms of a seed start from the same weights, read the same prepared data with the same tokenizer, take steps of the
-same size and see N tokens in all (the `cross only` arm N - n1). Contrast is left out of every arm: its sentences are counted
-in no token budget, and it trains for alignment directly, which is what the study measures.
+same size and see N tokens in all (the `cross only` arm N - n1). Contrast and denoising word alignment are left out of
+every arm: sentences of contrast are counted in no token budget, and both train for alignment directly, which is what the
+study measures.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def _arm(kind: str, ratio: float | None, seed: int, base: Recipe, phases: dict[s
 
 def _without_contrast(phase: PhaseConfig) -> PhaseConfig:
     tree = phase.model_dump(mode="json")
-    tree["objectives"] = [of for of in tree["objectives"] if of["name"] != "contrast"]
+    tree["objectives"] = [of for of in tree["objectives"] if of["name"] not in ("contrast", "xlco", "dwa")]
     return PhaseConfig.model_validate(tree)
 
 

@@ -29,18 +29,32 @@ UPOS = ["ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART
 class TaskSpec(Section):
     """One evaluation task."""
 
-    kind: Literal["retrieval", "tagging", "classification", "questions"]
+    kind: Literal["retrieval", "alignment", "tagging", "classification", "questions"]
     """What is done with the files."""
     train: list[str] = []
-    """Training text in the training language (not for retrieval)."""
+    """Training text in the training language (not for retrieval and alignment)."""
     dev: list[str] = []
     """Text in the training language on which the best epoch is chosen."""
     test: list[str] = Field(min_length=1)
-    """Text that is scored, by language; for retrieval: pairs in one file, or the sentences of the other language."""
+    """Text that is scored, by language; for retrieval and alignment: pairs in one file, or the other sentences."""
     pivot: list[str] = []
-    """Retrieval from two files a language: the English sentences, line n translating line n of `test`."""
+    """Retrieval and alignment from two files a language: the English sentences, line n translating line n of `test`."""
     pivot_column: Literal[1, 2] = 1
-    """Retrieval from one file a language: the column with the English sentence."""
+    """Retrieval and alignment from one file a language: the column with the English sentence, or word of a dictionary."""
+    gold: list[str] = []
+    """Alignment: the links of words that annotators made; docs/evaluation.md has the formats."""
+    gold_format: Literal["pharaoh", "naacl"] | None = None
+    """Alignment: format of `gold`; empty: as its first line looks."""
+    gold_base: Literal[0, 1] | None = None
+    """Alignment: number of a sentence's first word in `gold`; empty: 0 in pharaoh, 1 in naacl."""
+    gold_first: Literal["pivot", "test"] | None = None
+    """Alignment: whose word a link of `gold` names first; empty: the pivot's where its path has `en-{lang}`, else test's."""
+    dictionary: list[str] = []
+    """Alignment: two words a line, used for languages without `gold`."""
+    extraction: Literal["argmax", "itermax", "sinkhorn"] = "argmax"
+    """Alignment: how links are taken from similarities (objectives/word_alignment.py)."""
+    words: Literal["mean", "first", "pieces"] = "mean"
+    """Alignment: a word's state is the mean or the first of its pieces', or words are linked where any pieces are."""
     labels: list[str] = []
     """Labels there are; empty: those of the training file."""
     token_column: int | None = Field(None, ge=1)
@@ -64,6 +78,11 @@ BUILT_IN: dict[str, TaskSpec] = {
                                                 "tatoeba/tatoeba.{lang}-eng.{lang}"],
                         pivot=["tatoeba/{lang}-en.en", "tatoeba/tatoeba.{lang}-eng.eng"]),
     "parallel": TaskSpec(kind="retrieval", test=["parallel/en-{lang}.tsv"]),
+    "alignment": TaskSpec(kind="alignment", test=["alignment/{lang}-en/test.{lang}", "alignment/en-{lang}/test.{lang}"],
+                          pivot=["alignment/{lang}-en/test.en", "alignment/en-{lang}/test.en"],
+                          gold=["alignment/{lang}-en/alignv2.txt", "alignment/en-{lang}/alignv2.txt",
+                                "alignment/{lang}-en/test.gold", "alignment/en-{lang}/test.gold"],
+                          dictionary=["alignment/{lang}-en/dictionary.txt", "alignment/en-{lang}/dictionary.txt"]),
     "udpos": TaskSpec(kind="tagging", train=["udpos/train-{lang}.tsv"], dev=["udpos/dev-{lang}.tsv"],
                       test=["udpos/test-{lang}.tsv"], labels=UPOS),
     "wikiann": TaskSpec(kind="tagging", train=["panx/train-{lang}.tsv", "wikiann/{lang}/train"],
@@ -143,6 +162,20 @@ def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, t
             return dict(sorted(found.items()))
     raise UserError(f"{what}: no file {' or '.join(str(root / pattern) for pattern in patterns) or 'is named'}; give the "
                     "folder of the task's files with --task_data, or say in --tasks_file where they lie")
+
+
+def files_of_all_patterns(root: Path, patterns: list[str], what: str) -> dict[str, tuple[Path, str]]:
+    """Canonical language -> (file, pattern that names it), sorted; of two patterns' files for a language the first's.
+
+    Errors: UserError where a name has a code that is no language, or two files of one pattern are of one language.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+    for pattern in patterns:
+        for path, code in _matches(root, pattern):
+            language = canonical(code, f"{what}: {path}")
+            if found.setdefault(language, (path, pattern)) != (path, pattern) and found[language][1] == pattern:
+                raise UserError(f"{what}: {found[language][0]} and {path} are both of language {language!r}; keep one")
+    return dict(sorted(found.items()))
 
 
 def file_of(root: Path, patterns: list[str], language: str, what: str) -> Path:

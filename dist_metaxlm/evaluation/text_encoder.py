@@ -66,20 +66,23 @@ class TextEncoder:
 
     def _pool(self, ids: list[list[int]], specials: list[list[int]], include_special: bool) -> torch.Tensor:
         """[K, B, H] means over the tokens of each sentence (over all of them where there are only special ones)."""
-        longest = max(map(len, ids))
-        inputs = torch.full((len(ids), longest), self.tokenizer.pad_token_id)
-        mask, special = torch.zeros_like(inputs), torch.zeros_like(inputs)
+        weights = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
         for row, (tokens, marks) in enumerate(zip(ids, specials, strict=True)):
+            inner = torch.tensor([1 - mark for mark in marks])
+            weights[row, :len(tokens)] = inner if not include_special and inner.any() else 1
+        share = (weights / weights.sum(1, keepdim=True)).to(self.device)
+        return torch.stack([torch.einsum("blh,bl->bh", states.float(), share) for states in self.states(ids)])
+
+    def states(self, ids: list[list[int]]) -> tuple[torch.Tensor, ...]:
+        """K tensors [B, L, H] on the model's device: states after the embedding and after every layer; call it under
+        `inference`. What a sentence lacks to L is padding, whose states mean nothing."""
+        inputs = torch.full((len(ids), max(map(len, ids))), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(inputs)
+        for row, tokens in enumerate(ids):
             inputs[row, :len(tokens)] = torch.tensor(tokens)
             mask[row, :len(tokens)] = 1
-            special[row, :len(tokens)] = torch.tensor(marks)
-        weights = mask
-        if not include_special:
-            inner = mask * (1 - special)
-            weights = torch.where(inner.sum(1, keepdim=True) > 0, inner, mask)
         output = self.model(input_ids=inputs.to(self.device), attention_mask=mask.to(self.device), output_hidden_states=True)
-        share = (weights / weights.sum(1, keepdim=True)).to(self.device)
-        return torch.stack([torch.einsum("blh,bl->bh", states.float(), share) for states in output.hidden_states])
+        return tuple(output.hidden_states)
 
 
 def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

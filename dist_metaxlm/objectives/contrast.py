@@ -1,7 +1,7 @@
 """Sentence contrast on translation pairs: InfoNCE (arXiv 1807.03748) on mean-pooled states, after InfoXLM (2007.07834).
 
-Ours differs from InfoXLM's: mean pooling and cosine instead of the `<s>` state and a raw product, and negatives from a
-group of pairs whose size the recipe fixes instead of a momentum queue.
+It differs from InfoXLM's, which is in xlco.py: mean pooling and cosine instead of the `<s>` state and a raw product, and
+negatives from a group of pairs whose size the recipe fixes instead of a momentum queue.
 """
 
 from __future__ import annotations

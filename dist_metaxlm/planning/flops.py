@@ -8,7 +8,7 @@ embedding lookup, norms and activations count nothing, nor does anything recompu
 
 from __future__ import annotations
 
-from dist_metaxlm.recipe.schema import Contrast, ModelConfig, PhaseConfig
+from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, DenoisingAlignment, ModelConfig, PhaseConfig
 
 
 def training_flops(model: ModelConfig, tokens: float, squared_lengths: float, targets: float,
@@ -42,7 +42,22 @@ def step_flops(model: ModelConfig, phase: PhaseConfig) -> float:
         if isinstance(objective, Contrast):
             tokens = 2 * objective.pairs * objective.max_tokens
             total += training_flops(model, tokens, tokens * objective.max_tokens, 0, objective.layer)
+        elif isinstance(objective, CrossLingualContrast):
+            tokens = objective.examples * objective.longest
+            # queries forward and backward, keys forward; products with the queue forward, and backward to the queries
+            total += training_flops(model, tokens, tokens * objective.longest, 0, objective.layer) * 4 / 3
+            total += 4 * objective.examples * objective.queue * model.hidden
+        elif isinstance(objective, DenoisingAlignment):
+            total += _alignment_flops(model, objective, phase.sequence_length)
         else:
             tokens, length = objective.batch_tokens, phase.sequence_length
             total += training_flops(model, tokens, tokens * length, tokens // length * round(phase.mask_rate * length))
     return total
+
+
+def _alignment_flops(model: ModelConfig, objective: DenoisingAlignment, length: int) -> float:
+    """Forward and backward without the head, the forward pass for labels with their similarities, and the pointer."""
+    tokens, hidden = objective.batch_tokens, model.hidden
+    labels = training_flops(model, tokens, tokens * length, 0, objective.layer) / 3 + 2 * hidden * length * tokens
+    pointer = 6 * tokens * hidden * (2 * hidden + length)
+    return training_flops(model, tokens, tokens * length, 0) + labels + pointer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dist_metaxlm.errors import UserError
@@ -17,7 +17,7 @@ from dist_metaxlm.planning.flops import step_flops
 from dist_metaxlm.planning.hardware import Device, device_named
 from dist_metaxlm.planning.memory import Layout, MemoryEstimate, estimate_memory
 from dist_metaxlm.planning.parameters import count_parameters
-from dist_metaxlm.recipe.schema import Contrast, PhaseConfig, Recipe
+from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, PairObjective, PhaseConfig, Recipe
 
 MEMORY_SHARE = 0.9
 """Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""
@@ -112,6 +112,8 @@ def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layou
                 # ZeRO needs more than one rank to divide by; in half precision ZeRO-0 takes an empty first Adam step.
                 if (stage > 1 and (pipeline > 1 or data == 1)) or (stage == 0 and not zero_0):
                     continue
+                if recipe.whole_model and (tensor > 1 or pipeline > 1 or stage > 1):
+                    continue
                 yield Layout(tensor, pipeline, data, False, stage)
                 if tensor > 1:
                     yield Layout(tensor, pipeline, data, True, stage)
@@ -122,6 +124,9 @@ def divides(phase: PhaseConfig, data: int) -> bool:
     for objective in phase.objectives:
         if isinstance(objective, Contrast):
             if (objective.pairs // objective.group) % data and objective.group % data:
+                return False
+        elif isinstance(objective, CrossLingualContrast):
+            if objective.examples % data:
                 return False
         elif objective.batch_tokens // phase.sequence_length % data:
             return False
@@ -140,6 +145,8 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str) -> P
     while True:
         tokens = windows * length
         memory = estimate_memory(recipe.model, layout, precision, max(tokens, contrast), rate, recipe.parallel)
+        momentum = max(_momentum_bytes(phase, recipe, precision, tokens) for phase in recipe.phases.values())
+        memory = replace(memory, buffers=memory.buffers + momentum)
         if memory.total <= budget or windows == 1:
             return Plan(layout, tokens, -(-share // tokens), memory, memory.total <= budget)
         windows = -(-windows // 2)
@@ -147,8 +154,8 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str) -> P
 
 def _share(phase: PhaseConfig, data: int) -> int:
     """Tokens that a data-parallel rank has of the phase's largest masked-LM objective."""
-    return max((objective.batch_tokens // data for objective in phase.objectives if not isinstance(objective, Contrast)),
-               default=phase.sequence_length)
+    return max((objective.batch_tokens // data for objective in phase.objectives
+                if not isinstance(objective, PairObjective)), default=phase.sequence_length)
 
 
 def _contrast_tokens(phase: PhaseConfig, data: int, layers: int) -> int:
@@ -160,6 +167,19 @@ def _contrast_tokens(phase: PhaseConfig, data: int, layers: int) -> int:
             pairs = objective.group if whole_groups else objective.group // data
             tokens = 2 * pairs * objective.max_tokens * objective.layer // layers
     return tokens
+
+
+def _momentum_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batch_tokens: int) -> int:
+    """What xlco keeps on every rank: fp32 averages of the weights up to its block (and a copy in half precision), its queue,
+    and a micro-step's products with it, in fp32, before and after what is left out and beside the key's."""
+    model, counts = recipe.model, count_parameters(recipe.model)
+    for objective in phase.objectives:
+        if isinstance(objective, CrossLingualContrast):
+            blocks = (counts.blocks_split + counts.blocks_whole) * objective.layer // model.layers
+            weights = counts.word_embedding + counts.positions + counts.embedding_norm + blocks
+            at_once = min(objective.examples, max(1, micro_batch_tokens // objective.longest))
+            return weights * (4 if precision == "fp32" else 6) + objective.queue * (4 * model.hidden + 16 + 12 * at_once)
+    return 0
 
 
 def summary(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:

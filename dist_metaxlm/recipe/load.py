@@ -12,10 +12,19 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import PHASE_NAMES, Contrast, MaskedLM, Recipe, TranslationLM
+from dist_metaxlm.recipe.schema import (
+    PHASE_NAMES,
+    Contrast,
+    CrossLingualContrast,
+    DenoisingAlignment,
+    MaskedLM,
+    Recipe,
+    TranslationLM,
+)
 
 _BRANCHES = ("", "list[AlphaPoint]", "float", "str", "MosesPair", "EvaluationFiles")
-_OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast}
+_OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast, "xlco": CrossLingualContrast,
+               "dwa": DenoisingAlignment}
 
 
 def shipped_recipes() -> list[str]:
@@ -143,7 +152,7 @@ def _describe(item: Any) -> str:
         known = _fields_at(location[:-1])
         near = difflib.get_close_matches(location[-1], known, 1)
         return f"unknown key {place}" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
-    if item["type"] == "literal_error" and location[:1] == ["phases"]:
+    if item["type"] == "literal_error" and location[:1] == ["phases"] and location[-1] == "[key]":
         return f"unknown phase {location[1]!r}; phases are {', '.join(PHASE_NAMES)}"
     if item["type"] == "missing":
         return f"{place} is missing; give it a value"

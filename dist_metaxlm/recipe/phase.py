@@ -49,23 +49,37 @@ class TranslationLM(Section):
     """Tokens a step, over all ranks; a multiple of `sequence_length`."""
 
 
-class Contrast(Section):
-    """InfoNCE between the mean-pooled states of a sentence and its translation, both directions."""
+class PairObjective(Section):
+    """What objectives on translation pairs as separate sentences share; their samples are pairs, not windows."""
 
-    name: Literal["contrast"] = "contrast"
+    name: str
     """Objective."""
     weight: float = Field(1.0, gt=0)
     """Factor of this objective's mean loss in the step's loss."""
     pairs: int = Field(gt=1)
+    """Translation pairs a step, over all ranks."""
+    layer: int = Field(gt=0)
+    """Block whose output is read, counted from 1; the blocks above are not run for this objective."""
+    max_tokens: int = Field(64, ge=4)
+    """Tokens of a sentence, special tokens included; longer ones are cut."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document that the model is shown."""
+        return self.max_tokens
+
+
+class Contrast(PairObjective):
+    """InfoNCE between the mean-pooled states of a sentence and its translation, both directions."""
+
+    name: Literal["contrast"] = "contrast"
+    """Objective."""
+    pairs: int = Field(gt=1)
     """Translation pairs a step, over all ranks; a multiple of `group`."""
     group: int = Field(gt=1)
     """Pairs that serve each other as negatives; fixed here, so the loss does not depend on the layout."""
-    layer: int = Field(gt=0)
-    """Block whose output is pooled, counted from 1; the blocks above are not run for this objective."""
     temperature: float = Field(0.05, gt=0)
     """Divisor of the cosine similarities."""
-    max_tokens: int = Field(64, ge=4)
-    """Tokens of a sentence, special tokens included; longer ones are cut."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Contrast:
@@ -75,7 +89,73 @@ class Contrast(Section):
         return self
 
 
-AnyObjective = MaskedLM | TranslationLM | Contrast
+class CrossLingualContrast(PairObjective):
+    """XlCo of InfoXLM (arXiv 2007.07834): a momentum encoder, a queue of its keys as negatives, mix-up contrast.
+
+    Defaults are those of InfoXLM-base's released code and commands (microsoft/unilm, infoxlm).
+    """
+
+    name: Literal["xlco"] = "xlco"
+    """Objective."""
+    pairs: int = Field(gt=1)
+    """Translation pairs a step, over all ranks; even where `mixup` puts two of them into one example."""
+    queue: int = Field(131072, gt=0)
+    """Keys kept as negatives: the newest of the whole batch, on every rank."""
+    momentum: float = Field(0.9999, ge=0, lt=1)
+    """Share of the momentum encoder's weights that an optimiser step keeps; the rest are the model's new ones."""
+    temperature: float = Field(0.25, gt=0)
+    """Divisor of the products of query and key."""
+    normalise: bool = False
+    """Whether queries and keys are scaled to length 1 first; InfoXLM takes raw products."""
+    projection: bool = True
+    """Whether a trained matrix (hidden x hidden, no bias) follows the `<s>` state, as with InfoXLM's --use_proj."""
+    mixup: Literal["none", "order", "sides"] = "order"
+    """`none`: a pair is an example. `order`: two pairs x, d are, as (x1 d1, x2 d2), each side in an order of its own
+    (released code). `sides`: also as (x1 d2, d1 x2), half the time (paper)."""
+    mask_rate: float = Field(0.15, ge=0, lt=1)
+    """Share of a sequence's tokens that are masked (80/10/10) in what either encoder sees; they are no targets."""
+
+    @property
+    def pairs_together(self) -> int:
+        """Pairs of an example."""
+        return 1 if self.mixup == "none" else 2
+
+    @property
+    def examples(self) -> int:
+        """Queries a step, over all ranks."""
+        return self.pairs // self.pairs_together
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest query or key: `<s>` and its sentences, each with its `</s>`."""
+        return 1 + self.pairs_together * (self.max_tokens - 1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CrossLingualContrast:
+        if self.pairs % self.pairs_together:
+            raise ValueError(f"pairs {self.pairs} is odd, and mixup: {self.mixup} makes an example of two; nearest: "
+                             f"{self.pairs + 1}, or set mixup: none")
+        return self
+
+
+class DenoisingAlignment(Section):
+    """Pointing from a masked token to its translation, with labels by the network itself (XLM-Align, arXiv 2106.06381)."""
+
+    name: Literal["dwa"] = "dwa"
+    """Objective."""
+    weight: float = Field(1.0, gt=0)
+    """Factor of this objective's mean loss, over all targets, in the step's loss."""
+    batch_tokens: int = Field(gt=0)
+    """Tokens of translation pairs a step, over all ranks; a multiple of `sequence_length`."""
+    layer: int = Field(gt=0)
+    """Block whose output the labels are made from, counted from 1 (XLM-Align: 10 of 12)."""
+    sinkhorn_iterations: int = Field(2, ge=0)
+    """Iterations of optimal transport on the similarities."""
+    rounds: int = Field(2, gt=0)
+    """Rounds of mutual argmax; those after the first look for tokens that have no partner yet."""
+
+
+AnyObjective = MaskedLM | TranslationLM | Contrast | CrossLingualContrast | DenoisingAlignment
 Objective = Annotated[AnyObjective, Field(discriminator="name")]
 
 
@@ -108,11 +188,11 @@ class PhaseConfig(Section):
     shares: dict[str, float] = {}
     """Language -> its share of the mlm windows, whatever alpha says; the other languages divide the rest by alpha."""
     pair_alpha: float | list[AlphaPoint] = 0.3
-    """Exponent of the mix of language pairs p ~ pairs^alpha, for tlm and contrast, or its schedule over tokens."""
+    """Exponent of the mix of language pairs p ~ pairs^alpha, for all objectives on pairs, or its schedule over tokens."""
     max_repetitions: float | None = Field(None, gt=0)
     """Epochs over a language's text that the phase takes at most; its surplus goes to the others by their shares."""
     pair_max_repetitions: float | None = Field(None, gt=0)
-    """The same for language pairs: epochs over a pair's translations in tlm, and in contrast, at most."""
+    """The same for language pairs: epochs over a pair's translations in each objective on pairs, at most."""
     unlock: list[Unlock] = []
     """Languages that join the mix later; all others are in it from the start."""
     sequence_length: int = Field(gt=7)

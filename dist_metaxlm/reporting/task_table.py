@@ -49,6 +49,11 @@ def _overview(results: Results, console: Console) -> Table:
                 table.add_row(task, f"P@1, layer {layer}", name, "", f"{100 * result['per_layer']['cosine'][layer]:.1f}", "",
                               str(len(result["languages"])))
                 continue
+            if result["kind"] == "alignment":
+                layer, name_of = result["layer"], "aer" if "aer" in result["per_layer"] else "f1"
+                table.add_row(task, f"{name_of.upper()}, layer {layer}", name, "",
+                              f"{100 * result['per_layer'][name_of][layer]:.1f}", "", str(len(result["languages"])))
+                continue
             figures = result["table"]
             table.add_row(task, result["metric"], name, shown(figures["source"]), shown(figures["others"]),
                           shown(figures["gap"]), str(len(figures["languages"])))
@@ -68,7 +73,13 @@ def _by_language(task: str, results: Results, console: Console) -> Table:
 
 
 def cells_by_language(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """(script, language) -> figure of one result; for retrieval both directions by cosine and by CSLS, at its layer."""
+    """(script, language) -> figure of one result; for retrieval both directions by cosine and by CSLS, at its layer, for
+    alignment error rate (lower is better), F1, precision and recall there."""
+    if result["kind"] == "alignment":
+        return {(of["script"], language): "  ".join(
+            f"{name} {100 * of[key][result['layer']]:.1f}"
+            for key, name in (("aer", "AER"), ("f1", "F1"), ("precision", "P"), ("recall", "R")) if key in of)
+            for language, of in result["languages"].items()}
     if result["kind"] != "retrieval":
         table = result["table"]
         cells = {(of["script"], language): shown(of) for language, of in table["languages"].items()}

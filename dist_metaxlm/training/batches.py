@@ -18,7 +18,8 @@ from dist_metaxlm.training.steps import MicroStep, StepPlan
 PREFETCHED = 4
 """Micro-batches assembled ahead of the model."""
 _ABSENT = -1
-_TENSORS = [field.name for field in fields(PackedBatch) if field.name != "window"]
+# xlco's are never sent: it is refused with tensor parallelism (recipe/schema.py)
+_TENSORS = [field.name for field in fields(PackedBatch) if field.name not in ("window", "starts", "texts", "keys")]
 
 
 def batches(plan: StepPlan, data: PhaseData, first_step: int, total: int, device: torch.device) -> Iterator[PackedBatch]:

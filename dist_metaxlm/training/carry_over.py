@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
+from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.checkpoint import Checkpoint, newest_checkpoint
@@ -59,6 +60,21 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
     return Carried(checkpoint, unseen, report)
 
 
+@torch.no_grad()
+def carry_own(model: torch.nn.Module, carried: Carried) -> None:
+    """Load what objectives have beside the encoder where the phase before had it too; the rest stays as initialised.
+
+    The report names both under `objective_weights`.
+    """
+    found = carried.checkpoint.tensors("objectives")
+    own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(OWN)}
+    for name in set(own) & set(found):
+        own[name].copy_(found[name])
+    if own:
+        carried.report["objective_weights"] = {"carried": [name for name in own if name in found],
+                                               "fresh": [name for name in own if name not in found]}
+
+
 def carry_optimizer(engine: Any, carried: Carried) -> None:
     """Adam's moments and step count of the phase before; rows drawn anew begin with zero moments (collective)."""
     moments = carried.checkpoint.tensors("moments")
@@ -66,6 +82,8 @@ def carry_optimizer(engine: Any, carried: Carried) -> None:
     optimizer_state.set_adam_step(engine, int(carried.checkpoint.facts["adam_step"]))
     for name, param in optimizer_state.named_parameters(engine):
         for moment in optimizer_state.MOMENTS:
+            if name.startswith(OWN) and f"{moment}.{name}" not in moments:  # of an objective that is new in this phase
+                continue
             value = moments[f"{moment}.{name}"]
             if reset and name in (TABLE, HEAD_BIAS):
                 value = value.clone()  # it is a view of the checkpoint's file
@@ -97,6 +115,10 @@ def describe(report: dict[str, Any]) -> list[str]:
     for when in ("before", "after"):
         lines += [f"embeddings {when}, {kind}: {values['tokens']:.0f}, mean norm {values['mean_norm']:.3f}, "
                   f"mean cosine {values['mean_cosine']:.3f}" for kind, values in report[f"embeddings_{when}"].items()]
+    for state, names in report.get("objective_weights", {}).items():
+        if names:
+            word = "carried over" if state == "carried" else "freshly initialised, the phase before had none"
+            lines.append(f"weights of objectives, {word}: {', '.join(names)}")
     return lines
 
 

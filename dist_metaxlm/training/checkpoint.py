@@ -1,9 +1,10 @@
 """Checkpoints without a layout: safetensors by logical parameter name, committed by rename, verified before use.
 
 A checkpoint is a folder `step-00000200` with `weights-RRRRR.safetensors` (fp32), `moments-RRRRR.safetensors` (Adam's
-moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress-00000.safetensors` and a manifest. Each parameter is whole in the
-file of one rank RRRRR, without the vocabulary's padding (training/saving.py writes them); so the writing is shared, and
-any number of ranks in any layout reads it, one tensor at a time.
+moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress-00000.safetensors` and a manifest; where an objective has weights
+of its own, `objectives-RRRRR.safetensors`, and with xlco its momentum weights and queue, `momentum-RRRRR.safetensors`.
+Each tensor is whole in the file of one rank RRRRR, without the vocabulary's padding (training/saving.py writes them); so
+the writing is shared, and any number of ranks in any layout reads it, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class Checkpoint:
         """Optimiser steps done when it was saved."""
         return int(self.facts["step"])
 
-    def tensors(self, kind: str) -> Mapping[str, torch.Tensor]:
-        """The tensors of the files `KIND-*.safetensors` (weights, moments, progress), each read when it is asked for."""
-        return TensorsOnDisk([self.folder / name for name in sorted(self.facts["files"]) if name.startswith(f"{kind}-")])
+    def tensors(self, *kinds: str) -> Mapping[str, torch.Tensor]:
+        """The tensors of the files `KIND-*.safetensors` (weights, objectives, moments, momentum, progress), each read when
+        it is asked for."""
+        return TensorsOnDisk([self.folder / name for name in sorted(self.facts["files"]) if name.split("-")[0] in kinds])
 
 
 def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: dict[str, torch.Tensor],
@@ -105,13 +107,16 @@ def _device() -> str:
 
 
 def restore(engine: Any, checkpoint: Checkpoint) -> None:
-    """Weights and Adam state of a checkpoint into an engine, in any layout (collective)."""
-    weights, moments = checkpoint.tensors("weights"), checkpoint.tensors("moments")
+    """Weights, Adam state and the objectives' memory of a checkpoint into an engine, in any layout (collective)."""
+    weights, moments = checkpoint.tensors("weights", "objectives"), checkpoint.tensors("moments")
     optimizer_state.set_adam_step(engine, int(checkpoint.facts["adam_step"]))
     for name, param in optimizer_state.named_parameters(engine):
         optimizer_state.set_full_weight(engine, name, param, weights[name])
         for moment in optimizer_state.MOMENTS:
             optimizer_state.set_full_moment(engine, name, param, moment, moments[f"{moment}.{name}"])
+    memory = getattr(engine.module, "memory", None)
+    if memory is not None:
+        memory.restore(checkpoint.tensors("momentum"), checkpoint.tensors("progress"))
 
 
 def phase_checkpoint(run_dir: str | Path, phase: str) -> tuple[Recipe, Checkpoint]:

@@ -10,6 +10,7 @@ from torch import nn
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention import choose_backward
 from dist_metaxlm.modeling.checkpointing import set_recompute
+from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.mpu import ModelParallelUnit, deepspeed_mpu
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
@@ -79,6 +80,8 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     optimizer_state.create_adam_state(engine)
     if recipe.parallel.zero_stage == 0:
         _keep_norm(engine)
+    if isinstance(model, PretrainingModel):
+        _ = model.memory  # made now, from the weights that the phase begins with
     return engine
 
 

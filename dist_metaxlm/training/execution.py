@@ -41,6 +41,7 @@ class Accumulation:
             self._count(micro.objective, batch, losses, languages)
         set_learning_rate(engine, learning_rate)
         engine.step()
+        engine.module.after_step()
 
 
 class Pipeline:

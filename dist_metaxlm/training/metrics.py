@@ -13,7 +13,7 @@ import torch
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.parallel.process_group import sum_over_batch
-from dist_metaxlm.recipe.schema import AnyObjective, Contrast, PhaseConfig
+from dist_metaxlm.recipe.schema import AnyObjective, PairObjective, PhaseConfig
 
 Batch = TypeVar("Batch")
 
@@ -38,12 +38,12 @@ class LossMeter:
         self._ones = torch.ones(1, dtype=torch.float64, device=device)
 
     def add(self, objective: AnyObjective, batch: PackedBatch, losses: torch.Tensor, languages: torch.Tensor) -> None:
-        """Count losses [N] of `languages` [N], and the samples of their batch (pairs for contrast, windows otherwise)."""
+        """Count losses [N] of `languages` [N], and the samples of their batch (contrast and xlco: pairs, else windows)."""
         offset = self._offsets[objective.name]
         rows = languages + offset
         self._sums[:, 0].index_add_(0, rows, losses.double())
         self._sums[:, 1].index_add_(0, rows, self._ones.expand(rows.numel()))
-        sample_languages = batch.pair_languages if isinstance(objective, Contrast) else batch.languages
+        sample_languages = batch.pair_languages if isinstance(objective, PairObjective) else batch.languages
         assert sample_languages is not None
         samples = sample_languages + offset
         self._sums[:, 2].index_add_(0, samples, self._ones.expand(samples.numel()))

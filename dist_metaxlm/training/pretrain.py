@@ -31,7 +31,7 @@ from dist_metaxlm.planning.stages import model_stages
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
-from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, describe
+from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
 from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
 from dist_metaxlm.training.deepspeed_files import follow_file
 from dist_metaxlm.training.engine import build_engine, resolve_precision
@@ -117,6 +117,7 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         _say(topology, load_initial_weights(encoder, recipe, options.init_from, tokenizer.hash))
     elif checkpoint is None and options.phase == "cross":
         carried = carry_over(encoder, recipe, PhaseFolder(folder.run_dir, "meta"), tokenizer.hash)
+        carry_own(model, carried)
     if checkpoint is not None:
         encoder.load_logical(checkpoint.tensors("weights"))
     if device.type == "cuda" or registry.forced() is not None:
@@ -140,7 +141,7 @@ def build_model(recipe: Recipe, phase: PhaseConfig) -> Any:
     """The module with this rank's part of the model in `encoder`, freshly initialised: the whole or a pipeline stage."""
     shard, layout = tensor_shard(recipe.parallel.sequence), recipe.parallel
     if layout.pipeline == 1:
-        return PretrainingModel(Encoder(recipe.model, recipe.seed, shard))
+        return PretrainingModel(Encoder(recipe.model, recipe.seed, shard), phase.objectives)
     from dist_metaxlm.training.pipeline import PipelinedModel
 
     stages = model_stages(recipe.model, phase.sequence_length, phase.mask_rate, layout.pipeline)

@@ -8,7 +8,7 @@ import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.parallel.process_group import all_reduce
-from dist_metaxlm.recipe.schema import Contrast, PhaseConfig
+from dist_metaxlm.recipe.schema import PairObjective, PhaseConfig
 from dist_metaxlm.training.checkpoint import Checkpoint
 
 
@@ -31,9 +31,9 @@ class Progress:
         self.seen[batch.target_tokens] = True
 
     def advance(self, phase: PhaseConfig, objectives: list[Any]) -> None:
-        """One optimiser step more. Tokens count the masked-LM objectives; a contrast pair has no fixed number of them."""
+        """One optimiser step more. Tokens count the masked-LM objectives; pairs of sentences have no fixed number."""
         self.step += 1
-        self.tokens += sum(o.batch_tokens for o, *_ in objectives if not isinstance(o, Contrast))
+        self.tokens += sum(o.batch_tokens for o, *_ in objectives if not isinstance(o, PairObjective))
 
     def facts(self) -> dict[str, Any]:
         """What the manifest of a checkpoint says."""

@@ -16,9 +16,10 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,16 +29,20 @@ import torch
 import torch.distributed as dist
 
 from dist_metaxlm.errors import StoppedInGoodOrder
+from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.manifest import list_steps, step_folder, sync_folder, write_manifest
 from dist_metaxlm.training.pieces import KINDS, Pieces
+from dist_metaxlm.training.replicas import Replicas
 from dist_metaxlm.training.tensor_file import HashedFile, Sealed, TensorFile
 
 PATIENCE = timedelta(hours=1)
 """How long a rank waits for the files of the others before it takes them for lost."""
 _SEALED = struct.Struct("<q32s")
 Copies = dict[tuple[int, int], torch.Tensor]
+Contents = dict[str, tuple[Sequence[int], Callable[[], torch.Tensor]]]
+"""Of a file: name of each tensor, its shape, and where to get it."""
 
 
 class CheckpointSaver:
@@ -51,15 +56,20 @@ class CheckpointSaver:
         self._root, self._engine, self._keep = root, engine, keep
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None
         self._pieces = Pieces(engine, self._group)
+        self._memory = getattr(engine.module, "memory", None)
+        self._replicas = Replicas(self._memory.large() if self._memory else {}, rank(), world_size())
         self.stalled = 0.0
         """Seconds that training has stood still for saving: in `save`, and before the update after it."""
         self._pending: Future[None] | None = None
         self._copied = threading.Event()
         self._copied.set()
         self._hook = optimizer_state.before_each_update(engine, self.wait_for_copy)
+        if self._memory is not None:
+            self._memory.before_change = self.wait_for_copy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
         if background:
             self._pieces.keep_buffers()
+            self._replicas.keep_buffers()
         self._stream = torch.cuda.Stream() if background and torch.cuda.is_available() else None
 
     def save(self, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
@@ -75,8 +85,10 @@ class CheckpointSaver:
         self.wait()
         facts = {**facts, "adam_step": optimizer_state.adam_step(self._engine), "ranks": world_size()}
         live = self._pieces.live()
-        progress = {name: value.detach().cpu().clone() for name, value in progress.items()}
+        small = self._memory.small() if self._memory is not None else {}
+        progress = {name: value.detach().cpu().clone() for name, value in {**progress, **small}.items()}
         if self._thread is None:
+            self._replicas.copy(None)
             self._write({key: piece.to("cpu", torch.float32) for key, piece in live.items()}, facts, progress)
         else:
             if self._stream is not None:
@@ -121,6 +133,8 @@ class CheckpointSaver:
                 raise
             print(f"warning: the checkpoint that was being saved is lost too: {failure}", file=sys.stderr)
         self._hook.remove()
+        if self._memory is not None:
+            self._memory.before_change = lambda: None
         if self._thread is not None:
             self._thread.shutdown()
         if self._group is not None and error is None:
@@ -135,6 +149,7 @@ class CheckpointSaver:
     def _copy_and_write(self, live: Copies, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
         try:
             self._pieces.copy(live, self._stream)
+            self._replicas.copy(self._stream)
         finally:
             self._copied.set()
         self._write(self._pieces.kept, facts, progress)
@@ -172,19 +187,18 @@ class CheckpointSaver:
 
     def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, Sealed]:
         """This rank's files; after an error the pieces of the others are still fetched, so that none of them waits."""
-        pieces, files, failure = self._pieces, {}, None
-        sent = pieces.send(copies)
-        for name, kinds in _files_of(rank()).items():
-            wanted = [(kind, index) for kind in kinds for index in pieces.written]
+        files: dict[str, Sealed] = {}
+        failure: OSError | None = None
+        sent = self._pieces.send(copies)
+        for name, contents in zip(_files_of(rank()), self._contents(copies), strict=True):
             file: TensorFile | None = None
-            for number, (kind, index) in enumerate(wanted):
-                tensor = pieces.whole(kind, index, copies)
+            for number, (_, fetch) in enumerate(contents.values()):
+                tensor = fetch()
                 if failure is not None:
                     continue
                 try:
                     if number == 0:
-                        shapes = {_key(pieces.names[i], k): pieces.shape(i) for k, i in wanted}
-                        file = TensorFile(folder / name, shapes)
+                        file = TensorFile(folder / name, {key: shape for key, (shape, _) in contents.items()})
                     assert file is not None
                     file.append(tensor)
                 except OSError as error:
@@ -203,6 +217,21 @@ class CheckpointSaver:
         if rank() == 0:
             files["progress-00000.safetensors"] = _write_progress(folder, progress)
         return files
+
+    def _contents(self, copies: Copies) -> list[Contents]:
+        """What is in each of `_files_of(rank())`: weights, those of objectives, moments, what all ranks have alike.
+
+        Pieces are fetched in this order, which is the one in which the others send them.
+        """
+        pieces, kept = self._pieces, self._replicas.copies
+
+        def of(kinds: Iterable[int], encoder: bool, objectives: bool) -> Contents:
+            return {_key(pieces.names[index], kind): (pieces.shape(index), partial(pieces.whole, kind, index, copies))
+                    for kind in kinds for index in pieces.written
+                    if (objectives if pieces.names[index].startswith(OWN) else encoder)}
+
+        return [of((0,), True, False), of((0,), False, True), of(range(1, len(KINDS)), True, True),
+                {name: (shape, partial(kept.__getitem__, name)) for name, shape in self._replicas.shapes.items()}]
 
     def _together(self, action: Callable[[], None] | None, target: Path) -> None:
         """Do `action` on this rank, then all raise where one failed: none goes on to wait for a rank that does not come."""
@@ -223,7 +252,7 @@ class CheckpointSaver:
         """Sizes and digests of the files of all ranks, so that rank 0 need not read what others have written."""
         if self._group is None:
             return files
-        own = list(_files_of(rank()))
+        own = _files_of(rank())
         row = b"".join(_SEALED.pack(files[name].bytes, bytes.fromhex(files[name].sha256)) if name in files
                        else _SEALED.pack(-1, b"") for name in own)
         mine = torch.frombuffer(bytearray(row), dtype=torch.uint8)
@@ -237,9 +266,9 @@ class CheckpointSaver:
         return found
 
 
-def _files_of(place: int) -> dict[str, tuple[int, ...]]:
-    """Names of a rank's files, and the kinds in each, by number in `KINDS`."""
-    return {f"weights-{place:05d}.safetensors": (0,), f"moments-{place:05d}.safetensors": tuple(range(1, len(KINDS)))}
+def _files_of(place: int) -> list[str]:
+    """Names of a rank's files; those that would hold nothing are not written."""
+    return [f"{kind}-{place:05d}.safetensors" for kind in ("weights", "objectives", "moments", "momentum")]
 
 
 def _key(name: str, kind: int) -> str:

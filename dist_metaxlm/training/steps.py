@@ -12,7 +12,15 @@ import numpy as np
 
 from dist_metaxlm.data.permutation import hash_u64, key
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import AnyObjective, Contrast, MaskedLM, PhaseConfig, TranslationLM
+from dist_metaxlm.recipe.schema import (
+    AnyObjective,
+    Contrast,
+    CrossLingualContrast,
+    DenoisingAlignment,
+    MaskedLM,
+    PhaseConfig,
+    TranslationLM,
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class MicroStep:
     objective: AnyObjective
     """What is learnt."""
     first: int
-    """First sample number (window, or pair for contrast) of the objective in this phase."""
+    """First sample number (window, or pair for contrast and xlco) of the objective in this phase."""
     count: int
     """Samples taken."""
     factor: float
@@ -36,7 +44,8 @@ class StepPlan:
                  micro_batch_tokens: int | None) -> None:
         self.phase, self.rank, self.world_size = phase, rank, world_size  # of the data-parallel group
         self._key = key(seed, phase_name, "objective")
-        self._micro_windows = max(1, (micro_batch_tokens or 2**62) // phase.sequence_length)
+        self._micro_tokens = micro_batch_tokens or 2**62
+        self._micro_windows = max(1, self._micro_tokens // phase.sequence_length)
         self.targets_per_window = round(phase.mask_rate * phase.sequence_length)
         weights = np.cumsum([objective.weight for objective in phase.objectives])
         self._cumulative = weights / weights[-1]
@@ -56,6 +65,8 @@ class StepPlan:
         for objective, weight, turn in self.objectives_at(step):
             if isinstance(objective, Contrast):
                 micro_steps += self._contrast(objective, weight, turn)
+            elif isinstance(objective, CrossLingualContrast):
+                micro_steps += self._examples(objective, weight, turn)
             else:
                 micro_steps += self._masked_lm(objective, weight, turn)
         return micro_steps
@@ -64,7 +75,8 @@ class StepPlan:
         uniform = hash_u64(self._key, steps).astype(np.float64) / 2.0**64
         return np.minimum(np.searchsorted(self._cumulative, uniform, side="right"), len(self._cumulative) - 1)
 
-    def _masked_lm(self, objective: MaskedLM | TranslationLM, weight: float, turn: int) -> list[MicroStep]:
+    def _masked_lm(self, objective: MaskedLM | TranslationLM | DenoisingAlignment, weight: float,
+                   turn: int) -> list[MicroStep]:
         windows = objective.batch_tokens // self.phase.sequence_length
         share = windows // self.world_size
         first = turn * windows + self.rank * share
@@ -82,6 +94,13 @@ class StepPlan:
         return [MicroStep(objective, first + group * objective.group + self.rank * share, share, factor)
                 for group in range(groups)]
 
+    def _examples(self, objective: CrossLingualContrast, weight: float, turn: int) -> list[MicroStep]:
+        share = objective.examples // self.world_size
+        first, together = turn * objective.examples + self.rank * share, objective.pairs_together
+        at_once = max(1, self._micro_tokens // objective.longest)
+        return [MicroStep(objective, together * (first + done), together * min(at_once, share - done),
+                          weight / objective.examples) for done in range(0, share, at_once)]
+
 
 def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
     """Every objective's batch must be cut evenly over the data-parallel ranks.
@@ -97,6 +116,11 @@ def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
                 nearest = max(1, round(objective.group / world_size)) * world_size
                 problems.append(f"contrast: neither its {groups} group(s) nor its group of {objective.group} pairs can be "
                                 f"shared by {world_size} ranks; nearest group: {nearest}")
+        elif isinstance(objective, CrossLingualContrast):
+            if objective.examples % world_size:
+                nearest = max(1, round(objective.examples / world_size)) * world_size * objective.pairs_together
+                problems.append(f"xlco: pairs {objective.pairs} is {objective.examples} examples, not a multiple of "
+                                f"{world_size} ranks; nearest: {nearest}")
         else:
             windows = objective.batch_tokens // phase.sequence_length
             if windows % world_size:

@@ -62,6 +62,21 @@ def test_it_is_the_trainers_batch(recipe: Recipe) -> None:
         pieces[token] for token in batch.target_tokens[inside].tolist()]
 
 
+def test_xlco_shows_query_and_key_with_their_masks(recipe: Recipe) -> None:
+    tree = recipe.model_dump(mode="json")
+    tree["phases"]["cross"]["objectives"] = [{"name": "xlco", "pairs": 16, "layer": 1, "max_tokens": 16}]
+    found = inspect(Recipe.model_validate(tree), "cross", None, 7)
+    assert [document["part"] for document in found["documents"]] == ["query", "key"]
+    for document in found["documents"]:
+        seen = document["seen"].split(" ")
+        assert seen[0] == "<s>"
+        assert seen.count("</s>") == 2, "two sentences"
+        assert "<mask>" not in document["text"]
+    assert any("<mask>" in document["seen"] for document in found["documents"])
+    assert inspect(Recipe.model_validate(tree), "cross", "xlco", 6)["documents"] == found["documents"]
+    assert "query" in as_text(found)
+
+
 def test_contrast_names_the_pair_and_its_sides(recipe: Recipe) -> None:
     found = inspect(recipe, "cross", "contrast", 5)
     store = TokenStore.open(Path(recipe.data.directory) / "store")

@@ -94,9 +94,9 @@ def single_process(recipe_path: Path, family: str, steps: int, extra: Sequence[s
     tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
     data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), tokenizer, "joint", phase, recipe.seed)
     plan = StepPlan(phase, "joint", recipe.seed, 0, 1, None)
-    model = PretrainingModel(Encoder(recipe.model, recipe.seed))
-    result: dict[str, Any] = {"initial": digest({name: p.detach() for name, p in model.encoder.named_parameters()}),
-                              "losses": [], "norms": []}
+    model = PretrainingModel(Encoder(recipe.model, recipe.seed), phase.objectives)
+    named = {name.removeprefix("encoder."): p for name, p in model.named_parameters()}
+    result: dict[str, Any] = {"initial": digest({name: p.detach() for name, p in named.items()}), "losses": [], "norms": []}
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=LEARNING_RATE, betas=(config.beta1, config.beta2),
                                   eps=config.eps, fused=True)
     for step in range(steps):
@@ -112,7 +112,7 @@ def single_process(recipe_path: Path, family: str, steps: int, extra: Sequence[s
         result["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))
         optimizer.step()
         optimizer.zero_grad()
-    result["weights"] = {name: float(p.detach().double().norm()) for name, p in model.encoder.named_parameters()}
+    result["weights"] = {name: float(p.detach().double().norm()) for name, p in named.items()}
     return result
 
 

@@ -20,6 +20,8 @@ SPREAD = {"xlmr": [Layout(2, 0), Layout(2, 2, sequence=True), Layout(4, 1), Layo
                      Layout(2, 1, sequence=True, pipeline=2, micro_batch_tokens=64)]}
 THREE_LAYERS = ["model.layers=3"]
 DROPOUT = ["model.dropout=0.2"]
+DWA = ["phases.joint.objectives=[{name: mlm, batch_tokens: 128}, {name: dwa, batch_tokens: 256, layer: 1, weight: 3.0}]",
+       *DROPOUT]
 # ranks, layout: the same run goes through all of them.
 CHAIN = [(4, Layout(2, 1, pipeline=2)), (4, Layout(pipeline=4)), (4, Layout(1, 3)), (1, Layout(1, 1)), (4, Layout(4, 1)),
          (4, Layout(2, 3, sequence=True)), (4, Layout(1, 1))]
@@ -33,6 +35,7 @@ def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
     cases = [Case(layout, family=family) for family, layouts in SPREAD.items() for layout in layouts]
     cases += [Case(layout, extra=DROPOUT) for layout in (Layout(2, 2, sequence=True), Layout(pipeline=2), Layout(1, 3))]
     cases.append(Case(Layout(pipeline=4), extra=THREE_LAYERS))
+    cases += [Case(layout, extra=DWA) for layout in (Layout(), Layout(zero_stage=1, micro_batch_tokens=32))]
     return run_cases(run_ranks, tiny_recipe, tmp_path_factory.mktemp("layouts") / "results.json", 4, cases, STEPS)
 
 
@@ -53,12 +56,19 @@ def test_the_layout_changes_nothing(family: str, tiny_recipe: Path, trained: lis
 
 def test_dropout_falls_on_the_same_elements_in_every_layout(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
     single = single_process(tiny_recipe, "xlmr", STEPS, DROPOUT)
-    for found in trained[-4:-1]:
+    for found in trained[-6:-3]:
+        check(found, single)
+
+
+def test_denoising_word_alignment_on_data_parallel_ranks(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
+    single = single_process(tiny_recipe, "xlmr", STEPS, DWA)
+    assert {"objectives.dwa.query.bias", "objectives.dwa.key.weight"} <= set(single["weights"])
+    for found in trained[-2:]:
         check(found, single)
 
 
 def test_three_layers_on_four_stages(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
-    check(trained[-1], single_process(tiny_recipe, "xlmr", STEPS, THREE_LAYERS))
+    check(trained[-3], single_process(tiny_recipe, "xlmr", STEPS, THREE_LAYERS))
 
 
 def test_seven_layers_on_three_stages(tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]) -> None:

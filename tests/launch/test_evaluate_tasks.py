@@ -77,6 +77,23 @@ def test_keep_going_runs_the_rest_and_exits_2(run_dir, data, monkeypatch, capsys
     assert "ARTICLE" in shown.err
 
 
+def test_word_alignment_by_gold_in_the_table_and_what_is_wrong_with_it(run_dir, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "alignment" / "el-en"
+    folder.mkdir(parents=True)
+    for name, text in (("test.en", "the old stone\n"), ("test.el", "το παλιό πέτρα\n"), ("test.gold", "0-0 1-1 2p2\n")):
+        (folder / name).write_text(text, encoding="utf-8")
+    arguments = ["--run_dir", run_dir, "--phase", "untrained", "--tasks", "alignment", "--task_data", tmp_path]
+    assert call(monkeypatch, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert "AER, layer 1" in shown
+    assert "Greek" in shown
+    written = json.loads((run_dir / "evaluation" / "untrained-alignment.json").read_text())
+    assert (written["extraction"], written["words"], written["languages"]["el"]["base"]) == ("argmax", "mean", 0)
+    (folder / "test.gold").write_text("0-0 1-3\n", encoding="utf-8")
+    assert call(monkeypatch, *arguments) == 2
+    assert "test.gold, line 1: the link 1-3 is outside the 3 words of its second sentence" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--model", "nowhere", "--tasks", "tatoeba"], "nowhere has no config.json"),
     (["--model", "nowhere"], "--model needs --tasks"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dist_metaxlm.training.checkpoint import load_weights
 
@@ -163,6 +164,26 @@ def test_resuming_on_another_layout_goes_on_with_the_same_losses(undisturbed: Pa
     assert curve(run, "cross")[-1][2] == pytest.approx(curve(undisturbed, "cross")[-1][2], rel=1e-5)
 
 
+def test_denoising_word_alignment_joins_in_cross_and_is_resumed_on_two_ranks(undisturbed: Path, tiny_recipe: Path,
+                                                                             tmp_path: Path, run_ranks: Run) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    objectives = "[{name: mlm, batch_tokens: 128}, {name: dwa, batch_tokens: 256, layer: 1}]"
+    more = [f"phases.cross.objectives={objectives}", "phases.cross.steps=8", "carry_over.optimizer=carry"]
+    shutil.copytree(undisturbed / "meta", runs[0] / "meta")
+    said = run_ranks(1, *command(tiny_recipe, runs[0], "cross", *more, "parallel.zero_stage=0"))
+    assert "freshly initialised, the phase before had none: objectives.dwa.query.weight" in said
+    assert curve(runs[0], "cross")[-1][2]["dwa"] < curve(runs[0], "cross")[0][2]["dwa"]
+    last = runs[0] / "cross" / "checkpoints" / "step-00000008"
+    assert "objectives-00000.safetensors" in json.loads((last / "manifest.json").read_text())["files"]
+    # what is exported and evaluated is the encoder alone
+    assert not any(name.startswith("objectives") for name in load_weights(runs[0], "cross")[1])
+    shutil.copytree(runs[0], runs[1])
+    (runs[1] / "cross" / "done.json").unlink()
+    run_ranks(2, *command(tiny_recipe, runs[1], "cross", *more, "--resume", "4"))
+    for ours, expected in zip(curve(runs[1], "cross"), curve(runs[0], "cross"), strict=True):
+        assert ours[2] == pytest.approx(expected[2], rel=1e-5)
+
+
 def test_a_damaged_newest_checkpoint_falls_back_loudly(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
                                                        start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
     run = tmp_path / "damaged"
@@ -264,3 +285,36 @@ def test_deepspeed_launcher_with_two_ranks(undisturbed: Path, tiny_recipe: Path,
                             capture_output=True, text=True, cwd=ROOT, timeout=180, check=False)
     assert result.returncode == 2, (result.returncode, result.stderr)
     assert "did you mean seed" in result.stderr
+
+
+XLCO = ("phases.cross.objectives=[{name: mlm, batch_tokens: 256}, "
+        "{name: xlco, pairs: 16, queue: 20, layer: 1, momentum: 0.9, max_tokens: 14}]",
+        "phases.cross.steps=6", "training.checkpoint_interval=2", "training.keep_checkpoints=9")
+
+
+def everything(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the last checkpoint of cross."""
+    files = sorted((run / "cross" / "checkpoints" / "step-00000006").glob("*.safetensors"))
+    return {f"{path.name.split('-')[0]}.{name}": tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def test_xlco_in_cross_and_resumed_in_another_layout(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
+                                                     run_ranks: Run) -> None:
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    shutil.copytree(undisturbed / "meta", whole / "meta")
+    run_ranks(1, *command(tiny_recipe, whole, "cross", *XLCO, "parallel.zero_stage=0", "parallel.micro_batch_tokens=64"))
+    assert all(set(losses) == {"mlm", "xlco"} for _, _, losses in curve(whole, "cross"))
+    shutil.copytree(whole, moved)
+    (moved / "cross" / "done.json").unlink()
+    run_ranks(2, *command(tiny_recipe, moved, "cross", "--resume", "2", *XLCO))
+    for (step, _, losses), (expected_step, _, expected) in zip(curve(moved, "cross"), curve(whole, "cross"), strict=True):
+        assert step == expected_step
+        assert losses == pytest.approx(expected, rel=1e-5)
+    ours, expected = everything(moved), everything(whole)
+    assert {"objectives.objectives.xlco.projection.weight", "momentum.queue", "momentum.embedding.tokens.weight",
+            "progress.xlco.texts", "moments.exp_avg.objectives.xlco.projection.weight"} < set(expected) == set(ours)
+    assert not any(name.startswith(("momentum.blocks.1", "momentum.head")) for name in expected), "it ends at the layer"
+    assert int(ours["progress.xlco.enqueued"]) == 6 * 8
+    assert torch.equal(ours["progress.xlco.texts"], expected["progress.xlco.texts"])
+    torch.testing.assert_close(ours["momentum.queue"], expected["momentum.queue"], rtol=1e-3, atol=1e-4)
+    assert "objectives.xlco.projection.weight" not in load_weights(whole, "cross")[1], "the weights are the encoder's"

@@ -62,3 +62,19 @@ def test_contrast_runs_only_its_layers():
                  for o in cross.objectives[:2])
     contrast = training_flops(model, 2 * 2048 * 64, 2 * 2048 * 64 * 64, 0, layers=8)
     assert step_flops(model, cross) == masked + contrast
+
+
+def test_denoising_word_alignment_has_a_pass_for_labels_and_a_pointer_in_place_of_the_head():
+    """Its two linear layers and the products of the pointer as torch counts them, forward and twice that backward."""
+    from dist_metaxlm.modeling.encoder import Encoder
+    from dist_metaxlm.objectives.denoising_alignment import Pointer
+
+    recipe = load_recipe("xlmr-base", ["phases.cross.objectives=[{name: dwa, batch_tokens: 1024, layer: 8}]"])
+    model = recipe.model
+    tokens = torch.empty(2, 512, model.hidden, device="meta")
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        pointer = Pointer(Encoder(model))
+        pointer.query(tokens) @ pointer.key(tokens).transpose(1, 2)
+    trained = training_flops(model, 1024, 1024 * 512, 0)
+    labels = training_flops(model, 1024, 1024 * 512, 0, layers=8) / 3 + 2 * 1024 * 512 * model.hidden
+    assert step_flops(model, recipe.phases["cross"]) == pytest.approx(trained + labels + 3 * counter.get_total_flops())

@@ -52,6 +52,13 @@ def test_every_layout_is_legal_and_listed_once(name):
             check_batches(phase, phase_name, layout.data)
 
 
+def test_layouts_that_an_objective_refuses_are_left_out():
+    recipe = load_recipe("xlmr-base", ["phases.cross.objectives=[{name: dwa, batch_tokens: 524288, layer: 8}]"])
+    layouts = [found.layout for found in plan(recipe, parse_cluster("8xH100"))]
+    assert layouts
+    assert all(layout.tensor == layout.pipeline == 1 and layout.zero_stage <= 1 for layout in layouts)
+
+
 def test_plain_data_parallelism_is_first_where_it_fits():
     first = plan(load_recipe("xlmr-large", []), parse_cluster("16x8xH100"))[0]
     assert first.fits
@@ -97,3 +104,22 @@ def test_a_smaller_memory_gets_smaller_micro_batches():
     tokens = [plan(recipe, parse_cluster(f"1x8x{kind}"))[0].micro_batch_tokens for kind in ("A100-40GB", "H100", "H200")]
     assert tokens == sorted(tokens)
     assert tokens[0] < tokens[-1]
+
+
+def test_xlco_is_planned_on_whole_models_with_its_memory_and_work():
+    cross = "phases.cross.objectives=[{{name: mlm, batch_tokens: 1048576}}, {}]"
+    xlco = "{name: xlco, pairs: 4096, layer: 8, max_tokens: 64, projection: false}"
+    with_it, without = (load_recipe("xlmr-base", [cross.format(one), "phases.cross.objectives.mlm.weight=1"])
+                        for one in (xlco, "{name: contrast, pairs: 2048, group: 2048, layer: 8, max_tokens: 64}"))
+    cluster = parse_cluster("2x8xH100")
+    plans = plan(with_it, cluster)
+    assert plans
+    assert all(found.layout.tensor == found.layout.pipeline == 1 and found.layout.zero_stage < 2 for found in plans)
+    assert not any(divides(with_it.phases["cross"], data) for data in (3, 4096))
+    buffers = {found.layout: found.memory.buffers for found in plan(without, cluster)}
+    model = with_it.model
+    weights = (model.vocab_size + model.max_positions + 3) * 768 + 2 * 768 + 8 * (4 * 768 + 2 * 3072) * 768
+    for found in plans:
+        extra = found.memory.buffers - buffers[found.layout]
+        assert extra > 6 * weights + 131072 * 768 * 4
+        assert extra < 1.3 * (6 * weights + 131072 * (768 * 4 + 12 * max(1, found.micro_batch_tokens // 127)))

@@ -7,7 +7,7 @@ import pytest
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import phase_difference
-from dist_metaxlm.recipe.schema import Contrast, MaskedLM
+from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, MaskedLM
 
 
 def test_overrides_reach_nested_fields_and_objectives() -> None:
@@ -51,6 +51,9 @@ def test_all_unknown_keys_are_reported_at_once_with_the_nearest_name() -> None:
     ("phases.meta.objectives.mlm.batch_tokens=1000", "nearest: 1024"),
     ("phases.cross.objectives.contrast.group=100", "not a multiple of group 100"),
     ("phases.cross.objectives.contrast.layer=9", "more than model.layers 4"),
+    ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 5}]", "dwa.layer 5 is more than model.layers 4"),
+    ("phases.cross.objectives=[{name: dwa, batch_tokens: 1000, layer: 2}]", "dwa batch_tokens 1000 is not a multiple"),
+    ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, leyer: 2}]", "did you mean layer"),
     ("phases.meta.sequence_length=4096", "more than model.max_positions 128"),
     ("data.max_pair_tokens=256", "max_pair_tokens 256 is more than phases.cross.sequence_length 128"),
     ("phases.cross.unlock=[{tokens: 5, languges: [de]}]", "did you mean languages"),
@@ -70,9 +73,45 @@ def test_contradictions_are_refused_in_words(override: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco, pairs: 64, layer: 3, {}}}]"
+
+
+@pytest.mark.parametrize(("fields", "override", "words"), [
+    ("queue: 9", "parallel.tensor=2", "not with parallel.tensor 2; set tensor: 1, or take contrast instead of xlco"),
+    ("queue: 9", "parallel.pipeline=2", "not with parallel.pipeline 2; set pipeline: 1"),
+    ("queue: 9", "parallel.zero_stage=3", "not with parallel.zero_stage 3; set zero_stage: 1"),
+    ("pairs: 65", "seed=1", "pairs 65 is odd, and mixup: order makes an example of two; nearest: 66"),
+    ("max_tokens: 65", "seed=1", "xlco.max_tokens 65 (two together) is more than sequence_length 128"),
+    ("layer: 5", "seed=1", "xlco.layer 5 is more than model.layers 4"),
+    ("momentun: 0.9", "seed=1", "did you mean momentum"), ("momentum: 1.0", "seed=1", "momentum"),
+    ("mixup: both", "seed=1", "xlco.mixup: Input should be 'none', 'order' or 'sides' (got 'both')")])
+def test_xlco_is_refused_in_words(fields: str, override: str, words: str) -> None:
+    with pytest.raises(UserError, match="recipe quickstart") as caught:
+        load_recipe("quickstart", [XLCO.format(fields), override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_xlco_begins_with_infoxlms_values() -> None:
+    recipe = load_recipe("quickstart", [XLCO.format("max_tokens: 48")])
+    xlco = recipe.phases["cross"].objectives[1]
+    assert isinstance(xlco, CrossLingualContrast)
+    assert (xlco.queue, xlco.momentum, xlco.temperature, xlco.weight, xlco.mask_rate) == (131072, 0.9999, 0.25, 1.0, 0.15)
+    assert (xlco.normalise, xlco.projection, xlco.mixup, xlco.examples) == (False, True, "order", 32)
+    assert recipe.whole_model
+    assert not load_recipe("quickstart").whole_model
+
+
 def test_pipeline_with_zero_2_names_the_legal_layout() -> None:
     with pytest.raises(UserError, match="set zero_stage: 1"):
         load_recipe("quickstart", ["parallel.pipeline=2", "parallel.zero_stage=2"])
+
+
+@pytest.mark.parametrize("layout", ["tensor", "pipeline", "zero_stage"])
+def test_denoising_word_alignment_refuses_what_it_does_not_work_with(layout: str) -> None:
+    with pytest.raises(UserError, match=rf"phases.cross dwa works with parallel.{layout} 1 at most, not 2; set it to 1"):
+        load_recipe("quickstart", ["phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 2}]",
+                                   f"parallel.{layout}=2"])
 
 
 def test_unknown_recipe_suggests_a_shipped_one(tmp_path: Path) -> None:

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
-from dist_metaxlm.training.carry_over import embedding_statistics
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.recipe.schema import DenoisingAlignment, ModelConfig
+from dist_metaxlm.training.carry_over import Carried, carry_own, embedding_statistics
+from dist_metaxlm.training.checkpoint import Checkpoint
 
 
 def test_statistics_equal_the_pairwise_definition() -> None:
@@ -26,3 +33,22 @@ def test_collapsed_rows_have_cosine_one_and_an_empty_side_is_left_out() -> None:
     statistics = embedding_statistics(torch.ones(5, 4), torch.zeros(5, dtype=torch.bool))
     assert statistics["seen"]["mean_cosine"] == pytest.approx(1.0)
     assert "unseen" not in statistics
+
+
+def test_what_an_objective_has_beside_the_encoder_is_carried_where_it_was_there(tmp_path: Path) -> None:
+    config = ModelConfig(layers=1, hidden=8, heads=1, ffn=8, vocab_size=301, max_positions=16)
+    objective = DenoisingAlignment(batch_tokens=64, layer=1)
+    model = PretrainingModel(Encoder(config, 1), [objective])
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    names = ["objectives.dwa.query.weight", "objectives.dwa.query.bias", "objectives.dwa.key.weight"]
+    assert [name for name in before if name.startswith("objectives")] == names
+    there = {name: torch.full_like(before[name], 0.5) for name in names[:2]}
+    save_file(there, tmp_path / "objectives-00000.safetensors")
+    carried = Carried(Checkpoint(tmp_path, {"files": ["objectives-00000.safetensors"]}), torch.zeros(301).bool(), {})
+    carry_own(model, carried)
+    assert carried.report["objective_weights"] == {"carried": names[:2], "fresh": names[2:]}
+    for name, value in model.named_parameters():
+        assert torch.equal(value, there.get(name, before[name])), name
+    plain = Carried(carried.checkpoint, carried.unseen, {})
+    carry_own(PretrainingModel(Encoder(config, 1)), plain)
+    assert plain.report == {}

@@ -61,6 +61,28 @@ def test_draw_takes_one_objective_a_step_by_weight_and_loses_no_sample() -> None
     assert counts["mlm"] / 400 == pytest.approx(0.5, abs=0.08)
 
 
+def with_xlco(pairs: int = 48) -> PhaseConfig:
+    tree = phase().model_dump(mode="json")
+    return PhaseConfig.model_validate(tree | {"objectives": [
+        tree["objectives"][0], {"name": "xlco", "pairs": pairs, "layer": 1, "max_tokens": 8, "weight": 3.0}]})
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("micro", [None, 15, 32])
+def test_xlco_is_cut_between_examples_of_two_pairs(ranks: int, micro: int | None) -> None:
+    config = with_xlco()
+    assert taken(config, 5, ranks, micro) == taken(config, 5, 1, None)
+    own = [m for m in StepPlan(config, "cross", 5, 1, ranks, micro).at(5) if m.objective.name == "xlco"]
+    assert all(m.first % 2 == m.count % 2 == 0 for m in own)
+    assert all(m.count // 2 * 15 <= (micro or 10**9) for m in own)  # 15 tokens the longest sequence
+    assert {m.factor for m in own} == {3.0 / 24}
+
+
+def test_examples_that_do_not_divide_are_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"xlco: pairs 20 is 10 examples, not a multiple of 4 ranks; nearest: 16"):
+        StepPlan(with_xlco(20), "cross", 5, 0, 4, None)
+
+
 def test_ranks_take_the_same_objective_in_each_micro_step() -> None:
     plans = [StepPlan(phase("draw"), "cross", 5, rank, 4, 16) for rank in range(4)]
     for step in range(20):

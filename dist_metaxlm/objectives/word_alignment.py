@@ -1,0 +1,88 @@
+"""From similarities between the words (or pieces) of two sentences to links between them, for many pairs at once.
+
+One implementation for the evaluation of word alignment and for the labels of denoising word alignment. Everything is of
+fixed shape and stays on the device: nothing waits for it.
+
+Sources: SimAlign (arXiv 2004.08728, sections 3.2 and 3.3: argmax, itermax) and XLM-Align (arXiv 2106.06381, section 3.1:
+optimal transport), as their released code computes them.
+
+Shapes: B blocks, M rows, N columns. `allowed` [B, M, N] says which cells may be linked; a block may hold several pairs of
+sentences whose cells are rectangles without a row or a column in common, such as the pairs of one window.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+Extraction = Literal["argmax", "itermax", "sinkhorn"]
+SHARE = 0.9
+"""What a cell counts in a further round where its row or its column is linked already (SimAlign's alpha)."""
+SMALLEST = 1e-6
+"""What a similarity that is not positive counts in transport."""
+SINKHORN_ITERATIONS = 2
+"""XLM-Align's number."""
+
+
+def cosine_similarity(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """[B, M, N] in [0, 1] of states [B, M, H] and [B, N, H]: SimAlign's (cosine + 1) / 2."""
+    return (F.normalize(rows, dim=-1) @ F.normalize(columns, dim=-1).transpose(-1, -2) + 1) / 2
+
+
+def extract(rows: torch.Tensor, columns: torch.Tensor, allowed: torch.Tensor, how: Extraction) -> torch.Tensor:
+    """[B, M, N] bool links between states [B, M, H] and [B, N, H].
+
+    argmax, itermax: on cosines. sinkhorn: XLM-Align's aligner, the mutual best of the transport plan of inner products.
+    """
+    if how == "sinkhorn":
+        return mutual_argmax(*sinkhorn(rows @ columns.transpose(-1, -2), allowed), allowed)
+    similarity = cosine_similarity(rows, columns)
+    return itermax(similarity, allowed, 1 if how == "argmax" else 2)
+
+
+def mutual_argmax(by_row: torch.Tensor, by_column: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """[B, M, N] bool: cells that are the largest of their row in `by_row` and of their column in `by_column`.
+
+    The first of equal ones counts as the largest.
+    """
+    return _largest(by_row, allowed, -1) & _largest(by_column, allowed, -2)
+
+
+def itermax(similarity: torch.Tensor, allowed: torch.Tensor, rounds: int = 2) -> torch.Tensor:
+    """[B, M, N] bool: mutual argmax, and in further rounds links for rows and columns that have none yet.
+
+    A further round takes cells whose row or column is free, at `SHARE` of their similarity where the other is not. As in
+    SimAlign there is none for a pair with a side of less than three words, nor where a side has no free word left.
+    Similarities are positive where `allowed`.
+    """
+    links = mutual_argmax(similarity, similarity, allowed)
+    large = allowed & (allowed.sum(-1, keepdim=True) > 2) & (allowed.sum(-2, keepdim=True) > 2)
+    for _ in range(rounds - 1):
+        free_row, free_column = ~links.any(-1, keepdim=True), ~links.any(-2, keepdim=True)
+        # The rows of a cell's own pair are those that its column may be linked with, and the other way round.
+        unfinished = (allowed & free_row).any(-2, keepdim=True) & (allowed & free_column).any(-1, keepdim=True)
+        weighed = torch.where(free_row & free_column, similarity, SHARE * similarity)
+        links = links | mutual_argmax(weighed, weighed, large & unfinished & (free_row | free_column))
+    return links
+
+
+def sinkhorn(similarity: torch.Tensor, allowed: torch.Tensor,
+             iterations: int = SINKHORN_ITERATIONS) -> tuple[torch.Tensor, torch.Tensor]:
+    """The transport plan, its rows scaled last and its columns scaled last (both [B, M, N], 0 where not allowed).
+
+    An iteration divides each column by its sum and then each row by its sum; with 0 iterations both are `similarity`,
+    made positive.
+    """
+    by_row = torch.where(similarity > 0, similarity, SMALLEST).masked_fill(~allowed, 0.0)
+    by_column, tiny = by_row, torch.finfo(similarity.dtype).tiny
+    for _ in range(iterations):
+        by_column = by_row / by_row.sum(-2, keepdim=True).clamp(min=tiny)
+        by_row = by_column / by_column.sum(-1, keepdim=True).clamp(min=tiny)
+    return by_row, by_column
+
+
+def _largest(values: torch.Tensor, allowed: torch.Tensor, axis: int) -> torch.Tensor:
+    best = values.masked_fill(~allowed, -torch.inf).argmax(axis, keepdim=True)
+    return torch.zeros_like(allowed).scatter(axis, best, True) & allowed

@@ -1,0 +1,174 @@
+"""Cross-lingual contrast with a momentum encoder and a queue: XlCo of InfoXLM (arXiv 2007.07834).
+
+A query is the `<s>` state of a block of the model, its key that of the translation in the momentum encoder, an average of
+the model's weights over the steps (MoCo, arXiv 1911.05722). The loss is the cross-entropy of finding the own key among
+itself and the queue, which holds the newest keys of the whole batch. Formula, temperature 0.25, raw products and the
+projection are those of the released code (microsoft/unilm, infoxlm: criterions/xlco.py, models/infoxlm.py).
+
+Ours differs from it in three ways. The queue is that of the step's start for all micro-steps, and keys join it after the
+optimiser step in the order of their samples, so that neither ranks nor micro-batches change the loss. It begins empty, and
+only what has been filled counts (the released code runs the momentum encoder over as many pairs as it holds before the
+first step). And a key in the queue that is of the query's own words, or of its key's, is no negative.
+
+Shapes: E examples of a micro-step, N examples of a step, Q places of the queue, F of them filled, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.modeling.initialisation import initial_values
+from dist_metaxlm.parallel.process_group import gather_rows
+from dist_metaxlm.planning.stages import Stage
+from dist_metaxlm.recipe.schema import CrossLingualContrast
+
+PROJECTION = "objectives.xlco.projection.weight"
+"""Logical name of the projection [H, H]; `PretrainingModel` has it under this name too."""
+QUEUE = "queue"
+"""Name of the queue beside the momentum weights in a checkpoint."""
+
+
+class XlcoHead(nn.Module):
+    """The trained part of the objective: a projection of the `<s>` state, without bias."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        config = encoder.config
+        self.projection = nn.Linear(config.hidden, config.hidden, bias=False, device="meta")
+        values = initial_values(PROJECTION, self.projection.weight.shape, encoder.seed, config.init_std)
+        self.projection.weight = nn.Parameter(values)
+
+
+def representations(states_TH: torch.Tensor, starts_E: torch.Tensor, projection_HH: torch.Tensor | None,
+                    normalise: bool) -> torch.Tensor:
+    """[E, H]: what stands for the sequences that begin at `starts_E`, in fp32 (fp64 of fp64 states)."""
+    found_EH = states_TH.index_select(0, starts_E)
+    if projection_HH is not None:
+        found_EH = F.linear(found_EH, projection_HH)
+    found_EH = found_EH.to(_exact(found_EH))
+    return F.normalize(found_EH, dim=-1) if normalise else found_EH
+
+
+def xlco_losses(query_EH: torch.Tensor, key_EH: torch.Tensor, queue_FH: torch.Tensor, left_out_EF: torch.Tensor,
+                temperature: float) -> torch.Tensor:
+    """[E]: cross-entropy of each query's own key against itself and the queue, where `left_out_EF` (bool) allows it."""
+    positive_E1 = (query_EH * key_EH).sum(-1, keepdim=True)
+    negative_EF = (query_EH @ queue_FH.T).masked_fill(left_out_EF, -torch.inf)
+    logits = torch.cat([positive_E1, negative_EF], dim=1) / temperature
+    return torch.logsumexp(logits, dim=1) - logits[:, 0]
+
+
+class MomentumContrast:
+    """Momentum encoder and queue of a phase. Every rank holds the same of both, bit by bit.
+
+    The averages are fp32 (fp64 of an fp64 model); in half precision the encoder runs on a rounded copy of them, and what
+    is averaged are the model's rounded weights, which every rank has whole. No further than `config.layer`.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], encoder: Encoder, config: CrossLingualContrast) -> None:
+        """Begin with `weights`, the model's by logical name, and an empty queue."""
+        self.config = config
+        like = weights["embedding.tokens.weight"]
+        with torch.device("meta"):
+            own = Encoder(encoder.config, encoder.seed, stage=Stage(range(config.layer), last=False))
+        self.encoder = own.to_empty(device=like.device).to(like.dtype).eval().requires_grad_(False)
+        self._running = dict(self.encoder.named_parameters())
+        if config.projection:
+            self._running[PROJECTION] = nn.Parameter(torch.empty_like(weights[PROJECTION]), requires_grad=False)
+        self.average: dict[str, torch.Tensor] = {}
+        """Logical name -> momentum weight, exactly."""
+        for name, parameter in self._running.items():
+            parameter.data.copy_(weights[name].detach())
+            exact = _exact(parameter)
+            self.average[name] = parameter.data if parameter.dtype == exact else parameter.data.to(exact)
+        self.queue = torch.zeros(config.queue, encoder.config.hidden, dtype=_exact(like), device=like.device)
+        """[Q, H]: a ring of keys."""
+        self.texts = torch.zeros(config.queue, 2, dtype=torch.int64, device=like.device)
+        """[Q, 2]: of which words each key and its query were (`PackedBatch.texts`)."""
+        self.enqueued = 0
+        """Keys that have ever joined the queue."""
+        self.before_change: Callable[[], None] = lambda: None
+        """Called before anything here changes: a checkpoint that is being written may still read it."""
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def losses(self, states_TH: torch.Tensor, batch: PackedBatch,
+               projection_HH: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss of each of this rank's queries, from the states of `batch` after block `config.layer`; remembers the keys.
+
+        Returns:
+            losses [E] fp32, and for each the index [E] of the languages of its first pair.
+        """
+        assert batch.starts is not None
+        assert batch.texts is not None
+        assert batch.pair_languages is not None
+        query_EH = representations(states_TH, batch.starts, projection_HH, self.config.normalise)
+        key_EH = self._keys(batch)
+        self._waiting.append((key_EH, batch.texts))
+        filled = min(self.enqueued, self.config.queue)
+        left_out = same_text(batch.texts, self.texts[:filled])
+        losses = xlco_losses(query_EH, key_EH, self.queue[:filled], left_out, self.config.temperature)
+        return losses, batch.pair_languages[::self.config.pairs_together]
+
+    @torch.no_grad()
+    def _keys(self, batch: PackedBatch) -> torch.Tensor:
+        assert batch.keys is not None
+        assert batch.keys.starts is not None
+        return representations(self.encoder(batch.keys), batch.keys.starts, self._running.get(PROJECTION),
+                               self.config.normalise)
+
+    @torch.no_grad()
+    def update(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Follow the model after an optimiser step, then take in the step's keys (collective where there are any)."""
+        self.before_change()
+        keep = self.config.momentum
+        for name, parameter in self._running.items():
+            average = self.average[name].mul_(keep).add_(weights[name].detach(), alpha=1 - keep)
+            if parameter.dtype != average.dtype:
+                parameter.copy_(average)
+        if self._waiting:
+            keys, texts = (gather_rows(torch.cat(parts)) for parts in zip(*self._waiting, strict=True))
+            self._waiting = []
+            self._enqueue(keys, texts)
+
+    def _enqueue(self, keys_NH: torch.Tensor, texts_N2: torch.Tensor) -> None:
+        """Put the step's keys, in the order of its examples, over the oldest ones."""
+        size, count = self.config.queue, len(keys_NH)
+        passed = max(0, count - size)  # of more keys than there are places the last stay
+        places = (torch.arange(passed, count, device=keys_NH.device) + self.enqueued) % size
+        self.queue.index_copy_(0, places, keys_NH[passed:])
+        self.texts.index_copy_(0, places, texts_N2[passed:])
+        self.enqueued += count
+
+    def large(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must hold, where it lies: fp32 tensors that every rank has alike."""
+        return {**self.average, QUEUE: self.queue}
+
+    def small(self) -> dict[str, torch.Tensor]:
+        """The rest of it: a few numbers of each key."""
+        return {"xlco.texts": self.texts, "xlco.enqueued": torch.tensor(self.enqueued)}
+
+    @torch.no_grad()
+    def restore(self, large: Mapping[str, torch.Tensor], small: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `large` and `small` returned."""
+        for name, average in self.average.items():
+            average.copy_(large[name])
+            self._running[name].data.copy_(average)
+        self.queue.copy_(large[QUEUE])
+        self.texts.copy_(small["xlco.texts"])
+        self.enqueued = int(small["xlco.enqueued"])
+
+
+def same_text(texts_E2: torch.Tensor, others_F2: torch.Tensor) -> torch.Tensor:
+    """[E, F] bool: whether query or key of an example has the words of query or key of another."""
+    same = [texts_E2[:, own].unsqueeze(1) == others_F2[:, other] for own in range(2) for other in range(2)]
+    return same[0] | same[1] | same[2] | same[3]
+
+
+def _exact(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
