@@ -19,6 +19,7 @@ from dist_metaxlm.training.checkpoint import load_weights
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "pretrain.py"
 Run = Callable[..., str]
+NO_PROBE = ["training.probe_interval=0"]
 
 
 def curve(run: Path, phase: str) -> list[tuple[int, float, dict[str, float]]]:
@@ -28,7 +29,8 @@ def curve(run: Path, phase: str) -> list[tuple[int, float, dict[str, float]]]:
 
 
 def command(recipe: Path, run: Path, phase: str, *more: str) -> list[str]:
-    return [str(SCRIPT), "--phase", phase, "--recipe", str(recipe), "--run_dir", str(run), *more]
+    return [str(SCRIPT), "--phase", phase, "--recipe", str(recipe), "--run_dir", str(run),
+            "training.probe_interval=4", *more]
 
 
 @pytest.fixture(scope="session")
@@ -256,7 +258,7 @@ def test_cross_starts_from_an_imported_hugging_face_folder(undisturbed: Path, ti
 
 def test_deepspeed_launcher_with_two_ranks(undisturbed: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     launcher = Path(sys.executable).with_name("deepspeed")
-    result = subprocess.run([str(launcher), "--num_accelerators", "2", *command(tiny_recipe, tmp_path, "meta")],
+    result = subprocess.run([str(launcher), "--num_accelerators", "2", *command(tiny_recipe, tmp_path, "meta", *NO_PROBE)],
                             capture_output=True, text=True, cwd=ROOT, timeout=180, check=False)
     assert result.returncode == 0, result.stderr
     assert curve(tmp_path, "meta") == curve(undisturbed, "meta")
