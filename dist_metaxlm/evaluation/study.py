@@ -91,7 +91,7 @@ def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, 
         folder = options.output / "arms" / arm.name
         result = _finished(folder, arm)
         if result is None:
-            _train(arm, folder, script, options.ranks)
+            train_arm(arm, folder, script, options.ranks)
             result = _measure(arm, folder, options)
             write_json(folder / "result.json", result)
             fresh += 1
@@ -148,8 +148,11 @@ def _finished(folder: Path, arm: Arm) -> dict[str, Any] | None:
     return result if result is not None and result.get("recipe") == arm.recipe.model_dump(mode="json") else None
 
 
-def _train(arm: Arm, folder: Path, script: Path, ranks: int) -> None:
-    """Run the arm's phases one after the other; a finished one returns at once, an interrupted one goes on."""
+def train_arm(arm: Arm, folder: Path, script: Path, ranks: int) -> None:
+    """Run the arm's phases one after the other; a finished one returns at once, an interrupted one goes on.
+
+    Errors: UserError with the last error of a phase that failed; StoppedInGoodOrder after SIGTERM.
+    """
     recipe = folder / "study-recipe.yaml"
     write_text(recipe, dump_recipe(arm.recipe))
     launcher = [sys.executable] if ranks == 1 else [
