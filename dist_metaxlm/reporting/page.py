@@ -148,9 +148,9 @@ def _probes(run: RunFiles, summary: dict[str, Any]) -> str:
         return ""
     charts = "".join(panel(f"Phase {phase}", plots.probe_chart(phase, records)) for phase, records in probed.items())
     last = next(record["probe"] for record in reversed(list(probed.values())[-1]) if "probe" in record)
-    shares = ", ".join(f"{100 * summary['phases'][phase]['probe_share']:.1f}% of {phase}" for phase in probed)
-    return (f'<p class="note below">While training: {last["strings"]} strings a language at layer {last["layer"]}, so '
-            f"chance is {1 / last['strings']:.3f}. It took {shares}.</p>"
+    cost = ", ".join(f"{100 * (summary['phases'][phase]['probe_share'] or 0):.1f}% of {phase}" for phase in probed)
+    return (f'<p class="note below">While training: P@1 among at most {last["strings"]} strings of a language at layer '
+            f'{last["layer"]}. Time it took: {cost}.</p>'
             f'<div class="grid below">{charts}</div>')
 
 

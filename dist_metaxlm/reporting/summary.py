@@ -116,8 +116,8 @@ def _probed(records: list[Record]) -> dict[str, Any]:
     found, seconds = series(records, "probe", "retrieval")[1], sum(series(records, "probe", "seconds")[1])
     if not found:
         return {}
-    total = records[-1].get("seconds")
-    return {"probe_retrieval": found[-1], "probe_seconds": seconds, "probe_share": seconds / total if total else None}
+    return {"probe_retrieval": found[-1], "probe_seconds": seconds,
+            "probe_share": seconds / records[-1]["seconds"] if records[-1].get("seconds") else None}
 
 
 def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None]:
