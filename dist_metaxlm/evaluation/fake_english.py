@@ -53,7 +53,7 @@ RECIPE: dict[str, Any] = {
     "parallel": {"zero_stage": 0},
     "training": {"log_interval": 50, "checkpoint_interval": 1000, "keep_checkpoints": 1, "probe_interval": 250,
                  "probe_strings": 200},
-    "phases": {PHASE: {"steps": 8000, "alpha": 1.0, "sequence_length": 64, "mask_rate": 0.15,
+    "phases": {PHASE: {"steps": 4000, "alpha": 1.0, "sequence_length": 64, "mask_rate": 0.15,
                        "objectives": [{"name": "mlm", "batch_tokens": 1024}],
                        "learning_rate": {"peak": 3e-3, "schedule": "linear", "warmup_steps": 50}}}}
 """What is trained; every field may be overridden."""
