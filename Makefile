@@ -49,7 +49,7 @@ check-cleaning: setup
 check-convert: setup
 	$(BIN)/python tests/interop/conversion_memory.py --output docs/results/$$(date +%F)-convert.json
 
-# Ten minutes or less on two idle cores: English and its copy in shifted token ids must find each other under masked
+# Seven minutes of one core: English and its copy in shifted token ids must find each other under masked
 # language modelling; ends with an error unless retrieval passes 0.5.
 known-case: setup
 	$(BIN)/python launch/prepare.py corpus --recipe quickstart

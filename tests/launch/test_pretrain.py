@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.training.checkpoint import load_weights
+from dist_metaxlm.training.pretrain import Options, pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "pretrain.py"
@@ -225,6 +228,18 @@ def test_bad_input_is_refused_in_one_sentence(tiny_recipe: Path, tmp_path: Path,
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path / "new", "meta", *extra)[1:])
     assert words in message
     assert not (tmp_path / "data" / "store").exists()
+
+
+def test_a_probe_without_strings_is_refused_before_anything_is_written(tiny_recipe: Path, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_recipe.parent / "data", data)
+    (data / "heldout" / "strings.jsonl").write_text("")
+    monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
+    asked = ("training.probe_interval=4", f"data.directory={data}")
+    with pytest.raises(UserError, match="probe_interval 4 needs a language with 10 translations"):
+        pretrain(Options("meta", str(tiny_recipe), asked, run_dir=str(tmp_path / "run")), HeldoutProbe)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_recipe_in_the_same_run_is_refused(undisturbed: Path, tiny_recipe: Path) -> None:
