@@ -97,7 +97,7 @@ def fake_english_study(options: FakeEnglishOptions, script: Path, log: Callable[
         "untrained": untrained, "trained": trained,
         "curve": [{"step": record["step"], "loss": record["loss"], "retrieval": record["probe"]["retrieval"]}
                   for record in records if "probe" in record],
-        "curve_candidates": next(record["probe"]["strings"] for record in records if "probe" in record),
+        "curve_candidates": next((record["probe"]["strings"] for record in records if "probe" in record), None),
         "steps": records[-1]["step"], "tokens": records[-1]["tokens"], "seconds": round(records[-1]["seconds"], 1),
         "recipe": {key: part for key, part in recipe.model_dump(mode="json").items() if key != "data"},
         "environment": environment()}
