@@ -29,6 +29,10 @@ class PretrainingModel(nn.Module):
         states_TH = self.encoder(batch, last_layer=layer_read(objective), step=step)
         return objective_losses(self.encoder, states_TH, batch, objective)
 
+    def states_after(self, batch: PackedBatch, layer: int) -> torch.Tensor:
+        """[T, H]: states of `batch` after block `layer`, for what only looks at them (collective where the model is cut)."""
+        return self.encoder(batch, last_layer=layer)
+
 
 def layer_read(objective: AnyObjective) -> int | None:
     """The block whose states an objective reads; None: the final states."""

@@ -20,6 +20,9 @@ SPREAD = {"xlmr": [Layout(2, 0), Layout(2, 2, sequence=True), Layout(4, 1), Layo
                      Layout(2, 1, sequence=True, pipeline=2, micro_batch_tokens=64)]}
 THREE_LAYERS = ["model.layers=3"]
 DROPOUT = ["model.dropout=0.2"]
+# Among SPREAD and DROPOUT: a layout, its family and fields, with a probe after every step.
+PROBED = [Case(Layout(2, 2, sequence=True), probe=True), Case(Layout(pipeline=2, zero_stage=1), probe=True),
+          Case(Layout(1, 3), extra=DROPOUT, probe=True)]
 # ranks, layout: the same run goes through all of them.
 CHAIN = [(4, Layout(2, 1, pipeline=2)), (4, Layout(pipeline=4)), (4, Layout(1, 3)), (1, Layout(1, 1)), (4, Layout(4, 1)),
          (4, Layout(2, 3, sequence=True)), (4, Layout(1, 1))]
@@ -29,10 +32,10 @@ DRAWN = ["phases.joint.mixing=draw"]
 @pytest.fixture(scope="module")
 def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
             run_ranks: Callable[..., str]) -> list[dict[str, Any]]:
-    """Results of all layouts: one start of four ranks for all, because starting is what takes long."""
+    """Results of all layouts, those of PROBED last: one start of four ranks for all, because starting is what takes long."""
     cases = [Case(layout, family=family) for family, layouts in SPREAD.items() for layout in layouts]
     cases += [Case(layout, extra=DROPOUT) for layout in (Layout(2, 2, sequence=True), Layout(pipeline=2), Layout(1, 3))]
-    cases.append(Case(Layout(pipeline=4), extra=THREE_LAYERS))
+    cases += [Case(Layout(pipeline=4), extra=THREE_LAYERS), *PROBED]
     return run_cases(run_ranks, tiny_recipe, tmp_path_factory.mktemp("layouts") / "results.json", 4, cases, STEPS)
 
 
@@ -53,12 +56,25 @@ def test_the_layout_changes_nothing(family: str, tiny_recipe: Path, trained: lis
 
 def test_dropout_falls_on_the_same_elements_in_every_layout(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
     single = single_process(tiny_recipe, "xlmr", STEPS, DROPOUT)
-    for found in trained[-4:-1]:
+    first = sum(map(len, SPREAD.values()))
+    for found in trained[first:first + 3]:
         check(found, single)
 
 
 def test_three_layers_on_four_stages(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
-    check(trained[-1], single_process(tiny_recipe, "xlmr", STEPS, THREE_LAYERS))
+    check(trained[-1 - len(PROBED)], single_process(tiny_recipe, "xlmr", STEPS, THREE_LAYERS))
+
+
+def test_a_probe_after_every_step_changes_no_bit_and_finds_the_same_in_every_layout(trained: list[dict[str, Any]]) -> None:
+    probed, others = trained[-len(PROBED):], trained[:-len(PROBED)]
+    for found in probed:
+        dropping = found is probed[-1]
+        same = [other for other in others if other["name"] == found["name"]][-1 if dropping else 0]
+        assert (found["losses"], found["norms"], found["weights"]) == (same["losses"], same["norms"], same["weights"])
+        assert len(found["retrieval"]) == STEPS
+        assert found["random_state_kept"]
+    # 20 strings, 2 languages, both ways: one sentence more or less that has two neighbours equally near is 1/80
+    assert probed[0]["retrieval"] == pytest.approx(probed[1]["retrieval"], abs=0.03)
 
 
 def test_seven_layers_on_three_stages(tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]) -> None:
