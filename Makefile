@@ -16,7 +16,7 @@ DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_availa
 LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
 .PHONY: setup demo test test-nodes fuzz layouts precision check-cleaning check-convert known-case kernels kernels-aot \
-	gpu-check lint types clean
+	kernels-cuda-aot gpu-check lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -88,6 +88,11 @@ $(KERNEL_LIBRARY): $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/
 # Every kernel in every configuration compiled for sm_80, sm_90 and sm_100; no GPU needed, about four minutes of one core.
 kernels-aot: setup
 	$(BIN)/python -m dist_metaxlm.kernels.aot --output docs/results/$$(date +%F)-kernels-aot.md
+
+# The same table for the CUDA C++ kernels; needs nvcc.
+kernels-cuda-aot: $(KERNEL_LIBRARY) setup
+	$(BIN)/python -m dist_metaxlm.kernels.aot_cuda --library $(KERNEL_LIBRARY) \
+		--output docs/results/$$(date +%F)-cuda-aot.md
 
 # On a machine with a GPU: kernels in bf16 against fp64 and timed against their peers, then training of three models against
 # Hugging Face's on the same documents. Without a GPU it says so and ends with 2.

@@ -114,8 +114,8 @@ def _read(case: Case, configuration: dict[str, int], architecture: int, compiled
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = _cuobjdump("--dump-resource-usage", file.name)
-        code = _cuobjdump("--dump-sass", file.name)
+        usage = cuobjdump("--dump-resource-usage", file.name)
+        code = cuobjdump("--dump-sass", file.name)
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
     stack, shared = max(found.get("STACK", 0), found.get("LOCAL", 0)), compiled.metadata.shared
@@ -135,7 +135,8 @@ def _read(case: Case, configuration: dict[str, int], architecture: int, compiled
         ", ".join(f"{count} {name}" for name, count in tensor.items() if count), tuple(problems))
 
 
-def _cuobjdump(action: str, path: str) -> str:
+def cuobjdump(action: str, path: str) -> str:
+    """What the tool of the Triton wheel says about machine code."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

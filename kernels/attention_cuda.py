@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,17 @@ from dist_metaxlm.kernels.attention_operator import (
 from dist_metaxlm.kernels.registry import forced
 
 LIBRARY = Path(__file__).with_name("cuda") / "libmetaxlm_kernels.so"
-ABI_VERSION = 1
+ABI_VERSION = 2
 WIDTHS = (32, 64, 128)
 TILE_ROWS = 128
+VARIANTS = {"automatic": 0, "portable": 1, "hopper": 2}
+"""Kernels of the library: automatic is Hopper's (wgmma, TMA) on sm_90, else the portable one."""
+_variant = "automatic"
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _MATRIX = [_POINTER, _LONG, _LONG]
-_ARGUMENTS: list[Any] = [*_MATRIX * 3, *[_POINTER] * 4, _INT, _INT, _LONG, _INT, _INT, ctypes.c_float, _POINTER]
+_ARGUMENTS: list[Any] = [*_MATRIX * 3, *[_POINTER] * 4, _INT, _INT, _LONG, _INT, _INT, ctypes.c_float, _INT,
+                         _POINTER]
 
 
 def missing() -> str | None:
@@ -61,6 +67,18 @@ def cuda_attention(
     return cuda_attention_forward(queries, keys, values, table.tiles, table.bounds, table.rows, uses_atomics())[0]
 
 
+@contextmanager
+def using(variant: str) -> Iterator[None]:
+    """Take a kernel of `VARIANTS` for a while: to compare them on one device. It fails where that kernel cannot run."""
+    global _variant
+    assert variant in VARIANTS, variant
+    before, _variant = _variant, variant
+    try:
+        yield
+    finally:
+        _variant = before
+
+
 @torch.library.custom_op("dist_metaxlm::cuda_attention_forward", mutates_args=())
 def cuda_attention_forward(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int,
@@ -71,7 +89,7 @@ def cuda_attention_forward(
     outputs = attention_outputs(queries)
     with torch.cuda.device(queries.device):
         stream = torch.cuda.current_stream().cuda_stream
-        code = launch(load(LIBRARY), (queries, keys, values), outputs, tiles, bounds, rows, stream)
+        code = launch(load(LIBRARY), (queries, keys, values), outputs, tiles, bounds, rows, stream, _variant)
     if code:
         raise RuntimeError(f"CUDA attention on {list(queries.shape)}: {load(LIBRARY).metaxlm_error_string(code).decode()}")
     return outputs
@@ -97,6 +115,8 @@ def load(path: Path) -> ctypes.CDLL:
     library.metaxlm_abi_version.restype = _INT
     library.metaxlm_error_string.argtypes = (_INT,)
     library.metaxlm_error_string.restype = ctypes.c_char_p
+    library.metaxlm_attention_shared_bytes.argtypes = (_INT, _INT)
+    library.metaxlm_attention_shared_bytes.restype = _INT
     library.metaxlm_attention_forward.argtypes = _ARGUMENTS
     library.metaxlm_attention_forward.restype = _INT
     return library
@@ -104,14 +124,19 @@ def load(path: Path) -> ctypes.CDLL:
 
 def launch(
     library: ctypes.CDLL, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, torch.Tensor], tiles: torch.Tensor,
-    bounds: torch.Tensor, rows: int, stream: int,
+    bounds: torch.Tensor, rows: int, stream: int, variant: str = "automatic",
 ) -> int:
-    """Start the kernel on aligned queries, keys and values; returns 0 or an error code of the library."""
+    """Start a kernel of `VARIANTS` on aligned queries, keys and values; returns 0 or an error code of the library."""
     tokens, heads, width = inputs[0].shape
     matrices = [part for tensor in inputs for part in (tensor.data_ptr(), *tensor.stride()[:2])]
     return library.metaxlm_attention_forward(
         *matrices, outputs[0].data_ptr(), outputs[1].data_ptr(), tiles.data_ptr(), bounds.data_ptr(), tiles.shape[0], rows,
-        tokens, heads, width, math.log2(math.e) / math.sqrt(width), stream)
+        tokens, heads, width, math.log2(math.e) / math.sqrt(width), VARIANTS[variant], stream)
+
+
+def shared_bytes(library: ctypes.CDLL, width: int, variant: str) -> int:
+    """Bytes of shared memory of a block of threads, or a negative error code of the library."""
+    return library.metaxlm_attention_shared_bytes(width, VARIANTS[variant])
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:

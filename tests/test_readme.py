@@ -1,4 +1,5 @@
-"""Every command of the README runs, shortened where it would train for minutes; a command without a rule here fails."""
+"""Every command of the README runs, with few steps and a narrow model where it would train for minutes; a command without a
+rule here fails."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from dist_metaxlm.recipe.load import load_recipe
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 SHORT = ("phases.meta.steps=4", "phases.cross.steps=4", "phases.joint.steps=4", "training.log_interval=2",
-         "training.checkpoint_interval=4", "data.tokenizer.sample_bytes=3000000")
+         "training.checkpoint_interval=4", "data.tokenizer.sample_bytes=3000000",
+         "model.hidden=64", "model.heads=2", "model.ffn=256")
 
 
 def readme_commands() -> list[str]:

@@ -22,25 +22,36 @@ def attention_cases(small: bool, device: torch.device) -> list[KernelCase]:
              _case("attention, documents of median length 60", short, window, None, heads, width, device),
              _case("attention, local window of 128", whole, window, window // 4, heads, width, device)]
     if device.type == "cuda":
-        found += _cuda_library(found)
+        found += _cuda_library(found, torch.cuda.get_device_capability(device)[0] == 9)
         found[0].peers.update(_backends(window), **_flex(whole, window, device))
         found[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)},
                               **_varlen(short, device), **_flex(short, window, device))
     return found
 
 
-def _cuda_library(cases: list[KernelCase]) -> list[KernelCase]:
-    """The same cases with the CUDA C++ forward, where `make kernels` has built it: it runs only where it is forced."""
+def _cuda_library(cases: list[KernelCase], hopper: bool) -> list[KernelCase]:
+    """The same cases with the CUDA C++ forwards, where `make kernels` has built them: they run only where they are forced.
+
+    On a `hopper` that is its own kernel, timed beside the portable one, which is a case of its own too, for its errors.
+    """
     if "cuda" not in registry.operators()["attention"] or registry.implementation("attention", "cuda").available():
         return []
+    from dist_metaxlm.kernels.attention_cuda import using
 
-    def forced(call: Call) -> Call:
+    def forced(call: Call, variant: str) -> Call:
         def with_library(*tensors: torch.Tensor) -> torch.Tensor:
-            with registry.forcing("reference" if registry.forced() == "reference" else "cuda"):
+            with registry.forcing("reference" if registry.forced() == "reference" else "cuda"), using(variant):
                 return call(*tensors)
         return with_library
 
-    return [replace(case, name=f"{case.name}, CUDA C++", call=forced(case.call), peers={}) for case in cases]
+    found = [replace(case, name=f"{case.name}, CUDA C++", call=forced(case.call, "automatic"), peers={}) for case in cases]
+    if hopper:
+        portable = [replace(case, name=f"{case.name}, CUDA C++ portable", call=forced(case.call, "portable"), peers={})
+                    for case in cases]
+        for case, other in zip(found, portable, strict=True):
+            case.peers["CUDA C++ portable"] = other.call
+        found += portable
+    return found
 
 
 def _document_lengths(windows: int, window: int, median: int) -> list[int]:

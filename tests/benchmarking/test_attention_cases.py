@@ -28,12 +28,19 @@ def test_peers_compute_the_same_attention() -> None:
 
 
 def test_the_cuda_library_is_measured_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from dist_metaxlm.kernels import attention_cuda
+
     cases = module.attention_cases(True, CPU)
-    assert module._cuda_library(cases) == []
+    assert module._cuda_library(cases, False) == []
     entry = registry.implementation("attention", "cuda")
     monkeypatch.setitem(registry._REGISTRY["attention"], "cuda", replace(entry, available=lambda: None))
-    forced = module._cuda_library([replace(cases[0], call=lambda: registry.forced())])
+    forced = module._cuda_library([replace(cases[0], call=lambda: registry.forced())], False)
     assert [case.name for case in forced] == ["attention, one document a window, CUDA C++"]
     assert forced[0].call() == "cuda"
     with registry.forcing("reference"):
         assert forced[0].call() == "reference"
+    both = module._cuda_library([replace(cases[0], call=lambda: attention_cuda._variant)], True)
+    assert [case.name.split(", ")[2] for case in both] == ["CUDA C++", "CUDA C++ portable"]
+    assert (both[0].call(), both[0].peers["CUDA C++ portable"](), both[1].call()) == ("automatic", "portable", "portable")
+    assert attention_cuda._variant == "automatic"

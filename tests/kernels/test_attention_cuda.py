@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from dist_metaxlm.kernels.tiles import tile_table
 from dist_metaxlm.errors import UserError
 
 pytest.importorskip("triton")  # its backward is the Triton one
+from dist_metaxlm.kernels import aot_cuda
 from dist_metaxlm.kernels import attention_cuda as cuda
 from dist_metaxlm.kernels.attention_operator import attention_outputs
 
@@ -23,24 +27,30 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "kernels" / "cuda"
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compile_emulation(folder: Path, sources: Path = SOURCES, optimise: str = "-O1") -> Path:
+    """The kernels' sources and the emulator as one library for the host."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    library = tmp_path_factory.mktemp("emulation") / "libemulated.so"
-    subprocess.run(["g++", "-O1", "-std=c++17", "-w", "-fno-strict-aliasing", "-shared", "-fPIC", f"-I{SOURCES}",
+    library = folder / "libemulated.so"
+    subprocess.run(["g++", optimise, "-std=c++17", "-w", "-fno-strict-aliasing", "-shared", "-fPIC", f"-I{sources}",
                     "-I", "emulation", "emulation/attention.cpp", "-o", str(library)], cwd=Path(__file__).parent, check=True)
     return library
 
 
 @pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_emulation(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of `make kernels`, and beside it what the compiler said."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed: the CUDA library cannot be built here")
     library = tmp_path_factory.mktemp("built") / "libmetaxlm_kernels.so"
-    # One architecture: the fat library of `make kernels` takes three times as long.
-    subprocess.run(["make", "-s", "-C", str(ROOT), "kernels", f"KERNEL_LIBRARY={library}",
-                    "KERNEL_TARGETS=-gencode=arch=compute_80,code=sm_80"], check=True, capture_output=True)
+    said = subprocess.run(["make", "-s", "-C", str(ROOT), "kernels", f"KERNEL_LIBRARY={library}"], check=True,
+                          capture_output=True, text=True)
+    library.with_suffix(".log").write_text(said.stdout + said.stderr)
     return library
 
 
@@ -56,18 +66,49 @@ def reference(fused: torch.Tensor, lengths: list[int], local_window: int | None)
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values), scores.logsumexp(-1) / torch.log(torch.tensor(2.0))
 
 
-@pytest.mark.parametrize(("lengths", "local_window", "heads", "width"), [
-    ([1, 3, 90, 2], None, 1, 64), ([131, 5], None, 2, 32), ([200], 24, 1, 32), ([65, 1], None, 1, 128)])
-def test_the_kernel_source_computes_attention(
-    emulated: Path, lengths: list[int], local_window: int | None, heads: int, width: int
-) -> None:
-    torch.manual_seed(0)
-    tokens = sum(lengths)
-    fused = torch.randn(tokens, heads, 3, width).bfloat16()
-    cuts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    table = tile_table(cuts, tokens, cuda.TILE_ROWS, local_window)
+def attend(
+    library: ctypes.CDLL, variant: str, fused: torch.Tensor, lengths: list[int], local_window: int | None
+) -> tuple[int, tuple[torch.Tensor, torch.Tensor]]:
+    """The library's code and what it wrote, on the CPU, for `fused` [T, H, 3, D]."""
+    cuts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=fused.device)
+    table = tile_table(cuts, sum(lengths), cuda.TILE_ROWS, local_window)
     outputs = attention_outputs(fused[:, :, 0])
-    assert cuda.launch(cuda.load(emulated), fused.unbind(2), outputs, table.tiles, table.bounds, table.rows, 0) == 0
+    code = cuda.launch(library, fused.unbind(2), outputs, table.tiles, table.bounds, table.rows, 0, variant)
+    return code, (outputs[0].cpu(), outputs[1].cpu())
+
+
+CASES = pytest.mark.parametrize(("variant", "lengths", "local_window", "heads", "width"), [
+    ("portable", [1, 3, 90, 2], None, 1, 64), ("portable", [131, 5], None, 2, 32), ("portable", [200], 24, 1, 32),
+    ("portable", [65, 1], None, 1, 128),
+    # Three blocks of keys and more fill a ring of stages again; two heads and tiles give a block of threads several tiles.
+    ("hopper", [1, 3, 90, 2], None, 1, 64), ("hopper", [131, 5, 400], None, 2, 64), ("hopper", [300], 24, 1, 64),
+    ("hopper", [65, 1], None, 1, 128), ("hopper", [1, 420], None, 1, 128), ("hopper", [260, 3], 100, 3, 128),
+    ("hopper", [131, 5], None, 2, 32), ("hopper", [420], 24, 1, 32)])
+
+
+@CASES
+def test_the_kernel_source_computes_attention(
+    emulated: Path, variant: str, lengths: list[int], local_window: int | None, heads: int, width: int
+) -> None:
+    check(cuda.load(emulated), variant, lengths, local_window, heads, width, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@CASES
+def test_the_kernel_computes_attention_on_a_device(
+    built: Path, variant: str, lengths: list[int], local_window: int | None, heads: int, width: int
+) -> None:
+    if variant == "hopper" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("Hopper's kernel needs sm_90")
+    check(cuda.load(built), variant, lengths, local_window, heads, width, "cuda")
+
+
+def check(library: ctypes.CDLL, variant: str, lengths: list[int], local_window: int | None, heads: int, width: int,
+          device: str) -> None:
+    torch.manual_seed(0)
+    fused = torch.randn(sum(lengths), heads, 3, width).bfloat16()
+    code, outputs = attend(library, variant, fused.to(device), lengths, local_window)
+    assert code == 0, library.metaxlm_error_string(code)
     mixed, log_sums = reference(fused, lengths, local_window)
     # Weights and output are rounded to bf16 (2 ** -9 relative each).
     torch.testing.assert_close(outputs[0].double(), mixed, rtol=1e-2, atol=1e-2)
@@ -75,18 +116,80 @@ def test_the_kernel_source_computes_attention(
     torch.testing.assert_close(outputs[1].double(), log_sums.double(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [(0, 2, 1, 3), (0, 1, 2, 3)], ids=["parts of a token", "parts of a head"])
+def test_hopper_reads_queries_keys_and_values_as_they_lie(emulated: Path, order: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    stored = torch.randn([(70, 2, 3, 64)[i] for i in order]).bfloat16()
+    fused = stored.permute(order)
+    code, outputs = attend(cuda.load(emulated), "hopper", fused, [70], None)
+    assert code == 0
+    mixed, _ = reference(fused, [70], None)
+    assert (outputs[0].double() - mixed).norm() / mixed.norm() < 4e-3
+
+
+def test_strides_without_a_tensor_map_are_refused(emulated: Path) -> None:
+    transposed = torch.zeros(2, 3, 70, 64, dtype=torch.bfloat16).permute(2, 0, 1, 3)  # a head's stride above a token's
+    assert attend(cuda.load(emulated), "hopper", transposed, [70], None)[0] == -2
+
+
+@pytest.mark.parametrize(("right", "wrong", "said"), [
+    # The stage is left while the products still read it.
+    ("        wait_products<0>();\n        pin(run.mixed);\n        leave(&shared.values_empty[last.stage]);",
+     "        leave(&shared.values_empty[last.stage]);\n        wait_products<0>();", "an operand changed"),
+    ("        wait_barrier(&shared.values_full[last.stage], last.parity);\n", "", ""),
+    ("field(leading) << 16 | field(STRIDE) << 32", "field(STRIDE) << 16 | field(leading) << 32", ""),
+    ("const bf16* values) {\n    fence_products();", "const bf16* values) {", "without a fence")])
+def test_the_emulator_notices(tmp_path: Path, right: str, wrong: str, said: str) -> None:
+    sources = shutil.copytree(SOURCES, tmp_path / "cuda")
+    source = (sources / "attention_sm90.cuh").read_text()
+    assert source.count(right) == 1
+    (sources / "attention_sm90.cuh").write_text(source.replace(right, wrong))
+    library = cuda.load(compile_emulation(tmp_path, sources, "-O0"))
+    torch.manual_seed(0)
+    fused = torch.randn(400, 1, 3, 128).bfloat16()
+    code, outputs = attend(library, "hopper", fused, [400], None)
+    assert said in library.metaxlm_error_string(code).decode()
+    mixed, _ = reference(fused, [400], None)
+    assert code or not torch.allclose(outputs[0].double(), mixed, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a device")
 def test_the_library_loads_without_a_gpu_and_refuses_cleanly(built: Path) -> None:
     library = cuda.load(built)
     assert library.metaxlm_abi_version() == cuda.ABI_VERSION
     fused = torch.zeros(8, 1, 3, 64, dtype=torch.bfloat16)
+    for variant in cuda.VARIANTS:
+        code, _ = attend(library, variant, fused, [8], None)
+        assert code > 0
+        assert b"driver" in library.metaxlm_error_string(code) or b"device" in library.metaxlm_error_string(code)
     table = tile_table(torch.tensor([0, 8]), 8, cuda.TILE_ROWS, None)
     outputs = attention_outputs(fused[:, :, 0])
-    code = cuda.launch(library, fused.unbind(2), outputs, table.tiles, table.bounds, table.rows, 0)
-    assert code > 0
-    assert b"driver" in library.metaxlm_error_string(code) or b"device" in library.metaxlm_error_string(code)
     assert cuda.launch(library, fused.unbind(2), outputs, table.tiles, table.bounds, 64, 0) == -1
-    assert b"unsupported shape" in library.metaxlm_error_string(-1)
+    assert b"unsupported" in library.metaxlm_error_string(-1)
+
+
+def test_the_machine_code_fits_its_architecture(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "table.md"
+    monkeypatch.setattr(sys, "argv", ["aot_cuda", "--library", str(built), "--output", str(output)])
+    assert aot_cuda.main() == 0, output.read_text()
+    rows = [line for line in output.read_text().splitlines() if line.startswith(("| hopper", "| portable"))]
+    assert [tuple(row.split(" | ")[:3]) for row in rows] == [
+        *(("| hopper", width, "sm_90a") for width in ("32", "64", "128")),
+        *(("| portable", width, sm) for width in ("32", "64", "128") for sm in ("sm_80", "sm_90a", "sm_100a"))]
+    assert all(row.endswith("| - |") for row in rows)
+    assert "serialized" not in built.with_suffix(".log").read_text()
+    assert cuda.shared_bytes(cuda.load(built), 96, "hopper") == -1
+
+
+def test_problems_of_machine_code_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    good = aot_cuda.KernelCode("hopper", 64, "sm_90a", 168, 0, 1024, {"HGMMA": 4, "WARPGROUP": 8, aot_cuda.OVERLAPPED: 64})
+    assert good.problems == []
+    bad = replace(good, stack=8, shared=2**18, instructions={"HGMMA": 0, "WARPGROUP": 48, aot_cuda.OVERLAPPED: 2})
+    assert bad.problems == ["no HGMMA", "products wait for each other", "weights wait for products", "spills 8 bytes",
+                            "262144 bytes of shared memory, 232448 are there"]
+    monkeypatch.setattr(sys, "argv", ["aot_cuda", "--library", str(tmp_path / "none.so")])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        aot_cuda.main()
 
 
 def test_a_missing_library_is_said_and_fails_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

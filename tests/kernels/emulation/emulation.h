@@ -1,6 +1,7 @@
 // A block of CUDA threads on the host, one fiber a thread: the instructions of kernels/cuda/primitives.cuh written down
 // from the PTX ISA, so that tests run the very source of a kernel without a GPU. Copies to shared memory arrive as late as
-// they may (when waited for), and shared memory starts as NaN, so a missing wait shows. Races that need true parallelism do not.
+// they may (when waited for), and shared memory starts as NaN, so a missing wait shows. Races that need true parallelism
+// do not.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -9,6 +10,7 @@
 
 #include <deque>
 #include <functional>
+#include <string>
 #include <vector>
 
 #define __device__
@@ -17,10 +19,11 @@
 #define __forceinline__ inline
 #define __align__(bytes)
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct int4 { int x, y, z, w; };
 struct Index { int x; };
-inline Index threadIdx, blockIdx;
+inline Index threadIdx, blockIdx, gridDim;
 
 namespace emulation {
 
@@ -40,6 +43,12 @@ inline std::vector<Warp> warps;
 inline Barrier block_barrier;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
+inline std::string failure;  // the first thing that hardware would not have let pass
+inline long progress;        // rises whenever somebody gets further
+
+inline void fail(const std::string& what) {
+    if (failure.empty()) failure = what;
+}
 
 inline Fiber& self() { return fibers[threadIdx.x]; }
 inline int lane() { return threadIdx.x % 32; }
@@ -53,13 +62,13 @@ inline void yield() {
 inline void wait_at(Barrier& barrier, int count) {
     long generation = barrier.generation;
     if (++barrier.waiting == count) {
-        barrier.waiting = 0, barrier.generation++;
+        barrier.waiting = 0, barrier.generation++, progress++;
     } else {
         while (barrier.generation == generation) yield();
     }
 }
 
-inline void entry() { body(); self().done = true; yield(); }
+inline void entry() { body(); self().done = true, progress++; yield(); }
 
 inline void run_block(int threads, std::function<void()> kernel) {
     body = kernel;
@@ -73,13 +82,19 @@ inline void run_block(int threads, std::function<void()> kernel) {
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, entry, 0);
     }
-    for (bool busy = true; busy;) {
+    long idle = 0, before = progress;
+    uint32_t turn = 1;
+    for (bool busy = true; busy && failure.empty();) {
         busy = false;
-        for (int i = 0; i < threads; i++)
-            if (!fibers[i].done) {
-                busy = true, threadIdx.x = i;
-                swapcontext(&scheduler, &fibers[i].context);
-            }
+        idle = progress == before ? idle + 1 : 0, before = progress;
+        if (idle > 100) fail("no thread gets further");
+        turn = turn * 1664525 + 1013904223;  // every round begins with another thread
+        for (int i = 0; i < threads; i++) {
+            threadIdx.x = (i + (turn >> 8)) % threads;
+            if (fibers[threadIdx.x].done) continue;
+            busy = true;
+            swapcontext(&scheduler, &fibers[threadIdx.x].context);
+        }
     }
 }
 

@@ -1,0 +1,2 @@
+#pragma once
+#include "emulation_products.h"
