@@ -1,30 +1,47 @@
 #!/usr/bin/env python3
-"""Does learning English first and all languages afterwards beat one phase? Several arms, ratios and seeds, one report.
+"""Studies: two-phase, whether learning English first and all languages afterwards beats one phase; fake-english, whether two
+languages that are one up to their token ids find each other.
 
 examples:
   python launch/study.py two-phase --size tiny
   python launch/study.py two-phase --size tiny --recipe mine.yaml --ratios 0.25 0.5 --seeds 1 2 3 --jobs 2
   python launch/study.py two-phase --size small --recipe mine.yaml --tasks udpos,xnli --task_data data/xtreme
   python launch/study.py two-phase --size tiny --output runs/study-tiny --json phases.cross.alpha=0.3
+  python launch/study.py fake-english
+  python launch/study.py fake-english --no_parallel --text mine.txt --output runs/fake phases.joint.steps=12000
 
-The recipe gives text, phases and optimiser; the size gives the model and N. Run it again and it goes on where it was; more
---seeds and --ratios may be given to a study that is there. Arms: docs/evaluation.md.
+two-phase: the recipe gives text, phases and optimiser; the size gives the model and N; more --seeds and --ratios may be
+given to a study that is there. Run a study again and it goes on where it was. `study.py two-phase --help` has all its
+options; the arms are in docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dist_metaxlm.errors import run_command
 
+PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
 ARMS = ["meta+cross", "joint", "joint matched", "cross only", "meta only"]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("two-phase",), help="which question")
+    parser.add_argument("study", choices=tuple(STUDIES), help="which question")
+    asked = next((word for word in sys.argv[1:] if word in STUDIES), None)
+    if asked is not None:
+        add_options, _ = STUDIES[asked]
+        add_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
+    return parser.parse_intermixed_args()
+
+
+def two_phase_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="tiny", help="tiny (1M parameters, CPU), small (one GPU), base (default: tiny)")
     parser.add_argument("--recipe", default="quickstart", help="shipped recipe or YAML file (default: quickstart)")
     parser.add_argument("--output", help="folder of the study (default: runs/study-SIZE)")
@@ -39,13 +56,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--task_data", default="data/xtreme", help="folder of the tasks' files (default: %(default)s)")
     parser.add_argument("--tasks_file", help="YAML that describes tasks")
     parser.add_argument("--finetune", nargs="+", default=[], metavar="KEY=VALUE", help="fine-tuning settings of the tasks")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: study.json without its curves")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe fields, after those of the size")
-    return parser.parse_intermixed_args()
 
 
-def main() -> None:
-    arguments = parse()
+def two_phase(arguments: argparse.Namespace) -> int:
     from dist_metaxlm.evaluation.run_tasks import TaskOptions
     from dist_metaxlm.evaluation.study import StudyOptions, two_phase_study
 
@@ -56,12 +69,48 @@ def main() -> None:
         output, arguments.size, arguments.recipe, tuple(arguments.overrides), arguments.tokens, tuple(arguments.ratios),
         tuple(arguments.seeds), tuple(arguments.arms), arguments.ranks, arguments.jobs, arguments.points,
         tasks=tuple(name.strip() for name in arguments.tasks.split(",") if name.strip()), task_options=tasks)
-    log = (lambda line: None) if arguments.json else (lambda line: print(line, flush=True))
-    study = two_phase_study(options, Path(__file__).resolve().with_name("pretrain.py"), log)
+    study = two_phase_study(options, PRETRAIN, logger(arguments))
     if arguments.json:
         print(json.dumps({key: value for key, value in study.items() if key != "results"}))
     else:
         print(f"{study['verdict']}\nreport: {output / 'report.html'}")
+    return 0
+
+
+def fake_english_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", nargs="+", default=["data/quickstart/corpus/text/en.txt"], metavar="FILE",
+                        help="English text (default: the quickstart corpus's)")
+    parser.add_argument("--no_parallel", action="store_true",
+                        help="the first half of the sentences in English, the second in fake English (default: all in both)")
+    parser.add_argument("--output", default="runs/fake-english", help="folder of the run (default: %(default)s)")
+
+
+def fake_english(arguments: argparse.Namespace) -> int:
+    from dist_metaxlm.evaluation.fake_english import FakeEnglishOptions, fake_english_study
+
+    options = FakeEnglishOptions(Path(arguments.output), tuple(arguments.text), not arguments.no_parallel,
+                                 tuple(arguments.overrides))
+    found = fake_english_study(options, PRETRAIN, logger(arguments))
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        print(f"{found['case']}: retrieval {found['retrieval']:.3f} at layer {found['layer']} among {found['candidates']} "
+              f"sentences, {'above' if found['reached'] else 'NOT above'} {found['bar']}; "
+              f"{options.output / 'fake-english.json'}")
+    return 0 if found["reached"] else 1
+
+
+STUDIES: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "two-phase": (two_phase_arguments, two_phase), "fake-english": (fake_english_arguments, fake_english)}
+
+
+def logger(arguments: argparse.Namespace) -> Callable[[str], None]:
+    return (lambda line: None) if arguments.json else (lambda line: print(line, flush=True))
+
+
+def main() -> int:
+    arguments = parse()
+    return STUDIES[arguments.study][1](arguments)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,12 @@ def distinct_pairs(first: Sequence[Sequence[int]], second: Sequence[Sequence[int
     return kept
 
 
+def fixed_layer(layers: int) -> int:
+    """The layer, from 0 the embedding, whose figures are shown where none is chosen by its scores: two thirds of the depth
+    (block 8 of 12, as XTREME's script has it for base models)."""
+    return round(layers * 2 / 3)
+
+
 def precision_at_1(queries: torch.Tensor, candidates: torch.Tensor) -> list[float]:
     """Share of queries whose nearest candidate by cosine is their own, per layer.
 

@@ -13,7 +13,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.alignment import alignment
 from dist_metaxlm.evaluation.csls import csls_precision_at_1
 from dist_metaxlm.evaluation.languages import dominant_script
-from dist_metaxlm.evaluation.retrieval import precision_at_1
+from dist_metaxlm.evaluation.retrieval import fixed_layer, precision_at_1
 from dist_metaxlm.evaluation.task_files import read_pairs
 from dist_metaxlm.evaluation.task_spec import TaskSpec, files_by_language
 from dist_metaxlm.evaluation.text_encoder import TextEncoder
@@ -64,7 +64,7 @@ def evaluate_parallel(encoder: TextEncoder, pairs: Pairs, include_special: bool 
             **alignment(english, other)}
     per_layer = _means(languages)
     depth = len(per_layer["cosine"]) - 1
-    return {"kind": "retrieval", "languages": languages, "per_layer": per_layer, "layer": round(depth * 2 / 3),
+    return {"kind": "retrieval", "languages": languages, "per_layer": per_layer, "layer": fixed_layer(depth),
             "best_layer": max(range(depth + 1), key=per_layer["cosine"].__getitem__),
             "pooling": f"mean over tokens {'with' if include_special else 'without'} special tokens"}
 

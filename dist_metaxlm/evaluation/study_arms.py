@@ -126,7 +126,7 @@ def _arm(kind: str, ratio: float | None, seed: int, base: Recipe, phases: dict[s
     interval = max(1, min(-(-phase.total_steps // points) for phase in phases.values()))
     log = max(1, min(base.training.log_interval, shortest // 2, interval))
     every = -(-interval // log) * log
-    tree["training"] |= {"log_interval": log, "checkpoint_interval": every,
+    tree["training"] |= {"log_interval": log, "checkpoint_interval": every, "probe_interval": 0,
                          "keep_checkpoints": max(phase.total_steps for phase in phases.values()) // every + 1}
     return Arm(kind, ratio, seed, Recipe.model_validate(tree), tuple(phases))
 

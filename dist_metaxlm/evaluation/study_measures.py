@@ -16,7 +16,7 @@ from dist_metaxlm.evaluation.csls import csls_precision_at_1
 from dist_metaxlm.evaluation.embed import embed
 from dist_metaxlm.evaluation.heldout import read_strings
 from dist_metaxlm.evaluation.perplexity import mask_sentence, masked_perplexity
-from dist_metaxlm.evaluation.retrieval import distinct_pairs, precision_at_1
+from dist_metaxlm.evaluation.retrieval import distinct_pairs, fixed_layer, precision_at_1
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder
@@ -62,9 +62,9 @@ def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, 
         depth = len(figures["retrieval"]) - 1
         for name, values in figures.items():
             layers.setdefault(name, []).append(values)
-        languages[code] = {"retrieval": figures["retrieval"][round(depth * 2 / 3)], "nll": losses[code]}
+        languages[code] = {"retrieval": figures["retrieval"][fixed_layer(depth)], "nll": losses[code]}
     by_layer = {name: [sum(column) / len(column) for column in zip(*of, strict=True)] for name, of in layers.items()}
-    layer = round(depth * 2 / 3)
+    layer = fixed_layer(depth)
     others = [loss for code in codes if (loss := losses[code]) is not None]
     return {"english_nll": losses["en"], "others_nll": sum(others) / len(others) if others else None,
             **{name: by_layer[name][layer] if by_layer else None

@@ -77,6 +77,10 @@ class PretrainingModel(nn.Module):
         losses, languages = denoising_losses(self.encoder, pointer, states_TH, batch, objective)
         return losses.sum(), losses.detach(), languages
 
+    def states_after(self, batch: PackedBatch, layer: int) -> torch.Tensor:
+        """[T, H]: states of `batch` after block `layer`, for what only looks at them (collective where the model is cut)."""
+        return self.encoder(batch, last_layer=layer)
+
 
 def layer_read(objective: AnyObjective) -> int | None:
     """The block whose states an objective reads; None: the final states."""

@@ -173,6 +173,11 @@ class TrainingConfig(Section):
     """Steps between two lines of metrics; the only device-to-host copies of the loop happen here."""
     checkpoint_interval: int = Field(500, gt=0)
     """Steps between two checkpoints."""
+    probe_interval: int = Field(0, ge=0)
+    """Steps between two probes, a multiple of `log_interval`: retrieval of held-out strings, logged with the losses. The
+    last step of a phase is probed as well. 0: none."""
+    probe_strings: int = Field(64, ge=10)
+    """Held-out source strings that a probe reads, each with its translations."""
     keep_checkpoints: int = Field(2, gt=0)
     """Newest checkpoints of a phase that are kept."""
     save_in_background: bool = True
@@ -182,10 +187,15 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
         # A checkpoint in the middle of a log interval would lose the losses summed so far: the resumed curve would differ.
-        if self.checkpoint_interval % self.log_interval:
-            nearest = max(1, round(self.checkpoint_interval / self.log_interval)) * self.log_interval
-            raise ValueError(f"checkpoint_interval {self.checkpoint_interval} is not a multiple of log_interval "
-                             f"{self.log_interval}; nearest: {nearest}")
+        # A probe is part of a logged line.
+        wrong = []
+        for name in ("checkpoint_interval", "probe_interval"):
+            interval = getattr(self, name)
+            if interval % self.log_interval:
+                nearest = max(1, round(interval / self.log_interval)) * self.log_interval
+                wrong.append(f"{name} {interval} is not a multiple of log_interval {self.log_interval}; nearest: {nearest}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 
@@ -214,6 +224,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         problems = []
+        if self.training.probe_interval and not self.data.heldout_strings:
+            problems.append(f"training.probe_interval {self.training.probe_interval} probes on held-out strings and "
+                            "data.heldout_strings is 0; hold some out, or set training.probe_interval: 0")
         for name, phase in self.phases.items():
             if phase.sequence_length > self.model.max_positions:
                 problems.append(f"phases.{name}.sequence_length {phase.sequence_length} is more than "

@@ -123,11 +123,12 @@ def _sampling(run: RunFiles) -> str:
 def _retrieval(run: RunFiles, summary: dict[str, Any]) -> str:
     per_layer = {name: e["per_layer_mean"] for name, e in run.evaluations.items() if e.get("per_layer_mean")}
     compared = {name: e for name, e in run.evaluations.items() if name != "untrained" and e.get("retrieval")}
+    probes = _probes(run, summary)
     note = ("Share of held-out sentences whose nearest neighbour by cosine, among the sentences of the other language, "
             "is their translation. Vectors are means over all tokens of the sentence. Duplicates and untranslated "
             "strings are left out.")
     if not compared:
-        return _section("retrieval", "Retrieval", note + " Not evaluated yet.", "")
+        return _section("retrieval", "Retrieval", note + " Not evaluated yet.", probes)
     chart = panel("Mean over languages and both directions", plots.layer_chart(per_layer)) if per_layer else ""
     scored = {name: e for name, e in summary["evaluation"].items() if e.get("mean_p_at_1") is not None}
     rows = [[name, number(e["mean_p_at_1"], 3), str(e["best_layer"]), str(e["languages"]), str(e["candidates_min"])]
@@ -137,7 +138,20 @@ def _retrieval(run: RunFiles, summary: dict[str, Any]) -> str:
                        table(["after", "P@1", "layer", "languages", "candidates"], rows))
     heading = ('<p class="note below">By language and layer, per cent, mean of both directions; best languages of the '
                "last checkpoint first. Pale: too few candidates to count in the mean. Hover for both directions.</p>")
-    return _section("retrieval", "Retrieval", note, f'<div class="grid">{chart}</div>{heading}{heat_map(compared)}')
+    return _section("retrieval", "Retrieval", note, f'<div class="grid">{chart}</div>{heading}{heat_map(compared)}{probes}')
+
+
+def _probes(run: RunFiles, summary: dict[str, Any]) -> str:
+    """Retrieval along the phases that were probed, and what the probes cost."""
+    probed = {phase: records for phase, records in run.metrics.items() if keys_of(records, "probe", "languages")}
+    if not probed:
+        return ""
+    charts = "".join(panel(f"Phase {phase}", plots.probe_chart(phase, records)) for phase, records in probed.items())
+    last = next(record["probe"] for record in reversed(list(probed.values())[-1]) if "probe" in record)
+    cost = ", ".join(f"{100 * (summary['phases'][phase]['probe_share'] or 0):.1f}% of {phase}" for phase in probed)
+    return (f'<p class="note below">While training: P@1 among at most {last["strings"]} strings of a language at layer '
+            f'{last["layer"]}. Time it took: {cost}.</p>'
+            f'<div class="grid below">{charts}</div>')
 
 
 def _perplexity(run: RunFiles) -> str:

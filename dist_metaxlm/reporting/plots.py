@@ -91,19 +91,41 @@ def language_loss_chart(phase: str, objective: str, records: Sequence[Record]) -
     lines = {name: series(rows, "language_losses", objective, name)
              for name in keys_of(rows, "language_losses", objective)}
     smooth = {name: (steps, _running_mean(values)) for name, (steps, values) in lines.items() if values}
-    named = _worth_naming({name: values[-1] for name, (_, values) in smooth.items()})
 
     def paint(axes: Any) -> None:
-        colour = COLOURS.get(objective, COLOURS["other"])
-        for name, (steps, values) in smooth.items():
-            bold = name in named
-            axes.plot(steps, values, color=colour if bold else COLOURS["muted"], linewidth=1.5 if bold else 0.6,
-                      alpha=1.0 if bold else 0.45, zorder=3 if bold else 2)
-        axes.margins(x=0.01)
+        _language_lines(axes, smooth, COLOURS.get(objective, COLOURS["other"]))
         axes.set(xlabel="step", ylabel=f"{objective} loss (nats)")
-        _name_ends(axes, {name: smooth[name] for name in named})
 
     return draw(f"languages-{phase}-{objective}", f"{objective} loss of phase {phase} by language", paint)
+
+
+def probe_chart(phase: str, records: Sequence[Record]) -> str:
+    """Retrieval that was measured while a phase trained: every language, and their mean in the phase's colour."""
+    rows = list(records)
+    lines = {name: series(rows, "probe", "languages", name) for name in keys_of(rows, "probe", "languages")}
+    several = len(lines) > 1
+
+    def paint(axes: Any) -> None:
+        _language_lines(axes, {name: line for name, line in lines.items() if line[1]}, COLOURS["other"])
+        if several:
+            axes.plot(*series(rows, "probe", "retrieval"), color=COLOURS.get(phase, COLOURS["other"]), linewidth=2.4,
+                      zorder=4, label="mean")
+            _legend_above(axes)
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="step", ylabel="P@1")
+
+    return draw(f"probe-{phase}", f"Retrieval while phase {phase} trained", paint)
+
+
+def _language_lines(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], colour: str) -> None:
+    """A line for every language: all in grey but English, the extremes and the middle, which carry their names."""
+    named = _worth_naming({name: values[-1] for name, (_, values) in lines.items()})
+    for name, (steps, values) in lines.items():
+        bold = name in named
+        axes.plot(steps, values, color=colour if bold else COLOURS["muted"], linewidth=1.5 if bold else 0.6,
+                  alpha=1.0 if bold else 0.45, zorder=3 if bold else 2)
+    axes.margins(x=0.01)
+    _name_ends(axes, {name: lines[name] for name in named})
 
 
 def layer_chart(per_layer: Mapping[str, Sequence[float]]) -> str:

@@ -108,7 +108,16 @@ def _phase(records: list[Record]) -> dict[str, Any]:
             "first_losses": {name: ends[0] for name, ends in objectives.items()},
             "final_losses": {name: ends[1] for name, ends in objectives.items()},
             "steps": last["step"], "tokens": last.get("tokens"), "seconds": last.get("seconds"),
-            "tokens_per_second": mean(series(records, "tokens_per_second")[1])}
+            "tokens_per_second": mean(series(records, "tokens_per_second")[1]), **_probed(records)}
+
+
+def _probed(records: list[Record]) -> dict[str, Any]:
+    """The last probe's retrieval, seconds of all probes and their share of the phase; nothing without probes."""
+    found, seconds = series(records, "probe", "retrieval")[1], sum(series(records, "probe", "seconds")[1])
+    if not found:
+        return {}
+    return {"probe_retrieval": found[-1], "probe_seconds": seconds,
+            "probe_share": seconds / records[-1]["seconds"] if records[-1].get("seconds") else None}
 
 
 def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None]:

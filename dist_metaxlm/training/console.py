@@ -39,6 +39,8 @@ class ProgressLine:
             return
         losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
         news = f"{losses}  {record['tokens_per_second']:,.0f} tokens/s"
+        if "probe" in record:
+            news += f"  retrieval {record['probe']['retrieval']:.3f}"
         if self._bar:
             self._bar.update(self._task, completed=record["step"], news=news)
             return

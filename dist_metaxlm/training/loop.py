@@ -22,6 +22,7 @@ from dist_metaxlm.training.metrics import (
     asked_so_far,
     weighted_loss,
 )
+from dist_metaxlm.training.probing import Probe, Probing
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.resilience import StopRequest
 from dist_metaxlm.training.run_folder import PhaseFolder
@@ -31,10 +32,11 @@ from dist_metaxlm.training.steps import StepPlan
 
 
 def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, plan: StepPlan, progress: Progress,
-          schedule_offset: int = 0) -> None:
+          schedule_offset: int = 0, probe: Probe | None = None) -> None:
     """Run the phase from `progress.step` to its end; checkpoints and metrics go to `folder`.
 
-    `schedule_offset` steps are added for the learning rate, when it goes on from an earlier phase.
+    `schedule_offset` steps are added for the learning rate, when it goes on from an earlier phase. `probe` is taken every
+    `training.probe_interval` steps.
     """
     phase, total = plan.phase, plan.phase.total_steps
     meter = LossMeter(phase, data, engine.device)
@@ -45,6 +47,7 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
     stop = StopRequest()
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device))
     steps = execution(engine, plan, read, progress.see, meter.add)
+    probing = Probing(engine, recipe.training.probe_interval, probe)
     saver = CheckpointSaver(folder.checkpoints, engine, recipe.training.keep_checkpoints,
                             recipe.training.save_in_background)
     with saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
@@ -55,10 +58,11 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
 
             last, stopping = step + 1 == total, False
             if last or (step + 1) % recipe.training.log_interval == 0:
+                probed = probing.at(step + 1, last)
                 rate, progress.seconds, waited = clock.read(progress.tokens - tokens_before)
                 tokens_before = progress.tokens
                 speed = {"tokens_per_second": rate, "data_wait_share": waited}
-                record = interval_record(engine, phase, data, meter, progress, learning_rate, speed)
+                record = interval_record(engine, phase, data, meter, progress, learning_rate, speed) | probed
                 line.show(record)
                 if writer:
                     writer.write(record)

@@ -94,6 +94,10 @@ class MetricsWriter:
         for name, languages in record["language_losses"].items():
             for language, value in languages.items():
                 self._board.add_scalar(f"language_losses/{name}/{language}", value, record["step"])
+        if "probe" in record:
+            self._board.add_scalar("probe/retrieval", record["probe"]["retrieval"], record["step"])
+            for language, value in record["probe"]["languages"].items():
+                self._board.add_scalar(f"probe/languages/{language}", value, record["step"])
 
     def close(self) -> None:
         """Finish the files."""

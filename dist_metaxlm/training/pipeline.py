@@ -122,6 +122,24 @@ class PipelinedModel(PipelineModule):
         their targets (filled as DeepSpeed loads them), and who counts its losses."""
         self._step, self._micro_steps, self._batches, self._count = step, iter(micro_steps), batches, count
 
+    def states_after(self, batch: PackedBatch, layer: int) -> torch.Tensor | None:
+        """[T, H]: states of `batch` after block `layer`, on the last stage; None on the others (collective).
+
+        For what only looks at them: outside DeepSpeed's schedule, which knows training steps and whole evaluations.
+        """
+        place, encoder = groups(), self.encoder
+        apart = place.data_size * place.tensor_size
+        geometry, states = encoder.geometry(batch), batch.tokens
+        if place.stage > 0:
+            states = torch.empty(geometry.positions.numel(), encoder.config.hidden,
+                                 dtype=next(encoder.parameters()).dtype, device=batch.tokens.device)
+            dist.recv(states, dist.get_rank() - apart)
+        states = encoder.through_stage(states, geometry, layer)
+        if encoder.stage.last:
+            return states
+        dist.send(states.contiguous(), dist.get_rank() + apart)
+        return None
+
     def forward(self, travelling: Travelling) -> Travelling | torch.Tensor:
         """This stage's part of the encoder for the next micro-step; on the last stage its loss.
 

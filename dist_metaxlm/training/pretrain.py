@@ -40,6 +40,7 @@ from dist_metaxlm.training.layout import check_layout, layout_name
 from dist_metaxlm.training.loop import train
 from dist_metaxlm.training.loss_scaling import check_fp16, restore_scaler
 from dist_metaxlm.training.manifest import write_json
+from dist_metaxlm.training.probing import OpenProbe, Probe
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
 from dist_metaxlm.training.steps import StepPlan
@@ -60,8 +61,10 @@ class Options:
     dry_run: bool = False
 
 
-def pretrain(options: Options) -> None:
+def pretrain(options: Options, open_probe: OpenProbe) -> None:
     """Run, resume or recognise as finished one phase of a recipe, on all ranks of the job.
+
+    `open_probe` is called where the recipe asks for probes.
 
     Raises:
         UserError: for whatever the user can mend, before anything is written where possible.
@@ -83,6 +86,7 @@ def pretrain(options: Options) -> None:
     if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
         missing_meta(folder)
     prepare_data(recipe, topology)
+    probe = open_probe(recipe) if recipe.training.probe_interval else None
     bind_cores(topology)
     device = pick_device(topology)
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline,
@@ -94,10 +98,11 @@ def pretrain(options: Options) -> None:
                 folder.set_aside()
             folder.start(recipe)
         barrier()
-        _run(recipe, options, topology, device, folder)
+        _run(recipe, options, topology, device, folder, probe)
 
 
-def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder) -> None:
+def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder,
+         probe: Probe | None = None) -> None:
     phase = recipe.phases[options.phase]  # type: ignore[index]
     store = TokenStore.open(Path(recipe.data.directory) / "store")
     tokenizer = Tokenizer.load(Path(recipe.data.directory) / "tokenizer.model")
@@ -132,7 +137,7 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
     if topology.is_first:
         folder.cut_metrics(progress.step)
         _announce(recipe, options, topology, device, folder, progress, carried)
-    train(engine, recipe, folder, data, plan, progress, schedule_offset(recipe, options.phase, folder))
+    train(engine, recipe, folder, data, plan, progress, schedule_offset(recipe, options.phase, folder), probe)
     if topology.is_first:
         finish(folder, progress, topology)
 

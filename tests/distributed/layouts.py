@@ -60,6 +60,8 @@ class Case:
     resume: bool = False
     """Begin with the newest checkpoint that an earlier case saved, and first save a copy of what was loaded."""
     save: bool = False
+    probe: bool = False
+    """Take a probe after every step."""
     family: str = "xlmr"
     extra: list[str] = field(default_factory=list)
     """More overrides of the recipe."""
@@ -74,7 +76,7 @@ def run_cases(run_ranks: Run, recipe: Path, output: Path, ranks: int, cases: Seq
               steps: int, worker: str = "worker_layouts.py", **more: Any) -> list[dict[str, Any]]:
     """Train `steps` steps under every case in one start of `ranks` processes of `worker`, whose job has `more`."""
     job = {**more, "recipe": str(recipe), "steps": steps, "output": str(output), "learning_rate": LEARNING_RATE,
-           "cases": [{"name": case.layout.name(ranks), "resume": case.resume, "save": case.save,
+           "cases": [{"name": case.layout.name(ranks), "resume": case.resume, "save": case.save, "probe": case.probe,
                       "overrides": case.overrides} for case in cases]}
     job_file = output.with_suffix(".job.json")
     job_file.write_text(json.dumps(job))

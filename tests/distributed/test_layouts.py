@@ -22,6 +22,9 @@ THREE_LAYERS = ["model.layers=3"]
 DROPOUT = ["model.dropout=0.2"]
 DWA = ["phases.joint.objectives=[{name: mlm, batch_tokens: 128}, {name: dwa, batch_tokens: 256, layer: 1, weight: 3.0}]",
        *DROPOUT]
+# Among SPREAD and DROPOUT: a layout, its family and fields, with a probe after every step.
+PROBED = [Case(Layout(2, 2, sequence=True), probe=True), Case(Layout(pipeline=2, zero_stage=1), probe=True),
+          Case(Layout(1, 3), extra=DROPOUT, probe=True)]
 # ranks, layout: the same run goes through all of them.
 CHAIN = [(4, Layout(2, 1, pipeline=2)), (4, Layout(pipeline=4)), (4, Layout(1, 3)), (1, Layout(1, 1)), (4, Layout(4, 1)),
          (4, Layout(2, 3, sequence=True)), (4, Layout(1, 1))]
@@ -30,13 +33,17 @@ DRAWN = ["phases.joint.mixing=draw"]
 
 @pytest.fixture(scope="module")
 def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
-            run_ranks: Callable[..., str]) -> list[dict[str, Any]]:
-    """Results of all layouts: one start of four ranks for all, because starting is what takes long."""
-    cases = [Case(layout, family=family) for family, layouts in SPREAD.items() for layout in layouts]
-    cases += [Case(layout, extra=DROPOUT) for layout in (Layout(2, 2, sequence=True), Layout(pipeline=2), Layout(1, 3))]
-    cases.append(Case(Layout(pipeline=4), extra=THREE_LAYERS))
-    cases += [Case(layout, extra=DWA) for layout in (Layout(), Layout(zero_stage=1, micro_batch_tokens=32))]
-    return run_cases(run_ranks, tiny_recipe, tmp_path_factory.mktemp("layouts") / "results.json", 4, cases, STEPS)
+            run_ranks: Callable[..., str]) -> dict[str, list[dict[str, Any]]]:
+    """Results of all layouts by what they show: one start of four ranks for all, because starting is what takes long."""
+    cases = {family: [Case(layout, family=family) for layout in layouts] for family, layouts in SPREAD.items()}
+    cases["dropout"] = [Case(layout, extra=DROPOUT)
+                        for layout in (Layout(2, 2, sequence=True), Layout(pipeline=2), Layout(1, 3))]
+    cases["three layers"] = [Case(Layout(pipeline=4), extra=THREE_LAYERS)]
+    cases["dwa"] = [Case(layout, extra=DWA) for layout in (Layout(), Layout(zero_stage=1, micro_batch_tokens=32))]
+    cases["probed"] = PROBED
+    results = iter(run_cases(run_ranks, tiny_recipe, tmp_path_factory.mktemp("layouts") / "results.json", 4,
+                             [case for group in cases.values() for case in group], STEPS))
+    return {name: [next(results) for _ in group] for name, group in cases.items()}
 
 
 def check(found: dict[str, Any], single: dict[str, Any]) -> None:
@@ -46,29 +53,27 @@ def check(found: dict[str, Any], single: dict[str, Any]) -> None:
     assert found["weights"] == pytest.approx(single["weights"], rel=1e-3), found["name"]
 
 
-@pytest.mark.parametrize("family", SPREAD)
-def test_the_layout_changes_nothing(family: str, tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
-    first = sum(len(SPREAD[other]) for other in list(SPREAD)[:list(SPREAD).index(family)])
-    single = single_process(tiny_recipe, family, STEPS)
-    for found in trained[first:first + len(SPREAD[family])]:
+@pytest.mark.parametrize(("what", "family", "extra"), [
+    ("xlmr", "xlmr", []), ("modern", "modern", []), ("dropout", "xlmr", DROPOUT), ("three layers", "xlmr", THREE_LAYERS),
+    ("dwa", "xlmr", DWA)])
+def test_the_layout_changes_nothing(what: str, family: str, extra: list[str], tiny_recipe: Path,
+                                    trained: dict[str, list[dict[str, Any]]]) -> None:
+    single = single_process(tiny_recipe, family, STEPS, extra)
+    assert ({"objectives.dwa.query.bias", "objectives.dwa.key.weight"} <= set(single["weights"])) == (what == "dwa")
+    for found in trained[what]:
         check(found, single)
 
 
-def test_dropout_falls_on_the_same_elements_in_every_layout(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
-    single = single_process(tiny_recipe, "xlmr", STEPS, DROPOUT)
-    for found in trained[-6:-3]:
-        check(found, single)
-
-
-def test_denoising_word_alignment_on_data_parallel_ranks(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
-    single = single_process(tiny_recipe, "xlmr", STEPS, DWA)
-    assert {"objectives.dwa.query.bias", "objectives.dwa.key.weight"} <= set(single["weights"])
-    for found in trained[-2:]:
-        check(found, single)
-
-
-def test_three_layers_on_four_stages(tiny_recipe: Path, trained: list[dict[str, Any]]) -> None:
-    check(trained[-3], single_process(tiny_recipe, "xlmr", STEPS, THREE_LAYERS))
+def test_a_probe_after_every_step_changes_no_bit_and_finds_the_same_in_every_layout(
+        trained: dict[str, list[dict[str, Any]]]) -> None:
+    for found, case in zip(trained["probed"], PROBED, strict=True):
+        others = trained["dropout" if case.extra == DROPOUT else "xlmr"]
+        [same] = [other for other in others if other["name"] == found["name"]]
+        assert (found["losses"], found["norms"], found["weights"]) == (same["losses"], same["norms"], same["weights"])
+        assert len(found["retrieval"]) == STEPS
+        assert found["random_state_kept"]
+    # 20 strings, 2 languages, both ways: one sentence more or less that has two neighbours equally near is 1/80
+    assert trained["probed"][0]["retrieval"] == pytest.approx(trained["probed"][1]["retrieval"], abs=0.03)
 
 
 def test_seven_layers_on_three_stages(tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]) -> None:

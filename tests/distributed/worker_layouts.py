@@ -18,6 +18,7 @@ from layouts import digest
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.modeling.sharding import gather_whole, partition_axis
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
 from dist_metaxlm.parallel.process_group import barrier, process_group, rank, sum_over_batch
@@ -30,6 +31,7 @@ from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, save_ch
 from dist_metaxlm.training.engine import build_engine
 from dist_metaxlm.training.execution import execution
 from dist_metaxlm.training.pretrain import build_model
+from dist_metaxlm.training.probing import Probing
 from dist_metaxlm.training.steps import StepPlan
 
 CPU = torch.device("cpu")
@@ -53,14 +55,15 @@ def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
     return {name: value for part in everything for name, value in part.items()} if rank() == 0 else {}
 
 
-def train(engine: Any, recipe: Recipe, first: int, last: int, learning_rate: float) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of the joint phase's steps."""
+def train(engine: Any, recipe: Recipe, first: int, last: int, learning_rate: float,
+          probing: Probing | None = None) -> tuple[list[float], list[float], list[float]]:
+    """Losses, gradient norms and, with `probing`, retrieval of the joint phase's steps."""
     tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
     phase = recipe.phases["joint"]
     data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), tokenizer, "joint", phase, recipe.seed)
     place = groups()
     plan = StepPlan(phase, "joint", recipe.seed, place.data_rank, place.data_size, recipe.parallel.micro_batch_tokens)
-    losses, norms = [], []
+    losses, norms, probes = [], [], []
     total = torch.zeros(1, dtype=torch.float64)
     factors: dict[str, float] = {}
 
@@ -74,7 +77,9 @@ def train(engine: Any, recipe: Recipe, first: int, last: int, learning_rate: flo
         losses.append(float(sum_over_batch(total)))
         total.zero_()
         norms.append(float(engine.get_global_grad_norm()))
-    return losses, norms
+        if probing:
+            probes.append(probing.at(step + 1, False)["probe"]["retrieval"])
+    return losses, norms, probes
 
 
 def check_ranks(engine: Any, recipe: Recipe) -> None:
@@ -132,7 +137,10 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     before = optimizer_state.own_piece(engine, weight, "exp_avg")[1].clone()
     hook = optimizer_state.before_each_update(engine, lambda: updates.append(float(
         (optimizer_state.own_piece(engine, weight, "exp_avg")[1] - before).abs().sum())))
-    losses, norms = train(engine, recipe, first, last, job["learning_rate"])
+    probing = Probing(engine, 1, HeldoutProbe(recipe)) if case.get("probe") else None
+    random_state = torch.get_rng_state()
+    losses, norms, probes = train(engine, recipe, first, last, job["learning_rate"], probing)
+    kept = torch.equal(random_state, torch.get_rng_state())
     # Saving in the background rests on it: nothing changes before the first call, and there is one before each update.
     assert len(updates) >= job["steps"], updates
     assert updates[0] == 0.0, "moments changed before the hook was called"
@@ -141,7 +149,8 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     check_tied(engine)
     if case.get("save"):
         save_checkpoint(folder, engine, {"step": last, "phase": "joint"}, {"none": torch.zeros(1)}, 9)
-    result = {"name": case["name"], "initial": initial, "losses": losses, "norms": norms, "copied": copied, "first": first}
+    result = {"name": case["name"], "initial": initial, "losses": losses, "norms": norms, "copied": copied, "first": first,
+              "retrieval": probes, "random_state_kept": kept}
     weights = whole_weights(engine)
     if rank() == 0:
         result["weights"] = {name: float(value.double().norm()) for name, value in weights.items()}

@@ -15,11 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.training.checkpoint import load_weights
+from dist_metaxlm.training.pretrain import Options, pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "pretrain.py"
 Run = Callable[..., str]
+NO_PROBE = ["training.probe_interval=0"]
 
 
 def curve(run: Path, phase: str) -> list[tuple[int, float, dict[str, float]]]:
@@ -29,7 +33,8 @@ def curve(run: Path, phase: str) -> list[tuple[int, float, dict[str, float]]]:
 
 
 def command(recipe: Path, run: Path, phase: str, *more: str) -> list[str]:
-    return [str(SCRIPT), "--phase", phase, "--recipe", str(recipe), "--run_dir", str(run), *more]
+    return [str(SCRIPT), "--phase", phase, "--recipe", str(recipe), "--run_dir", str(run),
+            "training.probe_interval=4", *more]
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +56,10 @@ def test_both_phases_run_and_are_recognised_as_finished(undisturbed: Path, tiny_
     carried = json.loads((undisturbed / "cross" / "carry_over.json").read_text())
     assert carried["unseen_tokens"] > 0
     assert carried["embeddings_before"] == carried["embeddings_after"]
-    record = json.loads((undisturbed / "cross" / "metrics.jsonl").read_text().splitlines()[-1])
+    records = [json.loads(line) for line in (undisturbed / "cross" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "probe" in record] == [4, 8, 12]
+    assert set(records[-1]["probe"]["languages"]) == {"de", "el"}
+    record = records[-1]
     assert sum(record["realised"]["mlm"].values()) == 12 * 256 // 32
     assert sum(record["asked"]["mlm"].values()) == pytest.approx(1.0)
     assert set(record["language_losses"]["contrast"]) <= {"en-de", "en-el"}
@@ -139,6 +147,9 @@ def test_cross_goes_on_from_meta_on_another_layout(undisturbed: Path, tiny_recip
         assert ours["losses"] == pytest.approx(expected["losses"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
         assert ours["realised"] == expected["realised"]
+        assert ("probe" in ours) == ("probe" in expected)
+        if "probe" in ours:  # a sentence with two neighbours equally near may turn
+            assert ours["probe"]["retrieval"] == pytest.approx(expected["probe"]["retrieval"], abs=0.06)
     spread, whole = (load_weights(r, "cross")[1] for r in (run, undisturbed))
     assert {name: value.shape for name, value in spread.items()} == {name: value.shape for name, value in whole.items()}
 
@@ -240,6 +251,18 @@ def test_bad_input_is_refused_in_one_sentence(tiny_recipe: Path, tmp_path: Path,
     assert not (tmp_path / "data" / "store").exists()
 
 
+def test_a_probe_without_strings_is_refused_before_anything_is_written(tiny_recipe: Path, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_recipe.parent / "data", data)
+    (data / "heldout" / "strings.jsonl").write_text("")
+    monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
+    asked = ("training.probe_interval=4", f"data.directory={data}")
+    with pytest.raises(UserError, match="probe_interval 4 needs a language with 10 translations"):
+        pretrain(Options("meta", str(tiny_recipe), asked, run_dir=str(tmp_path / "run")), HeldoutProbe)
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_recipe_in_the_same_run_is_refused(undisturbed: Path, tiny_recipe: Path) -> None:
     message = fails_with_one_sentence(*command(tiny_recipe, undisturbed, "meta", "phases.meta.learning_rate.peak=0.5")[1:])
     assert "learning_rate.peak was 0.003, now 0.5" in message
@@ -277,10 +300,11 @@ def test_cross_starts_from_an_imported_hugging_face_folder(undisturbed: Path, ti
 
 def test_deepspeed_launcher_with_two_ranks(undisturbed: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     launcher = Path(sys.executable).with_name("deepspeed")
-    result = subprocess.run([str(launcher), "--num_accelerators", "2", *command(tiny_recipe, tmp_path, "meta")],
+    result = subprocess.run([str(launcher), "--num_accelerators", "2", *command(tiny_recipe, tmp_path, "meta", *NO_PROBE)],
                             capture_output=True, text=True, cwd=ROOT, timeout=180, check=False)
     assert result.returncode == 0, result.stderr
-    assert curve(tmp_path, "meta") == curve(undisturbed, "meta")
+    assert curve(tmp_path, "meta") == curve(undisturbed, "meta"), "probes changed the training"
+    assert "probe" not in (tmp_path / "meta" / "metrics.jsonl").read_text()
     result = subprocess.run([str(launcher), "--num_accelerators", "2", *command(tiny_recipe, tmp_path, "meta", "sead=1")],
                             capture_output=True, text=True, cwd=ROOT, timeout=180, check=False)
     assert result.returncode == 2, (result.returncode, result.stderr)

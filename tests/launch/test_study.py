@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import runpy
 import signal
@@ -15,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.tokenizer import UNK
 from dist_metaxlm.errors import StoppedInGoodOrder, UserError
+from dist_metaxlm.evaluation.fake_english import PIECES
 from dist_metaxlm.evaluation.study import StudyOptions, two_phase_study
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -92,6 +96,54 @@ def test_a_request_to_stop_goes_on_to_the_arms_that_run_at_once(tiny_recipe, tmp
     assert len(list(up.iterdir())) == jobs  # the third arm was not begun
     if len(cores) >= jobs:
         assert {path.read_text() for path in up.iterdir()} == {f"{len(cores) // jobs} {len(cores) // jobs}"}
+
+
+@pytest.fixture(scope="module")
+def plain_text(tmp_path_factory):
+    """Sentences of made-up words, as many as the known case needs."""
+    rng = random.Random(3)
+    words = ["".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(rng.randrange(1, 4)))
+             for _ in range(600)]
+    sentences = [" ".join(rng.choice(words) for _ in range(rng.randrange(4, 9))) + "." for _ in range(4200)]
+    path = tmp_path_factory.mktemp("plain") / "text.txt"
+    path.write_text("\n".join(sentences), encoding="utf-8")
+    return path
+
+
+def test_the_known_case_from_text_to_figures(plain_text, tmp_path, monkeypatch, capsys):
+    asked = ["fake-english", "--text", plain_text, "--output", tmp_path / "case", "--no_parallel", "--json",
+             "phases.joint.steps=4", "training.log_interval=2", "training.probe_interval=2"]
+    assert call(monkeypatch, *asked) == 1, "four steps are not enough"
+    found = json.loads(capsys.readouterr().out)
+    assert found["reached"] is False
+    assert found["case"] == "fake English, no parallel text"
+    assert [point["step"] for point in found["curve"]] == [2, 4]
+    assert found["candidates"] == 500
+    assert found["retrieval"] == found["trained"]["retrieval"][found["layer"]] < 0.1
+    assert len(found["untrained"]["translation"]) == 4
+    assert found["trained"] != found["untrained"]
+    assert str(tmp_path) not in json.dumps({key: part for key, part in found.items() if key != "environment"})
+    stored = TokenStore.open(tmp_path / "case" / "data" / "store")
+    english, shifted = (stored.text(name).tokens for name in ("en", "fake"))
+    assert english.max() <= UNK + PIECES < shifted[shifted > UNK].min()
+    # another text, or parallel, is another case
+    assert call(monkeypatch, *(word for word in asked if word != "--no_parallel")) == 2
+    assert "give another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--text", "nowhere.txt"], "no text at nowhere.txt"), (["--ratios", "0.5"], "unrecognized arguments")])
+def test_mistakes_in_the_known_case_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
+    assert call(monkeypatch, "fake-english", "--output", tmp_path / "case", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "case").exists()
+
+
+def test_too_little_text_for_the_known_case(tmp_path, monkeypatch, capsys):
+    (tmp_path / "few.txt").write_text("One small house stands here.\n")
+    assert call(monkeypatch, "fake-english", "--output", tmp_path / "case", "--text", tmp_path / "few.txt") == 2
+    assert "has 1 different sentences of 4 to 10 plain words, and 4000 are needed" in capsys.readouterr().err
+    assert not (tmp_path / "case").exists()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -54,3 +54,15 @@ def run_dir(tmp_path):
     examples = [{"language": "en", "text": "Save <mask> & <close>", "predictions": [{"token": "file", "score": 0.4}]}]
     (folder / "export" / "fill_mask.json").write_text(json.dumps(examples), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def probed_run(run_dir):
+    """The run, with probes in its cross phase every 20 steps: retrieval is step / 100."""
+    path = run_dir / "cross" / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:-1]]
+    for found in records[1::2]:
+        found["probe"] = {"retrieval": found["step"] / 100, "layer": 1, "strings": 64, "seconds": 0.3,
+                          "languages": {f"l{n:02}": (found["step"] + n) / 100 for n in range(11)}}
+    path.write_text("".join(json.dumps(found) + "\n" for found in records), encoding="utf-8")
+    return run_dir

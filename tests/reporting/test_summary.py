@@ -23,6 +23,13 @@ def test_phases_are_summed_up(run_dir):
     assert meta["tokens_per_second"] == pytest.approx(1035.0)
 
 
+def test_probes_are_summed_up(probed_run):
+    phases = build_summary(probed_run)["phases"]
+    assert (phases["cross"]["probe_retrieval"], phases["cross"]["probe_seconds"]) == (pytest.approx(0.6), pytest.approx(0.9))
+    assert phases["cross"]["probe_share"] == pytest.approx(0.03)
+    assert "probe_share" not in phases["meta"]
+
+
 def test_evaluations_are_summed_up(run_dir):
     summary = build_summary(run_dir)
     cross = summary["evaluation"]["cross"]

@@ -1,0 +1,48 @@
+"""A look at the model every few steps that leaves no trace in it: what is looked at is the caller's (`Probe`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.recipe.schema import Recipe
+
+ReadStates = Callable[[PackedBatch, int], torch.Tensor | None]
+"""(batch, layer) -> states [T, H] after that block; None on a pipeline stage that is not the last. Collective."""
+Probe = Callable[[ReadStates, torch.device], dict[str, Any]]
+"""Figures of the model whose states it is given to read, the same on all ranks; `retrieval` and `languages` are shown."""
+OpenProbe = Callable[[Recipe], Probe]
+"""Opens what a probe reads, before training starts. Errors: UserError where there is not enough to read."""
+
+
+class Probing:
+    """Takes a probe every `interval` steps and at the end of a phase; never with interval 0."""
+
+    def __init__(self, engine: Any, interval: int, probe: Probe | None) -> None:
+        assert probe is not None or not interval
+        self._engine, self._interval, self._probe = engine, interval, probe
+
+    def at(self, step: int, last: bool) -> dict[str, Any]:
+        """What the metrics get after `step` steps: {`probe`: figures with the `seconds` it took}, or nothing (collective).
+
+        No gradient, no dropout, no random number: the steps after it are bitwise those of a run without it.
+        """
+        if self._probe is None or not self._interval or (step % self._interval and not last):
+            return {}
+        module, device = self._engine.module, self._engine.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what the steps have queued is not the probe's time
+        start = time.monotonic()
+        training = module.training
+        module.eval()
+        try:
+            # not inference_mode: a weight that ZeRO-3 gathers inside it could take part in no backward pass afterwards
+            with torch.no_grad():
+                found = self._probe(module.states_after, device)
+        finally:
+            module.train(training)
+        return {"probe": {**found, "seconds": time.monotonic() - start}}
