@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.probe import HeldoutProbe
+from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.training.checkpoint import load_weights
 from dist_metaxlm.training.pretrain import Options, pretrain
 
@@ -328,6 +329,10 @@ def test_xlco_in_cross_and_resumed_in_another_layout(undisturbed: Path, tiny_rec
     shutil.copytree(undisturbed / "meta", whole / "meta")
     run_ranks(1, *command(tiny_recipe, whole, "cross", *XLCO, "parallel.zero_stage=0", "parallel.micro_batch_tokens=64"))
     assert all(set(losses) == {"mlm", "xlco"} for _, _, losses in curve(whole, "cross"))
+    name, folder = "blocks.0.mlp.up.weight", whole / "cross" / "checkpoints" / "step-00000002"
+    early, carried = load_file(folder / "momentum-00000.safetensors")[name], load_weights(whole, "meta")[1][name]
+    drawn = initial_values(name, carried.shape, 3, 0.02)
+    assert (early - carried).norm() < 0.4 * (early - drawn).norm(), "it starts from what meta has learnt"
     shutil.copytree(whole, moved)
     (moved / "cross" / "done.json").unlink()
     run_ranks(2, *command(tiny_recipe, moved, "cross", "--resume", "2", *XLCO))
