@@ -9,6 +9,7 @@ examples:
   python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl --store data/quickstart/store
   python launch/benchmark.py cleaning --megabytes 250 1000
   python launch/benchmark.py kernels --json
+  python launch/benchmark.py step --phase cross --trace step.json
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
   python launch/benchmark.py scaling --ranks 1 2 4 --output scaling.json
   torchrun --nproc_per_node 2 launch/benchmark.py saving model.hidden=512 model.ffn=2048 model.heads=8 model.layers=6
@@ -62,10 +63,15 @@ def parse() -> argparse.Namespace:
                            "small shapes and the references (default: cuda)")
     operators.add_argument("--repeats", type=int, default=20, help="timed runs of each implementation (default: 20)")
     operators.add_argument("--only", default="", help="only operators whose name contains this")
-    for command in (training, writing, scaled, saving):
+    profiled = commands.add_parser("step", help="where the time of a training step goes, by component and pass, and what "
+                                   "makes the host wait; under a launcher on all its ranks")
+    profiled.add_argument("--phase", default="cross", help="phase whose steps are profiled (default: cross)")
+    profiled.add_argument("--steps", type=int, default=5, help="timed steps, and as many under the profiler (default: 5)")
+    profiled.add_argument("--trace", help="also write a Chrome trace to this file, for chrome://tracing or ui.perfetto.dev")
+    for command in (training, writing, scaled, saving, profiled):
         command.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    for command in (training, loading, corpus, writing, scaled, saving, operators):
+    for command in (training, loading, corpus, writing, scaled, saving, operators, profiled):
         command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
@@ -153,8 +159,15 @@ def kernels(arguments: argparse.Namespace) -> Outcome:
     return result, "\n".join(lines)
 
 
+def step(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.step import measure_step, table
+
+    result = measure_step(arguments.recipe, arguments.overrides, arguments.phase, arguments.steps, arguments.trace)
+    return result, table(result)
+
+
 COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store, "scaling": scaling,
-            "saving": saving, "kernels": kernels}
+            "saving": saving, "kernels": kernels, "step": step}
 
 
 def main() -> int:
