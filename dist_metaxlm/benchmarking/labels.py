@@ -69,7 +69,8 @@ def _label_module(module: nn.Module, name: str, stack: ExitStack) -> None:
         open_ranges.pop().__exit__(None, None, None)
 
     stack.callback(module.register_forward_pre_hook(enter).remove)
-    stack.callback(module.register_forward_hook(leave).remove)
+    # Always: recomputation ends by an exception as soon as it has what it needs.
+    stack.callback(module.register_forward_hook(leave, always_call=True).remove)
 
 
 def _labelled_call(function: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -72,7 +72,8 @@ def breakdown(events: Iterable[Any], on_device: bool) -> Breakdown:
     return found
 
 
-def _place(event: Any, places: dict[int, tuple[str, str] | None], nodes: dict[tuple[int, int], str]) -> tuple[str, str] | None:
+def _place(event: Any, places: dict[int, tuple[str, str] | None], nodes: dict[tuple[int, int], str]
+           ) -> tuple[str, str] | None:
     """(component, pass) of an event whose parents have theirs; None outside the labelled steps."""
     parent = event.cpu_parent
     around = places.get(id(parent)) if parent is not None else None
