@@ -36,6 +36,9 @@ def parse() -> argparse.Namespace:
     training.add_argument("--steps", type=int, default=8, help="timed steps of each side (default: 8)")
     training.add_argument("--batch_tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
     training.add_argument("--rows", type=int, default=32, help="rows of the baseline's padded batches (default: 32)")
+    training.add_argument("--documents", choices=("store", "generated"), default="store", help="those of the recipe's token "
+                          "store, or random ids in documents of lognormal lengths, which need no data (default: store)")
+    training.add_argument("--seconds", type=float, help="begin no new step after so many (default: no limit)")
     loading = commands.add_parser("data", help="opening a store, seeking, and batches per second of the loader")
     loading.add_argument("--tokens", type=int, default=10**9, help="tokens of the store that is opened; a second one has "
                          "ten times as many (default: 1e9)")
@@ -81,7 +84,7 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.report import measure_throughput
 
     result = measure_throughput(arguments.recipe, arguments.overrides, arguments.steps, arguments.batch_tokens,
-                                arguments.rows)
+                                arguments.rows, arguments.documents, arguments.seconds)
     return result, (f"{result['model']}: {result['ours_tokens_per_second']:,.0f} tokens/s, Hugging Face padded "
                     f"{result['huggingface_tokens_per_second']:,.0f} tokens/s, ratio {result['ratio']:.2f} "
                     f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f}), largest loss difference "

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from dist_metaxlm.benchmarking.kernel_cases import Call, KernelCase
+from dist_metaxlm.benchmarking.kernel_cases import Call, KernelCase, lognormal_lengths
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
 
@@ -45,14 +45,8 @@ def _cuda_library(cases: list[KernelCase]) -> list[KernelCase]:
 
 def _document_lengths(windows: int, window: int, median: int) -> list[int]:
     """Lengths that fill every window: lognormal, the last of a window cut."""
-    rng, lengths = random.Random(5), []
-    for _ in range(windows):
-        room = window
-        while room:
-            length = min(room, max(4, round(rng.lognormvariate(0.0, 0.9) * median)))
-            lengths.append(length)
-            room -= length
-    return lengths
+    rng = random.Random(5)
+    return [length for _ in range(windows) for length in lognormal_lengths(rng, window, median)]
 
 
 def _case(name: str, lengths: list[int], window: int, local_window: int | None, heads: int, width: int,

@@ -16,7 +16,7 @@ import torch
 from dist_metaxlm.benchmarking.kernel_cases import Call, KernelCase, kernel_cases
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
-from dist_metaxlm.training.run_folder import environment
+from dist_metaxlm.training.environment import environment
 
 UNIT = {torch.bfloat16: 2.0**-8, torch.float32: 1e-5}
 
