@@ -68,7 +68,8 @@ def _case(name: str, lengths: list[int], window: int, local_window: int | None, 
     pairs = int((torch.minimum(ends, places + half + 1) - torch.maximum(firsts, places - half)).sum())
     shape = (len(places), heads, width)
     # Two products forward, five backward, two operations a multiplication; only pairs that see each other count.
-    return KernelCase(name, "attention", (shape, shape, shape), call, operations=14 * pairs * heads * width)
+    return KernelCase(name, "attention", (shape, shape, shape), call, operations=14 * pairs * heads * width,
+                      forward_operations=4 * pairs * heads * width)
 
 
 def _documents(lengths: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +89,8 @@ def _backends(window: int) -> dict[str, Call]:
                 return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(0, 1)
         return call
 
-    return {"SDPA cuDNN": held_to(SDPBackend.CUDNN_ATTENTION), "SDPA flash": held_to(SDPBackend.FLASH_ATTENTION)}
+    return {"SDPA cuDNN": held_to(SDPBackend.CUDNN_ATTENTION), "SDPA flash": held_to(SDPBackend.FLASH_ATTENTION),
+            "SDPA efficient": held_to(SDPBackend.EFFICIENT_ATTENTION)}
 
 
 def _padded(lengths: list[int], window: int, device: torch.device) -> Call:

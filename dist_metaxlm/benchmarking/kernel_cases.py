@@ -33,6 +33,8 @@ class KernelCase:
     """Least traffic of forward and backward in elements: every operand read once, every result written once."""
     operations: int = 0
     """Floating-point operations of forward and backward together; 0 where memory is the limit."""
+    forward_operations: int = 0
+    """Of those, the forward pass's; 0 where the passes are not to be told apart (the head's forward forms gradients)."""
     peers: dict[str, Call] = field(default_factory=dict)
     """Other implementations, called with the same inputs."""
 
