@@ -48,7 +48,7 @@ def sections(device: str) -> list[Section]:
         small = ("--documents", "generated", "--steps", "1", "--batch_tokens", "256", "--rows", "4")
         return [Section("kernels", ("kernels", "--device", "cpu", "--repeats", "1", "--only", "LayerNorm"), 1),
                 Section("throughput quickstart", ("throughput", "--recipe", "quickstart", *small), 1)]
-    documents = ("--documents", "store", f"data.directory={STORE}", "data.max_pair_tokens=128")
+    documents: tuple[str, ...] = ("--documents", "store", f"data.directory={STORE}", "data.max_pair_tokens=128")
     if not (Path(STORE) / "store" / "manifest.json").is_file():
         documents = ("--documents", "generated")
     throughput = [Section(f"throughput {recipe}", (
@@ -69,7 +69,8 @@ def check_gpu(device: str, minutes: float, say: Callable[[str], None], run: Runn
     """
     device_or_refusal(device)
     run, end = run or _run, time.monotonic() + 60 * minutes
-    left, found = sections(device), []
+    left = sections(device)
+    found: list[dict[str, Any]] = []
     while left:
         section, weights = left[0], sum(other.weight for other in left)
         left = left[1:]

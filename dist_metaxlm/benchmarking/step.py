@@ -113,12 +113,13 @@ def shares(found: Breakdown, count: int, seconds: float, busy: float | None) -> 
     explained = found.total() / whole if busy is None else busy / seconds
     ranked = sorted(found.parts.items(), key=lambda part: -sum(part[1].values()))
     return {
-        "parts": {name: {kind: passes[kind] / whole for kind in PASSES if passes[kind]} for name, passes in ranked},
+        "parts": {name: {kind: passes[kind] / whole for kind in PASSES if kind in passes} for name, passes in ranked},
         "rest": 1 - explained,
         "host_waits_per_step": {name: {cause: number / count for cause, number in causes.items()}
                                 for name, causes in sorted(found.waits.items())},
         "operators": [{"name": name, "component": component, "pass": kind, "share": time / whole}
-                      for (name, component, kind), time in found.operators.most_common(OPERATORS)]}
+                      for (name, component, kind), time in
+                      sorted(found.operators.items(), key=lambda entry: -entry[1])[:OPERATORS]]}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def compare_with_huggingface(setting: Setting, device: torch.device) -> dict[str
     with_engine = importlib.util.find_spec("deepspeed") is not None
     ours = (_our_step if with_engine else _our_plain_step)(encoder, setting, device)
     theirs = _their_step(encoder, setting, device)
-    rows = []
+    rows: list[tuple[float, float, float, float, PackedBatch]] = []
     for index, batch in enumerate(batches):
         if len(rows) and setting.seconds is not None and time.perf_counter() - begun > setting.seconds:
             break

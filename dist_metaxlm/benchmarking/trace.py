@@ -33,9 +33,9 @@ _OF_THE_MODEL = frozenset([STEP, *(name for _, name in MODULES)])
 class Breakdown:
     """Sums over the profiled steps; microseconds."""
 
-    parts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    parts: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
     """Component -> pass -> time."""
-    operators: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    operators: dict[tuple[str, str, str], float] = field(default_factory=lambda: defaultdict(float))
     """(operator, component, pass) -> time."""
     waits: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Component -> what made the host wait -> how often."""

@@ -32,7 +32,7 @@ def test_a_list_is_timed_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> 
     (row,) = result["kernels"]
     assert (row["kernel"], row["pass"]) == ("turn_heads", "forward")
     assert [found["settings"] for found in row["configurations"]] == [*before["turn_heads"], extra]
-    assert [found["in_use"] for found in row["configurations"]][0]
+    assert row["configurations"][0]["in_use"]
     assert sum(found["in_use"] for found in row["configurations"]) == 1
     assert row["configurations"][-1]["milliseconds"] is None
     assert row["configurations"][-1]["problem"]
