@@ -10,6 +10,12 @@ from dist_metaxlm.kernels import attention, short_rows
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
 
 WINDOW = 128
+COST = short_rows.MOVING_COST
+
+
+@pytest.fixture(autouse=True)
+def moving_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(short_rows, "MOVING_COST", 0)
 
 
 def lengths_of(windows: int, median: int, seed: int = 3) -> list[int]:
@@ -40,7 +46,6 @@ def inputs(tokens: int, apart: bool, dtype: torch.dtype = torch.float64) -> list
 @pytest.mark.parametrize("median", [6, 20])
 def test_equals_attention_in_windows(apart: bool, local_window: int | None, median: int,
                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(short_rows, "MOVING_COST", 0)
     lengths = [*lengths_of(3, median), WINDOW, *lengths_of(3, 5)]
     pattern = pattern_of(lengths, local_window)
     assert pattern.rows is not None
@@ -86,7 +91,9 @@ def test_every_token_has_a_slot_and_every_slot_sees_something() -> None:
         assert (mask.diagonal(dim1=2, dim2=3) == 0).all()
 
 
-def test_documents_stay_where_moving_gains_nothing() -> None:
+def test_documents_stay_where_moving_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(short_rows, "MOVING_COST", COST)
+    assert pattern_of(lengths_of(4, 25), None).rows is None
     assert pattern_of([WINDOW] * 3, None).rows is None
     assert pattern_of([WINDOW, 100, 28, 64, 64], None).rows is None
     assert pattern_of([WINDOW] * 3, 9).rows is None
