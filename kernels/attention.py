@@ -1,8 +1,9 @@
 """Attention over packed documents: the operator, and its PyTorch reference, which is also the CPU path.
 
 The reference uses that documents never cross a window: it runs on [W, heads, L, D] with one additive block mask for all
-heads and layers of a micro-batch. Of SDPA with a boolean mask, SDPA with an additive mask and explicit matmul + softmax,
-SDPA with the additive mask is the fastest in forward + backward on CPU for L 128 and 512 at head dimensions 32 and 64.
+heads and layers of a micro-batch, on a CPU with short documents on shorter rows (short_rows.py). Of SDPA with a boolean
+mask, SDPA with an additive mask and explicit matmul + softmax, SDPA with the additive mask is the fastest in forward +
+backward on CPU for L 128 and 512 at head dimensions 32 and 64.
 The kernels (attention_operator.py, attention_cuda.py) walk the tiles of kernels/tiles.py and never build a mask.
 There is no attention dropout: the model has none (`ModelConfig.dropout` is that of residual branches).
 """
@@ -17,6 +18,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from dist_metaxlm.kernels.registry import choices, choose, forced, register
+from dist_metaxlm.kernels.short_rows import RowTable, block_mask, collected, row_table, spread
 from dist_metaxlm.kernels.tiles import TileTable, tile_table
 
 from dist_metaxlm.errors import UserError
@@ -55,14 +57,17 @@ class AttentionPattern:
         # As many documents as windows means one document in each: read off the shape, without waiting for a device.
         if reaches_all and self.cu_seqlens.numel() == windows + 1:
             return None
-        ids = self.document_ids.view(windows, self.window)
-        allowed = ids.unsqueeze(2) == ids.unsqueeze(1)
-        if not reaches_all:
-            assert self.local_window is not None
-            offsets = torch.arange(self.window, device=ids.device)
-            allowed &= (offsets.unsqueeze(1) - offsets.unsqueeze(0)).abs() <= self.local_window // 2
-        mask = torch.zeros(allowed.shape, dtype=_working_dtype(self.dtype, ids.device), device=ids.device)
-        return mask.masked_fill_(~allowed, float("-inf")).unsqueeze(1)
+        return block_mask(self.document_ids.view(windows, self.window), None if reaches_all else self.local_window,
+                          _working_dtype(self.dtype, self.document_ids.device))
+
+    @cached_property
+    def rows(self) -> RowTable | None:
+        """Where the reference moves the documents on a CPU; None: they stay in their windows."""
+        one_each = self.cu_seqlens.numel() == self.document_ids.numel() // self.window + 1
+        if self.document_ids.device.type != "cpu" or one_each:
+            return None
+        return row_table(self.document_ids, self.cu_seqlens, self.window, self.local_window,
+                         _working_dtype(self.dtype, self.document_ids.device))
 
     @cached_property
     def tiles(self) -> TileTable:
@@ -154,16 +159,24 @@ def reference_attention(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
 ) -> torch.Tensor:
     """As `packed_attention`, in PyTorch."""
-    tokens, heads, width = queries.shape
-    working = _working_dtype(queries.dtype, queries.device)
-    split = (tokens // pattern.window, pattern.window, heads, width)
-    mixed = F.scaled_dot_product_attention(
-        queries.to(working).view(split).transpose(1, 2),
-        keys.to(working).view(split).transpose(1, 2),
-        values.to(working).view(split).transpose(1, 2),
-        attn_mask=pattern.mask,
-    )
-    return mixed.transpose(1, 2).reshape(tokens, heads, width).to(queries.dtype)
+    dtype, working = queries.dtype, _working_dtype(queries.dtype, queries.device)
+    inputs = [tensor.to(working) for tensor in (queries, keys, values)]
+    table = None if torch.compiler.is_compiling() else pattern.rows  # made by the host
+    if table is None:
+        return _in_windows(inputs, pattern.window, pattern.mask).to(dtype)
+    parts = spread(*inputs, table)
+    mixed = [_in_windows(parts[3 * number:3 * number + 3], length, mask)
+             for number, (_, length, mask) in enumerate(table.parts)]
+    return collected(mixed, table).to(dtype)
+
+
+def _in_windows(inputs: list[torch.Tensor], window: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """SDPA inside windows of `window` tokens: [T, heads, D] three times -> [T, heads, D]."""
+    tokens, heads, width = inputs[0].shape
+    split = (tokens // window, window, heads, width)
+    queries, keys, values = (tensor.view(split).transpose(1, 2) for tensor in inputs)
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    return mixed.transpose(1, 2).reshape(tokens, heads, width)
 
 
 def accepts_triton(

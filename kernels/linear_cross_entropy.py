@@ -29,6 +29,8 @@ CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
 """Logits held at once unless the caller says otherwise: on CPU they stay near its caches, on a GPU each chunk costs a
 pass over the fp32 gradient of the weight."""
 MIN_CHUNK_ROWS = 256
+CACHE_BYTES = 2**20
+"""Logits that a CPU passes over as often as it must before it takes the next rows: they stay in its second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,10 @@ def _exponentials(
     shard: VocabularyShard | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses [m] and row sums of exp(z - max z) [m] over the whole vocabulary; the own exponentials fill `out` [m, V]."""
+    if out.device.type == "cpu" and shard is None and out.dtype in (torch.float32, torch.float64):
+        torch.mm(states, weight.t(), out=out)
+        sums, at_target = _exponentials_in_cache(out, bias, targets)
+        return sums.log() - at_target, sums
     if bias is None:
         torch.mm(states, weight.t(), out=out)
     else:
@@ -234,6 +240,21 @@ def _exponentials(
         dist.all_reduce(parts, group=shard.group)
         sums, at_target = parts.unbind()
     return sums.log() - at_target, sums
+
+
+def _exponentials_in_cache(
+    logits: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row sums of exp(z - max z), and z - max z at the target, both [m]; logits without bias become exponentials [m, V]."""
+    sums, at_target = logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0])
+    rows = max(1, CACHE_BYTES // (logits.shape[1] * logits.element_size()))
+    for first in range(0, logits.shape[0], rows):
+        part = slice(first, first + rows)
+        block = logits[part] if bias is None else logits[part].add_(bias)
+        block.sub_(block.amax(dim=1, keepdim=True))
+        torch.gather(block, 1, targets[part].unsqueeze(1), out=at_target[part].unsqueeze(1))
+        torch.sum(block.exp_(), dim=1, out=sums[part])
+    return sums, at_target
 
 
 def _add_gradients(

@@ -9,6 +9,9 @@ examples:
   python launch/benchmark.py data --metrics runs/quickstart/cross/metrics.jsonl --store data/quickstart/store
   python launch/benchmark.py cleaning --megabytes 250 1000
   python launch/benchmark.py kernels --json
+  python launch/benchmark.py kernels --configurations --only norm_forward
+  python launch/benchmark.py gpu --minutes 10 --output gpu.json
+  python launch/benchmark.py step --phase cross --trace step.json
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
   python launch/benchmark.py scaling --ranks 1 2 4 --output scaling.json
   torchrun --nproc_per_node 2 launch/benchmark.py saving model.hidden=512 model.ffn=2048 model.heads=8 model.layers=6
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,9 @@ def parse() -> argparse.Namespace:
     training.add_argument("--steps", type=int, default=8, help="timed steps of each side (default: 8)")
     training.add_argument("--batch_tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
     training.add_argument("--rows", type=int, default=32, help="rows of the baseline's padded batches (default: 32)")
+    training.add_argument("--documents", choices=("store", "generated"), default="store", help="those of the recipe's token "
+                          "store, or random ids in documents of lognormal lengths, which need no data (default: store)")
+    training.add_argument("--seconds", type=float, help="begin no new step after so many (default: no limit)")
     loading = commands.add_parser("data", help="opening a store, seeking, and batches per second of the loader")
     loading.add_argument("--tokens", type=int, default=10**9, help="tokens of the store that is opened; a second one has "
                          "ten times as many (default: 1e9)")
@@ -61,11 +68,25 @@ def parse() -> argparse.Namespace:
     operators.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the command itself, on "
                            "small shapes and the references (default: cuda)")
     operators.add_argument("--repeats", type=int, default=20, help="timed runs of each implementation (default: 20)")
+    operators.add_argument("--seconds", type=float, help="leave out the peers of operators that come later than this "
+                           "(default: no limit)")
+    operators.add_argument("--configurations", action="store_true", help="instead time every configuration in the lists of "
+                           "the Triton kernels beside the one in use")
     operators.add_argument("--only", default="", help="only operators whose name contains this")
-    for command in (training, writing, scaled, saving):
+    profiled = commands.add_parser("step", help="where the time of a training step goes, by component and pass, and what "
+                                   "makes the host wait; under a launcher on all its ranks")
+    profiled.add_argument("--phase", default="cross", help="phase whose steps are profiled (default: cross)")
+    profiled.add_argument("--steps", type=int, default=5, help="timed steps, and as many under the profiler (default: 5)")
+    profiled.add_argument("--trace", help="also write a Chrome trace to this file, for chrome://tracing or ui.perfetto.dev")
+    whole = commands.add_parser("gpu", help="everything that is to be measured on a GPU: kernels, then three models against "
+                                "Hugging Face's; exit code 1 where one is wrong or slower (make gpu-check)")
+    whole.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the command itself on small "
+                       "stand-ins (default: cuda)")
+    whole.add_argument("--minutes", type=float, default=10.0, help="time for all of it (default: 10)")
+    for command in (training, writing, scaled, saving, profiled):
         command.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    for command in (training, loading, corpus, writing, scaled, saving, operators):
+    for command in (training, loading, corpus, writing, scaled, saving, operators, profiled, whole):
         command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
@@ -75,7 +96,7 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.report import measure_throughput
 
     result = measure_throughput(arguments.recipe, arguments.overrides, arguments.steps, arguments.batch_tokens,
-                                arguments.rows)
+                                arguments.rows, arguments.documents, arguments.seconds)
     return result, (f"{result['model']}: {result['ours_tokens_per_second']:,.0f} tokens/s, Hugging Face padded "
                     f"{result['huggingface_tokens_per_second']:,.0f} tokens/s, ratio {result['ratio']:.2f} "
                     f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f}), largest loss difference "
@@ -146,15 +167,35 @@ def saving(arguments: argparse.Namespace) -> Outcome:
 def kernels(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.kernels import measure_kernels
 
-    result = measure_kernels(arguments.device, arguments.repeats, arguments.only)
+    if arguments.configurations:
+        from dist_metaxlm.benchmarking.configurations import measure_configurations, table
+
+        found = measure_configurations(arguments.device, arguments.repeats, arguments.only)
+        return found, table(found)
+    result = measure_kernels(arguments.device, arguments.repeats, arguments.only, arguments.seconds)
     lines = [f"{row['name']} ({row['backend']}): " + ", ".join(
         f"{name} {time['forward']:.3f} + {time['backward']:.3f} ms" for name, time in row["milliseconds"].items())
         + f", largest error {max(row['errors']):.1e}: {row['verdict']}" for row in result["cases"]]
     return result, "\n".join(lines)
 
 
+def step(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.step import measure_step, table
+
+    result = measure_step(arguments.recipe, arguments.overrides, arguments.phase, arguments.steps, arguments.trace)
+    return result, table(result)
+
+
+def gpu(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.gpu_check import check_gpu
+
+    result = check_gpu(arguments.device, arguments.minutes, lambda line: print(line, file=sys.stderr, flush=True))
+    problems = [f"{kind}: {'; '.join(result[kind])}" for kind in ("wrong", "slower", "unfinished") if result[kind]]
+    return result, "\n".join(problems) or "nothing is wrong or slower"
+
+
 COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store, "scaling": scaling,
-            "saving": saving, "kernels": kernels}
+            "saving": saving, "kernels": kernels, "step": step, "gpu": gpu}
 
 
 def main() -> int:
@@ -165,7 +206,7 @@ def main() -> int:
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result) if arguments.json else sentence)
-    return EXIT_BUG if result.get("wrong") or result.get("slower") else EXIT_DONE
+    return EXIT_BUG if any(result.get(kind) for kind in ("wrong", "slower", "unfinished")) else EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from dist_metaxlm.benchmarking.kernel_cases import Call, KernelCase
+from dist_metaxlm.benchmarking.kernel_cases import Call, KernelCase, lognormal_lengths
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
 
@@ -56,14 +56,8 @@ def _cuda_library(cases: list[KernelCase], hopper: bool) -> list[KernelCase]:
 
 def _document_lengths(windows: int, window: int, median: int) -> list[int]:
     """Lengths that fill every window: lognormal, the last of a window cut."""
-    rng, lengths = random.Random(5), []
-    for _ in range(windows):
-        room = window
-        while room:
-            length = min(room, max(4, round(rng.lognormvariate(0.0, 0.9) * median)))
-            lengths.append(length)
-            room -= length
-    return lengths
+    rng = random.Random(5)
+    return [length for _ in range(windows) for length in lognormal_lengths(rng, window, median)]
 
 
 def _case(name: str, lengths: list[int], window: int, local_window: int | None, heads: int, width: int,
@@ -85,7 +79,8 @@ def _case(name: str, lengths: list[int], window: int, local_window: int | None, 
     pairs = int((torch.minimum(ends, places + half + 1) - torch.maximum(firsts, places - half)).sum())
     shape = (len(places), heads, width)
     # Two products forward, five backward, two operations a multiplication; only pairs that see each other count.
-    return KernelCase(name, "attention", (shape, shape, shape), call, operations=14 * pairs * heads * width)
+    return KernelCase(name, "attention", (shape, shape, shape), call, operations=14 * pairs * heads * width,
+                      forward_operations=4 * pairs * heads * width)
 
 
 def _documents(lengths: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +100,8 @@ def _backends(window: int) -> dict[str, Call]:
                 return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(0, 1)
         return call
 
-    return {"SDPA cuDNN": held_to(SDPBackend.CUDNN_ATTENTION), "SDPA flash": held_to(SDPBackend.FLASH_ATTENTION)}
+    return {"SDPA cuDNN": held_to(SDPBackend.CUDNN_ATTENTION), "SDPA flash": held_to(SDPBackend.FLASH_ATTENTION),
+            "SDPA efficient": held_to(SDPBackend.EFFICIENT_ATTENTION)}
 
 
 def _padded(lengths: list[int], window: int, device: torch.device) -> Call:

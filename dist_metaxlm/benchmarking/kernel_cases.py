@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ class KernelCase:
     """Least traffic of forward and backward in elements: every operand read once, every result written once."""
     operations: int = 0
     """Floating-point operations of forward and backward together; 0 where memory is the limit."""
+    forward_operations: int = 0
+    """Of those, the forward pass's; 0 where the passes are not to be told apart (the head's forward forms gradients)."""
     peers: dict[str, Call] = field(default_factory=dict)
     """Other implementations, called with the same inputs."""
 
@@ -45,6 +48,16 @@ def kernel_cases(small: bool, device: torch.device) -> list[KernelCase]:
     found = [_head(rows, hidden, vocabulary, device), *attention_cases(small, device)]
     found += _norms(tokens, hidden, device) + _activations(tokens, ffn, device)
     return [*found, _rotation(tokens, 2 if small else 12, 32 if small else 64, device)]
+
+
+def lognormal_lengths(rng: random.Random, window: int, median: int) -> list[int]:
+    """Lognormal (sigma 0.9) document lengths that fill a window, at least 4 tokens each; the last is cut."""
+    lengths: list[int] = []
+    room = window
+    while room:
+        lengths.append(min(room, max(4, round(rng.lognormvariate(0.0, 0.9) * median))))
+        room -= lengths[-1]
+    return lengths
 
 
 def _compiled(call: Call, device: torch.device) -> dict[str, Call]:

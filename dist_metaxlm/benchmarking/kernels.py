@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,35 +17,52 @@ import torch
 from dist_metaxlm.benchmarking.kernel_cases import Call, KernelCase, kernel_cases
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
-from dist_metaxlm.training.run_folder import environment
+from dist_metaxlm.training.environment import environment
 
 UNIT = {torch.bfloat16: 2.0**-8, torch.float32: 1e-5}
 
 
-def measure_kernels(device_name: str, repeats: int, only: str = "") -> dict[str, Any]:
+def device_or_refusal(name: str) -> torch.device:
+    """The device "cuda" or "cpu".
+
+    Raises:
+        UserError: there is no CUDA device.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here, so kernels cannot be measured; run this on a machine with a GPU, or give "
+                        "--device cpu to try the command itself on the PyTorch references")
+    return torch.device(name)
+
+
+def measure_kernels(device_name: str, repeats: int, only: str = "", seconds: float | None = None) -> dict[str, Any]:
     """Figures of all operators on `device_name` ("cuda"; "cpu" tries the command itself on small shapes).
+
+    After `seconds` the operators that are left are compared with fp64 and with their reference alone, not with peers.
 
     Returns:
         JSON-ready: per case errors, milliseconds, rates and `verdict` ("ok", "wrong", "slower"); `wrong` and `slower` name
-        the cases that fail.
+        the cases that fail, `without_peers` those that came too late.
 
     Raises:
         UserError: there is no such device.
     """
-    if device_name == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device here, so kernels cannot be measured; run this on a machine with a GPU, or give "
-                        "--device cpu to try the command itself on the PyTorch references")
-    device = torch.device(device_name)
+    device, begun = device_or_refusal(device_name), time.perf_counter()
     small, dtype = device.type == "cpu", torch.float32 if device.type == "cpu" else torch.bfloat16
     cases = [case for case in kernel_cases(small, device) if only in case.name]
-    rows = [_measure(case, device, dtype, repeats) for case in cases]
+    rows, late = [], []
+    for case in cases:
+        if seconds is not None and time.perf_counter() - begun > seconds and case.peers:
+            case = replace(case, peers={})
+            late.append(case.name)
+        rows.append(_measure(case, device, dtype, repeats))
     return {"device": device_name, "dtype": str(dtype).removeprefix("torch."), "repeats": repeats, "cases": rows,
+            "without_peers": late,
             "wrong": [row["name"] for row in rows if row["verdict"] == "wrong"],
             "slower": [row["name"] for row in rows if row["verdict"] == "slower"], "environment": environment()}
 
 
 def _measure(case: KernelCase, device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
-    exact = _inputs(case, device, dtype)
+    exact = inputs_of(case, device, dtype)
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
     with registry.forcing("reference"):
         truth = _outcome(case.call, exact)
@@ -65,7 +83,7 @@ def _measure(case: KernelCase, device: torch.device, dtype: torch.dtype, repeats
             "peers_that_failed": failures, "verdict": "wrong" if wrong else "slower" if slower else "ok"}
 
 
-def _inputs(case: KernelCase, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+def inputs_of(case: KernelCase, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
     """fp64 values that `dtype` holds exactly; matrices of weights are scaled as in a trained model."""
     generator = torch.Generator().manual_seed(7)
     scales = [1.0 if index == 0 or len(shape) != 2 or case.operator != "linear_cross_entropy" else shape[1] ** -0.5
@@ -100,7 +118,7 @@ def _timings(case: KernelCase, inputs: list[torch.Tensor], device: torch.device,
         for name, (backend, call) in list(calls.items()):
             try:
                 with registry.forcing(backend):
-                    pair = _timed(call, inputs, device)
+                    pair = timed(call, inputs, device)
             except Exception as error:  # a peer that lacks a compiler or runs out of memory must not end the measurement
                 if name in ("ours", "reference"):
                     raise
@@ -113,7 +131,7 @@ def _timings(case: KernelCase, inputs: list[torch.Tensor], device: torch.device,
     return {name: (statistics.median(first), statistics.median(second)) for name, (first, second) in times.items()}, failures
 
 
-def _timed(call: Call, inputs: list[torch.Tensor], device: torch.device) -> tuple[float, float]:
+def timed(call: Call, inputs: list[torch.Tensor], device: torch.device) -> tuple[float, float]:
     """Seconds of one forward and one backward."""
     marks = [_mark(device)]
     results = call(*inputs)
@@ -137,7 +155,11 @@ def _mark(device: torch.device) -> Any:
 
 def _rates(case: KernelCase, seconds: tuple[float, float], dtype: torch.dtype) -> dict[str, float]:
     if case.operations:
-        return {"tflops": case.operations / sum(seconds) / 1e12}
+        rates = {"tflops": case.operations / sum(seconds) / 1e12}
+        if case.forward_operations:
+            rates["forward_tflops"] = case.forward_operations / seconds[0] / 1e12
+            rates["backward_tflops"] = (case.operations - case.forward_operations) / seconds[1] / 1e12
+        return rates
     return {f"{name}_terabytes_per_second": elements * dtype.itemsize / second / 1e12
             for name, elements, second in zip(("forward", "backward"), case.bytes_moved, seconds, strict=True)}
 
@@ -148,6 +170,6 @@ def _extra_memory(case: KernelCase, inputs: list[torch.Tensor], device: torch.de
         return None
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    _timed(case.call, inputs, device)
+    timed(case.call, inputs, device)
     gradients = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
     return torch.cuda.max_memory_allocated(device) - before - gradients

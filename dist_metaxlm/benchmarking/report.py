@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 from typing import Any
 
 from dist_metaxlm.benchmarking.throughput import Setting, compare_with_huggingface
 from dist_metaxlm.parallel.process_group import pick_device, process_group
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.run_folder import environment
+from dist_metaxlm.training.environment import environment
 
 
-def measure_throughput(recipe_name: str, overrides: list[str], steps: int, batch_tokens: int, rows: int) -> dict[str, Any]:
+def measure_throughput(recipe_name: str, overrides: list[str], steps: int, batch_tokens: int, rows: int,
+                       documents: str = "store", seconds: float | None = None) -> dict[str, Any]:
     """Throughput of a recipe's model against Hugging Face, in one process, with the environment it was measured in."""
     recipe = load_recipe(recipe_name, overrides)
     topology = detect_topology()
     device = pick_device(topology)
-    with process_group(topology, device):
-        figures = compare_with_huggingface(Setting(recipe, steps, batch_tokens, rows), device)
-    return {**figures, "environment": environment()}
+    engine = importlib.util.find_spec("deepspeed") is not None
+    with process_group(topology, device) if engine else contextlib.nullcontext():
+        found = compare_with_huggingface(Setting(recipe, steps, batch_tokens, rows, documents, seconds), device)
+    return {**found, "environment": environment()}

@@ -11,20 +11,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import TokenStore
-from dist_metaxlm.data.tokenizer import Tokenizer
-from dist_metaxlm.parallel.groups import groups
+from dist_metaxlm.benchmarking.phase_steps import phase_steps
+from dist_metaxlm.benchmarking.trace import covered
 from dist_metaxlm.parallel.process_group import all_reduce, barrier, pick_device, process_group
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import PairObjective
-from dist_metaxlm.training.batches import batches
-from dist_metaxlm.training.engine import build_engine
-from dist_metaxlm.training.execution import Execution, execution
+from dist_metaxlm.training.execution import Execution
 from dist_metaxlm.training.layout import check_layout
-from dist_metaxlm.training.pretrain import build_model
-from dist_metaxlm.training.steps import StepPlan
 
 WARM_UP = 2
 COMMUNICATION = ("gloo:", "nccl", "c10d::")
@@ -37,19 +31,12 @@ def main(job: dict[str, Any]) -> None:
     phase, device = recipe.phases[job["phase"]], pick_device(topology)
     check_layout(recipe, job["phase"], topology)
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
-        directory, place = recipe.data.directory, groups()
-        data = PhaseData(TokenStore.open(f"{directory}/store"), Tokenizer.load(f"{directory}/tokenizer.model"), job["phase"],
-                         phase, recipe.seed)
-        plan = StepPlan(phase, job["phase"], recipe.seed, place.data_rank, place.data_size,
-                        recipe.parallel.micro_batch_tokens)
-        engine = build_engine(build_model(recipe, phase), recipe, device, place.data_size)
-        total = WARM_UP + 2 * job["steps"]
-        steps = execution(engine, plan, batches(plan, data, 0, total, device), lambda _: None, lambda *_: None)
-        figures = measure(steps, job["steps"], device)
+        loop = phase_steps(recipe, job["phase"], device, WARM_UP + 2 * job["steps"])
+        figures = measure(loop.steps, job["steps"], device)
         tokens = sum(o.batch_tokens for o in phase.objectives if not isinstance(o, PairObjective))
         if topology.is_first:
             print(json.dumps({"tokens_per_step": tokens, **figures}), flush=True)
-        engine.destroy()
+        loop.engine.destroy()
 
 
 def measure(steps: Execution, count: int, device: torch.device) -> dict[str, Any]:
@@ -78,15 +65,6 @@ def measure(steps: Execution, count: int, device: torch.device) -> dict[str, Any
     share = covered(spans) / 1e6 / watched
     mean = float(all_reduce(torch.tensor([share], dtype=torch.float64, device=device))) / torch.distributed.get_world_size()
     return {"seconds_per_step": statistics.median(seconds[WARM_UP:]), "communication_share": mean}
-
-
-def covered(spans: list[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
-    total, end = 0.0, float("-inf")
-    for start, stop in sorted(spans):
-        total += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return total
 
 
 if __name__ == "__main__":

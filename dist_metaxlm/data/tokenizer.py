@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from dist_metaxlm.data.special_tokens import BOS, EOS, PAD, UNK
 from dist_metaxlm.errors import UserError
 
-BOS, PAD, EOS, UNK = 0, 1, 2, 3
 WORD_START = "\u2581"
 _SHORT = 100
 """Mean characters of a text below which a list of ids costs less than an array of its own."""

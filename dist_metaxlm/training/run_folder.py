@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.training.environment import environment
 from dist_metaxlm.training.manifest import write_json
 
 
@@ -86,31 +81,3 @@ def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:
     if phase == "cross":
         parts["carry_over"] = tree["carry_over"]
     return flatten({**parts, "phases": {phase: tree["phases"][phase]}})
-
-
-def environment() -> dict[str, Any]:
-    """Hardware, versions, commit and date: what every figure of a run stands beside."""
-    packages = ("torch", "deepspeed", "megatron-core", "transformers", "sentencepiece", "numpy")
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
-    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,
-            "devices": torch.cuda.device_count(), "cpu_cores": torch.multiprocessing.cpu_count(),
-            "python": platform.python_version(), "system": platform.platform(), "commit": _commit(),
-            "versions": {name: metadata.version(name) for name in packages}, "command": sys.argv}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that the package runs from, None outside one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    result = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True,
-                            check=False)
-    return result.stdout.strip() or None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_metaxlm.benchmarking.scaling import _jobs, measure_scaling, plot, table
-from dist_metaxlm.benchmarking.scaling_worker import covered
+from dist_metaxlm.benchmarking.trace import covered
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import load_recipe
 

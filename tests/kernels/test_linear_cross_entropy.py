@@ -86,17 +86,29 @@ def test_only_what_is_asked_for_is_formed() -> None:
 
 def test_logits_of_one_chunk_only(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    plain = torch.addmm
+    plain = torch.mm
 
-    def counted(*args, out: torch.Tensor, **kwargs) -> torch.Tensor:
-        sizes.append(out.shape[0])
-        return plain(*args, out=out, **kwargs)
+    def counted(*args, out: torch.Tensor | None = None) -> torch.Tensor:
+        if out is not None and out.shape[1] == 11:
+            sizes.append(out.shape[0])
+        return plain(*args, out=out)
 
     monkeypatch.setattr(module, "MIN_CHUNK_ROWS", 2)
-    monkeypatch.setattr(torch, "addmm", counted)
+    monkeypatch.setattr(torch, "mm", counted)
     states, weight, bias, targets = inputs(10, 11, torch.float32)
     linear_cross_entropy(states, weight, bias, targets, chunk_bytes=4 * 11 * 4)
     assert sizes == [4, 4, 2]
+
+
+def test_rows_in_cache_are_rows_of_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = inputs(10, 11)
+    whole = linear_cross_entropy(*tensors)
+    gradients = torch.autograd.grad(whole.sum(), tensors[:3])
+    monkeypatch.setattr(module, "CACHE_BYTES", 3 * 11 * 8)
+    parts = linear_cross_entropy(*tensors)
+    assert torch.equal(whole, parts)
+    for one, other in zip(gradients, torch.autograd.grad(parts.sum(), tensors[:3]), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("row_weighted", [False, True])

@@ -1,0 +1,81 @@
+"""Labels for the profiler on the parts of a training step: hooks and wrappers that are there only while they are asked for.
+
+A label is a `record_function` range named PREFIX + component. Outside `labelled` a step runs as if this module were not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+from torch.profiler import record_function
+
+from dist_metaxlm.modeling.attention import Attention
+from dist_metaxlm.modeling.embedding import Embedding
+from dist_metaxlm.modeling.head import Head
+from dist_metaxlm.modeling.layers import Norm
+from dist_metaxlm.modeling.mlp import Mlp
+
+PREFIX = "part: "
+STEP, DATA, OPTIMISER, COMMUNICATION = "rest of the model", "waiting for data", "optimiser", "communication"
+MODULES: tuple[tuple[type[nn.Module], str], ...] = (
+    (Embedding, "embedding"), (Attention, "attention"), (Mlp, "MLP"), (Head, "head"),
+    (Norm, "norms, residual sums, dropout"))
+"""Component of the modules of each class; the innermost label counts."""
+ENGINE = (("_take_model_step", OPTIMISER), ("allreduce_gradients", COMMUNICATION))
+"""Methods of DeepSpeed's engines (0.19.8): the update with its clipping, and reducing gradients, with one rank too."""
+
+
+@contextmanager
+def labelled(engine: Any) -> Iterator[None]:
+    """Label the modules of `engine` and its update."""
+    with ExitStack() as stack:
+        for module in engine.module.modules():
+            name = next((name for kind, name in MODULES if isinstance(module, kind)), None)
+            if name is not None:
+                _label_module(module, name, stack)
+        for method, name in ENGINE:
+            setattr(engine, method, _labelled_call(getattr(engine, method), name))
+            stack.callback(delattr, engine, method)  # the class's own stands behind it again
+        yield
+
+
+def label(name: str) -> record_function:
+    """The range of a component."""
+    return record_function(PREFIX + name)
+
+
+def waiting(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; the time until each is there is labelled."""
+    while True:
+        with label(DATA):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _label_module(module: nn.Module, name: str, stack: ExitStack) -> None:
+    # A stack: with activation checkpointing a module runs again in the backward pass.
+    open_ranges: list[record_function] = []
+
+    def enter(*_: Any) -> None:
+        open_ranges.append(label(name))
+        open_ranges[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        open_ranges.pop().__exit__(None, None, None)
+
+    stack.callback(module.register_forward_pre_hook(enter).remove)
+    # Always: recomputation ends by an exception as soon as it has what it needs.
+    stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+
+
+def _labelled_call(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        with label(name):
+            return function(*arguments, **named)
+
+    return call
