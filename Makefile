@@ -39,7 +39,7 @@ test: setup
 # openssh-server, pdsh, slurm-wlm and munge, installed where they are missing; skipped with the reason elsewhere.
 test-nodes: setup
 	tests/nodes/install.sh
-	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/nodes/real_nodes.py
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/nodes/real_*.py
 
 # About ten minutes and 5 GB of disk: cleaning of 1 GB of generated text, its memory and what it finds.
 check-cleaning: setup
