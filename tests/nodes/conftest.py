@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +40,6 @@ def slurm(cluster: object) -> dict[str, str]:
     if reason is not None:
         pytest.skip(f"no Slurm here: {reason}")
     return start_slurm(cluster)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="session")
-def tiny(nodes_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Path of a recipe with both phases on a tiny corpus."""
-    from conftest import prepare_tiny_recipe  # that of tests/
-
-    return prepare_tiny_recipe(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
