@@ -1,11 +1,13 @@
-"""One rank of the scaling benchmark: trains a phase for a few steps, and rank 0 prints what a step took as JSON."""
+"""One rank of the scaling benchmark: trains a phase for a few steps, and rank 0 prints what a step took and sent as JSON."""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +16,10 @@ from torch.profiler import ProfilerActivity, profile
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.parallel.environment import complete_environment
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import all_reduce, barrier, pick_device, process_group
-from dist_metaxlm.parallel.topology import detect_topology
+from dist_metaxlm.parallel.topology import Topology, detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Contrast
 from dist_metaxlm.training.batches import batches
@@ -27,6 +30,8 @@ from dist_metaxlm.training.pretrain import build_model
 from dist_metaxlm.training.steps import StepPlan
 
 WARM_UP = 2
+RESULT = "scaling result: "
+"""Before the figures; launchers put a host's name before a line."""
 COMMUNICATION = ("gloo:", "nccl", "c10d::")
 """How the profiler names collectives and sends: gloo's by backend, NCCL's kernels, and the calls of both."""
 
@@ -36,6 +41,7 @@ def main(job: dict[str, Any]) -> None:
     topology, recipe = detect_topology(), load_recipe(job["recipe"], job["overrides"])
     phase, device = recipe.phases[job["phase"]], pick_device(topology)
     check_layout(recipe, job["phase"], topology)
+    complete_environment(topology, device.type == "cuda")
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
         directory, place = recipe.data.directory, groups()
         data = PhaseData(TokenStore.open(f"{directory}/store"), Tokenizer.load(f"{directory}/tokenizer.model"), job["phase"],
@@ -45,26 +51,30 @@ def main(job: dict[str, Any]) -> None:
         engine = build_engine(build_model(recipe, phase), recipe, device, place.data_size)
         total = WARM_UP + 2 * job["steps"]
         steps = execution(engine, plan, batches(plan, data, 0, total, device), lambda _: None, lambda *_: None)
-        figures = measure(steps, job["steps"], device)
+        figures = measure(steps, job["steps"], device, topology)
         tokens = sum(o.batch_tokens for o in phase.objectives if not isinstance(o, Contrast))
         if topology.is_first:
-            print(json.dumps({"tokens_per_step": tokens, **figures}), flush=True)
+            print(RESULT + json.dumps({"tokens_per_step": tokens, **figures}), flush=True)
         engine.destroy()
 
 
-def measure(steps: Execution, count: int, device: torch.device) -> dict[str, Any]:
-    """Median seconds of `count` steps, and of as many more under the profiler the share spent in communication.
+def measure(steps: Execution, count: int, device: torch.device, topology: Topology) -> dict[str, Any]:
+    """Median seconds of `count` steps and the bytes that nodes sent in each; of as many more under the profiler the share
+    spent in communication, waiting for others included.
 
     The profiler slows what it watches, so it does not watch the steps that are timed.
     """
     seconds = []
     for step in range(WARM_UP + count):
         barrier()
+        if step == WARM_UP:
+            sent_before = sent_bytes(topology)
         start = time.perf_counter()
         steps.take(step, 1e-4)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
+    sent = (sent_bytes(topology) - sent_before) / count
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     start = time.perf_counter()
     with profile(activities=activities) as trace:
@@ -75,9 +85,26 @@ def measure(steps: Execution, count: int, device: torch.device) -> dict[str, Any
         watched = time.perf_counter() - start
     spans = [(event.time_range.start, event.time_range.end) for event in trace.events()
              if event.name.startswith(COMMUNICATION)]
-    share = covered(spans) / 1e6 / watched
-    mean = float(all_reduce(torch.tensor([share], dtype=torch.float64, device=device))) / torch.distributed.get_world_size()
-    return {"seconds_per_step": statistics.median(seconds[WARM_UP:]), "communication_share": mean}
+    share, total, busiest = (torch.tensor([value], dtype=torch.float64, device=device)
+                             for value in (covered(spans) / 1e6 / watched, sent, sent))
+    mean = float(all_reduce(share)) / torch.distributed.get_world_size()
+    return {"seconds_per_step": statistics.median(seconds[WARM_UP:]), "communication_share": mean,
+            "sent_bytes": float(all_reduce(total)), "busiest_bytes": float(all_reduce(busiest, "max"))}
+
+
+def sent_bytes(topology: Topology, table: Path = Path("/proc/self/net/dev")) -> int:
+    """Bytes that this node has sent so far through the interface that leads to the others, counted by its first rank.
+
+    0 on one node, and on the node's other ranks. The kernel does not see what RDMA sends.
+    """
+    name = next((os.environ[n].lstrip("=") for n in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if os.environ.get(n)), None)
+    if topology.nodes == 1 or topology.local_rank or name is None:
+        return 0
+    for line in table.read_text(encoding="ascii").splitlines():
+        found, _, numbers = line.partition(":")
+        if found.strip() == name:
+            return int(numbers.split()[8])
+    return 0
 
 
 def covered(spans: list[tuple[float, float]]) -> float:

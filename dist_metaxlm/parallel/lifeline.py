@@ -1,9 +1,9 @@
 """Ranks end soon after one of them dies: each holds a connection to the first rank, which tells the others.
 
-A collective notices a dead peer only where it is talking to it. Whoever waits in the store for its address (gloo while a group
-is formed), or hears nothing of it (RDMA), waits for the whole time limit of a collective, and pdsh does not end the other
-nodes. The kernel closes a dead process's connections whatever it died of; a machine that falls silent is noticed by TCP's
-own probes. A process that is merely stopped or slow keeps its connection.
+A collective notices a dead peer only where it is talking to it. Whoever waits in the store for its address (gloo while a
+group is formed), or hears nothing of it (RDMA), waits for the whole time limit of a collective, and pdsh does not end the
+other nodes. The kernel closes a dead process's connections whatever it died of; a machine that falls silent is noticed by
+TCP's own probes. A process that is merely stopped or slow keeps its connection.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ _NUMBERS = itertools.count()
 _SBIN = "/usr/sbin:/sbin"
 _SSHD_FOLDER = Path("/run/sshd")
 # HOSTNAME NUMBER (SOURCE TARGET)... COMMAND...: files of a node's own lie over those of this machine, for it alone.
-_START = ('hostname "$1" && n=$2 && shift 2 && while [ "$n" -gt 0 ]; do mount --bind "$1" "$2" || exit 1; shift 2; n=$((n - 1)); '
-          'done; exec "$@"')
+_START = ('hostname "$1" && n=$2 && shift 2 && while [ "$n" -gt 0 ]; do mount --bind "$1" "$2" || exit 1; shift 2; '
+          'n=$((n - 1)); done; exec "$@"')
 
 
 def missing(packages: Mapping[str, str] = PACKAGES) -> str | None:
@@ -143,7 +143,7 @@ class Cluster:
                 words = ["tc", "-n", namespace, "qdisc"]
                 subprocess.run([*words, "del", "dev", device, "root"], capture_output=True, check=False)
                 if megabits is not None:
-                    # The burst is what may pass at once: at least a packet, and what the kernel's clock lets through in 1 ms.
+                    # The burst is what may pass at once: a packet, or what the kernel's clock lets through in 1 ms.
                     burst = max(64_000, round(megabits * 1e6 / 8 / 1000))
                     subprocess.run([*words, "add", "dev", device, "root", "tbf", "rate", f"{megabits:g}mbit", "burst",
                                     str(burst), "latency", "400ms"], capture_output=True, check=True)

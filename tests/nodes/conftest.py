@@ -45,10 +45,11 @@ def slurm(cluster: object) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def quick(nodes_possible: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Overrides that make the quickstart recipe short; its data is prepared."""
+    from jobs import QUICK
+
     from dist_metaxlm.data.prepare import is_prepared, prepare
     from dist_metaxlm.errors import UserError
     from dist_metaxlm.recipe.load import load_recipe
-    from jobs import QUICK
 
     if is_prepared(load_recipe("quickstart")):
         return QUICK

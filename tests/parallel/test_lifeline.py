@@ -86,7 +86,7 @@ def test_strangers_do_not_end_a_job() -> None:
 def test_a_first_node_that_lets_nobody_in_is_named() -> None:
     store = dist.HashStore()
     store.set("lifeline", f"{free_port()} token")
-    with pytest.raises(UserError, match="cannot reach port .* of the first node, node1"):
+    with pytest.raises(UserError, match=r"cannot reach port .* of the first node, node1"):
         Lifeline(topology(1), store, 1.0)
 
 
