@@ -25,8 +25,8 @@ def on_nodes(hostfile: str, launcher: str, port: int, benchmark: Path,
     hosts = read_hostfile(hostfile)
     slots = {host.slots for host in hosts}
     if len(slots) > 1:
-        raise UserError(f"hostfile {hostfile} has nodes of {sorted(slots)} slots, and scaling over nodes compares equal ones; "
-                        "give all hosts the same number")
+        raise UserError(f"hostfile {hostfile} has nodes of {sorted(slots)} slots, and scaling over nodes compares equal "
+                        "ones; give all hosts the same number")
 
     def run(count: int, job: Job) -> Job:
         with TemporaryDirectory() as folder:

@@ -65,14 +65,14 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     found = first["environment"]
     versions = found["versions"]
     text = [
-        f"Recipe {first['recipe']}, phase {first['phase']}, {' '.join(first['overrides'])}; {first['steps']} timed steps, each "
-        f"layout {first['repeats']} time(s); commit {found['commit']}, {found['device']}, {found['cpu_cores']} cores, torch "
-        f"{versions['torch']}, deepspeed {versions['deepspeed']}; `make scaling-nodes`.",
-        "The nodes are network namespaces of one machine that share its cores: the figures show what a layout costs, not what "
-        "it gains. Their links are shaped with tc (tbf), both ways. `MB sent` is what the kernel counted at the nodes' "
+        f"Recipe {first['recipe']}, phase {first['phase']}, {' '.join(first['overrides'])}; {first['steps']} timed steps, "
+        f"each layout {first['repeats']} time(s); commit {found['commit']}, {found['device']}, {found['cpu_cores']} cores, "
+        f"torch {versions['torch']}, deepspeed {versions['deepspeed']}; `make scaling-nodes`.",
+        "The nodes are network namespaces of one machine that share its cores: the figures show what a layout costs, not "
+        "what it gains. Their links are shaped with tc (tbf), both ways. `MB sent` is what the kernel counted at the nodes' "
         "interfaces, `predicted` what `planning/communication.py` says of the layout. `s on the link` is how long the "
-        "predicted bytes of the busiest node take at the link's speed. `in communication` includes waiting for other ranks, "
-        "of which there is much where all share the cores."]
+        "predicted bytes of the busiest node take at the link's speed. `in communication` includes waiting for other "
+        "ranks, of which there is much where all share the cores."]
     lines = [f"# Scaling over nodes, {found['date'][:10]}", "", text[0], "", text[1], ""]
     for name, result in results.items():
         lines += [f"## {name}", "", table(result), ""]
