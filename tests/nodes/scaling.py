@@ -36,10 +36,10 @@ def main() -> None:
     if reason is not None:
         raise UserError(f"no nodes here: {reason}")
     results = {}
-    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), 4) as cluster:
+    with tempfile.TemporaryDirectory() as own, tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), 4) as cluster:
         for megabits in arguments.megabits:
             cluster.shape(megabits)
-            results[f"{megabits:g} Mbit/s"] = measure(cluster, Path(folder), megabits, arguments.steps, arguments.repeats)
+            results[f"{megabits:g} Mbit/s"] = measure(cluster, Path(own), megabits, arguments.steps, arguments.repeats)
             print(table(results[f"{megabits:g} Mbit/s"]), flush=True)
     output = Path(arguments.output)
     draw(results, output.with_suffix(".png"))
