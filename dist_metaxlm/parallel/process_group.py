@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -33,12 +33,14 @@ def pick_device(topology: Topology) -> torch.device:
 
 @contextmanager
 def process_group(topology: Topology, device: torch.device, tensor: int = 1, pipeline: int = 1,
-                  timeout: timedelta = timedelta(minutes=10), join_seconds: float = 300.0) -> Iterator[None]:
+                  timeout: timedelta = timedelta(minutes=10), join_seconds: float = 300.0,
+                  facts: Mapping[str, str] | None = None) -> Iterator[None]:
     """Join the job's process group through DeepSpeed (NCCL on CUDA, gloo on CPU) and leave it at the end.
 
     Inside, the ranks are cut into `pipeline` stages and tensor-parallel groups of `tensor` (parallel/groups.py).
 
-    `join_seconds` is how long the ranks wait for one another, `timeout` how long a collective may take.
+    `join_seconds` is how long the ranks wait for one another, `timeout` how long a collective may take. Ranks that differ in
+    one of `facts` refuse to train together.
 
     Leaving matters: without it ZeRO-3 on gloo ends in `terminate called`.
     """
@@ -55,7 +57,7 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
         backend = "nccl" if device.type == "cuda" else "gloo"
         # Bound to its device, NCCL forms later groups from this one; a rank alone has no peer to form them with.
         bound = device if device.type == "cuda" and topology.world_size > 1 else None
-        store = meet(topology, join_seconds)
+        store = meet(topology, join_seconds, facts)
         lifeline = Lifeline(topology, store, join_seconds) if topology.world_size > 1 else None
         dist.init_process_group(backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout,
                                 device_id=bound)

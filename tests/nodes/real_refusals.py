@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import Cluster
-from jobs import PYTHON, hostfile, joint, start, train
+from jobs import PYTHON, ROOT, hostfile, joint, start, train
 
 LINK, SLOW_LINK = 400.0, 40.0
 """Megabits a second: the link is what is slow then, not the two cores that all nodes share."""
@@ -73,8 +74,7 @@ def test_a_taken_port_is_named_with_its_holder(cluster: Cluster, tiny_recipe: Pa
 
 def test_a_rank_that_is_killed_is_named_and_ends_the_job(cluster: Cluster, tmp_path: Path) -> None:
     # Without the lifeline this takes ten minutes: pdsh does not end the other nodes.
-    result = cluster.run("node1", *start(tmp_path, 3, ["tests/nodes/worker_death.py"]), cwd=Path(__file__).parents[2],
-                         timeout=400)
+    result = cluster.run("node1", *start(tmp_path, 3, ["tests/nodes/worker_death.py"]), cwd=ROOT, timeout=400)
     assert result.returncode != 0
     assert "error: rank 1 on node2 has died" in result.stdout + result.stderr
 
@@ -123,6 +123,14 @@ def test_preflight_names_nodes_that_differ(nodes_possible: None, tiny_recipe: Pa
     with Cluster(folder, 4, {"node2": {"PYTHONPATH": str(package.parent)}, "node3": {"PYTHONPATH": str(clock)}},
                  {"node4": {tiny_recipe: recipe}}) as cluster:
         result = preflight(cluster, tiny_recipe, hostfile(tmp_path, 4), 1)
+        two = tmp_path / "two"
+        two.write_text("node1 slots=1\nnode4 slots=1\n")
+        started = cluster.run("node1", PYTHON, "launch/nodes/start.py", "--hostfile", str(two), "--",
+                              *joint(tiny_recipe, tmp_path / "run"), cwd=ROOT)
+    assert started.returncode != 0
+    assert re.search(r"error: recipe is \w+ on node4 \(rank 1\) and \w+ on node1 \(rank 0\); copy the recipe file",
+                     started.stdout + started.stderr)
+    assert not (tmp_path / "run").exists()
     assert refusals(result) - {("bandwidth", f"node{n}") for n in (1, 2, 3, 4)} == {
         ("deepspeed", "node2"), ("clock", "node3"), ("recipe", "node4")}
     messages = " ".join(f["message"] for f in result["findings"])
