@@ -3,7 +3,8 @@
 Counted are the collectives of a layout as rings (a rank of n sends (n - 1) / n of the data for each pass over it), with the
 element size of the training precision; headers, retries and the small sums of losses and norms are not.
 
-    data:     the gradients, 2 passes (ZeRO 0-2: reduce-scatter and gather), 3 with ZeRO-3 (arXiv 1910.02054, section 7)
+    data:     the gradients, 2 passes without ZeRO, 3 with it. ZeRO-1 and 2 could do with 2 (arXiv 1910.02054, section 7), but
+              DeepSpeed (0.19, `use_multi_rank_bucket_allreduce`) sends whole buckets to all ranks and gathers the weights
     tensor:   the states [tokens, h] in 4 all-reduces of 2 passes a block (arXiv 1909.08053), one more for the embedding,
               and the states of the targets in the backward pass of the head
     pipeline: the states [tokens, h] forward, their gradients backward; the word embedding's gradient between the two stages
@@ -87,7 +88,7 @@ def _gradients(recipe: Recipe, stage: Stage, data: int) -> float:
         split, whole = split + counts.word_embedding, whole + counts.positions + counts.embedding_norm
     if stage.last:
         split, whole = split + counts.output_bias, whole + counts.final_norm + counts.head
-    passes = 3 if recipe.parallel.zero_stage == 3 else 2
+    passes = 3 if recipe.parallel.zero_stage else 2
     return passes * (data - 1) / data * (split / tensor + whole) * _element(recipe)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -48,13 +49,15 @@ def main() -> None:
 
 
 def measure(cluster: Cluster, folder: Path, megabits: float, steps: int, repeats: int) -> dict[str, Any]:
-    """One run of the benchmark on node1, as a person would start it there."""
+    """One run of the benchmark on node1, as a person would start it there; with how busy the machine was."""
+    before = os.getloadavg()[0]
     done = cluster.run("node1", PYTHON, "launch/benchmark.py", "scaling", "--hostfile", str(hostfile(folder, 4)), "--kinds",
                        "strong", "--steps", str(steps), "--repeats", str(repeats), "--link_megabits", str(megabits),
                        "--json", *SHORT, cwd=ROOT, timeout=7200)
     if done.returncode:
         raise RuntimeError(f"the benchmark ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-4000:]}")
     result = dict(json.loads(done.stdout))
+    result["load_before"], result["load_after"] = before, os.getloadavg()[0]
     result["environment"]["command"] = ["make", "scaling-nodes"]  # its own has the paths of this machine's scratch folder
     return result
 
@@ -75,7 +78,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "ranks, of which there is much where all share the cores."]
     lines = [f"# Scaling over nodes, {found['date'][:10]}", "", text[0], "", text[1], ""]
     for name, result in results.items():
-        lines += [f"## {name}", "", table(result), ""]
+        load = f"Load average before {result['load_before']:.1f}, after {result['load_after']:.1f}."
+        lines += [f"## {name}", "", load, "", table(result), ""]
     return "\n".join(lines)
 
 
