@@ -3,7 +3,7 @@
 Counted are the collectives of a layout as rings (a rank of n sends (n - 1) / n of the data for each pass over it), with the
 element size of the training precision; headers, retries and the small sums of losses and norms are not.
 
-    data:     the gradients, 2 passes without ZeRO, 3 with it. ZeRO-1 and 2 could do with 2 (arXiv 1910.02054, section 7), but
+    data:     the gradients, 2 passes without ZeRO, 3 with it. ZeRO-1 and 2 could do with 2 (arXiv 1910.02054, section 7);
               DeepSpeed (0.19, `use_multi_rank_bucket_allreduce`) sends whole buckets to all ranks and gathers the weights
     tensor:   the states [tokens, h] in 4 all-reduces of 2 passes a block (arXiv 1909.08053), one more for the embedding,
               and the states of the targets in the backward pass of the head

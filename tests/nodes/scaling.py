@@ -42,7 +42,11 @@ def main() -> None:
             cluster.shape(megabits)
             results[f"{megabits:g} Mbit/s"] = measure(cluster, Path(own), megabits, arguments.steps, arguments.repeats)
             print(table(results[f"{megabits:g} Mbit/s"]), flush=True)
-    output = Path(arguments.output)
+            write(results, Path(arguments.output))
+
+
+def write(results: dict[str, dict[str, Any]], output: Path) -> None:
+    """JSON, table and plot of what has been measured so far."""
     draw(results, output.with_suffix(".png"))
     output.with_suffix(".md").write_text(page(results), encoding="utf-8")
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
