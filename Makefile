@@ -15,8 +15,8 @@ RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() o
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 LAUNCH = DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
 
-.PHONY: setup demo test test-nodes fuzz layouts precision check-cleaning check-convert known-case kernels kernels-aot \
-	kernels-cuda-aot gpu-check lint types clean
+.PHONY: setup demo test test-nodes scaling-nodes fuzz layouts precision check-cleaning check-convert known-case kernels \
+	kernels-aot kernels-cuda-aot gpu-check lint types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -42,7 +42,14 @@ test: setup
 # openssh-server, pdsh, slurm-wlm and munge, installed where they are missing; skipped with the reason elsewhere.
 test-nodes: setup
 	tests/nodes/install.sh
-	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/nodes/real_nodes.py
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/nodes/real_*.py
+
+# Half an hour: layouts over 1, 2 and 4 of these nodes, with links of two speeds. Root, and the packages of test-nodes.
+scaling-nodes: setup
+	tests/nodes/install.sh
+	$(BIN)/python launch/prepare.py --recipe quickstart
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python tests/nodes/scaling.py \
+		--output docs/results/$$(date +%F)-scaling-nodes.json
 
 # About ten minutes and 5 GB of disk: cleaning of 1 GB of generated text, its memory and what it finds.
 check-cleaning: setup

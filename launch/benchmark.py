@@ -14,6 +14,7 @@ examples:
   python launch/benchmark.py step --phase cross --trace step.json
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
   python launch/benchmark.py scaling --ranks 1 2 4 --output scaling.json
+  python launch/benchmark.py scaling --hostfile hosts --over data pipeline --output scaling.json
   torchrun --nproc_per_node 2 launch/benchmark.py saving model.hidden=512 model.ffn=2048 model.heads=8 model.layers=6
 """
 
@@ -33,6 +34,7 @@ Outcome = tuple[dict[str, Any], str]
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("throughput", help="tokens per second of training, side by side with a baseline")
     training.add_argument("--baseline", choices=("huggingface",), default="huggingface")
@@ -54,7 +56,19 @@ def parse() -> argparse.Namespace:
     writing.add_argument("--repeats", type=int, default=3, help="times that each command runs (default: 3)")
     writing.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
     scaled = commands.add_parser("scaling", help="strong and weak scaling over data, tensor and pipeline parallel ranks")
-    scaled.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="ranks (default: 1 2 4)")
+    scaled.add_argument("--ranks", type=int, nargs="+", help="ranks on this machine (default: 1 2 4)")
+    scaled.add_argument("--hostfile", help="measure over these nodes instead, through launch/nodes/start.py")
+    scaled.add_argument("--nodes", type=int, nargs="+", help="how many of them (default: 1 2 4 ... and all)")
+    scaled.add_argument("--launcher", choices=("deepspeed", "mpirun", "srun"), default="deepspeed",
+                        help="what starts the ranks on the nodes (default: deepspeed)")
+    scaled.add_argument("--master_port", type=int, default=29500, help="port of the first node (default: 29500)")
+    scaled.add_argument("--link_megabits", type=float, metavar="N",
+                        help="what a node's link carries in a second; adds how long a step's traffic takes on it")
+    scaled.add_argument("--over", nargs="+", choices=("data", "tensor", "pipeline"), default=["data", "tensor", "pipeline"],
+                        help="kinds of ranks (default: all)")
+    scaled.add_argument("--kinds", nargs="+", choices=("strong", "weak"), default=["strong", "weak"], dest="scalings",
+                        help="strong: the same batch; weak: a batch that grows (default: both)")
+    scaled.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)  # what it starts on the nodes
     scaled.add_argument("--phase", default="cross", help="phase whose steps are measured (default: cross)")
     scaled.add_argument("--steps", type=int, default=8, help="timed steps of each run (default: 8)")
     scaled.add_argument("--repeats", type=int, default=2, help="times that each layout runs (default: 2)")
@@ -141,10 +155,18 @@ def store(arguments: argparse.Namespace) -> Outcome:
 
 
 def scaling(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.scaling import measure_scaling, plot, table
+    from dist_metaxlm.benchmarking.scaling import Experiment, measure_scaling
+    from dist_metaxlm.benchmarking.scaling_nodes import on_nodes
+    from dist_metaxlm.benchmarking.scaling_report import plot, table
 
-    result = measure_scaling(arguments.recipe, arguments.overrides, arguments.phase, arguments.ranks, arguments.steps,
-                             arguments.repeats)
+    place, counts = None, arguments.ranks or (1, 2, 4)
+    if arguments.hostfile is not None:
+        place, counts = on_nodes(arguments.hostfile, arguments.launcher, arguments.master_port, Path(__file__).resolve(),
+                                 arguments.link_megabits)
+        counts = arguments.nodes or counts
+    result = measure_scaling(Experiment(arguments.recipe, tuple(arguments.overrides), arguments.phase, tuple(counts),
+                                        arguments.steps, arguments.repeats, tuple(arguments.over),
+                                        tuple(arguments.scalings)), place)
     if arguments.output:
         plot(result, Path(arguments.output).with_suffix(".png"))
         Path(arguments.output).with_suffix(".md").write_text(f"{table(result)}\n", encoding="utf-8")
@@ -200,6 +222,11 @@ COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store
 
 def main() -> int:
     arguments = parse()
+    if arguments.command == "scaling" and arguments.job is not None:
+        from dist_metaxlm.benchmarking.scaling_worker import main as take_part
+
+        take_part(arguments.job)
+        return EXIT_DONE
     result, sentence = COMMANDS[arguments.command](arguments)
     if int(os.environ.get("RANK") or 0):
         return EXIT_DONE  # all ranks have measured together

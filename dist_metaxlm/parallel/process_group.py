@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.parallel.affinity import threads
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
+from dist_metaxlm.parallel.lifeline import Lifeline
 from dist_metaxlm.parallel.rendezvous import meet
 from dist_metaxlm.parallel.topology import Topology
 
@@ -32,12 +33,14 @@ def pick_device(topology: Topology) -> torch.device:
 
 @contextmanager
 def process_group(topology: Topology, device: torch.device, tensor: int = 1, pipeline: int = 1,
-                  timeout: timedelta = timedelta(minutes=10), join_seconds: float = 300.0) -> Iterator[None]:
+                  timeout: timedelta = timedelta(minutes=10), join_seconds: float = 300.0,
+                  facts: Mapping[str, str] | None = None) -> Iterator[None]:
     """Join the job's process group through DeepSpeed (NCCL on CUDA, gloo on CPU) and leave it at the end.
 
     Inside, the ranks are cut into `pipeline` stages and tensor-parallel groups of `tensor` (parallel/groups.py).
 
-    `join_seconds` is how long the ranks wait for one another, `timeout` how long a collective may take.
+    `join_seconds` is how long the ranks wait for one another, `timeout` how long a collective may take. Ranks that differ in
+    one of `facts` refuse to train together.
 
     Leaving matters: without it ZeRO-3 on gloo ends in `terminate called`.
     """
@@ -54,8 +57,10 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
         backend = "nccl" if device.type == "cuda" else "gloo"
         # Bound to its device, NCCL forms later groups from this one; a rank alone has no peer to form them with.
         bound = device if device.type == "cuda" and topology.world_size > 1 else None
-        dist.init_process_group(backend, store=meet(topology, join_seconds), rank=topology.rank,
-                                world_size=topology.world_size, timeout=timeout, device_id=bound)
+        store = meet(topology, join_seconds, facts)
+        lifeline = Lifeline(topology, store, join_seconds) if topology.world_size > 1 else None
+        dist.init_process_group(backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout,
+                                device_id=bound)
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != topology.world_size:
         raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the launcher announced "
@@ -64,13 +69,15 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
     try:
         yield
     except StoppedInGoodOrder:
-        _leave()
+        _leave(lifeline)
         raise
-    # Not in a `finally`: after an error peers may be stuck in a collective, and the launcher ends them.
-    _leave()
+    # Not in a `finally`: after an error peers may be stuck in a collective; the end of this process's lifeline ends them.
+    _leave(lifeline)
 
 
-def _leave() -> None:
+def _leave(lifeline: Lifeline | None) -> None:
+    if lifeline is not None:
+        lifeline.leave()
     forget_groups()
     dist.destroy_process_group()
 

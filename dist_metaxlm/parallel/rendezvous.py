@@ -6,15 +6,19 @@ has every job (two on one port never join each other).
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.ports import holder
+from dist_metaxlm.parallel.preflight.judge import remedy
 from dist_metaxlm.parallel.topology import Topology
 
 _POLL_SECONDS = 0.05
@@ -22,16 +26,20 @@ _LINGER_SECONDS = 1.0
 """How long the first rank keeps the store alive after a refusal, for the others to read why."""
 
 
-def meet(topology: Topology, seconds: float) -> dist.Store:
+def meet(topology: Topology, seconds: float, facts: Mapping[str, str] | None = None) -> dist.Store:
     """The store for `init_process_group`, once all ranks have come (collective).
 
+    `facts` have to be the same on all ranks: versions, and checksums of what they train on.
+
     Raises:
-        UserError: after `seconds`, naming the hosts or ranks that did not come, or the port and who holds it.
+        UserError: after `seconds`, naming the hosts or ranks that did not come, or the port and who holds it; at once where
+            ranks differ in a fact.
     """
     store = dist.PrefixStore(_job(), _connect(topology, seconds))
     if topology.world_size == 1:
         return store
-    store.set(f"here/{topology.rank}", f"{socket.gethostname()} {topology.world_size}")
+    own = {"host": socket.gethostname(), "size": topology.world_size, "facts": dict(facts or {})}
+    store.set(f"here/{topology.rank}", json.dumps(own))
     if topology.rank == 0:
         problem = _call_roll(topology, store, seconds)
         store.set("roll", problem or "complete")
@@ -93,11 +101,19 @@ def _call_roll(topology: Topology, store: dist.Store, seconds: float) -> str | N
         return (f"{len(missing)} of {topology.world_size} ranks did not come within {seconds:.0f} s: "
                 f"{', '.join(hosts[:8])} ({_ranks(missing)}); look at the output of these nodes, or leave them out and "
                 "start again (parallel.join_seconds is how long to wait)")
-    for rank in range(1, topology.world_size):
-        host, size = store.get(f"here/{rank}").decode().rsplit(" ", 1)
-        if int(size) != topology.world_size:
-            return (f"rank {rank} on {host} was started for {size} ranks, rank 0 for {topology.world_size}; start all nodes "
-                    "with the same hostfile")
+    found = [json.loads(store.get(f"here/{rank}")) for rank in range(topology.world_size)]
+    return next(filter(None, (_difference(rank, other, found[0]) for rank, other in enumerate(found))), None)
+
+
+def _difference(rank: int, other: dict[str, Any], first: dict[str, Any]) -> str | None:
+    """What a rank says of itself that the first does not, as a sentence."""
+    if other["size"] != first["size"]:
+        return (f"rank {rank} on {other['host']} was started for {other['size']} ranks, rank 0 for {first['size']}; start "
+                "all nodes with the same hostfile")
+    for name, value in first["facts"].items():
+        if other["facts"].get(name) != value:
+            return (f"{name} is {other['facts'].get(name)} on {other['host']} (rank {rank}) and {value} on {first['host']} "
+                    f"(rank 0); {remedy(name)}")
     return None
 
 

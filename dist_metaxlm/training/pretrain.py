@@ -24,6 +24,7 @@ from dist_metaxlm.parallel.environment import complete_environment, shown
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.launchers import check_world_size
 from dist_metaxlm.parallel.placement import check_placement, placement_lines
+from dist_metaxlm.parallel.preflight.facts import facts_to_share
 from dist_metaxlm.parallel.process_group import barrier, pick_device, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
 from dist_metaxlm.planning.parameters import count_parameters
@@ -90,7 +91,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     bind_cores(topology)
     device = pick_device(topology)
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline,
-                       join_seconds=recipe.parallel.join_seconds):
+                       join_seconds=recipe.parallel.join_seconds, facts=facts_to_share(recipe)):
         topology = locate_ranks(topology, device)
         _show_place(recipe, topology)
         if topology.is_first:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster import Cluster
 
+SECONDS = 300
 _CONFIG = """ClusterName=dmx
 SlurmctldHost=node1
 SlurmUser=root
@@ -25,6 +26,11 @@ ReturnToService=2
 JobRequeue=1
 MinJobAge=600
 SchedulerParameters=sched_interval=2
+MessageTimeout=100
+TCPTimeout=60
+BatchStartTimeout=300
+SlurmdTimeout=600
+UnkillableStepTimeout=600
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/ctld.pid
@@ -56,7 +62,7 @@ def start_slurm(cluster: Cluster) -> dict[str, str]:
     for node in cluster.nodes:
         cluster.start(node, "env", f"SLURM_CONF={folder / 'slurm.conf'}", "sh", "-c",
                       f"mount -t cgroup2 none /sys/fs/cgroup; exec slurmd -D -N {node}")
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         states = cluster.run("node1", "sinfo", "-h", "-N", "-o", "%N %t", **variables).stdout.split("\n")
         if sum(line.endswith("idle") for line in states) == len(cluster.nodes):
@@ -66,7 +72,7 @@ def start_slurm(cluster: Cluster) -> dict[str, str]:
 
 
 def _wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
             raise RuntimeError(f"{path} does not appear")

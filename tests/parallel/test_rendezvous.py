@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -27,13 +28,13 @@ def topology(rank: int, size: int) -> Topology:
     return Topology(rank, size, 0, 1, "environment", tuple(range(size)), tuple(f"node{n + 1}" for n in range(size)))
 
 
-def outcomes(*places: Topology, seconds: float = 20.0) -> list[object]:
+def outcomes(*places: Topology, seconds: float = 20.0, facts: Sequence[dict[str, str]] = ()) -> list[object]:
     """What `meet` gives or says to each, met in threads."""
     found: list[object] = [None] * len(places)
 
     def run(index: int) -> None:
         try:
-            found[index] = meet(places[index], seconds)
+            found[index] = meet(places[index], seconds, facts[index] if facts else None)
         except UserError as error:
             found[index] = str(error)
 
@@ -63,6 +64,17 @@ def test_ranks_of_another_hostfile_are_refused() -> None:
     first, second = outcomes(topology(0, 2), topology(1, 3))
     assert "was started for 3 ranks, rank 0 for 2" in str(first)
     assert second == first
+
+
+@pytest.mark.parametrize(("name", "remedy"), [
+    ("recipe", "copy the recipe file to all nodes"), ("data", "copy data.directory to all nodes"),
+    ("deepspeed", "install the same version on all nodes")])
+def test_ranks_that_differ_in_what_they_train_on_are_refused(name: str, remedy: str) -> None:
+    alike = {"recipe": "aa", "data": "bb", "deepspeed": "1.0"}
+    found = outcomes(*(topology(rank, 3) for rank in range(3)), facts=[alike, alike, {**alike, name: "other"}])
+    host = socket.gethostname()
+    assert set(map(str, found)) == {f"{name} is other on {host} (rank 2) and {alike[name]} on {host} (rank 0); {remedy}"}
+    assert not any(isinstance(store, str) for store in outcomes(topology(0, 2), topology(1, 2), facts=[alike, alike]))
 
 
 def test_a_taken_port_is_named_with_its_holder(port: int) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from dist_metaxlm.parallel.ports import holder
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
+from dist_metaxlm.recipe.schema import Recipe
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "sentencepiece", "numpy", "mpi4py", "pydantic",
             "safetensors")
@@ -38,12 +39,27 @@ def collect(recipe: str, overrides: Sequence[str], run_dir: str | None, port: in
         "host": socket.gethostname(), "boot": _text("/proc/sys/kernel/random/boot_id"), "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES}, "cuda": torch.version.cuda or "none", "driver": _driver(),
         "checksums": {"code": _folder_digest(Path(__file__).resolve().parents[2]),
-                      "recipe": hashlib.sha256(dump_recipe(loaded).encode()).hexdigest(),
+                      "recipe": _recipe_digest(loaded),
                       "tokenizer": _file_digest(data / "tokenizer.model"), "data": _store_digest(data / "store")},
         "free_gb": {"data": _free(data), "run": _free(folder), "shm": _free(Path("/dev/shm"))},
         "limits": {"open files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                    "locked memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]},
         "cores": len(os.sched_getaffinity(0)), "devices": devices(), "port": _port(port)}
+
+
+def facts_to_share(recipe: Recipe) -> dict[str, str]:
+    """What ranks must not differ in, or they train on other data or another model than they say.
+
+    Little enough for each rank to read at its start; `collect` looks further.
+    """
+    data = Path(recipe.data.directory)
+    return {**{name: _version(name) for name in PACKAGES[:3]}, "recipe": _recipe_digest(recipe)[:12],
+            "tokenizer": _file_digest(data / "tokenizer.model")[:12],
+            "data": _file_digest(data / "store" / "manifest.json")[:12]}
+
+
+def _recipe_digest(recipe: Recipe) -> str:
+    return hashlib.sha256(dump_recipe(recipe).encode()).hexdigest()
 
 
 def _text(path: str) -> str:

@@ -15,8 +15,14 @@ CLOCK_WARN, CLOCK_REFUSE = 1.0, 5.0
 SLOW = 0.5
 """A node whose links have less than this share of the median bandwidth is slow."""
 SHM_GB, OPEN_FILES, DEVICE_FREE = 1.0, 4096, 0.9
+_SAME_VERSION = "install the same version on all nodes"
 _REMEDIES = {"code": "check out the same commit on all nodes", "recipe": "copy the recipe file to all nodes",
              "tokenizer": "copy data.directory to all nodes", "data": "copy data.directory to all nodes"}
+
+
+def remedy(name: str) -> str:
+    """What to do where nodes differ in a checksum, or in the version of a package."""
+    return _REMEDIES.get(name, _SAME_VERSION)
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,13 @@ def _differences(reports: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Nodes that are not like most others, or, of two, not like the first."""
     found = _unlike(reports, "python", lambda r: r["python"], "install the same Python on all nodes")
     for name in sorted({name for report in reports.values() for name in report["versions"]}):
-        found += _unlike(reports, name, lambda r, n=name: r["versions"].get(n), "install the same version on all nodes")
+        found += _unlike(reports, name, lambda r, n=name: r["versions"].get(n), remedy(name))
     for name in ("cuda", "driver"):
-        found += _unlike(reports, name, lambda r, n=name: r[n], "install the same version on all nodes")
+        found += _unlike(reports, name, lambda r, n=name: r[n], remedy(name))
     found += _unlike(reports, "devices", lambda r: ", ".join(sorted({d["name"] for d in r["devices"]})) or "no device",
                      "use nodes with the same devices")
-    for name, remedy in _REMEDIES.items():
-        found += _unlike(reports, name, lambda r, n=name: r["checksums"][n][:12], remedy)
+    for name in _REMEDIES:
+        found += _unlike(reports, name, lambda r, n=name: r["checksums"][n][:12], remedy(name))
     return found
 
 
