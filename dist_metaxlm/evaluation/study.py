@@ -154,7 +154,7 @@ def _train(arm: Arm, folder: Path, script: Path, ranks: int) -> None:
     write_text(recipe, dump_recipe(arm.recipe))
     launcher = [sys.executable] if ranks == 1 else [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // ranks))
     for phase in arm.phases:
         command = [*launcher, str(script), "--phase", phase, "--recipe", str(recipe), "--run_dir", str(folder)]
         with (folder / "log.txt").open("a", encoding="utf-8") as output:
