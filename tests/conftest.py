@@ -105,10 +105,14 @@ def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[subprocess
                              stderr=subprocess.PIPE, env=rank_environment(rank, ranks, port)) for rank in range(ranks)]
 
 
-def run(ranks: int, *command: str | Path, cwd: Path = ROOT, timeout: float = 300) -> str:
+def run(ranks: int, *command: str | Path, cwd: Path = ROOT, timeout: float = 900) -> str:
     """Run `ranks` processes of a script to their end; returns rank 0's standard output, fails with all errors shown."""
     processes = start(ranks, *command, cwd=cwd)
-    outcomes = [process.communicate(timeout=timeout) for process in processes]
+    try:
+        outcomes = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # of those that still run: a late rank would go on beside the other tests
     failed = [f"rank {rank} exit {process.returncode}:\n{out}\n{err}"
               for rank, (process, (out, err)) in enumerate(zip(processes, outcomes, strict=True)) if process.returncode]
     assert not failed, "\n".join(failed)
