@@ -63,8 +63,8 @@ def quick(nodes_possible: None, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.fixture(scope="session")
 def reference(cluster: object, quick: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
-    """Losses of one process, with the recipe's ZeRO stage: DeepSpeed's other optimisers round otherwise, and 20 steps of a loss
-    over 8 pairs make 2e-5 of that."""
+    """Losses of one process with the recipe's ZeRO stage: another optimiser rounds otherwise, and 20 steps of a loss over 8
+    pairs make 2e-5 of that."""
     from jobs import PYTHON, joint, losses, train
 
     run = tmp_path_factory.mktemp("reference")
