@@ -87,6 +87,7 @@ class Lifeline:
     def _watch_all(self, server: socket.socket, inner: socket.socket, token: str) -> None:
         """What the first rank hears: newcomers, farewells, and the connections of the dead, which end without one."""
         others: dict[socket.socket, str] = {}
+        known: set[str] = set()
         with server, inner, selectors.DefaultSelector() as waiting:
             waiting.register(server, selectors.EVENT_READ)
             waiting.register(inner, selectors.EVENT_READ)
@@ -94,7 +95,7 @@ class Lifeline:
                 ready = [key.fileobj for key, _ in waiting.select()]
                 for connection in (found for found in ready if isinstance(found, socket.socket)):
                     if connection is server:
-                        newcomer = _admit(server, token)
+                        newcomer = _admit(server, token, known)
                         if newcomer is not None:
                             others[newcomer[0]] = newcomer[1]
                             waiting.register(newcomer[0], selectors.EVENT_READ)
@@ -120,14 +121,18 @@ class Lifeline:
         os._exit(EXIT_BUG)
 
 
-def _admit(server: socket.socket, token: str) -> tuple[socket.socket, str] | None:
-    """A new connection and `rank N on HOST`; None for one that does not know the job's token."""
+def _admit(server: socket.socket, token: str, known: set[str]) -> tuple[socket.socket, str] | None:
+    """A new connection and `rank N on HOST`; None for one that does not know the job's token, or is a rank that came before.
+
+    Two jobs on one port meet in one store: a rank of the second reads our token there, and its end must not be ours.
+    """
     connection, _ = server.accept()
     connection.settimeout(_HELLO_SECONDS)
     words = _read(connection).decode(errors="replace").split()
-    if len(words) != 3 or not secrets.compare_digest(words[0].encode(), token.encode()):
+    if len(words) != 3 or not secrets.compare_digest(words[0].encode(), token.encode()) or words[1] in known:
         connection.close()
         return None
+    known.add(words[1])
     connection.settimeout(None)
     _probe(connection)
     return connection, f"rank {words[1]} on {words[2]}"

@@ -53,6 +53,18 @@ def test_a_killed_process_is_named_to_all_others() -> None:
         line.leave()
 
 
+def test_the_end_of_another_jobs_rank_is_not_ours() -> None:
+    ours, heard, store = lines(3)
+    port, token = store.get("lifeline").decode().split()
+    with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+        stranger.sendall(f"{token} 2 node9\n".encode())
+        assert stranger.recv(1) == b""  # turned away, since rank 2 is here
+    with pytest.raises(queue.Empty):
+        heard.get(timeout=0.3)
+    for line in ours:
+        line.leave()
+
+
 def test_the_first_rank_is_missed_as_well() -> None:
     store, heard = dist.HashStore(), queue.Queue[str]()
     with socket.create_server(("127.0.0.1", 0)) as first:
