@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -96,12 +95,6 @@ def prepare_tiny_recipe(folder: Path) -> Path:
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     return {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
             "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -110,6 +103,8 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
     """Start `ranks` processes of a script with the environment that a launcher would give them."""
+    from dist_metaxlm.parallel.topology import free_port
+
     port = free_port()
     return [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, text=True, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, env=rank_environment(rank, ranks, port)) for rank in range(ranks)]

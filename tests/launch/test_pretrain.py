@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.modeling.initialisation import initial_values
+from dist_metaxlm.parallel.topology import free_port
 from dist_metaxlm.training.checkpoint import load_weights
 from dist_metaxlm.training.pretrain import Options, pretrain
 
@@ -300,14 +301,16 @@ def test_cross_starts_from_an_imported_hugging_face_folder(undisturbed: Path, ti
 
 
 def test_deepspeed_launcher_with_two_ranks(undisturbed: Path, tiny_recipe: Path, tmp_path: Path) -> None:
-    launcher = Path(sys.executable).with_name("deepspeed")
-    result = subprocess.run([str(launcher), "--num_accelerators", "2", *command(tiny_recipe, tmp_path, "meta", *NO_PROBE)],
-                            capture_output=True, text=True, cwd=ROOT, timeout=180, check=False)
+    # not the launcher's usual port, which the README's commands take in the other worker
+    program = Path(sys.executable).with_name("deepspeed")
+    launcher = [str(program), "--num_accelerators", "2", "--master_port", str(free_port())]
+    result = subprocess.run([*launcher, *command(tiny_recipe, tmp_path, "meta", *NO_PROBE)], capture_output=True, text=True,
+                            cwd=ROOT, timeout=180, check=False)
     assert result.returncode == 0, result.stderr
     assert curve(tmp_path, "meta") == curve(undisturbed, "meta"), "probes changed the training"
     assert "probe" not in (tmp_path / "meta" / "metrics.jsonl").read_text()
-    result = subprocess.run([str(launcher), "--num_accelerators", "2", *command(tiny_recipe, tmp_path, "meta", "sead=1")],
-                            capture_output=True, text=True, cwd=ROOT, timeout=180, check=False)
+    result = subprocess.run([*launcher, *command(tiny_recipe, tmp_path, "meta", "sead=1")], capture_output=True, text=True,
+                            cwd=ROOT, timeout=180, check=False)
     assert result.returncode == 2, (result.returncode, result.stderr)
     assert "did you mean seed" in result.stderr
 
