@@ -12,8 +12,9 @@ import pytest
 from leftovers import REGISTER, namespaces, processes, remove_dead
 
 RUN = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts into the background deaf to it
 sys.path.insert(0, sys.argv[1])
 from cluster import Cluster
 from slurm import start_slurm
