@@ -5,7 +5,7 @@ heads and layers of a micro-batch, on a CPU with short documents on shorter rows
 mask, SDPA with an additive mask and explicit matmul + softmax, SDPA with the additive mask is the fastest in forward +
 backward on CPU for L 128 and 512 at head dimensions 32 and 64.
 The kernels (attention_operator.py, attention_cuda.py) walk the tiles of kernels/tiles.py and never build a mask.
-There is no attention dropout: the model has none (`ModelConfig.dropout` is that of residual branches).
+With dropout the reference writes its softmax out, since SDPA draws its masks from a generator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from dist_metaxlm.kernels.registry import choices, choose, forced, register
+from dist_metaxlm.kernels.dropout import AttentionDropout, keep_factor
+from dist_metaxlm.kernels.registry import VARIABLE, choose, forced, register
 from dist_metaxlm.kernels.short_rows import RowTable, block_mask, collected, row_table, spread
 from dist_metaxlm.kernels.tiles import TileTable, tile_table
 
@@ -98,18 +99,26 @@ def attention_pattern(
 
 
 def packed_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern,
+    dropout: AttentionDropout | None = None,
 ) -> torch.Tensor:
     """Softmax attention, scores divided by sqrt(D): [T, heads, D] three times -> [T, heads, D]; strides may be any.
 
-    What a masked key or value holds changes no bit of the output: its weight is exactly zero.
+    What a masked key or value holds changes no bit of the output: its weight is exactly zero. With `dropout` weights are
+    dropped after the softmax.
+
+    Raises:
+        UserError: a backend is forced that does not take these.
     """
     if torch.is_autocast_enabled(queries.device.type):
         dtype = torch.get_autocast_dtype(queries.device.type)
         queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
+    if dropout is not None and forced() == "cuda":
+        raise UserError(f"attention in CUDA C++ has no dropout, and model.attention_dropout is {dropout.rate}; "
+                        f"set it to 0, or training.kernels and {VARIABLE} to auto or triton")
     if torch.compiler.is_compiling():
-        return _traced(queries, keys, values, pattern)
-    return choose("attention", queries, keys, values, pattern)(queries, keys, values, pattern)
+        return _traced(queries, keys, values, pattern, dropout)
+    return choose("attention", queries, keys, values, pattern, dropout)(queries, keys, values, pattern, dropout)
 
 
 def choose_backward(variant: str) -> None:
@@ -132,35 +141,33 @@ def uses_atomics() -> bool:
 
 
 def _traced(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern,
+    dropout: AttentionDropout | None,
 ) -> torch.Tensor:
     """`packed_attention` for torch.compile: what asks a device for its capability is not for a graph."""
-    backend = _backend_while_tracing(str(queries.device), queries.dtype, queries.shape[2])
+    from dist_metaxlm.kernels.tracing import attention_backend  # torch._dynamo, two seconds that only a compiler needs
+
+    backend = attention_backend(str(queries.device), queries.dtype, queries.shape[2])
     if backend == "reference":
-        return reference_attention(queries, keys, values, pattern)
+        return reference_attention(queries, keys, values, pattern, dropout)
     if backend == "triton":
         from dist_metaxlm.kernels.attention_operator import triton_attention
 
-        return triton_attention(queries, keys, values, pattern)
+        return triton_attention(queries, keys, values, pattern, dropout)
     from dist_metaxlm.kernels.attention_cuda import cuda_attention
 
     return cuda_attention(queries, keys, values, pattern)
 
 
-@torch.compiler.assume_constant_result
-def _backend_while_tracing(device: str, dtype: torch.dtype, width: int) -> str:
-    """The backend for such tensors; a constant of the compiled graph."""
-    probe = torch.empty((1, 1, width), dtype=dtype, device=device)
-    choose("attention", probe, probe, probe, None)
-    return choices()["attention"]
-
-
 def reference_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern,
+    dropout: AttentionDropout | None = None,
 ) -> torch.Tensor:
     """As `packed_attention`, in PyTorch."""
     dtype, working = queries.dtype, _working_dtype(queries.dtype, queries.device)
     inputs = [tensor.to(working) for tensor in (queries, keys, values)]
+    if dropout is not None:
+        return _in_windows_dropped(inputs, pattern.window, pattern.mask, dropout).to(dtype)
     table = None if torch.compiler.is_compiling() else pattern.rows  # made by the host
     if table is None:
         return _in_windows(inputs, pattern.window, pattern.mask).to(dtype)
@@ -179,8 +186,24 @@ def _in_windows(inputs: list[torch.Tensor], window: int, mask: torch.Tensor | No
     return mixed.transpose(1, 2).reshape(tokens, heads, width)
 
 
+def _in_windows_dropped(
+    inputs: list[torch.Tensor], window: int, mask: torch.Tensor | None, dropout: AttentionDropout
+) -> torch.Tensor:
+    """`_in_windows` with the weights [W, heads, L, L] written out and dropped."""
+    tokens, heads, width = inputs[0].shape
+    windows = tokens // window
+    queries, keys, values = (tensor.view(windows, window, heads, width).transpose(1, 2) for tensor in inputs)
+    scores = queries @ keys.transpose(2, 3) / width**0.5
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    query_words = dropout.query_words(heads).view(heads, windows, window).transpose(0, 1)
+    stays = dropout.stays(query_words, dropout.token_keys[1].view(windows, 1, window))
+    mixed = torch.where(stays, weights * keep_factor(dropout.rate), 0.0) @ values
+    return mixed.transpose(1, 2).reshape(tokens, heads, width)
+
+
 def accepts_triton(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None,
+    dropout: AttentionDropout | None,
 ) -> bool:
     """Whether the Triton kernels take these; here, so that choosing the reference does not import the operator."""
     from dist_metaxlm.kernels.attention_operator import accepts
@@ -189,12 +212,13 @@ def accepts_triton(
 
 
 def accepts_cuda(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None,
+    dropout: AttentionDropout | None,
 ) -> bool:
-    """Whether the CUDA C++ kernel takes these and is asked for."""
+    """Whether the CUDA C++ kernel takes these and is asked for; it has no dropout."""
     from dist_metaxlm.kernels.attention_cuda import accepts
 
-    return accepts(queries, keys, values, pattern)
+    return dropout is None and accepts(queries, keys, values, pattern)
 
 
 def missing_cuda() -> str | None:

@@ -60,7 +60,7 @@ def accepts(
 
 
 def cuda_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern, dropout: None = None
 ) -> torch.Tensor:
     """As `reference_attention`: [T, H, D] bf16 three times -> [T, H, D]."""
     table = pattern.tiles

@@ -20,6 +20,7 @@ from dist_metaxlm.kernels.attention_triton_backward import (
     attention_backward_queries_kernel,
     row_sums_kernel,
 )
+from dist_metaxlm.kernels.dropout import AttentionDropout, keep_factor, threshold
 from dist_metaxlm.kernels.registry import interpreted
 
 WIDTHS = range(8, 129, 8)
@@ -74,21 +75,24 @@ def accepts(
 
 
 def triton_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern,
+    dropout: AttentionDropout | None = None,
 ) -> torch.Tensor:
     """As `reference_attention`: [T, H, D] three times -> [T, H, D]."""
     table = pattern.tiles
-    return attention_forward(queries, keys, values, table.tiles, table.bounds, table.rows, uses_atomics())[0]
+    mask = (None, 0, 0, 0.0) if dropout is None else (dropout.token_keys, dropout.salt, dropout.first_head, dropout.rate)
+    return attention_forward(queries, keys, values, table.tiles, table.bounds, table.rows, uses_atomics(), *mask)[0]
 
 
 @torch.library.custom_op("dist_metaxlm::attention_forward", mutates_args=())
 def attention_forward(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int,
-    atomic: bool,
+    atomic: bool, token_keys: torch.Tensor | None, salt: int, first_head: int, rate: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixture [T, H, D] contiguous and log2-sums [H, T] fp32 over the tiles of kernels/tiles.py.
 
-    `atomic` says which backward a training step gets.
+    `atomic` says which backward a training step gets. The last four are those of an `AttentionDropout`; without keys
+    nothing is dropped.
     """
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     tokens, heads, width = queries.shape
@@ -96,8 +100,9 @@ def attention_forward(
     plan = launch("forward", width, queries.dtype, _capability(queries))
     with _on(queries):
         attention_forward_kernel[(tiles.shape[0] * heads,)](
-            queries, keys, values, mixed, log_sums, tiles, bounds, *_strides(queries, keys, values), tokens, heads,
-            1 / math.sqrt(width), **_constants(queries, plan, rows))
+            queries, keys, values, mixed, log_sums, tiles, bounds, bounds if token_keys is None else token_keys,
+            *_strides(queries, keys, values), tokens, heads, 1 / math.sqrt(width), *_drop_arguments(salt, first_head, rate),
+            **_constants(queries, plan, rows), DROP=token_keys is not None)
     return mixed, log_sums
 
 
@@ -105,6 +110,7 @@ def attention_forward(
 def attention_backward(
     gradient: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mixed: torch.Tensor,
     log_sums: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int, atomic: bool,
+    token_keys: torch.Tensor | None, salt: int, first_head: int, rate: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of queries, keys and values [T, H, D], contiguous, from that of the mixture."""
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
@@ -117,7 +123,8 @@ def attention_backward(
     # Programs add to it in any order, so it is fp32 whatever the model computes in.
     buffer = torch.zeros(queries.shape, dtype=log_sums.dtype, device=queries.device) if atomic else query_grad
     row_sums = torch.empty_like(log_sums)
-    shared = (*_strides(queries, keys, values), tokens, heads, 1 / math.sqrt(width))
+    shared = (tiles, bounds, bounds if token_keys is None else token_keys, *_strides(queries, keys, values), tokens, heads,
+              1 / math.sqrt(width), *_drop_arguments(salt, first_head, rate))
     grid = (tiles.shape[0] * heads,)
     capability = _capability(queries)
     constants = _constants(queries, launch("backward_keys", width, queries.dtype, capability), rows)
@@ -126,12 +133,13 @@ def attention_backward(
             mixed, gradient, row_sums, tokens, heads, ROWS=64, WIDTH=width, PADDED=constants["PADDED"],
             UPCAST=constants["UPCAST"], ACC=constants["ACC"])
         attention_backward_keys_kernel[grid](
-            queries, keys, values, gradient, log_sums, row_sums, buffer, key_grad, value_grad, tiles, bounds, *shared,
-            **constants, ATOMIC=atomic)
+            queries, keys, values, gradient, log_sums, row_sums, buffer, key_grad, value_grad, *shared,
+            **constants, ATOMIC=atomic, DROP=token_keys is not None)
         if not atomic:
             attention_backward_queries_kernel[grid](
-                queries, keys, values, gradient, log_sums, row_sums, query_grad, tiles, bounds, *shared,
-                **_constants(queries, launch("backward_queries", width, queries.dtype, capability), rows))
+                queries, keys, values, gradient, log_sums, row_sums, query_grad, *shared,
+                **_constants(queries, launch("backward_queries", width, queries.dtype, capability), rows),
+                DROP=token_keys is not None)
     return query_grad if not atomic else buffer.to(queries.dtype), key_grad, value_grad
 
 
@@ -147,16 +155,16 @@ def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: Any) -> tu
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     """The context of any forward with the arguments of `attention_forward`."""
-    queries, keys, values, tiles, bounds, ctx.rows, ctx.atomic = inputs
-    ctx.save_for_backward(queries, keys, values, *output, tiles, bounds)
+    queries, keys, values, tiles, bounds, ctx.rows, ctx.atomic, token_keys, *ctx.dropping = inputs
+    ctx.save_for_backward(queries, keys, values, *output, tiles, bounds, token_keys)
     ctx.mark_non_differentiable(output[1])
 
 
 def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
     """The backward of any forward with the arguments of `attention_forward`."""
-    queries, keys, values, mixed, log_sums, tiles, bounds = ctx.saved_tensors
-    gradients = attention_backward(gradient, queries, keys, values, mixed, log_sums, tiles, bounds, ctx.rows, ctx.atomic)
-    return (*gradients, None, None, None, None)
+    *tensors, token_keys = ctx.saved_tensors
+    gradients = attention_backward(gradient, *tensors, ctx.rows, ctx.atomic, token_keys, *ctx.dropping)
+    return (*gradients, *[None] * 8)
 
 
 attention_forward.register_autograd(backward, setup_context=save_for_backward)
@@ -168,6 +176,11 @@ def attention_outputs(queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     sums = torch.float64 if queries.dtype == torch.float64 else torch.float32
     return (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device),
             torch.empty((heads, tokens), dtype=sums, device=queries.device))
+
+
+def _drop_arguments(salt: int, first_head: int, rate: float) -> tuple[int, int, int, float]:
+    """salt, first_head, threshold and factor of a kernel."""
+    return salt, first_head, threshold(rate), keep_factor(rate)
 
 
 def channels_together(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from dist_metaxlm.kernels.dropout_triton import key_words, query_words, stays
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -102,9 +103,13 @@ def dot(left, right, accumulator, ACC: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _attend(mixed, total, peak, queries, keys, values, key_stride, value_stride, start, end, first_keys, end_keys,
-            scale_log2, TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-            MASKED: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
-    """One block of keys added to the running (unnormalised mixture, sum of weights, largest score)."""
+            words, token_keys, tokens, threshold, scale_log2, TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr,
+            PADDED: tl.constexpr, MASKED: tl.constexpr, DROP: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr,
+            PRECISION: tl.constexpr):
+    """One block of keys added to the running (unnormalised mixture, sum of weights, largest score).
+
+    Weights are dropped after they have been summed up: dropout is of the softmax's result.
+    """
     key_block = load_rows(keys, key_stride, start, end, STEP, WIDTH, PADDED, MASKED, UPCAST)
     scores = dot(queries, tl.trans(key_block), tl.zeros([TILE, STEP], ACC), ACC, PRECISION)
     if MASKED:
@@ -117,21 +122,25 @@ def _attend(mixed, total, peak, queries, keys, values, key_stride, value_stride,
     weights = tl.exp2(scores * scale_log2 - shift[:, None])
     fade = tl.exp2(peak - shift)
     total = total * fade + tl.sum(weights, 1)
+    if DROP:
+        weights = tl.where(stays(words, key_words(token_keys, tokens, start, end, STEP), threshold), weights, 0.0)
     value_block = load_rows(values, value_stride, start, end, STEP, WIDTH, PADDED, MASKED, UPCAST)
     mixed = dot(weights.to(value_block.dtype), value_block, mixed * fade[:, None], ACC, PRECISION)
     return mixed, total, new_peak
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["salt", "first_head", "threshold"])
 def attention_forward_kernel(
-    queries, keys, values, mixed_out, sums_out, tiles, bounds,
+    queries, keys, values, mixed_out, sums_out, tiles, bounds, token_keys,
     query_stride, query_head, key_stride, key_head, value_stride, value_head, tokens, heads, scale,
-    TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    salt, first_head, threshold, factor,
+    TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, DROP: tl.constexpr,
     UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """[T, H, D] three times -> mixed_out [T, H, D] contiguous, sums_out [H, T]: log2 of the sum of e ** (score * scale).
 
-    `scale` is the natural one, 1 / sqrt(D). Grid: tiles * heads, the heads of a tile side by side.
+    `scale` is the natural one, 1 / sqrt(D). With DROP weights are dropped by `token_keys`, `salt` and `threshold`
+    (kernels/dropout.py) and the others multiplied by `factor`. Grid: tiles * heads, the heads of a tile side by side.
     """
     number = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
@@ -144,19 +153,26 @@ def attention_forward_kernel(
     mixed = tl.zeros([TILE, PADDED], ACC)
     total = tl.zeros([TILE], ACC)
     peak = tl.full([TILE], float("-inf"), ACC)
+    words = None
+    if DROP:
+        words = query_words(token_keys, first_row, end_row, first_head + head, salt, TILE)
     for start in tl.range(full_first, full_end, STEP):
         mixed, total, peak = _attend(
             mixed, total, peak, rows, keys, values, key_stride, value_stride, start, end, None, None,
-            scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, UPCAST, ACC, PRECISION)
+            words, token_keys, tokens, threshold, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, DROP, UPCAST, ACC,
+            PRECISION)
     first_keys, end_keys = load_bounds(bounds, tokens, first_row, end_row, TILE)  # not before: registers are scarce
     before, masked = masked_blocks(first, full_first, full_end, end, STEP)
     for block in tl.range(0, masked):
         start = masked_start(block, before, first, full_end, STEP)
         mixed, total, peak = _attend(
             mixed, total, peak, rows, keys, values, key_stride, value_stride, start, end, first_keys, end_keys,
-            scale * LOG2_E, TILE, STEP, WIDTH, PADDED, True, UPCAST, ACC, PRECISION)
+            words, token_keys, tokens, threshold, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, True, DROP, UPCAST, ACC,
+            PRECISION)
     total = tl.maximum(total, 1e-30)  # rows past the end of the tile have seen nothing
     mixed = mixed / total[:, None]
+    if DROP:
+        mixed = mixed * factor
     store_rows(mixed_out + head * WIDTH, heads * WIDTH, first_row, end_row, mixed, TILE, WIDTH, PADDED)
     places = first_row + tl.arange(0, TILE)
     tl.store(sums_out + head.to(tl.int64) * tokens + places, peak + tl.log2(total), mask=places < end_row)

@@ -4,7 +4,8 @@ Three kernels over the same tiles as the forward: row sums of output times its g
 (a tile of keys walks the queries that see it); gradient of queries (a tile of queries walks its keys). No atomics: the
 same bits every time. With `ATOMIC` the second also adds its part of the queries' gradient to an fp32 buffer and the third
 is not run: five products instead of seven, but sums in whatever order the programs come.
-Scores are computed again from the saved log-sum (FlashAttention-2, arXiv 2307.08691, section 3.1.2).
+Scores are computed again from the saved log-sum (FlashAttention-2, arXiv 2307.08691, section 3.1.2), and with DROP the mask
+of dropped weights from its hash; the row sums need no mask, because the output holds the dropped weights already.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dist_metaxlm.kernels.attention_triton import (
     store_rows,
     visible,
 )
+from dist_metaxlm.kernels.dropout_triton import key_words, query_words, stays
 
 
 @triton.jit
@@ -49,9 +51,10 @@ def _row_statistics(log_sums, row_sums, first, end, ROWS: tl.constexpr, MASKED: 
 
 @triton.jit
 def _into_keys(key_grad, value_grad, key_tile, value_tile, queries, query_stride, gradient, gradient_stride, query_grad,
-               log_sums, row_sums, start, end, first_rows, end_rows, inside, scale, scale_log2,
-               TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr,
-               ATOMIC: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
+               log_sums, row_sums, start, end, first_rows, end_rows, inside, words, token_keys, head, salt, threshold,
+               factor, scale, scale_log2, TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+               MASKED: tl.constexpr, ATOMIC: tl.constexpr, DROP: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr,
+               PRECISION: tl.constexpr):
     """One block of queries added to the gradients of a tile of keys and values; scores are [keys, queries] here."""
     rows = load_rows(queries, query_stride, start, end, STEP, WIDTH, PADDED, MASKED, UPCAST)
     upper = load_rows(gradient, gradient_stride, start, end, STEP, WIDTH, PADDED, MASKED, UPCAST)
@@ -63,8 +66,14 @@ def _into_keys(key_grad, value_grad, key_tile, value_tile, queries, query_stride
     elif ATOMIC:
         # Keys past the end of the tile: their weights are unbounded, and infinity times a zero key is not a number.
         weights = tl.where(inside[:, None], weights, 0.0)
-    value_grad = dot(weights.to(upper.dtype), upper, value_grad, ACC, PRECISION)
+    mixing = weights
+    if DROP:
+        stay = stays(words, query_words(token_keys, start, end, head, salt, STEP), threshold)
+        mixing = tl.where(stay, weights, 0.0)
+    value_grad = dot(mixing.to(upper.dtype), upper, value_grad, ACC, PRECISION)
     pull = dot(value_tile, tl.trans(upper), tl.zeros([TILE, STEP], ACC), ACC, PRECISION)
+    if DROP:
+        pull = tl.where(stay, pull * factor, 0.0)
     score_grad = (weights * (pull - row_sum[None, :])).to(rows.dtype)
     key_grad = dot(score_grad, rows, key_grad, ACC, PRECISION)
     if ATOMIC:
@@ -78,12 +87,13 @@ def _into_keys(key_grad, value_grad, key_tile, value_tile, queries, query_stride
     return key_grad, value_grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["salt", "first_head", "threshold"])
 def attention_backward_keys_kernel(
     queries, keys, values, gradient, log_sums, row_sums, query_grad, key_grad_out, value_grad_out, tiles, bounds,
-    query_stride, query_head, key_stride, key_head, value_stride, value_head, tokens, heads, scale,
+    token_keys, query_stride, query_head, key_stride, key_head, value_stride, value_head, tokens, heads, scale,
+    salt, first_head, threshold, factor,
     TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ATOMIC: tl.constexpr,
-    UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    DROP: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Gradients of keys and values [T, H, D] contiguous; with ATOMIC adds to query_grad [T, H, D] fp32. `scale`: natural."""
     number = tl.program_id(0) // heads
@@ -102,11 +112,14 @@ def attention_backward_keys_kernel(
     inside = first_key + tl.arange(0, TILE) < end_key
     key_grad = tl.zeros([TILE, PADDED], ACC)
     value_grad = tl.zeros([TILE, PADDED], ACC)
+    words = None
+    if DROP:
+        words = key_words(token_keys, tokens, first_key, end_key, TILE)
     for start in tl.range(full_first, full_end, STEP):
         key_grad, value_grad = _into_keys(
             key_grad, value_grad, key_tile, value_tile, queries, query_stride, gradient, contiguous, query_grad,
-            log_sums, row_sums, start, end, None, None, inside, scale, scale * LOG2_E,
-            TILE, STEP, WIDTH, PADDED, False, ATOMIC, UPCAST, ACC, PRECISION)
+            log_sums, row_sums, start, end, None, None, inside, words, token_keys, first_head + head, salt, threshold,
+            factor, scale, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, ATOMIC, DROP, UPCAST, ACC, PRECISION)
     # Who sees a key is whom it sees: the bounds of a token serve it as a query and as a key.
     first_rows, end_rows = load_bounds(bounds, tokens, first_key, end_key, TILE)
     before, masked = masked_blocks(first, full_first, full_end, end, STEP)
@@ -114,17 +127,19 @@ def attention_backward_keys_kernel(
         start = masked_start(block, before, first, full_end, STEP)
         key_grad, value_grad = _into_keys(
             key_grad, value_grad, key_tile, value_tile, queries, query_stride, gradient, contiguous, query_grad,
-            log_sums, row_sums, start, end, first_rows, end_rows, inside, scale, scale * LOG2_E,
-            TILE, STEP, WIDTH, PADDED, True, ATOMIC, UPCAST, ACC, PRECISION)
+            log_sums, row_sums, start, end, first_rows, end_rows, inside, words, token_keys, first_head + head, salt,
+            threshold, factor, scale, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, True, ATOMIC, DROP, UPCAST, ACC, PRECISION)
     store_rows(key_grad_out + head * WIDTH, contiguous, first_key, end_key, key_grad * scale, TILE, WIDTH, PADDED)
+    if DROP:
+        value_grad = value_grad * factor
     store_rows(value_grad_out + head * WIDTH, contiguous, first_key, end_key, value_grad, TILE, WIDTH, PADDED)
 
 
 @triton.jit
 def _into_queries(query_grad, rows, upper, keys, key_stride, values, value_stride, log_sum, row_sum, start, end,
-                  first_keys, end_keys, scale_log2, TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr,
-                  PADDED: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr,
-                  PRECISION: tl.constexpr):
+                  first_keys, end_keys, words, token_keys, tokens, threshold, factor, scale_log2, TILE: tl.constexpr,
+                  STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr, DROP: tl.constexpr,
+                  UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
     """One block of keys added to the gradient of a tile of queries."""
     key_block = load_rows(keys, key_stride, start, end, STEP, WIDTH, PADDED, MASKED, UPCAST)
     value_block = load_rows(values, value_stride, start, end, STEP, WIDTH, PADDED, MASKED, UPCAST)
@@ -133,15 +148,19 @@ def _into_queries(query_grad, rows, upper, keys, key_stride, values, value_strid
     if MASKED:
         weights = tl.where(visible(start + tl.arange(0, STEP), first_keys, end_keys), weights, 0.0)
     pull = dot(upper, tl.trans(value_block), tl.zeros([TILE, STEP], ACC), ACC, PRECISION)
+    if DROP:
+        stay = stays(words, key_words(token_keys, tokens, start, end, STEP), threshold)
+        pull = tl.where(stay, pull * factor, 0.0)
     score_grad = (weights * (pull - row_sum[:, None])).to(key_block.dtype)
     return dot(score_grad, key_block, query_grad, ACC, PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["salt", "first_head", "threshold"])
 def attention_backward_queries_kernel(
-    queries, keys, values, gradient, log_sums, row_sums, query_grad_out, tiles, bounds,
+    queries, keys, values, gradient, log_sums, row_sums, query_grad_out, tiles, bounds, token_keys,
     query_stride, query_head, key_stride, key_head, value_stride, value_head, tokens, heads, scale,
-    TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    salt, first_head, threshold, factor,
+    TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, DROP: tl.constexpr,
     UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Gradient of queries [T, H, D] contiguous. Grid: tiles * heads. `scale`: natural."""
@@ -158,15 +177,20 @@ def attention_backward_queries_kernel(
     statistics = head.to(tl.int64) * tokens
     log_sum, row_sum = _row_statistics(log_sums + statistics, row_sums + statistics, first_row, end_row, TILE, True)
     query_grad = tl.zeros([TILE, PADDED], ACC)
+    words = None
+    if DROP:
+        words = query_words(token_keys, first_row, end_row, first_head + head, salt, TILE)
     for start in tl.range(full_first, full_end, STEP):
         query_grad = _into_queries(
             query_grad, rows, upper, keys, key_stride, values, value_stride, log_sum, row_sum, start, end,
-            None, None, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, UPCAST, ACC, PRECISION)
+            None, None, words, token_keys, tokens, threshold, factor, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False,
+            DROP, UPCAST, ACC, PRECISION)
     first_keys, end_keys = load_bounds(bounds, tokens, first_row, end_row, TILE)
     before, masked = masked_blocks(first, full_first, full_end, end, STEP)
     for block in tl.range(0, masked):
         start = masked_start(block, before, first, full_end, STEP)
         query_grad = _into_queries(
             query_grad, rows, upper, keys, key_stride, values, value_stride, log_sum, row_sum, start, end,
-            first_keys, end_keys, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, True, UPCAST, ACC, PRECISION)
+            first_keys, end_keys, words, token_keys, tokens, threshold, factor, scale * LOG2_E, TILE, STEP, WIDTH, PADDED,
+            True, DROP, UPCAST, ACC, PRECISION)
     store_rows(query_grad_out + head * WIDTH, contiguous, first_row, end_row, query_grad * scale, TILE, WIDTH, PADDED)

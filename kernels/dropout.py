@@ -1,7 +1,8 @@
 """Counter-based dropout: a mask that is a hash of (salt, row position, channel), in PyTorch and bit for bit in Triton.
 
 Nothing is stored for the backward: whoever needs the mask again computes it again. The hash is splitmix64's finaliser
-over the salted position and over the channel, their lower halves combined by xor and finished as in murmur3.
+over the salted position and over the channel, their lower halves combined by xor and finished as in murmur3. That of an
+attention weight is over (head, query token, key token) the same way, in 32 bits: it is formed once per weight and pass.
 """
 
 from __future__ import annotations
@@ -16,6 +17,16 @@ _MIX_64 = (-4658895280553007687, -7723592293110705685)  # odd factors of the spl
 _MIX_32 = (-2048144789, -1028477387)  # odd factors of the murmur3 finaliser, as signed words
 
 
+def threshold(rate: float) -> int:
+    """An element stays where the lower 31 bits of its hash are not below this."""
+    return round(rate * 2**31)
+
+
+def keep_factor(rate: float) -> float:
+    """What the elements that stay are multiplied by."""
+    return 1 / (1 - rate)
+
+
 @dataclass(frozen=True)
 class DropoutMask:
     """One mask over [T, H]."""
@@ -27,28 +38,44 @@ class DropoutMask:
     rate: float
     """Probability with which an element is dropped."""
 
-    @property
-    def threshold(self) -> int:
-        """An element stays where the lower 31 bits of its hash are not below this."""
-        return round(self.rate * 2**31)
-
-    @property
-    def scale(self) -> float:
-        """What the elements that stay are multiplied by."""
-        return 1 / (1 - self.rate)
-
     def stays(self, channels: int) -> torch.Tensor:
         """[T, channels] bool."""
         rows = _mix_64(self.positions ^ self.salt)
-        bits = _to_int32(rows).unsqueeze(1) ^ column_keys(channels, rows.device)
-        for factor, shift in zip(_MIX_32, (13, 16), strict=True):
-            bits.mul_(factor)
-            bits ^= (bits >> shift) & ((1 << (32 - shift)) - 1)
-        return bits.bitwise_and_(0x7FFFFFFF) >= self.threshold
+        bits = _mix_32_(_to_int32(rows).unsqueeze(1) ^ column_keys(channels, rows.device))
+        return bits.bitwise_and_(0x7FFFFFFF) >= threshold(self.rate)
 
     def apply(self, states: torch.Tensor) -> torch.Tensor:
         """`states` [T, H] with elements dropped and the others scaled."""
-        return states * self.stays(states.shape[1]).to(states.dtype).mul_(self.scale)
+        return states * self.stays(states.shape[1]).to(states.dtype).mul_(keep_factor(self.rate))
+
+
+@dataclass(frozen=True)
+class AttentionDropout:
+    """The attention weights of one layer that stay, among T tokens."""
+
+    token_keys: torch.Tensor
+    """[2, T] int32: `token_keys`, the same for all layers."""
+    salt: int
+    """Signed 32-bit word: what the layer's masks depend on."""
+    first_head: int
+    """Number, in the whole model, of the first head at hand."""
+    rate: float
+    """Probability with which a weight is dropped."""
+
+    def query_words(self, heads: int) -> torch.Tensor:
+        """[heads, T] int32: what a query adds to the hash of its weights."""
+        numbers = torch.arange(self.first_head, self.first_head + heads, dtype=torch.int32, device=self.token_keys.device)
+        return _mix_32_(_mix_32_(numbers ^ self.salt).unsqueeze(1) ^ self.token_keys[0])
+
+    def stays(self, query_words: torch.Tensor, key_words: torch.Tensor) -> torch.Tensor:
+        """[..., Q, K] bool, from `query_words` [..., Q] and `key_words` [..., K], those of `token_keys[1]`."""
+        bits = _mix_32_(query_words.unsqueeze(-1) ^ key_words.unsqueeze(-2))
+        return bits.bitwise_and_(0x7FFFFFFF) >= threshold(self.rate)
+
+
+def token_keys(positions: torch.Tensor) -> torch.Tensor:
+    """[2, T] int32: hashes of tokens as queries and as keys, from `positions` [T] int64, which must not be negative."""
+    return _to_int32(_mix_64(torch.stack((positions, ~positions))))
 
 
 @lru_cache(maxsize=16)
@@ -62,6 +89,14 @@ def _mix_64(words: torch.Tensor) -> torch.Tensor:
     for factor, shift in zip(_MIX_64, (27, 31), strict=True):
         words = (words ^ ((words >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return words ^ ((words >> 32) & _LOW_32)
+
+
+def _mix_32_(words: torch.Tensor) -> torch.Tensor:
+    """Scramble int32 words one to one, in place."""
+    for factor, shift in zip(_MIX_32, (13, 16), strict=True):
+        words.mul_(factor)
+        words ^= (words >> shift) & ((1 << (32 - shift)) - 1)
+    return words
 
 
 def _to_int32(words: torch.Tensor) -> torch.Tensor:

@@ -9,21 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def keeps(position, keys, salt, threshold):
-    """Which elements [rows, channels] stay: `DropoutMask.stays`, bit for bit. `position` [rows] int64, `keys` [channels]."""
-    word = (position ^ salt).to(tl.uint64)
-    word = (word ^ (word >> 27)) * 0xBF58476D1CE4E5B9
-    word = (word ^ (word >> 31)) * 0x94D049BB133111EB
-    word = word ^ (word >> 32)
-    bits = (word & 0xFFFFFFFF).to(tl.uint32)[:, None] ^ keys.to(tl.uint32)[None, :]
-    bits = bits * 0x85EBCA6B
-    bits = bits ^ (bits >> 13)
-    bits = bits * 0xC2B2AE35
-    bits = bits ^ (bits >> 16)
-    return (bits & 0x7FFFFFFF).to(tl.int32) >= threshold
+from dist_metaxlm.kernels.dropout_triton import keeps
 
 
 @triton.jit(do_not_specialize=["salt", "threshold"])

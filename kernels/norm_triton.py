@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from dist_metaxlm.kernels.dropout import DropoutMask, column_keys
+from dist_metaxlm.kernels.dropout import DropoutMask, column_keys, keep_factor, threshold
 from dist_metaxlm.kernels.norm_kernels import CONFIGURATIONS, drop_rows, norm_backward, norm_forward
 from torch.autograd.function import once_differentiable
 
@@ -180,7 +180,7 @@ def _mask_tensors(mask: DropoutMask | None, width: int) -> tuple[torch.Tensor | 
 
 
 def _mask_numbers(mask: DropoutMask | None) -> tuple[int, int, float]:
-    return (0, 0, 1.0) if mask is None else (mask.salt, mask.threshold, mask.scale)
+    return (0, 0, 1.0) if mask is None else (mask.salt, threshold(mask.rate), keep_factor(mask.rate))
 
 
 def _mask_arguments(mask: DropoutMask, width: int) -> tuple[Any, ...]:

@@ -17,19 +17,19 @@ _SPECIAL_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 # (transformers 5: models/xlm_roberta, roberta, xlm_roberta_xl, modernbert).
 _XLMR_DEFAULTS = {
     "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 3072, "hidden_dropout_prob": 0.1, "max_position_embeddings": 512, "type_vocab_size": 2,
-    "initializer_range": 0.02, "layer_norm_eps": 1e-12,
+    "intermediate_size": 3072, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512, "type_vocab_size": 2, "initializer_range": 0.02, "layer_norm_eps": 1e-12,
 }  # fmt: skip
 _ROBERTA_DEFAULTS = _XLMR_DEFAULTS | {"vocab_size": 50265}
 _XL_DEFAULTS = {
     "vocab_size": 250880, "hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32,
-    "intermediate_size": 10240, "hidden_dropout_prob": 0.1, "max_position_embeddings": 514, "type_vocab_size": 1,
-    "initializer_range": 0.02, "layer_norm_eps": 1e-5,
+    "intermediate_size": 10240, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 514, "type_vocab_size": 1, "initializer_range": 0.02, "layer_norm_eps": 1e-5,
 }  # fmt: skip
 _MODERN_DEFAULTS = {
     "vocab_size": 50368, "hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12,
-    "intermediate_size": 1152, "embedding_dropout": 0.0, "max_position_embeddings": 8192,
-    "initializer_range": 0.02, "norm_eps": 1e-5, "local_attention": 128,
+    "intermediate_size": 1152, "embedding_dropout": 0.0, "attention_dropout": 0.0,
+    "max_position_embeddings": 8192, "initializer_range": 0.02, "norm_eps": 1e-5, "local_attention": 128,
 }  # fmt: skip
 
 _LEARNED_POSITIONS = {"xlm-roberta": _XLMR_DEFAULTS, "roberta": _ROBERTA_DEFAULTS, "xlm-roberta-xl": _XL_DEFAULTS}
@@ -66,7 +66,7 @@ def _xlmr_fields(config: ModelConfig) -> dict[str, Any]:
         "architectures": ["XLMRobertaForMaskedLM" if post else "XLMRobertaXLForMaskedLM"],
         "hidden_act": "gelu",
         "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": config.attention_dropout,
         "max_position_embeddings": config.max_positions + POSITION_OFFSET,
         "type_vocab_size": 1,
         "layer_norm_eps": config.norm_eps,
@@ -83,7 +83,7 @@ def _modern_fields(config: ModelConfig) -> dict[str, Any]:
         **_MODERN_REQUIRED,
         "embedding_dropout": config.dropout,
         "mlp_dropout": config.dropout,
-        "attention_dropout": 0.0,
+        "attention_dropout": config.attention_dropout,
         "max_position_embeddings": config.max_positions,
         "norm_eps": config.norm_eps,
         "local_attention": config.local_window,
@@ -130,6 +130,7 @@ def _from_xlmr(hf_config: dict[str, Any], model_type: str) -> dict[str, Any]:
         "max_positions": given["max_position_embeddings"] - POSITION_OFFSET,
         "norm_eps": given["layer_norm_eps"],
         "dropout": given["hidden_dropout_prob"],
+        "attention_dropout": given["attention_probs_dropout_prob"],
     }
 
 
@@ -143,6 +144,7 @@ def _from_modern(hf_config: dict[str, Any]) -> dict[str, Any]:
         "max_positions": given["max_position_embeddings"],
         "norm_eps": given["norm_eps"],
         "dropout": given["embedding_dropout"],
+        "attention_dropout": given["attention_dropout"],
         "local_window": given["local_attention"],
         "global_every": _global_every(given),
         "rope_theta": _theta(given, "full_attention", "global_rope_theta", 160000.0),

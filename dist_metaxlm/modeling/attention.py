@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dist_metaxlm.kernels.attention import packed_attention
+from dist_metaxlm.modeling.dropout import attention_mask_at
 from dist_metaxlm.modeling.geometry import Geometry
 from dist_metaxlm.modeling.layers import column_linear, row_linear
 from dist_metaxlm.modeling.rotary import rotate
@@ -28,7 +29,8 @@ class Attention(nn.Module):
         super().__init__()
         biased = config.family == "xlmr"
         self.width = config.hidden // config.heads
-        self.local = is_local(config, index)
+        self.index, self.local = index, is_local(config, index)
+        self.first_head = shard.rank * (config.heads // shard.size)
         self.qkv = column_linear(config.hidden, 3 * config.hidden, biased, shard)
         self.out = row_linear(config.hidden, config.hidden, biased, shard)
 
@@ -41,4 +43,5 @@ class Attention(nn.Module):
         queries, keys, values = mixed.view(mixed.shape[0], -1, 3, self.width).unbind(2)
         if rotary is not None:
             queries, keys = rotate(queries, rotary), rotate(keys, rotary)
-        return self.out(packed_attention(queries, keys, values, pattern).flatten(1))
+        dropout = attention_mask_at(geometry.attention_dropout, self.index, self.first_head)
+        return self.out(packed_attention(queries, keys, values, pattern, dropout).flatten(1))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_metaxlm.kernels.dropout import DropoutMask
+from dist_metaxlm.kernels.dropout import AttentionDropout, DropoutMask
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ def mask_at(key: DropoutKey | None, site: int) -> DropoutMask | None:
     """The mask of one place in the model; None where nothing is dropped."""
     if key is None:
         return None
-    salt = hashlib.blake2b(f"{key.seed}/{key.step}/{site}".encode(), digest_size=8).digest()
-    return DropoutMask(key.positions, int.from_bytes(salt, "little", signed=True), key.rate)
+    return DropoutMask(key.positions, _salt(key, site, 8), key.rate)
 
 
 def dropout_mask(key: DropoutKey, site: int, channels: int) -> torch.Tensor:
@@ -51,3 +50,27 @@ def dropout_mask(key: DropoutKey, site: int, channels: int) -> torch.Tensor:
     mask = mask_at(key, site)
     assert mask is not None
     return mask.stays(channels)
+
+
+@dataclass(frozen=True)
+class AttentionDropoutKey:
+    """What the masks of attention weights in a micro-batch depend on; `rate`, `seed` and `step` as in `DropoutKey`."""
+
+    token_keys: torch.Tensor
+    """[2, T] int32: hashes of the global positions of all T tokens, with sequence parallelism too."""
+    rate: float
+    seed: int
+    step: int
+
+
+def attention_mask_at(key: AttentionDropoutKey | None, block: int, first_head: int) -> AttentionDropout | None:
+    """The mask of block `block` (from 0) from head `first_head` on; None where nothing is dropped."""
+    if key is None:
+        return None
+    return AttentionDropout(key.token_keys, _salt(key, f"attention/{block}", 4), first_head, key.rate)
+
+
+def _salt(key: DropoutKey | AttentionDropoutKey, site: int | str, size: int) -> int:
+    """A signed word of `size` bytes for one place in the model at one step."""
+    digest = hashlib.blake2b(f"{key.seed}/{key.step}/{site}".encode(), digest_size=size).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -8,7 +8,8 @@ import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern
-from dist_metaxlm.modeling.dropout import DropoutKey
+from dist_metaxlm.kernels.dropout import token_keys
+from dist_metaxlm.modeling.dropout import AttentionDropoutKey, DropoutKey
 from dist_metaxlm.modeling.rotary import RotaryTable, rotary_table
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -30,6 +31,8 @@ class Geometry:
     """Rotation of queries and keys in the local layers."""
     dropout: DropoutKey | None
     """Key of the dropout masks of the tokens of `positions`; None: nothing is dropped."""
+    attention_dropout: AttentionDropoutKey | None
+    """Key of the dropout masks of attention weights; None: nothing is dropped."""
 
 
 def batch_geometry(
@@ -39,9 +42,11 @@ def batch_geometry(
     """The geometry of `batch` for a model in `dtype`; `seed` and `step` key the dropout masks and matter only there."""
     modern = config.family == "modern"
     ids, width = batch.document_ids, config.hidden // config.heads
-    dropout, own = None, shard.tokens(batch.positions.numel())
+    dropout, attention_dropout, own = None, None, shard.tokens(batch.positions.numel())
     if training and config.dropout > 0:
         dropout = DropoutKey(batch.token_numbers[own], config.dropout, seed, step)
+    if training and config.attention_dropout > 0:
+        attention_dropout = AttentionDropoutKey(token_keys(batch.token_numbers), config.attention_dropout, seed, step)
     return Geometry(
         positions=batch.positions[own],
         attention=attention_pattern(ids, batch.cu_seqlens, batch.window, None, dtype),
@@ -51,4 +56,5 @@ def batch_geometry(
         rotary=rotary_table(batch.positions, width, config.rope_theta, dtype) if modern else None,
         local_rotary=rotary_table(batch.positions, width, config.rope_theta_local, dtype) if modern else None,
         dropout=dropout,
+        attention_dropout=attention_dropout,
     )

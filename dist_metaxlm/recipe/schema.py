@@ -72,6 +72,8 @@ class ModelConfig(Section):
     """Standard deviation of the normal initialisation of matrices and embeddings."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability with which an element of a residual branch and of the embedding is dropped."""
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability with which an attention weight is dropped after the softmax."""
     local_window: int = Field(128, gt=0)
     """`modern` only: tokens a local layer attends over (half on each side)."""
     global_every: int = Field(3, gt=0)

@@ -10,7 +10,7 @@ from dist_metaxlm.interop.folders import read_import
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import Recipe
 
-FREE = {"dropout", "init_std"}
+FREE = {"dropout", "attention_dropout", "init_std"}
 """Fields of the model that say nothing about the weights' shape or meaning."""
 
 

@@ -19,7 +19,7 @@ SPREAD = {"xlmr": [Layout(2, 0), Layout(2, 2, sequence=True), Layout(4, 1), Layo
           "modern": [Layout(2, 1, sequence=True, micro_batch_tokens=64), Layout(2, 3, sequence=True), Layout(4, 2),
                      Layout(2, 1, sequence=True, pipeline=2, micro_batch_tokens=64)]}
 THREE_LAYERS = ["model.layers=3"]
-DROPOUT = ["model.dropout=0.2"]
+DROPOUT = ["model.dropout=0.2", "model.attention_dropout=0.2"]
 DWA = ["phases.joint.objectives=[{name: mlm, batch_tokens: 128}, {name: dwa, batch_tokens: 256, layer: 1, weight: 3.0}]",
        *DROPOUT]
 # Among SPREAD and DROPOUT: a layout, its family and fields, with a probe after every step.

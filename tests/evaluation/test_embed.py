@@ -70,7 +70,7 @@ def test_order_and_company_do_not_matter():
 
 
 def test_embedding_leaves_the_mode_of_the_model():
-    encoder = Encoder(CONFIG.model_copy(update={"dropout": 0.5}), 3).train()
+    encoder = Encoder(CONFIG.model_copy(update={"dropout": 0.5, "attention_dropout": 0.5}), 3).train()
     first, second = (embed(encoder, SENTENCES, window=32) for _ in range(2))
     assert encoder.training
     assert torch.equal(first, second)

@@ -90,7 +90,7 @@ def test_logits_equal_those_of_single_documents(family: str, attention: str) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_equal(family: str) -> None:
-    """In float64: in float32 how a processor sums shows in the gradients more than a wrong formula might."""
+    """In float64, but for the rotation's cosines, which Hugging Face forms in float32 and every processor differently."""
     config, batch = config_of(family), packed_batch()
     model = huggingface_model(config).double()
     encoder = Encoder(config).double()
@@ -104,7 +104,8 @@ def test_loss_and_gradients_equal(family: str) -> None:
     gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
     for name, gradient in to_huggingface(gradients, config).items():
         expected = model.get_parameter(name).grad
-        torch.testing.assert_close(gradient, expected, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        # Of the whole tensor: gradients of keys' biases are zero, and one element may be the difference of large ones.
+        assert (gradient - expected).norm() <= 3e-5 * max(expected.norm().item(), 1.0), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -141,7 +142,7 @@ def test_exported_state_loads_and_returns(family: str) -> None:
 def test_configuration_returns(family: str) -> None:
     import transformers
 
-    config = config_of(family).model_copy(update={"dropout": 0.1, "rope_theta": 5e4})
+    config = config_of(family).model_copy(update={"dropout": 0.1, "attention_dropout": 0.2, "rope_theta": 5e4})
     if config.family == "xlmr":
         config = config_of(family)
     fields = huggingface_config(config)
@@ -186,7 +187,8 @@ def test_unsupported_configuration_is_named(fields: dict[str, Any], named: str) 
 @pytest.mark.parametrize("value", [None, "many", -1, 0, [1], {"a": 1}, 1e99, True, float("nan")])
 def test_a_configuration_with_nonsense_in_it_never_ends_in_a_traceback(model_type: str, value: Any) -> None:
     keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-            "max_position_embeddings", "layer_norm_eps", "norm_eps", "hidden_dropout_prob", "rope_parameters", "layer_types")
+            "max_position_embeddings", "layer_norm_eps", "norm_eps", "hidden_dropout_prob",
+            "attention_probs_dropout_prob", "attention_dropout", "rope_parameters", "layer_types")
     for key in keys:
         with contextlib.suppress(UserError):
             model_config({"model_type": model_type, "type_vocab_size": 1, key: value})

@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 from dist_metaxlm.kernels.attention import attention_pattern, packed_attention
+from dist_metaxlm.kernels.dropout import AttentionDropout, token_keys
+
+from dist_metaxlm.errors import UserError
 
 WINDOW = 24
 LENGTHS = [24, 1, 15, 8, 3, 3, 18, 24]
@@ -42,6 +45,36 @@ def test_equals_a_loop_over_documents_forward_and_backward(lengths: list[int], l
     (expected,) = torch.autograd.grad((theirs * weights).sum(), fused)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient, expected)
+
+
+def test_dropout_of_weights() -> None:
+    """Against the masks written out: rate, independence of heads, and that what stays is scaled."""
+    tokens, heads, rate = 64, 8, 0.25
+    ends = torch.tensor([0, tokens], dtype=torch.int32)
+    pattern = attention_pattern(torch.zeros(tokens, dtype=torch.int64), ends, tokens, None, torch.float64)
+    dropout = AttentionDropout(token_keys(torch.arange(tokens) + 10**6), 17, 4, rate)
+    alike, values = torch.zeros(tokens, heads, tokens, dtype=torch.float64), torch.eye(tokens, dtype=torch.float64)
+    values = values.unsqueeze(1).expand(tokens, heads, tokens)
+    # Equal scores, and values that show each weight: [query, head, key].
+    weights = packed_attention(alike, alike, values, pattern, dropout)
+    stays = weights > 0
+    torch.testing.assert_close(weights[stays], torch.full((int(stays.sum()),), 1 / tokens / (1 - rate), dtype=torch.float64))
+    assert abs(stays.double().mean() - (1 - rate)) < 0.01
+    assert (stays.double().mean((0, 2)) - (1 - rate)).abs().max() < 0.03
+    flat = stays.transpose(0, 1).flatten(1).double()
+    assert (torch.corrcoef(flat) - torch.eye(heads, dtype=torch.float64)).abs().max() < 0.07
+    assert not torch.equal(stays[:, 0], stays[:, 0].T)
+    # Heads are counted over the whole model, whichever rank holds them.
+    later = AttentionDropout(dropout.token_keys, 17, 6, rate)
+    assert torch.equal(packed_attention(alike[:, 2:], alike[:, 2:], values[:, 2:], pattern, later), weights[:, 2:])
+
+
+def test_cuda_with_dropout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIST_METAXLM_KERNELS", "cuda")
+    states = torch.zeros(4, 1, 32)
+    dropout = AttentionDropout(token_keys(torch.arange(4)), 1, 0, 0.1)
+    with pytest.raises(UserError, match=r"attention_dropout is 0\.1; set it to 0"):
+        packed_attention(states, states, states, pattern_of([4], None, torch.float32), dropout)
 
 
 @pytest.mark.parametrize("local_window", [None, 6])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from dist_metaxlm.kernels import attention
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
+from dist_metaxlm.kernels.dropout import AttentionDropout, token_keys
 from dist_metaxlm.kernels.registry import choices
 from dist_metaxlm.kernels.tiles import tile_table
 
@@ -48,7 +49,7 @@ def pattern_of(lengths: list[int], local_window: int | None, dtype: torch.dtype,
     return pattern
 
 
-def reference(fused: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
+def reference(fused: torch.Tensor, pattern: AttentionPattern, dropout: AttentionDropout | None = None) -> torch.Tensor:
     """Masked softmax written out, in fp64."""
     queries, keys, values = fused.double().unbind(2)
     places, ids = torch.arange(fused.shape[0]), pattern.document_ids
@@ -56,7 +57,11 @@ def reference(fused: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
     if pattern.local_window is not None:
         allowed &= (places[:, None] - places[None]).abs() <= pattern.local_window // 2
     scores = torch.einsum("qhd,khd->hqk", queries, keys) / queries.shape[2] ** 0.5
-    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~allowed, float("-inf")).softmax(-1), values)
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+    if dropout is not None:
+        stays = dropout.stays(dropout.query_words(weights.shape[0]), dropout.token_keys[1])
+        weights = weights * stays / (1 - dropout.rate)
+    return torch.einsum("hqk,khd->qhd", weights, values)
 
 
 def inputs(lengths: list[int], heads: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,12 +71,13 @@ def inputs(lengths: list[int], heads: int, width: int, dtype: torch.dtype) -> tu
 
 
 def check(lengths: list[int], local_window: int | None, heads: int, width: int, dtype: torch.dtype, bound: float,
-          rows: int = 16) -> None:
+          rows: int = 16, rate: float = 0.0) -> None:
+    dropout = AttentionDropout(token_keys(torch.arange(sum(lengths)) + 7), -12345, 3, rate) if rate else None
     pattern = pattern_of(lengths, local_window, dtype, rows)
     fused, weights = inputs(lengths, heads, width, dtype)
-    ours = packed_attention(*fused.unbind(2), pattern)
+    ours = packed_attention(*fused.unbind(2), pattern, dropout)
     (gradient,) = torch.autograd.grad((ours * weights).sum(), fused)
-    theirs = reference(fused, pattern)
+    theirs = reference(fused, pattern, dropout)
     (expected,) = torch.autograd.grad((theirs * weights.double()).sum(), fused)
     for name, found, wanted in (("output", ours, theirs), ("gradient", gradient, expected)):
         error = (found.double() - wanted.double()).norm() / wanted.double().norm()
@@ -84,6 +90,13 @@ def check(lengths: list[int], local_window: int | None, heads: int, width: int, 
 def test_forward_and_backward_equal_the_reference(case: str, backward: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(attention.BACKWARD_VARIABLE, backward)
     check(*CASES[case], heads=2, width=32, dtype=torch.float32, bound=2e-6)
+
+
+@pytest.mark.parametrize("backward", ["two_pass", "atomic"])
+@pytest.mark.parametrize("case", ["one-token documents", "longer than a tile", "short beside long", "window edges"])
+def test_dropped_weights_are_those_of_the_reference(case: str, backward: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(attention.BACKWARD_VARIABLE, backward)
+    check(*CASES[case], heads=2, width=32, dtype=torch.float32, bound=2e-6, rate=0.4)
 
 
 @pytest.mark.parametrize("width", [16, 24, 64, 96, 128])
@@ -107,7 +120,9 @@ def test_gradcheck_in_fp64(backward: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(attention.BACKWARD_VARIABLE, backward)
     pattern = pattern_of([18, 1, 4], 12, torch.float64)
     fused, _ = inputs([18, 1, 4], 1, 16, torch.float64)
-    assert torch.autograd.gradcheck(lambda x: packed_attention(*x.unbind(2), pattern), (fused,), fast_mode=True)
+    for dropout in (None, AttentionDropout(token_keys(torch.arange(23)), 99, 0, 0.3)):
+        assert torch.autograd.gradcheck(
+            lambda x, mask=dropout: packed_attention(*x.unbind(2), pattern, mask), (fused,), fast_mode=True)
 
 
 def test_keys_far_below_and_above_do_not_overflow() -> None:
@@ -115,7 +130,8 @@ def test_keys_far_below_and_above_do_not_overflow() -> None:
     fused, weights = inputs([20, 4], 1, 16, torch.float32)
     fused = (fused.detach() * 40).requires_grad_()
     for backward in (False, True):
-        ours = operator.attention_forward(*fused.unbind(2), pattern.tiles.tiles, pattern.tiles.bounds, 16, backward)[0]
+        ours = operator.attention_forward(*fused.unbind(2), pattern.tiles.tiles, pattern.tiles.bounds, 16, backward,
+                                          None, 0, 0, 0.0)[0]
         (gradient,) = torch.autograd.grad((ours * weights).sum(), fused)
         assert gradient.isfinite().all()
         torch.testing.assert_close(ours.double(), reference(fused, pattern), rtol=1e-4, atol=1e-3)
@@ -140,8 +156,11 @@ def test_it_is_an_operator_like_any_other() -> None:
     fused, _ = inputs([9, 3], 1, 16, torch.float32)
     arguments = [part.detach().requires_grad_() for part in fused.unbind(2)]
     tiles = pattern.tiles
-    outcome = torch.library.opcheck(operator.attention_forward, (*arguments, tiles.tiles, tiles.bounds, 16, False))
-    assert set(outcome.values()) == {"SUCCESS"}
+    keys = token_keys(torch.arange(12))
+    for dropped in ((None, 0, 0, 0.0), (keys, -5, 1, 0.3)):
+        outcome = torch.library.opcheck(
+            operator.attention_forward, (*arguments, tiles.tiles, tiles.bounds, 16, False, *dropped))
+        assert set(outcome.values()) == {"SUCCESS"}
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:

@@ -28,7 +28,8 @@ EVERY_SECOND = {"recompute": "blocks", "recompute_every": 2}
 
 def backward(family: str, dropout: float = 0.0, **layout: Any) -> tuple[int, dict[str, torch.Tensor | None], int]:
     """(bytes kept for the backward pass by embedding, blocks and norm; gradients; products made in the backward pass)."""
-    encoder = Encoder(config_of(family, hidden=HIDDEN, ffn=FFN, layers=LAYERS, dropout=dropout)).train()
+    encoder = Encoder(config_of(family, hidden=HIDDEN, ffn=FFN, layers=LAYERS, dropout=dropout,
+                                attention_dropout=dropout)).train()
     set_recompute(encoder, ParallelConfig(**layout))
     weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

@@ -91,7 +91,7 @@ def test_loss_is_the_cross_entropy_of_the_logits(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_of_windows_add_up_with_dropout(family: str) -> None:
-    encoder = Encoder(config_of(family, dropout=0.2)).train()
+    encoder = Encoder(config_of(family, dropout=0.2, attention_dropout=0.2)).train()
 
     def gradients(batch: PackedBatch) -> list[torch.Tensor]:
         rows = torch.arange(0, batch.tokens.numel(), 4)
