@@ -44,7 +44,7 @@ test-nodes: setup
 	tests/nodes/install.sh
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/nodes/real_*.py
 
-# Half an hour: layouts over 1, 2 and 4 of these nodes, with links of two speeds. Root, and the packages of test-nodes.
+# Ten minutes: layouts over 1, 2 and 4 of these nodes, with links of two speeds. Root, and the packages of test-nodes.
 scaling-nodes: setup
 	tests/nodes/install.sh
 	$(BIN)/python launch/prepare.py --recipe quickstart
