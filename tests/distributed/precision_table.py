@@ -28,6 +28,9 @@ SAVINGS = {"": [], "blocks": ["parallel.recompute=blocks"], "selective": ["paral
 SCALE = {"fp16": ["training.fp16_scale_power=8"]}
 BOUNDS = {"fp32": 1e-5, "bf16": 3e-3, "fp16": 1e-3}
 """Of losses against one process in fp32."""
+OFFLOAD_BOUNDS = {"fp32": 1e-6, "bf16": 3e-4}
+"""Of losses against no offload. The processor sums the gradient norm in another order, which moves fp32 by a rounding; now
+and then that turns the rounding of a weight to bf16."""
 
 
 def measure(folder: Path, families: list[str]) -> list[dict[str, Any]]:
@@ -55,7 +58,7 @@ def measure(folder: Path, families: list[str]) -> list[dict[str, Any]]:
 
 def keeps(row: dict[str, Any]) -> bool:
     """Whether a row keeps to the bounds."""
-    apart = {"offload": 1e-6}.get(row["saving"], 0.0)
+    apart = OFFLOAD_BOUNDS.get(row["precision"], 0.0) if row["saving"] == "offload" else 0.0
     return row["loss"] < BOUNDS[row["precision"]] and row["from_plain"] <= apart
 
 
@@ -69,7 +72,8 @@ def write(rows: list[dict[str, Any]], path: Path) -> bool:
             f", {versions}, gloo.", "",
             f"The model and data of the layouts' table, {STEPS} steps. Reference: one process in fp32 with torch's AdamW. "
             f"Largest relative deviation of any step's loss (bounds: {bounds}) and gradient norm; in the last column of any "
-            "loss from the same layout without recomputation and offload (bounds: recomputation 0, offload 1e-6).", "",
+            "loss from the same layout without recomputation and offload (bounds: recomputation 0, offload 1e-6 in fp32 and 3e-4 in "
+            "bf16).", "",
             "| family | layout | precision | saving | loss | gradient norm | from plain |", "|---|---|---|---|---|---|---|"]
     lines = [f"| {r['family']} | {r['layout']} | {r['precision']} | {r['saving'] or 'none'} | {r['loss']:.1e} "
              f"| {r['gradient_norm']:.1e} | {r['from_plain']:.0e} |{'' if keeps(r) else ' BEYOND ITS BOUND'}" for r in rows]
