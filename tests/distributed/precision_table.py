@@ -72,8 +72,8 @@ def write(rows: list[dict[str, Any]], path: Path) -> bool:
             f", {versions}, gloo.", "",
             f"The model and data of the layouts' table, {STEPS} steps. Reference: one process in fp32 with torch's AdamW. "
             f"Largest relative deviation of any step's loss (bounds: {bounds}) and gradient norm; in the last column of any "
-            "loss from the same layout without recomputation and offload (bounds: recomputation 0, offload 1e-6 in fp32 and 3e-4 in "
-            "bf16).", "",
+            "loss from the same layout without recomputation and offload (bounds: recomputation 0, offload 1e-6 in fp32 and "
+            "3e-4 in bf16).", "",
             "| family | layout | precision | saving | loss | gradient norm | from plain |", "|---|---|---|---|---|---|---|"]
     lines = [f"| {r['family']} | {r['layout']} | {r['precision']} | {r['saving'] or 'none'} | {r['loss']:.1e} "
              f"| {r['gradient_norm']:.1e} | {r['from_plain']:.0e} |{'' if keeps(r) else ' BEYOND ITS BOUND'}" for r in rows]
