@@ -12,6 +12,7 @@ from dist_metaxlm.recipe.schema import ModelConfig
 
 pytest.importorskip("triton")
 FAMILIES = {"xlmr": {}, "xlmr-pre": {"norm": "pre"}, "modern": {"family": "modern", "norm": "pre", "local_window": 6}}
+FAMILIES["modern-rms"] = {**FAMILIES["modern"], "norm_type": "rms"}
 
 
 def a_batch() -> PackedBatch:
@@ -44,7 +45,8 @@ def test_losses_and_gradients(family: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(registry.VARIABLE, "triton")
     losses, others = run(model, batch)
     used = {name for name, backend in registry.choices().items() if backend == "triton"}
-    assert {"linear_cross_entropy", "add_norm"} | ({"geglu", "rotate"} if family == "modern" else {"bias_gelu"}) <= used
+    expected_here = {"geglu", "rotate", "embed_norm"} if family.startswith("modern") else {"bias_gelu"}
+    assert {"linear_cross_entropy", "add_norm", "norm"} | expected_here <= used
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
     assert gradients.keys() == others.keys()
     for name, gradient in gradients.items():
