@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from dist_metaxlm.kernels.dropout import DropoutMask
 from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
+from torch.autograd.function import once_differentiable
 
 WIDEST = 8192
 """Channels that one program of the Triton kernels holds at most."""
@@ -96,7 +97,34 @@ def _normed(
     if not rms:
         return F.layer_norm(states, states.shape[-1:], weight, bias, eps)
     assert bias is None, "RMSNorm has no bias"
+    if states.device.type == "cpu" and states.dtype == weight.dtype and states.dtype in (torch.float32, torch.float64):
+        return _RmsOnCpu.apply(states, weight, eps)
     return F.rms_norm(states, states.shape[-1:], weight, eps)
+
+
+class _RmsOnCpu(torch.autograd.Function):
+    """RMSNorm that keeps its input and a number a row, by torch's fused backward of LayerNorm.
+
+    torch (2.13) composes RMSNorm of single operators on a CPU, each with a pass over the states and some with a copy.
+    With n = states * scale and g = upstream * weight, LayerNorm's backward with a mean of 0 gives
+    scale * (g - mean(g) - n * mean(g * n)), and RMSNorm's is the same without mean(g), which is added again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        mean_square = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square() / states.shape[-1]
+        scale = (mean_square + eps).rsqrt()
+        ctx.save_for_backward(states, weight, scale)
+        return (states * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight, scale = ctx.saved_tensors
+        of_states, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            upstream, states, states.shape[-1:], torch.zeros_like(scale), scale, weight, None, (True, True, False))
+        along_one = (upstream @ weight).unsqueeze(-1) / states.shape[-1]
+        return of_states.addcmul_(scale, along_one), of_weight, None
 
 
 def accepts(*tensors: Any) -> bool:

@@ -69,8 +69,15 @@ def test_rms_norm(width: int, dropped: bool) -> None:
 def test_the_reference_of_rms_norm_is_its_definition() -> None:
     """A row over the root of its mean square: arXiv 1910.07467, equation 4, with an epsilon under the root."""
     states, weight = tensor(4, 12, dtype=torch.float64), tensor(12, seed=3, dtype=torch.float64)
-    roots = torch.sqrt(states.square().sum(-1, keepdim=True) / 12 + EPS)
-    torch.testing.assert_close(operators.reference_norm(states, weight, None, EPS, None, True), states / roots * weight)
+    upstream = tensor(4, 12, seed=5, dtype=torch.float64)
+    wanted = states / torch.sqrt(states.square().sum(-1, keepdim=True) / 12 + EPS) * weight
+    found = operators.reference_norm(states, weight, None, EPS, None, True)
+    torch.testing.assert_close(found, wanted)
+    for one, other in zip(*(torch.autograd.grad(form, (states, weight), upstream) for form in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other)
+    half = operators.reference_norm(states.bfloat16(), weight.bfloat16(), None, EPS, None, True)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), wanted, atol=0.03, rtol=0.03)
     with pytest.raises(AssertionError, match="has no bias"):
         operators.reference_norm(states, weight, weight, EPS, None, True)
     with pytest.raises(AssertionError, match="has no bias"):
