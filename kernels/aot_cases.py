@@ -14,6 +14,7 @@ from dist_metaxlm.kernels.aot import Case
 _FP32 = {"EXACT": "tl.float32"}
 _WIDE = dict.fromkeys((80, 90, 100), (r"LDG\.E.*\.128", r"STG\.E.*\.128"))
 _ROWS = ("width",)
+_RMS = {"RMS": True, "BIAS": False}
 
 
 def _case(module: Any, kernel: str, variant: str, signature: dict[str, str | None], constants: dict[str, Any],
@@ -50,20 +51,26 @@ def _norms() -> list[Case]:
                  **_types("*fp32", "means scales weight_parts bias_parts"), "keys": "*i32", "salt": "i64",
                  **_types("*i64", "x_rows residual_rows positions"), **_types("fp32", "factor eps"),
                  **_types("i32", "rows width threshold")}
-    forward = {"RESIDUAL": True, "GATHER": False, "BIAS": True, "NORM": True, "DROP": 1, **_FP32}
+    forward = {"RESIDUAL": True, "GATHER": False, "BIAS": True, "NORM": True, "RMS": False, "DROP": 1, **_FP32}
     variants: dict[str, dict[str, Any]] = {
         " of a sum, dropout": {}, " of a sum": {"DROP": 0}, " alone": {"RESIDUAL": False, "DROP": 0, "BIAS": False},
-        " of an embedding, dropout": {"GATHER": True, "DROP": 2}, " left out": {"NORM": False, "BIAS": False}}
-    backward = {"UPSTREAM": False, "BIAS": True, "PROGRAMS": 264, **_FP32}
+        " of an embedding, dropout": {"GATHER": True, "DROP": 2}, " left out": {"NORM": False, "BIAS": False},
+        " of a sum, dropout, RMS": _RMS, " of a sum, RMS": {**_RMS, "DROP": 0},
+        " alone, RMS": {**_RMS, "RESIDUAL": False, "DROP": 0},
+        " of an embedding, RMS": {**_RMS, "RESIDUAL": False, "GATHER": True, "DROP": 0}}
+    backward = {"UPSTREAM": False, "BIAS": True, "RMS": False, "PROGRAMS": 264, **_FP32}
+    backwards: dict[str, dict[str, Any]] = {
+        ", dropout": {"DROP": 1}, ", pre-norm": {"DROP": 0, "UPSTREAM": True}, " of an embedding, dropout": {"DROP": 2},
+        ", dropout, pre-norm, RMS": {**_RMS, "DROP": 1, "UPSTREAM": True},
+        ", pre-norm, RMS": {**_RMS, "DROP": 0, "UPSTREAM": True}, " alone, RMS": {**_RMS, "DROP": 0}}
     for width in (1024, 4096):
         for kernel, constants, kinds in (
                 ("norm_forward", forward, variants),
-                ("norm_backward", backward, {", dropout": {"DROP": 1}, ", pre-norm": {"DROP": 0, "UPSTREAM": True},
-                                             " of an embedding, dropout": {"DROP": 2}}),
-                ("drop_rows", _FP32, {"": {}})):
+                ("norm_backward", backward, backwards), ("drop_rows", _FP32, {"": {}})):
             listed = module.CONFIGURATIONS[kernel]
             for variant, change in kinds.items():
-                found.append(_case(module, kernel, f"{variant}, {width}", signature, {**constants, **change, "BLOCK": width},
+                given = signature | ({"means": None, "bias": None} if change.get("RMS") else {})
+                found.append(_case(module, kernel, f"{variant}, {width}", given, {**constants, **change, "BLOCK": width},
                                    _ROWS, listed[:-1] if width == 1024 else listed[-1:]))
     return found
 

@@ -16,11 +16,11 @@ from dist_metaxlm.kernels.dropout_triton import keeps
 def norm_forward(x, residual, x_rows, residual_rows, weight, bias, positions, keys, summed, out, means, scales,
                  salt, threshold, factor, rows, width, eps,
                  RESIDUAL: tl.constexpr, GATHER: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr,
-                 DROP: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+                 RMS: tl.constexpr, DROP: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     """summed = residual + x and out = LayerNorm(summed), with dropout of x (DROP 1) or of the result (DROP 2).
 
     With GATHER the rows of x and residual are looked up by x_rows and residual_rows, and `summed` is always written;
-    without residual it is written with GATHER only.
+    without residual it is written with GATHER only. RMS: RMSNorm, and no `means`.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -43,8 +43,11 @@ def norm_forward(x, residual, x_rows, residual_rows, weight, bias, positions, ke
     if RESIDUAL or GATHER:
         tl.store(summed + place, z.to(summed.dtype.element_ty), mask=mask)
     if NORM:
-        mean = tl.sum(z, 1) / width
-        centred = tl.where(mask, z - mean[:, None], 0.0)
+        if RMS:
+            centred = z
+        else:
+            mean = tl.sum(z, 1) / width
+            centred = tl.where(mask, z - mean[:, None], 0.0)
         scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
         result = centred * scale[:, None] * tl.load(weight + column, mask=column < width, other=0.0).to(EXACT)[None, :]
         if BIAS:
@@ -52,15 +55,16 @@ def norm_forward(x, residual, x_rows, residual_rows, weight, bias, positions, ke
         if DROP == 2:
             result = tl.where(stay, result * factor, 0.0)
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
-        tl.store(means + row, mean, mask=row < rows)
+        if not RMS:
+            tl.store(means + row, mean, mask=row < rows)
         tl.store(scales + row, scale, mask=row < rows)
 
 
 @triton.jit(do_not_specialize=["salt", "threshold"])
 def norm_backward(d_out, d_summed, summed, weight, positions, keys, means, scales, d_x, d_residual, weight_parts,
                   bias_parts, salt, threshold, factor, rows, width,
-                  UPSTREAM: tl.constexpr, BIAS: tl.constexpr, DROP: tl.constexpr, EXACT: tl.constexpr,
-                  BLOCK: tl.constexpr, ROWS: tl.constexpr, PROGRAMS: tl.constexpr):
+                  UPSTREAM: tl.constexpr, BIAS: tl.constexpr, RMS: tl.constexpr, DROP: tl.constexpr,
+                  EXACT: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PROGRAMS: tl.constexpr):
     """d_residual = gradient of `summed`, d_summed (UPSTREAM) added; d_x is the same through the mask, with DROP 1."""
     column = tl.arange(0, BLOCK)
     gamma = tl.load(weight + column, mask=column < width, other=0.0).to(EXACT)[None, :]
@@ -77,13 +81,21 @@ def norm_backward(d_out, d_summed, summed, weight, positions, keys, means, scale
         if DROP == 2:
             dy = tl.where(stay, dy * factor, 0.0)
         z = tl.load(summed + place, mask=mask, other=0.0).to(EXACT)
-        mean = tl.load(means + row, mask=row < rows, other=0.0)
+        if not RMS:
+            mean = tl.load(means + row, mask=row < rows, other=0.0)
         scale = tl.load(scales + row, mask=row < rows, other=0.0)
-        normed = tl.where(mask, (z - mean[:, None]) * scale[:, None], 0.0)
+        if RMS:
+            normed = z * scale[:, None]
+        else:
+            normed = tl.where(mask, (z - mean[:, None]) * scale[:, None], 0.0)
         g = dy * gamma
-        along_one = tl.sum(g, 1) / width
+        if not RMS:
+            along_one = tl.sum(g, 1) / width
         along_normed = tl.sum(g * normed, 1) / width
-        dz = (g - along_one[:, None] - normed * along_normed[:, None]) * scale[:, None]
+        if RMS:
+            dz = (g - normed * along_normed[:, None]) * scale[:, None]
+        else:
+            dz = (g - along_one[:, None] - normed * along_normed[:, None]) * scale[:, None]
         if UPSTREAM:
             dz += tl.load(d_summed + place, mask=mask, other=0.0).to(EXACT)
         tl.store(d_residual + place, dz.to(d_residual.dtype.element_ty), mask=mask)

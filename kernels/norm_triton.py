@@ -17,18 +17,19 @@ _EXACT = {torch.float64: (torch.float64, tl.float64)}
 
 
 def norm(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None,
+    rms: bool = False,
 ) -> torch.Tensor:
     """`kernels.norm.norm`."""
-    return _Norm.apply(states, weight, bias, eps, mask)
+    return _Norm.apply(states, weight, bias, eps, mask, rms)
 
 
 def add_norm(
     branch: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
-    mask: DropoutMask | None,
+    mask: DropoutMask | None, rms: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`kernels.norm.add_norm`."""
-    return _AddNorm.apply(branch, residual, weight, bias, eps, mask)
+    return _AddNorm.apply(branch, residual, weight, bias, eps, mask, rms)
 
 
 def add(branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMask) -> torch.Tensor:
@@ -38,36 +39,38 @@ def add(branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMask) -> torc
 
 def embed_norm(
     tokens: torch.Tensor, table: torch.Tensor, positions: torch.Tensor | None, position_table: torch.Tensor | None,
-    weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None,
+    weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None, rms: bool = False,
 ) -> torch.Tensor:
     """`kernels.norm.embed_norm`."""
-    return _EmbedNorm.apply(tokens, table, positions, position_table, weight, bias, eps, mask)
+    return _EmbedNorm.apply(tokens, table, positions, position_table, weight, bias, eps, mask, rms)
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
-                mask: DropoutMask | None) -> torch.Tensor:
+                mask: DropoutMask | None, rms: bool) -> torch.Tensor:
         states = states.contiguous()
-        _, normed, statistics = _forward(states, None, weight, bias, eps, mask, OF_RESULT)
+        _, normed, statistics = _forward(states, None, weight, bias, eps, mask, OF_RESULT, rms=rms)
         ctx.save_for_backward(states, weight, *statistics)
-        ctx.mask, ctx.biased = mask, bias is not None
+        ctx.mask, ctx.biased, ctx.rms = mask, bias is not None, rms
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _, of_states, of_weight, of_bias = _backward(ctx, upstream, None, OF_RESULT)
-        return of_states, of_weight, of_bias, None, None
+        return of_states, of_weight, of_bias, None, None, None
 
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, branch: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor,
-                bias: torch.Tensor | None, eps: float, mask: DropoutMask | None) -> tuple[torch.Tensor, torch.Tensor]:
-        summed, normed, statistics = _forward(branch.contiguous(), residual.contiguous(), weight, bias, eps, mask, OF_BRANCH)
+                bias: torch.Tensor | None, eps: float, mask: DropoutMask | None, rms: bool
+                ) -> tuple[torch.Tensor, torch.Tensor]:
+        summed, normed, statistics = _forward(
+            branch.contiguous(), residual.contiguous(), weight, bias, eps, mask, OF_BRANCH, rms=rms)
         ctx.save_for_backward(summed, weight, *statistics)
-        ctx.mask, ctx.biased, ctx.branch_dtype = mask, bias is not None, branch.dtype
+        ctx.mask, ctx.biased, ctx.rms, ctx.branch_dtype = mask, bias is not None, rms, branch.dtype
         ctx.set_materialize_grads(False)
         return summed, normed
 
@@ -77,7 +80,7 @@ class _AddNorm(torch.autograd.Function):
         if of_normed is None:
             of_normed = torch.zeros_like(ctx.saved_tensors[0])
         of_branch, of_residual, of_weight, of_bias = _backward(ctx, of_normed, of_sum, OF_BRANCH, ctx.branch_dtype)
-        return of_branch, of_residual, of_weight, of_bias, None, None
+        return of_branch, of_residual, of_weight, of_bias, None, None, None
 
 
 class _Add(torch.autograd.Function):
@@ -103,13 +106,13 @@ class _EmbedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: torch.Tensor, table: torch.Tensor, positions: torch.Tensor | None,
                 position_table: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
-                mask: DropoutMask | None) -> torch.Tensor:
+                mask: DropoutMask | None, rms: bool) -> torch.Tensor:
         ctx.rows = table.shape[0], 0 if position_table is None else position_table.shape[0]
         positions = None if position_table is None else positions
         summed, normed, statistics = _forward(
-            table.contiguous(), position_table, weight, bias, eps, mask, OF_RESULT, (tokens, positions))
+            table.contiguous(), position_table, weight, bias, eps, mask, OF_RESULT, (tokens, positions), rms)
         ctx.save_for_backward(summed, weight, *statistics, tokens, positions)
-        ctx.mask, ctx.biased = mask, bias is not None
+        ctx.mask, ctx.biased, ctx.rms = mask, bias is not None, rms
         return normed
 
     @staticmethod
@@ -122,14 +125,16 @@ class _EmbedNorm(torch.autograd.Function):
         of_positions = None
         if positions is not None and ctx.needs_input_grad[3]:
             of_positions = scatter(of_rows, positions, ctx.rows[1], -1, False)
-        return None, of_table, None, of_positions, of_weight, of_bias, None, None
+        return None, of_table, None, of_positions, of_weight, of_bias, None, None, None
 
 
 def _forward(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float,
     mask: DropoutMask | None, place: int, gather: tuple[torch.Tensor, torch.Tensor | None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """The sum (x itself where nothing is summed), its norm (empty without `weight`), and means and scales [T]."""
+    rms: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, torch.Tensor]]:
+    """The sum (x itself where nothing is summed), its norm (empty without `weight`), and means (`rms`: none), scales [T]."""
+    assert bias is None or not rms, "RMSNorm has no bias"
     rows, width = (x.shape[0] if gather is None else gather[0].shape[0]), x.shape[1]
     dtype = x.dtype if residual is None or gather is not None else residual.dtype
     fresh: dict[str, Any] = {"dtype": dtype, "device": x.device}
@@ -137,14 +142,15 @@ def _forward(
     normed = torch.empty((rows, width) if weight is not None else (0,), **fresh)
     exact = _EXACT.get(dtype, (torch.float32, tl.float32))[0]
     means, scales = torch.empty((2, rows), dtype=exact, device=x.device).unbind()
+    statistics = None if rms else means, scales
     settings = _settings("norm_forward", x)
     drop = NO_DROPOUT if mask is None else place
     if rows:
         norm_forward[(triton.cdiv(rows, settings["ROWS"]),)](
-            x, residual, *(gather or (None, None)), weight, bias, *_mask_tensors(mask, width), summed, normed, means, scales,
+            x, residual, *(gather or (None, None)), weight, bias, *_mask_tensors(mask, width), summed, normed, *statistics,
             *_mask_numbers(mask), rows, width, eps, RESIDUAL=residual is not None, GATHER=gather is not None,
-            BIAS=bias is not None, NORM=weight is not None, DROP=drop, **settings)
-    return summed, normed, (means, scales)
+            BIAS=bias is not None, NORM=weight is not None, RMS=rms, DROP=drop, **settings)
+    return summed, normed, statistics
 
 
 def _backward(
@@ -158,11 +164,11 @@ def _backward(
     of_branch = torch.empty_like(summed, dtype=branch_dtype) if drop == OF_BRANCH else of_residual
     programs = _programs(summed.device)
     settings = _settings("norm_backward", summed)
-    parts = torch.empty((2, programs, width), dtype=means.dtype, device=summed.device)
+    parts = torch.empty((2, programs, width), dtype=scales.dtype, device=summed.device)
     norm_backward[(programs,)](
         of_normed.contiguous(), None if of_sum is None else of_sum.contiguous(), summed, weight, *_mask_tensors(mask, width),
         means, scales, of_branch, of_residual, parts[0], parts[1], *_mask_numbers(mask), rows, width,
-        UPSTREAM=of_sum is not None, BIAS=ctx.biased, DROP=drop, PROGRAMS=programs, **settings)
+        UPSTREAM=of_sum is not None, BIAS=ctx.biased, RMS=ctx.rms, DROP=drop, PROGRAMS=programs, **settings)
     of_weight = parts[0].sum(0).to(weight.dtype)
     of_bias = parts[1].sum(0).to(weight.dtype) if ctx.biased else None
     return of_branch if branch_dtype is None else of_branch.to(branch_dtype), of_residual, of_weight, of_bias

@@ -46,7 +46,7 @@ def kernel_cases(small: bool, device: torch.device) -> list[KernelCase]:
     from dist_metaxlm.benchmarking.attention_cases import attention_cases  # it is made of this module's cases
 
     found = [_head(rows, hidden, vocabulary, device), *attention_cases(small, device)]
-    found += _norms(tokens, hidden, device) + _activations(tokens, ffn, device)
+    found += _norms(tokens, hidden, device) + _rms_norms(tokens, hidden, device) + _activations(tokens, ffn, device)
     return [*found, _rotation(tokens, 2 if small else 12, 32 if small else 64, device)]
 
 
@@ -111,6 +111,30 @@ def _norms(tokens: int, hidden: int, device: torch.device) -> list[KernelCase]:
         KernelCase("embedding + position + LayerNorm", "embed_norm", ((1000, hidden), (512, hidden), vector, vector),
                    lambda table, places, *t: norm.embed_norm(ids, table, positions, places, *t, 1e-5),
                    (4 * moved, 3 * moved)),
+    ]
+
+
+def _rms_norms(tokens: int, hidden: int, device: torch.device) -> list[KernelCase]:
+    mask = DropoutMask(torch.arange(tokens, device=device), 2**40 + 78, 0.1)
+    vector, matrix, moved = (hidden,), (tokens, hidden), tokens * hidden
+
+    def torch_add_norm(branch: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        summed = residual + F.dropout(branch, 0.1)
+        return summed, torch_norm(summed, weight)
+
+    def torch_norm(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(states, vector, weight, 1e-5)
+
+    ids = torch.randint(0, 1000, (tokens,), generator=torch.Generator().manual_seed(2)).to(device)
+    return [
+        KernelCase("dropout + residual + RMSNorm, both results", "add_norm", (matrix, matrix, vector),
+                   lambda *t: norm.add_norm(*t, None, 1e-5, mask, rms=True), (4 * moved, 5 * moved),
+                   peers={"torch": torch_add_norm, **_compiled(torch_add_norm, device)}),
+        KernelCase("RMSNorm", "norm", (matrix, vector), lambda *t: norm.norm(*t, None, 1e-5, rms=True),
+                   (2 * moved, 3 * moved), peers={"torch": torch_norm, **_compiled(torch_norm, device)}),
+        KernelCase("embedding + RMSNorm", "embed_norm", ((1000, hidden), vector),
+                   lambda table, weight: norm.embed_norm(ids, table, None, None, weight, None, 1e-5, rms=True),
+                   (3 * moved, 3 * moved)),
     ]
 
 

@@ -44,8 +44,16 @@ _MODERN_REQUIRED = {
 }  # fmt: skip
 
 
+def check_exportable(config: ModelConfig) -> None:
+    """UserError for a model that no class of Hugging Face's is."""
+    if config.norm_type == "rms":
+        raise UserError("a model with model.norm_type rms cannot go to Hugging Face, whose ModernBertForMaskedLM has "
+                        "LayerNorm only; evaluate it on its run's held-out text, or train with model.norm_type=layer")
+
+
 def huggingface_config(config: ModelConfig) -> dict[str, Any]:
-    """The content of the `config.json` under which Hugging Face opens our weights."""
+    """The content of the `config.json` under which Hugging Face opens our weights; UserError where it has no such model."""
+    check_exportable(config)
     common = {
         **_SPECIAL_TOKENS,
         "vocab_size": config.vocab_size,

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.interop.configs import huggingface_config, model_config
+from dist_metaxlm.interop.configs import check_exportable, huggingface_config, model_config
 from dist_metaxlm.interop.tensor_source import HeldTensors, TensorSource, same_tensor
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -73,7 +73,11 @@ def from_huggingface(hf_state: Mapping[str, torch.Tensor], config: ModelConfig) 
 
 
 def export_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
-    """How our tensors become Hugging Face's; UserError unless names and shapes of `source` are those of `config`."""
+    """How our tensors become Hugging Face's.
+
+    UserError unless names and shapes of `source` are those of `config`, and where Hugging Face has no such model.
+    """
+    check_exportable(config)
     steps = [Step(link.ours, link.theirs, link.export) for link in _links(config, len(list(source.keys())))]
     _check_names(set(source.keys()), {name for step in steps for name in step.inputs}, "the model state")
     _check_shapes({name: source.spec(name) for name in source.keys()}, config, "the model state")  # noqa: SIM118

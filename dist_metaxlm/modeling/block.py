@@ -10,7 +10,7 @@ from dist_metaxlm.modeling.attention import Attention
 from dist_metaxlm.modeling.checkpointing import Recomputed
 from dist_metaxlm.modeling.dropout import mask_at
 from dist_metaxlm.modeling.geometry import Geometry
-from dist_metaxlm.modeling.layers import layer_norm
+from dist_metaxlm.modeling.layers import stream_norm
 from dist_metaxlm.modeling.mlp import Mlp
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -26,15 +26,14 @@ class Block(Recomputed):
 
     def __init__(self, config: ModelConfig, index: int, shard: TensorShard = WHOLE) -> None:
         super().__init__()
-        modern = config.family == "modern"
         self.index, self.post = index, config.norm == "post"
         self.sites = (2 * index + 1, 2 * index + 2)
         self.attention = Attention(config, index, shard)
         self.mlp = Mlp(config, shard)
-        self.attention_norm: nn.Module = layer_norm(config.hidden, config.norm_eps, not modern, shard)
-        if modern and index == 0:
+        self.attention_norm: nn.Module = stream_norm(config, shard)
+        if config.family == "modern" and index == 0:
             self.attention_norm = nn.Identity()
-        self.mlp_norm = layer_norm(config.hidden, config.norm_eps, not modern, shard)
+        self.mlp_norm = stream_norm(config, shard)
 
     def forward(self, states: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         """[T, H] -> [T, H]; with sequence parallelism T is this rank's part."""

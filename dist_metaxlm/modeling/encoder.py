@@ -13,7 +13,7 @@ from dist_metaxlm.modeling.embedding import Embedding, TokenEmbedding
 from dist_metaxlm.modeling.geometry import Geometry, batch_geometry
 from dist_metaxlm.modeling.head import Head
 from dist_metaxlm.modeling.initialisation import initialise
-from dist_metaxlm.modeling.layers import layer_norm
+from dist_metaxlm.modeling.layers import stream_norm
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard, mark, own_part
 from dist_metaxlm.planning.stages import Stage
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
             self.final_norm: nn.Module = nn.Identity()
             if stage.last:
                 if config.norm == "pre":
-                    self.final_norm = layer_norm(config.hidden, config.norm_eps, config.family == "xlmr", shard)
+                    self.final_norm = stream_norm(config, shard)
                 self.head = Head(config, shard)
         if home.type != "meta":
             self.to_empty(device=home)

@@ -21,9 +21,8 @@ class Head(nn.Module):
 
     def __init__(self, config: ModelConfig, shard: TensorShard = WHOLE) -> None:
         super().__init__()
-        modern = config.family == "modern"
-        self.dense = Linear(config.hidden, config.hidden, bias=not modern)
-        self.norm = Norm(config.hidden, config.norm_eps, bias=not modern)
+        self.dense = Linear(config.hidden, config.hidden, bias=config.family != "modern")
+        self.norm = Norm(config)
         self.bias = nn.Parameter(torch.empty(shard.padded(config.vocab_size) // shard.size))
         self.shard: VocabularyShard | None = None
         if shard.size > 1:

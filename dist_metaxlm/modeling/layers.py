@@ -15,6 +15,7 @@ from dist_metaxlm.kernels.activations import bias_gelu, wants_bias_apart
 from dist_metaxlm.kernels.dropout import DropoutMask
 from dist_metaxlm.kernels.norm import add_norm, norm
 from dist_metaxlm.modeling.sharding import TensorShard
+from dist_metaxlm.recipe.schema import ModelConfig
 
 
 class Linear(nn.Linear):
@@ -63,26 +64,30 @@ def token_embedding(vocabulary: int, hidden: int, shard: TensorShard) -> nn.Modu
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm of the residual stream, together with the dropout or the residual sum that stands beside it."""
+    """LayerNorm or RMSNorm of the residual stream, together with the dropout or the residual sum that stands beside it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden, config.norm_eps, bias=config.family != "modern")
+        self.rms = config.norm_type == "rms"
 
     def forward(
         self, input: torch.Tensor, residual: torch.Tensor | None = None, mask: DropoutMask | None = None
     ) -> Any:
-        """dropout(LayerNorm(input)) [T, H]; with `residual` the pair of sum = residual + dropout(input) and its norm."""
+        """dropout(norm(input)) [T, H]; with `residual` the pair of sum = residual + dropout(input) and its norm."""
         weight, bias = self.affine()
         if residual is None:
-            return norm(input, weight, bias, self.eps, mask)
-        return add_norm(input, residual, weight, bias, self.eps, mask)
+            return norm(input, weight, bias, self.eps, mask, self.rms)
+        return add_norm(input, residual, weight, bias, self.eps, mask, self.rms)
 
     def affine(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias, as the norm uses them."""
         return self.weight, self.bias
 
 
-def layer_norm(width: int, eps: float, bias: bool, shard: TensorShard) -> Norm:
-    """LayerNorm over the channels of the residual stream, of whichever tokens this rank holds."""
+def stream_norm(config: ModelConfig, shard: TensorShard) -> Norm:
+    """Norm over the channels of the residual stream, of whichever tokens this rank holds."""
     if not shard.sequence:
-        return Norm(width, eps, bias=bias)
+        return Norm(config)
     from dist_metaxlm.modeling.tensor_layers import SequenceNorm
 
-    return SequenceNorm(width, eps, bias, shard)
+    return SequenceNorm(config, shard)

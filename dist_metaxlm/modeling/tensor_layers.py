@@ -19,6 +19,7 @@ from torch import nn
 
 from dist_metaxlm.modeling.layers import Norm
 from dist_metaxlm.modeling.sharding import TensorShard
+from dist_metaxlm.recipe.schema import ModelConfig
 
 
 def _config(shard: TensorShard) -> ModelParallelConfig:
@@ -86,10 +87,10 @@ class TokenEmbedding(VocabParallelEmbedding):
 
 
 class SequenceNorm(Norm):
-    """LayerNorm of this rank's tokens."""
+    """Norm of this rank's tokens."""
 
-    def __init__(self, width: int, eps: float, bias: bool, shard: TensorShard) -> None:
-        super().__init__(width, eps, bias=bias)
+    def __init__(self, config: ModelConfig, shard: TensorShard) -> None:
+        super().__init__(config)
         self._shard = shard
 
     def affine(self) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -19,15 +19,15 @@ class ParameterCounts:
     positions: int
     """Learned positions and the one token type (family xlmr)."""
     embedding_norm: int
-    """LayerNorm after the embedding."""
+    """Norm after the embedding."""
     blocks_split: int
     """All blocks: attention and feed-forward matrices and the biases of their split outputs."""
     blocks_whole: int
     """All blocks: norms and the biases after each summing matrix."""
     final_norm: int
-    """LayerNorm after the last block (pre-norm only)."""
+    """Norm after the last block (pre-norm only)."""
     head: int
-    """Dense layer and LayerNorm before the output projection."""
+    """Dense layer and norm before the output projection."""
     output_bias: int
     """Bias of the output projection [V]; split over the vocabulary."""
 

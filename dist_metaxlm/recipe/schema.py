@@ -53,7 +53,9 @@ class ModelConfig(Section):
     family: Literal["xlmr", "modern"] = "xlmr"
     """`xlmr`: learned positions, GELU, biases. `modern`: RoPE, GeGLU, no biases, alternating local attention."""
     norm: Literal["post", "pre"] = "post"
-    """Place of the LayerNorm: `post` is XLM-R, `pre` is XLM-R XL/XXL and the modern family."""
+    """Place of the norm: `post` is XLM-R, `pre` is XLM-R XL/XXL and the modern family."""
+    norm_type: Literal["layer", "rms"] = "layer"
+    """`layer`: LayerNorm. `rms`: RMSNorm (arXiv 1910.07467), `modern` only; Hugging Face has no class for such a model."""
     layers: int = Field(gt=0)
     """Number of transformer blocks."""
     hidden: int = Field(gt=0)
@@ -67,7 +69,7 @@ class ModelConfig(Section):
     max_positions: int = Field(512, gt=0)
     """Longest document or window in tokens (XLM-R's table has two rows more, for its offset)."""
     norm_eps: float = Field(1e-5, gt=0)
-    """Epsilon of every LayerNorm."""
+    """Epsilon of every norm."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the normal initialisation of matrices and embeddings."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -90,6 +92,9 @@ class ModelConfig(Section):
                              f"nearest: hidden {self.heads * max(1, round(self.hidden / self.heads))}")
         if self.family == "modern" and self.norm != "pre":
             raise ValueError("family modern has its norms before the branches; set norm: pre")
+        if self.norm_type == "rms" and self.family != "modern":
+            raise ValueError(f"norm_type rms is for family modern, whose norms have no bias, not for {self.family}; set "
+                             "norm_type: layer, or family: modern and norm: pre")
         return self
 
 

@@ -23,6 +23,15 @@ def test_every_operator_has_a_case() -> None:
         "linear_cross_entropy", "norm", "add_norm", "add", "embed_norm", "bias_gelu", "geglu", "rotate"}
 
 
+def test_rms_norm_is_measured_beside_torchs() -> None:
+    cases = {case.name: case for case in kernel_cases(True, torch.device("cpu")) if "RMSNorm" in case.name}
+    assert {case.operator for case in cases.values()} == {"norm", "add_norm", "embed_norm"}
+    rows = {row["name"]: row for row in kernels.measure_kernels("cpu", 1, "RMSNorm")["cases"]}
+    assert rows.keys() == cases.keys()
+    assert {row["verdict"] for row in rows.values()} == {"ok"}
+    assert "torch" in rows["RMSNorm"]["milliseconds"]
+
+
 @pytest.fixture
 def doubling(monkeypatch: pytest.MonkeyPatch) -> KernelCase:
     """An operator whose faster backend is `kernels_under_test.fast`, set by each test."""

@@ -19,6 +19,7 @@ SPREAD = {"xlmr": [Layout(2, 0), Layout(2, 2, sequence=True), Layout(4, 1), Layo
           "modern": [Layout(2, 1, sequence=True, micro_batch_tokens=64), Layout(2, 3, sequence=True), Layout(4, 2),
                      Layout(2, 1, sequence=True, pipeline=2, micro_batch_tokens=64)]}
 THREE_LAYERS = ["model.layers=3"]
+RMS = ["model.norm_type=rms"]
 DROPOUT = ["model.dropout=0.2", "model.attention_dropout=0.2"]
 DWA = ["phases.joint.objectives=[{name: mlm, batch_tokens: 128}, {name: dwa, batch_tokens: 256, layer: 1, weight: 3.0}]",
        *DROPOUT]
@@ -39,6 +40,7 @@ def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
     cases["dropout"] = [Case(layout, extra=DROPOUT)
                         for layout in (Layout(2, 2, sequence=True), Layout(pipeline=2), Layout(1, 3))]
     cases["three layers"] = [Case(Layout(pipeline=4), extra=THREE_LAYERS)]
+    cases["rms"] = [Case(Layout(2, 1, sequence=True, pipeline=2), family="modern", extra=RMS)]
     cases["dwa"] = [Case(layout, extra=DWA) for layout in (Layout(), Layout(zero_stage=1, micro_batch_tokens=32))]
     cases["probed"] = PROBED
     results = iter(run_cases(run_ranks, tiny_recipe, tmp_path_factory.mktemp("layouts") / "results.json", 4,
@@ -55,7 +57,7 @@ def check(found: dict[str, Any], single: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("what", "family", "extra"), [
     ("xlmr", "xlmr", []), ("modern", "modern", []), ("dropout", "xlmr", DROPOUT), ("three layers", "xlmr", THREE_LAYERS),
-    ("dwa", "xlmr", DWA)])
+    ("rms", "modern", RMS), ("dwa", "xlmr", DWA)])
 def test_the_layout_changes_nothing(what: str, family: str, extra: list[str], tiny_recipe: Path,
                                     trained: dict[str, list[dict[str, Any]]]) -> None:
     single = single_process(tiny_recipe, family, STEPS, extra)

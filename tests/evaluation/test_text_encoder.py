@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.embed import embed
 from dist_metaxlm.evaluation.retrieval_task import evaluate_parallel, read_parallel
 from dist_metaxlm.evaluation.task_spec import BUILT_IN, TaskSpec
-from dist_metaxlm.evaluation.text_encoder import TextEncoder, batches
+from dist_metaxlm.evaluation.text_encoder import TextEncoder, batches, exported_phase
 from dist_metaxlm.interop.folders import open_folder
 from dist_metaxlm.interop.weights import from_huggingface
 from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 
 TEXTS = ["house sees dog", "หมา", "Haus nimmt Stein Haus nimmt Stein", "", "dog " * 200]
 
@@ -55,6 +57,18 @@ def test_a_folder_without_tokenizer_weights_or_config_is_named(model_folder, tmp
         TextEncoder(tmp_path / "empty")
     with pytest.raises(UserError, match=r"has no config\.json"):
         TextEncoder(tmp_path)
+
+
+def test_a_run_with_rms_norm_is_refused_and_leaves_nothing(model_folder, tmp_path, monkeypatch):
+    size = Tokenizer.load(model_folder.parent / "tokenizer.model").vocab_size
+    recipe = load_recipe("quickstart", [f"data.directory={model_folder.parent}", "model.family=modern", "model.norm=pre",
+                                        "model.norm_type=rms", f"model.vocab_size={size}", "model.hidden=16"])
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(UserError, match="has LayerNorm only"), exported_phase(tmp_path, "untrained"):
+        pytest.fail("it was exported")
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_retrieval_over_files(model_folder, task_data):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import export_folder, fill_mask, import_run, read_import
+from dist_metaxlm.interop.weights import huggingface_config, to_huggingface
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
 
@@ -66,6 +67,33 @@ def test_what_is_exported_comes_back_bit_for_bit(state, config, tokenizer_path, 
     assert set(weights) == set(state)
     assert all(torch.equal(weights[name], state[name]) for name in state)
     assert not list(tmp_path.glob(".*"))
+
+
+def rms_model(vocab_size):
+    shape = {"layers": 2, "hidden": 16, "heads": 2, "ffn": 24, "vocab_size": vocab_size, "max_positions": 32}
+    return ModelConfig(family="modern", norm="pre", norm_type="rms", **shape)
+
+
+def test_a_model_with_rms_norm_is_refused_before_anything_is_written(tokenizer_path, vocab_size, tmp_path):
+    config = rms_model(vocab_size)
+    state = Encoder(config).state_dict()
+    with pytest.raises(UserError, match="has LayerNorm only") as caught:
+        export_folder(state, config, tokenizer_path, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    for refused in (lambda: to_huggingface(state, config), lambda: huggingface_config(config)):
+        with pytest.raises(UserError, match="has LayerNorm only"):
+            refused()
+
+
+def test_an_import_made_before_there_was_a_choice_of_norms_has_layer_norm(state, config, tokenizer_path, tmp_path):
+    export_folder(state, config, tokenizer_path, tmp_path / "out")
+    import_run(tmp_path / "out", tmp_path / "ours")
+    path = tmp_path / "ours/model_config.json"
+    fields = json.loads(path.read_text())
+    assert fields.pop("norm_type") == "layer"
+    path.write_text(json.dumps(fields))
+    assert read_import(tmp_path / "ours")[0].norm_type == "layer"
 
 
 def test_transformers_fills_a_mask_from_the_folder(state, config, tokenizer_path, tmp_path):

@@ -12,6 +12,7 @@ from dist_metaxlm.recipe.schema import ModelConfig
 
 pytest.importorskip("triton")
 FAMILIES = {"xlmr": {}, "xlmr-pre": {"norm": "pre"}, "modern": {"family": "modern", "norm": "pre", "local_window": 6}}
+FAMILIES["modern-rms"] = {**FAMILIES["modern"], "norm_type": "rms", "layers": 1}
 
 
 def a_batch() -> PackedBatch:
@@ -35,8 +36,8 @@ def run(model: Encoder, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, tor
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_losses_and_gradients(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    config = ModelConfig(layers=2, hidden=16, heads=2, ffn=24, vocab_size=310, max_positions=32, dropout=0.2,
-                         attention_dropout=0.1, **FAMILIES[family])
+    shape = {"layers": 2, "hidden": 16, "heads": 2, "ffn": 24, "vocab_size": 310, "max_positions": 32}
+    config = ModelConfig(**(shape | {"dropout": 0.2, "attention_dropout": 0.1} | FAMILIES[family]))
     model = Encoder(config, seed=4)
     batch = a_batch()
     monkeypatch.setenv(registry.VARIABLE, "reference")
@@ -44,7 +45,8 @@ def test_losses_and_gradients(family: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(registry.VARIABLE, "triton")
     losses, others = run(model, batch)
     used = {name for name, backend in registry.choices().items() if backend == "triton"}
-    assert {"linear_cross_entropy", "add_norm"} | ({"geglu", "rotate"} if family == "modern" else {"bias_gelu"}) <= used
+    expected_here = {"geglu", "rotate", "embed_norm"} if family.startswith("modern") else {"bias_gelu"}
+    assert {"linear_cross_entropy", "add_norm", "norm"} | expected_here <= used
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
     assert gradients.keys() == others.keys()
     for name, gradient in gradients.items():

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from dist_metaxlm.kernels import norm as operators
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.dropout import DropoutMask
@@ -57,6 +56,34 @@ def test_norm_and_add_norm(width: int, dropped: bool, biased: bool) -> None:
     against_reference("add_norm", [tensor(5, width), tensor(5, width, seed=2), weight, bias], EPS, mask)
 
 
+@pytest.mark.parametrize("width", [12, 16])
+@pytest.mark.parametrize("dropped", [True, False], ids=["dropout", "plain"])
+def test_rms_norm(width: int, dropped: bool) -> None:
+    mask, weight = a_mask(5) if dropped else None, tensor(width, seed=3)
+    against_reference("norm", [tensor(5, width), weight, None], EPS, mask, True)
+    against_reference("add_norm", [tensor(5, width), tensor(5, width, seed=2), weight, None], EPS, mask, True)
+    tokens, table = torch.tensor([3, 3, 0, 6, 5]), tensor(7, width)
+    against_reference("embed_norm", [tokens, table, None, None, weight, None], EPS, mask, True)
+
+
+def test_the_reference_of_rms_norm_is_its_definition() -> None:
+    """A row over the root of its mean square: arXiv 1910.07467, equation 4, with an epsilon under the root."""
+    states, weight = tensor(4, 12, dtype=torch.float64), tensor(12, seed=3, dtype=torch.float64)
+    upstream = tensor(4, 12, seed=5, dtype=torch.float64)
+    wanted = states / torch.sqrt(states.square().sum(-1, keepdim=True) / 12 + EPS) * weight
+    found = operators.reference_norm(states, weight, None, EPS, None, True)
+    torch.testing.assert_close(found, wanted)
+    for one, other in zip(*(torch.autograd.grad(form, (states, weight), upstream) for form in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other)
+    half = operators.reference_norm(states.bfloat16(), weight.bfloat16(), None, EPS, None, True)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), wanted, atol=0.03, rtol=0.03)
+    with pytest.raises(AssertionError, match="has no bias"):
+        operators.reference_norm(states, weight, weight, EPS, None, True)
+    with pytest.raises(AssertionError, match="has no bias"):
+        norm_triton.norm(states, weight, weight, EPS, None, True)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_add(rows: int) -> None:
     against_reference("add", [tensor(rows, 12), tensor(rows, 12, seed=2)], a_mask(rows))
@@ -77,6 +104,7 @@ def test_several_rows_a_program_and_wide_rows(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setitem(norm_triton.CONFIGURATIONS, name, [{**configurations[0], "ROWS": 4}])
     arguments = [tensor(6, 12), tensor(6, 12, seed=2), tensor(12, seed=3), tensor(12, seed=4)]
     against_reference("add_norm", arguments, EPS, a_mask(6))
+    against_reference("add_norm", [*arguments[:3], None], EPS, a_mask(6), True)
     monkeypatch.undo()
     monkeypatch.setattr(norm_triton, "NARROW", 8)
     against_reference("add_norm", arguments, EPS, a_mask(6))
@@ -103,9 +131,12 @@ def test_gradcheck() -> None:
     gradcheck(lambda *t: operators.norm(*t, EPS, a_mask(3)), x, weight, bias)
     gradcheck(lambda *t: operators.add_norm(*t, EPS, a_mask(3)), x, residual, weight, bias)
     gradcheck(lambda *t: operators.add(*t, a_mask(3)), x, residual)
+    gradcheck(lambda *t: operators.add_norm(*t, None, EPS, a_mask(3), rms=True), x, residual, weight)
     tokens, positions = torch.tensor([1, 1, 2]), torch.tensor([0, 1, 0])
     gradcheck(lambda table, places, *t: operators.embed_norm(tokens, table, positions, places, *t, EPS, None),
               x, residual, weight, bias)
+    gradcheck(lambda table, *t: operators.embed_norm(tokens, table, None, None, *t, None, EPS, a_mask(3), rms=True),
+              x, weight)
 
 
 def test_only_the_norm_or_only_the_sum_is_used_and_no_rows() -> None:
@@ -121,12 +152,14 @@ def test_only_the_norm_or_only_the_sum_is_used_and_no_rows() -> None:
     assert not torch.autograd.grad(empty.sum(), weight)[0].any()
 
 
-def test_bf16_states_with_fp32_parameters() -> None:
+@pytest.mark.parametrize("rms", [False, True], ids=["layer", "rms"])
+def test_bf16_states_with_fp32_parameters(rms: bool) -> None:
     states, weight = tensor(4, 12, dtype=torch.bfloat16), tensor(12, seed=3)
-    normed = operators.norm(states, weight, None, EPS)
+    normed = operators.norm(states, weight, None, EPS, rms=rms)
     assert normed.dtype == torch.bfloat16
+    exact = operators.reference_norm(states.float(), weight, None, EPS, None, rms)
     # The interpreter truncates to bf16 where a device rounds: one unit in the last place.
-    torch.testing.assert_close(normed.float(), F.layer_norm(states.float(), (12,), weight, None, EPS), atol=0.02, rtol=0.01)
+    torch.testing.assert_close(normed.float(), exact, atol=0.02, rtol=0.01)
 
 
 def test_what_a_cpu_takes_and_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

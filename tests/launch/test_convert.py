@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -168,6 +169,18 @@ def test_mistakes_are_one_sentence_and_exit_2(run, trained, config, tmp_path):
         assert words in done.err
         assert not (tmp_path / "out").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "hf"]
+
+
+def test_a_model_with_rms_norm_stays_here(run, trained, config, tmp_path):
+    run_dir = shutil.copytree(trained[0], tmp_path / "run")
+    recipe = load_recipe(run_dir / "meta/recipe.yaml")
+    rms = config.model_copy(update={"family": "modern", "norm": "pre", "norm_type": "rms"})
+    (run_dir / "meta/recipe.yaml").write_text(dump_recipe(recipe.model_copy(update={"model": rms})), encoding="utf-8")
+    done = run("export", "--run_dir", run_dir, "--phase", "meta", "--output", tmp_path / "out")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: a model with model.norm_type rms cannot go to Hugging Face")
+    assert done.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("damage", ["weights", "moments"])

@@ -69,23 +69,23 @@ def test_gradients_are_the_same_bit_for_bit(family: str, dropout: float, layout:
 def test_less_is_kept(family: str) -> None:
     (none, _, no_products), (selective, _, some), (blocks, _, all_products), (second, _, most) = (
         backward(family, **layout) for layout in ({}, SELECTIVE, BLOCKS, EVERY_SECOND))
-    inside = (4 if family == "modern" else 2) * FFN * TOKENS * LAYERS * 4
+    inside = (4 if family.startswith("modern") else 2) * FFN * TOKENS * LAYERS * 4
     assert none - selective == inside, "selective keeps nothing of the inside of the feed-forward layers, and all else"
     assert blocks < 0.15 * none, "of a block its input is kept"
     assert blocks < second < none
-    up = 2 if family == "modern" else 1
+    up = 2 if family.startswith("modern") else 1
     assert (no_products, some, all_products) == (0, LAYERS * (up + 1), LAYERS * (up + 3))
     assert most == 2 * (up + 3), "blocks 0 and 2"
 
 
-@pytest.mark.parametrize("family", ["xlmr", "modern"])
+@pytest.mark.parametrize("family", ["xlmr", "modern", "modern-rms"])
 @pytest.mark.parametrize("layout", [{}, SELECTIVE, BLOCKS, EVERY_SECOND], ids=str)
 def test_the_planner_estimates_what_is_kept(family: str, layout: dict[str, Any]) -> None:
     config = config_of(family, hidden=HIDDEN, ffn=FFN, layers=LAYERS)
     found = estimate_memory(config, Layout(1, 1, 1, False, 0), "fp32", TOKENS, 0.2, ParallelConfig(**layout))
     size, _, _ = backward(family, **layout)
     # What is recomputed is there once at a time, in its own backward pass.
-    again = 0 if not layout else (4 if family == "modern" else 2) * FFN if layout == SELECTIVE else (
+    again = 0 if not layout else (4 if family.startswith("modern") else 2) * FFN if layout == SELECTIVE else (
         backward(family)[0] // LAYERS // TOKENS // 4)
     whole = size + again * TOKENS * 4
     assert found.activations == pytest.approx(whole, rel=0.15)

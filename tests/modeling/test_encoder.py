@@ -8,6 +8,7 @@ import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.modeling.layers import Norm
 from dist_metaxlm.recipe.schema import ModelConfig
 
 VOCAB, WINDOW = 320, 32
@@ -17,6 +18,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "xlmr-pre": {"norm": "pre"},
     "modern": {"family": "modern", "norm": "pre", "local_window": 8, "global_every": 2},
 }
+FAMILIES["modern-rms"] = {**FAMILIES["modern"], "norm_type": "rms"}
 
 
 def config_of(family: str, **fields: Any) -> ModelConfig:
@@ -126,6 +128,20 @@ def test_bf16_states_and_fp32_losses() -> None:
         assert all(parameter.grad.dtype == torch.bfloat16 for parameter in encoder.parameters())
         expected = exact.masked_lm_loss(exact(batch), batch.targets, batch.target_tokens)
         torch.testing.assert_close(losses, expected, atol=0.1, rtol=0.05)
+
+
+def test_every_norm_of_an_rms_model_divides_by_the_root_of_the_mean_square() -> None:
+    layer, rms = (Encoder(config_of(family)) for family in ("modern", "modern-rms"))
+    assert all(torch.equal(value, layer.state_dict()[name]) for name, value in rms.state_dict().items())
+    norms = [module for module in rms.modules() if isinstance(module, Norm)]
+    # embedding, two in each block but the first, final, head
+    assert len(norms) == 1 + 2 * 3 - 1 + 2
+    states = torch.randn(4, 32, generator=torch.Generator().manual_seed(1)) + 3
+    for norm in norms:
+        torch.testing.assert_close(norm(states).square().mean(-1), torch.ones(4), atol=1e-4, rtol=1e-4)
+        assert norm(states).mean() > 0.8, "the mean is left in"
+    embedded = rms.hidden_states(packed_batch())[0]
+    torch.testing.assert_close(embedded.square().mean(-1), torch.ones(len(embedded)), atol=1e-3, rtol=1e-3)
 
 
 def test_meta_device_has_shapes_only() -> None:

@@ -14,7 +14,8 @@ SHAPES = [
     {"layers": 3, "hidden": 24, "heads": 2, "ffn": 50, "vocab_size": 301, "max_positions": 17},
     {"layers": 1, "hidden": 8, "heads": 4, "ffn": 8, "vocab_size": 1000, "max_positions": 64},
 ]
-FAMILIES = [{"norm": "post"}, {"norm": "pre"}, {"family": "modern", "norm": "pre"}]
+FAMILIES = [{"norm": "post"}, {"norm": "pre"}, {"family": "modern", "norm": "pre"},
+            {"family": "modern", "norm": "pre", "norm_type": "rms"}]
 
 
 def parts(encoder: Encoder) -> dict[str, int]:

@@ -47,6 +47,8 @@ def test_all_unknown_keys_are_reported_at_once_with_the_nearest_name() -> None:
 
 @pytest.mark.parametrize(("override", "words"), [
     ("model.heads=5", "not a multiple of heads 5"),
+    ("model.norm_type=rms", "rms is for family modern, whose norms have no bias, not for xlmr; set norm_type: layer"),
+    ("model.norm_type=batch", "model.norm_type"),
     ("parallel.sequence=true", "set sequence: false or tensor: 2"),
     ("phases.meta.objectives.mlm.batch_tokens=1000", "nearest: 1024"),
     ("phases.cross.objectives.contrast.group=100", "not a multiple of group 100"),

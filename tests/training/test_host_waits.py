@@ -28,7 +28,8 @@ from dist_metaxlm.training.engine import engine_config
 from dist_metaxlm.training.metrics import LossMeter
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "xlmr": {}, "xlmr-pre": {"norm": "pre"}, "modern": {"family": "modern", "norm": "pre", "local_window": 6}}
+    "xlmr": {}, "xlmr-pre": {"norm": "pre"}, "modern": {"family": "modern", "norm": "pre", "local_window": 6},
+    "modern-rms": {"family": "modern", "norm": "pre", "local_window": 6, "norm_type": "rms"}}
 OBJECTIVES: dict[str, AnyObjective] = {
     "mlm": MaskedLM(batch_tokens=48), "contrast": Contrast(pairs=2, group=2, layer=1, temperature=0.05, max_tokens=12)}
 
