@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
 from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
 from dist_metaxlm.training.deepspeed_files import follow_file
+from dist_metaxlm.training.disk_space import check_room
 from dist_metaxlm.training.engine import build_engine, resolve_precision
 from dist_metaxlm.training.initial_weights import load_initial_weights
 from dist_metaxlm.training.layout import check_layout, layout_name
@@ -86,6 +88,9 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         return
     if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
         missing_meta(folder)
+    warning = check_room(folder.checkpoints, recipe, options.phase, anew=options.resume == "never")
+    if warning and topology.is_first:
+        print(f"warning: {warning}", file=sys.stderr)
     prepare_data(recipe, topology)
     probe = open_probe(recipe) if recipe.training.probe_interval else None
     bind_cores(topology)
