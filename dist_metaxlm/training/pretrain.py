@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.folders import read_import
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import tensor_shard
@@ -43,6 +45,7 @@ from dist_metaxlm.training.layout import check_layout, layout_name
 from dist_metaxlm.training.loop import train
 from dist_metaxlm.training.loss_scaling import check_fp16, restore_scaler
 from dist_metaxlm.training.manifest import write_json
+from dist_metaxlm.training.optimizer_state import set_exact_weights
 from dist_metaxlm.training.probing import OpenProbe, Probe
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
@@ -124,11 +127,14 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
 
     model = build_model(recipe, phase)
     encoder, carried = model.encoder, None
+    exact: Mapping[str, torch.Tensor] = {}
     if checkpoint is None and options.init_from is not None:
         _say(topology, load_initial_weights(encoder, recipe, options.init_from, tokenizer.hash))
+        exact = read_import(options.init_from)[1]
     elif checkpoint is None and options.phase == "cross":
         carried = carry_over(encoder, recipe, PhaseFolder(folder.run_dir, "meta"), tokenizer.hash)
         carry_own(model, carried)
+        exact = carried.weights
     if checkpoint is not None:
         encoder.load_logical(checkpoint.tensors("weights"))
     if device.type == "cuda" or registry.forced() is not None:
@@ -138,7 +144,8 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         restore(engine, checkpoint)
         progress.resume(checkpoint)
         restore_scaler(engine, checkpoint.facts.get("loss_scaling", {}))
-    elif carried is not None and recipe.carry_over.optimizer == "carry":
+    set_exact_weights(engine, exact)
+    if carried is not None and recipe.carry_over.optimizer == "carry":
         carry_optimizer(engine, carried)
     if topology.is_first:
         folder.cut_metrics(progress.step)
