@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save, save_file
 from worker_layouts import CPU, check_tied
 
 from dist_metaxlm.data.tokenizer import Tokenizer
-from dist_metaxlm.interop.folders import export_folder, import_run
+from dist_metaxlm.interop.folders import LOGICAL_CONFIG
+from dist_metaxlm.interop.shard_writer import WEIGHTS
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.modeling.sharding import own_part
@@ -31,29 +33,28 @@ from dist_metaxlm.training.tensor_file import HashedFile, TensorFile
 ANEW = "carry_over.unseen_embeddings=reinitialise"
 
 
-def check_masters(job: dict[str, Any], topology: Topology, overrides: list[list[str]]) -> list[list[str]]:
-    """For each layout in `overrides` and both ways into `cross`, what does not begin with the source's value."""
+def check_masters(job: dict[str, Any], topology: Topology, cases: list[tuple[str, list[str]]]) -> list[list[str]]:
+    """For each way into `cross` ("meta" or "imported") with its overrides, what does not begin with the source's value."""
     root, wrong = Path(job["output"]).with_name("masters"), []
     recipe = load_recipe(job["recipe"])
     source = {name: value.detach() for name, value in Encoder(recipe.model, recipe.seed + 1).named_parameters()}
     seen = torch.arange(recipe.model.vocab_size, dtype=torch.uint8) % 2
     if topology.is_first:
         finished_meta(root, recipe, source, seen)
-        export_folder(source, recipe.model, None, root / "exported")
-        import_run(root / "exported", root / "imported")
+        (root / "imported").mkdir()
+        save_file(source, root / "imported" / WEIGHTS)
+        (root / "imported" / LOGICAL_CONFIG).write_text(recipe.model.model_dump_json())
     barrier()
-    for number, asked in enumerate(overrides):
-        for way in (None, root / "imported"):
-            cross = load_recipe(job["recipe"], ["training.precision=bf16", *asked])
-            expected = anew(cross, source, seen) if way is None and ANEW in asked else source
-            wrong.append(begun(cross, topology, root, f"{number}-{way is None}", way, expected))
+    for number, (way, asked) in enumerate(cases):
+        cross = load_recipe(job["recipe"], ["training.precision=bf16", *asked])
+        expected = anew(cross, source, seen) if ANEW in asked else source
+        folder = root / "imported" if way == "imported" else None
+        wrong.append(begun(cross, topology, root, str(number), folder, expected))
     return wrong
 
 
 def finished_meta(root: Path, recipe: Recipe, weights: dict[str, torch.Tensor], seen: torch.Tensor) -> None:
     """A meta phase with `weights` in its last checkpoint."""
-    import safetensors.torch
-
     meta = PhaseFolder(root, "meta")
     folder = step_folder(meta.checkpoints, 1)
     folder.mkdir(parents=True)
@@ -61,7 +62,7 @@ def finished_meta(root: Path, recipe: Recipe, weights: dict[str, torch.Tensor], 
     for value in weights.values():
         file.append(value)
     progress = HashedFile(folder / "progress-00000.safetensors")
-    progress.write(safetensors.torch.save({"seen": seen}))
+    progress.write(save({"seen": seen}))
     sealed = {"weights-00000.safetensors": file.seal(), "progress-00000.safetensors": progress.seal()}
     tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model").hash
     write_manifest(folder, {"step": 1, "tokenizer": tokenizer, "vocab_size": recipe.model.vocab_size}, sealed)

@@ -37,8 +37,8 @@ CASES = {
 # 2^16 is at the edge for this model: steps overflow, and every good step after another one doubles the scale again.
 RUN = ["training.precision=fp16", "training.fp16_scale_power=16", "training.fp16_scale_window=1", "training.log_interval=1",
        "training.checkpoint_interval=3", "phases.joint.steps=6", "parallel.zero_stage=3"]
-MASTERS = [[], ["parallel.zero_stage=3", "carry_over.unseen_embeddings=reinitialise"],
-           ["parallel.zero_stage=2", *OFFLOAD], ["parallel.tensor=2"], ["parallel.pipeline=2"]]
+MASTERS = [("meta", []), ("meta", ["parallel.zero_stage=3", "carry_over.unseen_embeddings=reinitialise"]),
+           ("imported", ["parallel.pipeline=2"]), ("imported", ["parallel.zero_stage=2", *OFFLOAD])]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_checkpoints_go_from_offload_and_to_it_bit_by_bit(trained: Any, single: 
 
 def test_masters_begin_with_what_was_carried_over_or_imported_bit_by_bit(trained: Any) -> None:
     wrong = json.loads((trained[1] / "masters.json").read_text())
-    assert wrong == [[[]] * 2 * len(MASTERS)] * 2, "by rank, layout and way into cross"
+    assert wrong == [[[]] * len(MASTERS)] * 2, "by rank and case"
 
 
 def records(run: Path) -> list[dict[str, Any]]:
