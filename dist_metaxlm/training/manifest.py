@@ -119,11 +119,12 @@ def _read(folder: Path) -> dict[str, Any]:
             raise DamagedCheckpoint(f"{path} has lost the SHA-256 of its own content")
         if manifest.get(DIGEST, _own_digest(manifest)) != _own_digest(manifest):
             raise DamagedCheckpoint(f"{path} has another content than its own SHA-256 says")
-        for file in manifest["files"].values():
-            if not (isinstance(file["bytes"], int) and isinstance(file["sha256"], str)):
-                raise TypeError
+        files = manifest["files"]
+        if not isinstance(files, dict) or not all(isinstance(file["bytes"], int) and isinstance(file["sha256"], str)
+                                                  for file in files.values()):
+            raise TypeError
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{folder} has no {MANIFEST}: it was never finished") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise DamagedCheckpoint(f"{path} is not a checkpoint manifest") from None
-    return dict(manifest)
+    return manifest

@@ -35,6 +35,7 @@ from dist_metaxlm.planning.stages import model_stages
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
 from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
 from dist_metaxlm.training.deepspeed_files import follow_file
@@ -45,7 +46,6 @@ from dist_metaxlm.training.layout import check_layout, layout_name
 from dist_metaxlm.training.loop import train
 from dist_metaxlm.training.loss_scaling import check_fp16, restore_scaler
 from dist_metaxlm.training.manifest import write_json
-from dist_metaxlm.training.optimizer_state import set_exact_weights
 from dist_metaxlm.training.probing import OpenProbe, Probe
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
@@ -89,11 +89,11 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         _say(topology, f"phase {options.phase} of {folder.run_dir} is finished: {folder.finished['steps']} steps, loss "
                        f"{folder.finished['loss']:.3f}; --resume never trains it anew")
         return
-    if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
-        missing_meta(folder)
     warning = check_room(folder.checkpoints, recipe, options.phase, anew=options.resume == "never")
     if warning and topology.is_first:
         print(f"warning: {warning}", file=sys.stderr)
+    if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
+        missing_meta(folder)
     prepare_data(recipe, topology)
     probe = open_probe(recipe) if recipe.training.probe_interval else None
     bind_cores(topology)
@@ -144,7 +144,7 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         restore(engine, checkpoint)
         progress.resume(checkpoint)
         restore_scaler(engine, checkpoint.facts.get("loss_scaling", {}))
-    set_exact_weights(engine, exact)
+    optimizer_state.set_exact_weights(engine, exact)
     if carried is not None and recipe.carry_over.optimizer == "carry":
         carry_optimizer(engine, carried)
     if topology.is_first:
