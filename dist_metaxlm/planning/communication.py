@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from dist_metaxlm.parallel.placement import Placement
 from dist_metaxlm.parallel.topology import Topology, filled_nodes
-from dist_metaxlm.planning.parameters import count_parameters
+from dist_metaxlm.planning.parameters import count_parameters, stage_parameters
 from dist_metaxlm.planning.stages import Stage, model_stages
 from dist_metaxlm.recipe.schema import Contrast, PhaseConfig, Recipe
 
@@ -81,15 +81,9 @@ def _element(recipe: Recipe) -> int:
 
 def _gradients(recipe: Recipe, stage: Stage, data: int) -> float:
     """What a rank sends to the next of its data-parallel group."""
-    counts, model, tensor = count_parameters(recipe.model), recipe.model, recipe.parallel.tensor
-    share = len(stage.blocks) / model.layers
-    split, whole = counts.blocks_split * share, counts.blocks_whole * share
-    if stage.first:
-        split, whole = split + counts.word_embedding, whole + counts.positions + counts.embedding_norm
-    if stage.last:
-        split, whole = split + counts.output_bias, whole + counts.final_norm + counts.head
+    parameters = stage_parameters(recipe.model, stage, recipe.parallel.tensor)
     passes = 3 if recipe.parallel.zero_stage else 2
-    return passes * (data - 1) / data * (split / tensor + whole) * _element(recipe)
+    return passes * (data - 1) / data * parameters.own * _element(recipe)
 
 
 def _inside_blocks(recipe: Recipe, phase: PhaseConfig, stage: Stage, place: Placement) -> float:

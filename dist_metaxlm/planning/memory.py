@@ -15,15 +15,22 @@ Activations are an estimate: per token and block the tensors that the backward p
 and nothing recomputed, 8 h + 2 f elements (modern: 10 h + 4 f; rotated queries and keys lie beside the others). Tensor
 parallelism divides 4 h (modern: 6 h) and the f part, sequence parallelism all of it. `recompute: selective` leaves out the
 f part but for one block at a time; of a block that `recompute: blocks` takes its input stays, h, and one such block at a
-time is there whole. A pipeline's first stage holds as many micro-batches as there are stages. The head holds the gathered
-targets' states and one chunk of logits.
+time is there whole. The first of a pipeline's p stages holds p micro-batches, the next p - 1, the last one. The last has the
+head, with the gathered targets' states and one chunk of logits, and a copy of the token embedding without optimiser states.
+
+Host memory: 12 bytes of each parameter that the rank updates, divided by N whatever the ZeRO stage, for the copy from which
+checkpoints are written. Beside training it is there all the time and page-locked, where torch rounds each buffer up to a
+power of two: at most twice as much. Otherwise it is there while a save lasts. Offloaded states lie there too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from dist_metaxlm.planning.parameters import ParameterCounts, count_parameters
+from dist_metaxlm.planning.checkpoint_size import SAVED_BYTES
+from dist_metaxlm.planning.parameters import stage_parameters
+from dist_metaxlm.planning.stages import Stage
 from dist_metaxlm.recipe.schema import ModelConfig, ParallelConfig
 
 BUCKET_ELEMENTS = 50_000_000
@@ -32,6 +39,8 @@ HEAD_CHUNK_BYTES = 2 * 10**9
 """Allowance for the logits that the head holds at once, in bytes; the kernels take no larger chunk."""
 LIVE_PARAMETERS = 1_000_000_000
 """ZeRO-3: gathered parameters that DeepSpeed keeps at most (its default stage3_max_live_parameters)."""
+PINNED_ROUNDING = 2
+"""How many times a page-locked buffer may be as large as what was asked for, at most."""
 
 KEEP_ALL = ParallelConfig()
 """Nothing recomputed, nothing offloaded."""
@@ -69,68 +78,91 @@ class MemoryEstimate:
         return {**asdict(self), "total": self.total}
 
 
-def stage_parameters(model: ModelConfig, layout: Layout) -> int:
-    """Parameters on one rank of the fullest pipeline stage, before ZeRO.
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of host memory that a rank of the fullest stage needs, at most."""
 
-    With a pipeline the first and the last stage hold the word embedding each, and blocks are dealt out evenly.
-    """
-    counts = count_parameters(model)
-    vocabulary = -(-(counts.word_embedding + counts.output_bias) // layout.tensor)
-    per_stage = -(-model.layers // layout.pipeline)
-    blocks = -(-counts.blocks_split * per_stage // (layout.tensor * model.layers))
-    blocks += -(-counts.blocks_whole * per_stage // model.layers)
-    return vocabulary + blocks + _end_parameters(counts, layout.pipeline)
+    saving: int
+    """Where checkpoints are copied to before they are written."""
+    offload: int
+    """Optimiser states and gradients that are kept off the device."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.saving + self.offload
+
+    def as_dict(self) -> dict[str, int]:
+        """Bytes by part, and their total."""
+        return {**asdict(self), "total": self.total}
 
 
-def _end_parameters(counts: ParameterCounts, pipeline: int) -> int:
-    first = counts.positions + counts.embedding_norm
-    last = counts.final_norm + counts.head
-    return first + last if pipeline == 1 else max(first, last)
-
-
-def estimate_memory(model: ModelConfig, layout: Layout, precision: str, micro_batch_tokens: int,
-                    mask_rate: float, saving: ParallelConfig = KEEP_ALL) -> MemoryEstimate:
+def estimate_memory(model: ModelConfig, layout: Layout, precision: str, micro_batch_tokens: int, mask_rate: float,
+                    saving: ParallelConfig = KEEP_ALL, stages: Sequence[Stage] | None = None) -> MemoryEstimate:
     """Bytes on the fullest rank, for micro-batches of `micro_batch_tokens` tokens; precision `fp32`, `bf16` or `fp16`.
 
-    Of `saving` count what it recomputes and whether it offloads; the layout is `layout`.
+    Of `saving` count what it recomputes and whether it offloads; the layout is `layout`. `stages` says what lies where in a
+    pipeline (planning/stages.py); without one it may be left out.
     """
-    parameters, data, stage = stage_parameters(model, layout), layout.data, layout.zero_stage
+    stages = stages or [Stage(range(model.layers))]
+    assert len(stages) == layout.pipeline, f"{len(stages)} stages for a pipeline of {layout.pipeline}"
+    return max((_stage_memory(model, layout, precision, micro_batch_tokens, mask_rate, saving, stage, len(stages) - number)
+                for number, stage in enumerate(stages)), key=lambda memory: memory.total)
+
+
+def _stage_memory(model: ModelConfig, layout: Layout, precision: str, tokens: int, mask_rate: float, saving: ParallelConfig,
+                  stage: Stage, in_flight: int) -> MemoryEstimate:
+    """Bytes on a rank of one stage that holds the activations of `in_flight` micro-batches."""
+    parameters, data, zero = stage_parameters(model, stage, layout.tensor), layout.data, layout.zero_stage
     half = precision != "fp32"
     element = 2 if half else 4
 
     def divided(size: int, from_stage: int) -> int:
-        return -(-size // data) if stage >= from_stage else size
+        return -(-size // data) if zero >= from_stage else size
 
-    offload = saving.offload_optimizer
-    gradients = 0 if offload and stage == 3 else divided(4 * parameters, 2)
-    bucket = min(BUCKET_ELEMENTS, parameters) * element
-    buffers = (bucket if stage >= 2 else element * parameters * half) + (bucket if stage else 0)
-    if stage == 3:
-        buffers += min(LIVE_PARAMETERS, parameters) * element
+    bucket = min(BUCKET_ELEMENTS, parameters.own) * element
+    buffers = (bucket if zero >= 2 else element * parameters.total * half) + (bucket if zero else 0)
+    if zero == 3:
+        buffers += min(LIVE_PARAMETERS, parameters.own) * element
     return MemoryEstimate(
-        weights=divided(element * parameters, 3),
-        gradients=gradients,
-        optimizer=0 if offload else divided((12 if half else 8) * parameters, 1),
-        activations=_activations(model, layout, element, micro_batch_tokens, saving),
-        head=_head(model, layout, element, round(mask_rate * micro_batch_tokens)),
+        weights=divided(element * parameters.total, 3),
+        gradients=0 if saving.offload_optimizer and zero == 3 else divided(4 * parameters.total, 2),
+        optimizer=0 if saving.offload_optimizer else divided((12 if half else 8) * parameters.own, 1),
+        activations=_activations(model, layout, element, tokens, saving, stage, in_flight),
+        head=_head(model, layout, element, round(mask_rate * tokens)) if stage.last else 0,
         buffers=buffers,
     )
 
 
-def _activations(model: ModelConfig, layout: Layout, element: int, tokens: int, saving: ParallelConfig) -> int:
+def estimate_host_memory(model: ModelConfig, layout: Layout, precision: str, saving: ParallelConfig, background: bool,
+                         stages: Sequence[Stage], shared: int = 0) -> HostMemory:
+    """Host memory of a rank on CUDA devices; `background`: whether checkpoints are written beside training.
+
+    shared: bytes that all ranks hold alike and save in shares (planning/checkpoint_size.py).
+    """
+    own = max(stage_parameters(model, stage, layout.tensor).own for stage in stages)
+    offload = 0
+    if saving.offload_optimizer:
+        offload = (8 if precision == "fp32" else 12) * own + (4 * own if layout.zero_stage == 3 else 0)
+    copied = -(-SAVED_BYTES * own // layout.data) + -(-shared // (layout.tensor * layout.pipeline * layout.data))
+    return HostMemory(copied * (PINNED_ROUNDING if background else 1), -(-offload // layout.data))
+
+
+def _activations(model: ModelConfig, layout: Layout, element: int, tokens: int, saving: ParallelConfig, stage: Stage,
+                 in_flight: int) -> int:
     modern = model.family == "modern"
     shared, split = layout.tensor, layout.tensor if layout.sequence else 1
     outside = (6 if modern else 4) * model.hidden / shared + 4 * model.hidden / split
     inside = (4 if modern else 2) * model.ffn / shared
-    blocks = -(-model.layers // layout.pipeline)
+    blocks = len(stage.blocks)
     per_token, once = blocks * (outside + inside), 0.0
     if saving.recompute == "selective":
         per_token, once = blocks * outside, inside
     elif saving.recompute == "blocks":
-        again = -(-blocks // saving.recompute_every)
+        again = sum(block % saving.recompute_every == 0 for block in stage.blocks)
         per_token = (blocks - again) * (outside + inside) + again * model.hidden / split
         once = outside + inside
-    return int((per_token * layout.pipeline + once) * tokens * element)
+    return int((per_token * in_flight + once) * tokens * element)
 
 
 def _head(model: ModelConfig, layout: Layout, element: int, targets: int) -> int:

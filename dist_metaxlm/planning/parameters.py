@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dist_metaxlm.recipe.schema import ModelConfig
+from dist_metaxlm.planning.stages import Stage
+from dist_metaxlm.recipe.schema import AnyObjective, CrossLingualContrast, DenoisingAlignment, ModelConfig
 
 POSITION_OFFSET = 2
 """Rows that XLM-R's position table has before position 0."""
@@ -64,3 +65,46 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
         head=hidden * hidden + bias * hidden + norm,
         output_bias=model.vocab_size,
     )
+
+
+@dataclass(frozen=True)
+class StageParameters:
+    """Numbers of parameters on one tensor rank of a pipeline stage, before ZeRO."""
+
+    own: int
+    """Those that it updates."""
+    copied: int = 0
+    """Its part of the last stage's copy of the token embedding: weights and gradients, and no optimiser state."""
+
+    @property
+    def total(self) -> int:
+        """All that lie there."""
+        return self.own + self.copied
+
+
+def stage_parameters(model: ModelConfig, stage: Stage, tensor: int = 1) -> StageParameters:
+    """What a rank of `stage` holds where `tensor` ranks share it, the vocabulary padded to a multiple of them."""
+    counts, rows = count_parameters(model), -(-model.vocab_size // tensor)
+    # The first block of family modern has no norm of its own; all others are alike.
+    absent = counts.embedding_norm if model.family == "modern" else 0
+    split = counts.blocks_split // model.layers * len(stage.blocks)
+    whole = (counts.blocks_whole + absent) // model.layers * len(stage.blocks) - absent * (0 in stage.blocks)
+    own = split // tensor + whole
+    if stage.first:
+        own += rows * model.hidden + counts.positions + counts.embedding_norm
+    if stage.last:
+        own += counts.final_norm + counts.head + rows
+    return StageParameters(own, rows * model.hidden if stage.last and not stage.first else 0)
+
+
+def objective_parameters(model: ModelConfig, objective: AnyObjective) -> int:
+    """Trained parameters that an objective has beside the encoder."""
+    if isinstance(objective, DenoisingAlignment):
+        return 2 * model.hidden**2 + model.hidden
+    return model.hidden**2 if isinstance(objective, CrossLingualContrast) and objective.projection else 0
+
+
+def momentum_parameters(model: ModelConfig, objective: CrossLingualContrast) -> int:
+    """Weights of xlco's momentum encoder: those up to the block that it reads, and the projection."""
+    upto = stage_parameters(model, Stage(range(objective.layer), last=False)).own
+    return upto + objective_parameters(model, objective)

@@ -3,6 +3,9 @@
 The order is a rule, not a speed model: what fits before what does not; ZeRO 0-2 before ZeRO-3, which gathers the weights
 in every pass; then fewer pipeline stages, fewer tensor ranks, ZeRO-1 before 2 before 0, and no sequence parallelism
 before it. So plain data parallelism with ZeRO-1 stands first wherever it fits.
+
+Pipeline stages are those that training cuts (planning/stages.py), phase by phase; what is shown is the fullest rank of any
+stage and phase.
 """
 
 from __future__ import annotations
@@ -13,15 +16,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.planning.checkpoint_size import shared_bytes
 from dist_metaxlm.planning.flops import step_flops
 from dist_metaxlm.planning.hardware import Device, device_named
-from dist_metaxlm.planning.memory import Layout, MemoryEstimate, estimate_memory
-from dist_metaxlm.planning.parameters import count_parameters
+from dist_metaxlm.planning.memory import HostMemory, Layout, MemoryEstimate, estimate_host_memory, estimate_memory
+from dist_metaxlm.planning.parameters import count_parameters, momentum_parameters
+from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, part_costs
 from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, PairObjective, PhaseConfig, Recipe
 
 MEMORY_SHARE = 0.9
 """Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""
 _ZERO_ORDER = {1: 0, 2: 1, 0: 2, 3: 3}
+Stages = dict[str, list[Stage]]
+"""Pipeline stages by phase, whose windows and masks may weigh the parts differently."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,12 @@ class Plan:
     micro_batches: int
     """Passes of the largest objective that a rank makes in a step."""
     memory: MemoryEstimate
+    host: HostMemory
+    """Of each rank; a node's is as many times as much as it has devices."""
+    stage_blocks: dict[str, list[int]]
+    """Blocks of each pipeline stage, by phase."""
+    idle: float
+    """Share of a step in which a stage waits for the others on average, by operations alone; of the worst phase."""
     fits: bool
 
     def overrides(self) -> list[str]:
@@ -60,8 +73,9 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, memory in bytes."""
         return {**asdict(self.layout), "micro_batch_tokens": self.micro_batch_tokens,
-                "micro_batches": self.micro_batches, "memory": self.memory.as_dict(), "fits": self.fits,
-                "overrides": self.overrides()}
+                "micro_batches": self.micro_batches, "memory": self.memory.as_dict(),
+                "host_memory": self.host.as_dict(),
+                "stage_blocks": self.stage_blocks, "idle_share": self.idle, "fits": self.fits, "overrides": self.overrides()}
 
 
 def parse_cluster(text: str) -> Cluster:
@@ -82,7 +96,11 @@ def plan(recipe: Recipe, cluster: Cluster) -> list[Plan]:
         UserError: when no layout cuts the recipe's batches evenly.
     """
     precision = "bf16" if recipe.training.precision == "auto" else recipe.training.precision
-    plans = [_fill(recipe, cluster, layout, precision) for layout in _layouts(recipe, cluster, precision)]
+    layouts = list(_layouts(recipe, cluster, precision))
+    cuts: dict[int, Stages] = {count: {name: model_stages(recipe.model, phase.sequence_length, phase.mask_rate, count)
+                                       for name, phase in recipe.phases.items()}
+                               for count in {layout.pipeline for layout in layouts}}
+    plans = [_fill(recipe, cluster, layout, precision, cuts[layout.pipeline]) for layout in layouts]
     if not plans:
         raise UserError(f"recipe {recipe.name} cannot be cut over {cluster.world_size} devices: no number of data-parallel "
                         "ranks divides the windows and pair groups of every phase; take fewer nodes or larger batches")
@@ -102,7 +120,7 @@ def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layou
         # Tensor ranks talk in every layer, so they stay inside a node.
         if cluster.devices_per_node % tensor or any(size % tensor for size in (model.heads, model.hidden, model.ffn)):
             continue
-        for pipeline in range(1, model.layers + 1):
+        for pipeline in range(1, model.layers + 3):  # embedding and head may have a stage each
             if (cluster.world_size // tensor) % pipeline:
                 continue
             data = cluster.world_size // (tensor * pipeline)
@@ -133,23 +151,41 @@ def divides(phase: PhaseConfig, data: int) -> bool:
     return True
 
 
-def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str) -> Plan:
+def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stages: Stages) -> Plan:
     """The layout with the largest micro-batch that fits; windows are halved until it does."""
     length = max(phase.sequence_length for phase in recipe.phases.values())
-    rate = max(phase.mask_rate for phase in recipe.phases.values())
     share = max(_share(phase, layout.data) for phase in recipe.phases.values())
-    contrast = max(_contrast_tokens(phase, layout.data, recipe.model.layers) for phase in recipe.phases.values())
     # A pipeline is idle unless several micro-batches follow each other through it.
     windows = max(1, -(-share // length) // (4 * layout.pipeline if layout.pipeline > 1 else 1))
     budget = int(MEMORY_SHARE * cluster.device.memory)
     while True:
         tokens = windows * length
-        memory = estimate_memory(recipe.model, layout, precision, max(tokens, contrast), rate, recipe.parallel)
-        momentum = max(_momentum_bytes(phase, recipe, precision, tokens) for phase in recipe.phases.values())
-        memory = replace(memory, buffers=memory.buffers + momentum)
+        memory = max((_memory(recipe, name, layout, precision, tokens, stages[name]) for name in stages),
+                     key=lambda found: found.total)
         if memory.total <= budget or windows == 1:
-            return Plan(layout, tokens, -(-share // tokens), memory, memory.total <= budget)
+            break
         windows = -(-windows // 2)
+    parts = [stage for cut in stages.values() for stage in cut]
+    shared = max(shared_bytes(recipe.model, phase) for phase in recipe.phases.values())
+    host = estimate_host_memory(recipe.model, layout, precision, recipe.parallel, recipe.training.save_in_background, parts,
+                                shared)
+    idle = max(_idle(recipe, phase, layout.data, tokens, stages[name]) for name, phase in recipe.phases.items())
+    blocks = {name: [len(stage.blocks) for stage in cut] for name, cut in stages.items()}
+    return Plan(layout, tokens, -(-share // tokens), memory, host, blocks, idle, memory.total <= budget)
+
+
+def _memory(recipe: Recipe, name: str, layout: Layout, precision: str, tokens: int, stages: list[Stage]) -> MemoryEstimate:
+    phase = recipe.phases[name]  # type: ignore[index]
+    at_once = max(tokens, _contrast_tokens(phase, layout.data, recipe.model.layers))
+    memory = estimate_memory(recipe.model, layout, precision, at_once, phase.mask_rate, recipe.parallel, stages)
+    return replace(memory, buffers=memory.buffers + _momentum_bytes(phase, recipe, precision, tokens))
+
+
+def _idle(recipe: Recipe, phase: PhaseConfig, data: int, tokens: int, stages: list[Stage]) -> float:
+    """Idle share of a step by its micro-batches of windows; those of sentence pairs only make it smaller."""
+    passes = sum(-(-objective.batch_tokens // (data * tokens)) for objective in phase.objectives
+                 if not isinstance(objective, PairObjective))
+    return idle_share(part_costs(recipe.model, phase.sequence_length, phase.mask_rate), stages, max(1, passes))
 
 
 def _share(phase: PhaseConfig, data: int) -> int:
@@ -172,13 +208,12 @@ def _contrast_tokens(phase: PhaseConfig, data: int, layers: int) -> int:
 def _momentum_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batch_tokens: int) -> int:
     """What xlco keeps on every rank: fp32 averages of the weights up to its block (and a copy in half precision), its queue,
     and a micro-step's products with it, in fp32, before and after what is left out and beside the key's."""
-    model, counts = recipe.model, count_parameters(recipe.model)
     for objective in phase.objectives:
         if isinstance(objective, CrossLingualContrast):
-            blocks = (counts.blocks_split + counts.blocks_whole) * objective.layer // model.layers
-            weights = counts.word_embedding + counts.positions + counts.embedding_norm + blocks
+            weights = momentum_parameters(recipe.model, objective)
             at_once = min(objective.examples, max(1, micro_batch_tokens // objective.longest))
-            return weights * (4 if precision == "fp32" else 6) + objective.queue * (4 * model.hidden + 16 + 12 * at_once)
+            return (weights * (4 if precision == "fp32" else 6)
+                    + objective.queue * (4 * recipe.model.hidden + 16 + 12 * at_once))
     return 0
 
 
@@ -200,12 +235,13 @@ def summary(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
 
 def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) -> list[Any]:
     """Lines and one table for a terminal (rich renderables)."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     facts, gigabyte = summary(recipe, cluster), 1e9
     where = f"{cluster.nodes} x {cluster.devices_per_node} x {cluster.device.name}"
-    table = Table(title=f"{recipe.name} on {where}, GB a device", pad_edge=False)
-    for heading in ("TP", "PP", "DP", "SP", "ZeRO", "tokens", "passes", "states", "act.", "total", "fits"):
+    table = Table(title=f"{recipe.name} on {where}, GB a device", pad_edge=False, padding=0, box=SIMPLE_HEAD)
+    for heading in ("TP", "PP", "DP", "SP", "ZeRO", "tokens", "passes", "states", "act.", "total", "host", "idle", "fits"):
         table.add_column(heading, justify="right", no_wrap=True)
     for found in plans[:top]:
         memory, layout = found.memory, found.layout
@@ -213,13 +249,16 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
         table.add_row(str(layout.tensor), str(layout.pipeline), str(layout.data), "yes" if layout.sequence else "no",
                       str(layout.zero_stage), f"{found.micro_batch_tokens:,}", str(found.micro_batches),
                       f"{states / gigabyte:.1f}", f"{(memory.activations + memory.head) / gigabyte:.1f}",
-                      f"{memory.total / gigabyte:.1f}", "yes" if found.fits else "no")
+                      f"{memory.total / gigabyte:.1f}", f"{found.host.total / gigabyte:.1f}", f"{found.idle:.0%}",
+                      "yes" if found.fits else "no")
     fitting = sum(found.fits for found in plans)
     lines = [f"{facts['parameters'] / 1e6:,.1f} M parameters, {facts['parameters_without_embeddings'] / 1e6:,.1f} M without "
              "embeddings; memory is an estimate (planning/memory.py)"]
     lines += [f"{name}: {work['steps']:,} steps, {work['tokens'] / 1e9:,.1f} G tokens, {work['flops']:.2e} FLOP"
               for name, work in facts["phases"].items()]
-    lines.append("TP, PP, DP: tensor, pipeline, data parallel ranks; SP: sequence parallelism; tokens: of a micro-batch")
+    lines.append("TP, PP, DP: tensor, pipeline, data parallel ranks; SP: sequence parallelism; tokens: of a micro-batch; "
+                 "host: host memory for saving and offload, at most; idle: share of a step lost while a pipeline fills and "
+                 "drains")
     closing = f"{fitting} of {len(plans)} legal layouts fit."
     closing += f" Take the first: {' '.join(plans[0].overrides())}" if fitting else " Take more or larger devices."
     return [*lines, table, closing]

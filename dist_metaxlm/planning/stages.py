@@ -65,3 +65,16 @@ def _with_run(cut: tuple[float, float, tuple[int, ...]], start: int, cost: float
 def model_stages(model: ModelConfig, length: float, target_share: float, stages: int) -> list[Stage]:
     """The stages of `model` for documents of `length` tokens."""
     return balanced_stages(part_costs(model, length, target_share), stages)
+
+
+def idle_share(costs: Sequence[float], stages: Sequence[Stage], micro_batches: int) -> float:
+    """Share of a step that a stage waits on average, while the pipeline fills and drains and for the costliest stage.
+
+    costs: as of `part_costs`. Of m equal micro-batches the first takes the sum of the stages' costs, each other one follows
+    by the largest; communication counts nothing. With equal costs of p stages this is (p - 1) / (m + p - 1), as in
+    PipeDream-Flush (arXiv 2104.04473, section 2.2).
+    """
+    by_stage = [costs[0] * stage.first + sum(costs[1 + block] for block in stage.blocks) + costs[-1] * stage.last
+                for stage in stages]
+    step = sum(by_stage) + (micro_batches - 1) * max(by_stage)
+    return 1 - micro_batches * sum(by_stage) / len(stages) / step

@@ -7,7 +7,7 @@ may have these rows drawn anew.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class Carried:
     """[V] bool: tokens that the phase before never had as input or target."""
     report: dict[str, Any]
     """Policy, source and embedding statistics, for the log and for carry_over.json."""
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What was loaded, whole and by logical name, from files that are read when it is used: the masters begin with it."""
 
 
 def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Carried:
@@ -57,7 +59,7 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
             weights[name] = torch.where(unseen.view(-1, *[1] * (fresh.dim() - 1)), fresh, weights[name])
     encoder.load_logical(weights)
     report["embeddings_after"] = embedding_statistics(weights[TABLE], unseen)
-    return Carried(checkpoint, unseen, report)
+    return Carried(checkpoint, unseen, report, weights)
 
 
 @torch.no_grad()
@@ -70,6 +72,7 @@ def carry_own(model: torch.nn.Module, carried: Carried) -> None:
     own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(OWN)}
     for name in set(own) & set(found):
         own[name].copy_(found[name])
+        carried.weights[name] = found[name]
     if own:
         carried.report["objective_weights"] = {"carried": [name for name in own if name in found],
                                                "fresh": [name for name in own if name not in found]}

@@ -14,8 +14,12 @@ from typing import Any
 
 from dist_metaxlm.training.tensor_file import Sealed
 
-FORMAT = 1
+FORMAT = 2
+_WITHOUT_DIGEST = 1
+"""The format before: the same without `DIGEST`; where such a manifest has one all the same, it must agree."""
 MANIFEST = "manifest.json"
+DIGEST = "sha256"
+"""Field of a manifest for the SHA-256 of all the others: a flipped digit of a step or a digest is damage too."""
 
 
 class DamagedCheckpoint(Exception):
@@ -45,8 +49,15 @@ def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, Sea
     found = {path.name for path in folder.iterdir()}
     assert found == set(sealed), f"{folder} holds {sorted(found)} instead of {sorted(sealed)}"
     files = {name: {"bytes": sealed[name].bytes, "sha256": sealed[name].sha256} for name in sorted(sealed)}
-    write_json(folder / MANIFEST, {"format": FORMAT, **facts, "files": files})
+    manifest = {"format": FORMAT, **facts, "files": files}
+    write_json(folder / MANIFEST, {**manifest, DIGEST: _own_digest(manifest)})
     sync_folder(folder)
+
+
+def _own_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its `DIGEST`, as JSON that is the same however the file is laid out."""
+    rest = {key: value for key, value in manifest.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
@@ -102,8 +113,16 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT or not isinstance(manifest["files"], dict):
+        if manifest["format"] not in (FORMAT, _WITHOUT_DIGEST):
             raise DamagedCheckpoint(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
+        if DIGEST not in manifest and manifest["format"] == FORMAT:
+            raise DamagedCheckpoint(f"{path} has lost the SHA-256 of its own content")
+        if manifest.get(DIGEST, _own_digest(manifest)) != _own_digest(manifest):
+            raise DamagedCheckpoint(f"{path} has another content than its own SHA-256 says")
+        files = manifest["files"]
+        if not isinstance(files, dict) or not all(isinstance(file["bytes"], int) and isinstance(file["sha256"], str)
+                                                  for file in files.values()):
+            raise TypeError
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{folder} has no {MANIFEST}: it was never finished") from None
     except (ValueError, KeyError, TypeError):

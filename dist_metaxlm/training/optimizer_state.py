@@ -7,7 +7,7 @@ of the layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -70,6 +70,17 @@ def set_full_weight(engine: Any, name: str, param: torch.nn.Parameter, value: to
         return
     safe_set_full_fp32_param(param, value)
     param.data.copy_(value)
+
+
+def set_exact_weights(engine: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give the fp32 master copies the values in `weights`, whole and by logical name, of those that are there.
+
+    DeepSpeed makes the masters of a half-precision engine from a module that it has rounded to 16 bits before. The model's
+    own copies stay as they are, for they are these values rounded; in fp32 there is nothing to mend.
+    """
+    for name, param in named_parameters(engine):
+        if param.dtype != torch.float32 and name in weights:
+            set_full_weight(engine, name, param, weights[name].float())
 
 
 def set_full_moment(engine: Any, name: str, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.folders import read_import
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import tensor_shard
@@ -32,9 +35,11 @@ from dist_metaxlm.planning.stages import model_stages
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
 from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
 from dist_metaxlm.training.deepspeed_files import follow_file
+from dist_metaxlm.training.disk_space import check_room
 from dist_metaxlm.training.engine import build_engine, resolve_precision
 from dist_metaxlm.training.initial_weights import load_initial_weights
 from dist_metaxlm.training.layout import check_layout, layout_name
@@ -84,6 +89,9 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         _say(topology, f"phase {options.phase} of {folder.run_dir} is finished: {folder.finished['steps']} steps, loss "
                        f"{folder.finished['loss']:.3f}; --resume never trains it anew")
         return
+    warning = check_room(folder.checkpoints, recipe, options.phase, anew=options.resume == "never")
+    if warning and topology.is_first:
+        print(f"warning: {warning}", file=sys.stderr)
     if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
         missing_meta(folder)
     prepare_data(recipe, topology)
@@ -119,11 +127,14 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
 
     model = build_model(recipe, phase)
     encoder, carried = model.encoder, None
+    exact: Mapping[str, torch.Tensor] = {}
     if checkpoint is None and options.init_from is not None:
         _say(topology, load_initial_weights(encoder, recipe, options.init_from, tokenizer.hash))
+        exact = read_import(options.init_from)[1]
     elif checkpoint is None and options.phase == "cross":
         carried = carry_over(encoder, recipe, PhaseFolder(folder.run_dir, "meta"), tokenizer.hash)
         carry_own(model, carried)
+        exact = carried.weights
     if checkpoint is not None:
         encoder.load_logical(checkpoint.tensors("weights"))
     if device.type == "cuda" or registry.forced() is not None:
@@ -133,7 +144,8 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         restore(engine, checkpoint)
         progress.resume(checkpoint)
         restore_scaler(engine, checkpoint.facts.get("loss_scaling", {}))
-    elif carried is not None and recipe.carry_over.optimizer == "carry":
+    optimizer_state.set_exact_weights(engine, exact)
+    if carried is not None and recipe.carry_over.optimizer == "carry":
         carry_optimizer(engine, carried)
     if topology.is_first:
         folder.cut_metrics(progress.step)

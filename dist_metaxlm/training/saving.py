@@ -32,6 +32,7 @@ from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
 from dist_metaxlm.training import optimizer_state
+from dist_metaxlm.training.disk_space import require_room
 from dist_metaxlm.training.manifest import list_steps, step_folder, sync_folder, write_manifest
 from dist_metaxlm.training.pieces import KINDS, Pieces
 from dist_metaxlm.training.replicas import Replicas
@@ -58,6 +59,7 @@ class CheckpointSaver:
         self._pieces = Pieces(engine, self._group)
         self._memory = getattr(engine.module, "memory", None)
         self._replicas = Replicas(self._memory.large() if self._memory else {}, rank(), world_size())
+        self._bytes = self._bytes_of_all()
         self.stalled = 0.0
         """Seconds that training has stood still for saving: in `save`, and before the update after it."""
         self._pending: Future[None] | None = None
@@ -163,6 +165,7 @@ class CheckpointSaver:
         def begin() -> None:
             for left in self._root.glob(".step-*.tmp"):  # by a run that was killed while it saved
                 shutil.rmtree(left, ignore_errors=True)
+            require_room(self._root, self._bytes)
             temporary.mkdir(parents=True)
 
         def commit() -> None:
@@ -232,6 +235,15 @@ class CheckpointSaver:
 
         return [of((0,), True, False), of((0,), False, True), of(range(1, len(KINDS)), True, True),
                 {name: (shape, partial(kept.__getitem__, name)) for name, shape in self._replicas.shapes.items()}]
+
+    def _bytes_of_all(self) -> int:
+        """Bytes of the tensors that all ranks write in a save (collective)."""
+        elements = len(KINDS) * sum(torch.Size(self._pieces.shape(index)).numel() for index in self._pieces.written)
+        elements += sum(shape.numel() for shape in self._replicas.shapes.values())
+        total = torch.tensor([4 * elements])
+        if self._group is not None:
+            dist.all_reduce(total, group=self._group)
+        return int(total)
 
     def _together(self, action: Callable[[], None] | None, target: Path) -> None:
         """Do `action` on this rank, then all raise where one failed: none goes on to wait for a rank that does not come."""

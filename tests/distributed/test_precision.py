@@ -37,6 +37,8 @@ CASES = {
 # 2^16 is at the edge for this model: steps overflow, and every good step after another one doubles the scale again.
 RUN = ["training.precision=fp16", "training.fp16_scale_power=16", "training.fp16_scale_window=1", "training.log_interval=1",
        "training.checkpoint_interval=3", "phases.joint.steps=6", "parallel.zero_stage=3"]
+MASTERS = [("meta", []), ("meta", ["parallel.zero_stage=3", "carry_over.unseen_embeddings=reinitialise"]),
+           ("imported", ["parallel.pipeline=2"]), ("imported", ["parallel.zero_stage=2", *OFFLOAD])]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
     folder = tmp_path_factory.mktemp("precision")
     cases = {name: case for name, case in CASES.items() if FP16_HERE or "fp16" not in name}
     results = run_cases(run_ranks, tiny_recipe, folder / "results.json", 2, list(cases.values()), STEPS,
-                        worker="worker_precision.py", fp16=RUN if FP16_HERE else [], resume=3)
+                        worker="worker_precision.py", fp16=RUN if FP16_HERE else [], resume=3,
+                        masters=MASTERS)
     return dict(zip(cases, results, strict=True)), folder
 
 
@@ -88,6 +91,11 @@ def test_checkpoints_go_from_offload_and_to_it_bit_by_bit(trained: Any, single: 
         assert result["first"] == number * STEPS
         assert result["copied"], name
         close(result, single, number * STEPS)
+
+
+def test_masters_begin_with_what_was_carried_over_or_imported_bit_by_bit(trained: Any) -> None:
+    wrong = json.loads((trained[1] / "masters.json").read_text())
+    assert wrong == [[[]] * len(MASTERS)] * 2, "by rank and case"
 
 
 def records(run: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Layouts in half precision, with recomputation and offload, and a run in fp16 that is resumed; see test_precision.py.
+"""Layouts in half precision, with recomputation and offload, a run in fp16 that is resumed, and masters (masters.py); see
+test_precision.py.
 
 One start for all of it, because starting is what takes long.
 """
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from masters import check_masters
 from worker_layouts import CPU, run_case
 
 from dist_metaxlm.parallel.process_group import barrier, process_group
@@ -49,6 +52,10 @@ def main(job_file: str) -> None:
         if job["fp16"]:
             train_and_resume(job, topology)
         results = [run_case(case, job) for case in job["cases"]]
+        if job.get("masters"):
+            wrong: list[Any] = [None] * topology.world_size
+            dist.all_gather_object(wrong, check_masters(job, topology, job["masters"]))
+            Path(job["output"]).with_name("masters.json").write_text(json.dumps(wrong))
         if topology.is_first:
             Path(job["output"]).write_text(json.dumps(results))
 

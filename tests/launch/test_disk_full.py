@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.training.manifest import verify_manifest
+from dist_metaxlm.training.pretrain import Options, pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +38,20 @@ def test_full_disk_while_saving(small_disk: Path, tiny_recipe: Path,
     assert [process.returncode for process in processes] == [74, 74], outcomes
     errors = [line for line in outcomes[0][1].splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
+    warnings = [line for line in outcomes[0][1].splitlines() if line.startswith("warning: ") and "--run_dir" in line]
+    assert len(warnings) == 1
+    assert "room for 1 checkpoint(s)" in warnings[0]
     assert "No space left on device" in errors[0]
     assert [path.name for path in (run / "meta" / "checkpoints").iterdir()] == ["step-00000004"]
     assert verify_manifest(run / "meta" / "checkpoints" / "step-00000004")["step"] == 4
     assert not (run / "meta" / "done.json").exists()
+
+
+def test_a_disk_too_small_for_one_checkpoint_is_refused(small_disk: Path, tiny_recipe: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
+    (small_disk / "other").write_bytes(b" " * 500_000)
+    with pytest.raises(UserError, match="a checkpoint of recipe tiny takes") as raised:
+        pretrain(Options("meta", str(tiny_recipe), run_dir=str(small_disk / "run")), HeldoutProbe)
+    assert "free some, or give a --run_dir" in str(raised.value)
+    assert [path.name for path in small_disk.iterdir()] == ["other"]

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from dist_metaxlm.planning.memory import Layout, estimate_memory, stage_parameters
+from dist_metaxlm.planning.memory import PINNED_ROUNDING, Layout, estimate_host_memory, estimate_memory
 from dist_metaxlm.planning.parameters import count_parameters
+from dist_metaxlm.planning.stages import Stage, model_stages
 from dist_metaxlm.recipe.schema import ModelConfig, ParallelConfig
 
 MODEL = ModelConfig(layers=12, hidden=768, heads=12, ffn=3072, vocab_size=250002)
@@ -40,18 +41,37 @@ def test_a_deeper_zero_stage_never_needs_more_states():
     assert states == sorted(states, reverse=True)
 
 
-def test_tensor_ranks_share_all_but_norms_and_head():
-    counts = count_parameters(MODEL)
-    whole = counts.positions + counts.embedding_norm + counts.blocks_whole + counts.head
-    share = stage_parameters(MODEL, replace(ALONE, tensor=4))
-    assert share == pytest.approx(whole + (TOTAL - whole) / 4, abs=4)
+def test_stages_have_what_is_theirs_and_the_fullest_counts():
+    stages = model_stages(MODEL, 512, 0.15, 4)
+    layout = replace(ALONE, pipeline=4, data=2, zero_stage=1)
+    found = estimate_memory(MODEL, layout, "bf16", 8192, 0.15, stages=stages)
+    # The first stage has the embedding and most micro-batches at once; the head is on another.
+    counts, share = count_parameters(MODEL), len(stages[0].blocks) / MODEL.layers
+    first = counts.word_embedding + counts.positions + counts.embedding_norm
+    first += round((counts.blocks_split + counts.blocks_whole) * share)
+    assert found.weights == 2 * first
+    assert found.optimizer == 6 * first
+    assert found.head == 0
+    assert found.activations == 4 * len(stages[0].blocks) * 8192 * 2 * (8 * 768 + 2 * 3072)
+    # With a stage of its own the head's copy of the embedding has weights and gradients, and no optimiser states.
+    ends = [Stage(range(12), last=False), Stage(range(12, 12), first=False)]
+    alone = estimate_memory(MODEL, replace(layout, pipeline=2), "bf16", 8192, 0.15, stages=[ends[0], ends[1]])
+    assert alone.head == 0
+    tail = counts.final_norm + counts.head + counts.output_bias
+    last = estimate_memory(MODEL, replace(ALONE, data=2, zero_stage=1), "bf16", 8192, 0.15, stages=[ends[1]])
+    assert (last.weights, last.gradients, last.optimizer, last.activations) == (
+        2 * (tail + counts.word_embedding), 4 * (tail + counts.word_embedding), 6 * tail, 0)
 
 
-def test_both_ends_of_a_pipeline_hold_the_embedding():
-    counts = count_parameters(MODEL)
-    two = stage_parameters(MODEL, replace(ALONE, pipeline=2))
-    assert two > counts.word_embedding + (counts.blocks_split + counts.blocks_whole) / 2
-    assert two < TOTAL
+def test_a_save_beside_training_needs_host_memory_and_so_does_offload():
+    layout, whole = replace(ALONE, data=8, zero_stage=3), [Stage(range(MODEL.layers))]
+
+    def host(background, **saving):
+        return estimate_host_memory(MODEL, layout, "bf16", ParallelConfig(**saving), background, whole)
+
+    assert host(False).as_dict() == {"saving": -(-12 * TOTAL // 8), "offload": 0, "total": -(-12 * TOTAL // 8)}
+    assert host(True).saving == PINNED_ROUNDING * host(False).saving
+    assert host(True, offload_optimizer=True).offload == 2 * TOTAL
 
 
 def test_activations_follow_tokens_and_are_divided_by_parallel_ranks():

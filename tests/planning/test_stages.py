@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_metaxlm.planning.stages import balanced_stages, model_stages, part_costs
+from dist_metaxlm.planning.stages import balanced_stages, idle_share, model_stages, part_costs
 from dist_metaxlm.recipe.load import load_recipe
 
 
@@ -42,3 +42,14 @@ def test_a_large_vocabulary_takes_blocks_off_the_last_stage() -> None:
     assert len(stages[-1].blocks) < len(stages[0].blocks)
     with pytest.raises(AssertionError, match="cannot be cut"):
         balanced_stages(costs, model.layers + 3)
+
+
+def test_the_idle_share_is_that_of_a_pipeline_and_grows_with_unequal_stages() -> None:
+    even = balanced_stages([0.0, *[1.0] * 8, 0.0], 4)
+    assert [len(stage.blocks) for stage in even] == [2, 2, 2, 2]
+    for micro_batches in (1, 4, 16):
+        assert idle_share([0.0, *[1.0] * 8, 0.0], even, micro_batches) == pytest.approx(3 / (micro_batches + 3))
+    assert idle_share([0.0, *[1.0] * 8, 2.0], even, 16) > 3 / 19
+    assert idle_share([0.0, 1.0, 1.0], balanced_stages([0.0, 1.0, 1.0], 1), 1) == 0.0
+    # By hand: stages of 1 and 3, two micro-batches: 1 + 3 + 3 = 7, of which one stage works 2, the other 6.
+    assert idle_share([1.0, 3.0], balanced_stages([1.0, 3.0], 2), 2) == pytest.approx(1 - 8 / 14)
