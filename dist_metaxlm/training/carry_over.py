@@ -17,9 +17,11 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.objectives.model import OWN
+from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.checkpoint import Checkpoint, newest_checkpoint
+from dist_metaxlm.training.initial_weights import differing_fields
 from dist_metaxlm.training.run_folder import PhaseFolder
 
 TABLE = "embedding.tokens.weight"
@@ -140,4 +142,8 @@ def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkp
     if checkpoint.facts["vocab_size"] != recipe.model.vocab_size:
         raise UserError(f"{checkpoint.folder} has a vocabulary of {checkpoint.facts['vocab_size']}, the recipe "
                         f"{recipe.model.vocab_size}; both phases share one model")
+    differing = differing_fields(recipe.model, load_recipe(before.path / "recipe.yaml").model)
+    if differing:
+        raise UserError(f"{before.path} trained another model than the recipe has, and both phases share one; "
+                        f"set {differing}")
     return checkpoint

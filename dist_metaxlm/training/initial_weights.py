@@ -8,10 +8,16 @@ from pathlib import Path
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
 from dist_metaxlm.modeling.encoder import Encoder
-from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.recipe.schema import ModelConfig, Recipe
 
 FREE = {"dropout", "attention_dropout", "init_std"}
 """Fields of the model that say nothing about the weights' shape or meaning."""
+
+
+def differing_fields(ours: ModelConfig, theirs: ModelConfig) -> str:
+    """Where two models are not the same, as overrides that would make ours theirs; "" where they are."""
+    wanted, has = theirs.model_dump(), ours.model_dump()
+    return " ".join(f"model.{name}={wanted[name]}" for name in wanted if name not in FREE and has[name] != wanted[name])
 
 
 def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, tokenizer_hash: str) -> str:
@@ -21,10 +27,9 @@ def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, t
         UserError: when the recipe's model differs from the imported one, or the store was made with another tokenizer.
     """
     config, state, tokenizer = read_import(folder)
-    ours, theirs = recipe.model.model_dump(), config.model_dump()
-    differing = [f"model.{name}={theirs[name]}" for name in theirs if name not in FREE and ours[name] != theirs[name]]
+    differing = differing_fields(recipe.model, config)
     if differing:
-        raise UserError(f"--init_from {folder} is a model of another shape; set {' '.join(differing)}")
+        raise UserError(f"--init_from {folder} is a model of another shape; set {differing}")
     if tokenizer is not None:
         digest = hashlib.sha256(tokenizer).hexdigest()
         if digest != tokenizer_hash:

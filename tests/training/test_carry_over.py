@@ -7,11 +7,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from dist_metaxlm.errors import UserError
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.schema import DenoisingAlignment, ModelConfig
+from dist_metaxlm.training import carry_over
 from dist_metaxlm.training.carry_over import Carried, carry_own, embedding_statistics
 from dist_metaxlm.training.checkpoint import Checkpoint
+from dist_metaxlm.training.run_folder import PhaseFolder
 
 
 def test_statistics_equal_the_pairwise_definition() -> None:
@@ -52,3 +56,18 @@ def test_what_an_objective_has_beside_the_encoder_is_carried_where_it_was_there(
     plain = Carried(carried.checkpoint, carried.unseen, {})
     carry_own(PretrainingModel(Encoder(config, 1)), plain)
     assert plain.report == {}
+
+
+def test_another_model_than_that_of_the_phase_before_is_refused(tiny_recipe: Path, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the shapes of the weights do not show: the norm's epsilon, how many heads there are."""
+    before, recipe = PhaseFolder(tmp_path, "meta"), load_recipe(tiny_recipe)
+    before.path.mkdir()
+    (before.path / "recipe.yaml").write_text(dump_recipe(recipe))
+    (before.path / "done.json").write_text("{}")
+    facts = {"tokenizer": "same", "vocab_size": recipe.model.vocab_size}
+    monkeypatch.setattr(carry_over, "newest_checkpoint", lambda folder: Checkpoint(folder, facts))
+    heads = recipe.model.heads
+    other = load_recipe(tiny_recipe, ["model.norm_eps=0.001", f"model.heads={heads // 2}", "model.dropout=0.3"])
+    with pytest.raises(UserError, match=f"set model.heads={heads} model.norm_eps=1e-05$"):
+        carry_over.carry_over(Encoder(other.model, 1), other, before, "same")
