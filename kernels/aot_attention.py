@@ -22,7 +22,7 @@ def _case(kernel: str, width: int, dtype: torch.dtype, architectures: tuple[int,
           dropping: bool = False) -> Case:
     """`kernel` for one head dimension and dtype, with the launch the operator takes on `architectures`."""
     matrix, rows = _TYPES[dtype]
-    plan = launch(kernel, width, dtype, architectures[0])
+    plan = launch(kernel, width, dtype, architectures[0], dropping, atomic)
     constants: dict[str, Any] = {"TILE": rows, "WIDTH": width, "PADDED": padded_width(width), "ATOMIC": atomic,
                                  "DROP": dropping,
                                  "UPCAST": False, "ACC": "tl.float32",
@@ -51,8 +51,8 @@ CASES = [
     *[_case(kernel, width, torch.bfloat16, architectures)
       for architectures in _SAME_LAUNCH for width in (32, 64, 128) for kernel in _KERNELS],
     *[_case("backward_keys", width, torch.bfloat16, (90, 100), atomic=True) for width in (64, 128)],
-    *[_case(kernel, 64, torch.bfloat16, architectures, dropping=True)
-      for architectures in _SAME_LAUNCH for kernel in _KERNELS],
-    _case("backward_keys", 64, torch.bfloat16, (90, 100), atomic=True, dropping=True),
     *[_case(kernel, 64, torch.float32, architectures) for architectures in _SAME_LAUNCH for kernel in _KERNELS],
+    *[_case(kernel, width, dtype, architectures, dropping=True) for architectures in _SAME_LAUNCH
+      for width, dtype in ((64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float32)) for kernel in _KERNELS],
+    *[_case("backward_keys", width, torch.bfloat16, (90, 100), atomic=True, dropping=True) for width in (64, 128)],
 ]

@@ -38,20 +38,25 @@ class Launch:
     """Depth of the software pipeline."""
 
 
-def launch(kernel: str, width: int, dtype: torch.dtype, capability: int) -> Launch:
+def launch(kernel: str, width: int, dtype: torch.dtype, capability: int, dropping: bool = False, atomic: bool = False
+           ) -> Launch:
     """For `kernel` forward, backward_keys or backward_queries on compute capability `capability` (80, 90, ...).
 
     Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot_attention.py holds them to it). None
-    has been timed.
+    has been timed. `dropping`: weights are dropped, `atomic`: backward_keys adds to the queries' gradient too.
     """
-    narrow = padded_width(width) <= 64
+    narrow, hopper = padded_width(width) <= 64, capability >= 90
     if dtype in (torch.float32, torch.float64):
-        return Launch(16 if kernel == "backward_queries" else 32, 4, 1)
+        if kernel == "backward_queries":
+            return Launch(16, 8 if dropping else 4, 1)
+        return Launch(16 if dropping and kernel == "backward_keys" else 32, 4, 1)
     if kernel == "forward":
-        return Launch(64 if narrow or capability >= 90 else 32, 8, 2)
+        return Launch(64 if hopper or (narrow and not dropping) else 32, 8, 2)
     if kernel == "backward_queries":
         return Launch(64 if narrow else 32, 8, 2)
-    return Launch((64 if narrow else 32) if capability >= 90 else (32 if narrow else 16), 8, 2)
+    if dropping and hopper:  # the mask's hash takes registers, which smaller blocks or a shorter pipeline give back
+        return Launch((64 if narrow else 32) // (2 if atomic else 1), 8, 2 if narrow or atomic else 1)
+    return Launch((64 if narrow else 32) if hopper else (32 if narrow else 16), 8, 2)
 
 
 def padded_width(width: int) -> int:
@@ -97,7 +102,7 @@ def attention_forward(
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     tokens, heads, width = queries.shape
     mixed, log_sums = attention_outputs(queries)
-    plan = launch("forward", width, queries.dtype, _capability(queries))
+    plan = launch("forward", width, queries.dtype, _capability(queries), token_keys is not None)
     with _on(queries):
         attention_forward_kernel[(tiles.shape[0] * heads,)](
             queries, keys, values, mixed, log_sums, tiles, bounds, bounds if token_keys is None else token_keys,
@@ -126,8 +131,8 @@ def attention_backward(
     shared = (tiles, bounds, bounds if token_keys is None else token_keys, *_strides(queries, keys, values), tokens, heads,
               1 / math.sqrt(width), *_drop_arguments(salt, first_head, rate))
     grid = (tiles.shape[0] * heads,)
-    capability = _capability(queries)
-    constants = _constants(queries, launch("backward_keys", width, queries.dtype, capability), rows)
+    where = (width, queries.dtype, _capability(queries), token_keys is not None)
+    constants = _constants(queries, launch("backward_keys", *where, atomic), rows)
     with _on(queries):
         row_sums_kernel[(-(-tokens // 64) * heads,)](
             mixed, gradient, row_sums, tokens, heads, ROWS=64, WIDTH=width, PADDED=constants["PADDED"],
@@ -138,7 +143,7 @@ def attention_backward(
         if not atomic:
             attention_backward_queries_kernel[grid](
                 queries, keys, values, gradient, log_sums, row_sums, query_grad, *shared,
-                **_constants(queries, launch("backward_queries", width, queries.dtype, capability), rows),
+                **_constants(queries, launch("backward_queries", *where), rows),
                 DROP=token_keys is not None)
     return query_grad if not atomic else buffer.to(queries.dtype), key_grad, value_grad
 
