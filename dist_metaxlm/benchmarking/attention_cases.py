@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,8 +144,8 @@ def _varlen(lengths: list[int], local_window: int | None, device: torch.device) 
         from torch.nn.attention.varlen import varlen_attn
 
         cuts, longest = _documents(lengths, device)[1], max(lengths)
-        reach = {} if local_window is None else {"window_size": (local_window // 2, local_window // 2)}
-        return lambda *tensors: varlen_attn(*tensors, cuts, cuts, longest, longest, **reach)
+        reach: dict[str, Any] = {} if local_window is None else {"window_size": (local_window // 2, local_window // 2)}
+        return lambda queries, keys, values: varlen_attn(queries, keys, values, cuts, cuts, longest, longest, **reach)
 
     return {"varlen_attn": made_late(make)}
 

@@ -30,7 +30,7 @@ def made_late(make: Callable[[], Call]) -> Call:
 
 def why_not(error: Exception) -> str:
     """One line for a peer that raised: `not here: ...` where it is not installed, else what went wrong."""
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = (str(error).strip().splitlines() or [""])[0][:200]
     if isinstance(error, ImportError):
         return f"not here: {first}"
     return f"{type(error).__name__}: {first}"
