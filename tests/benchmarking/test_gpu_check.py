@@ -86,19 +86,23 @@ def test_without_a_gpu_it_says_so() -> None:
         gpu_check.check_gpu("cuda", 1.0, lambda _: None, lambda *_: (0, "{}", ""))
 
 
-def test_kernels_need_torch_and_triton_alone() -> None:
-    """The packages that PyTorch's CUDA wheel does not bring are hidden; the command's modules import all the same."""
+def test_what_the_commands_need() -> None:
+    """The packages that PyTorch's CUDA wheel does not bring are hidden: `kernels` imports all the same, and `throughput`
+    with the five that it says it needs."""
     code = """
 import sys
+hidden = {"deepspeed", "megatron", "mpi4py", "sentencepiece", "rich", "pydantic", "yaml", "transformers", "safetensors"}
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"deepspeed", "megatron", "transformers", "sentencepiece", "pydantic", "yaml", "mpi4py"}:
+        if name.split(".")[0] in hidden:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Hidden())
 import dist_metaxlm.benchmarking.kernels, dist_metaxlm.benchmarking.configurations, dist_metaxlm.benchmarking.gpu_check
 from dist_metaxlm.benchmarking.kernel_cases import kernel_cases
 import torch
 kernel_cases(True, torch.device("cpu"))
+hidden -= {"pydantic", "yaml", "transformers", "safetensors"}
+import dist_metaxlm.benchmarking.report
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
     assert result.returncode == 0, result.stderr
