@@ -38,20 +38,27 @@ class Launch:
     """Depth of the software pipeline."""
 
 
-def launch(kernel: str, width: int, dtype: torch.dtype, capability: int) -> Launch:
+def launch(kernel: str, width: int, dtype: torch.dtype, capability: int, dropping: bool = False, atomic: bool = False
+           ) -> Launch:
     """For `kernel` forward, backward_keys or backward_queries on compute capability `capability` (80, 90, ...).
 
     Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot_attention.py holds them to it). None
-    has been timed.
+    has been timed. `dropping`: weights are dropped, `atomic`: backward_keys adds to the queries' gradient too.
     """
-    narrow = padded_width(width) <= 64
+    narrow, hopper = padded_width(width) <= 64, capability >= 90
     if dtype in (torch.float32, torch.float64):
-        return Launch(16 if kernel == "backward_queries" else 32, 4, 1)
+        if kernel == "backward_queries":
+            return Launch(16, 8 if dropping else 4, 1)
+        return Launch(16 if kernel == "backward_keys" and (dropping or not hopper) else 32, 4, 1)
     if kernel == "forward":
-        return Launch(64 if narrow or capability >= 90 else 32, 8, 2)
+        return Launch(64 if hopper or (narrow and not dropping) else 32, 8, 2)
     if kernel == "backward_queries":
         return Launch(64 if narrow else 32, 8, 2)
-    return Launch((64 if narrow else 32) if capability >= 90 else (32 if narrow else 16), 8, 2)
+    if not narrow and capability >= 100:
+        return Launch(32 if dropping or atomic else 64, 8, 1 if dropping else 2)
+    if dropping and hopper:  # the mask's hash takes registers, which smaller blocks or a shorter pipeline give back
+        return Launch((64 if narrow else 32) // (2 if atomic else 1), 8, 2 if narrow or atomic else 1)
+    return Launch((64 if narrow else 32) if hopper else (32 if narrow else 16), 8, 2)
 
 
 def padded_width(width: int) -> int:
@@ -97,7 +104,7 @@ def attention_forward(
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     tokens, heads, width = queries.shape
     mixed, log_sums = attention_outputs(queries)
-    plan = launch("forward", width, queries.dtype, _capability(queries))
+    plan = launch("forward", width, queries.dtype, _capability(queries), token_keys is not None)
     with _on(queries):
         attention_forward_kernel[(tiles.shape[0] * heads,)](
             queries, keys, values, mixed, log_sums, tiles, bounds, bounds if token_keys is None else token_keys,
@@ -111,36 +118,37 @@ def attention_backward(
     gradient: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mixed: torch.Tensor,
     log_sums: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int, atomic: bool,
     token_keys: torch.Tensor | None, salt: int, first_head: int, rate: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of queries, keys and values [T, H, D], contiguous, from that of the mixture."""
+) -> torch.Tensor:
+    """Gradients of queries, keys and values side by side, [T, H, 3, D], from that of the mixture."""
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     gradient, mixed = gradient.contiguous(), mixed.contiguous()
     # fp32 atomics are vector instructions from sm_90 on; before, and in fp32, the variant also spills.
     atomic = atomic and (interpreted() or (_capability(queries) >= 90 and queries.dtype != torch.float32))
     tokens, heads, width = queries.shape
-    query_grad, key_grad, value_grad = (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
-                                        for _ in range(3))
+    joined = _side_by_side(queries)
     # Programs add to it in any order, so it is fp32 whatever the model computes in.
-    buffer = torch.zeros(queries.shape, dtype=log_sums.dtype, device=queries.device) if atomic else query_grad
+    buffer = torch.zeros(queries.shape, dtype=log_sums.dtype, device=queries.device) if atomic else joined
     row_sums = torch.empty_like(log_sums)
     shared = (tiles, bounds, bounds if token_keys is None else token_keys, *_strides(queries, keys, values), tokens, heads,
               1 / math.sqrt(width), *_drop_arguments(salt, first_head, rate))
     grid = (tiles.shape[0] * heads,)
-    capability = _capability(queries)
-    constants = _constants(queries, launch("backward_keys", width, queries.dtype, capability), rows)
+    where = (width, queries.dtype, _capability(queries), token_keys is not None)
+    constants = _constants(queries, launch("backward_keys", *where, atomic), rows)
     with _on(queries):
         row_sums_kernel[(-(-tokens // 64) * heads,)](
             mixed, gradient, row_sums, tokens, heads, ROWS=64, WIDTH=width, PADDED=constants["PADDED"],
             UPCAST=constants["UPCAST"], ACC=constants["ACC"])
         attention_backward_keys_kernel[grid](
-            queries, keys, values, gradient, log_sums, row_sums, buffer, key_grad, value_grad, *shared,
+            queries, keys, values, gradient, log_sums, row_sums, buffer, joined, *shared,
             **constants, ATOMIC=atomic, DROP=token_keys is not None)
         if not atomic:
             attention_backward_queries_kernel[grid](
-                queries, keys, values, gradient, log_sums, row_sums, query_grad, *shared,
-                **_constants(queries, launch("backward_queries", width, queries.dtype, capability), rows),
+                queries, keys, values, gradient, log_sums, row_sums, joined, *shared,
+                **_constants(queries, launch("backward_queries", *where), rows),
                 DROP=token_keys is not None)
-    return query_grad if not atomic else buffer.to(queries.dtype), key_grad, value_grad
+    if atomic:
+        joined[:, :, 0].copy_(buffer)
+    return joined
 
 
 @attention_forward.register_fake
@@ -149,8 +157,8 @@ def _fake_forward(queries: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.T
 
 
 @attention_backward.register_fake
-def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.empty(queries.shape, dtype=queries.dtype, device=queries.device) for _ in range(3))
+def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: Any) -> torch.Tensor:
+    return _side_by_side(queries)
 
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -163,8 +171,8 @@ def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Ten
 def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
     """The backward of any forward with the arguments of `attention_forward`."""
     *tensors, token_keys = ctx.saved_tensors
-    gradients = attention_backward(gradient, *tensors, ctx.rows, ctx.atomic, token_keys, *ctx.dropping)
-    return (*gradients, *[None] * 8)
+    joined = attention_backward(gradient, *tensors, ctx.rows, ctx.atomic, token_keys, *ctx.dropping)
+    return (*joined.unbind(2), *[None] * 8)
 
 
 attention_forward.register_autograd(backward, setup_context=save_for_backward)
@@ -176,6 +184,11 @@ def attention_outputs(queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     sums = torch.float64 if queries.dtype == torch.float64 else torch.float32
     return (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device),
             torch.empty((heads, tokens), dtype=sums, device=queries.device))
+
+
+def _side_by_side(queries: torch.Tensor) -> torch.Tensor:
+    tokens, heads, width = queries.shape
+    return torch.empty((tokens, heads, 3, width), dtype=queries.dtype, device=queries.device)
 
 
 def _drop_arguments(salt: int, first_head: int, rate: float) -> tuple[int, int, int, float]:

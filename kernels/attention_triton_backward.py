@@ -4,6 +4,7 @@ Three kernels over the same tiles as the forward: row sums of output times its g
 (a tile of keys walks the queries that see it); gradient of queries (a tile of queries walks its keys). No atomics: the
 same bits every time. With `ATOMIC` the second also adds its part of the queries' gradient to an fp32 buffer and the third
 is not run: five products instead of seven, but sums in whatever order the programs come.
+The three gradients lie side by side, as queries, keys and values do in the product they come from (attention_parts.py).
 Scores are computed again from the saved log-sum (FlashAttention-2, arXiv 2307.08691, section 3.1.2), and with DROP the mask
 of dropped weights from its hash; the row sums need no mask, because the output holds the dropped weights already.
 """
@@ -89,13 +90,14 @@ def _into_keys(key_grad, value_grad, key_tile, value_tile, queries, query_stride
 
 @triton.jit(do_not_specialize=["salt", "first_head", "threshold"])
 def attention_backward_keys_kernel(
-    queries, keys, values, gradient, log_sums, row_sums, query_grad, key_grad_out, value_grad_out, tiles, bounds,
-    token_keys, query_stride, query_head, key_stride, key_head, value_stride, value_head, tokens, heads, scale,
+    queries, keys, values, gradient, log_sums, row_sums, query_grad, joined_out, tiles, bounds, token_keys,
+    query_stride, query_head, key_stride, key_head, value_stride, value_head, tokens, heads, scale,
     salt, first_head, threshold, factor,
     TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ATOMIC: tl.constexpr,
     DROP: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """Gradients of keys and values [T, H, D] contiguous; with ATOMIC adds to query_grad [T, H, D] fp32. `scale`: natural."""
+    """Gradients of keys and values, second and third in `joined_out` [T, H, 3, D]; with ATOMIC adds to query_grad [T, H, D]
+    fp32. `scale`: natural."""
     number = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
     first_key, end_key, full_first, full_end, first, end = load_tile(tiles, number, STEP)
@@ -129,10 +131,11 @@ def attention_backward_keys_kernel(
             key_grad, value_grad, key_tile, value_tile, queries, query_stride, gradient, contiguous, query_grad,
             log_sums, row_sums, start, end, first_rows, end_rows, inside, words, token_keys, first_head + head, salt,
             threshold, factor, scale, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, True, ATOMIC, DROP, UPCAST, ACC, PRECISION)
-    store_rows(key_grad_out + head * WIDTH, contiguous, first_key, end_key, key_grad * scale, TILE, WIDTH, PADDED)
+    joined_out += head * (3 * WIDTH)
+    store_rows(joined_out + WIDTH, 3 * contiguous, first_key, end_key, key_grad * scale, TILE, WIDTH, PADDED)
     if DROP:
         value_grad = value_grad * factor
-    store_rows(value_grad_out + head * WIDTH, contiguous, first_key, end_key, value_grad, TILE, WIDTH, PADDED)
+    store_rows(joined_out + 2 * WIDTH, 3 * contiguous, first_key, end_key, value_grad, TILE, WIDTH, PADDED)
 
 
 @triton.jit
@@ -157,13 +160,13 @@ def _into_queries(query_grad, rows, upper, keys, key_stride, values, value_strid
 
 @triton.jit(do_not_specialize=["salt", "first_head", "threshold"])
 def attention_backward_queries_kernel(
-    queries, keys, values, gradient, log_sums, row_sums, query_grad_out, tiles, bounds, token_keys,
+    queries, keys, values, gradient, log_sums, row_sums, joined_out, tiles, bounds, token_keys,
     query_stride, query_head, key_stride, key_head, value_stride, value_head, tokens, heads, scale,
     salt, first_head, threshold, factor,
     TILE: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, DROP: tl.constexpr,
     UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """Gradient of queries [T, H, D] contiguous. Grid: tiles * heads. `scale`: natural."""
+    """Gradient of queries, first in `joined_out` [T, H, 3, D]. Grid: tiles * heads. `scale`: natural."""
     number = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
     first_row, end_row, full_first, full_end, first, end = load_tile(tiles, number, STEP)
@@ -193,4 +196,4 @@ def attention_backward_queries_kernel(
             query_grad, rows, upper, keys, key_stride, values, value_stride, log_sum, row_sum, start, end,
             first_keys, end_keys, words, token_keys, tokens, threshold, factor, scale * LOG2_E, TILE, STEP, WIDTH, PADDED,
             True, DROP, UPCAST, ACC, PRECISION)
-    store_rows(query_grad_out + head * WIDTH, contiguous, first_row, end_row, query_grad * scale, TILE, WIDTH, PADDED)
+    store_rows(joined_out + head * (3 * WIDTH), 3 * contiguous, first_row, end_row, query_grad * scale, TILE, WIDTH, PADDED)

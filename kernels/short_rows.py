@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from dist_metaxlm.kernels.attention_parts import one_matrix
 
 SMALLEST = 32
 """Tokens of the shortest rows; below, the products are too small to gain."""
@@ -91,7 +92,7 @@ class _Spread(torch.autograd.Function):
                 ) -> tuple[torch.Tensor, ...]:
         ctx.table = table
         inputs = (queries, keys, values)
-        shared = _one_matrix(*inputs)
+        shared = one_matrix(*inputs)  # its rows are gathered in one go
         found = []
         for part, _, _ in table.parts:
             source = table.source[part]
@@ -121,18 +122,6 @@ class _Collected(torch.autograd.Function):
 
 def _tokens(parts: list[torch.Tensor], table: RowTable) -> torch.Tensor:
     return (torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()).index_select(0, table.place)
-
-
-def _one_matrix(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor | None:
-    """[T, 3 * heads * D] where the three lie in it as [T, heads, 3, D]: its rows are gathered in one go."""
-    tokens, heads, width = queries.shape
-    strides = (3 * heads * width, 3 * width, 1)
-    first = queries.storage_offset()
-    interleaved = all(
-        tensor.stride() == strides and tensor.storage_offset() == first + number * width
-        and tensor.untyped_storage().data_ptr() == queries.untyped_storage().data_ptr()
-        for number, tensor in enumerate((queries, keys, values)))
-    return queries.as_strided((tokens, 3 * heads * width), (strides[0], 1)) if interleaved else None
 
 
 def _packed(lengths: list[int], window: int) -> tuple[list[int], list[tuple[int, int]]]:

@@ -24,10 +24,11 @@ import argparse
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, run_command
+from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError, run_command
 
 Outcome = tuple[dict[str, Any], str]
 
@@ -82,11 +83,11 @@ def parse() -> argparse.Namespace:
     operators.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the command itself, on "
                            "small shapes and the references (default: cuda)")
     operators.add_argument("--repeats", type=int, default=20, help="timed runs of each implementation (default: 20)")
-    operators.add_argument("--seconds", type=float, help="leave out the peers of operators that come later than this "
-                           "(default: no limit)")
+    operators.add_argument("--seconds", type=float, help="begin no peer, and no configuration but those in use, later than "
+                           "this (default: no limit)")
     operators.add_argument("--configurations", action="store_true", help="instead time every configuration in the lists of "
                            "the Triton kernels beside the one in use")
-    operators.add_argument("--only", default="", help="only operators whose name contains this")
+    operators.add_argument("--only", nargs="+", default=[""], help="only operators whose name contains one of these")
     profiled = commands.add_parser("step", help="where the time of a training step goes, by component and pass, and what "
                                    "makes the host wait; under a launcher on all its ranks")
     profiled.add_argument("--phase", default="cross", help="phase whose steps are profiled (default: cross)")
@@ -107,10 +108,15 @@ def parse() -> argparse.Namespace:
 
 
 def throughput(arguments: argparse.Namespace) -> Outcome:
+    missing = [name for name in ("numpy", "pydantic", "safetensors", "transformers", "yaml") if not find_spec(name)]
+    if missing:
+        raise UserError(f"throughput needs {', '.join(missing)}, which this Python lacks; install it, or bring its wheels "
+                        "there (docs/kernels.md)")
+    from dist_metaxlm.benchmarking.partial import keeper
     from dist_metaxlm.benchmarking.report import measure_throughput
 
     result = measure_throughput(arguments.recipe, arguments.overrides, arguments.steps, arguments.batch_tokens,
-                                arguments.rows, arguments.documents, arguments.seconds)
+                                arguments.rows, arguments.documents, arguments.seconds, keeper(arguments.output))
     return result, (f"{result['model']}: {result['ours_tokens_per_second']:,.0f} tokens/s, Hugging Face padded "
                     f"{result['huggingface_tokens_per_second']:,.0f} tokens/s, ratio {result['ratio']:.2f} "
                     f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f}), largest loss difference "
@@ -187,18 +193,17 @@ def saving(arguments: argparse.Namespace) -> Outcome:
 
 
 def kernels(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.kernels import measure_kernels
+    from dist_metaxlm.benchmarking.kernels import line, measure_kernels
+    from dist_metaxlm.benchmarking.partial import keeper
 
+    keep = keeper(arguments.output)
     if arguments.configurations:
         from dist_metaxlm.benchmarking.configurations import measure_configurations, table
 
-        found = measure_configurations(arguments.device, arguments.repeats, arguments.only)
+        found = measure_configurations(arguments.device, arguments.repeats, arguments.only, arguments.seconds, keep)
         return found, table(found)
-    result = measure_kernels(arguments.device, arguments.repeats, arguments.only, arguments.seconds)
-    lines = [f"{row['name']} ({row['backend']}): " + ", ".join(
-        f"{name} {time['forward']:.3f} + {time['backward']:.3f} ms" for name, time in row["milliseconds"].items())
-        + f", largest error {max(row['errors']):.1e}: {row['verdict']}" for row in result["cases"]]
-    return result, "\n".join(lines)
+    result = measure_kernels(arguments.device, arguments.repeats, arguments.only, arguments.seconds, keep)
+    return result, "\n".join(line(row) for row in result["cases"])
 
 
 def step(arguments: argparse.Namespace) -> Outcome:
@@ -209,9 +214,11 @@ def step(arguments: argparse.Namespace) -> Outcome:
 
 
 def gpu(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.gpu_check import check_gpu
+    from dist_metaxlm.benchmarking.gpu_check import check_gpu, runner
+    from dist_metaxlm.benchmarking.partial import keeper
 
-    result = check_gpu(arguments.device, arguments.minutes, lambda line: print(line, file=sys.stderr, flush=True))
+    result = check_gpu(arguments.device, arguments.minutes, lambda line: print(line, file=sys.stderr, flush=True),
+                       runner(Path(__file__).resolve()), keeper(arguments.output))
     problems = [f"{kind}: {'; '.join(result[kind])}" for kind in ("wrong", "slower", "unfinished") if result[kind]]
     return result, "\n".join(problems) or "nothing is wrong or slower"
 
@@ -231,7 +238,10 @@ def main() -> int:
     if int(os.environ.get("RANK") or 0):
         return EXIT_DONE  # all ranks have measured together
     if arguments.output:
+        from dist_metaxlm.benchmarking.partial import finished
+
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        finished(arguments.output)
     print(json.dumps(result) if arguments.json else sentence)
     return EXIT_BUG if any(result.get(kind) for kind in ("wrong", "slower", "unfinished")) else EXIT_DONE
 

@@ -1,32 +1,46 @@
-"""Attention for `launch/benchmark.py kernels`: one document a window, documents of real lengths, and local attention."""
+"""Attention for `launch/benchmark.py kernels`: one document a window, documents of real lengths, local, with dropout."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from dist_metaxlm.benchmarking.kernel_cases import Call, KernelCase, lognormal_lengths
+from dist_metaxlm.benchmarking.kernel_cases import KernelCase, lognormal_lengths
+from dist_metaxlm.benchmarking.peers import Call, made_late
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
+from dist_metaxlm.kernels.dropout import AttentionDropout, token_keys
+
+RATE = 0.1
+"""Share of attention weights that is dropped, where some are: XLM-R's."""
 
 
 def attention_cases(small: bool, device: torch.device) -> list[KernelCase]:
     """Cases with the head dimension 64 of every XLM-R (32 where `small`)."""
     windows, window, heads, width = (2, 64, 2, 32) if small else (128, 512, 12, 64)
+    local = window // 4
     whole = [window] * windows
     short = _document_lengths(windows, window, 8 if small else 60)
     found = [_case("attention, one document a window", whole, window, None, heads, width, device),
              _case("attention, documents of median length 60", short, window, None, heads, width, device),
-             _case("attention, local window of 128", whole, window, window // 4, heads, width, device)]
-    if device.type == "cuda":
+             _case("attention, local window of 128", whole, window, local, heads, width, device)]
+    dropping = [_case("attention with dropout, one document a window", whole, window, None, heads, width, device, RATE),
+                _case("attention with dropout, documents of median length 60", short, window, None, heads, width, device,
+                      RATE)]
+    found[0].peers.update(_backends(window), **_varlen(whole, None, device))
+    found[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)}, **_varlen(short, None, device))
+    found[2].peers.update(_varlen(whole, local, device))
+    dropping[0].peers.update(_backends(window, RATE))
+    dropping[1].peers.update({"SDPA on the padded batch": _padded(short, window, device, RATE)})
+    if device.type == "cuda":  # on a CPU it would take a C++ compiler and half a minute
+        for case, lengths, reach in zip(found, (whole, short, whole), (None, None, local), strict=True):
+            case.peers.update(_flex(lengths, window, reach, device))
         found += _cuda_library(found, torch.cuda.get_device_capability(device)[0] == 9)
-        found[0].peers.update(_backends(window), **_flex(whole, window, device))
-        found[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)},
-                              **_varlen(short, device), **_flex(short, window, device))
-    return found
+    return found + dropping
 
 
 def _cuda_library(cases: list[KernelCase], hopper: bool) -> list[KernelCase]:
@@ -61,15 +75,16 @@ def _document_lengths(windows: int, window: int, median: int) -> list[int]:
 
 
 def _case(name: str, lengths: list[int], window: int, local_window: int | None, heads: int, width: int,
-          device: torch.device) -> KernelCase:
+          device: torch.device, rate: float = 0.0) -> KernelCase:
     ids, cuts = _documents(lengths, device)
     patterns: dict[torch.dtype, AttentionPattern] = {}
+    dropout = AttentionDropout(token_keys(torch.arange(sum(lengths), device=device)), 77, 0, rate) if rate else None
 
     def call(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         pattern = patterns.get(queries.dtype)
         if pattern is None:
             pattern = patterns[queries.dtype] = attention_pattern(ids, cuts, window, local_window, queries.dtype)
-        return packed_attention(queries, keys, values, pattern)
+        return packed_attention(queries, keys, values, pattern, dropout)
 
     places = torch.arange(sum(lengths))
     bounds = torch.tensor(lengths).cumsum(0)
@@ -89,7 +104,7 @@ def _documents(lengths: list[int], device: torch.device) -> tuple[torch.Tensor, 
     return torch.repeat_interleave(torch.arange(len(lengths)), counts).to(device), cuts.to(device)
 
 
-def _backends(window: int) -> dict[str, Call]:
+def _backends(window: int, rate: float = 0.0) -> dict[str, Call]:
     """SDPA held to one backend; documents of equal length need no mask."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -97,14 +112,15 @@ def _backends(window: int) -> dict[str, Call]:
         def call(*tensors: torch.Tensor) -> torch.Tensor:
             queries, keys, values = (tensor.unflatten(0, (-1, window)).transpose(1, 2) for tensor in tensors)
             with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(0, 1)
+                mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=rate)
+            return mixed.transpose(1, 2).flatten(0, 1)
         return call
 
     return {"SDPA cuDNN": held_to(SDPBackend.CUDNN_ATTENTION), "SDPA flash": held_to(SDPBackend.FLASH_ATTENTION),
             "SDPA efficient": held_to(SDPBackend.EFFICIENT_ATTENTION)}
 
 
-def _padded(lengths: list[int], window: int, device: torch.device) -> Call:
+def _padded(lengths: list[int], window: int, device: torch.device, rate: float = 0.0) -> Call:
     """SDPA on [documents, longest] with a mask over the padding; padding and unpadding are part of it."""
     ids, cuts = _documents(lengths, device)
     offsets = torch.arange(ids.numel(), device=device) - cuts.to(torch.int64)[ids]
@@ -116,35 +132,42 @@ def _padded(lengths: list[int], window: int, device: torch.device) -> Call:
         queries, keys, values = (
             tensor.new_zeros(len(lengths) * window, *tensor.shape[1:]).index_copy(0, flat, tensor)
             .unflatten(0, (-1, window)).transpose(1, 2) for tensor in tensors)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=rate)
         return mixed.transpose(1, 2).flatten(0, 1).index_select(0, flat)
 
     return call
 
 
-def _varlen(lengths: list[int], device: torch.device) -> dict[str, Call]:
-    try:
+def _varlen(lengths: list[int], local_window: int | None, device: torch.device) -> dict[str, Call]:
+    """torch.nn.attention.varlen, a flash kernel over cumulative lengths; windows only where this torch has them."""
+    def make() -> Call:
         from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return {}
-    cuts, longest = _documents(lengths, device)[1], max(lengths)
-    return {"varlen_attn": lambda queries, keys, values: varlen_attn(queries, keys, values, cuts, cuts, longest, longest)}
+
+        cuts, longest = _documents(lengths, device)[1], max(lengths)
+        reach: dict[str, Any] = {} if local_window is None else {"window_size": (local_window // 2, local_window // 2)}
+        return lambda queries, keys, values: varlen_attn(queries, keys, values, cuts, cuts, longest, longest, **reach)
+
+    return {"varlen_attn": made_late(make)}
 
 
-def _flex(lengths: list[int], window: int, device: torch.device) -> dict[str, Call]:
+def _flex(lengths: list[int], window: int, local_window: int | None, device: torch.device) -> dict[str, Call]:
     """FlexAttention, compiled, over the whole pack with a block mask of its documents."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    def make() -> Call:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    ids = _documents(lengths, device)[0].view(-1, window)
+        ids = _documents(lengths, device)[0].view(-1, window)
 
-    def same_document(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return ids[row, query] == ids[row, key]
+        def visible(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            alike = ids[row, query] == ids[row, key]
+            return alike if local_window is None else alike & ((query - key).abs() <= local_window // 2)
 
-    mask = create_block_mask(same_document, ids.shape[0], None, window, window, device=str(device))
-    compiled = torch.compile(flex_attention)
+        mask = create_block_mask(visible, ids.shape[0], None, window, window, device=str(device))
+        compiled = torch.compile(flex_attention)
 
-    def call(*tensors: torch.Tensor) -> torch.Tensor:
-        queries, keys, values = (tensor.unflatten(0, (-1, window)).transpose(1, 2) for tensor in tensors)
-        return compiled(queries, keys, values, block_mask=mask).transpose(1, 2).flatten(0, 1)
+        def call(*tensors: torch.Tensor) -> torch.Tensor:
+            queries, keys, values = (tensor.unflatten(0, (-1, window)).transpose(1, 2) for tensor in tensors)
+            return compiled(queries, keys, values, block_mask=mask).transpose(1, 2).flatten(0, 1)
 
-    return {"FlexAttention": call}
+        return call
+
+    return {"FlexAttention": made_late(make)}

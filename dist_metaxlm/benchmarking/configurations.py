@@ -10,7 +10,8 @@ import importlib
 import importlib.util
 import os
 import statistics
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 
 from dist_metaxlm.benchmarking.kernel_cases import KernelCase, kernel_cases
-from dist_metaxlm.benchmarking.kernels import device_or_refusal, inputs_of, timed
+from dist_metaxlm.benchmarking.kernels import device_or_refusal, inputs_of, libraries, timed
+from dist_metaxlm.benchmarking.peers import why_not
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.training.environment import environment
@@ -38,7 +40,8 @@ LISTS: dict[str, tuple[str, str, int]] = {
 }
 """Kernel with a list of configurations -> module of the list, case that runs it, pass in which it runs."""
 ATTENTION = {"forward": FORWARD, "backward_keys": BACKWARD, "backward_queries": BACKWARD}
-ATTENTION_CASES = ("attention, one document a window", "attention, documents of median length 60")
+ATTENTION_CASES = ("attention, one document a window", "attention, documents of median length 60",
+                   "attention with dropout, one document a window")
 LAUNCHES = [(step, warps, stages) for step in (32, 64, 128) for warps in (4, 8) for stages in (2, 3)]
 """Keys of a block, warps and stages tried for the attention kernels, whose launch is a function and no list."""
 
@@ -53,8 +56,10 @@ class Candidate:
     """Makes it the one that runs."""
 
 
-def measure_configurations(device_name: str, repeats: int, only: str = "") -> dict[str, Any]:
-    """Milliseconds of the pass that contains a kernel, for each configuration of each kernel whose name contains `only`.
+def measure_configurations(device_name: str, repeats: int, only: Sequence[str] = ("",), seconds: float | None = None,
+                           keep: Callable[[dict[str, Any]], None] = lambda so_far: None) -> dict[str, Any]:
+    """Milliseconds of the pass that contains a kernel, for each configuration of each kernel whose name contains one of
+    `only`. After `seconds` no other configuration than those in use is begun. `keep` is given the result so far.
 
     Returns:
         JSON-ready: `kernels`, each with its case and `configurations`: settings, milliseconds (None where it does not
@@ -68,34 +73,42 @@ def measure_configurations(device_name: str, repeats: int, only: str = "") -> di
         raise UserError("the package triton is not installed, and the configurations are of Triton kernels; install it")
     if device.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, which is not yet
+    deadline = None if seconds is None else time.perf_counter() + seconds
     small, dtype = device.type == "cpu", torch.float32 if device.type == "cpu" else torch.bfloat16
     cases = {case.name: case for case in kernel_cases(small, device)}
     wanted = [(kernel, case, when) for kernel, (_, case, when) in LISTS.items()]
-    wanted += [(f"attention {kernel}", case, when) for kernel, when in ATTENTION.items() for case in ATTENTION_CASES]
-    wanted = [entry for entry in wanted if only in entry[0]]
+    wanted += [(f"attention {kernel}", case, when) for case in ATTENTION_CASES for kernel, when in ATTENTION.items()]
+    wanted = [entry for entry in wanted if any(part in entry[0] for part in only)]
     if not wanted:
-        raise UserError(f"--only {only}: no kernel with configurations is named so; there are {', '.join(LISTS)} and "
-                        "attention")
-    rows = [_measure(kernel, cases[case], when, dtype, device, repeats) for kernel, case, when in wanted]
-    return {"device": device_name, "dtype": str(dtype).removeprefix("torch."), "repeats": repeats,
-            "interpreted": registry.interpreted(), "kernels": rows, "environment": environment()}
+        raise UserError(f"--only {' '.join(only)}: no kernel with configurations is named so; there are {', '.join(LISTS)} "
+                        "and attention")
+    rows: list[dict[str, Any]] = []
+    found = {"device": device_name, "dtype": str(dtype).removeprefix("torch."), "repeats": repeats,
+             "interpreted": registry.interpreted(), "kernels": rows, "libraries": libraries(device),
+             "environment": environment()}
+    for kernel, case, when in wanted:
+        rows.append(_measure(kernel, cases[case], when, dtype, device, repeats, deadline))
+        keep(found)
+    return found
 
 
-def _measure(kernel: str, case: KernelCase, when: int, dtype: torch.dtype, device: torch.device, repeats: int
-             ) -> dict[str, Any]:
+def _measure(kernel: str, case: KernelCase, when: int, dtype: torch.dtype, device: torch.device, repeats: int,
+             deadline: float | None) -> dict[str, Any]:
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs_of(case, device, dtype)]
     candidates = _attention_candidates(kernel.split()[1], case, dtype) if " " in kernel else _listed(kernel)
     times: list[list[float]] = [[] for _ in candidates]
     problems: dict[int, str] = {}
     for turn in range(-1, repeats):
         for number, candidate in enumerate(candidates):
+            if turn == -1 and not candidate.in_use and deadline is not None and time.perf_counter() > deadline:
+                problems[number] = "no time was left"
             if number in problems:
                 continue
             try:
                 with registry.forcing("triton"), candidate.using():
                     seconds = timed(case.call, inputs, device)[when]
             except Exception as error:  # one that needs more than the device has is no candidate
-                problems[number] = f"{type(error).__name__}: {(str(error) or ' ').splitlines()[0]}"
+                problems[number] = why_not(error)
                 continue
             if turn >= 0:
                 times[number].append(1e3 * seconds)
@@ -126,7 +139,7 @@ def _attention_candidates(kernel: str, case: KernelCase, dtype: torch.dtype) -> 
 
     plain = operator.launch
     major, minor = (9, 0) if registry.interpreted() else torch.cuda.get_device_capability()
-    used = plain(kernel, case.shapes[0][2], dtype, 10 * major + minor)
+    used = plain(kernel, case.shapes[0][2], dtype, 10 * major + minor, "dropout" in case.name)
     plans = [used, *(plan for plan in (operator.Launch(*numbers) for numbers in LAUNCHES) if plan != used)]
 
     def using(plan: Any) -> Callable[[], AbstractContextManager[None]]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from dist_metaxlm.benchmarking.peers import Call, head_peers, liger_peers
 from dist_metaxlm.kernels import activations, norm, rotary
 from dist_metaxlm.kernels.dropout import DropoutMask
 from dist_metaxlm.kernels.linear_cross_entropy import linear_cross_entropy
-
-Call = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,8 @@ def kernel_cases(small: bool, device: torch.device) -> list[KernelCase]:
 
     found = [_head(rows, hidden, vocabulary, device), *attention_cases(small, device)]
     found += _norms(tokens, hidden, device) + _rms_norms(tokens, hidden, device) + _activations(tokens, ffn, device)
+    for case in found:
+        case.peers.update(liger_peers(case.name))
     return [*found, _rotation(tokens, 2 if small else 12, 32 if small else 64, device)]
 
 
@@ -71,16 +69,7 @@ def _head(rows: int, hidden: int, vocabulary: int, device: torch.device) -> Kern
     def plain(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(F.linear(states, weight, bias), targets, reduction="sum")
 
-    peers = {"torch": plain, **_compiled(plain, device)}
-    if importlib.util.find_spec("cut_cross_entropy"):
-        from cut_cross_entropy import linear_cross_entropy as cut
-
-        peers["cut-cross-entropy"] = lambda states, weight, bias: cut(states, weight, targets, bias=bias, reduction="sum")
-    if importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-        liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-        peers["Liger"] = lambda states, weight, bias: liger(weight, states, targets, bias)
+    peers = {"torch": plain, **_compiled(plain, device), **head_peers(targets)}
     return KernelCase(
         "masked-row head", "linear_cross_entropy", ((rows, hidden), (vocabulary, hidden), (vocabulary,)),
         lambda *tensors: linear_cross_entropy(*tensors, targets).sum(), operations=6 * rows * hidden * vocabulary,

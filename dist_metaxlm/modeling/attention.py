@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dist_metaxlm.kernels.attention import packed_attention
+from dist_metaxlm.kernels.attention_parts import parts_of
 from dist_metaxlm.modeling.dropout import attention_mask_at
 from dist_metaxlm.modeling.geometry import Geometry
 from dist_metaxlm.modeling.layers import column_linear, row_linear
@@ -40,7 +41,7 @@ class Attention(nn.Module):
         rotary = geometry.local_rotary if self.local else geometry.rotary
         assert pattern is not None
         mixed = self.qkv(states)
-        queries, keys, values = mixed.view(mixed.shape[0], -1, 3, self.width).unbind(2)
+        queries, keys, values = parts_of(mixed.view(mixed.shape[0], -1, 3, self.width))
         if rotary is not None:
             queries, keys = rotate(queries, rotary), rotate(keys, rotary)
         dropout = attention_mask_at(geometry.attention_dropout, self.index, self.first_head)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from dist_metaxlm.data.batch import PackedBatch
-from dist_metaxlm.data.tokenizer import EOS, PAD
+from dist_metaxlm.data.special_tokens import EOS, PAD
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initialise
 from dist_metaxlm.objectives.word_alignment import itermax, sinkhorn

@@ -12,11 +12,12 @@ CPU = torch.device("cpu")
 
 
 def test_operations_count_the_pairs_that_see_each_other() -> None:
-    whole, short, local = module.attention_cases(True, CPU)
+    whole, short, local, *dropping = module.attention_cases(True, CPU)
     assert whole.operations == 14 * 2 * 64 * 64 * 2 * 32
     assert 0 < short.operations < whole.operations
     # A window of 16 reaches 8 tokens to each side, less at the ends of two windows of 64.
     assert local.operations == 14 * 2 * (64 * 17 - 2 * 36) * 2 * 32
+    assert [case.operations for case in dropping] == [whole.operations, short.operations]
 
 
 def test_peers_compute_the_same_attention() -> None:
@@ -25,6 +26,18 @@ def test_peers_compute_the_same_attention() -> None:
     tensors = [torch.randn(128, 2, 32) for _ in range(3)]
     ours = module._case("", lengths, 64, None, 2, 32, CPU).call(*tensors)
     torch.testing.assert_close(module._padded(lengths, 64, CPU)(*tensors), ours)
+
+
+def test_dropping_cases_drop() -> None:
+    *_, whole, short = module.attention_cases(True, CPU)
+    tensors = [torch.randn(128, 2, 32) for _ in range(2)]
+    for case in (whole, short):
+        mixed = case.call(*tensors, torch.ones(128, 2, 32))  # the sum of the weights that stayed
+        assert 0.05 < mixed.std() < 0.5
+        assert abs(mixed.mean() - 1) < 0.05
+        peer = case.peers["SDPA efficient" if case is whole else "SDPA on the padded batch"]
+        if case is short:  # on a CPU no backend but the plain one drops anything
+            assert peer(*tensors, torch.ones(128, 2, 32)).std() > 0.05
 
 
 def test_the_cuda_library_is_measured_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_a_list_is_timed_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> 
     before = {kernel: list(found) for kernel, found in rotary.CONFIGURATIONS.items()}
     extra = {**before["turn_heads"][0], "TOKENS": "none"}
     monkeypatch.setitem(rotary.CONFIGURATIONS, "turn_heads", [*before["turn_heads"], extra])
-    result = module.measure_configurations("cpu", 1, "turn_heads")
+    result = module.measure_configurations("cpu", 1, ["turn_heads"])
     assert result["interpreted"]
     (row,) = result["kernels"]
     assert (row["kernel"], row["pass"]) == ("turn_heads", "forward")
@@ -42,6 +42,15 @@ def test_a_list_is_timed_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> 
     text = module.table(result)
     assert text.startswith("interpreted on a CPU")
     assert text.count("best") == text.count("in use") == 1
+
+
+def test_after_the_time_only_what_is_in_use_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    (row,) = module.measure_configurations("cpu", 1, ["turn_heads"], seconds=0.0)["kernels"]
+    first, *others = row["configurations"]
+    assert first["milliseconds"] > 0
+    assert {found["problem"] for found in others} == {"no time was left"}
+    assert row["gain"] == 0
 
 
 def test_launches_of_attention_are_tried_and_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,4 +68,4 @@ def test_launches_of_attention_are_tried_and_left_as_they_were(monkeypatch: pyte
 
 def test_an_unknown_kernel_is_refused() -> None:
     with pytest.raises(UserError, match="no kernel with configurations"):
-        module.measure_configurations("cpu", 1, "nothing")
+        module.measure_configurations("cpu", 1, ["nothing"])

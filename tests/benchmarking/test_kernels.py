@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from dist_metaxlm.kernels import registry
 
 from dist_metaxlm.benchmarking import kernels
 from dist_metaxlm.benchmarking.kernel_cases import KernelCase, kernel_cases
+from dist_metaxlm.benchmarking.peers import made_late
 from dist_metaxlm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +29,7 @@ def test_every_operator_has_a_case() -> None:
 def test_rms_norm_is_measured_beside_torchs() -> None:
     cases = {case.name: case for case in kernel_cases(True, torch.device("cpu")) if "RMSNorm" in case.name}
     assert {case.operator for case in cases.values()} == {"norm", "add_norm", "embed_norm"}
-    rows = {row["name"]: row for row in kernels.measure_kernels("cpu", 1, "RMSNorm")["cases"]}
+    rows = {row["name"]: row for row in kernels.measure_kernels("cpu", 1, ["RMSNorm"])["cases"]}
     assert rows.keys() == cases.keys()
     assert {row["verdict"] for row in rows.values()} == {"ok"}
     assert "torch" in rows["RMSNorm"]["milliseconds"]
@@ -41,7 +44,7 @@ def doubling(monkeypatch: pytest.MonkeyPatch) -> KernelCase:
     registry.register("double", "triton", f"{__name__}:fast", lambda: None, lambda *arguments: True)
     monkeypatch.setattr(registry, "_on_cuda", lambda arguments: True)
     return KernelCase("doubling", "double", ((64, 64),), lambda x: registry.choose("double", x)(x), (8192, 8192),
-                      peers={"broken": broken})
+                      peers={"broken": broken, "missing": made_late(lambda: importlib.import_module("none"))})
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:
@@ -60,9 +63,30 @@ def test_verdicts(doubling: KernelCase, fast: object, verdict: str, monkeypatch:
     monkeypatch.setattr(registry, "_load", lambda path: fast if path.endswith("fast") else reference)
     row = kernels._measure(doubling, torch.device("cpu"), torch.float32, 3)
     assert row["verdict"] == verdict
-    assert row["peers_that_failed"] == {"broken": "RuntimeError: no compiler"}
+    assert row["peers_that_failed"] == {"broken": "RuntimeError: no compiler", "missing": "not here: No module named 'none'"}
     assert set(row["milliseconds"]) == {"ours", "reference"}
     assert row["forward_terabytes_per_second"] > 0
+
+
+def test_one_that_fails_does_not_hide_the_others(doubling: KernelCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fast(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] == 8:
+            raise RuntimeError("Triton found no C compiler\nmore of it")
+        return x * 2
+
+    cases = [replace(doubling, name="failing", shapes=((8, 64),)), doubling]
+    monkeypatch.setattr(registry, "_load", lambda path: fast if path.endswith("fast") else reference)
+    monkeypatch.setattr(kernels, "kernel_cases", lambda small, device: cases)
+    kept: list[int] = []
+    found = kernels.measure_kernels("cpu", 2, seconds=0.0, keep=lambda so_far: kept.append(len(so_far["cases"])))
+    assert [row["verdict"] == "failed" for row in found["cases"]] == [True, False]
+    assert found["unfinished"] == ["failing: RuntimeError: Triton found no C compiler"]
+    assert "in fast" in found["cases"][0]["traceback"]
+    assert found["cases"][1]["peers_that_failed"] == dict.fromkeys(("broken", "missing"), "no time was left")
+    assert kept == [1, 2]
+    assert kernels.line(found["cases"][0]) == "failing: failed, RuntimeError: Triton found no C compiler"
+    with pytest.raises(UserError, match="--only tripling: no operator's case"):
+        kernels.measure_kernels("cpu", 1, ["tripling"])
 
 
 def test_the_command(tmp_path: Path) -> None:

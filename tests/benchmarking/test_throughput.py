@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from dist_metaxlm.benchmarking import throughput
+from dist_metaxlm.benchmarking.baseline import Baseline
 from dist_metaxlm.benchmarking.documents import generated_batches
+from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.load import load_recipe
 
 CPU = torch.device("cpu")
@@ -60,8 +62,52 @@ def test_verdicts(rows: list[Any], device: str, verdict: tuple[bool, bool], monk
     assert (found["ours_mfu"] is None) == (device == "cpu")
 
 
+class Instant:
+    """A baseline that takes no time."""
+
+    rows, compiled, problem, lost = 4, False, None, 0.0
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def load(self, batch: object) -> None:
+        pass
+
+    def step(self) -> float:
+        return 1.0
+
+
 def test_time_runs_out_after_the_first_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "_our_step", lambda *_: lambda batch: 1.0)
-    monkeypatch.setattr(throughput, "_their_step", lambda *_: lambda batch: 1.0)
+    monkeypatch.setattr(throughput, "Baseline", Instant)
     setting = throughput.Setting(load_recipe("quickstart", SMALL), 5, 128, 4, "generated", seconds=0.0)
-    assert throughput.compare_with_huggingface(setting, CPU)["steps"] == 1
+    kept: list[dict[str, Any]] = []
+    assert throughput.compare_with_huggingface(setting, CPU, kept.append)["steps"] == 1
+    assert kept[0]["ours_tokens_per_second"] > 0
+    assert kept[0]["unfinished"] == ["the baseline was not reached"]
+
+
+def test_the_baseline_takes_fewer_rows_where_memory_ends_and_goes_on_where_nothing_compiles() -> None:
+    recipe = load_recipe("quickstart", SMALL)
+    (batch,) = generated_batches(recipe, 512, 1)
+    baseline = Baseline(Encoder(recipe.model, seed=1), recipe, 8, 1e-4, CPU)
+    baseline.load(batch)
+    whole, plain = baseline.step(), baseline._forward
+
+    def failing(**inputs: torch.Tensor) -> Any:
+        if inputs["labels"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        raise RuntimeError("no C compiler")
+
+    other = Baseline(Encoder(recipe.model, seed=1), recipe, 8, 1e-4, CPU)
+    other.load(batch)
+    other._forward, other.compiled = failing, True
+    assert other.step() == pytest.approx(whole, abs=1e-5)
+    assert (other.rows, other.compiled, other.problem) == (2, False, "RuntimeError: no C compiler")
+    assert other.lost > 0
+    other._forward = failing
+    with pytest.raises(RuntimeError, match="no C compiler"):
+        other.step()
+    for one, another in zip(baseline.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(one, another, atol=1e-5, rtol=1e-4)
+    assert plain is baseline.model

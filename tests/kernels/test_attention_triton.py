@@ -12,6 +12,7 @@ import pytest
 import torch
 from dist_metaxlm.kernels import attention
 from dist_metaxlm.kernels.attention import AttentionPattern, attention_pattern, packed_attention
+from dist_metaxlm.kernels.attention_parts import parts_of
 from dist_metaxlm.kernels.dropout import AttentionDropout, token_keys
 from dist_metaxlm.kernels.registry import choices
 from dist_metaxlm.kernels.tiles import tile_table
@@ -149,6 +150,27 @@ def test_other_documents_change_no_bit() -> None:
     rest[3:8] = False
     assert torch.equal(before[rest], after[rest])
     assert not torch.equal(before[3:8], after[3:8])
+
+
+@pytest.mark.parametrize("backward", ["two_pass", "atomic"])
+def test_gradients_of_the_parts_are_that_of_the_product_without_a_copy(
+        backward: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(attention.BACKWARD_VARIABLE, backward)
+    pattern = pattern_of([9, 3, 20], None, torch.float32)
+    fused, weights = inputs([9, 3, 20], 2, 16, torch.float32)
+    expected = torch.autograd.grad((packed_attention(*fused.unbind(2), pattern) * weights).sum(), fused)[0]
+    with monkeypatch.context() as patch:
+        patch.delattr(torch, "stack")
+        found = torch.autograd.grad((packed_attention(*parts_of(fused), pattern) * weights).sum(), fused)[0]
+    assert torch.equal(found, expected)
+    # Gradients that do not lie side by side, or not of one tensor, are put together as ever.
+    for change in (lambda part: part * 2, lambda part: part.flip(0)):
+        queries, keys, values = parts_of(fused)
+        mixed = packed_attention(change(queries), keys, values, pattern)
+        found = torch.autograd.grad((mixed * weights).sum(), fused)[0]
+        queries, keys, values = fused.unbind(2)
+        mixed = packed_attention(change(queries), keys, values, pattern)
+        assert torch.equal(found, torch.autograd.grad((mixed * weights).sum(), fused)[0])
 
 
 def test_it_is_an_operator_like_any_other() -> None:

@@ -1,0 +1,42 @@
+"""Queries, keys and values as parts of one product, [T, heads, 3, D], and their gradients without a copy.
+
+The gradient of a plain `unbind` is a stack: one more read and write of three times the states in every layer. The kernels'
+backward writes the three gradients as they lie in the product, and here that is seen and handed on as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def parts_of(joined: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`joined` [T, heads, 3, D] -> queries, keys and values, views of [T, heads, D]."""
+    if torch.compiler.is_compiling():  # where things lie is decided by the compiler
+        return joined.unbind(2)  # type: ignore[return-value]
+    return _Parts.apply(joined)
+
+
+def one_matrix(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor | None:
+    """[T, 3 * heads * D] where the three lie in it as [T, heads, 3, D]; None where they do not."""
+    tokens, heads, width = queries.shape
+    strides = (3 * heads * width, 3 * width, 1)
+    first, storage = queries.storage_offset(), queries.untyped_storage()._cdata
+    side_by_side = all(
+        tensor.shape == queries.shape and tensor.dtype == queries.dtype and tensor.stride() == strides
+        and tensor.storage_offset() == first + number * width and tensor.untyped_storage()._cdata == storage
+        for number, tensor in enumerate((queries, keys, values)))
+    return queries.as_strided((tokens, 3 * heads * width), (strides[0], 1)) if side_by_side else None
+
+
+class _Parts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, joined: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.shape = joined.shape
+        return joined.unbind(2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        whole = one_matrix(*gradients)
+        return torch.stack(gradients, 2) if whole is None else whole.view(ctx.shape)
