@@ -13,6 +13,7 @@ EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_IO = 74
 EXIT_AGAIN = 75
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -37,6 +38,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except StoppedInGoodOrder as stop:
         _report(str(stop), "stopped")
         code = EXIT_AGAIN
+    except KeyboardInterrupt:
+        _report("by Ctrl-C; what was finished is kept, run the same command again", "stopped")
+        code = EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
             raise

@@ -13,6 +13,7 @@ SCRIPT = "from dist_metaxlm.errors import *\ndef main():\n    {body}\nrun_comman
     ("return None", 0, ""),
     ("raise UserError('seed -1 is negative; give 0 or more')", 2, "error: seed -1 is negative; give 0 or more"),
     ("raise StoppedInGoodOrder('saved; run it again')", 75, "stopped: saved; run it again"),
+    ("raise KeyboardInterrupt", 130, "stopped: by Ctrl-C"),
     (f"raise OSError({errno.ENOSPC}, 'No space left on device', 'runs/x')", 74,
      "error: No space left on device: runs/x; free or repair it and run the command again"),
     ("raise ValueError('ours')", 1, "ValueError: ours"),

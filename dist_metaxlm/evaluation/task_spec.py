@@ -19,6 +19,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.languages import canonical
 from dist_metaxlm.evaluation.task_files import labelled_languages
 from dist_metaxlm.recipe.section import Section
+from dist_metaxlm.recipe.yaml_text import read_yaml
 
 PLACE = "{lang}"
 UPOS = ["ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
@@ -123,7 +124,7 @@ def _read(path: Path) -> dict[str, TaskSpec]:
     if not path.is_file():
         raise UserError(f"--tasks_file {path} does not exist; correct the path")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--tasks_file {path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
     if not isinstance(tree, dict) or not all(isinstance(value, dict) for value in tree.values()):

@@ -21,6 +21,7 @@ from dist_metaxlm.recipe.schema import (
     Recipe,
     TranslationLM,
 )
+from dist_metaxlm.recipe.yaml_text import read_yaml
 
 _BRANCHES = ("", "list[AlphaPoint]", "float", "str", "MosesPair", "EvaluationFiles")
 _OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast, "xlco": CrossLingualContrast,
@@ -74,7 +75,7 @@ def _read_yaml(name_or_path: str | Path) -> dict[str, Any]:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"no recipe {str(name_or_path)!r}: {hint}give a YAML file or one of {', '.join(shipped_recipes())}")
     try:
-        tree = yaml.safe_load(text)
+        tree = read_yaml(text, str(name_or_path))
     except yaml.YAMLError as error:
         raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
     if not isinstance(tree, dict):
@@ -88,9 +89,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     if not separator or not key.strip():
         return f"override {override!r} is not of the form key=value, such as phases.meta.steps=20"
     try:
-        value = _scalar(yaml.safe_load(text))
-    except yaml.YAMLError:
-        return f"override {override!r}: {text!r} is not a YAML value; quote it"
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None)
+        return f"override {override!r}: {text!r} is not a YAML value{f' ({problem})' if problem else ''}; quote or mend it"
     node: Any = tree
     steps = key.strip().split(".")
     for index, step in enumerate(steps):
@@ -112,16 +114,6 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
         else:
             return f"override {key}: {'.'.join(steps[:index])} is a value, not a section"
     return None
-
-
-def _scalar(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; people who type a learning rate mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:

@@ -85,7 +85,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
                        f"{folder.finished['loss']:.3f}; --resume never trains it anew")
         return
     if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
-        missing_meta(folder)
+        missing_meta(folder, options)
     prepare_data(recipe, topology)
     probe = open_probe(recipe) if recipe.training.probe_interval else None
     bind_cores(topology)
@@ -185,10 +185,13 @@ def finish(folder: PhaseFolder, progress: Progress, topology: Topology) -> None:
                    f"{progress.seconds:.0f} s, loss {last['loss']:.3f}; checkpoint in {folder.checkpoints}")
 
 
-def missing_meta(folder: PhaseFolder) -> None:
+def missing_meta(folder: PhaseFolder, options: Options) -> None:
     """Refuse `cross` before any data is prepared when its meta phase is not there."""
-    raise UserError(f"--phase cross continues from a finished meta phase, and {folder.run_dir / 'meta'} holds none; run "
-                    f"`deepspeed launch/pretrain.py --phase meta --run_dir {folder.run_dir}` first")
+    state = "an unfinished one" if folder.path.with_name("meta").exists() else "none"
+    recipe = "" if options.recipe == "quickstart" else f" --recipe {options.recipe}"
+    raise UserError(f"--phase cross continues from a finished meta phase, and {folder.run_dir / 'meta'} holds {state}; run "
+                    f"`deepspeed launch/pretrain.py --phase meta{recipe} --run_dir {folder.run_dir}` first, or give "
+                    "--init_from an imported model")
 
 
 def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
