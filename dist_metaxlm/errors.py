@@ -42,13 +42,21 @@ def run_command(main: Callable[[], int | None]) -> None:
         _report("by Ctrl-C; what was finished is kept, run the same command again", "stopped")
         code = EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
-            raise
-        _report(f"{error.strerror}: {error.filename or 'while writing'}; free or repair it and run the command again")
-        code = EXIT_IO
+        code = _io_code(error)
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def _io_code(error: OSError) -> int:
+    """Say what the disk or a path did, and its exit code; what is neither is a bug and is raised again."""
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG) and error.filename is not None:
+        _report(f"{error.strerror}: {error.filename}; correct the path")
+        return EXIT_USER
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
+        raise error
+    _report(f"{error.strerror}: {error.filename or 'while writing'}; free or repair it and run the command again")
+    return EXIT_IO
 
 
 def _report(sentence: str, kind: str = "error") -> None:

@@ -16,6 +16,8 @@ SCRIPT = "from dist_metaxlm.errors import *\ndef main():\n    {body}\nrun_comman
     ("raise KeyboardInterrupt", 130, "stopped: by Ctrl-C"),
     (f"raise OSError({errno.ENOSPC}, 'No space left on device', 'runs/x')", 74,
      "error: No space left on device: runs/x; free or repair it and run the command again"),
+    (f"raise OSError({errno.ENOTDIR}, 'Not a directory', 'recipe.yaml/x')", 2,
+     "error: Not a directory: recipe.yaml/x; correct the path"),
     ("raise ValueError('ours')", 1, "ValueError: ours"),
     (f"raise OSError({errno.EINVAL}, 'Invalid argument')", 1, "Traceback"),
 ])

@@ -62,6 +62,8 @@ def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None 
             if missing:
                 if recipe.data.corpus == "files":
                     corpus.sources(recipe.data)
+                if recipe.data.tokenizer.path and not (directory / "tokenizer.model").is_file():
+                    _check_size(Tokenizer.load(recipe.data.tokenizer.path), recipe)
                 stack.enter_context(_lock(directory, log))
                 _first_steps(recipe, directory, log, until, workers)
                 missing = until == "store" and not (directory / "store").is_dir()

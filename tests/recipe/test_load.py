@@ -78,13 +78,16 @@ XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco
 
 
 @pytest.mark.parametrize(("fields", "override", "words"), [
-    ("pairs: 64, layer: 3, queue: 9", "parallel.tensor=2", "not with parallel.tensor 2; set tensor: 1, or take contrast instead of xlco"),
+    ("pairs: 64, layer: 3, queue: 9", "parallel.tensor=2",
+     "not with parallel.tensor 2; set tensor: 1, or take contrast instead of xlco"),
     ("pairs: 64, layer: 3, queue: 9", "parallel.pipeline=2", "not with parallel.pipeline 2; set pipeline: 1"),
     ("pairs: 64, layer: 3, queue: 9", "parallel.zero_stage=3", "not with parallel.zero_stage 3; set zero_stage: 1"),
     ("pairs: 65, layer: 3", "seed=1", "pairs 65 is odd, and mixup: order makes an example of two; nearest: 66"),
-    ("pairs: 64, layer: 3, max_tokens: 65", "seed=1", "xlco.max_tokens 65 (two together) is more than sequence_length 128"),
+    ("pairs: 64, layer: 3, max_tokens: 65", "seed=1",
+     "xlco.max_tokens 65 (two together) is more than sequence_length 128"),
     ("pairs: 64, layer: 5", "seed=1", "xlco.layer 5 is more than model.layers 4"),
-    ("pairs: 64, layer: 3, momentun: 0.9", "seed=1", "did you mean momentum"), ("pairs: 64, layer: 3, momentum: 1.0", "seed=1", "momentum"),
+    ("pairs: 64, layer: 3, momentun: 0.9", "seed=1", "did you mean momentum"),
+    ("pairs: 64, layer: 3, momentum: 1.0", "seed=1", "momentum"),
     ("pairs: 64, layer: 3, mixup: both", "seed=1", "xlco.mixup: Input should be 'none', 'order' or 'sides' (got 'both')")])
 def test_xlco_is_refused_in_words(fields: str, override: str, words: str) -> None:
     with pytest.raises(UserError, match="recipe quickstart") as caught:
@@ -125,6 +128,14 @@ def test_unknown_recipe_suggests_a_shipped_one(tmp_path: Path) -> None:
     broken.write_bytes(b"name: \xff\xfe")
     with pytest.raises(UserError, match="not UTF-8 at byte 6"):
         load_recipe(broken)
+
+
+def test_an_unknown_phase_is_one_problem() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("quickstart", ["phases.met.steps=3", "seed=2"])
+    assert str(caught.value) == "recipe quickstart: unknown phase 'met', did you mean meta? phases are meta, cross, joint"
+    with pytest.raises(UserError, match=r"^there is no file mine\.yaml; correct the path \(it is relative to "):
+        load_recipe("mine.yaml")
 
 
 def test_yaml_as_a_recipe_means_it(tmp_path: Path) -> None:
