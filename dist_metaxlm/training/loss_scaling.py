@@ -9,7 +9,10 @@ updates stays behind.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
+
+import torch
 
 from dist_metaxlm.errors import UserError
 
@@ -25,6 +28,8 @@ def check_fp16(precision: str) -> None:
     """
     if precision != "fp16":
         return
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and warns
     from deepspeed.accelerator import get_accelerator
 
     if not get_accelerator().is_fp16_supported():

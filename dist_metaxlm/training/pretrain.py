@@ -40,7 +40,7 @@ from dist_metaxlm.training.initial_weights import load_initial_weights
 from dist_metaxlm.training.layout import check_layout, layout_name
 from dist_metaxlm.training.loop import train
 from dist_metaxlm.training.loss_scaling import check_fp16, restore_scaler
-from dist_metaxlm.training.manifest import write_json
+from dist_metaxlm.training.manifest import list_steps, write_json
 from dist_metaxlm.training.probing import OpenProbe, Probe
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
@@ -114,8 +114,9 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
     progress = Progress(options.phase, tokenizer.hash, recipe.model.vocab_size, device)
     checkpoint = newest_checkpoint(folder.checkpoints, None if options.resume in ("auto", "never") else int(options.resume))
     if checkpoint is None and options.resume not in ("auto", "never"):
-        raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; "
-                        "give the step of one that is there, or --resume auto")
+        there = ", ".join(map(str, list_steps(folder.checkpoints))) or "none"
+        raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; give "
+                        f"a step that is there ({there}), or --resume auto")
 
     model = build_model(recipe, phase)
     encoder, carried = model.encoder, None
