@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError, run_command
+from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, run_command
 
 Outcome = tuple[dict[str, Any], str]
 
@@ -220,13 +220,6 @@ COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store
             "saving": saving, "kernels": kernels, "step": step, "gpu": gpu}
 
 
-def check_output(path: Path) -> None:
-    """Refuse before anything is measured what could not be written afterwards."""
-    if path.is_dir():
-        raise UserError(f"--output {path} is a folder; give a file in it, such as {path / 'figures.json'}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-
 def main() -> int:
     arguments = parse()
     if arguments.command == "scaling" and arguments.job is not None:
@@ -235,6 +228,8 @@ def main() -> int:
         take_part(arguments.job)
         return EXIT_DONE
     if arguments.output:
+        from dist_metaxlm.reporting.metrics import check_output
+
         check_output(Path(arguments.output))
     result, sentence = COMMANDS[arguments.command](arguments)
     if int(os.environ.get("RANK") or 0):

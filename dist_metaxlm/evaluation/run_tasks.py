@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 
@@ -165,6 +167,8 @@ def read_settings(kind: str, overrides: Sequence[str]) -> Settings:
 @contextmanager
 def libraries_on_standard_error() -> Iterator[None]:
     """What libraries print goes to standard error: with --json only one object may stand on standard output."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which looks for one and warns
     output = sys.stdout
     sys.stdout = sys.stderr
     try:

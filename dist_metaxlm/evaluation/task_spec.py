@@ -7,6 +7,7 @@ reads XTREME's folders and the original ones.
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from dist_metaxlm.data.readers_files import PACKED
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.heldout import TASKS as HELDOUT
 from dist_metaxlm.evaluation.languages import canonical
 from dist_metaxlm.evaluation.task_files import labelled_languages
 from dist_metaxlm.recipe.section import Section
@@ -116,7 +118,9 @@ def load_tasks(names: list[str], file: str | Path | None = None) -> dict[str, Ta
     known = {**BUILT_IN, **(_read(Path(file)) if file is not None else {})}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"unknown task {unknown[0]!r}; choose from {', '.join(known)}, or describe it in --tasks_file")
+        near = difflib.get_close_matches(unknown[0], [*known, *HELDOUT], 1)
+        raise UserError(f"unknown task {unknown[0]!r}{f', did you mean {near[0]}?' if near else ';'} choose from "
+                        f"{', '.join((*HELDOUT, *known))}, or describe it in --tasks_file")
     return {name: known[name] for name in names}
 
 

@@ -93,7 +93,11 @@ def _outcome(summary: dict[str, Any], console: Console) -> Table:
     row("English prose perplexity", evaluation, lambda e: number(e["english_prose_perplexity"], 1))
     row("other languages' perplexity", evaluation, lambda e: number(e["other_perplexity"], 1))
     row("retrieval P@1, best layer", evaluation, lambda e: number(e.get("mean_p_at_1"), 3))
-    row("best layer", evaluation, lambda e: str(e.get("best_layer", "")))
+    row("best layer", evaluation, lambda e: _known(e.get("best_layer", "")))
     row("languages", evaluation, lambda e: str(e.get("languages", "")))
-    row("candidates, least", evaluation, lambda e: str(e.get("candidates_min", "")))
+    row("candidates, least", evaluation, lambda e: _known(e.get("candidates_min", "")))
     return table
+
+
+def _known(value: Any) -> str:
+    return "–" if value is None else str(value)

@@ -118,6 +118,9 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; give "
                         f"a step that is there ({there}), or --resume auto")
 
+    if checkpoint is not None and checkpoint.facts["tokenizer"] != tokenizer.hash:
+        raise UserError(f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the data in "
+                        f"{recipe.data.directory} have {tokenizer.hash[:12]}; give the data.directory that it began with")
     model = build_model(recipe, phase)
     encoder, carried = model.encoder, None
     if checkpoint is None and options.init_from is not None:

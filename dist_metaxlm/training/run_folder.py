@@ -14,6 +14,9 @@ from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training.environment import environment
 from dist_metaxlm.training.manifest import write_json
 
+SHOWN = 5
+"""Fields that differ which a message names."""
+
 
 class PhaseFolder:
     """runs/NAME/PHASE: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, done.json."""
@@ -44,8 +47,9 @@ class PhaseFolder:
             changed = [f"{key} was {before.get(key)}, now {now.get(key)}" for key in {**before, **now}
                        if before.get(key) != now.get(key)]
             if changed:
-                raise UserError(f"{self.path} was started with another recipe: {'; '.join(changed)}; "
-                                "resume with the old values, or give another --run_dir or --resume never")
+                more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+                raise UserError(f"{self.path} was started with another recipe: {'; '.join(changed[:SHOWN])}{more}; resume "
+                                f"with the old values (all are in {path}), or give another --run_dir or --resume never")
         self.path.mkdir(parents=True, exist_ok=True)
         path.write_text(dump_recipe(recipe), encoding="utf-8")
         (self.run_dir / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
@@ -78,6 +82,7 @@ class PhaseFolder:
 def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:
     tree = recipe.model_dump(mode="json")
     parts = {key: tree[key] for key in ("seed", "model", "data", "optimizer")}
+    del tree["data"]["directory"]  # prepared data may move; what they were made from is compared, and their tokenizer
     if phase == "cross":
         parts["carry_over"] = tree["carry_over"]
     return flatten({**parts, "phases": {phase: tree["phases"][phase]}})
