@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import sys
 import time
@@ -67,3 +69,13 @@ def _report(sentence: str, kind: str = "error") -> None:
         time.sleep(2.0)
         sentence = f"rank {rank}: {sentence}"
     print(f"{kind}: {sentence}", file=sys.stderr, flush=True)
+    _tell_torchrun(f"{kind}: {sentence}")
+
+
+def _tell_torchrun(sentence: str) -> None:
+    """The sentence for torchrun's summary of a failure, which stands below its own traceback and is all that is read."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        found = {"message": sentence, "extraInfo": {"py_callstack": sentence, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": found}, file)
