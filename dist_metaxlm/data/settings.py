@@ -37,7 +37,11 @@ def check_settings(recipe: Recipe) -> None:
     path = directory / NAME
     if not path.is_file():
         return
-    made = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        made = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged, so nobody knows what the data in {directory} were made with; delete that "
+                        "folder and run launch/prepare.py again, or put the file back") from None
     for field, value in settings(recipe).items():
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
         stale = [name for name in _MADE[_MADE.index(user):] if (directory / name).exists()]

@@ -39,14 +39,18 @@ def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None) -> N
                      for way in ("to_english", "from_english")]
             row += [str(scores["candidates"]), *shown]
         table.add_row(*row)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     print_means(result, stream)
 
 
 def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
     """One line of an evaluation: English perplexity and mean P@1."""
     parts = []
-    if "perplexity" in result:
+    if "perplexity" in result and not result["perplexity"]:
+        parts.append("prose perplexity " + ", ".join(
+            f"{language} {number(value, 1)}" for language, value in result.get("prose_perplexity", {}).items()))
+    elif "perplexity" in result:
         parts.append(f"English perplexity {number(result['perplexity'].get('en'), 1)}")
     retrieval = result.get("retrieval", {})
     if result.get("mean_p_at_1") is not None:

@@ -31,7 +31,11 @@ class PhaseFolder:
     def finished(self) -> dict[str, Any] | None:
         """What the finished phase left behind, or None while it is unfinished."""
         path = self.path / "done.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        except (ValueError, TypeError):
+            raise UserError(f"{path} is damaged; delete it and run phase {self.phase} again, which then ends at its last "
+                            "checkpoint") from None
 
     def start(self, recipe: Recipe) -> None:
         """Create the folder, or check that `recipe` trains the same thing as the one the phase was started with.

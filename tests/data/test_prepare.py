@@ -130,6 +130,9 @@ def test_what_is_not_made_yet_may_still_change(recipe: Recipe, tmp_path: Path) -
     assert json.loads((tmp_path / "data" / "settings.json").read_text())["model.vocab_size"] == VOCAB
     with pytest.raises(UserError, match=r"data\.text=.*, or delete that folder"):
         prepare(make_recipe(tmp_path, text={"de": [str(tmp_path / "en.txt")]}), silent)
+    (tmp_path / "data" / "settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings\.json is damaged, so nobody knows"):
+        prepare(recipe, silent)
 
 
 @pytest.mark.parametrize(("data", "said"), [

@@ -19,3 +19,12 @@ def test_data_may_move_and_a_resumed_phase_learns_the_same(tmp_path: Path) -> No
         folder.start(load_recipe("xlmr-base"))
     assert str(caught.value).count(" was ") == 6  # five fields, and "was started"
     assert " more; resume with the old values" in str(caught.value)
+
+
+def test_a_damaged_mark_of_the_end_is_named(tmp_path: Path) -> None:
+    folder = PhaseFolder(tmp_path, "meta")
+    assert folder.finished is None
+    folder.path.mkdir()
+    (folder.path / "done.json").write_text("{")
+    with pytest.raises(UserError, match=r"done\.json is damaged; delete it and run phase meta again"):
+        _ = folder.finished
