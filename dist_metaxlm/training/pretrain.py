@@ -87,6 +87,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
         missing_meta(folder, options)
     prepare_data(recipe, topology)
+    data = open_data(recipe, options.phase)  # refused here, nothing has been written and no phase set aside
     probe = open_probe(recipe) if recipe.training.probe_interval else None
     bind_cores(topology)
     device = pick_device(topology)
@@ -99,15 +100,21 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
                 folder.set_aside()
             folder.start(recipe)
         barrier()
-        _run(recipe, options, topology, device, folder, probe)
+        _run(recipe, options, topology, device, folder, data, probe)
+
+
+def open_data(recipe: Recipe, phase: str) -> tuple[Tokenizer, PhaseData]:
+    """The prepared data as a phase reads them. Errors: UserError where it asks for what is not in them."""
+    directory = Path(recipe.data.directory)
+    tokenizer = Tokenizer.load(directory / "tokenizer.model")
+    store = TokenStore.open(directory / "store")
+    return tokenizer, PhaseData(store, tokenizer, phase, recipe.phases[phase], recipe.seed)  # type: ignore[index]
 
 
 def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder,
-         probe: Probe | None = None) -> None:
+         opened: tuple[Tokenizer, PhaseData], probe: Probe | None = None) -> None:
     phase = recipe.phases[options.phase]  # type: ignore[index]
-    store = TokenStore.open(Path(recipe.data.directory) / "store")
-    tokenizer = Tokenizer.load(Path(recipe.data.directory) / "tokenizer.model")
-    data = PhaseData(store, tokenizer, options.phase, phase, recipe.seed)
+    tokenizer, data = opened
     place = groups()
     plan = StepPlan(phase, options.phase, recipe.seed, place.data_rank, place.data_size,
                     recipe.parallel.micro_batch_tokens)
