@@ -23,6 +23,10 @@ from dist_metaxlm.parallel.lifeline import Lifeline
 from dist_metaxlm.parallel.rendezvous import meet
 from dist_metaxlm.parallel.topology import Topology
 
+_KNOWN = ("Transformer Engine and Apex are not installed", "c10d::broadcast_: an autograd kernel was not registered")
+"""Warnings without a cause here: megatron-core's optimisers and FSDP are imported with its layers and not used; DeepSpeed's
+pipeline receives activations into tensors that ask for gradients (tests/distributed holds these to one process)."""
+
 
 def pick_device(topology: Topology) -> torch.device:
     """This rank's CUDA device where there are any, else the CPU."""
@@ -99,6 +103,8 @@ def quiet_engines() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     # DeepSpeed loads setuptools behind distutils; both are there for a compiler that is hardly ever called.
     warnings.filterwarnings("ignore", category=UserWarning, module="_distutils_hack")
+    for message in _KNOWN if torch.cuda.is_available() else (*_KNOWN, ".*CUDA_DEVICE_MAX_CONNECTIONS"):
+        warnings.filterwarnings("ignore", category=UserWarning, message=message)
     for name in ("DeepSpeed", "deepspeed", "megatron", "torch.distributed"):
         logging.getLogger(name).setLevel(level)
 
