@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import sys
 import time
@@ -13,6 +15,7 @@ EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_IO = 74
 EXIT_AGAIN = 75
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -37,14 +40,25 @@ def run_command(main: Callable[[], int | None]) -> None:
     except StoppedInGoodOrder as stop:
         _report(str(stop), "stopped")
         code = EXIT_AGAIN
+    except KeyboardInterrupt:
+        _report("by Ctrl-C; what was finished is kept, run the same command again", "stopped")
+        code = EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
-            raise
-        _report(f"{error.strerror}: {error.filename or 'while writing'}; free or repair it and run the command again")
-        code = EXIT_IO
+        code = _io_code(error)
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def _io_code(error: OSError) -> int:
+    """Say what the disk or a path did, and its exit code; what is neither is a bug and is raised again."""
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG) and error.filename is not None:
+        _report(f"{error.strerror}: {error.filename}; correct the path")
+        return EXIT_USER
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
+        raise error
+    _report(f"{error.strerror}: {error.filename or 'while writing'}; free or repair it and run the command again")
+    return EXIT_IO
 
 
 def _report(sentence: str, kind: str = "error") -> None:
@@ -55,3 +69,13 @@ def _report(sentence: str, kind: str = "error") -> None:
         time.sleep(2.0)
         sentence = f"rank {rank}: {sentence}"
     print(f"{kind}: {sentence}", file=sys.stderr, flush=True)
+    _tell_torchrun(f"{kind}: {sentence}")
+
+
+def _tell_torchrun(sentence: str) -> None:
+    """The sentence for torchrun's summary of a failure, which stands below its own traceback and is all that is read."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        found = {"message": sentence, "extraInfo": {"py_callstack": sentence, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": found}, file)

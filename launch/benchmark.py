@@ -234,6 +234,10 @@ def main() -> int:
 
         take_part(arguments.job)
         return EXIT_DONE
+    if arguments.output:
+        from dist_metaxlm.reporting.metrics import check_output
+
+        check_output(Path(arguments.output))
     result, sentence = COMMANDS[arguments.command](arguments)
     if int(os.environ.get("RANK") or 0):
         return EXIT_DONE  # all ranks have measured together

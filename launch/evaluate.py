@@ -58,6 +58,13 @@ def main() -> int:
         raise UserError("neither --phase nor --report is given; name a phase to evaluate, or ask for the report")
     if (arguments.phase or arguments.report) and not arguments.run_dir:
         raise UserError("--phase and --report need --run_dir; name the folder of the run")
+    if arguments.max_pairs is not None and arguments.max_pairs < 2:
+        raise UserError(f"--max_pairs {arguments.max_pairs} leaves no choice between pairs; give 2 or more, or leave it out "
+                        "for all")
+    if arguments.output:
+        from dist_metaxlm.reporting.metrics import check_output
+
+        check_output(Path(arguments.output))
     outcome: dict = {}
     failed = False
     if arguments.phase or arguments.model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from dist_metaxlm.errors import run_command
+from dist_metaxlm.errors import UserError, run_command
 
 EXAMPLES = """examples:
   python launch/prepare.py                                     # everything the quickstart recipe needs
@@ -44,8 +45,7 @@ def main() -> None:
     from dist_metaxlm.data.ranks import detect_ranks
     from dist_metaxlm.recipe.load import load_recipe
 
-    command, *overrides = arguments.words if arguments.words[:1] and arguments.words[0] in COMMANDS else [
-        "store", *arguments.words]
+    command, overrides = split(arguments.words)
     recipe = load_recipe(arguments.recipe, overrides)
     if command == "inspect":
         from dist_metaxlm.data import inspection
@@ -67,6 +67,17 @@ def main() -> None:
     if command == "tokenizer":
         outcome["languages"] = prepare.tokenizer_report(recipe)
     print(json.dumps(outcome) if arguments.json else "\n".join(lines(outcome)))
+
+
+def split(words: list[str]) -> tuple[str, list[str]]:
+    """The command, `store` where none is given, and the overrides. Errors: UserError for a command that is not known."""
+    if not words or "=" in words[0]:
+        return "store", words
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        raise UserError(f"unknown command {words[0]!r}" + (f", did you mean {near[0]}?" if near else "")
+                        + f"; give one of {', '.join(COMMANDS)}")
+    return words[0], words[1:]
 
 
 def lines(outcome: dict[str, Any], indent: str = "") -> Iterator[str]:

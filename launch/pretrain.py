@@ -12,6 +12,8 @@ examples:
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
 from dist_metaxlm.errors import run_command
 
@@ -42,6 +44,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        print(f"phase {arguments.phase}: loading", file=sys.stderr, flush=True)  # torch and DeepSpeed take seconds
     from dist_metaxlm.evaluation.probe import HeldoutProbe
     from dist_metaxlm.training.pretrain import Options, pretrain
 

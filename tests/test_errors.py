@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +15,11 @@ SCRIPT = "from dist_metaxlm.errors import *\ndef main():\n    {body}\nrun_comman
     ("return None", 0, ""),
     ("raise UserError('seed -1 is negative; give 0 or more')", 2, "error: seed -1 is negative; give 0 or more"),
     ("raise StoppedInGoodOrder('saved; run it again')", 75, "stopped: saved; run it again"),
+    ("raise KeyboardInterrupt", 130, "stopped: by Ctrl-C"),
     (f"raise OSError({errno.ENOSPC}, 'No space left on device', 'runs/x')", 74,
      "error: No space left on device: runs/x; free or repair it and run the command again"),
+    (f"raise OSError({errno.ENOTDIR}, 'Not a directory', 'recipe.yaml/x')", 2,
+     "error: Not a directory: recipe.yaml/x; correct the path"),
     ("raise ValueError('ours')", 1, "ValueError: ours"),
     (f"raise OSError({errno.EINVAL}, 'Invalid argument')", 1, "Traceback"),
 ])
@@ -31,3 +36,13 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     result = subprocess.run(["bash", "-c", pipeline, sys.executable, script], capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert "Traceback" not in result.stderr
+
+
+def test_torchrun_shows_the_sentence_in_its_summary(tmp_path: Path) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    file = tmp_path / "error.json"
+    subprocess.run([sys.executable, "-c", SCRIPT.format(body="raise UserError('seed -1 is negative; give 0 or more')")],
+                   env={**os.environ, "TORCHELASTIC_ERROR_FILE": str(file)}, capture_output=True, check=False)
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    assert "error: seed -1 is negative; give 0 or more" in str(ChildFailedError("pretrain.py", {0: failure}))

@@ -117,6 +117,8 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
         place.mkdir(exist_ok=True)
     tasks = [(shape, name, named) for shape, group in ((TEXT, found.text), (BITEXT, found.bitext))
              for name, named in group.items()]
+    log(f"cleaning {len(found.text)} languages and {len(found.bitext)} language pairs, {sum(_sizes(tasks)) / 1e6:.1f} MB of "
+        "files")
     maker = LanguageMaker(folder, config, _index(config, log))
     made: dict[str, Made] = {}
     for one in _all_made(maker, tasks, workers):
@@ -142,7 +144,7 @@ def _by_file(made: Mapping[str, Made]) -> dict[str, dict[str, int]]:
 
 def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> Iterator[Made]:
     """What comes of all tasks, as they are done, in this process or in `workers` others."""
-    sizes = [sum(_size(place) for places in named.values() for place in places) for _, _, named in tasks]
+    sizes = _sizes(tasks)
     workers = min(workers or (available_cores() if sum(sizes) >= ALONE_BYTES else 1), len(tasks))
     if workers == 1:
         yield from (maker.make(*task) for task in tasks)
@@ -161,6 +163,11 @@ def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> I
                 raise UserError("a worker process was killed, most often for want of memory; give fewer --workers and run "
                                 "launch/prepare.py again") from None
             raise
+
+
+def _sizes(tasks: list[Task]) -> list[int]:
+    """Bytes of the files of each."""
+    return [sum(_size(place) for places in named.values() for place in places) for _, _, named in tasks]
 
 
 def _size(place: PairPlace) -> int:

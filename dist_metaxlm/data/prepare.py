@@ -62,6 +62,8 @@ def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None 
             if missing:
                 if recipe.data.corpus == "files":
                     corpus.sources(recipe.data)
+                if recipe.data.tokenizer.path and not (directory / "tokenizer.model").is_file():
+                    _check_size(Tokenizer.load(recipe.data.tokenizer.path), recipe)
                 stack.enter_context(_lock(directory, log))
                 _first_steps(recipe, directory, log, until, workers)
                 missing = until == "store" and not (directory / "store").is_dir()
@@ -183,9 +185,11 @@ def _make_tokenizer(recipe: Recipe, directory: Path, log: Log) -> bool:
     scratch = place.with_name(".making-tokenizer.model")
     if config.path:
         _check_size(Tokenizer.load(config.path), recipe)
+        log(f"taking the tokenizer {config.path}")
         shutil.copyfile(config.path, scratch)
         found = report(Tokenizer.load(scratch), draw(samples, config))
     else:
+        log(f"training a tokenizer of {recipe.model.vocab_size} ids on at most {config.sample_bytes / 1e6:.0f} MB of text")
         found = train_tokenizer(samples, config, recipe.model.vocab_size, scratch)
     scratch_report = directory / ".making-tokenizer_report.json"
     scratch_report.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

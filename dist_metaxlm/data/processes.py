@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from multiprocessing import parent_process
 
@@ -15,7 +16,11 @@ def available_cores() -> int:
 
 
 def end_with_parent() -> None:
-    """End this worker process at once when its parent ends, however that ends; the pool's own workers would wait on."""
+    """End this worker process at once when its parent ends, however that ends; the pool's own workers would wait on.
+
+    Ctrl-C reaches all processes of a terminal; the parent tells the workers, which would print a traceback each.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
 
     def watch() -> None:

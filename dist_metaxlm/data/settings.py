@@ -11,6 +11,10 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
 
 NAME = "settings.json"
+_MADE = ("corpus", "heldout", "tokenizer.model", "store")
+"""What is prepared, each from the ones before it."""
+_USED_BY = {"data.heldout_strings": "heldout", "model.vocab_size": "tokenizer.model", "data.max_pair_tokens": "store"}
+"""Settings that nothing before this one follows from; those of the tokenizer are its own, all others the corpus's."""
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
@@ -25,15 +29,26 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def check_settings(recipe: Recipe) -> None:
-    """Raise UserError naming the first field whose value differs from the one the data were made with."""
-    path = Path(recipe.data.directory) / NAME
+    """Raise UserError naming the first field whose value differs from the one the data were made with.
+
+    What is not made yet may still change: a vocabulary that is too large for the text costs no second cleaning.
+    """
+    directory = Path(recipe.data.directory)
+    path = directory / NAME
     if not path.is_file():
         return
-    made = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        made = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged, so nobody knows what the data in {directory} were made with; delete that "
+                        "folder and run launch/prepare.py again, or put the file back") from None
     for field, value in settings(recipe).items():
-        if made.get(field) != value:
-            raise UserError(f"the data in {recipe.data.directory} were made with {field}={made.get(field)!r} and the recipe "
-                            f"has {value!r}; set data.directory to another folder, or delete that folder")
+        user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
+        stale = [name for name in _MADE[_MADE.index(user):] if (directory / name).exists()]
+        if made.get(field) != value and stale:
+            what = f"delete {', '.join(stale)} there" if user != "corpus" else "delete that folder"
+            raise UserError(f"the data in {directory} were made with {field}={made.get(field)!r} and the recipe has "
+                            f"{value!r}; set data.directory to another folder, or {what}, and run launch/prepare.py again")
 
 
 def write_settings(recipe: Recipe) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -110,6 +113,24 @@ def _cut(texts: Iterable[str]) -> Iterator[str]:
 
 def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> bytes:
     model = io.BytesIO()
+    with _interruptible():
+        _train_into(model, texts, config, vocab_size)
+    return model.getvalue()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the process at once: Python would hear of it only when SentencePiece's own code returns, hours later."""
+    alone = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if alone and callable(signal.getsignal(signal.SIGINT)) else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _train_into(model: io.BytesIO, texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> None:
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_cut(texts), model_writer=model, model_type="unigram", vocab_size=vocab_size - 1,
@@ -127,7 +148,6 @@ def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> by
                             f"special tokens take; set it to more than {found[2]}, or lower "
                             "data.tokenizer.character_coverage") from None
         raise
-    return model.getvalue()
 
 
 def report(tokenizer: Tokenizer, drawn: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:

@@ -43,7 +43,8 @@ def read_strings(path: Path) -> list[dict[str, str]]:
             raise UserError(f"{path} line {number} is not an object of language: string; prepare the data again")
         rows.append(row)
     if not any("en" in row for row in rows):
-        raise UserError(f"{path} holds no English strings; retrieval and its means are against 'en', prepare it again")
+        raise UserError(f"{path} holds no English strings, and retrieval is against 'en'; name translations of English in "
+                        "data.bitext and prepare the data anew, or ask for --tasks perplexity, which can do without")
     return rows
 
 
@@ -58,8 +59,8 @@ def evaluate_heldout(encoder: Encoder, tokenizer: Tokenizer, heldout_dir: Path |
         strings, as is usual.
     """
     folder = Path(heldout_dir)
-    rows = read_strings(folder / "strings.jsonl")
-    languages = ["en", *sorted({language for row in rows for language in row} - {"en"})]
+    rows = _rows(folder, tasks)
+    languages = [*(["en"] if rows else []), *sorted({language for row in rows for language in row} - {"en"})]
     texts = {language: {n: row[language] for n, row in enumerate(rows) if language in row} for language in languages}
     ids = {language: dict(zip(of, tokenizer.encode_batch(list(of.values())), strict=True))
            for language, of in texts.items()}
@@ -80,6 +81,15 @@ def evaluate_heldout(encoder: Encoder, tokenizer: Tokenizer, heldout_dir: Path |
         result |= retrieval_means(result["retrieval"])
         result["min_candidates"] = min_candidates
     return result
+
+
+def _rows(folder: Path, tasks: Sequence[str]) -> list[dict[str, str]]:
+    """The held-out strings; none where there are no translations and only the perplexity of prose is left to measure."""
+    path = folder / "strings.jsonl"
+    no_strings = path.is_file() and not path.stat().st_size
+    if no_strings and tuple(tasks) == ("perplexity",) and any((folder / "text").glob("*.txt")):
+        return []
+    return read_strings(path)
 
 
 def _distinct(texts: dict[int, str]) -> list[tuple[str, int]]:

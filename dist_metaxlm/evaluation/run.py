@@ -84,8 +84,8 @@ def tokenizer_of(run_dir: Path, recipe: Recipe) -> Tokenizer:
     """The tokenizer that a run was trained with. Errors: UserError where it is gone or has another size."""
     model_path = Path(recipe.data.directory) / "tokenizer.model"
     if not model_path.is_file():
-        raise UserError(f"no tokenizer at {model_path} (data.directory of {run_dir / 'recipe.yaml'}); prepare the data, "
-                        "or start the command where the run was started")
+        raise UserError(f"no tokenizer at {model_path}; start the command where the run was started, or, where the data "
+                        f"have moved, correct data.directory in {run_dir / 'recipe.yaml'} and those of its phases")
     tokenizer = Tokenizer.load(model_path)
     if tokenizer.vocab_size != recipe.model.vocab_size:
         raise UserError(f"{model_path} has {tokenizer.vocab_size} ids and the run's model.vocab_size is "

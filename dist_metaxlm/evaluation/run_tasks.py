@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 
@@ -24,6 +26,7 @@ from dist_metaxlm.evaluation.run import TASKS as HELDOUT
 from dist_metaxlm.evaluation.task_spec import BUILT_IN, TaskSpec, load_tasks
 from dist_metaxlm.evaluation.text_encoder import TextEncoder, check_folder, exported_phase
 from dist_metaxlm.evaluation.word_alignment import evaluate_alignment, read_alignment
+from dist_metaxlm.recipe.yaml_text import read_yaml
 from dist_metaxlm.reporting.metrics import write_json
 from dist_metaxlm.training.run_folder import environment
 
@@ -150,7 +153,10 @@ def read_settings(kind: str, overrides: Sequence[str]) -> Settings:
         key, separator, value = override.partition("=")
         if not separator or key not in fields:
             raise UserError(f"--finetune {override!r} is not key=value with a key of {', '.join(fields)}")
-        fields[key] = yaml.safe_load(value)
+        try:
+            fields[key] = read_yaml(value)
+        except yaml.YAMLError:
+            raise UserError(f"--finetune {override!r}: {value!r} is not a value; quote it") from None
     try:
         return Settings.model_validate(fields)
     except ValidationError as error:
@@ -161,6 +167,8 @@ def read_settings(kind: str, overrides: Sequence[str]) -> Settings:
 @contextmanager
 def libraries_on_standard_error() -> Iterator[None]:
     """What libraries print goes to standard error: with --json only one object may stand on standard output."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which looks for one and warns
     output = sys.stdout
     sys.stdout = sys.stderr
     try:

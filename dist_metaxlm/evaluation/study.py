@@ -88,6 +88,9 @@ def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, 
     found = {arm.name: _finished(options.output / "arms" / arm.name, arm) for arm in arms}
     missing = [arm for arm in arms if found[arm.name] is None]
     began, fresh = time.monotonic(), 0
+    if missing:
+        log(f"training {len(missing)} of {len(arms)} arms, {options.jobs} at once; the first is {missing[0].label}, seed "
+            f"{missing[0].seed}, with its lines in {options.output / 'arms' / missing[0].name / 'log.txt'}")
 
     def write() -> dict[str, Any]:
         return _write(options, arms, [result for arm in arms if (result := found[arm.name]) is not None])

@@ -7,6 +7,7 @@ reads XTREME's folders and the original ones.
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,11 @@ from pydantic import Field, ValidationError
 
 from dist_metaxlm.data.readers_files import PACKED
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.heldout import TASKS as HELDOUT
 from dist_metaxlm.evaluation.languages import canonical
 from dist_metaxlm.evaluation.task_files import labelled_languages
 from dist_metaxlm.recipe.section import Section
+from dist_metaxlm.recipe.yaml_text import read_yaml
 
 PLACE = "{lang}"
 UPOS = ["ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
@@ -115,7 +118,9 @@ def load_tasks(names: list[str], file: str | Path | None = None) -> dict[str, Ta
     known = {**BUILT_IN, **(_read(Path(file)) if file is not None else {})}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"unknown task {unknown[0]!r}; choose from {', '.join(known)}, or describe it in --tasks_file")
+        near = difflib.get_close_matches(unknown[0], [*known, *HELDOUT], 1)
+        raise UserError(f"unknown task {unknown[0]!r}{f', did you mean {near[0]}?' if near else ';'} choose from "
+                        f"{', '.join((*HELDOUT, *known))}, or describe it in --tasks_file")
     return {name: known[name] for name in names}
 
 
@@ -123,7 +128,7 @@ def _read(path: Path) -> dict[str, TaskSpec]:
     if not path.is_file():
         raise UserError(f"--tasks_file {path} does not exist; correct the path")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--tasks_file {path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
     if not isinstance(tree, dict) or not all(isinstance(value, dict) for value in tree.values()):

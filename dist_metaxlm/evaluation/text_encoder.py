@@ -106,7 +106,10 @@ def longest_input(config: Any, tokenizer: Any) -> int:
 
 
 def check_folder(folder: Path) -> None:
-    """UserError where a folder has no configuration or no tokenizer."""
+    """UserError where there is no such folder, or it has no configuration or no tokenizer."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; encoders are opened from this machine: download the model first, "
+                        f"such as by `hf download {folder.name} --local-dir models/{folder.name}`, or correct the path")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or convert.py export wrote")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -109,8 +109,9 @@ def read_import(directory: str | Path) -> tuple[ModelConfig, FileTensors, bytes 
     """
     folder = Path(directory)
     if not (folder / LOGICAL_CONFIG).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
-        raise UserError(f"{folder} holds no imported model; make one with `python launch/convert.py import --input FOLDER "
-                        f"--output {folder}`")
+        places = f"{folder} --output {folder}-imported" if (folder / CONFIG).is_file() else f"FOLDER --output {folder}"
+        raise UserError(f"{folder} holds no imported model; make one with `python launch/convert.py import --input "
+                        f"{places}`")
     try:
         config = ModelConfig.model_validate_json((folder / LOGICAL_CONFIG).read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError):
@@ -127,8 +128,9 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
     Opens the folder as a user would: AutoModelForMaskedLM and AutoTokenizer.
     Raises UserError for a text without `<mask>`.
     """
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     model = AutoModelForMaskedLM.from_pretrained(str(directory), local_files_only=True).eval()
     answers = {}
@@ -149,7 +151,8 @@ def _claim(target: Path, overwrite: bool = False) -> Path:
     """An empty folder beside `target` to fill; UserError if `target` is taken, or is no export that may be overwritten."""
     taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if taken and not overwrite:
-        raise UserError(f"{target} exists and is not empty; give another folder or remove it")
+        raise UserError(f"{target} exists and is not empty; give another folder, remove it, or let an export replace an "
+                        "earlier one with --overwrite")
     if taken and not ((target / CONFIG).is_file() and any(target.glob("model*.safetensors"))):
         raise UserError(f"{target} is not an earlier export (no {CONFIG} and {WEIGHTS}); give another folder")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

@@ -21,6 +21,7 @@ from dist_metaxlm.recipe.schema import (
     Recipe,
     TranslationLM,
 )
+from dist_metaxlm.recipe.yaml_text import read_yaml
 
 _BRANCHES = ("", "list[AlphaPoint]", "float", "str", "MosesPair", "EvaluationFiles")
 _OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast, "xlco": CrossLingualContrast,
@@ -49,7 +50,9 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        problems += [_describe(item) for item in error.errors()]
+        unknown = {item["loc"][1] for item in error.errors() if _is_unknown_phase(item)}
+        problems += [_describe(item) for item in error.errors()
+                     if _is_unknown_phase(item) or not (item["loc"][:1] == ("phases",) and unknown & set(item["loc"][1:2]))]
     if problems:
         raise UserError(f"recipe {name_or_path}: " + "; ".join(problems))
     return recipe
@@ -70,11 +73,14 @@ def _read_yaml(name_or_path: str | Path) -> dict[str, Any]:
         except UnicodeDecodeError as error:
             raise UserError(f"recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     else:
+        if path.suffix in (".yaml", ".yml"):
+            raise UserError(f"there is no file {path}; correct the path (it is relative to the working directory), or give "
+                            f"one of the shipped recipes: {', '.join(shipped_recipes())}")
         near = difflib.get_close_matches(str(name_or_path), shipped_recipes(), 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"no recipe {str(name_or_path)!r}: {hint}give a YAML file or one of {', '.join(shipped_recipes())}")
     try:
-        tree = yaml.safe_load(text)
+        tree = read_yaml(text, str(name_or_path))
     except yaml.YAMLError as error:
         raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
     if not isinstance(tree, dict):
@@ -88,9 +94,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     if not separator or not key.strip():
         return f"override {override!r} is not of the form key=value, such as phases.meta.steps=20"
     try:
-        value = _scalar(yaml.safe_load(text))
-    except yaml.YAMLError:
-        return f"override {override!r}: {text!r} is not a YAML value; quote it"
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None)
+        return f"override {override!r}: {text!r} is not a YAML value{f' ({problem})' if problem else ''}; quote or mend it"
     node: Any = tree
     steps = key.strip().split(".")
     for index, step in enumerate(steps):
@@ -112,16 +119,6 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
         else:
             return f"override {key}: {'.'.join(steps[:index])} is a value, not a section"
     return None
-
-
-def _scalar(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; people who type a learning rate mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:
@@ -152,14 +149,20 @@ def _describe(item: Any) -> str:
         known = _fields_at(location[:-1])
         near = difflib.get_close_matches(location[-1], known, 1)
         return f"unknown key {place}" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
-    if item["type"] == "literal_error" and location[:1] == ["phases"] and location[-1] == "[key]":
-        return f"unknown phase {location[1]!r}; phases are {', '.join(PHASE_NAMES)}"
+    if _is_unknown_phase(item):
+        near = difflib.get_close_matches(location[1], PHASE_NAMES, 1)
+        hint = f", did you mean {near[0]}?" if near else ";"
+        return f"unknown phase {location[1]!r}{hint} phases are {', '.join(PHASE_NAMES)}"
     if item["type"] == "missing":
         return f"{place} is missing; give it a value"
     message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
     shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) and item["type"] != "value_error" else ""
     return f"{place}: {message}{shown}"
+
+
+def _is_unknown_phase(item: Any) -> bool:
+    return item["type"] == "literal_error" and item["loc"][0] == "phases" and item["loc"][-1] == "[key]"
 
 
 def _fields_at(location: list[str]) -> list[str]:

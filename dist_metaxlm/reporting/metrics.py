@@ -63,6 +63,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_output(path: Path) -> None:
+    """Refuse before hours of work what could not be written after them; the folder of the file is made.
+
+    Raises:
+        UserError: the file is a folder, or its folder is a file.
+    """
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; give a file in it, such as {path / 'figures.json'}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"--output {path}: {above} is a file, no folder; correct the path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place and rename it there, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

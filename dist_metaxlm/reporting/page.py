@@ -157,7 +157,7 @@ def _probes(run: RunFiles, summary: dict[str, Any]) -> str:
 def _perplexity(run: RunFiles) -> str:
     note = ("Masked-token perplexity of held-out text: 15% of the tokens hidden, the same ones for every checkpoint. "
             "Compare along a row; between languages the figure depends on how finely the tokenizer cuts each.")
-    if not any(e.get("perplexity") for e in run.evaluations.values()):
+    if not any(e.get("perplexity") or e.get("prose_perplexity") for e in run.evaluations.values()):
         return _section("perplexity", "Perplexity", note + " Not evaluated yet.", "")
     return _section("perplexity", "Perplexity", note, perplexity_tables(run.evaluations))
 

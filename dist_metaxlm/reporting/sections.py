@@ -119,7 +119,7 @@ def _variable(objective: str) -> str:
 
 def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """Perplexity of every language under every checkpoint; English and prose first, then by the last checkpoint."""
-    columns = {name: _all_perplexities(result) for name, result in evaluations.items() if result.get("perplexity")}
+    columns = {name: found for name, result in evaluations.items() if (found := _all_perplexities(result))}
     last = list(columns.values())[-1]
     rows = {row for column in columns.values() for row in column}
     order = sorted(rows, key=lambda row: (row != "en", "prose" not in row, last.get(row) or float("inf"), row))
@@ -130,7 +130,7 @@ def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _all_perplexities(result: Mapping[str, Any]) -> dict[str, float | None]:
     prose = {f"{language} prose": value for language, value in result.get("prose_perplexity", {}).items()}
-    return {**result["perplexity"], **prose}
+    return {**result.get("perplexity", {}), **prose}
 
 
 def fill_mask_examples(examples: Sequence[Mapping[str, Any]]) -> str:

@@ -39,14 +39,18 @@ def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None) -> N
                      for way in ("to_english", "from_english")]
             row += [str(scores["candidates"]), *shown]
         table.add_row(*row)
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     print_means(result, stream)
 
 
 def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
     """One line of an evaluation: English perplexity and mean P@1."""
     parts = []
-    if "perplexity" in result:
+    if "perplexity" in result and not result["perplexity"]:
+        parts.append("prose perplexity " + ", ".join(
+            f"{language} {number(value, 1)}" for language, value in result.get("prose_perplexity", {}).items()))
+    elif "perplexity" in result:
         parts.append(f"English perplexity {number(result['perplexity'].get('en'), 1)}")
     retrieval = result.get("retrieval", {})
     if result.get("mean_p_at_1") is not None:
@@ -93,7 +97,11 @@ def _outcome(summary: dict[str, Any], console: Console) -> Table:
     row("English prose perplexity", evaluation, lambda e: number(e["english_prose_perplexity"], 1))
     row("other languages' perplexity", evaluation, lambda e: number(e["other_perplexity"], 1))
     row("retrieval P@1, best layer", evaluation, lambda e: number(e.get("mean_p_at_1"), 3))
-    row("best layer", evaluation, lambda e: str(e.get("best_layer", "")))
+    row("best layer", evaluation, lambda e: _known(e.get("best_layer", "")))
     row("languages", evaluation, lambda e: str(e.get("languages", "")))
-    row("candidates, least", evaluation, lambda e: str(e.get("candidates_min", "")))
+    row("candidates, least", evaluation, lambda e: _known(e.get("candidates_min", "")))
     return table
+
+
+def _known(value: Any) -> str:
+    return "–" if value is None else str(value)

@@ -43,6 +43,12 @@ def read_config(file: str, shipped: bool) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON at line {error.lineno}: {error.msg}; mend that line") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is no JSON object; start from one of ds_configs/")
+    fixed = [key for key in _BATCH[:3] if config.get(key, "auto") != "auto"]
+    if fixed and not shipped:
+        raise UserError(f"{file} sets {', '.join(fixed)}, which follow from the recipe's batch_tokens, "
+                        "parallel.micro_batch_tokens and the ranks; write \"auto\" there or leave them out")
     for key in ("optimizer", "scheduler"):
         if key in config:
             raise UserError(f"{file} has a section {key!r}, which the recipe decides; remove it there")

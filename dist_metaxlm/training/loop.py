@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.errors import StoppedInGoodOrder
+from dist_metaxlm.errors import StoppedInGoodOrder, UserError
 from dist_metaxlm.parallel.process_group import rank
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.batches import batches
@@ -84,7 +84,7 @@ def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: Los
     """The metrics of a log interval; this reads from the device, once.
 
     Raises:
-        FloatingPointError: when a loss is not finite, before it can be saved as a checkpoint, or fp16 cannot go on.
+        UserError: when a loss is not finite, before it can be saved as a checkpoint, or fp16 cannot go on.
     """
     read = meter.read()
     loss = weighted_loss(read["losses"], phase)
@@ -93,8 +93,8 @@ def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: Los
               "seconds": progress.seconds, "asked": asked_shares(phase, data, progress.tokens),
               "asked_so_far": asked_so_far(data, read["realised"])}
     if not torch.isfinite(torch.tensor(loss)):
-        raise FloatingPointError(f"the loss is {loss} at step {progress.step}; lower phases.*.learning_rate.peak or raise "
-                                 "warmup_steps, and run the phase again: it resumes from the last checkpoint")
+        raise UserError(f"the loss is {loss} at step {progress.step}; lower phases.*.learning_rate.peak or raise "
+                        "warmup_steps, and run the phase again with --resume never")
     return record
 
 

@@ -9,7 +9,10 @@ updates stays behind.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
+
+import torch
 
 from dist_metaxlm.errors import UserError
 
@@ -25,6 +28,8 @@ def check_fp16(precision: str) -> None:
     """
     if precision != "fp16":
         return
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and warns
     from deepspeed.accelerator import get_accelerator
 
     if not get_accelerator().is_fp16_supported():
@@ -86,7 +91,7 @@ def step_figures(engine: Any) -> dict[str, float | int | None]:
     """For the metrics: norm of the last step's gradient (None where it overflowed), steps skipped so far, loss scale.
 
     Raises:
-        FloatingPointError: when gradients overflow at the smallest loss scale: no update will be made any more.
+        UserError: when gradients overflow at the smallest loss scale: no update will be made any more.
     """
     norm = engine.get_global_grad_norm()
     norm = float(norm) if norm is not None else 0.0
@@ -97,7 +102,7 @@ def step_figures(engine: Any) -> dict[str, float | int | None]:
     if scaler is not None:
         figures["loss_scale"] = float(scaler.cur_scale)
         if scaler.dynamic and engine.optimizer.overflow and scaler.cur_scale <= scaler.min_scale:
-            raise FloatingPointError(f"gradients overflow at the smallest loss scale, {scaler.cur_scale}; set "
-                                     "training.precision=bf16, lower phases.*.learning_rate.peak or raise warmup_steps, and "
-                                     "run the phase again: it resumes from the last checkpoint")
+            raise UserError(f"gradients overflow at the smallest loss scale, {scaler.cur_scale}; set "
+                            "training.precision=bf16 and run the phase again, which resumes from the last checkpoint, or "
+                            "lower phases.*.learning_rate.peak or raise warmup_steps and add --resume never")
     return figures

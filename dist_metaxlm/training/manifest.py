@@ -124,7 +124,8 @@ def _read(folder: Path) -> dict[str, Any]:
                                                   for file in files.values()):
             raise TypeError
     except FileNotFoundError:
-        raise DamagedCheckpoint(f"{folder} has no {MANIFEST}: it was never finished") from None
+        why = f"has no {MANIFEST}: it was never finished" if folder.is_dir() else "is not there"
+        raise DamagedCheckpoint(f"{folder} {why}") from None
     except (ValueError, KeyError, TypeError):
         raise DamagedCheckpoint(f"{path} is not a checkpoint manifest") from None
     return manifest

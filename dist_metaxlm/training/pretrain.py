@@ -45,7 +45,7 @@ from dist_metaxlm.training.initial_weights import load_initial_weights
 from dist_metaxlm.training.layout import check_layout, layout_name
 from dist_metaxlm.training.loop import train
 from dist_metaxlm.training.loss_scaling import check_fp16, restore_scaler
-from dist_metaxlm.training.manifest import write_json
+from dist_metaxlm.training.manifest import list_steps, write_json
 from dist_metaxlm.training.probing import OpenProbe, Probe
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
@@ -93,8 +93,9 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     if warning and topology.is_first:
         print(f"warning: {warning}", file=sys.stderr)
     if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
-        missing_meta(folder)
+        missing_meta(folder, options)
     prepare_data(recipe, topology)
+    data = open_data(recipe, options.phase)  # refused here, nothing has been written and no phase set aside
     probe = open_probe(recipe) if recipe.training.probe_interval else None
     bind_cores(topology)
     device = pick_device(topology)
@@ -107,24 +108,34 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
                 folder.set_aside()
             folder.start(recipe)
         barrier()
-        _run(recipe, options, topology, device, folder, probe)
+        _run(recipe, options, topology, device, folder, data, probe)
+
+
+def open_data(recipe: Recipe, phase: str) -> tuple[Tokenizer, PhaseData]:
+    """The prepared data as a phase reads them. Errors: UserError where it asks for what is not in them."""
+    directory = Path(recipe.data.directory)
+    tokenizer = Tokenizer.load(directory / "tokenizer.model")
+    store = TokenStore.open(directory / "store")
+    return tokenizer, PhaseData(store, tokenizer, phase, recipe.phases[phase], recipe.seed)  # type: ignore[index]
 
 
 def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder,
-         probe: Probe | None = None) -> None:
+         opened: tuple[Tokenizer, PhaseData], probe: Probe | None = None) -> None:
     phase = recipe.phases[options.phase]  # type: ignore[index]
-    store = TokenStore.open(Path(recipe.data.directory) / "store")
-    tokenizer = Tokenizer.load(Path(recipe.data.directory) / "tokenizer.model")
-    data = PhaseData(store, tokenizer, options.phase, phase, recipe.seed)
+    tokenizer, data = opened
     place = groups()
     plan = StepPlan(phase, options.phase, recipe.seed, place.data_rank, place.data_size,
                     recipe.parallel.micro_batch_tokens)
     progress = Progress(options.phase, tokenizer.hash, recipe.model.vocab_size, device)
     checkpoint = newest_checkpoint(folder.checkpoints, None if options.resume in ("auto", "never") else int(options.resume))
     if checkpoint is None and options.resume not in ("auto", "never"):
-        raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; "
-                        "give the step of one that is there, or --resume auto")
+        there = ", ".join(map(str, list_steps(folder.checkpoints))) or "none"
+        raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; give "
+                        f"a step that is there ({there}), or --resume auto")
 
+    if checkpoint is not None and checkpoint.facts["tokenizer"] != tokenizer.hash:
+        raise UserError(f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the data in "
+                        f"{recipe.data.directory} have {tokenizer.hash[:12]}; give the data.directory that it began with")
     model = build_model(recipe, phase)
     encoder, carried = model.encoder, None
     exact: Mapping[str, torch.Tensor] = {}
@@ -197,10 +208,13 @@ def finish(folder: PhaseFolder, progress: Progress, topology: Topology) -> None:
                    f"{progress.seconds:.0f} s, loss {last['loss']:.3f}; checkpoint in {folder.checkpoints}")
 
 
-def missing_meta(folder: PhaseFolder) -> None:
+def missing_meta(folder: PhaseFolder, options: Options) -> None:
     """Refuse `cross` before any data is prepared when its meta phase is not there."""
-    raise UserError(f"--phase cross continues from a finished meta phase, and {folder.run_dir / 'meta'} holds none; run "
-                    f"`deepspeed launch/pretrain.py --phase meta --run_dir {folder.run_dir}` first")
+    state = "an unfinished one" if folder.path.with_name("meta").exists() else "none"
+    recipe = "" if options.recipe == "quickstart" else f" --recipe {options.recipe}"
+    raise UserError(f"--phase cross continues from a finished meta phase, and {folder.run_dir / 'meta'} holds {state}; run "
+                    f"`deepspeed launch/pretrain.py --phase meta{recipe} --run_dir {folder.run_dir}` first, or give "
+                    "--init_from an imported model")
 
 
 def _check(recipe: Recipe, options: Options, topology: Topology) -> None:

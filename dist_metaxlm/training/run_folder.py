@@ -14,6 +14,9 @@ from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training.environment import environment
 from dist_metaxlm.training.manifest import write_json
 
+SHOWN = 5
+"""Fields that differ which a message names."""
+
 
 class PhaseFolder:
     """runs/NAME/PHASE: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, done.json."""
@@ -28,7 +31,11 @@ class PhaseFolder:
     def finished(self) -> dict[str, Any] | None:
         """What the finished phase left behind, or None while it is unfinished."""
         path = self.path / "done.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        except (ValueError, TypeError):
+            raise UserError(f"{path} is damaged; delete it and run phase {self.phase} again, which then ends at its last "
+                            "checkpoint") from None
 
     def start(self, recipe: Recipe) -> None:
         """Create the folder, or check that `recipe` trains the same thing as the one the phase was started with.
@@ -44,8 +51,9 @@ class PhaseFolder:
             changed = [f"{key} was {before.get(key)}, now {now.get(key)}" for key in {**before, **now}
                        if before.get(key) != now.get(key)]
             if changed:
-                raise UserError(f"{self.path} was started with another recipe: {'; '.join(changed)}; "
-                                "resume with the old values, or give another --run_dir or --resume never")
+                more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+                raise UserError(f"{self.path} was started with another recipe: {'; '.join(changed[:SHOWN])}{more}; resume "
+                                f"with the old values (all are in {path}), or give another --run_dir or --resume never")
         self.path.mkdir(parents=True, exist_ok=True)
         path.write_text(dump_recipe(recipe), encoding="utf-8")
         (self.run_dir / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
@@ -78,6 +86,7 @@ class PhaseFolder:
 def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:
     tree = recipe.model_dump(mode="json")
     parts = {key: tree[key] for key in ("seed", "model", "data", "optimizer")}
+    del tree["data"]["directory"]  # prepared data may move; what they were made from is compared, and their tokenizer
     if phase == "cross":
         parts["carry_over"] = tree["carry_over"]
     return flatten({**parts, "phases": {phase: tree["phases"][phase]}})

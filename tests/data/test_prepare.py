@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,15 +107,32 @@ def test_steps_in_turn_end_in_the_same_files(recipe: Recipe, tmp_path: Path) -> 
     assert contents(tmp_path / "steps") == whole
 
 
-@pytest.mark.parametrize(("changed", "said"), [
-    ({"heldout_strings": 11}, r"data\.heldout_strings=10 and the recipe has 11"),
-    ({"max_pair_tokens": 64}, r"data\.max_pair_tokens=128 and the recipe has 64"),
-    ({"tokenizer": {"alpha": 0.7}}, r"data\.tokenizer\.alpha=0\.3 and the recipe has 0\.7"),
-    ({"vocab_size": 410}, r"model\.vocab_size=400 and the recipe has 410")])
-def test_data_of_other_settings_are_refused_by_field(recipe: Recipe, tmp_path: Path, changed: dict, said: str) -> None:
-    prepare(recipe, silent, until="heldout")
-    with pytest.raises(UserError, match=said + "; set data.directory to another folder, or delete"):
+@pytest.mark.parametrize(("changed", "said", "stale"), [
+    ({"heldout_strings": 11}, r"data\.heldout_strings=10 and the recipe has 11", r"heldout, tokenizer\.model, store"),
+    ({"max_pair_tokens": 64}, r"data\.max_pair_tokens=128 and the recipe has 64", "store"),
+    ({"tokenizer": {"alpha": 0.7}}, r"data\.tokenizer\.alpha=0\.3 and the recipe has 0\.7", r"tokenizer\.model, store"),
+    ({"vocab_size": 410}, r"model\.vocab_size=400 and the recipe has 410", r"tokenizer\.model, store")])
+def test_data_of_other_settings_are_refused_by_field(recipe: Recipe, tmp_path: Path, changed: dict, said: str,
+                                                     stale: str) -> None:
+    prepare(recipe, silent)
+    with pytest.raises(UserError, match=said + "; set data.directory to another folder, or delete " + stale) as caught:
         prepare(make_recipe(tmp_path, **changed), silent)
+    for name in str(caught.value).split("or delete ")[1].split(" there")[0].split(", "):
+        path = tmp_path / "data" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    prepare(make_recipe(tmp_path, **changed), silent)
+
+
+def test_what_is_not_made_yet_may_still_change(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.vocab_size 9000 is more than this text can fill"):
+        prepare(make_recipe(tmp_path, vocab_size=9000), silent)
+    prepare(recipe, silent)
+    assert json.loads((tmp_path / "data" / "settings.json").read_text())["model.vocab_size"] == VOCAB
+    with pytest.raises(UserError, match=r"data\.text=.*, or delete that folder"):
+        prepare(make_recipe(tmp_path, text={"de": [str(tmp_path / "en.txt")]}), silent)
+    (tmp_path / "data" / "settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings\.json is damaged, so nobody knows"):
+        prepare(recipe, silent)
 
 
 @pytest.mark.parametrize(("data", "said"), [
@@ -172,6 +190,7 @@ def test_an_existing_tokenizer_is_taken_if_it_fits(recipe: Recipe, tmp_path: Pat
     assert TokenStore.open(tmp_path / "own" / "store").tokenizer_hash == Tokenizer.load(own["path"]).hash
     with pytest.raises(UserError, match=r"own\.model has 400 ids .* set model\.vocab_size to 400"):
         prepare(make_recipe(tmp_path, vocab_size=500, directory=str(tmp_path / "b"), tokenizer=own), silent)
+    assert not (tmp_path / "b").exists(), "before hours of cleaning"
 
 
 def test_a_tokenizer_put_in_place_of_the_stores_own_is_noticed(recipe: Recipe, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from worker_layouts import CPU, run_case
 from dist_metaxlm.parallel.process_group import barrier, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.pretrain import Options, _run
+from dist_metaxlm.training.pretrain import Options, _run, open_data
 from dist_metaxlm.training.run_folder import PhaseFolder
 
 
@@ -30,7 +30,8 @@ def train(job: dict[str, Any], topology: Topology, run: Path, resume: str) -> No
     if topology.is_first:
         folder.start(recipe)
     barrier()
-    _run(recipe, Options("joint", job["recipe"], run_dir=str(run), resume=resume), topology, CPU, folder)
+    _run(recipe, Options("joint", job["recipe"], run_dir=str(run), resume=resume), topology, CPU, folder,
+         open_data(recipe, "joint"))
     barrier()
 
 

@@ -66,6 +66,14 @@ def test_only_the_tasks_that_are_asked_for(folder):
     assert "perplexity" not in evaluate_heldout(Encoder(CONFIG, 1), Characters(), folder, ["retrieval"], window=64)
 
 
+def test_text_without_translations_has_perplexity_and_no_retrieval(folder):
+    (folder / "strings.jsonl").write_text("")
+    result = evaluate_heldout(Encoder(CONFIG, 1), Characters(), folder, ["perplexity"], window=64)
+    assert (result["perplexity"], set(result["prose_perplexity"])) == ({}, {"en"})
+    with pytest.raises(UserError, match=r"name translations of English in data\.bitext .* or ask for --tasks perplexity"):
+        evaluate_heldout(Encoder(CONFIG, 1), Characters(), folder, window=64)
+
+
 def test_means_are_over_counted_languages_and_both_directions():
     scores = {"aa": {"counted": True, "to_english": [0.1, 0.5], "from_english": [0.1, 0.3]},
               "bb": {"counted": True, "to_english": [0.2, 0.7], "from_english": [0.4, 0.5]},

@@ -95,11 +95,12 @@ def test_word_alignment_by_gold_in_the_table_and_what_is_wrong_with_it(run_dir, 
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--model", "nowhere", "--tasks", "tatoeba"], "nowhere has no config.json"),
+    (["--model", "nowhere", "--tasks", "tatoeba"], "there is no folder nowhere; encoders are opened from this"),
     (["--model", "nowhere"], "--model needs --tasks"),
     (["--model", "nowhere", "--tasks", "perplexity"], "reads a run's held-out text"),
-    (["--model", "nowhere", "--tasks", "guessing"], "unknown task 'guessing'"),
+    (["--model", "nowhere", "--tasks", "tatoba"], "unknown task 'tatoba', did you mean tatoeba?"),
     (["--phase", "untrained", "--tasks", "tatoeba"], "need --run_dir"),
+    (["--model", "nowhere", "--tasks", "tatoeba", "--max_pairs", "-3"], "--max_pairs -3 leaves no choice"),
     (["--model", "nowhere", "--tasks", "mine", "--tasks_file", "no.yaml"], "no.yaml does not exist")])
 def test_mistakes_exit_2_with_a_sentence(monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, *arguments) == 2

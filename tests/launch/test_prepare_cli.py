@@ -96,6 +96,9 @@ def test_bad_input_is_one_sentence_and_exit_2(folder: Path) -> None:
     assert outcome.stderr == ("error: data.text.en: 'none.txt' names no file; correct the path or glob (it is relative to "
                               "the working directory)\n")
     assert not (folder / "other").exists()
+    outcome = call(folder, "verfy", "--recipe", "tiny.yaml")
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert outcome.stderr.startswith("error: unknown command 'verfy', did you mean verify?")
 
 
 def test_help_has_examples(folder: Path) -> None:

@@ -265,6 +265,16 @@ def test_a_probe_without_strings_is_refused_before_anything_is_written(tiny_reci
     assert not (tmp_path / "run").exists()
 
 
+def test_a_phase_that_is_refused_is_not_set_aside(tiny_recipe: Path, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "meta").mkdir(parents=True)
+    monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
+    with pytest.raises(UserError, match="'fr' is not in the token store"):
+        pretrain(Options("meta", str(tiny_recipe), ("phases.meta.languages=[fr]",), run_dir=str(tmp_path / "run"),
+                         resume="never"), HeldoutProbe)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["meta"]
+
+
 def test_another_recipe_in_the_same_run_is_refused(undisturbed: Path, tiny_recipe: Path) -> None:
     message = fails_with_one_sentence(*command(tiny_recipe, undisturbed, "meta", "phases.meta.learning_rate.peak=0.5")[1:])
     assert "learning_rate.peak was 0.003, now 0.5" in message

@@ -8,6 +8,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, MaskedLM
+from dist_metaxlm.recipe.yaml_text import read_yaml
 
 
 def test_overrides_reach_nested_fields_and_objectives() -> None:
@@ -75,18 +76,21 @@ def test_contradictions_are_refused_in_words(override: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco, pairs: 64, layer: 3, {}}}]"
+XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco, {}}}]"
 
 
 @pytest.mark.parametrize(("fields", "override", "words"), [
-    ("queue: 9", "parallel.tensor=2", "not with parallel.tensor 2; set tensor: 1, or take contrast instead of xlco"),
-    ("queue: 9", "parallel.pipeline=2", "not with parallel.pipeline 2; set pipeline: 1"),
-    ("queue: 9", "parallel.zero_stage=3", "not with parallel.zero_stage 3; set zero_stage: 1"),
-    ("pairs: 65", "seed=1", "pairs 65 is odd, and mixup: order makes an example of two; nearest: 66"),
-    ("max_tokens: 65", "seed=1", "xlco.max_tokens 65 (two together) is more than sequence_length 128"),
-    ("layer: 5", "seed=1", "xlco.layer 5 is more than model.layers 4"),
-    ("momentun: 0.9", "seed=1", "did you mean momentum"), ("momentum: 1.0", "seed=1", "momentum"),
-    ("mixup: both", "seed=1", "xlco.mixup: Input should be 'none', 'order' or 'sides' (got 'both')")])
+    ("pairs: 64, layer: 3, queue: 9", "parallel.tensor=2",
+     "not with parallel.tensor 2; set tensor: 1, or take contrast instead of xlco"),
+    ("pairs: 64, layer: 3, queue: 9", "parallel.pipeline=2", "not with parallel.pipeline 2; set pipeline: 1"),
+    ("pairs: 64, layer: 3, queue: 9", "parallel.zero_stage=3", "not with parallel.zero_stage 3; set zero_stage: 1"),
+    ("pairs: 65, layer: 3", "seed=1", "pairs 65 is odd, and mixup: order makes an example of two; nearest: 66"),
+    ("pairs: 64, layer: 3, max_tokens: 65", "seed=1",
+     "xlco.max_tokens 65 (two together) is more than sequence_length 128"),
+    ("pairs: 64, layer: 5", "seed=1", "xlco.layer 5 is more than model.layers 4"),
+    ("pairs: 64, layer: 3, momentun: 0.9", "seed=1", "did you mean momentum"),
+    ("pairs: 64, layer: 3, momentum: 1.0", "seed=1", "momentum"),
+    ("pairs: 64, layer: 3, mixup: both", "seed=1", "xlco.mixup: Input should be 'none', 'order' or 'sides' (got 'both')")])
 def test_xlco_is_refused_in_words(fields: str, override: str, words: str) -> None:
     with pytest.raises(UserError, match="recipe quickstart") as caught:
         load_recipe("quickstart", [XLCO.format(fields), override])
@@ -95,7 +99,7 @@ def test_xlco_is_refused_in_words(fields: str, override: str, words: str) -> Non
 
 
 def test_xlco_begins_with_infoxlms_values() -> None:
-    recipe = load_recipe("quickstart", [XLCO.format("max_tokens: 48")])
+    recipe = load_recipe("quickstart", [XLCO.format("pairs: 64, layer: 3, max_tokens: 48")])
     xlco = recipe.phases["cross"].objectives[1]
     assert isinstance(xlco, CrossLingualContrast)
     assert (xlco.queue, xlco.momentum, xlco.temperature, xlco.weight, xlco.mask_rate) == (131072, 0.9999, 0.25, 1.0, 0.15)
@@ -126,6 +130,30 @@ def test_unknown_recipe_suggests_a_shipped_one(tmp_path: Path) -> None:
     broken.write_bytes(b"name: \xff\xfe")
     with pytest.raises(UserError, match="not UTF-8 at byte 6"):
         load_recipe(broken)
+
+
+def test_an_unknown_phase_is_one_problem() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("quickstart", ["phases.met.steps=3", "seed=2"])
+    assert str(caught.value) == "recipe quickstart: unknown phase 'met', did you mean meta? phases are meta, cross, joint"
+    with pytest.raises(UserError, match=r"^there is no file mine\.yaml; correct the path \(it is relative to "):
+        load_recipe("mine.yaml")
+
+
+def test_yaml_as_a_recipe_means_it(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart", ["phases.cross.languages=[no, en, on]", "phases.cross.tokens=1e6",
+                                        "phases.cross.whole_words=true", "name=2026-11-22"])
+    cross = recipe.phases["cross"]
+    assert (cross.languages, cross.tokens, cross.whole_words) == (["no", "en", "on"], 1_000_000, True)
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert read_yaml("{no: 1, a: .5, b: 2_000, c: -1E+3, d: 'no', e: null}") == {
+        "no": 1, "a": 0.5, "b": 2000, "c": -1000.0, "d": "no", "e": None}
+    assert read_yaml("a: &x {k: 1}\nb: {<<: *x, k: 2}") == {"a": {"k": 1}, "b": {"k": 2}}
+    path.write_text("name: x\nmodel: {layers: 2,\n  hidden: 8, layers: 3}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"layers stands twice in a section, first in line 2 and again.*line 3"):
+        load_recipe(path)
 
 
 def test_difference_between_phases() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.reporting.metrics import keys_of, mean, read_json, read_metrics, series, write_json
+from dist_metaxlm.reporting.metrics import check_output, keys_of, mean, read_json, read_metrics, series, write_json
 
 
 def test_a_cut_last_line_is_skipped(tmp_path):
@@ -58,3 +59,13 @@ def test_damaged_json_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"x\.json"):
         read_json(tmp_path / "x.json")
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "figures.json")
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a folder; give a file in it"):
+        check_output(tmp_path / "new")
+    with pytest.raises(UserError, match="file is a file, no folder; correct the path"):
+        check_output(tmp_path / "file" / "deep" / "figures.json")

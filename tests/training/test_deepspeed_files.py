@@ -85,6 +85,9 @@ def test_an_unknown_auto_and_a_broken_file_are_named(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(UserError, match="is not JSON at line 1"):
         read_config(str(file), shipped=False)
+    file.write_text('{"train_batch_size": 7, "gradient_accumulation_steps": "auto"}')
+    with pytest.raises(UserError, match=r'sets train_batch_size, which follow .* write "auto" there or leave them out'):
+        read_config(str(file), shipped=False)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

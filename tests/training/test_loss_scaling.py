@@ -78,7 +78,7 @@ def test_overflow_at_the_smallest_scale_ends_the_run_with_a_sentence() -> None:
     engine.optimizer.step(False)
     assert step_figures(engine) == {"grad_norm": 2.0, "skipped_steps": 0, "loss_scale": 1.0}
     engine.optimizer.step(True)
-    with pytest.raises(FloatingPointError, match=r"smallest loss scale, 1\.0; set training.precision=bf16"):
+    with pytest.raises(UserError, match=r"smallest loss scale, 1\.0; set training.precision=bf16"):
         step_figures(engine)
 
 
