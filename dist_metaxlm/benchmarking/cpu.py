@@ -73,8 +73,8 @@ def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any
         for micro in StepPlan(phase, phase_name, recipe.seed, 0, 1, None).at(0):
             found.append({"objective": micro.objective.name, "window": window,
                           **compare_rows(data.batch(micro.objective, micro.first, micro.count), recipe, repeats)})
-    steps = alternate({"chosen": taking(recipe, phase_name, repeats),
-                       "windows": changed(short_rows, "MOVING_COST", math.inf, taking(recipe, phase_name, repeats))}, repeats)
+    windows = changed(short_rows, "MOVING_COST", math.inf, taking(recipe, phase_name, repeats))
+    steps = alternate({"chosen": taking(recipe, phase_name, repeats), "windows": windows}, repeats)
     return {"attention": found, "step_windows_to_chosen": ratio(steps, "windows", "chosen")}
 
 
