@@ -41,7 +41,7 @@ KINDS: dict[str, Make] = {
 
 
 def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
-    """Seconds of AdamW alone, of DeepSpeed's whole update around it and of the step, by kind of AdamW.
+    """Processor seconds of AdamW alone, of DeepSpeed's whole update around it and of the step, by kind of AdamW.
 
     Raises:
         UserError: for a ZeRO stage whose optimiser state is not flat shards in groups.
@@ -62,10 +62,10 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
         for place, (name, kind) in enumerate(kinds.items()):
             engine.optimizer.optimizer = kind
             inside.clear()
-            start = time.perf_counter()
+            start = time.process_time()
             loop.steps.take(turn * len(kinds) + place, learning_rate)
             if turn >= WARM_UP:
-                seconds[name].append((sum(inside), update[-1], time.perf_counter() - start))
+                seconds[name].append((sum(inside), update[-1], time.process_time() - start))
     engine.optimizer.optimizer = kinds[OURS]
     shards = [group["params"][0].numel() for group in engine.optimizer.param_groups]
     return {"shards": shards, "missing": missing, "kinds": _figures(seconds),
@@ -125,13 +125,13 @@ def differences(shards: list[int], config: OptimizerConfig, learning_rate: float
 
 
 def _watch(owner: Any, method: str, seconds: list[float]) -> None:
-    """Append to `seconds` how long each call of a method takes."""
+    """Append to `seconds` the processor time of each call of a method."""
     call = getattr(owner, method)
 
     def timed(*arguments: Any, **named: Any) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         result = call(*arguments, **named)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         return result
 
     setattr(owner, method, timed)
