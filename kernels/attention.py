@@ -17,7 +17,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from dist_metaxlm.kernels.dropout import AttentionDropout, keep_factor
+from dist_metaxlm.kernels.dropout import AttentionDropout
 from dist_metaxlm.kernels.registry import VARIABLE, choose, forced, register
 from dist_metaxlm.kernels.short_rows import RowTable, block_mask, collected, row_table, spread
 from dist_metaxlm.kernels.tiles import TileTable, tile_table
@@ -196,8 +196,7 @@ def _in_windows_dropped(
     scores = queries @ keys.transpose(2, 3) / width**0.5
     weights = (scores if mask is None else scores + mask).softmax(-1)
     query_words = dropout.query_words(heads).view(heads, windows, window).transpose(0, 1)
-    stays = dropout.stays(query_words, dropout.token_keys[1].view(windows, 1, window))
-    mixed = torch.where(stays, weights * keep_factor(dropout.rate), 0.0) @ values
+    mixed = dropout.apply(weights, query_words, dropout.token_keys[1].view(windows, 1, window)) @ values
     return mixed.transpose(1, 2).reshape(tokens, heads, width)
 
 

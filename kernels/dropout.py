@@ -12,7 +12,9 @@ from functools import lru_cache
 
 import torch
 
-_LOW_32 = 0xFFFFFFFF
+PART_WORDS = 2**16
+"""Words that a CPU hashes at a time: with as many again beside them they fit its second cache."""
+_LOW_32, _LOW_31 = 0xFFFFFFFF, 0x7FFFFFFF
 _MIX_64 = (-4658895280553007687, -7723592293110705685)  # odd factors of the splitmix64 finaliser, as signed words
 _MIX_32 = (-2048144789, -1028477387)  # odd factors of the murmur3 finaliser, as signed words
 
@@ -40,13 +42,15 @@ class DropoutMask:
 
     def stays(self, channels: int) -> torch.Tensor:
         """[T, channels] bool."""
-        rows = _mix_64(self.positions ^ self.salt)
-        bits = _mix_32_(_to_int32(rows).unsqueeze(1) ^ column_keys(channels, rows.device))
-        return bits.bitwise_and_(0x7FFFFFFF) >= threshold(self.rate)
+        return self._drawn(channels, torch.bool)
 
     def apply(self, states: torch.Tensor) -> torch.Tensor:
         """`states` [T, H] with elements dropped and the others scaled."""
-        return states * self.stays(states.shape[1]).to(states.dtype).mul_(keep_factor(self.rate))
+        return states * self._drawn(states.shape[1], states.dtype)
+
+    def _drawn(self, channels: int, dtype: torch.dtype) -> torch.Tensor:
+        rows = _to_int32(_mix_64(self.positions ^ self.salt))
+        return _drawn(rows.unsqueeze(1), column_keys(channels, rows.device), self.rate, dtype)
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,11 @@ class AttentionDropout:
 
     def stays(self, query_words: torch.Tensor, key_words: torch.Tensor) -> torch.Tensor:
         """[..., Q, K] bool, from `query_words` [..., Q] and `key_words` [..., K], those of `token_keys[1]`."""
-        bits = _mix_32_(query_words.unsqueeze(-1) ^ key_words.unsqueeze(-2))
-        return bits.bitwise_and_(0x7FFFFFFF) >= threshold(self.rate)
+        return _drawn(query_words.unsqueeze(-1), key_words.unsqueeze(-2), self.rate, torch.bool)
+
+    def apply(self, weights: torch.Tensor, query_words: torch.Tensor, key_words: torch.Tensor) -> torch.Tensor:
+        """`weights` [..., Q, K] with those that do not stay dropped and the others scaled; words as in `stays`."""
+        return weights * _drawn(query_words.unsqueeze(-1), key_words.unsqueeze(-2), self.rate, weights.dtype)
 
 
 def token_keys(positions: torch.Tensor) -> torch.Tensor:
@@ -84,6 +91,39 @@ def column_keys(channels: int, device: torch.device) -> torch.Tensor:
     return _to_int32(_mix_64(torch.arange(channels, dtype=torch.int64, device=device)))
 
 
+def _drawn(left: torch.Tensor, right: torch.Tensor, rate: float, dtype: torch.dtype) -> torch.Tensor:
+    """In the shape of `left ^ right`, int32 words: which elements stay (bool), or what they are multiplied by (floating).
+
+    A dozen passes: on a CPU part by part, over words that stay in the core's own cache.
+    """
+    if left.device.type != "cpu" or torch.compiler.is_compiling():
+        stays = _mix_32_(left ^ right).bitwise_and_(_LOW_31) >= threshold(rate)
+        return stays if dtype == torch.bool else stays.to(dtype).mul_(keep_factor(rate))
+    shape = torch.broadcast_shapes(left.shape, right.shape)
+    drawn = torch.empty(shape, dtype=dtype)
+    if drawn.numel():
+        _draw(drawn, left.expand(shape), right.expand(shape), rate)
+    return drawn
+
+
+def _draw(drawn: torch.Tensor, left: torch.Tensor, right: torch.Tensor, rate: float) -> None:
+    """`_drawn` of equal shapes, written into `drawn`."""
+    size = drawn[0].numel()
+    if size > PART_WORDS and drawn.dim() > 1:
+        for index in range(len(drawn)):
+            _draw(drawn[index], left[index], right[index], rate)
+        return
+    step = max(1, PART_WORDS // size)
+    for first in range(0, len(drawn), step):
+        part = slice(first, first + step)
+        words = _mix_32_(left[part] ^ right[part]).bitwise_and_(_LOW_31)
+        # torch writes neither bool from a comparison nor floats from bool with vector instructions.
+        if drawn.dtype == torch.bool:
+            drawn[part] = words.ge_(threshold(rate))
+        else:
+            torch.ge(words, threshold(rate), out=drawn[part]).mul_(keep_factor(rate))
+
+
 def _mix_64(words: torch.Tensor) -> torch.Tensor:
     """Scramble int64 words one to one; integer products wrap around on every device."""
     for factor, shift in zip(_MIX_64, (27, 31), strict=True):
@@ -95,7 +135,7 @@ def _mix_32_(words: torch.Tensor) -> torch.Tensor:
     """Scramble int32 words one to one, in place."""
     for factor, shift in zip(_MIX_32, (13, 16), strict=True):
         words.mul_(factor)
-        words ^= (words >> shift) & ((1 << (32 - shift)) - 1)
+        words ^= (words >> shift).bitwise_and_((1 << (32 - shift)) - 1)
     return words
 
 

@@ -97,7 +97,8 @@ def chosen(operator: str, *arguments: Any) -> Implementation:
                      and _runs(found, arguments))
     if _LOGGED.get(operator) != taken.backend:
         _LOGGED[operator] = taken.backend
-        LOG.info("kernels: %s runs on %s%s", operator, taken.backend, _why_not_faster(implementations, taken))
+        if LOG.isEnabledFor(logging.INFO):  # asking why imports what does not run here
+            LOG.info("kernels: %s runs on %s%s", operator, taken.backend, _why_not_faster(implementations, taken))
     return taken
 
 

@@ -12,6 +12,7 @@ examples:
   python launch/benchmark.py kernels --configurations --only norm_forward
   python launch/benchmark.py gpu --minutes 10 --output gpu.json
   python launch/benchmark.py step --phase cross --trace step.json
+  python launch/benchmark.py cpu --parts rows dropout --repeats 8 --output cpu.json
   python launch/benchmark.py store --recipe mine.yaml --scratch /tmp --output store.json
   python launch/benchmark.py scaling --ranks 1 2 4 --output scaling.json
   python launch/benchmark.py scaling --hostfile hosts --over data pipeline --output scaling.json
@@ -93,15 +94,22 @@ def parse() -> argparse.Namespace:
     profiled.add_argument("--phase", default="cross", help="phase whose steps are profiled (default: cross)")
     profiled.add_argument("--steps", type=int, default=5, help="timed steps, and as many under the profiler (default: 5)")
     profiled.add_argument("--trace", help="also write a Chrome trace to this file, for chrome://tracing or ui.perfetto.dev")
+    choices = commands.add_parser("cpu", help="what the CPU path chose beside what it did not: short rows, how dropout "
+                                  "masks are hashed, AdamW; under a launcher on all its ranks")
+    choices.add_argument("--phase", default="cross", help="phase whose documents and steps are measured (default: cross)")
+    choices.add_argument("--repeats", type=int, default=8, help="timed runs of each side (default: 8)")
+    choices.add_argument("--parts", nargs="+", choices=("rows", "dropout", "update"), default=["rows", "dropout", "update"],
+                         help="what is compared (default: all)")
     whole = commands.add_parser("gpu", help="everything that is to be measured on a GPU: kernels, then three models against "
                                 "Hugging Face's; exit code 1 where one is wrong or slower (make gpu-check)")
     whole.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the command itself on small "
                        "stand-ins (default: cuda)")
     whole.add_argument("--minutes", type=float, default=10.0, help="time for all of it (default: 10)")
-    for command in (training, writing, scaled, saving, profiled):
+    for command in (training, writing, scaled, saving, profiled, choices):
         command.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    for command in (training, loading, corpus, writing, scaled, saving, operators, profiled, whole):
+    for command in (training, loading, corpus, writing, scaled, saving, operators, profiled,
+                    choices, whole):
         command.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser.parse_args()
@@ -213,6 +221,13 @@ def step(arguments: argparse.Namespace) -> Outcome:
     return result, table(result)
 
 
+def cpu(arguments: argparse.Namespace) -> Outcome:
+    from dist_metaxlm.benchmarking.cpu import measure_cpu, table
+
+    result = measure_cpu(arguments.recipe, arguments.overrides, arguments.phase, arguments.repeats, arguments.parts)
+    return result, table(result)
+
+
 def gpu(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.gpu_check import check_gpu, runner
     from dist_metaxlm.benchmarking.partial import keeper
@@ -224,7 +239,7 @@ def gpu(arguments: argparse.Namespace) -> Outcome:
 
 
 COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store": store, "scaling": scaling,
-            "saving": saving, "kernels": kernels, "step": step, "gpu": gpu}
+            "saving": saving, "kernels": kernels, "step": step, "cpu": cpu, "gpu": gpu}
 
 
 def main() -> int:

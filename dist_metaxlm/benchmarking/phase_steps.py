@@ -15,7 +15,7 @@ from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.groups import groups
-from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.batches import batches
 from dist_metaxlm.training.engine import build_engine
 from dist_metaxlm.training.execution import Execution, execution
@@ -46,13 +46,34 @@ def phase_steps(recipe: Recipe, phase_name: str, device: torch.device, total: in
     Raises:
         UserError: there is no token store for the recipe.
     """
-    directory, place, phase = Path(recipe.data.directory), groups(), recipe.phases[phase_name]  # type: ignore[index]
-    if not (directory / "store" / "manifest.json").is_file():
-        raise UserError(f"no token store in {directory}; run `python launch/prepare.py` first")
-    data = PhaseData(TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), phase_name, phase,
-                     recipe.seed)
+    place, phase = groups(), phase_of(recipe, phase_name)
+    data = stored_phase(recipe, phase_name, phase)
     plan = StepPlan(phase, phase_name, recipe.seed, place.data_rank, place.data_size, recipe.parallel.micro_batch_tokens)
     engine = build_engine(build_model(recipe, phase), recipe, device, place.data_size)
     meter = LossMeter(phase, data, device)
     read = watch(batches(plan, data, 0, total, device))
     return PhaseSteps(engine, execution(engine, plan, read, seen, meter.add), plan, meter)
+
+
+def phase_of(recipe: Recipe, name: str) -> PhaseConfig:
+    """The phase that `--phase` names.
+
+    Raises:
+        UserError: the recipe has no such phase.
+    """
+    if name not in recipe.phases:
+        raise UserError(f"--phase {name}: recipe {recipe.name} has {', '.join(recipe.phases)}; give one of them")
+    return recipe.phases[name]  # type: ignore[index]
+
+
+def stored_phase(recipe: Recipe, phase_name: str, phase: PhaseConfig) -> PhaseData:
+    """What `phase` reads from the token store of `recipe`.
+
+    Raises:
+        UserError: there is no token store.
+    """
+    directory = Path(recipe.data.directory)
+    if not (directory / "store" / "manifest.json").is_file():
+        raise UserError(f"no token store in {directory}; run `python launch/prepare.py` first")
+    return PhaseData(TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), phase_name, phase,
+                     recipe.seed)

@@ -15,10 +15,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dist_metaxlm.benchmarking.labels import STEP, label, labelled, waiting
-from dist_metaxlm.benchmarking.phase_steps import phase_steps
+from dist_metaxlm.benchmarking.phase_steps import phase_of, phase_steps
 from dist_metaxlm.benchmarking.trace import PASSES, Breakdown, breakdown, device_busy
 from dist_metaxlm.data.tokenizer import PAD
-from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import pick_device, process_group
@@ -50,14 +49,13 @@ def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int,
         UserError: for a phase that the recipe does not have, or without a token store.
     """
     recipe, topology = load_recipe(recipe_name, overrides), detect_topology()
-    if phase not in recipe.phases:
-        raise UserError(f"--phase {phase}: recipe {recipe.name} has {', '.join(recipe.phases)}; give one of them")
+    phase_of(recipe, phase)
     check_layout(recipe, phase, topology)
     device = pick_device(topology)
     seen: list[torch.Tensor] = []
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
         loop = phase_steps(recipe, phase, device, WARM_UP + 2 * count, waiting, lambda batch: seen.append(batch.tokens))
-        learning_rate = recipe.phases[phase].learning_rate.peak  # type: ignore[index]
+        learning_rate = phase_of(recipe, phase).learning_rate.peak
 
         def take(step: int) -> None:
             loop.steps.take(step, learning_rate)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.parallel.affinity import threads
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
+from dist_metaxlm.parallel.lean_deepspeed import import_deepspeed
 from dist_metaxlm.parallel.lifeline import Lifeline
 from dist_metaxlm.parallel.rendezvous import meet
 from dist_metaxlm.parallel.topology import Topology
@@ -56,8 +57,7 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
     quiet_engines()
     # DeepSpeed prints while it builds its operators; standard output is ours (a command with --json prints nothing else).
     with contextlib.redirect_stdout(sys.stderr if os.environ.get("DEEPSPEED_LOG") else io.StringIO()):
-        import deepspeed
-
+        deepspeed = import_deepspeed()
         quiet_engines()
         backend = "nccl" if device.type == "cuda" else "gloo"
         # Bound to its device, NCCL forms later groups from this one; a rank alone has no peer to form them with.

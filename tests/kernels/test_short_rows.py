@@ -97,6 +97,7 @@ def test_documents_stay_where_moving_gains_nothing(monkeypatch: pytest.MonkeyPat
     assert pattern_of([WINDOW] * 3, None).rows is None
     assert pattern_of([WINDOW, 100, 28, 64, 64], None).rows is None
     assert pattern_of([WINDOW] * 3, 9).rows is None
+    assert pattern_of(lengths_of(4, 8), None).rows is not None
 
 
 @pytest.mark.parametrize("window", [5, 48, 100])

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from dist_metaxlm.kernels import dropout
+from dist_metaxlm.kernels.dropout import AttentionDropout, token_keys
 
 from dist_metaxlm.modeling.dropout import DropoutKey, counter_dropout, dropout_mask
 
@@ -50,3 +53,43 @@ def test_values_and_gradients_are_scaled() -> None:
     dropped.sum().backward()
     assert torch.equal(states.grad, dropped)
     assert counter_dropout(states, None, 0) is states
+
+
+@pytest.mark.parametrize("words", [1, 100, 2**40], ids=["word by word", "rows", "at once"])
+def test_masks_are_the_published_hash_in_parts_of_any_size(words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against splitmix64 and murmur3 in Python's integers: no part and no shortcut may change a bit."""
+    monkeypatch.setattr(dropout, "PART_WORDS", words)
+    mask = dropout.DropoutMask(torch.tensor([0, 5, 2**62 + 11]), -(2**61) - 7, 0.3)
+    stays = [[finished(mixed((position ^ mask.salt) % 2**64) ^ mixed(channel)) % 2**31 >= dropout.threshold(0.3)
+              for channel in range(40)] for position in mask.positions.tolist()]
+    assert mask.stays(40).tolist() == stays
+    for dtype in (torch.float32, torch.bfloat16):
+        factors = torch.tensor(stays).to(dtype) * dropout.keep_factor(0.3)
+        assert torch.equal(mask.apply(torch.ones(3, 40, dtype=dtype)), factors)
+    assert mask.stays(0).shape == (3, 0)
+
+
+def test_masks_of_attention_do_not_depend_on_their_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = AttentionDropout(token_keys(torch.arange(12) + 2**40), 17, 0, 0.25)
+    queries, keys = rule.query_words(3).view(3, 2, 6).transpose(0, 1), rule.token_keys[1].view(2, 1, 6)
+    whole = rule.stays(queries, keys)
+    assert whole.shape == (2, 3, 6, 6)
+    assert 0 < whole.double().mean() < 1
+    for words in (1, 7, 40, 120):
+        monkeypatch.setattr(dropout, "PART_WORDS", words)
+        assert torch.equal(rule.stays(queries, keys), whole)
+
+
+def mixed(word: int) -> int:
+    """The lower half of splitmix64's finaliser."""
+    for factor, shift in zip(dropout._MIX_64, (27, 31), strict=True):
+        word = (word ^ (word >> shift)) * factor % 2**64
+    return (word ^ (word >> 32)) % 2**32
+
+
+def finished(word: int) -> int:
+    """murmur3's finaliser but for its first shift."""
+    for factor, shift in zip(dropout._MIX_32, (13, 16), strict=True):
+        word = word * factor % 2**32
+        word ^= word >> shift
+    return word
