@@ -30,6 +30,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", default="auto", metavar="auto|never|STEP",
                         help="auto: go on from the newest intact checkpoint; never: set it aside and start anew; "
                              "STEP: from that checkpoint")
+    parser.add_argument("--change", action="store_true",
+                        help="go on with another length, learning rate or optimiser than the phase was started with "
+                             "(phases.*.steps, tokens, learning_rate, optimizer); a finished phase with more steps")
     parser.add_argument("--init_from", metavar="FOLDER",
                         help="start from a model that launch/convert.py import wrote (for cross: instead of the meta phase)")
     parser.add_argument("--expect_world_size", type=int, metavar="N",
@@ -51,7 +54,7 @@ def main() -> None:
 
     pretrain(Options(arguments.phase, arguments.recipe, tuple(arguments.overrides), arguments.deepspeed_config,
                      arguments.run_dir, arguments.resume, arguments.init_from, arguments.expect_world_size,
-                     arguments.dry_run), HeldoutProbe)
+                     arguments.dry_run, arguments.change), HeldoutProbe)
 
 
 if __name__ == "__main__":

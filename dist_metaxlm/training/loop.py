@@ -94,7 +94,7 @@ def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: Los
               "asked_so_far": asked_so_far(data, read["realised"])}
     if not torch.isfinite(torch.tensor(loss)):
         raise UserError(f"the loss is {loss} at step {progress.step}; lower phases.*.learning_rate.peak or raise "
-                        "warmup_steps, and run the phase again with --resume never")
+                        "warmup_steps, and go on from a checkpoint before it: --change --resume STEP")
     return record
 
 

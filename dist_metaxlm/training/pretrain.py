@@ -65,6 +65,7 @@ class Options:
     init_from: str | None = None
     expect_world_size: int | None = None
     dry_run: bool = False
+    change: bool = False
 
 
 def pretrain(options: Options, open_probe: OpenProbe) -> None:
@@ -84,7 +85,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         _show_place(recipe, topology, always=True)
         return
     folder = PhaseFolder(options.run_dir or Path("runs") / recipe.name, options.phase)
-    if folder.finished and options.resume == "auto":
+    if folder.finished and options.resume == "auto" and not _goes_on(folder, recipe, options):
         folder.start(recipe) if topology.is_first else None
         _say(topology, f"phase {options.phase} of {folder.run_dir} is finished: {folder.finished['steps']} steps, loss "
                        f"{folder.finished['loss']:.3f}; --resume never trains it anew")
@@ -106,9 +107,25 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         if topology.is_first:
             if options.resume == "never":
                 folder.set_aside()
-            folder.start(recipe)
+            _start(folder, recipe, options, topology)
         barrier()
         _run(recipe, options, topology, device, folder, data, probe)
+
+
+def _goes_on(folder: PhaseFolder, recipe: Recipe, options: Options) -> bool:
+    """Whether --change makes a finished phase longer."""
+    assert folder.finished is not None
+    steps, longer = folder.finished["steps"], recipe.phases[options.phase].total_steps  # type: ignore[index]
+    if options.change and longer <= steps:
+        raise UserError(f"phase {options.phase} of {folder.run_dir} is finished after {steps} steps, and the recipe has "
+                        f"{longer}: --change goes on with more of them, such as phases.{options.phase}.steps={2 * steps}")
+    return options.change
+
+
+def _start(folder: PhaseFolder, recipe: Recipe, options: Options, topology: Topology) -> None:
+    step = int(options.resume) if options.resume.isdecimal() else max([0, *list_steps(folder.checkpoints)])
+    for field, (before, now) in folder.start(recipe, step, options.change).items():
+        _say(topology, f"changed from step {step} on: {field} was {before}, now {now}")
 
 
 def open_data(recipe: Recipe, phase: str) -> tuple[Tokenizer, PhaseData]:
@@ -133,6 +150,9 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
         raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; give "
                         f"a step that is there ({there}), or --resume auto")
 
+    if checkpoint is not None and options.resume.isdecimal() and topology.is_first:
+        for line in folder.set_later_aside(checkpoint.step):
+            _say(topology, line)
     if checkpoint is not None and checkpoint.facts["tokenizer"] != tokenizer.hash:
         raise UserError(f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the data in "
                         f"{recipe.data.directory} have {tokenizer.hash[:12]}; give the data.directory that it began with")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training.environment import environment
-from dist_metaxlm.training.manifest import write_json
+from dist_metaxlm.training.manifest import list_steps, step_folder, write_json
 
+CHANGEABLE = re.compile(r"phases\.\w+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+")
+"""Fields that a phase may go on with other values of: they say nothing about the model or which text comes next."""
 SHOWN = 5
 """Fields that differ which a message names."""
 
@@ -37,33 +40,67 @@ class PhaseFolder:
             raise UserError(f"{path} is damaged; delete it and run phase {self.phase} again, which then ends at its last "
                             "checkpoint") from None
 
-    def start(self, recipe: Recipe) -> None:
+    def start(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
         """Create the folder, or check that `recipe` trains the same thing as the one the phase was started with.
 
-        Layout, logging and saving may change; what is learnt may not, or the curve would be of two experiments.
+        Layout, logging and saving may change; what is learnt may not, or the curve would be of two experiments. With
+        `change` length, learning rate and optimiser may (`CHANGEABLE`), from `step` on: the phase counts as unfinished, and
+        changes.jsonl keeps what was changed and where.
+
+        Returns:
+            The fields that have been changed now, as [before, now].
 
         Raises:
             UserError: naming the fields that differ.
         """
-        path = self.path / "recipe.yaml"
+        path, changed = self.path / "recipe.yaml", {}
         if path.is_file():
             before, now = (_learning_part(r, self.phase) for r in (load_recipe(path), recipe))
-            changed = [f"{key} was {before.get(key)}, now {now.get(key)}" for key in {**before, **now}
-                       if before.get(key) != now.get(key)]
-            if changed:
-                more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-                raise UserError(f"{self.path} was started with another recipe: {'; '.join(changed[:SHOWN])}{more}; resume "
-                                f"with the old values (all are in {path}), or give another --run_dir or --resume never")
+            changed = {key: [before.get(key), now.get(key)] for key in {**before, **now}
+                       if before.get(key) != now.get(key)}
+        if changed:
+            self._check_changes(changed, step, recipe, change)
+            (self.path / "done.json").unlink(missing_ok=True)
+            with (self.path / "changes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "changed": changed}) + "\n")
         self.path.mkdir(parents=True, exist_ok=True)
         path.write_text(dump_recipe(recipe), encoding="utf-8")
         (self.run_dir / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         write_json(self.run_dir / "environment.json", environment())
+        return changed
+
+    def _check_changes(self, changed: dict[str, Any], step: int, recipe: Recipe, change: bool) -> None:
+        fixed = [key for key in changed if not CHANGEABLE.fullmatch(key)]
+        if fixed or not change:
+            named = [f"{key} was {changed[key][0]}, now {changed[key][1]}" for key in fixed or changed]
+            more = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+            go_on = "" if fixed else "add --change to go on with the new ones, "
+            raise UserError(f"{self.path} was started with another recipe: {'; '.join(named[:SHOWN])}{more}; resume with "
+                            f"the old values (all are in {self.path / 'recipe.yaml'}), {go_on}or give another --run_dir or "
+                            "--resume never")
+        total = recipe.phases[self.phase].total_steps  # type: ignore[index]
+        if total <= step:
+            raise UserError(f"{self.path} goes on from step {step}, and the phase would have {total} steps; give more, or "
+                            "an earlier checkpoint as --resume STEP")
 
     def set_aside(self) -> None:
         """Rename what is there, so that the phase starts anew and nothing is lost."""
         if self.path.exists():
-            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-            self.path.rename(self.path.with_name(f"{self.phase}-until-{stamp}"))
+            self.path.rename(self.path.with_name(f"{self.phase}-until-{_stamp()}"))
+
+    def set_later_aside(self, step: int) -> list[str]:
+        """Move checkpoints after `step` out of the way of those that will be written from there; a line that says so.
+
+        Left where they are, they would be the newest: resumed from next time, and kept in place of the new ones.
+        """
+        later = [number for number in list_steps(self.checkpoints) if number > step]
+        if not later:
+            return []
+        aside = self.path / f"checkpoints-after-{step}-until-{_stamp()}"
+        aside.mkdir()
+        for number in later:
+            step_folder(self.checkpoints, number).rename(step_folder(aside, number))
+        return [f"checkpoints of steps {', '.join(map(str, later))} are now in {aside}"]
 
     def cut_metrics(self, step: int) -> None:
         """Drop metric lines after `step`: a resumed run writes them again."""
@@ -81,6 +118,10 @@ class PhaseFolder:
     def finish(self, facts: dict[str, Any]) -> None:
         """Mark the phase as finished."""
         write_json(self.path / "done.json", facts)
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
 
 
 def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:

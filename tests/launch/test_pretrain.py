@@ -280,6 +280,21 @@ def test_another_recipe_in_the_same_run_is_refused(undisturbed: Path, tiny_recip
     assert "learning_rate.peak was 0.003, now 0.5" in message
 
 
+def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
+                                                                   run_ranks: Run) -> None:
+    shutil.copytree(undisturbed / "meta", tmp_path / "meta")
+    before, asked = curve(undisturbed, "meta"), ["phases.meta.steps=10", "phases.meta.learning_rate.peak=1e-4"]
+    said = run_ranks(2, *command(tiny_recipe, tmp_path, "meta", "--change", "--resume", "4", *asked))
+    after = curve(tmp_path, "meta")
+    assert [step for step, *_ in after] == [2, 4, 6, 8, 10]
+    assert after[:2] == before[:2]
+    assert after[3] != before[3]
+    assert json.loads((tmp_path / "meta" / "done.json").read_text())["steps"] == 10
+    assert "changed from step 4 on: phases.meta.steps was 8, now 10" in said
+    message = fails_with_one_sentence(*command(tiny_recipe, tmp_path, "meta", "--change", *asked)[1:])
+    assert "is finished after 10 steps, and the recipe has 10: --change goes on with more of them" in message
+
+
 def test_unseen_embeddings_are_reinitialised_and_the_optimiser_carried(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
                                                                        run_ranks: Run) -> None:
     overrides = ["carry_over.unseen_embeddings=reinitialise", "carry_over.optimizer=carry", "carry_over.schedule=continue"]
