@@ -22,7 +22,7 @@ from dist_metaxlm.parallel.groups import forget_groups, form_groups
 from dist_metaxlm.parallel.process_group import barrier
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.planning.parameters import count_parameters
-from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state, pretrain
 from dist_metaxlm.training.carry_over import HEAD_BIAS, TABLE
@@ -58,6 +58,7 @@ def finished_meta(root: Path, recipe: Recipe, weights: dict[str, torch.Tensor], 
     meta = PhaseFolder(root, "meta")
     folder = step_folder(meta.checkpoints, 1)
     folder.mkdir(parents=True)
+    (meta.path / "recipe.yaml").write_text(dump_recipe(recipe))
     file = TensorFile(folder / "weights-00000.safetensors", {name: value.shape for name, value in weights.items()})
     for value in weights.values():
         file.append(value)
@@ -104,7 +105,7 @@ def begun(recipe: Recipe, topology: Topology, root: Path, name: str, init_from: 
     folder.checkpoints, folder.metrics = folder.path / "checkpoints", folder.path / "metrics.jsonl"
     folder.path.mkdir(exist_ok=True)
     options = pretrain.Options("cross", run_dir=str(root), init_from=None if init_from is None else str(init_from))
-    pretrain._run(recipe, options, topology, CPU, folder)
+    pretrain._run(recipe, options, topology, CPU, folder, pretrain.open_data(recipe, "cross"))
     pretrain.train, pretrain.finish = train, finish
     barrier()
     forget_groups()
