@@ -40,9 +40,10 @@ test: setup
 
 # Every launcher on up to four nodes, which are network namespaces of this machine: root, and Debian's iproute2,
 # openssh-server, pdsh, slurm-wlm and munge, installed where they are missing; skipped with the reason elsewhere.
+NODE_TESTS ?= tests/nodes/real_*.py
 test-nodes: setup
 	tests/nodes/install.sh
-	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/nodes/real_*.py
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs $(NODE_TESTS)
 
 # Ten minutes: layouts over 1, 2 and 4 of these nodes, with links of two speeds. Root, and the packages of test-nodes.
 scaling-nodes: setup
