@@ -15,8 +15,10 @@ from dist_metaxlm.recipe.schema import Recipe
 _BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
 
-def shipped_file(recipe: Recipe, precision: str) -> str:
-    """Name of the file in ds_configs/ for a recipe that runs in `precision`.
+def shipped_file(recipe: Recipe, precision: str, data_size: int) -> str:
+    """Name of the file in ds_configs/ for a recipe that runs in `precision` with `data_size` copies of the model.
+
+    In fp32 a process alone has nobody to share with, and ZeRO would keep its weights and gradients twice: it gets ZeRO-0.
 
     Raises:
         UserError: for ZeRO-0 in half precision.
@@ -26,8 +28,10 @@ def shipped_file(recipe: Recipe, precision: str) -> str:
         # DeepSpeed would take an fp16 optimiser that makes a dummy Adam step at start: another curve than ZeRO-1.
         raise UserError(f"parallel.zero_stage=0 with {precision} has no fp32 master weights in DeepSpeed; set "
                         "parallel.zero_stage=1 (on one rank it is the same) or training.precision=fp32")
+    alone = layout.tensor == layout.pipeline == data_size == 1
+    stage = 0 if alone and precision == "fp32" and not layout.offload_optimizer else layout.zero_stage
     offload = "_offload" if layout.offload_optimizer else ""
-    return f"zero{layout.zero_stage}{offload}{'' if precision == 'fp32' else '_' + precision}.json"
+    return f"zero{stage}{offload}{'' if precision == 'fp32' else '_' + precision}.json"
 
 
 def read_config(file: str, shipped: bool) -> dict[str, Any]:

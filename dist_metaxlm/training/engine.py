@@ -11,11 +11,11 @@ from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention import choose_backward
 from dist_metaxlm.modeling.checkpointing import set_recompute
 from dist_metaxlm.objectives.model import PretrainingModel
-from dist_metaxlm.parallel.groups import groups
-from dist_metaxlm.parallel.mpu import ModelParallelUnit, deepspeed_mpu
+from dist_metaxlm.parallel.mpu import deepspeed_mpu
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.deepspeed_files import fill_automatic, read_config, shipped_file
+from dist_metaxlm.training.gradient_norm import use_exact_norms
 from dist_metaxlm.training.loss_scaling import check_fp16, prepare_scaler
 
 
@@ -48,7 +48,7 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_f
     """
     precision = resolve_precision(recipe, device)
     shipped = config_file is None
-    config = read_config(shipped_file(recipe, precision) if config_file is None else config_file, shipped)
+    config = read_config(shipped_file(recipe, precision, data_size) if config_file is None else config_file, shipped)
     fill_automatic(config, recipe, device, data_size)
     # DeepSpeed's throughput timer waits for the device before every micro-step; the loop has a clock of its own.
     config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
@@ -80,25 +80,12 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
                                       mpu=deepspeed_mpu())
     prepare_scaler(engine)
     optimizer_state.create_adam_state(engine)
-    if recipe.parallel.zero_stage == 0:
-        _keep_norm(engine)
+    use_exact_norms(engine)
+    if data_size == 1 and engine.zero_optimization_stage() == 0:
+        engine.enable_backward_allreduce = False  # DeepSpeed would copy all gradients to average them with nobody's
     if isinstance(model, PretrainingModel):
         _ = model.memory  # made now, from the weights that the phase begins with
     return engine
-
-
-def _keep_norm(engine: Any) -> None:
-    """Let an engine without ZeRO keep the gradient norm it clips by, as it does with ZeRO (DeepSpeed 0.19.8 drops it)."""
-    from deepspeed.runtime.utils import clip_grad_norm_
-
-    parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
-    # A pipeline's own grid would count a parameter of later stages only where tensor parallelism cuts it.
-    ranks = ModelParallelUnit() if groups().model is not None else None
-
-    def clip() -> None:
-        engine._global_grad_norm = clip_grad_norm_(parameters, engine.gradient_clipping(), mpu=ranks)
-
-    engine.clip_fp32_gradients = clip
 
 
 def clear_gradients(engine: Any) -> None:

@@ -47,6 +47,8 @@ def _nearest_divisor(numbers: list[int], wanted: int) -> int:
 
 def layout_name(layout: ParallelConfig, world_size: int) -> str:
     """The layout in a few words for the log, such as `tensor 2 (sequence) x data 4, ZeRO-1`."""
+    if world_size == 1:
+        return "nothing sharded"
     words = [f"tensor {layout.tensor}{' (sequence)' if layout.sequence else ''}"] if layout.tensor > 1 else []
     words += [f"pipeline {layout.pipeline}"] if layout.pipeline > 1 else []
     copies = world_size // (layout.tensor * layout.pipeline)

@@ -253,7 +253,7 @@ def _announce(recipe: Recipe, options: Options, topology: Topology, device: torc
     phase = recipe.phases[options.phase]  # type: ignore[index]
     parameters, layout = count_parameters(recipe.model).total, layout_name(recipe.parallel, topology.world_size)
     _say(topology, f"{recipe.name}, phase {options.phase}: {parameters:,} parameters, {phase.total_steps} steps, "
-                   f"{topology.world_size} ranks on {topology.nodes} node(s), {device.type}, "
+                   f"{topology.world_size} rank(s) on {topology.nodes} node(s), {device.type}, "
                    f"{resolve_precision(recipe, device)}, {layout}, in {folder.path}")
     if {"meta", "cross"} <= set(recipe.phases) and options.phase in ("meta", "cross"):
         _say(topology, "meta -> cross changes: " + "; ".join(

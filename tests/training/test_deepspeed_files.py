@@ -57,7 +57,7 @@ def test_every_auto_is_filled_and_deepspeed_takes_the_result(layout: tuple[int, 
 def test_a_file_decides_stage_offload_and_precision(layout: tuple[int, bool, str], tmp_path: Path) -> None:
     wanted = recipe_for(*layout)
     copy = tmp_path / "mine.json"
-    copy.write_text((FOLDER / shipped_file(wanted, layout[2])).read_text(encoding="utf-8"), encoding="utf-8")
+    copy.write_text((FOLDER / shipped_file(wanted, layout[2], 2)).read_text(encoding="utf-8"), encoding="utf-8")
     followed = follow_file(load_recipe("quickstart"), str(copy))
     assert followed.parallel == wanted.parallel
     assert followed.training == wanted.training
@@ -88,6 +88,15 @@ def test_an_unknown_auto_and_a_broken_file_are_named(tmp_path: Path) -> None:
     file.write_text('{"train_batch_size": 7, "gradient_accumulation_steps": "auto"}')
     with pytest.raises(UserError, match=r'sets train_batch_size, which follow .* write "auto" there or leave them out'):
         read_config(str(file), shipped=False)
+
+
+def test_a_process_alone_gets_no_zero_where_it_would_only_copy() -> None:
+    assert shipped_file(load_recipe("quickstart"), "fp32", 1) == "zero0.json"
+    assert shipped_file(load_recipe("quickstart"), "fp32", 2) == "zero1.json"
+    assert shipped_file(load_recipe("quickstart"), "bf16", 1) == "zero1_bf16.json"  # ZeRO keeps its fp32 weights
+    assert shipped_file(load_recipe("quickstart", ["parallel.offload_optimizer=true"]), "fp32", 1) == "zero1_offload.json"
+    for parts in ("tensor", "pipeline"):
+        assert shipped_file(load_recipe("quickstart", [f"parallel.{parts}=2"]), "fp32", 1) == "zero1.json"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,0 +1,71 @@
+"""The norm of a step's gradients: exact for matrices of any size, and without a copy of them.
+
+DeepSpeed (0.19.8) takes the norm of every gradient in one go: with ZeRO of a copy in fp64, which for a vocabulary of
+250,002 by 768 is 1.5 GB made and freed in every step; without ZeRO in fp32, which on a CPU adds up so many squares that
+2.7 % of that matrix's norm are lost. Here rows of 1024 elements are taken in fp32 and put together in fp64, which is right
+to a rounding of fp32 at any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_metaxlm.parallel.groups import groups
+
+ROW = 1024
+"""Elements whose squares are added in fp32."""
+PART = 2**24
+"""Elements whose copy in fp32 is held at once, for gradients in half precision."""
+
+
+def exact_norm(values: torch.Tensor) -> torch.Tensor:
+    """Euclidean norm of `values`, of any shape and floating dtype: fp64 scalar on its device."""
+    norms = []
+    for part in values.detach().reshape(-1).split(PART):
+        dtype = torch.float64 if part.dtype == torch.float64 else torch.float32
+        whole = part.numel() - part.numel() % ROW
+        norms.append(torch.linalg.vector_norm(part[:whole].view(-1, ROW), dim=1, dtype=dtype))
+        norms.append(torch.linalg.vector_norm(part[whole:], dtype=dtype).unsqueeze(0))
+    return torch.linalg.vector_norm(torch.cat(norms).double())
+
+
+def use_exact_norms(engine: Any) -> None:
+    """Let `engine` clip by exact norms, and report them by `get_global_grad_norm()`, at any ZeRO stage."""
+    if not hasattr(engine.optimizer, "get_grad_norm_direct"):
+        engine.clip_fp32_gradients = lambda: _clip(engine)  # which DeepSpeed calls where there is no ZeRO
+        return
+    of_gradients = engine.optimizer.get_grad_norm_direct
+
+    def of_norms(gradients: Sequence[torch.Tensor], params: Sequence[torch.Tensor], *more: Any) -> torch.Tensor:
+        # A gradient's norm is that of a tensor which has it as its only element.
+        return of_gradients([_condensed(gradient) for gradient in gradients], params, *more)
+
+    engine.optimizer.get_grad_norm_direct = of_norms
+
+
+def _condensed(gradient: torch.Tensor) -> torch.Tensor:
+    norm = exact_norm(gradient)
+    if getattr(gradient, "_zero_padding", False):  # DeepSpeed's mark of what belongs to no parameter
+        norm._zero_padding = True  # type: ignore[attr-defined]
+    return norm
+
+
+def _clip(engine: Any) -> None:
+    """Clip an engine's gradients in place. A pipeline's or tensor parallel model's norm is that of the whole model."""
+    from deepspeed.runtime.utils import is_model_parallel_parameter
+
+    parameters = [p for group in engine.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # A pipeline's own grid would count a parameter of later stages only where tensor parallelism cuts it.
+    counted = [p for p in parameters if groups().tensor_rank == 0 or is_model_parallel_parameter(p)]
+    squares = torch.stack([exact_norm(p.grad) for p in counted]).square().sum() if counted else (
+        torch.zeros((), dtype=torch.float64, device=engine.device))
+    if groups().model is not None:
+        dist.all_reduce(squares, group=groups().model)
+    engine._global_grad_norm = squares.sqrt()
+    factor = (engine.gradient_clipping() / (engine._global_grad_norm + 1e-6)).clamp(max=1.0).float()
+    if factor.device.type != "cpu" or factor < 1:  # a GPU is not waited for
+        torch._foreach_mul_([p.grad for p in parameters], factor)
