@@ -48,7 +48,7 @@ def launch(kernel: str, width: int, dtype: torch.dtype, capability: int, droppin
     narrow, hopper = padded_width(width) <= 64, capability >= 90
     if dtype in (torch.float32, torch.float64):
         if kernel == "backward_queries":
-            return Launch(16, 8 if dropping else 4, 1)
+            return Launch(16, 8 if dropping or hopper else 4, 1)
         return Launch(16 if kernel == "backward_keys" and (dropping or not hopper) else 32, 4, 1)
     if kernel == "forward":
         return Launch(64 if hopper or (narrow and not dropping) else 32, 8, 2)

@@ -5,17 +5,19 @@ the model's weights over the steps (MoCo, arXiv 1911.05722). The loss is the cro
 itself and the queue, which holds the newest keys of the whole batch. Formula, temperature 0.25, raw products and the
 projection are those of the released code (microsoft/unilm, infoxlm: criterions/xlco.py, models/infoxlm.py).
 
-Ours differs from it in three ways. The queue is that of the step's start for all micro-steps, and keys join it after the
+Ours differs from it in four ways. The queue is that of the step's start for all micro-steps, and keys join it after the
 optimiser step in the order of their samples, so that neither ranks nor micro-batches change the loss. It begins empty, and
 only what has been filled counts (the released code runs the momentum encoder over as many pairs as it holds before the
-first step). And a key in the queue that is of the query's own words, or of its key's, is no negative.
+first step). A key that is of the query's own words, or of its key's, is no negative. And with `group` the keys of a group
+of examples are negatives of each other too: all keys of the queue are older than the own one, and a model that moves fast
+can tell them by that, whatever they mean; those of the step are not (docs/contrast.md).
 
-Shapes: E examples of a micro-step, N examples of a step, Q places of the queue, F of them filled, H hidden.
+Shapes: E examples of a micro-step, G of a group, N of a step, Q places of the queue, F of them filled, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +57,15 @@ def representations(states_TH: torch.Tensor, starts_E: torch.Tensor, projection_
     return F.normalize(found_EH, dim=-1) if normalise else found_EH
 
 
-def xlco_losses(query_EH: torch.Tensor, key_EH: torch.Tensor, queue_FH: torch.Tensor, left_out_EF: torch.Tensor,
+def xlco_losses(query_EH: torch.Tensor, key_EH: torch.Tensor, others: Sequence[tuple[torch.Tensor, torch.Tensor]],
                 temperature: float) -> torch.Tensor:
-    """[E]: cross-entropy of each query's own key against itself and the queue, where `left_out_EF` (bool) allows it."""
+    """[E]: cross-entropy of each query's own key against itself and other keys.
+
+    `others`: some other keys [F, H], and for which queries each is left out [E, F] (bool); as many times as there are.
+    """
     positive_E1 = (query_EH * key_EH).sum(-1, keepdim=True)
-    negative_EF = (query_EH @ queue_FH.T).masked_fill(left_out_EF, -torch.inf)
-    logits = torch.cat([positive_E1, negative_EF], dim=1) / temperature
+    negatives_EF = [(query_EH @ keys_FH.T).masked_fill(left_out_EF, -torch.inf) for keys_FH, left_out_EF in others]
+    logits = torch.cat([positive_E1, *negatives_EF], dim=1) / temperature
     return torch.logsumexp(logits, dim=1) - logits[:, 0]
 
 
@@ -96,6 +101,8 @@ class MomentumContrast:
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything here changes: a checkpoint that is being written may still read it."""
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._everywhere = False
+        """Whether what waits are whole groups, which every rank has, or this rank's own keys."""
 
     def losses(self, states_TH: torch.Tensor, batch: PackedBatch,
                projection_HH: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,10 +116,17 @@ class MomentumContrast:
         assert batch.pair_languages is not None
         query_EH = representations(states_TH, batch.starts, projection_HH, self.config.normalise)
         key_EH = self._keys(batch)
-        self._waiting.append((key_EH, batch.texts))
         filled = min(self.enqueued, self.config.queue)
-        left_out = same_text(batch.texts, self.texts[:filled])
-        losses = xlco_losses(query_EH, key_EH, self.queue[:filled], left_out, self.config.temperature)
+        others, joining = [(self.queue[:filled], self.texts[:filled])], (key_EH, batch.texts)
+        if self.config.group is not None:
+            self._everywhere = len(key_EH) * self.config.pairs_together < self.config.group
+            if self._everywhere:
+                joining = gather_rows(key_EH), gather_rows(batch.texts)
+            others.append(joining)
+        self._waiting.append(joining)
+        # The own key is of the query's own words, so it is left out of its group.
+        allowed = [(keys, same_text(batch.texts, texts)) for keys, texts in others]
+        losses = xlco_losses(query_EH, key_EH, allowed, self.config.temperature)
         return losses, batch.pair_languages[::self.config.pairs_together]
 
     @torch.no_grad()
@@ -132,7 +146,9 @@ class MomentumContrast:
             if parameter.dtype != average.dtype:
                 parameter.copy_(average)
         if self._waiting:
-            keys, texts = (gather_rows(torch.cat(parts)) for parts in zip(*self._waiting, strict=True))
+            keys, texts = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            if not self._everywhere:
+                keys, texts = gather_rows(keys), gather_rows(texts)
             self._waiting = []
             self._enqueue(keys, texts)
 

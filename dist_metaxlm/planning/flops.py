@@ -46,7 +46,8 @@ def step_flops(model: ModelConfig, phase: PhaseConfig) -> float:
             tokens = objective.examples * objective.longest
             # queries forward and backward, keys forward; products with the queue forward, and backward to the queries
             total += training_flops(model, tokens, tokens * objective.longest, 0, objective.layer) * 4 / 3
-            total += 4 * objective.examples * objective.queue * model.hidden
+            negatives = objective.queue + (objective.group or 0) // objective.pairs_together
+            total += 4 * objective.examples * negatives * model.hidden
         elif isinstance(objective, DenoisingAlignment):
             total += _alignment_flops(model, objective, phase.sequence_length)
         else:

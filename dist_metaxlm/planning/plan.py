@@ -140,10 +140,10 @@ def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layou
 def divides(phase: PhaseConfig, data: int) -> bool:
     """Whether `data` data-parallel ranks share every batch of a phase evenly."""
     for objective in phase.objectives:
-        if isinstance(objective, Contrast):
-            if (objective.pairs // objective.group) % data and objective.group % data:
+        if isinstance(objective, Contrast | CrossLingualContrast) and objective.group is not None:
+            if objective.share_of_group(objective.group, data) is None:
                 return False
-        elif isinstance(objective, CrossLingualContrast):
+        elif isinstance(objective, PairObjective):
             if objective.examples % data:
                 return False
         elif objective.batch_tokens // phase.sequence_length % data:
@@ -176,9 +176,9 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stag
 
 def _memory(recipe: Recipe, name: str, layout: Layout, precision: str, tokens: int, stages: list[Stage]) -> MemoryEstimate:
     phase = recipe.phases[name]  # type: ignore[index]
-    at_once = max(tokens, _contrast_tokens(phase, layout.data, recipe.model.layers))
+    at_once = max(tokens, _group_tokens(phase, layout.data, recipe.model.layers))
     memory = estimate_memory(recipe.model, layout, precision, at_once, phase.mask_rate, recipe.parallel, stages)
-    return replace(memory, buffers=memory.buffers + _momentum_bytes(phase, recipe, precision, tokens))
+    return replace(memory, buffers=memory.buffers + _momentum_bytes(phase, recipe, precision, tokens, layout.data))
 
 
 def _idle(recipe: Recipe, phase: PhaseConfig, data: int, tokens: int, stages: list[Stage]) -> float:
@@ -194,26 +194,31 @@ def _share(phase: PhaseConfig, data: int) -> int:
                 if not isinstance(objective, PairObjective)), default=phase.sequence_length)
 
 
-def _contrast_tokens(phase: PhaseConfig, data: int, layers: int) -> int:
-    """Tokens that contrast takes through the model at once, at most, as if through all blocks: its groups are not cut."""
-    tokens = 0
+def _group_tokens(phase: PhaseConfig, data: int, layers: int) -> int:
+    """Tokens that a group takes through the model at once, at most, as if through all blocks: groups are not cut."""
+    most = 0
     for objective in phase.objectives:
-        if isinstance(objective, Contrast):
-            whole_groups = (objective.pairs // objective.group) % data == 0
-            pairs = objective.group if whole_groups else objective.group // data
-            tokens = 2 * pairs * objective.max_tokens * objective.layer // layers
-    return tokens
+        if isinstance(objective, Contrast | CrossLingualContrast) and objective.group is not None:
+            pairs = objective.share_of_group(objective.group, data)
+            assert pairs is not None, "such layouts do not come this far"
+            # of a pair contrast remembers both sides for the backward pass, xlco the query
+            trained = 2 * pairs if isinstance(objective, Contrast) else pairs // objective.pairs_together
+            most = max(most, trained * objective.longest * objective.layer // layers)
+    return most
 
 
-def _momentum_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batch_tokens: int) -> int:
+def _momentum_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batch_tokens: int, data: int) -> int:
     """What xlco keeps on every rank: fp32 averages of the weights up to its block (and a copy in half precision), its queue,
     and a micro-step's products with it, in fp32, before and after what is left out and beside the key's."""
     for objective in phase.objectives:
         if isinstance(objective, CrossLingualContrast):
             weights = momentum_parameters(recipe.model, objective)
             at_once = min(objective.examples, max(1, micro_batch_tokens // objective.longest))
-            return (weights * (4 if precision == "fp32" else 6)
-                    + objective.queue * (4 * recipe.model.hidden + 16 + 12 * at_once))
+            keys = objective.queue
+            if objective.group is not None:
+                at_once = (objective.share_of_group(objective.group, data) or 0) // objective.pairs_together
+                keys += objective.group // objective.pairs_together
+            return weights * (4 if precision == "fp32" else 6) + keys * (4 * recipe.model.hidden + 16 + 12 * at_once)
     return 0
 
 

@@ -68,6 +68,25 @@ class PairObjective(Section):
         """Tokens of the longest document that the model is shown."""
         return self.max_tokens
 
+    @property
+    def pairs_together(self) -> int:
+        """Pairs of an example."""
+        return 1
+
+    @property
+    def examples(self) -> int:
+        """Examples a step, over all ranks."""
+        return self.pairs // self.pairs_together
+
+    def share_of_group(self, group: int, ranks: int) -> int | None:
+        """Pairs of a group that one of `ranks` takes at once: all, or its share of a group that they hold together.
+
+        None: the ranks can share neither the groups nor a group.
+        """
+        if self.pairs // group % ranks == 0:
+            return group
+        return None if group % (ranks * self.pairs_together) else group // ranks
+
 
 class Contrast(PairObjective):
     """InfoNCE between the mean-pooled states of a sentence and its translation, both directions."""
@@ -83,9 +102,7 @@ class Contrast(PairObjective):
 
     @model_validator(mode="after")
     def _consistent(self) -> Contrast:
-        if self.pairs % self.group:
-            raise ValueError(f"pairs {self.pairs} is not a multiple of group {self.group}; "
-                             f"nearest: {max(1, round(self.pairs / self.group)) * self.group}")
+        _check_group(self.pairs, self.group)
         return self
 
 
@@ -101,6 +118,9 @@ class CrossLingualContrast(PairObjective):
     """Translation pairs a step, over all ranks; even where `mixup` puts two of them into one example."""
     queue: int = Field(131072, gt=0)
     """Keys kept as negatives: the newest of the whole batch, on every rank."""
+    group: int | None = Field(None, gt=1)
+    """Pairs of a step whose keys are negatives of each other too, fixed here so that the loss does not depend on the
+    layout; none: only the queue's keys are, as with InfoXLM."""
     momentum: float = Field(0.9999, ge=0, lt=1)
     """Share of the momentum encoder's weights that an optimiser step keeps; the rest are the model's new ones."""
     temperature: float = Field(0.25, gt=0)
@@ -121,11 +141,6 @@ class CrossLingualContrast(PairObjective):
         return 1 if self.mixup == "none" else 2
 
     @property
-    def examples(self) -> int:
-        """Queries a step, over all ranks."""
-        return self.pairs // self.pairs_together
-
-    @property
     def longest(self) -> int:
         """Tokens of the longest query or key: `<s>` and its sentences, each with its `</s>`."""
         return 1 + self.pairs_together * (self.max_tokens - 1)
@@ -135,7 +150,18 @@ class CrossLingualContrast(PairObjective):
         if self.pairs % self.pairs_together:
             raise ValueError(f"pairs {self.pairs} is odd, and mixup: {self.mixup} makes an example of two; nearest: "
                              f"{self.pairs + 1}, or set mixup: none")
+        if self.group is not None:
+            if self.group % self.pairs_together:
+                raise ValueError(f"group {self.group} is odd, and mixup: {self.mixup} makes an example of two; nearest: "
+                                 f"{self.group + 1}, or set mixup: none")
+            _check_group(self.pairs, self.group)
         return self
+
+
+def _check_group(pairs: int, group: int) -> None:
+    if pairs % group:
+        raise ValueError(f"pairs {pairs} is not a multiple of group {group}; "
+                         f"nearest: {max(1, round(pairs / group)) * group}")
 
 
 class DenoisingAlignment(Section):

@@ -18,6 +18,7 @@ from dist_metaxlm.recipe.schema import (
     CrossLingualContrast,
     DenoisingAlignment,
     MaskedLM,
+    PairObjective,
     PhaseConfig,
     TranslationLM,
 )
@@ -63,10 +64,9 @@ class StepPlan:
         """This rank's micro-steps of optimiser step `step`, in order; the same objectives on all ranks."""
         micro_steps = []
         for objective, weight, turn in self.objectives_at(step):
-            if isinstance(objective, Contrast):
-                micro_steps += self._contrast(objective, weight, turn)
-            elif isinstance(objective, CrossLingualContrast):
-                micro_steps += self._examples(objective, weight, turn)
+            if isinstance(objective, Contrast | CrossLingualContrast):
+                cut = self._examples if objective.group is None else self._groups
+                micro_steps += cut(objective, weight, turn)
             else:
                 micro_steps += self._masked_lm(objective, weight, turn)
         return micro_steps
@@ -84,17 +84,18 @@ class StepPlan:
         return [MicroStep(objective, first + done, min(self._micro_windows, share - done), factor)
                 for done in range(0, share, self._micro_windows)]
 
-    def _contrast(self, objective: Contrast, weight: float, turn: int) -> list[MicroStep]:
-        first, factor = turn * objective.pairs, weight / objective.pairs
-        groups = objective.pairs // objective.group
-        if groups % self.world_size == 0:
+    def _groups(self, objective: Contrast | CrossLingualContrast, weight: float, turn: int) -> list[MicroStep]:
+        assert objective.group is not None
+        first, factor = turn * objective.pairs, weight / objective.examples
+        groups, share = objective.pairs // objective.group, objective.share_of_group(objective.group, self.world_size)
+        assert share is not None
+        if share == objective.group:
             own = range(self.rank * groups // self.world_size, (self.rank + 1) * groups // self.world_size)
-            return [MicroStep(objective, first + group * objective.group, objective.group, factor) for group in own]
-        share = objective.group // self.world_size
+            return [MicroStep(objective, first + group * share, share, factor) for group in own]
         return [MicroStep(objective, first + group * objective.group + self.rank * share, share, factor)
                 for group in range(groups)]
 
-    def _examples(self, objective: CrossLingualContrast, weight: float, turn: int) -> list[MicroStep]:
+    def _examples(self, objective: Contrast | CrossLingualContrast, weight: float, turn: int) -> list[MicroStep]:
         share = objective.examples // self.world_size
         first, together = turn * objective.examples + self.rank * share, objective.pairs_together
         at_once = max(1, self._micro_tokens // objective.longest)
@@ -110,17 +111,17 @@ def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
     """
     problems = []
     for objective in phase.objectives:
-        if isinstance(objective, Contrast):
-            groups = objective.pairs // objective.group
-            if groups % world_size and objective.group % world_size:
-                nearest = max(1, round(objective.group / world_size)) * world_size
-                problems.append(f"contrast: neither its {groups} group(s) nor its group of {objective.group} pairs can be "
-                                f"shared by {world_size} ranks; nearest group: {nearest}")
-        elif isinstance(objective, CrossLingualContrast):
+        if isinstance(objective, Contrast | CrossLingualContrast) and objective.group is not None:
+            if objective.share_of_group(objective.group, world_size) is None:
+                unit = world_size * objective.pairs_together
+                problems.append(f"{objective.name}: neither its {objective.pairs // objective.group} group(s) nor its group "
+                                f"of {objective.group} pairs can be shared by {world_size} ranks; nearest group: "
+                                f"{max(1, round(objective.group / unit)) * unit}")
+        elif isinstance(objective, PairObjective):
             if objective.examples % world_size:
                 nearest = max(1, round(objective.examples / world_size)) * world_size * objective.pairs_together
-                problems.append(f"xlco: pairs {objective.pairs} is {objective.examples} examples, not a multiple of "
-                                f"{world_size} ranks; nearest: {nearest}")
+                problems.append(f"{objective.name}: pairs {objective.pairs} is {objective.examples} examples, not a "
+                                f"multiple of {world_size} ranks; nearest: {nearest}")
         else:
             windows = objective.batch_tokens // phase.sequence_length
             if windows % world_size:

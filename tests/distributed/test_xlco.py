@@ -1,5 +1,7 @@
 """xlco on 1, 2 and 4 ranks gives losses and gradients of the published formula, which is here in plain PyTorch.
 
+With `group` the keys of a group are negatives of each other too.
+
 The reference encodes one sequence at a time, keeps the queue as a list, and knows nothing of packing, ranks, micro-batches.
 """
 
@@ -30,6 +32,8 @@ EXAMPLES, QUEUE, LAYER, MOMENTUM = 8, 20, 1, 0.7
 # 8 keys a step and 20 places: the third step goes round the end of the queue.
 XLCO = {"name": "xlco", "pairs": 2 * EXAMPLES, "queue": QUEUE, "layer": LAYER, "momentum": MOMENTUM, "max_tokens": 14,
         "mixup": "sides"}
+GROUPS = {"queue": None, "groups": 4}
+"""Examples of a group: four ranks share each of the two, two ranks have one each."""
 
 
 def sequences(batch: PackedBatch) -> list[torch.Tensor]:
@@ -47,7 +51,7 @@ def state_of_s(encoder: Encoder, tokens: torch.Tensor) -> torch.Tensor:
     return encoder.hidden_states(alone)[LAYER][0]
 
 
-def reference(recipe_path: Path) -> dict[str, torch.Tensor]:
+def reference(recipe_path: Path, group: int | None) -> dict[str, torch.Tensor]:
     """XlCo as InfoXLM defines it: -log exp(q k / tau) / (exp(q k / tau) + sum over the queue), momentum after each step."""
     recipe = load_recipe(recipe_path)
     phase, tokenizer = recipe.phases["joint"], Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
@@ -60,13 +64,14 @@ def reference(recipe_path: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for step in range(STEPS):
         batch = data.batch(phase.objectives[0], step * 2 * EXAMPLES, 2 * EXAMPLES)
-        losses, keys = [], []
-        for query, key in zip(sequences(batch), sequences(batch.keys), strict=True):
-            q = matrix @ state_of_s(fast, query)
-            with torch.no_grad():
-                k = slow_matrix @ state_of_s(slow, key)
-            keys.append(k)
-            scores = torch.stack([q @ k, *(q @ negative for negative in queue)]) / 0.25
+        losses = []
+        with torch.no_grad():
+            keys = [slow_matrix @ state_of_s(slow, key) for key in sequences(batch.keys)]
+        for place, query in enumerate(sequences(batch)):
+            q, k = matrix @ state_of_s(fast, query), keys[place]
+            first = place // group * group if group else place
+            beside = [keys[other] for other in range(first, first + (group or 1)) if other != place]
+            scores = torch.stack([q @ k, *(q @ negative for negative in [*queue, *beside])]) / 0.25
             losses.append(-torch.log(torch.exp(scores[0]) / torch.exp(scores).sum()))
         loss = torch.stack(losses).mean()
         gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
@@ -84,16 +89,17 @@ def reference(recipe_path: Path) -> dict[str, torch.Tensor]:
                                                                   ("objectives.xlco.projection.weight", slow_matrix)]}
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., str]) -> Any:
-    """(what `reference` finds, by number of ranks what those found)"""
-    tree = yaml.safe_load(tiny_recipe.read_text())
-    tree["phases"]["joint"]["objectives"] = [XLCO]
+@pytest.fixture(scope="module", params=GROUPS.values(), ids=GROUPS)
+def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., str],
+            request: pytest.FixtureRequest) -> Any:
+    """(what `reference` finds, by number of ranks what those found, examples of a group)"""
+    tree, group = yaml.safe_load(tiny_recipe.read_text()), request.param
+    tree["phases"]["joint"]["objectives"] = [XLCO | ({"group": 2 * group} if group else {})]
     folder = tmp_path_factory.mktemp("xlco")
     recipe = folder / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(tree))
     run_ranks(4, WORKER, recipe, folder / "found")
-    return reference(recipe), {ranks: load_file(folder / f"found.{ranks}") for ranks in (1, 2, 4)}
+    return reference(recipe, group), {ranks: load_file(folder / f"found.{ranks}") for ranks in (1, 2, 4)}, group
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -105,8 +111,9 @@ def test_losses_and_gradients_are_those_of_the_formula(trained: Any, ranks: int)
         difference = (found[name] - expected[name]).norm() / expected[name].norm().clamp(min=1e-12)
         assert difference < 1e-9, f"{name}: relative difference {difference:.1e}"
     losses = [float(found[f"{step}.loss"]) for step in range(STEPS)]
-    assert losses[0] == 0.0, "an empty queue has no negatives"
-    assert losses[1] == pytest.approx(math.log(9), rel=0.2)
+    beside = (trained[2] or 1) - 1
+    assert losses[0] == pytest.approx(math.log(1 + beside), rel=0.2), "an empty queue has no negatives"
+    assert losses[1] == pytest.approx(math.log(9 + beside), rel=0.2)
     assert losses[2] > losses[1]
 
 

@@ -123,7 +123,7 @@ def test_the_same_words_are_no_negative_on_whichever_side() -> None:
     left_out = same_text(texts, queue)
     assert left_out.tolist() == [[False, True, False, True], [False, False, True, False]]
     query, key, others = torch.randn(2, 5), torch.randn(2, 5), torch.randn(4, 5)
-    losses = xlco_losses(query, key, others, left_out, 0.25)
+    losses = xlco_losses(query, key, [(others, left_out)], 0.25)
     for index, kept in enumerate([[0, 2], [0, 1, 3]]):
         scores = torch.stack([query[index] @ key[index], *(query[index] @ others[place] for place in kept)]) / 0.25
         torch.testing.assert_close(losses[index], -torch.log_softmax(scores, 0)[0])

@@ -127,6 +127,13 @@ def test_xlco_is_planned_on_whole_models_with_its_memory_and_work():
     buffers = {found.layout: found.memory.buffers for found in plan(without, cluster)}
     model = with_it.model
     weights = (model.vocab_size + model.max_positions + 3) * 768 + 2 * 768 + 8 * (4 * 768 + 2 * 3072) * 768
+    grouped = load_recipe("xlmr-base", [cross.format(xlco.replace("layer", "group: 512, layer")),
+                                        "phases.cross.objectives.mlm.weight=1"])
+    assert divides(grouped.phases["cross"], 8)
+    assert not divides(grouped.phases["cross"], 3)
+    same = next(found for found in plan(grouped, cluster) if found.layout.data == 16)
+    # a rank of 16 holds 32 pairs of each group: 16 queries beside the 131072 + 256 keys
+    assert same.memory.buffers - buffers[same.layout] > 6 * weights + 131328 * (768 * 4 + 12 * 16)
     for found in plans:
         extra = found.memory.buffers - buffers[found.layout]
         assert extra > 6 * weights + 131072 * 768 * 4

@@ -87,6 +87,9 @@ XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco
     ("pairs: 65, layer: 3", "seed=1", "pairs 65 is odd, and mixup: order makes an example of two; nearest: 66"),
     ("pairs: 64, layer: 3, max_tokens: 65", "seed=1",
      "xlco.max_tokens 65 (two together) is more than sequence_length 128"),
+    ("pairs: 64, layer: 3, group: 24", "seed=1", "pairs 64 is not a multiple of group 24; nearest: 72"),
+    ("pairs: 64, layer: 3, group: 1", "seed=1", "xlco.group"),
+    ("pairs: 70, layer: 3, group: 35", "seed=1", "group 35 is odd, and mixup: order makes an example of two; nearest: 36"),
     ("pairs: 64, layer: 5", "seed=1", "xlco.layer 5 is more than model.layers 4"),
     ("pairs: 64, layer: 3, momentun: 0.9", "seed=1", "did you mean momentum"),
     ("pairs: 64, layer: 3, momentum: 1.0", "seed=1", "momentum"),
@@ -104,6 +107,7 @@ def test_xlco_begins_with_infoxlms_values() -> None:
     assert isinstance(xlco, CrossLingualContrast)
     assert (xlco.queue, xlco.momentum, xlco.temperature, xlco.weight, xlco.mask_rate) == (131072, 0.9999, 0.25, 1.0, 0.15)
     assert (xlco.normalise, xlco.projection, xlco.mixup, xlco.examples) == (False, True, "order", 32)
+    assert xlco.group is None
     assert recipe.whole_model
     assert not load_recipe("quickstart").whole_model
 

@@ -61,10 +61,10 @@ def test_draw_takes_one_objective_a_step_by_weight_and_loses_no_sample() -> None
     assert counts["mlm"] / 400 == pytest.approx(0.5, abs=0.08)
 
 
-def with_xlco(pairs: int = 48) -> PhaseConfig:
+def with_xlco(pairs: int = 48, **more: int) -> PhaseConfig:
     tree = phase().model_dump(mode="json")
     return PhaseConfig.model_validate(tree | {"objectives": [
-        tree["objectives"][0], {"name": "xlco", "pairs": pairs, "layer": 1, "max_tokens": 8, "weight": 3.0}]})
+        tree["objectives"][0], {"name": "xlco", "pairs": pairs, "layer": 1, "max_tokens": 8, "weight": 3.0, **more}]})
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -78,9 +78,23 @@ def test_xlco_is_cut_between_examples_of_two_pairs(ranks: int, micro: int | None
     assert {m.factor for m in own} == {3.0 / 24}
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_xlcos_groups_are_whole_on_a_rank_or_shared_by_all(ranks: int) -> None:
+    config = with_xlco(group=16)  # three groups of eight examples
+    assert taken(config, 5, ranks, 15) == taken(config, 5, 1, None)
+    for rank in range(ranks):
+        own = [m for m in StepPlan(config, "cross", 5, rank, ranks, 15).at(5) if m.objective.name == "xlco"]
+        assert [(m.first - 5 * 48) // 16 for m in own] == [0, 1, 2]
+        assert {m.count for m in own} == {16 // ranks}
+        assert {m.factor for m in own} == {3.0 / 24}
+
+
 def test_examples_that_do_not_divide_are_named_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"xlco: pairs 20 is 10 examples, not a multiple of 4 ranks; nearest: 16"):
         StepPlan(with_xlco(20), "cross", 5, 0, 4, None)
+    words = r"xlco: neither its 4 group\(s\) nor its group of 12 pairs can be shared by 8 ranks; nearest group: 16"
+    with pytest.raises(UserError, match=words):
+        StepPlan(with_xlco(48, group=12), "cross", 5, 0, 8, None)
 
 
 def test_ranks_take_the_same_objective_in_each_micro_step() -> None:
