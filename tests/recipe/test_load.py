@@ -77,7 +77,8 @@ def test_an_override_changes_one_field_of_what_the_defaults_give(tmp_path: Path)
 
 
 def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
-    text = SHARED.split("  meta:")[0].replace("{sequence", "{steps: 2, objectives: [{name: mlm, batch_tokens: 64}], sequence")
+    length = "{steps: 2, objectives: [{name: mlm, batch_tokens: 64}], sequence"
+    text = SHARED.split("  meta:")[0].replace("{sequence", length)
     (tmp_path / "shared.yaml").write_text(f"{text}  meta:\n")
     assert load_recipe(tmp_path / "shared.yaml").phases["meta"].steps == 2
     (tmp_path / "shared.yaml").write_text(text)
@@ -92,11 +93,11 @@ def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
     ("text: {12: [a.txt]}", "data.text.12: Input should be a valid string (got 12); put it in quotes"),
     ("text: {en: {web: {files: [a.txt], weight: .inf}}}", "data.text.en.web.weight: Input should be a finite number"),
     ("bitext: {en-fr: {moses: [a.en, a.fr]}}", "write en-fr: [{moses: ...}]"),
-    ("bitext: {en-fr: [{mose: [a.en, a.fr]}]}", "moses is missing; give it a value; unknown key data.bitext.en-fr.files.0.mose"),
+    ("bitext: {en-fr: [{mose: [a.en, a.fr]}]}", "unknown key data.bitext.en-fr.files.0.mose, did you mean moses"),
     ("reading: {pair_columns: [0, 1]}", "data.reading.pair_columns.0: Input should be greater than or equal to 1 (got 0)"),
     ("reading: {pair_columns: [2, 2]}", "reading.pair_columns [2, 2] names one column for both sides"),
     ("cleaning:", "data.cleaning is empty where a section with the keys unicode, control_characters"),
-    ("cleaning: {deduplicate: lines}", "data.cleaning.deduplicate is 'lines' where a list belongs; write deduplicate: [...]"),
+    ("cleaning: {deduplicate: lines}", "deduplicate is 'lines' where a list belongs; write deduplicate: [...]"),
 ])
 def test_mistakes_in_the_data_section_are_told_in_words(tmp_path: Path, data: str, words: str) -> None:
     (tmp_path / "shared.yaml").write_text(SHARED.replace("data: {directory: data}", f"data:\n  directory: data\n  {data}"))
