@@ -171,6 +171,8 @@ def test_a_language_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.text\.en: cleaning left none of 2 documents .*'length': 2"):
         make(tmp_path, text={"en": [text]}, cleaning={"min_characters": 10})
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".lock", "settings.json"]
+    with pytest.raises(UserError, match=r"data\.text\.en\.web: cleaning left none of 2 documents .*duplicate_documents"):
+        make(tmp_path, text={"en": {"wiki": {"files": [text]}, "web": {"files": [text]}}})
 
 
 @pytest.mark.parametrize(("data", "said"), [

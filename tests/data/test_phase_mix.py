@@ -74,6 +74,9 @@ def test_sources_from_the_manifest() -> None:
         "de": ["de"], "en": ["en.books", "en.web"]}
     books, web = part_weights(sources["en"], [1000, 500])
     assert books == 5 * web
+    small = text_sources({"en.web": {"language": "en", "weight": 0.0001}, "en.wiki": {"language": "en", "weight": 0.0004}})
+    web, wiki = part_weights(small["en"], [1000, 500])
+    assert wiki == 2 * web
     assert sources["en"][0].title == "source en.books of language en"
     assert sources["de"][0].title == "language de"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dist_metaxlm.data import store_making
-from dist_metaxlm.data.prepare import is_prepared, prepare, verify
+from dist_metaxlm.data.prepare import describe, is_prepared, prepare, verify
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
@@ -90,6 +90,7 @@ def test_the_store_holds_no_held_out_string(recipe: Recipe, tmp_path: Path) -> N
     assert store.manifest["bitext"]["en-de"]["pairs"] == 190
     assert store.manifest["bitext"]["en-de"]["dropped"] == {"held out": 10}
     assert store.manifest["heldout"]["strings"] == 10
+    assert describe(recipe)["left_out"] == {"held-out paragraphs": 10, "held out": 10}
     assert store.manifest["corpus"]["bitext"]["en-de"]["kept"] == {"pairs": 200, "bytes": 13484}
     text = tokenizer.decode(store.text("en").tokens) + tokenizer.decode(store.bitext("en-de").tokens)
     assert "A day has 7 hours." in text
@@ -105,6 +106,33 @@ def test_steps_in_turn_end_in_the_same_files(recipe: Recipe, tmp_path: Path) -> 
     assert not is_prepared(other)
     prepare(other, silent)
     assert contents(tmp_path / "steps") == whole
+
+
+def test_later_steps_read_the_corpus_and_not_the_sources(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent, until="corpus")
+    for name in ("en.txt", "en-de.tsv"):
+        (tmp_path / name).unlink()
+    prepare(recipe, silent)
+    assert is_prepared(recipe)
+
+
+def test_a_store_without_a_manifest_is_refused_before_the_work(recipe: Recipe, tmp_path: Path) -> None:
+    place = tmp_path / "data" / "store"
+    place.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"store holds no prepared data \(manifest\.json is missing\); move it away and run"):
+        prepare(recipe, silent)
+    assert not (tmp_path / "data" / "corpus").exists()
+    place.rename(tmp_path / "away")
+    prepare(recipe, silent)
+
+
+def test_only_the_language_that_differs_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent, until="corpus")
+    text = {name: [str(tmp_path / "en.txt")] for name in ("en", "it")}
+    with pytest.raises(UserError, match=r"made with data\.text\.it=None and the recipe has \{.*en\.txt.*\}; set"):
+        prepare(make_recipe(tmp_path, text=text), silent)
+    with pytest.raises(UserError, match=r"data\.text\.en\.weight=1\.0 and the recipe has 2\.0; set"):
+        prepare(make_recipe(tmp_path, text={"en": {"": {"files": text["en"], "weight": 2.0}}}), silent)
 
 
 @pytest.mark.parametrize(("changed", "said", "stale"), [
@@ -128,7 +156,7 @@ def test_what_is_not_made_yet_may_still_change(recipe: Recipe, tmp_path: Path) -
         prepare(make_recipe(tmp_path, vocab_size=9000), silent)
     prepare(recipe, silent)
     assert json.loads((tmp_path / "data" / "settings.json").read_text())["model.vocab_size"] == VOCAB
-    with pytest.raises(UserError, match=r"data\.text=.*, or delete that folder"):
+    with pytest.raises(UserError, match=r"data\.text\.en=.* and the recipe has None; .*, or delete that folder"):
         prepare(make_recipe(tmp_path, text={"de": [str(tmp_path / "en.txt")]}), silent)
     (tmp_path / "data" / "settings.json").write_text("{")
     with pytest.raises(UserError, match=r"settings\.json is damaged, so nobody knows"):
