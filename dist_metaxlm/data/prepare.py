@@ -21,6 +21,7 @@ from dist_metaxlm.data import corpus, heldout, manifest
 from dist_metaxlm.data.progress import Log
 from dist_metaxlm.data.ranks import Ranks
 from dist_metaxlm.data.settings import check_settings, settings, write_settings
+from dist_metaxlm.data.sources import text_sources
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.store_making import make_store
 from dist_metaxlm.data.tokenizer import Tokenizer
@@ -120,7 +121,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     text, bitext = content["text"].values(), content["bitext"].values()
     note = dict(content.get("corpus") or {}).get("note")
     left_out: Counter[str] = sum((Counter(about.get("dropped", {})) for about in (*text, *bitext)), Counter())
-    return {"directory": str(directory), **({"note": note} if note else {}), "languages": len(text),
+    return {"directory": str(directory), **({"note": note} if note else {}), "languages": len(text_sources(content["text"])),
             "language_pairs": len(bitext), "documents": _total(text, "documents"),
             "tokens": _total(text, "tokens"), "text_bytes": _total(text, "bytes"),
             "pairs": _total(bitext, "pairs"), "pair_tokens": _total(bitext, "tokens"),

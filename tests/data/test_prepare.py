@@ -251,3 +251,4 @@ def test_weights_of_named_sources_reach_the_store_and_the_mix(recipe: Recipe, tm
     entries = TokenStore.open(tmp_path / "data" / "store").manifest["text"]
     assert {name: (about["language"], about["weight"]) for name, about in entries.items()} == {
         "en.one": ("en", 3.0), "en.two": ("en", 1.0)}
+    assert describe(weighted)["languages"] == 1
