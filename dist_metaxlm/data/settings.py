@@ -48,8 +48,11 @@ def check_settings(recipe: Recipe) -> None:
         if made.get(field) != value and stale:
             field, before, now = _difference(field, made.get(field), value)
             what = f"delete {', '.join(stale)} there" if user != "corpus" else "delete that folder"
+            keep = (f", and for a trained model data.tokenizer.path to {directory / 'tokenizer.model'}"
+                    if user == "corpus" and "tokenizer.model" in stale else "")
             raise UserError(f"the data in {directory} were made with {field}={before!r} and the recipe has "
-                            f"{now!r}; set data.directory to another folder, or {what}, and run launch/prepare.py again")
+                            f"{now!r}; set data.directory to another folder{keep}, or {what}, and run launch/prepare.py "
+                            "again")
 
 
 def _difference(field: str, before: Any, now: Any) -> tuple[str, Any, Any]:

@@ -6,6 +6,8 @@ import errno
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,38 @@ def test_a_store_without_a_manifest_is_refused_before_the_work(recipe: Recipe, t
     assert not (tmp_path / "data" / "corpus").exists()
     place.rename(tmp_path / "away")
     prepare(recipe, silent)
+
+
+def test_another_language_later_keeps_tokenizer_split_and_store(recipe: Recipe, tmp_path: Path) -> None:
+    """The way that docs/store.md shows."""
+    prepare(recipe, silent)
+    (tmp_path / "it.txt").write_text("\n\n".join(made_up(3, "aeioulmnrst")))
+    text = {name: [str(tmp_path / f"{name}.txt")] for name in ("en", "it")}
+    with pytest.raises(UserError, match=r"data\.text\.it=None.*for a trained model data\.tokenizer") as caught:
+        prepare(make_recipe(tmp_path, text=text), silent)
+    model = str(caught.value).split("data.tokenizer.path to ")[1].split(", or")[0]
+    shutil.copytree(tmp_path / "data" / "heldout", tmp_path / "more" / "heldout")
+    more = make_recipe(tmp_path, text=text, directory=str(tmp_path / "more"), tokenizer={"path": model})
+    prepare(more, silent)
+    for name in ("heldout/strings.jsonl", "tokenizer.model", "store/en.bin", "store/en-de.bin"):
+        assert (tmp_path / "more" / name).read_bytes() == (tmp_path / "data" / name).read_bytes()
+    assert describe(more)["languages"] == 2
+
+
+def test_a_store_of_other_tools_is_taken_as_the_page_says(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent)
+    mine = tmp_path / "data" / "mine"
+    (mine / "store").mkdir(parents=True)
+    shutil.copy(tmp_path / "data" / "tokenizer.model", mine)
+    for end in ("bin", "idx"):
+        shutil.copy(tmp_path / "data" / "store" / f"en.{end}", mine / "store")
+    page = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    taken = make_recipe(tmp_path, directory=str(mine), text={}, bitext={})
+    prepare(taken, silent)
+    assert verify(taken) == 3
+    assert describe(taken)["tokens"] == describe(recipe)["tokens"]
 
 
 def test_only_the_language_that_differs_is_named(recipe: Recipe, tmp_path: Path) -> None:
