@@ -62,9 +62,9 @@ def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None 
         with ranks.together():
             missing = ranks.first and not is_prepared(recipe)
             if missing:
-                for step in ("corpus", "heldout", "store"):
-                    if (directory / step).is_dir():
-                        manifest.read(directory / step)
+                for folder in (directory / "corpus", directory / "heldout", directory / "store"):
+                    if folder.is_dir():  # what the missing steps read, or would be read instead of them
+                        manifest.check_sizes(folder, manifest.read(folder))
                 if recipe.data.corpus == "files" and not (directory / "corpus").is_dir():
                     corpus.sources(recipe.data)
                 if recipe.data.tokenizer.path and not (directory / "tokenizer.model").is_file():

@@ -27,7 +27,8 @@ class Tokenizer:
             self._processor.LoadFromSerializedProto(model)
         except (RuntimeError, TypeError) as error:
             raise UserError(f"{path} is not a SentencePiece model ({str(error)[:80].strip()}); "
-                            "name a .model file in data.tokenizer.path") from None
+                            "name a .model file in data.tokenizer.path, or delete it if launch/prepare.py has written it, "
+                            "and run that again") from None
         self.path = path
         self.hash = hashlib.sha256(model).hexdigest()
         """SHA-256 of the model file, hexadecimal."""

@@ -160,6 +160,28 @@ def test_a_store_of_other_tools_is_taken_as_the_page_says(recipe: Recipe, tmp_pa
     assert describe(taken)["tokens"] == describe(recipe)["tokens"]
 
 
+@pytest.mark.parametrize(("name", "step"), [("corpus/text/en.txt", "corpus"), ("heldout/excluded.json", "heldout")])
+def test_what_a_step_reads_is_what_the_one_before_wrote(recipe: Recipe, tmp_path: Path, name: str, step: str) -> None:
+    prepare(recipe, silent, until="tokenizer")
+    (tmp_path / "data" / name).write_text("[]")
+    with pytest.raises(UserError, match=rf"{name} has 2 bytes where \d+ were written; delete \S+{step} and run") as caught:
+        prepare(recipe, silent)
+    shutil.rmtree(str(caught.value).split("delete ")[1].split(" and")[0])
+    prepare(recipe, silent)
+    assert verify(recipe) == 9
+
+
+def test_a_tokenizer_that_is_damaged_is_made_again_as_it_says(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent)
+    model = tmp_path / "data" / "tokenizer.model"
+    model.write_bytes(model.read_bytes()[:99])
+    with pytest.raises(UserError, match=r"or delete it if launch/prepare\.py has written it, and run that again"):
+        prepare(recipe, silent)
+    model.unlink()
+    prepare(recipe, silent)
+    assert verify(recipe) == 9
+
+
 def test_only_the_language_that_differs_is_named(recipe: Recipe, tmp_path: Path) -> None:
     prepare(recipe, silent, until="corpus")
     text = {name: [str(tmp_path / "en.txt")] for name in ("en", "it")}
