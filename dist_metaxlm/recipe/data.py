@@ -158,6 +158,6 @@ class DataConfig(Section):
         if self.corpus == "quickstart" and (self.text or self.bitext):
             raise ValueError("corpus quickstart brings its own text; remove text and bitext, or set corpus: files")
         for pair in self.bitext:
-            if len(pair.split("-")) != 2:
-                raise ValueError(f"bitext key {pair!r} is not a pair of language codes such as 'en-fr'")
+            if len(pair.split("-")) != 2 or len(set(pair.split("-"))) == 1:
+                raise ValueError(f"bitext key {pair!r} is not a pair of two language codes such as 'en-fr'")
         return self

@@ -92,6 +92,7 @@ def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
     ("text: {en: }", "en names no files; write en: [...]"),
     ("text: {12: [a.txt]}", "data.text.12: Input should be a valid string (got 12); put it in quotes"),
     ("text: {en: {web: {files: [a.txt], weight: .inf}}}", "data.text.en.web.weight: Input should be a finite number"),
+    ("bitext: {en-en: [a.tsv]}", "bitext key 'en-en' is not a pair of two language codes such as 'en-fr'"),
     ("bitext: {en-fr: {moses: [a.en, a.fr]}}", "write en-fr: [{moses: ...}]"),
     ("bitext: {en-fr: [{mose: [a.en, a.fr]}]}", "unknown key data.bitext.en-fr.files.0.mose, did you mean moses"),
     ("reading: {pair_columns: [0, 1]}", "data.reading.pair_columns.0: Input should be greater than or equal to 1 (got 0)"),
