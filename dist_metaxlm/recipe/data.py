@@ -112,7 +112,7 @@ class CleaningConfig(Section):
 class DataConfig(Section):
     """Where text comes from and where the prepared tokens lie."""
 
-    directory: str
+    directory: str = Field(min_length=1)
     """Folder of the prepared data: corpus, tokenizer, token store, held-out strings; relative to the working directory."""
     corpus: Literal["quickstart", "files"] = "files"
     """`quickstart`: translation catalogues and documentation prose from PyPI wheels; `files`: the fields below."""
