@@ -144,9 +144,12 @@ def _train_into(model: io.BytesIO, texts: Iterable[str], config: TokenizerConfig
         message = str(error)
         if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
             most = int(found[1]) + 1
-            remedy = f"set it to {most} or less, or give more text" if most >= LEAST_VOCAB else (
-                f"it fills {most}, less than any model takes: give more text")
-            raise UserError(f"model.vocab_size {vocab_size} is more than this text can fill; {remedy}") from None
+            less = f"set it to {most} or less, or" if most >= LEAST_VOCAB else f"it fills {most}, less than any model takes:"
+            raise UserError(f"model.vocab_size {vocab_size} is more than this text can fill; {less} give more text, of "
+                            f"which data.tokenizer.sample_bytes takes {config.sample_bytes} at most") from None
+        if "(all_chars_count) > (0)" in message:
+            raise UserError("the text to train a tokenizer on is white space and control characters alone; name other files "
+                            "in data.text") from None
         if found := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
             raise UserError(f"model.vocab_size {vocab_size} is less than the {found[2]} pieces that characters, bytes and "
                             f"special tokens take; set it to more than {found[2]}, or lower "
