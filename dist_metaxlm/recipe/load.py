@@ -138,7 +138,7 @@ def _no_item(items: list[Any], place: str, step: str) -> str:
 
 
 def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:
-    """`phases.defaults` holds what the phases share; each phase's own keys win."""
+    """`phases.defaults` holds what the phases share; each phase's own keys win, also inside of `learning_rate`."""
     phases = tree.get("phases")
     if not isinstance(phases, dict):
         return
@@ -150,6 +150,9 @@ def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:
         if phase is None or isinstance(phase, dict):
             phase = phase or {}
             merged = {**defaults, **phase}
+            shared, own = defaults.get("learning_rate"), phase.get("learning_rate")
+            if isinstance(shared, dict) and isinstance(own, dict):
+                merged["learning_rate"] = {**shared, **own}
             if "steps" in phase and "tokens" not in phase:
                 merged.pop("tokens", None)
             if "tokens" in phase and "steps" not in phase:

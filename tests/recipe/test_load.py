@@ -76,6 +76,12 @@ def test_an_override_changes_one_field_of_what_the_defaults_give(tmp_path: Path)
     assert (phases["cross"].learning_rate.peak, phases["cross"].learning_rate.warmup_steps) == (1e-3, 3)
 
 
+def test_a_phase_that_sets_the_peak_keeps_the_warm_up_of_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SHARED.replace("    steps: 6\n", "    steps: 6\n    learning_rate: {peak: 2}\n"))
+    rate = load_recipe(tmp_path / "shared.yaml").phases["cross"].learning_rate
+    assert (rate.peak, rate.schedule, rate.warmup_steps) == (2.0, "cosine", 3)
+
+
 def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
     length = "{steps: 2, objectives: [{name: mlm, batch_tokens: 64}], sequence"
     text = SHARED.split("  meta:")[0].replace("{sequence", length)
