@@ -101,7 +101,7 @@ class LanguageMaker:
         shutil.rmtree(scratch)
         total = sum(counts.values(), Counts())
         about = {**total.as_json(shape.unit), "sources": {
-            source: {**counts[source].as_json(shape.unit), "files": [_named_files(place) for place in named[source]]}
+            source: {**counts[source].as_json(shape.unit), "files": [named_files(place) for place in named[source]]}
             for source in named}}
         return Made(name, about, self._hits, f"{name}: {total.documents} of {total.read_documents} {shape.unit} kept, "
                                              f"{total.bytes / 1e6:.1f} MB")
@@ -151,7 +151,7 @@ class LanguageMaker:
                 continue
             counts.drop("decontaminate", 1, len(lines))
             self._hits[hit.file] += 1
-            row = {shape.folder: name, "file": _named_files(place), shape.unit.rstrip("s"): number,
+            row = {shape.folder: name, "file": named_files(place), shape.unit.rstrip("s"): number,
                    "characters": sum(map(len, lines)), "evaluation_file": hit.file, "sentence": hit.sentence[:QUOTED]}
             assert self._listed is not None
             self._listed.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -174,5 +174,6 @@ def _check(index: EvaluationIndex | None, batch: list[tuple[int, list[str]]], wh
     return [first or second for first, second in zip(left, right, strict=True)]
 
 
-def _named_files(place: PairPlace) -> str:
+def named_files(place: PairPlace) -> str:
+    """A file, or two, as manifests and messages name it."""
     return " ".join(map(shown, place)) if isinstance(place, tuple) else shown(place)
