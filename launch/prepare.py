@@ -70,14 +70,19 @@ def main() -> None:
 
 
 def split(words: list[str]) -> tuple[str, list[str]]:
-    """The command, `store` where none is given, and the overrides. Errors: UserError for a command that is not known."""
-    if not words or "=" in words[0]:
-        return "store", words
-    if words[0] not in COMMANDS:
-        near = difflib.get_close_matches(words[0], COMMANDS, 1)
-        raise UserError(f"unknown command {words[0]!r}" + (f", did you mean {near[0]}?" if near else "")
-                        + f"; give one of {', '.join(COMMANDS)}")
-    return words[0], words[1:]
+    """The command, wherever it stands and `store` where none is given, and the overrides.
+
+    Errors: UserError for a command that is not known, and for two.
+    """
+    commands = [word for word in words if "=" not in word]
+    for word in commands:
+        if word not in COMMANDS:
+            near = difflib.get_close_matches(word, COMMANDS, 1)
+            raise UserError(f"unknown command {word!r}" + (f", did you mean {near[0]}?" if near else "")
+                            + f"; give one of {', '.join(COMMANDS)}, or a field of the recipe as key=value")
+    if len(commands) > 1:
+        raise UserError(f"{' and '.join(commands)} are {len(commands)} commands; give one")
+    return commands[0] if commands else "store", [word for word in words if "=" in word]
 
 
 def lines(outcome: dict[str, Any], indent: str = "") -> Iterator[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.data import quickstart, readers
-from dist_metaxlm.data.corpus_language import BITEXT, TEXT, LanguageMaker, Made, Named, Shape
+from dist_metaxlm.data.corpus_language import BITEXT, TEXT, LanguageMaker, Made, Named, Shape, named_files
 from dist_metaxlm.data.decontamination import EvaluationIndex
 from dist_metaxlm.data.processes import available_cores, end_with_parent
 from dist_metaxlm.data.readers import PairPlace
@@ -45,7 +45,8 @@ class Sources:
 def sources(config: DataConfig) -> Sources:
     """The files of a recipe with `corpus: files`.
 
-    Errors: UserError for a pattern that names no file, an empty file, an unknown format, a name that cannot name files.
+    Errors: UserError for a pattern that names no file, an empty file, an unknown format, a name that cannot name files, and
+    text that two languages claim.
     """
     if not config.text:
         raise UserError("data.text names no language; give it files such as data.text: {en: [english.txt]}, "
@@ -66,7 +67,18 @@ def sources(config: DataConfig) -> Sources:
                 where = f"data.{what}.{language}.{name}".rstrip(".")
                 files = _places(source.files, where, what)
                 found[what].setdefault(language, {})[name] = files
+    _refuse_shared(found["text"])
     return Sources(found["text"], found["bitext"])
+
+
+def _refuse_shared(text: Mapping[str, Mapping[str, Sequence[PairPlace]]]) -> None:
+    """Raise UserError for a file of two languages, as a glob that names too much makes it: they would be mixed up."""
+    owners: dict[PairPlace, str] = {}
+    for language, named in text.items():
+        for place in (place for places in named.values() for place in places):
+            if owners.setdefault(place, language) != language:
+                raise UserError(f"{named_files(place)} is in data.text.{owners[place]} and in data.text.{language}; take it "
+                                "out of one, or narrow the glob that names it")
 
 
 def _check_name(name: str, what: str, example: str) -> None:

@@ -100,11 +100,8 @@ class LanguageMaker:
         self._write(shape, name, repeats, counts, drafts)
         shutil.rmtree(scratch)
         total = sum(counts.values(), Counts())
-        if not total.documents:
-            raise UserError(f"data.{shape.folder}.{name}: cleaning left none of {total.read_documents} {shape.unit} "
-                            f"({dict(total.dropped_documents)} dropped); loosen data.cleaning, or remove the files")
         about = {**total.as_json(shape.unit), "sources": {
-            source: {**counts[source].as_json(shape.unit), "files": [_named_files(place) for place in named[source]]}
+            source: {**counts[source].as_json(shape.unit), "files": [named_files(place) for place in named[source]]}
             for source in named}}
         return Made(name, about, self._hits, f"{name}: {total.documents} of {total.read_documents} {shape.unit} kept, "
                                              f"{total.bytes / 1e6:.1f} MB")
@@ -121,6 +118,7 @@ class LanguageMaker:
                     for lines in repeats.kept(drafts[source], counts[source]):
                         counts[source].keep(lines)
                         write(lines)
+            _refuse_empty(shape, stem, sum((counts[source] for source in members), Counts()))
 
     def _cleaned(self, shape: Shape, name: str, place: PairPlace, counts: Counts) -> Iterator[list[str]]:
         """Documents of one file after the steps that look at one document alone."""
@@ -153,10 +151,17 @@ class LanguageMaker:
                 continue
             counts.drop("decontaminate", 1, len(lines))
             self._hits[hit.file] += 1
-            row = {shape.folder: name, "file": _named_files(place), shape.unit.rstrip("s"): number,
+            row = {shape.folder: name, "file": named_files(place), shape.unit.rstrip("s"): number,
                    "characters": sum(map(len, lines)), "evaluation_file": hit.file, "sentence": hit.sentence[:QUOTED]}
             assert self._listed is not None
             self._listed.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _refuse_empty(shape: Shape, stem: str, counts: Counts) -> None:
+    """Raise UserError for a file of the corpus that has nothing in it: no later step could read it."""
+    if not counts.documents:
+        raise UserError(f"data.{shape.folder}.{stem}: cleaning left none of {counts.read_documents} {shape.unit} "
+                        f"({dict(counts.dropped_documents)} dropped); loosen data.cleaning, or remove the files")
 
 
 def _check(index: EvaluationIndex | None, batch: list[tuple[int, list[str]]], whole: bool) -> Iterable[Hit | None]:
@@ -169,5 +174,6 @@ def _check(index: EvaluationIndex | None, batch: list[tuple[int, list[str]]], wh
     return [first or second for first, second in zip(left, right, strict=True)]
 
 
-def _named_files(place: PairPlace) -> str:
+def named_files(place: PairPlace) -> str:
+    """A file, or two, as manifests and messages name it."""
     return " ".join(map(shown, place)) if isinstance(place, tuple) else shown(place)

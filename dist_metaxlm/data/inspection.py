@@ -14,6 +14,9 @@ from dist_metaxlm.data.tokenizer import PAD, Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import AnyObjective, CrossLingualContrast, MaskedLM, PhaseConfig, Recipe
 
+LAST = 1 << 40
+"""No phase has as many samples; beyond this their numbers are not computed exactly."""
+
 
 def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample: int) -> dict[str, Any]:
     """Sample number `sample` of an objective of a phase (by default its first), as the trainer gets it; JSON-ready.
@@ -23,8 +26,8 @@ def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample:
     """
     phase = _phase(recipe, phase_name)
     objective = _objective(phase_name, phase, objective_name)
-    if sample < 0:
-        raise UserError(f"--sample {sample} is negative; samples count from 0")
+    if not 0 <= sample < LAST:
+        raise UserError(f"--sample {sample} is negative or more than any phase has; samples count from 0")
     directory = Path(recipe.data.directory)
     store, tokenizer = TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model")
     data = PhaseData(store, tokenizer, phase_name, phase, recipe.seed)

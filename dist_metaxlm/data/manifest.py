@@ -77,7 +77,8 @@ def read(folder: Path) -> dict[str, Any]:
     one outside the folder."""
     path = folder / NAME
     if not path.is_file():
-        raise UserError(f"{folder} holds no prepared data ({NAME} is missing); run launch/prepare.py first")
+        remedy = "move it away and run launch/prepare.py again" if folder.is_dir() else "run launch/prepare.py first"
+        raise UserError(f"{folder} holds no prepared data ({NAME} is missing); {remedy}")
     try:
         content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_repetition)
         number = content["format"]

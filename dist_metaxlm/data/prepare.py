@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from dist_metaxlm.data import corpus, heldout, manifest
 from dist_metaxlm.data.progress import Log
 from dist_metaxlm.data.ranks import Ranks
 from dist_metaxlm.data.settings import check_settings, settings, write_settings
+from dist_metaxlm.data.sources import text_sources
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.store_making import make_store
 from dist_metaxlm.data.tokenizer import Tokenizer
@@ -60,7 +62,10 @@ def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None 
         with ranks.together():
             missing = ranks.first and not is_prepared(recipe)
             if missing:
-                if recipe.data.corpus == "files":
+                for folder in (directory / "corpus", directory / "heldout", directory / "store"):
+                    if folder.is_dir():  # what the missing steps read, or would be read instead of them
+                        manifest.check_sizes(folder, manifest.read(folder))
+                if recipe.data.corpus == "files" and not (directory / "corpus").is_dir():
                     corpus.sources(recipe.data)
                 if recipe.data.tokenizer.path and not (directory / "tokenizer.model").is_file():
                     _check_size(Tokenizer.load(recipe.data.tokenizer.path), recipe)
@@ -107,17 +112,20 @@ def verify(recipe: Recipe) -> int:
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """What is prepared: folder, and once the store is there languages, pairs, documents, tokens and bytes of text."""
+    """What is prepared: folder, and once the store is there languages, pairs, documents, tokens, bytes of text, and how many
+    paragraphs and pairs of the corpus are not in it, by reason."""
     directory = Path(recipe.data.directory)
     if not (directory / "store").is_dir():
         return {"directory": str(directory)}
     content = TokenStore.open(directory / "store").manifest
     text, bitext = content["text"].values(), content["bitext"].values()
     note = dict(content.get("corpus") or {}).get("note")
-    return {"directory": str(directory), **({"note": note} if note else {}), "languages": len(text),
+    left_out: Counter[str] = sum((Counter(about.get("dropped", {})) for about in (*text, *bitext)), Counter())
+    return {"directory": str(directory), **({"note": note} if note else {}), "languages": len(text_sources(content["text"])),
             "language_pairs": len(bitext), "documents": _total(text, "documents"),
             "tokens": _total(text, "tokens"), "text_bytes": _total(text, "bytes"),
-            "pairs": _total(bitext, "pairs"), "pair_tokens": _total(bitext, "tokens")}
+            "pairs": _total(bitext, "pairs"), "pair_tokens": _total(bitext, "tokens"),
+            **({"left_out": dict(left_out)} if left_out else {})}
 
 
 def _total(listed: Iterable[dict[str, Any]], what: str) -> int:

@@ -34,8 +34,15 @@ def shown(place: Place) -> str:
 
 def kind(place: Place) -> str:
     """The suffix that tells the format, in lower case, compression left aside: `.txt` of `a.TXT.gz`."""
-    path = Path(str(place).lower())
+    path = _name(place)
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix
+
+
+def _name(place: Place) -> Path:
+    """The place's own path in lower case: of a chain such as `zip://a.txt::archive.zip` the first one."""
+    if isinstance(place, Path):
+        return Path(str(place).lower())
+    return Path(next(part for part in place.lower().split("::") if "://" in part))
 
 
 def expand(patterns: Iterable[str], field: str) -> list[Place]:
@@ -71,12 +78,19 @@ def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
         else:
             names = [path] if system.exists(path) else []
         files = [name for name in names if system.isfile(name)]
-        # A chained URL such as zip://a.txt::archive.zip has no spelling of its own for each file that a glob names.
-        whole = "::" in pattern and files == [path]
-        return [(pattern if whole else system.unstrip_protocol(name), system.size(name)) for name in files]
+        return [(_spelled(pattern, name) if "::" in pattern else system.unstrip_protocol(name), system.size(name))
+                for name in files]
     except (ImportError, ValueError, OSError, NotImplementedError) as error:
         raise UserError(f"{field}: {shown(pattern)!r} cannot be read ({_sentence(error)}); correct the URL, or install the "
                         "package that its protocol needs") from None
+
+
+def _spelled(pattern: str, name: str) -> str:
+    """The chained URL of one of the files that a chain with a glob in it names."""
+    parts = pattern.split("::")
+    place = next(number for number, part in enumerate(parts) if "://" in part)
+    parts[place] = name if "://" in name else f"{parts[place].split('://')[0]}://{name}"
+    return "::".join(parts)
 
 
 @contextmanager
@@ -85,7 +99,7 @@ def opened(place: Place) -> Iterator[IO[bytes]]:
 
     Errors: UserError where the file is gone, or is not a whole compressed file.
     """
-    suffix = Path(str(place).lower()).suffix
+    suffix = _name(place).suffix
     try:
         with ExitStack() as stack:
             yield _unpacked(stack.enter_context(_raw(place)), suffix, stack)

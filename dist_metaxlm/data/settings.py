@@ -46,9 +46,21 @@ def check_settings(recipe: Recipe) -> None:
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
         stale = [name for name in _MADE[_MADE.index(user):] if (directory / name).exists()]
         if made.get(field) != value and stale:
+            field, before, now = _difference(field, made.get(field), value)
             what = f"delete {', '.join(stale)} there" if user != "corpus" else "delete that folder"
-            raise UserError(f"the data in {directory} were made with {field}={made.get(field)!r} and the recipe has "
-                            f"{value!r}; set data.directory to another folder, or {what}, and run launch/prepare.py again")
+            keep = (f", and for a trained model data.tokenizer.path to {directory / 'tokenizer.model'}"
+                    if user == "corpus" and "tokenizer.model" in stale else "")
+            raise UserError(f"the data in {directory} were made with {field}={before!r} and the recipe has "
+                            f"{now!r}; set data.directory to another folder{keep}, or {what}, and run launch/prepare.py "
+                            "again")
+
+
+def _difference(field: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """(field, value before, value now) where two values differ first: of a hundred languages the one that was added."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        return _difference(f"{field}.{key}" if key else field, before.get(key), now.get(key))
+    return field, before, now
 
 
 def write_settings(recipe: Recipe) -> None:

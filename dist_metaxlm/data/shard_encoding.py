@@ -20,7 +20,7 @@ from dist_metaxlm.data.shards import Shard
 from dist_metaxlm.data.store_writer import Bytes, pair_arrays, text_arrays, token_dtype, write_index
 from dist_metaxlm.data.tokenizer import Tokenizer
 
-VERSION = 1
+VERSION = 2
 """Of the shards' content; another one makes left shards worthless."""
 
 
@@ -93,7 +93,7 @@ class _ShardEncoder:
         size, seen = Bytes(), _Seen()
         if shard.pairs:
             kept = heldout.training_pairs(seen.count(shards.pairs(shard)), shard.language, self._excluded, dropped)
-            arrays = pair_arrays(size.of_pairs(kept), self._tokenizer, self._job.max_pair_tokens, dropped)
+            arrays = pair_arrays(kept, self._tokenizer, self._job.max_pair_tokens, dropped, size)
         else:
             texts = heldout.training_documents(seen.count(shards.documents(shard)),
                                                self._excluded.get(shard.language, set()), dropped)

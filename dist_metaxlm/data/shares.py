@@ -109,12 +109,15 @@ class SharePlan:
                  for number, share in (self._mix.fixed or {}).items() if available[number]}
         free = available.copy()
         free[list(fixed)] = False
-        if not fixed or not free.any():
+        if not fixed:
             return integer_shares(self._mix.counts, alpha, available.tolist())
-        rest = WHOLE - sum(fixed.values())
         # Python's integers: the product of two shares does not fit into 64 bits
-        shares = [max(1, share * rest // WHOLE) if share else 0
-                  for share in integer_shares(self._mix.counts, alpha, free.tolist()).tolist()]
+        rest, shares = WHOLE - sum(fixed.values()), [0] * len(free)
+        if free.any():
+            shares = [max(1, share * rest // WHOLE) if share else 0
+                      for share in integer_shares(self._mix.counts, alpha, free.tolist()).tolist()]
+        else:  # until others unlock
+            fixed = {number: share * WHOLE // (WHOLE - rest) for number, share in fixed.items()}
         for number, share in fixed.items():
             shares[number] = share
         shares[shares.index(max(shares))] += WHOLE - sum(shares)

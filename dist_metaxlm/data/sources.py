@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from math import lcm
 from typing import Any
 
 
@@ -34,12 +35,12 @@ def text_sources(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Sou
     sources: dict[str, list[Source]] = {}
     for corpus in sorted(entries):
         language = entries[corpus].get("language", corpus)
-        weight = Fraction(entries[corpus].get("weight", 1)).limit_denominator(1000)
+        weight = Fraction(str(entries[corpus].get("weight", 1)))
         sources.setdefault(language, []).append(Source(corpus, language, weight))
     return dict(sorted(sources.items()))
 
 
 def part_weights(sources: list[Source], tokens: list[int]) -> list[int]:
-    """Integers in the ratio weight * tokens, at least 1 each."""
-    weights = [source.weight * count for source, count in zip(sources, tokens, strict=True)]
-    return [max(1, int(weight * 1000)) for weight in weights]
+    """Integers in the ratio weight * tokens."""
+    whole = lcm(*(source.weight.denominator for source in sources))
+    return [int(source.weight * whole) * count for source, count in zip(sources, tokens, strict=True)]

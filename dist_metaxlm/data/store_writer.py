@@ -7,7 +7,7 @@ own builder. That builder is not used here: it keeps one Python object a sequenc
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ def text_arrays(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np
 
 
 def pair_arrays(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int,
-                dropped: dict[str, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+                dropped: dict[str, int], size: Bytes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`<s> a </s>` and `b </s>` of each pair, many at a time: ([tokens] ids, [2 * pairs] int32 lengths).
 
-    Pairs longer than `max_tokens` or with a side without ids are counted in `dropped`.
+    Pairs longer than `max_tokens` or with a side without ids are counted in `dropped`, the others' bytes in `size`.
     """
     source = iter(pairs)
     while chunk := list(islice(source, CHUNK)):
@@ -52,6 +52,7 @@ def pair_arrays(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_toke
             if which.any():
                 dropped[why] = dropped.get(why, 0) + int(which.sum())
         kept = ~(empty | longer)
+        size.add_pairs(compress(chunk, kept.tolist()))
         stays = np.repeat(np.repeat(kept, 2), counts)
         stays[(np.cumsum(counts) - counts)[1::2]] = False
         yield flat[stays].astype(token_dtype(tokenizer.vocab_size)), sides[kept].reshape(-1).astype(np.int32)
@@ -71,12 +72,12 @@ def write_bitext(prefix: Path, pairs: Iterable[tuple[str, str]], tokenizer: Toke
     Returns pairs, tokens and bytes of text.
     """
     size = Bytes()
-    documents, tokens = _write(prefix, pair_arrays(size.of_pairs(pairs), tokenizer, max_tokens, dropped), tokenizer, 2)
+    documents, tokens = _write(prefix, pair_arrays(pairs, tokenizer, max_tokens, dropped, size), tokenizer, 2)
     return {"pairs": documents, "tokens": tokens, "bytes": size.total}
 
 
 class Bytes:
-    """Counts the UTF-8 bytes of what passes through."""
+    """Counts UTF-8 bytes."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -87,11 +88,9 @@ class Bytes:
             self.total += len(text) if text.isascii() else len(text.encode())
             yield text
 
-    def of_pairs(self, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-        """The pairs, counted."""
-        for pair in pairs:
-            self.total += sum(len(side.encode()) for side in pair)
-            yield pair
+    def add_pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Count both sides of the pairs."""
+        self.total += sum(len(side.encode()) for pair in pairs for side in pair)
 
 
 def _write(prefix: Path, arrays: Iterable[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer,

@@ -29,6 +29,8 @@ THREADS = 16
 SEED_FACTOR, SEED_LIMITS = 8, (64_000, 1_000_000)
 """Substrings that the EM starts from, as a multiple of the vocabulary and its bounds (the upper one is SentencePiece's
 own default). At 16,000 pieces on the quickstart corpus 8 gives no more tokens than 19, in 0.6 of the time."""
+LEAST_VOCAB = 301
+"""Smallest model.vocab_size of a recipe."""
 REPORT_BYTES = 2_000_000
 """Text of each language that the report is measured on."""
 SENTENCE_BYTES = 4000
@@ -141,8 +143,13 @@ def _train_into(model: io.BytesIO, texts: Iterable[str], config: TokenizerConfig
     except (RuntimeError, OSError) as error:
         message = str(error)
         if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
-            raise UserError(f"model.vocab_size {vocab_size} is more than this text can fill; set it to "
-                            f"{int(found[1]) + 1} or less, or give more text") from None
+            most = int(found[1]) + 1
+            less = f"set it to {most} or less, or" if most >= LEAST_VOCAB else f"it fills {most}, less than any model takes:"
+            raise UserError(f"model.vocab_size {vocab_size} is more than this text can fill; {less} give more text, of "
+                            f"which data.tokenizer.sample_bytes takes {config.sample_bytes} at most") from None
+        if "(all_chars_count) > (0)" in message:
+            raise UserError("the text to train a tokenizer on is white space and control characters alone; name other files "
+                            "in data.text") from None
         if found := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
             raise UserError(f"model.vocab_size {vocab_size} is less than the {found[2]} pieces that characters, bytes and "
                             f"special tokens take; set it to more than {found[2]}, or lower "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from dist_metaxlm.recipe.section import Section
+
+Column = Annotated[int, Field(ge=1)]
+"""Column of a file, from 1."""
 
 
 class TokenizerConfig(Section):
@@ -52,9 +55,9 @@ class ReadingConfig(Section):
 
     text_field: str = "text"
     """Field of a JSON line, or column of a parquet file, that holds a document."""
-    text_column: int = Field(1, ge=1)
+    text_column: Column = 1
     """Column, from 1, of a TSV file in `data.text` that holds a document."""
-    pair_columns: tuple[int, int] | None = None
+    pair_columns: tuple[Column, Column] | None = None
     """Columns, from 1, of a TSV file in `data.bitext` that hold the two sides; empty: a line has exactly two."""
     max_line_characters: int = Field(10_000_000, ge=1000, le=100_000_000)
     """Longest line or cell, in characters; a longer one is refused, so that reading takes bounded memory."""
@@ -76,7 +79,7 @@ class EvaluationFiles(Section):
 
     files: list[str] = Field(min_length=1)
     """Paths, globs or URLs."""
-    token_column: int = Field(ge=1)
+    token_column: Column
     """Column, from 1, that holds the token."""
 
 
@@ -109,7 +112,7 @@ class CleaningConfig(Section):
 class DataConfig(Section):
     """Where text comes from and where the prepared tokens lie."""
 
-    directory: str
+    directory: str = Field(min_length=1)
     """Folder of the prepared data: corpus, tokenizer, token store, held-out strings; relative to the working directory."""
     corpus: Literal["quickstart", "files"] = "files"
     """`quickstart`: translation catalogues and documentation prose from PyPI wheels; `files`: the fields below."""
@@ -138,13 +141,23 @@ class DataConfig(Section):
         for key, sources in value.items():
             if isinstance(sources, str):
                 raise ValueError(f"{key}: {sources} is one name where a list of files belongs; write {key}: [{sources}]")
+            if sources is None:
+                raise ValueError(f"{key} names no files; write {key}: [...], or leave it out")
+            if isinstance(sources, dict) and isinstance(sources.get("files"), list):
+                raise ValueError(f"{key}: files stands where the name of a source belongs; write {key}: {{web: {{files: "
+                                 f"...}}}}, or {key}: [...] for files without a weight")
+            if isinstance(sources, dict) and isinstance(sources.get("moses"), list):
+                raise ValueError(f"{key}: moses stands where a list of files belongs; write {key}: [{{moses: ...}}]")
         return {key: {"": {"files": sources}} if isinstance(sources, list) else sources for key, sources in value.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
+        if self.reading.pair_columns and len(set(self.reading.pair_columns)) == 1:
+            raise ValueError(f"reading.pair_columns {list(self.reading.pair_columns)} names one column for both sides; name "
+                             "the columns of the sentence and of its translation")
         if self.corpus == "quickstart" and (self.text or self.bitext):
             raise ValueError("corpus quickstart brings its own text; remove text and bitext, or set corpus: files")
         for pair in self.bitext:
-            if len(pair.split("-")) != 2:
-                raise ValueError(f"bitext key {pair!r} is not a pair of language codes such as 'en-fr'")
+            if len(pair.split("-")) != 2 or len(set(pair.split("-"))) == 1:
+                raise ValueError(f"bitext key {pair!r} is not a pair of two language codes such as 'en-fr'")
         return self

@@ -21,9 +21,9 @@ from dist_metaxlm.recipe.schema import (
     Recipe,
     TranslationLM,
 )
-from dist_metaxlm.recipe.yaml_text import read_yaml
+from dist_metaxlm.recipe.yaml_text import read_yaml, write_yaml
 
-_BRANCHES = ("", "list[AlphaPoint]", "float", "str", "MosesPair", "EvaluationFiles")
+_BRANCHES = ("", "list[AlphaPoint]", "list[str]", "literal['all']", "float", "str", "MosesPair", "EvaluationFiles", "[key]")
 _OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast, "xlco": CrossLingualContrast,
                "dwa": DenoisingAlignment}
 
@@ -51,8 +51,8 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         unknown = {item["loc"][1] for item in error.errors() if _is_unknown_phase(item)}
-        problems += [_describe(item) for item in error.errors()
-                     if _is_unknown_phase(item) or not (item["loc"][:1] == ("phases",) and unknown & set(item["loc"][1:2]))]
+        problems += [_describe(item) for item in error.errors() if not _is_other_branch(item) and (
+            _is_unknown_phase(item) or not (item["loc"][:1] == ("phases",) and unknown & set(item["loc"][1:2])))]
     if problems:
         raise UserError(f"recipe {name_or_path}: " + "; ".join(problems))
     return recipe
@@ -60,7 +60,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
 
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML, defaults included: what a run writes beside its results."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(recipe.model_dump(mode="json"))
 
 
 def _read_yaml(name_or_path: str | Path) -> dict[str, Any]:
@@ -98,31 +98,47 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None)
         return f"override {override!r}: {text!r} is not a YAML value{f' ({problem})' if problem else ''}; quote or mend it"
-    node: Any = tree
     steps = key.strip().split(".")
+    node: Any = tree
     for index, step in enumerate(steps):
-        last = index == len(steps) - 1
+        place, last = ".".join(steps[:index]), index == len(steps) - 1
         if isinstance(node, list):
-            named = [item for item in node if isinstance(item, dict) and item.get("name") == step]
-            if not named or last:
-                there = ", ".join(str(item.get("name")) for item in node if isinstance(item, dict))
-                return f"override {key}: no {step!r} in {'.'.join(steps[:index])}; there is {there or 'nothing'}"
-            node = named[0]
-        elif isinstance(node, dict):
-            if last:
-                # Giving one of the two lengths replaces the other: `steps=20` on a recipe that counts tokens just works.
-                if step in ("steps", "tokens") and steps[0] == "phases":
-                    node.pop({"steps": "tokens", "tokens": "steps"}[step], None)
-                node[step] = value
-            else:
-                node = node.setdefault(step, {})
+            number = next((n for n, item in enumerate(node) if isinstance(item, dict) and item.get("name") == step), None)
+            if number is None or last:
+                return f"override {key}: {_no_item(node, place, step)}"
+            node[number] = node = dict(node[number])
+        elif not isinstance(node, dict):
+            return f"override {key}: {place} is a value, not a section; give all of it, {place}=..."
+        elif last:
+            # Giving one of the two lengths replaces the other: `steps=20` on a recipe that counts tokens just works.
+            if step in ("steps", "tokens") and steps[0] == "phases":
+                node.pop({"steps": "tokens", "tokens": "steps"}[step], None)
+            node[step] = value
         else:
-            return f"override {key}: {'.'.join(steps[:index])} is a value, not a section"
+            # A copy, because under an anchor or in phases.defaults the same section serves other phases too.
+            child = node[step] if step in node else _default(tree, steps[:index + 1])
+            node[step] = node = list(child) if isinstance(child, list) else dict(child) if isinstance(child, dict) else child
     return None
 
 
+def _default(tree: dict[str, Any], steps: list[str]) -> Any:
+    """What `phases.NAME.FIELD` is where only `phases.defaults` gives it; an empty section for anything else."""
+    phases = tree.get("phases") if len(steps) == 3 and steps[0] == "phases" else None
+    defaults = phases.get("defaults") if isinstance(phases, dict) else None
+    return defaults.get(steps[2], {}) if isinstance(defaults, dict) else {}
+
+
+def _no_item(items: list[Any], place: str, step: str) -> str:
+    """Why `step` names nothing in a list that an override may change."""
+    names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
+    if step in names:
+        return f"{step!r} is a section of {place}; set a field of it, {place}.{step}.FIELD=..."
+    return f"no {step!r} in {place}; there is {', '.join(names)}" if names else (
+        f"{place} is a list; give all of it, {place}=[...]")
+
+
 def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:
-    """`phases.defaults` holds what the phases share; each phase's own keys win."""
+    """`phases.defaults` holds what the phases share; each phase's own keys win, also inside of `learning_rate`."""
     phases = tree.get("phases")
     if not isinstance(phases, dict):
         return
@@ -131,8 +147,12 @@ def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:
         problems.append("phases.defaults is not a section of key: value lines")
         return
     for name, phase in phases.items():
-        if isinstance(phase, dict):
+        if phase is None or isinstance(phase, dict):
+            phase = phase or {}
             merged = {**defaults, **phase}
+            shared, own = defaults.get("learning_rate"), phase.get("learning_rate")
+            if isinstance(shared, dict) and isinstance(own, dict):
+                merged["learning_rate"] = {**shared, **own}
             if "steps" in phase and "tokens" not in phase:
                 merged.pop("tokens", None)
             if "tokens" in phase and "steps" not in phase:
@@ -155,10 +175,28 @@ def _describe(item: Any) -> str:
         return f"unknown phase {location[1]!r}{hint} phases are {', '.join(PHASE_NAMES)}"
     if item["type"] == "missing":
         return f"{place} is missing; give it a value"
-    message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
+    if item["type"] in ("model_type", "dict_type"):
+        keys = f" with the keys {', '.join(_fields_at(location))}" if item["type"] == "model_type" else ""
+        return f"{place} is {_kind(value)} where a section{keys} belongs; write key: value lines under it"
+    if item["type"] in ("list_type", "tuple_type"):
+        return f"{place} is {_kind(value)} where a list belongs; write {place.split('.')[-1]}: [...]"
+    message = item["msg"].removeprefix("Value error, ")
     shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) and item["type"] != "value_error" else ""
-    return f"{place}: {message}{shown}"
+    quotes = "; put it in quotes" if shown and item["type"] == "string_type" else ""
+    return f"{place}: {message}{shown}{quotes}"
+
+
+def _kind(value: Any) -> str:
+    """A value of a recipe in words."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a section"
+    return "empty" if value is None else repr(value)
+
+
+def _is_other_branch(item: Any) -> bool:
+    """Whether a list or section is told only that it is no plain value: what is wrong inside it is told as well."""
+    return item["loc"][-1:] in (("str",), ("float",), ("literal['all']",)) and isinstance(item.get("input"), list | dict)
 
 
 def _is_unknown_phase(item: Any) -> bool:

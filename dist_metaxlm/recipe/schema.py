@@ -230,7 +230,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        problems = []
+        problems = [] if self.phases else [f"phases is empty; give at least one of {', '.join(PHASE_NAMES)}"]
         if self.training.probe_interval and not self.data.heldout_strings:
             problems.append(f"training.probe_interval {self.training.probe_interval} probes on held-out strings and "
                             "data.heldout_strings is 0; hold some out, or set training.probe_interval: 0")

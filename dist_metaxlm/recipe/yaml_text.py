@@ -1,7 +1,7 @@
 """YAML as recipes mean it: `no` is Norwegian and not false, 1e-3 is a number, and a key stands only once.
 
-PyYAML reads YAML 1.1, where no, yes, on and off are truth values, 2026-11-22 is a date, 1e-3 is text, and of a key that
-is given twice the last one wins in silence. The rest of its safe reader is kept.
+PyYAML reads YAML 1.1, where no, yes, on and off are truth values, 2026-11-22 is a date, 1e-3 is text, 010 is eight, 1:30 is
+ninety, and of a key that is given twice the last one wins in silence. The rest of its safe reader is kept.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import yaml
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
                     r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$")
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 
 
@@ -21,12 +22,25 @@ class _Loader(yaml.SafeLoader):
     """The safe reader with other rules for plain words."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, rule) for tag, rule in rules if tag.removeprefix(_TAG) not in ("bool", "float", "timestamp")]
+        first: [(tag, rule) for tag, rule in rules if tag.removeprefix(_TAG) not in ("bool", "int", "float", "timestamp")]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
 
 _Loader.add_implicit_resolver(f"{_TAG}bool", _BOOL, list("tTfF"))
+_Loader.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe writer, which also quotes text that `_Loader` would not read as text."""
+
+
+_Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))
+
+
+def write_yaml(value: Any) -> str:
+    """A value as text that `read_yaml` reads as the same value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(text: str, name: str = "value") -> Any:

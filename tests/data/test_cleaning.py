@@ -171,11 +171,14 @@ def test_a_language_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.text\.en: cleaning left none of 2 documents .*'length': 2"):
         make(tmp_path, text={"en": [text]}, cleaning={"min_characters": 10})
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".lock", "settings.json"]
+    with pytest.raises(UserError, match=r"data\.text\.en\.web: cleaning left none of 2 documents .*duplicate_documents"):
+        make(tmp_path, text={"en": {"wiki": {"files": [text]}, "web": {"files": [text]}}})
 
 
 @pytest.mark.parametrize(("data", "said"), [
     ({"text": {"en": {"../x": {"files": ["a.txt"]}}}}, r"source '\.\./x'"),
     ({"text": {"en": {}}}, r"data\.text\.en names no source"),
+    ({"text": {"en": ["*.txt"], "fr": {"web": {"files": ["a.txt"]}}}}, r"a\.txt is in data\.text\.en and in data\.text\.fr"),
     ({"text": {"en": ["a.txt"]}, "cleaning": {"decontaminate": ["none.tsv"]}}, r"decontaminate: 'none\.tsv' names no file"),
     ({"text": {"en": ["a.txt"]}, "bitext": {"en-fr": [{"moses": ["a.txt", "*.txt"]}]}}, r"names 1 files and '\*\.txt' 2"),
     ({"text": {"en": {"wiki": {"files": ["none.txt"]}}}}, r"data\.text\.en\.wiki: 'none\.txt' names no file")])

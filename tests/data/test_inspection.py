@@ -96,6 +96,7 @@ def test_text_form_and_errors(recipe: Recipe) -> None:
     assert text.startswith("phase meta, objective mlm, sample 3: en, 32 tokens, 6 targets\ncorpus en, from en.txt\n")
     assert "<mask>" in text
     for arguments, said in ((("best", None, 0), "has no phase 'best'; it has"), (("meta", "tlm", 0), "no objective 'tlm'"),
-                            (("meta", None, -1), "--sample -1 is negative")):
+                            (("meta", None, -1), "--sample -1 is negative"),
+                            (("meta", None, 1 << 64), "negative or more than any phase has")):
         with pytest.raises(UserError, match=said):
             inspect(recipe, *arguments)

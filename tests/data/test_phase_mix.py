@@ -54,6 +54,14 @@ def test_repetitions_that_cannot_fill_the_phase_name_its_longest_length() -> Non
         pair_mix(phase(pair_max_repetitions=1.0), "contrast", ["de-en"], [20], [20])
 
 
+def test_shares_of_all_languages_are_refused_because_they_cannot_hold() -> None:
+    fixed = phase(shares={"en": 0.5, "sw": 0.1})
+    with pytest.raises(UserError, match=r"shares gives every language of the phase a share, 0\.6 together"):
+        language_mix(fixed, ["en", "sw"], [[640], [320]], [[1], [1]])
+    shares = Mixture(language_mix(fixed, ["en", "sw", "yo"], [[640], [320], [64]], [[1], [1], [1]]), 1).shares(0)
+    assert shares == pytest.approx([0.5, 0.1, 0.4])
+
+
 def test_a_phase_that_begins_with_nothing_unlocked_is_refused() -> None:
     locked = phase(unlock=[{"tokens": 64 * LENGTH, "languages": ["en"]}])
     with pytest.raises(UserError, match="tlm: all translations in de-en is locked at the start"):
@@ -74,6 +82,9 @@ def test_sources_from_the_manifest() -> None:
         "de": ["de"], "en": ["en.books", "en.web"]}
     books, web = part_weights(sources["en"], [1000, 500])
     assert books == 5 * web
+    small = text_sources({"en.web": {"language": "en", "weight": 0.0001}, "en.wiki": {"language": "en", "weight": 0.0004}})
+    web, wiki = part_weights(small["en"], [1000, 500])
+    assert wiki == 2 * web
     assert sources["en"][0].title == "source en.books of language en"
     assert sources["de"][0].title == "language de"
 

@@ -6,12 +6,14 @@ import errno
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dist_metaxlm.data import store_making
-from dist_metaxlm.data.prepare import is_prepared, prepare, verify
+from dist_metaxlm.data.prepare import describe, is_prepared, prepare, verify
 from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
@@ -90,6 +92,7 @@ def test_the_store_holds_no_held_out_string(recipe: Recipe, tmp_path: Path) -> N
     assert store.manifest["bitext"]["en-de"]["pairs"] == 190
     assert store.manifest["bitext"]["en-de"]["dropped"] == {"held out": 10}
     assert store.manifest["heldout"]["strings"] == 10
+    assert describe(recipe)["left_out"] == {"held-out paragraphs": 10, "held out": 10}
     assert store.manifest["corpus"]["bitext"]["en-de"]["kept"] == {"pairs": 200, "bytes": 13484}
     text = tokenizer.decode(store.text("en").tokens) + tokenizer.decode(store.bitext("en-de").tokens)
     assert "A day has 7 hours." in text
@@ -105,6 +108,87 @@ def test_steps_in_turn_end_in_the_same_files(recipe: Recipe, tmp_path: Path) -> 
     assert not is_prepared(other)
     prepare(other, silent)
     assert contents(tmp_path / "steps") == whole
+
+
+def test_later_steps_read_the_corpus_and_not_the_sources(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent, until="corpus")
+    for name in ("en.txt", "en-de.tsv"):
+        (tmp_path / name).unlink()
+    prepare(recipe, silent)
+    assert is_prepared(recipe)
+
+
+def test_a_store_without_a_manifest_is_refused_before_the_work(recipe: Recipe, tmp_path: Path) -> None:
+    place = tmp_path / "data" / "store"
+    place.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"store holds no prepared data \(manifest\.json is missing\); move it away and run"):
+        prepare(recipe, silent)
+    assert not (tmp_path / "data" / "corpus").exists()
+    place.rename(tmp_path / "away")
+    prepare(recipe, silent)
+
+
+def test_another_language_later_keeps_tokenizer_split_and_store(recipe: Recipe, tmp_path: Path) -> None:
+    """The way that docs/store.md shows."""
+    prepare(recipe, silent)
+    (tmp_path / "it.txt").write_text("\n\n".join(made_up(3, "aeioulmnrst")))
+    text = {name: [str(tmp_path / f"{name}.txt")] for name in ("en", "it")}
+    with pytest.raises(UserError, match=r"data\.text\.it=None.*for a trained model data\.tokenizer") as caught:
+        prepare(make_recipe(tmp_path, text=text), silent)
+    model = str(caught.value).split("data.tokenizer.path to ")[1].split(", or")[0]
+    shutil.copytree(tmp_path / "data" / "heldout", tmp_path / "more" / "heldout")
+    more = make_recipe(tmp_path, text=text, directory=str(tmp_path / "more"), tokenizer={"path": model})
+    prepare(more, silent)
+    for name in ("heldout/strings.jsonl", "tokenizer.model", "store/en.bin", "store/en-de.bin"):
+        assert (tmp_path / "more" / name).read_bytes() == (tmp_path / "data" / name).read_bytes()
+    assert describe(more)["languages"] == 2
+
+
+def test_a_store_of_other_tools_is_taken_as_the_page_says(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent)
+    mine = tmp_path / "data" / "mine"
+    (mine / "store").mkdir(parents=True)
+    shutil.copy(tmp_path / "data" / "tokenizer.model", mine)
+    for end in ("bin", "idx"):
+        shutil.copy(tmp_path / "data" / "store" / f"en.{end}", mine / "store")
+    page = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    taken = make_recipe(tmp_path, directory=str(mine), text={}, bitext={})
+    prepare(taken, silent)
+    assert verify(taken) == 3
+    assert describe(taken)["tokens"] == describe(recipe)["tokens"]
+
+
+@pytest.mark.parametrize(("name", "step"), [("corpus/text/en.txt", "corpus"), ("heldout/excluded.json", "heldout")])
+def test_what_a_step_reads_is_what_the_one_before_wrote(recipe: Recipe, tmp_path: Path, name: str, step: str) -> None:
+    prepare(recipe, silent, until="tokenizer")
+    (tmp_path / "data" / name).write_text("[]")
+    with pytest.raises(UserError, match=rf"{name} has 2 bytes where \d+ were written; delete \S+{step} and run") as caught:
+        prepare(recipe, silent)
+    shutil.rmtree(str(caught.value).split("delete ")[1].split(" and")[0])
+    prepare(recipe, silent)
+    assert verify(recipe) == 9
+
+
+def test_a_tokenizer_that_is_damaged_is_made_again_as_it_says(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent)
+    model = tmp_path / "data" / "tokenizer.model"
+    model.write_bytes(model.read_bytes()[:99])
+    with pytest.raises(UserError, match=r"or delete it if launch/prepare\.py has written it, and run that again"):
+        prepare(recipe, silent)
+    model.unlink()
+    prepare(recipe, silent)
+    assert verify(recipe) == 9
+
+
+def test_only_the_language_that_differs_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent, until="corpus")
+    text = {name: [str(tmp_path / "en.txt")] for name in ("en", "it")}
+    with pytest.raises(UserError, match=r"made with data\.text\.it=None and the recipe has \{.*en\.txt.*\}; set"):
+        prepare(make_recipe(tmp_path, text=text), silent)
+    with pytest.raises(UserError, match=r"data\.text\.en\.weight=1\.0 and the recipe has 2\.0; set"):
+        prepare(make_recipe(tmp_path, text={"en": {"": {"files": text["en"], "weight": 2.0}}}), silent)
 
 
 @pytest.mark.parametrize(("changed", "said", "stale"), [
@@ -128,7 +212,7 @@ def test_what_is_not_made_yet_may_still_change(recipe: Recipe, tmp_path: Path) -
         prepare(make_recipe(tmp_path, vocab_size=9000), silent)
     prepare(recipe, silent)
     assert json.loads((tmp_path / "data" / "settings.json").read_text())["model.vocab_size"] == VOCAB
-    with pytest.raises(UserError, match=r"data\.text=.*, or delete that folder"):
+    with pytest.raises(UserError, match=r"data\.text\.en=.* and the recipe has None; .*, or delete that folder"):
         prepare(make_recipe(tmp_path, text={"de": [str(tmp_path / "en.txt")]}), silent)
     (tmp_path / "data" / "settings.json").write_text("{")
     with pytest.raises(UserError, match=r"settings\.json is damaged, so nobody knows"):
@@ -223,3 +307,4 @@ def test_weights_of_named_sources_reach_the_store_and_the_mix(recipe: Recipe, tm
     entries = TokenStore.open(tmp_path / "data" / "store").manifest["text"]
     assert {name: (about["language"], about["weight"]) for name, about in entries.items()} == {
         "en.one": ("en", 3.0), "en.two": ("en", 1.0)}
+    assert describe(weighted)["languages"] == 1

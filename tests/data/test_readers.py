@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,20 @@ def test_urls_and_globs_of_urls_are_read_through_fsspec(tmp_path: Path) -> None:
         readers.expand(["memory://corpus/none.txt"], "data.text.en")
     with pytest.raises(UserError, match=r"data\.text\.en: 'nosuch://a\.txt' cannot be read"):
         readers.expand(["nosuch://a.txt"], "data.text.en")
+
+
+def test_globs_inside_of_an_archive_are_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("en/b.txt", "two\n")
+        archive.writestr("en/a.txt.gz", gzip.compress(b"one\n"))
+    for chain in (f"zip://en/*::{tmp_path}/c.zip", f"simplecache::zip://en/*::file://{tmp_path}/c.zip"):
+        found = readers.expand([chain], "data.text.en")
+        assert found == [chain.replace("*", name) for name in ("a.txt.gz", "b.txt")]
+        readers.check_formats(found, "text", "data.text.en")
+        assert list(readers.documents(found)) == [["one"], ["two"]]
+    odd = tmp_path / "a::b.txt"
+    odd.write_text("three\n")
+    assert list(readers.documents([odd])) == [["three"]]
 
 
 def test_secrets_in_a_url_are_not_shown() -> None:

@@ -39,3 +39,7 @@ def test_a_fixed_share_is_kept_and_the_others_divide_the_rest() -> None:
     assert later.sum() == 2**40
     _, alone = SharePlan(Mix([5], [(0, 1.0)], fixed={0: 0.25})).segments(1024)
     assert alone.tolist() == [[2**40]]
+    _, (before, after) = SharePlan(Mix(counts, [(0, 0.5)], unlocks=[2048, 0, 0], fixed={1: 0.6, 2: 0.2})).segments(1024)
+    assert np.allclose(before / 2**40, [0, 0.75, 0.25])
+    assert np.allclose(after / 2**40, [0.2, 0.6, 0.2])
+    assert before.sum() == after.sum() == 2**40

@@ -86,7 +86,7 @@ def test_long_pairs_and_empty_sides_are_left_out_and_counted(tmp_path: Path, tok
     limit = len(tokenizer.encode("a")) + len(tokenizer.encode("b")) + 3
     dropped: dict[str, int] = {}
     counts = write_bitext(tmp_path / "p", [short, ("a a", "b"), ("", "b")], tokenizer, limit, dropped)
-    assert counts["pairs"] == 1
+    assert (counts["pairs"], counts["bytes"]) == (1, 2)
     assert counts["tokens"] == limit
     assert dropped == {"longer than max_pair_tokens": 1, "empty side": 1}
 

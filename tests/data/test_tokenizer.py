@@ -123,6 +123,17 @@ def test_a_vocabulary_that_text_cannot_fill_names_the_largest_that_it_can(tmp_pa
     largest = int(str(caught.value).split("set it to ")[1].split()[0])
     train_tokenizer(text, TokenizerConfig(), largest, tmp_path / "t.model")
     assert Tokenizer.load(tmp_path / "t.model").vocab_size == largest
+    with pytest.raises(UserError, match=r"it fills \d+, less than any model takes: give more text"):
+        train_tokenizer({"aa": TextSample(["two words"])}, TokenizerConfig(), 400, tmp_path / "u.model")
+    with pytest.raises(UserError, match=r"give more text, of which data\.tokenizer\.sample_bytes takes 50 at most"):
+        train_tokenizer(text, TokenizerConfig(sample_bytes=50), 9000, tmp_path / "u.model")
+    with pytest.raises(UserError, match="is white space and control characters alone"):
+        train_tokenizer({"aa": TextSample(["\u200b \u200c"])}, TokenizerConfig(), 400, tmp_path / "u.model")
+
+
+def test_a_folder_is_no_tokenizer_and_the_way_to_one_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; give the SentencePiece model in it, or the tokenizer\.model"):
+        Tokenizer.load(tmp_path)
 
 
 def test_a_vocabulary_too_small_for_the_characters_is_named(tmp_path: Path) -> None:

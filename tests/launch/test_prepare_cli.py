@@ -46,7 +46,7 @@ def test_two_at_once_build_once_and_the_result_verifies(folder: Path) -> None:
         found = json.loads(out)
         assert (found["languages"], found["documents"], found["command"]) == (1, 300, "store")
     assert sum("store ready" in said for _, said in outcomes) == 1
-    checked = call(folder, "verify", "--recipe", "tiny.yaml")
+    checked = call(folder, "--recipe", "tiny.yaml", "data.directory=data", "verify")
     assert checked.returncode == 0, checked.stderr
     assert "verified_files: 6" in checked.stdout
 

@@ -29,7 +29,7 @@ def test_steps_replace_tokens() -> None:
 
 
 def test_dump_and_load_give_the_same_recipe(tmp_path: Path) -> None:
-    recipe = load_recipe("quickstart")
+    recipe = load_recipe("quickstart", ["name='1e-3'", "data.directory='010'"])
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(path) == recipe
@@ -44,6 +44,74 @@ def test_all_unknown_keys_are_reported_at_once_with_the_nearest_name() -> None:
                           ("sead", "seed"), ("temprature", "temperature")):
         assert unknown in message
         assert f"did you mean {near}" in message
+
+
+SHARED = """
+name: shared
+model: {layers: 1, hidden: 8, heads: 1, ffn: 8, vocab_size: 400}
+data: {directory: data}
+phases:
+  defaults: {sequence_length: 64, learning_rate: {peak: 1e-3, schedule: cosine, warmup_steps: 3}}
+  meta: &meta
+    steps: 6
+    languages: [en]
+    objectives: [{name: mlm, batch_tokens: 512}]
+  cross: *meta
+  joint: {<<: *meta, languages: all}
+"""
+
+
+def test_an_override_changes_one_phase_where_phases_share_an_anchor(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SHARED)
+    recipe = load_recipe(tmp_path / "shared.yaml", [
+        "phases.cross.steps=20", "phases.cross.objectives.mlm.batch_tokens=1024", "phases.joint.objectives.mlm.weight=2"])
+    found = {name: (phase.steps, phase.objectives[0].weight, phase.tokens_per_step) for name, phase in recipe.phases.items()}
+    assert found == {"meta": (6, 1.0, 512), "cross": (20, 1.0, 1024), "joint": (6, 2.0, 512)}
+
+
+def test_an_override_changes_one_field_of_what_the_defaults_give(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SHARED)
+    phases = load_recipe(tmp_path / "shared.yaml", ["phases.meta.learning_rate.peak=5"]).phases
+    assert phases["meta"].learning_rate == phases["cross"].learning_rate.model_copy(update={"peak": 5.0})
+    assert (phases["cross"].learning_rate.peak, phases["cross"].learning_rate.warmup_steps) == (1e-3, 3)
+
+
+def test_a_phase_that_sets_the_peak_keeps_the_warm_up_of_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SHARED.replace("    steps: 6\n", "    steps: 6\n    learning_rate: {peak: 2}\n"))
+    rate = load_recipe(tmp_path / "shared.yaml").phases["cross"].learning_rate
+    assert (rate.peak, rate.schedule, rate.warmup_steps) == (2.0, "cosine", 3)
+
+
+def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
+    length = "{steps: 2, objectives: [{name: mlm, batch_tokens: 64}], sequence"
+    text = SHARED.split("  meta:")[0].replace("{sequence", length)
+    (tmp_path / "shared.yaml").write_text(f"{text}  meta:\n")
+    assert load_recipe(tmp_path / "shared.yaml").phases["meta"].steps == 2
+    (tmp_path / "shared.yaml").write_text(text)
+    with pytest.raises(UserError, match="phases is empty; give at least one of meta, cross, joint"):
+        load_recipe(tmp_path / "shared.yaml")
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    ("text: {en: {files: [a.txt], weight: 2}}", "write en: {web: {files: ...}}, or en: [...]"),
+    ("text: {en: {web: [a.txt]}}", "data.text.en.web is a list where a section with the keys files, weight belongs"),
+    ("text: {en: }", "en names no files; write en: [...]"),
+    ("text: {12: [a.txt]}", "data.text.12: Input should be a valid string (got 12); put it in quotes"),
+    ("text: {en: {web: {files: [a.txt], weight: .inf}}}", "data.text.en.web.weight: Input should be a finite number"),
+    ("bitext: {en-en: [a.tsv]}", "bitext key 'en-en' is not a pair of two language codes such as 'en-fr'"),
+    ("bitext: {en-fr: {moses: [a.en, a.fr]}}", "write en-fr: [{moses: ...}]"),
+    ("bitext: {en-fr: [{mose: [a.en, a.fr]}]}", "unknown key data.bitext.en-fr.files.0.mose, did you mean moses"),
+    ("reading: {pair_columns: [0, 1]}", "data.reading.pair_columns.0: Input should be greater than or equal to 1 (got 0)"),
+    ("reading: {pair_columns: [2, 2]}", "reading.pair_columns [2, 2] names one column for both sides"),
+    ("cleaning:", "data.cleaning is empty where a section with the keys unicode, control_characters"),
+    ("cleaning: {deduplicate: lines}", "deduplicate is 'lines' where a list belongs; write deduplicate: [...]"),
+])
+def test_mistakes_in_the_data_section_are_told_in_words(tmp_path: Path, data: str, words: str) -> None:
+    (tmp_path / "shared.yaml").write_text(SHARED.replace("data: {directory: data}", f"data:\n  directory: data\n  {data}"))
+    with pytest.raises(UserError) as caught:
+        load_recipe(tmp_path / "shared.yaml")
+    assert words in str(caught.value)
+    assert "Input should be a valid dictionary" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("override", "words"), [
@@ -67,7 +135,11 @@ def test_all_unknown_keys_are_reported_at_once_with_the_nearest_name() -> None:
     ("nonsense", "not of the form key=value"),
     ("phases.cross.objectives.electra.weight=1", "there is mlm, tlm, contrast"),
     ("model.layers=many", "model.layers"),
-    ("model=null", "model"),
+    ("model=null", "model is empty where a section with the keys family, norm"),
+    ("phases.meta.languages.0=fr", "phases.meta.languages is a list; give all of it, phases.meta.languages=[...]"),
+    ("phases.meta.objectives.mlm=3", "set a field of it, phases.meta.objectives.mlm.FIELD=..."),
+    ("phases.meta.steps.most=1", "phases.meta.steps is a value, not a section; give all of it, phases.meta.steps=..."),
+    ("phases.meta.max_repetitions=inf", "phases.meta.max_repetitions"),
 ])
 def test_contradictions_are_refused_in_words(override: str, words: str) -> None:
     with pytest.raises(UserError, match="recipe quickstart") as caught:
@@ -154,6 +226,7 @@ def test_yaml_as_a_recipe_means_it(tmp_path: Path) -> None:
     assert load_recipe(path) == recipe
     assert read_yaml("{no: 1, a: .5, b: 2_000, c: -1E+3, d: 'no', e: null}") == {
         "no": 1, "a": 0.5, "b": 2000, "c": -1000.0, "d": "no", "e": None}
+    assert read_yaml("[010, 1:30, 0x10, -1_000, 0]") == ["010", "1:30", 16, -1000, 0]  # not eight and ninety
     assert read_yaml("a: &x {k: 1}\nb: {<<: *x, k: 2}") == {"a": {"k": 1}, "b": {"k": 2}}
     path.write_text("name: x\nmodel: {layers: 2,\n  hidden: 8, layers: 3}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"layers stands twice in a section, first in line 2 and again.*line 3"):
