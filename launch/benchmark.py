@@ -29,13 +29,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError, run_command
 
 Outcome = tuple[dict[str, Any], str]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("throughput", help="tokens per second of training, side by side with a baseline")

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import run_command
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     export = actions.add_parser("export", help="a phase's newest checkpoint and its tokenizer -> Hugging Face folder")
     export.add_argument("--run_dir", required=True, help="folder of the run, such as runs/quickstart")

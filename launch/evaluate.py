@@ -20,11 +20,12 @@ import argparse
 import json
 from pathlib import Path
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import EXIT_USER, UserError, run_command
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--run_dir", help="folder of the run, such as runs/quickstart")
     parser.add_argument("--phase", nargs="+", default=[], metavar="PHASE",
                         help="untrained (the recipe's initialisation), meta, cross, joint: one or several")

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import run_command
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
@@ -30,7 +31,7 @@ ARMS = ["meta+cross", "joint", "joint matched", "cross only", "meta only"]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("study", choices=tuple(STUDIES), help="which question")
     asked = next((word for word in sys.argv[1:] if word in STUDIES), None)
     if asked is not None:

@@ -127,7 +127,7 @@ def test_the_initialisation_is_that_of_the_recipes_seed(run_dir):
     (["--phase", "untrained", "--tasks", "perplexity,guessing"], "unknown task 'guessing'"),
     (["--phase", "untrained", "--tasks", ""], "unknown task ''"),
     ([], "neither --phase nor --report"),
-    (["--no_such_flag"], "unrecognized arguments")])
+    (["--taks", "perplexity"], "evaluate.py has no option --taks, did you mean --tasks?")])
 def test_mistakes_exit_2_with_a_sentence(run_dir, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "--run_dir", run_dir, *arguments) == 2
     shown = capsys.readouterr()

@@ -56,6 +56,10 @@ def test_bad_hostfiles_reach_nobody(tmp_path: Path, calls: Path, content: str | 
 @pytest.mark.parametrize(("script", "words"), [
     ((PRETRAIN, "--phase", "meta", "parallel.tensor=2"), "parallel.tensor_across_nodes=true"),
     ((PRETRAIN, "--phase", "meta", "sead=3"), "did you mean seed"), ((PRETRAIN, "--phase", "mta"), "--phase mta"),
+    ((PRETRAIN, "--phase", "meta", "--recipie", "mine.yaml"), "pretrain.py has no option --recipie, did you mean --recipe?"),
+    ((PRETRAIN, "seed=2"), "pretrain.py needs --phase"),
+    ((PRETRAIN, "--phase", "meta", "here"), "'here' is not of the form key=value"),
+    ((PRETRAIN, "--phase", "meta", "--deepspeed_config", "nowhere.json"), "nowhere.json: no such file"),
     ((PRETRAIN, "--phase", "meta", "--expect_world_size", "3"), "hostfile has 2 slots"),
     ((PRETRAIN, "--phase", "meta", "phases.meta.objectives=[{name: mlm, batch_tokens: 128}]"), "ranks"),
     (("nowhere.py",), "no file here"), ((PRETRAIN, "--phase", "meta", "name=a\nb"), "control character")])

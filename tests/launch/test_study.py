@@ -132,7 +132,7 @@ def test_the_known_case_from_text_to_figures(plain_text, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--text", "nowhere.txt"], "no text at nowhere.txt"), (["--ratios", "0.5"], "unrecognized arguments")])
+    (["--text", "nowhere.txt"], "no text at nowhere.txt"), (["--ratios", "0.5"], "study.py has no option --ratios")])
 def test_mistakes_in_the_known_case_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "fake-english", "--output", tmp_path / "case", *arguments) == 2
     assert message in capsys.readouterr().err
