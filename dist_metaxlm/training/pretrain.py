@@ -49,6 +49,7 @@ from dist_metaxlm.training.manifest import list_steps, write_json
 from dist_metaxlm.training.probing import OpenProbe, Probe
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
+from dist_metaxlm.training.staleness import warn_of_stale_cross
 from dist_metaxlm.training.steps import StepPlan
 
 
@@ -89,6 +90,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         folder.start(recipe) if topology.is_first else None
         _say(topology, f"phase {options.phase} of {folder.run_dir} is finished: {folder.finished['steps']} steps, loss "
                        f"{folder.finished['loss']:.3f}; --resume never trains it anew")
+        warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides) if topology.is_first else None
         return
     warning = check_room(folder.checkpoints, recipe, options.phase, anew=options.resume == "never")
     if warning and topology.is_first:
@@ -184,6 +186,7 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
     train(engine, recipe, folder, data, plan, progress, schedule_offset(recipe, options.phase, folder), probe)
     if topology.is_first:
         finish(folder, progress, topology)
+        warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)
 
 
 def build_model(recipe: Recipe, phase: PhaseConfig) -> Any:
@@ -264,6 +267,8 @@ def _announce(recipe: Recipe, options: Options, topology: Topology, device: torc
             _say(topology, line)
     if progress.step:
         _say(topology, f"resuming after step {progress.step}")
+        if options.phase == "cross":
+            warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)
 
 
 def _show_place(recipe: Recipe, topology: Topology, always: bool = False) -> None:

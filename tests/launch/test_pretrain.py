@@ -281,8 +281,13 @@ def test_another_recipe_in_the_same_run_is_refused(undisturbed: Path, tiny_recip
 
 
 def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
-                                                                   run_ranks: Run) -> None:
-    shutil.copytree(undisturbed / "meta", tmp_path / "meta")
+                                                                   run_ranks: Run, capsys: pytest.CaptureFixture[str],
+                                                                   ) -> None:
+    for phase in ("meta", "cross"):
+        shutil.copytree(undisturbed / phase, tmp_path / phase)
+    cross = Options("cross", str(tiny_recipe), ("training.probe_interval=4",), run_dir=str(tmp_path))
+    pretrain(cross, HeldoutProbe)
+    assert "warning" not in capsys.readouterr().err
     before, asked = curve(undisturbed, "meta"), ["phases.meta.steps=10", "phases.meta.learning_rate.peak=1e-4"]
     said = run_ranks(2, *command(tiny_recipe, tmp_path, "meta", "--change", "--resume", "4", *asked))
     after = curve(tmp_path, "meta")
@@ -293,6 +298,11 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(undisturbed: 
     assert "changed from step 4 on: phases.meta.steps was 8, now 10" in said
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path, "meta", "--change", *asked)[1:])
     assert "is finished after 10 steps, and the recipe has 10: --change goes on with more of them" in message
+    pretrain(cross, HeldoutProbe)
+    told = capsys.readouterr()
+    assert "phase cross of" in told.out
+    assert f"warning: cross of {tmp_path} began with meta's step 8, and meta is now at step 10; `deepspeed " in told.err
+    assert f"--phase cross --resume never --recipe {tiny_recipe} --run_dir {tmp_path} training.probe_in" in told.err
 
 
 def test_unseen_embeddings_are_reinitialised_and_the_optimiser_carried(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
