@@ -54,12 +54,14 @@ class TaskOptions:
     """Retrieval and alignment: pairs taken of every file, the first ones."""
     keep_going: bool = False
     """After a task that failed by the user's mistake go on with the next one."""
+    data_directory: str | None = None
+    """Where a run's prepared data lie; empty: where its recipe says."""
 
 
 def evaluate_run_tasks(run_dir: str | Path, phase: str, names: Sequence[str], options: TaskOptions,
                        log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Tasks for a run's phase; each result is also written to evaluation/PHASE-TASK.json of the run."""
-    with exported_phase(run_dir, phase) as folder:
+    with exported_phase(run_dir, phase, data_directory=options.data_directory) as folder:
         results = evaluate_tasks(folder, names, options, log)
     for name, result in results.items():
         if "error" not in result:

@@ -120,6 +120,13 @@ class PhaseFolder:
         write_json(self.path / "done.json", facts)
 
 
+def read_recipe(path: Path, data_directory: str | None = None) -> Recipe:
+    """A recipe that a run wrote, with the prepared data at `data_directory` where they have moved."""
+    recipe = load_recipe(path)
+    moved = {} if data_directory is None else {"directory": data_directory}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=moved)})
+
+
 def _stamp() -> str:
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
 
