@@ -77,6 +77,13 @@ def test_keep_going_runs_the_rest_and_exits_2(run_dir, data, monkeypatch, capsys
     assert "ARTICLE" in shown.err
 
 
+def test_missing_libraries_are_named_before_anything_is_learnt(run_dir, data, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("dist_metaxlm.evaluation.run_tasks.evaluate_run_tasks", lambda *_: pytest.fail("an encoder!"))
+    assert call(monkeypatch, "--run_dir", run_dir, "--phase", "untrained", "--tasks", "udpos", "--task_data", data) == 2
+    assert "tagging tasks need accelerate, seqeval, scipy, which are not installed; pip" in capsys.readouterr().err
+
+
 def test_word_alignment_by_gold_in_the_table_and_what_is_wrong_with_it(run_dir, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "alignment" / "el-en"
     folder.mkdir(parents=True)

@@ -150,6 +150,12 @@ def test_too_little_text_for_the_known_case(tmp_path, monkeypatch, capsys):
     (["--size", "huge"], "--size 'huge' is none of tiny, small, base"),
     (["--arms", "joined"], "--arms 'joined' is none of"), (["--ratios", "2"], "--ratios 2.0"),
     (["--tokens", "10"], "give --tokens"), (["--jobs", "0"], "--jobs 0 is not"),
+    (["--tasks", "tatoeba", "model.family=modern", "model.norm=pre", "model.norm_type=rms"],
+     "--tasks open every arm with transformers, and a model with model.norm_type rms cannot go to Hugging Face"),
+    (["--tasks", "udpos"], "task udpos: no file data/xtreme/udpos/train-en.tsv"),
+    (["--tasks", "udops"], "did you mean udpos"),
+    (["--tasks", "udpos", "--finetune", "epoch=3"], "--finetune 'epoch=3' is not"),
+    (["parallel.tensor=2"], "parallel.tensor=2"),
     (["--recipe", "nothing"], "no recipe 'nothing'"), (["model.lairs=2"], "lairs")])
 def test_mistakes_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "two-phase", "--output", tmp_path / "study", *arguments) == 2
