@@ -190,5 +190,4 @@ def require_libraries(kind: str, seeds: Sequence[int]) -> None:
     needed = ["accelerate", *(["seqeval"] if kind == "tagging" else []), *(["scipy"] if len(seeds) > 1 else [])]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{kind} tasks need {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
-                        "pip install 'dist-metaxlm[evaluation]'")
+        raise UserError(f"{kind} tasks need {', '.join(missing)}, missing here; pip install 'dist-metaxlm[evaluation]'")

@@ -163,3 +163,15 @@ def test_mistakes_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, argument
     assert message in shown.err
     assert "Traceback" not in shown.err
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((), "no study is named; say which: python launch/study.py two-phase ... or"), (("seed=3",), "no study is named; say"),
+    (("--json", "phases.cross.alpha=0.3"), "no study is named; say"),
+    (("two-fase", "--size", "tiny"), "no study is named, did you mean two-phase? say which")])
+def test_without_the_name_of_a_study_one_sentence_asks_for_it(monkeypatch, capsys, arguments, message):
+    assert call(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: {message}")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
