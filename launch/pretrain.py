@@ -11,6 +11,7 @@ examples:
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 
@@ -18,8 +19,12 @@ from dist_metaxlm.errors import run_command
 from dist_metaxlm.training.pretrain_arguments import pretrain_parser
 
 
+def parse() -> argparse.Namespace:
+    return pretrain_parser(__doc__).parse_intermixed_args()
+
+
 def main() -> None:
-    arguments = pretrain_parser(__doc__).parse_intermixed_args()
+    arguments = parse()
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print(f"phase {arguments.phase}: loading", file=sys.stderr, flush=True)  # torch and DeepSpeed take seconds
     from dist_metaxlm.evaluation.probe import HeldoutProbe

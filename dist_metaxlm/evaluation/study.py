@@ -36,6 +36,7 @@ from dist_metaxlm.reporting.study import write_study_report
 from dist_metaxlm.training.checkpoint import list_steps
 from dist_metaxlm.training.layout import check_layout
 from dist_metaxlm.training.run_folder import environment
+from dist_metaxlm.wording import counted
 
 Log = Callable[[str], None]
 
@@ -97,8 +98,9 @@ def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, 
     if missing:
         if begun:  # a finished study can be reported without its tasks' files
             _check_tasks(options, base)
-        log(f"training {len(missing)} of {len(arms)} arms, {options.jobs} at once; the first is {missing[0].label}, seed "
-            f"{missing[0].seed}, with its lines in {options.output / 'arms' / missing[0].name / 'log.txt'}")
+        log(f"training {len(missing)} of {counted(len(arms), 'arm')}, {options.jobs} at once; the first is "
+            f"{missing[0].label}, seed {missing[0].seed}, with its lines in "
+            f"{options.output / 'arms' / missing[0].name / 'log.txt'}")
 
     def write() -> dict[str, Any]:
         return _write(options, arms, [result for arm in arms if (result := found[arm.name]) is not None])
@@ -114,7 +116,7 @@ def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, 
         found[arm.name], fresh = result, fresh + 1
         left = (time.monotonic() - began) / fresh * (len(missing) - fresh) / 60
         log(f"arm {len(arms) - len(missing) + fresh} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about "
-            f"{left:.0f} minutes left")
+            f"{counted(round(left), 'minute')} left")
         write()
 
     with workers:

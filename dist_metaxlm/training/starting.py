@@ -29,6 +29,7 @@ from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.deepspeed_files import follow_file
 from dist_metaxlm.training.layout import check_layout
 from dist_metaxlm.training.pretrain_arguments import pretrain_parser
+from dist_metaxlm.wording import counted
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
     if not 1024 <= request.master_port <= 65535:
         raise UserError(f"--master_port {request.master_port} is not from 1024 to 65535")
     job = make_job(hosts, request.script, request.master_port, os.environ, request.launcher != "torchrun")
-    for line in [f"{job.ranks} ranks on {len(hosts)} node(s), meeting at {job.master}:{job.port}", *node_lines(job),
-                 *_placement(job, hosts), "environment: " + " ".join(f"{k}={v}" for k, v in job.environment.items())]:
+    size = f"{counted(job.ranks, 'rank')} on {counted(len(hosts), 'node')}"
+    for line in [f"{size}, meeting at {job.master}:{job.port}", *node_lines(job), *_placement(job, hosts),
+                 "environment: " + " ".join(f"{k}={v}" for k, v in job.environment.items())]:
         say(line)
     command, environment = _command(job, request)
     if request.launcher == "torchrun" and request.dry_run:
@@ -118,7 +120,8 @@ def _placement(job: Job, hosts: tuple[Host, ...]) -> list[str]:
     if known.phase not in recipe.phases:
         raise UserError(f"--phase {known.phase}: recipe {recipe.name} has {', '.join(recipe.phases)}; give one of them")
     if known.expect_world_size is not None and known.expect_world_size != job.ranks:
-        raise UserError(f"--expect_world_size {known.expect_world_size}, and the hostfile has {job.ranks} slots; change one")
+        raise UserError(f"--expect_world_size {known.expect_world_size}, and the hostfile has "
+                        f"{counted(job.ranks, 'slot')}; change one")
     slots = [host.slots for host in hosts]
     topology = Topology(0, job.ranks, 0, slots[0], "start", filled_nodes(slots), tuple(host.name for host in hosts))
     check_layout(recipe, known.phase, topology)

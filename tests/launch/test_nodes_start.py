@@ -80,7 +80,7 @@ def test_a_dry_run_shows_all_and_starts_nothing(tmp_path: Path, calls: Path, lau
     script = (PRETRAIN, "--phase", "meta", "parallel.tensor=2")
     start(Request(str(hostfile), launcher, str(topology) if launcher != "srun" else None, 29600, True, script), lines.append)
     text = "\n".join(lines)
-    assert "4 ranks on 2 node(s), meeting at node1:29600" in text
+    assert "4 ranks on 2 nodes, meeting at node1:29600" in text
     assert "node2: node 1, ranks 2-3" in text
     assert "node2 |2 d1 t0 |3 d1 t1" in text
     assert "--expect_world_size 4" in text
@@ -131,7 +131,7 @@ def test_pretrain_shows_its_place_and_counts_ranks_before_anything_starts(tmp_pa
     command = [sys.executable, PRETRAIN, "--phase", "meta", "--run_dir", str(tmp_path / "run")]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     shown = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, env=environment, timeout=120, check=True)
-    assert "placement: 1 node(s), tensor 1 x pipeline 1 x data 1" in shown.stdout
+    assert "placement: 1 node, tensor 1 x pipeline 1 x data 1" in shown.stdout
     refused = subprocess.run([*command, "--expect_world_size", "4"], capture_output=True, text=True, env=environment,
                              timeout=120, check=False)
     assert refused.returncode == 2

@@ -142,7 +142,7 @@ def test_mistakes_in_the_known_case_exit_2_with_a_sentence(tmp_path, monkeypatch
 def test_too_little_text_for_the_known_case(tmp_path, monkeypatch, capsys):
     (tmp_path / "few.txt").write_text("One small house stands here.\n")
     assert call(monkeypatch, "fake-english", "--output", tmp_path / "case", "--text", tmp_path / "few.txt") == 2
-    assert "has 1 different sentences of 4 to 10 plain words, and 4000 are needed" in capsys.readouterr().err
+    assert "has 1 different sentence of 4 to 10 plain words, and 4000 are needed" in capsys.readouterr().err
     assert not (tmp_path / "case").exists()
 
 
