@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from dist_metaxlm.errors import run_command
@@ -24,6 +25,8 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    # A launcher that is deaf to Ctrl-C (as make demo starts it) hands that on; a rank hears it from its first second.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = parse()
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print(f"phase {arguments.phase}: loading", file=sys.stderr, flush=True)  # torch and DeepSpeed take seconds

@@ -385,3 +385,15 @@ def test_xlco_in_cross_and_resumed_in_another_layout(undisturbed: Path, tiny_rec
     assert torch.equal(ours["progress.xlco.texts"], expected["progress.xlco.texts"])
     torch.testing.assert_close(ours["momentum.queue"], expected["momentum.queue"], rtol=1e-3, atol=1e-4)
     assert "objectives.xlco.projection.weight" not in load_weights(whole, "cross")[1], "the weights are the encoder's"
+
+
+def test_a_rank_hears_ctrl_c_under_a_launcher_that_is_deaf_to_it() -> None:
+    """The Makefile has `trap '' INT` before `deepspeed`, which then waits for the save; what it starts inherits that."""
+    assert "LAUNCH = trap '' INT; " in (ROOT / "Makefile").read_text(encoding="utf-8")
+    code = ("import signal, subprocess, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+            "sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]], check=False).returncode)")
+    script = (f"import os, runpy, signal, sys\nsys.argv = ['pretrain.py', '--phase', 'mata']\n"
+              f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+              "except SystemExit: os.kill(os.getpid(), signal.SIGINT)\n")
+    result = subprocess.run([sys.executable, "-c", code, script], capture_output=True, text=True, timeout=60, check=False)
+    assert "KeyboardInterrupt" in result.stderr
