@@ -116,14 +116,14 @@ def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
             if objective.share_of_group(objective.group, world_size) is None:
                 unit = world_size * objective.pairs_together
                 groups = counted(objective.pairs // objective.group, "group")
-                problems.append(f"{objective.name}: neither its {groups} nor its group "
-                                f"of {objective.group} pairs can be shared by {world_size} ranks; nearest group: "
+                problems.append(f"{objective.name}: neither its {groups} nor its group of {objective.group} pairs "
+                                f"can be shared by {world_size} ranks; nearest group: "
                                 f"{max(1, round(objective.group / unit)) * unit}")
         elif isinstance(objective, PairObjective):
             if objective.examples % world_size:
                 nearest = max(1, round(objective.examples / world_size)) * world_size * objective.pairs_together
-                problems.append(f"{objective.name}: pairs {objective.pairs} is {counted(objective.examples, 'example')}, not a "
-                                f"multiple of {world_size} ranks; nearest: {nearest}")
+                problems.append(f"{objective.name}: pairs {objective.pairs} is {counted(objective.examples, 'example')}, "
+                                f"not a multiple of {world_size} ranks; nearest: {nearest}")
         else:
             windows = objective.batch_tokens // phase.sequence_length
             if windows % world_size:

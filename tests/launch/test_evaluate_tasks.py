@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import runpy
@@ -78,7 +79,8 @@ def test_keep_going_runs_the_rest_and_exits_2(run_dir, data, monkeypatch, capsys
 
 
 def test_missing_libraries_are_named_before_anything_is_learnt(run_dir, data, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    plain, hidden = importlib.util.find_spec, ("accelerate", "seqeval", "scipy")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in hidden else plain(name, *rest))
     monkeypatch.setattr("dist_metaxlm.evaluation.run_tasks.evaluate_run_tasks", lambda *_: pytest.fail("an encoder!"))
     assert call(monkeypatch, "--run_dir", run_dir, "--phase", "untrained", "--tasks", "udpos", "--task_data", data) == 2
     assert "tagging tasks need accelerate, seqeval, scipy, missing here; pip" in capsys.readouterr().err
