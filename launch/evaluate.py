@@ -61,6 +61,10 @@ def main() -> int:
         raise UserError("neither --phase nor --report is given; name a phase to evaluate, or ask for the report")
     if (arguments.phase or arguments.report) and not arguments.run_dir:
         raise UserError("--phase and --report need --run_dir; name the folder of the run")
+    fields = [word for word in arguments.phase if "=" in word]
+    if fields:
+        raise UserError(f"{fields[0]}: a run is evaluated with the recipe that it was trained with; only its data may be "
+                        "elsewhere, whose folder --data_directory names")
     if arguments.data_directory and not arguments.phase:
         raise UserError(f"--data_directory {arguments.data_directory} is for the phases of a run; name one with --phase, or "
                         "leave it out")
