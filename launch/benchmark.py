@@ -29,13 +29,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError, run_command
+from dist_metaxlm.wording import counted
 
 Outcome = tuple[dict[str, Any], str]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("throughput", help="tokens per second of training, side by side with a baseline")
@@ -135,7 +137,8 @@ def data(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.data import measure_data
 
     result = measure_data(arguments.tokens, arguments.runs, arguments.metrics, arguments.store)
-    lines = [f"{row['tokens']:,} tokens in {result['languages']} languages: first batch after {row['seconds']:.2f} s, "
+    languages = counted(result["languages"], "language")
+    lines = [f"{row['tokens']:,} tokens in {languages}: first batch after {row['seconds']:.2f} s, "
              f"{row['resident_mb']:.0f} MB resident ({row['imports_resident_mb']:.0f} of them before the store is opened)"
              for row in result["opening"].values()]
     loading = result["loading"]
@@ -193,7 +196,7 @@ def saving(arguments: argparse.Namespace) -> Outcome:
     result = measure_saving(arguments.recipe, arguments.overrides, Path(arguments.scratch), arguments.repeats,
                             arguments.tokens)
     return result, (
-        f"{result['megabytes']:.0f} MB on {result['ranks']} ranks: training stands still for "
+        f"{result['megabytes']:.0f} MB on {counted(result['ranks'], 'rank')}: training stands still for "
         f"{result['background_stall_seconds']:.3f} s instead of {result['blocking_seconds']:.2f} s "
         f"({result['stall_share_of_blocking']:.1%}; {result['stall_share_min']:.1%} to {result['stall_share_max']:.1%}), "
         f"for {result['copy_seconds']:.3f} s ({result['copy_share_of_blocking']:.1%}) where no step hides the copy; "

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import run_command
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     export = actions.add_parser("export", help="a phase's newest checkpoint and its tokenizer -> Hugging Face folder")
     export.add_argument("--run_dir", required=True, help="folder of the run, such as runs/quickstart")
     export.add_argument("--phase", required=True, choices=("meta", "cross", "joint"), help="phase whose weights are taken")
+    export.add_argument("--data_directory", metavar="FOLDER",
+                        help="prepared data of the run, where they have moved (default: data.directory of its recipe)")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
     export.add_argument("--fill_mask", nargs="+", metavar="LANGUAGE", default=[],
                         help="open the export with transformers and fill a masked word of a held-out string in each")
@@ -42,12 +45,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_phase(run_dir: str, phase: str) -> tuple[Recipe, FileTensors]:
+def open_phase(run_dir: str, phase: str, data_directory: str | None) -> tuple[Recipe, FileTensors]:
     """Recipe and weights, verified but not yet read, of the newest intact checkpoint of a run's phase."""
     from dist_metaxlm.interop.tensor_source import FileTensors
     from dist_metaxlm.training.checkpoint import phase_checkpoint
 
-    recipe, checkpoint = phase_checkpoint(run_dir, phase)
+    recipe, checkpoint = phase_checkpoint(run_dir, phase, data_directory)
     files = [checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")]
     return recipe, FileTensors(files)
 
@@ -55,21 +58,21 @@ def open_phase(run_dir: str, phase: str) -> tuple[Recipe, FileTensors]:
 def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from dist_metaxlm.evaluation.fill_mask import fill_words, hide_heldout_words
+    from dist_metaxlm.evaluation.run import tokenizer_of
     from dist_metaxlm.interop.folders import export_folder
     from dist_metaxlm.planning.parameters import count_parameters
 
-    recipe, weights = open_phase(arguments.run_dir, arguments.phase)
-    data = Path(recipe.data.directory)
-    export_folder(weights, recipe.model, data / "tokenizer.model", arguments.output, arguments.max_shard_size,
+    recipe, weights = open_phase(arguments.run_dir, arguments.phase, arguments.data_directory)
+    tokenizer = tokenizer_of(Path(arguments.run_dir), recipe)
+    heldout = Path(recipe.data.directory) / "heldout"
+    questions = hide_heldout_words(heldout, tokenizer, arguments.fill_mask) if arguments.fill_mask else {}
+    export_folder(weights, recipe.model, tokenizer.path, arguments.output, arguments.max_shard_size,
                   getattr(torch, arguments.dtype), arguments.overwrite)
     done = {"output": arguments.output, "model": recipe.model.model_dump(mode="json"),
             "parameters": count_parameters(recipe.model).total}
-    if arguments.fill_mask:
-        from dist_metaxlm.data.tokenizer import Tokenizer
-        from dist_metaxlm.evaluation.fill_mask import fill_heldout_words
-
-        tokenizer = Tokenizer.load(data / "tokenizer.model")
-        done["fill_mask"] = fill_heldout_words(arguments.output, data / "heldout", tokenizer, arguments.fill_mask)
+    if questions:
+        done["fill_mask"] = fill_words(arguments.output, questions)
     return done
 
 

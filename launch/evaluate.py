@@ -20,11 +20,12 @@ import argparse
 import json
 from pathlib import Path
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import EXIT_USER, UserError, run_command
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--run_dir", help="folder of the run, such as runs/quickstart")
     parser.add_argument("--phase", nargs="+", default=[], metavar="PHASE",
                         help="untrained (the recipe's initialisation), meta, cross, joint: one or several")
@@ -34,6 +35,8 @@ def parse() -> argparse.Namespace:
                                         "or one of --tasks_file")
     parser.add_argument("--min_candidates", type=int, default=400,
                         help="sentences a language needs to enter the mean P@1 (default: %(default)s)")
+    parser.add_argument("--data_directory", metavar="FOLDER",
+                        help="prepared data of the run, where they have moved (default: data.directory of its recipe)")
     parser.add_argument("--report", action="store_true", help="write the summary and the page of the run")
     tasks = parser.add_argument_group("tasks")
     tasks.add_argument("--task_data", default="data/xtreme", help="folder of the tasks' files (default: %(default)s)")
@@ -58,6 +61,13 @@ def main() -> int:
         raise UserError("neither --phase nor --report is given; name a phase to evaluate, or ask for the report")
     if (arguments.phase or arguments.report) and not arguments.run_dir:
         raise UserError("--phase and --report need --run_dir; name the folder of the run")
+    fields = [word for word in arguments.phase if "=" in word]
+    if fields:
+        raise UserError(f"{fields[0]}: a run is evaluated with the recipe that it was trained with; only its data may be "
+                        "elsewhere, whose folder --data_directory names")
+    if arguments.data_directory and not arguments.phase:
+        raise UserError(f"--data_directory {arguments.data_directory} is for the phases of a run; name one with --phase, or "
+                        "leave it out")
     if arguments.max_pairs is not None and arguments.max_pairs < 2:
         raise UserError(f"--max_pairs {arguments.max_pairs} leaves no choice between pairs; give 2 or more, or leave it out "
                         "for all")
@@ -88,7 +98,8 @@ def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict:
 
     options = TaskOptions(Path(arguments.task_data), Path(arguments.tasks_file) if arguments.tasks_file else None,
                           tuple(arguments.languages), tuple(arguments.seeds), tuple(arguments.finetune),
-                          not arguments.without_special, arguments.max_pairs, arguments.keep_going)
+                          not arguments.without_special, arguments.max_pairs, arguments.keep_going,
+                          arguments.data_directory)
     log = (lambda line: None) if arguments.json else print
     results = evaluate_encoders(arguments.run_dir, arguments.phase, arguments.model, names, options, arguments.output, log)
     if not arguments.json:
@@ -103,7 +114,7 @@ def evaluate(arguments: argparse.Namespace, tasks: list[str]) -> dict:
     show = print_evaluation if len(arguments.phase) == 1 else print_means
     results = {}
     for phase in arguments.phase:
-        results[phase] = evaluate_run(arguments.run_dir, phase, tasks, arguments.min_candidates)
+        results[phase] = evaluate_run(arguments.run_dir, phase, tasks, arguments.min_candidates, arguments.data_directory)
         if not arguments.json:
             show(results[phase])
     return results

@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import run_command
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--recipe", required=True, help="name of a shipped recipe or a YAML file")
     parser.add_argument("--cluster", required=True, metavar="NODESxDEVICESxKIND", help="such as 16x8xH100, or 8xH200 for "
                                                                                       "one node")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
 
 EXAMPLES = """examples:
@@ -28,8 +28,7 @@ COMMANDS = ("corpus", "heldout", "tokenizer", "store", "verify", "inspect")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, epilog=EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="[command] key=value",
                         help="a command, then any field of the recipe as key=value")
     parser.add_argument("--recipe", default="quickstart", help="name of a shipped recipe or a YAML file")

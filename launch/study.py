@@ -23,16 +23,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dist_metaxlm.errors import run_command
+from dist_metaxlm.command_line import Parser, near
+from dist_metaxlm.errors import UserError, run_command
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
 ARMS = ["meta+cross", "joint", "joint matched", "cross only", "meta only"]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=tuple(STUDIES), help="which question")
-    asked = next((word for word in sys.argv[1:] if word in STUDIES), None)
+    words = sys.argv[1:]
+    asked = next((word for word in words if word in STUDIES), None)
+    if asked is None and not {"-h", "--help"} & {*words}:
+        first = next((word for word in words if "=" not in word and not word.startswith("-")), "")
+        raise UserError(f"no study is named{near(first, list(STUDIES))} say which: python launch/study.py two-phase ... or "
+                        "python launch/study.py fake-english ...")
+    parser = Parser(__doc__)
+    parser.add_argument("study", choices=tuple(STUDIES), help="which question; `study.py two-phase --help` has its options")
     if asked is not None:
         add_options, _ = STUDIES[asked]
         add_options(parser)

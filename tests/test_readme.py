@@ -104,7 +104,7 @@ def test_command(command: str, place: Path) -> None:
         hosts = place / "hosts"
         hosts.write_text("node1 slots=8\nnode2 slots=8\n", encoding="utf-8")
         plan = [str(hosts) if word == "hosts" else word for word in words]
-        assert "16 ranks on 2 node(s)" in run([*plan[:plan.index("--")], "--dry_run", *plan[plan.index("--"):]]).stdout
+        assert "16 ranks on 2 nodes" in run([*plan[:plan.index("--")], "--dry_run", *plan[plan.index("--"):]]).stdout
         error = run([sys.executable, *words[words.index("launch/pretrain.py"):]], code=2).stderr
         assert "data.text" in error
     elif "launch/prepare.py" in words:

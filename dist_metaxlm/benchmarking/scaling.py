@@ -24,6 +24,7 @@ from dist_metaxlm.planning.communication import predict_traffic
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import PairObjective, Recipe
 from dist_metaxlm.training.run_folder import environment
+from dist_metaxlm.wording import counted
 
 KINDS = ("data", "tensor", "pipeline")
 SCALINGS = ("strong", "weak")
@@ -128,7 +129,7 @@ def run_here(ranks: int, job: Job) -> Job:
     outcomes = [process.communicate() for process in processes]
     code = max((process.returncode for process in processes), key=lambda code: (code == 2, abs(code)))
     errors = "\n".join(error for _, error in outcomes)
-    return reported(code, outcomes[0][0], errors, f"{ranks} ranks with {job['overrides']}")
+    return reported(code, outcomes[0][0], errors, f"{counted(ranks, 'rank')} with {job['overrides']}")
 
 
 def reported(code: int, output: str, errors: str, what: str) -> Job:

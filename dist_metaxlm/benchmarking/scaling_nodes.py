@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from dist_metaxlm.benchmarking.scaling import Job, Place, reported
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.hostfile import read_hostfile
+from dist_metaxlm.wording import counted
 
 
 def on_nodes(hostfile: str, launcher: str, port: int, benchmark: Path,
@@ -36,7 +37,7 @@ def on_nodes(hostfile: str, launcher: str, port: int, benchmark: Path,
                        "--launcher", launcher, "--master_port", str(port), "--", str(benchmark), "scaling", "--job",
                        json.dumps(job)]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        return reported(done.returncode, done.stdout, done.stderr, f"{count} nodes with {job['overrides']}")
+        return reported(done.returncode, done.stdout, done.stderr, f"{counted(count, 'node')} with {job['overrides']}")
 
     counts = [1 << power for power in range(len(hosts).bit_length()) if 1 << power < len(hosts)]
     return Place("nodes", slots.pop(), run, link_megabits), (*counts, len(hosts))

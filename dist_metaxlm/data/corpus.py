@@ -24,6 +24,7 @@ from dist_metaxlm.data.readers import PairPlace
 from dist_metaxlm.data.readers_evaluation import evaluation_files, evaluation_texts
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.data import BitextSource, DataConfig, MosesPair, TextSource
+from dist_metaxlm.wording import counted
 
 Log = Callable[[str], None]
 Files = dict[str, list[Path]]
@@ -93,8 +94,8 @@ def _places(entries: Sequence[str | MosesPair], where: str, what: str) -> list[P
         if isinstance(entry, MosesPair):
             left, right = (readers.expand([side], where) for side in entry.moses)
             if len(left) != len(right):
-                raise UserError(f"{where}: moses {entry.moses[0]!r} names {len(left)} files and {entry.moses[1]!r} "
-                                f"{len(right)}; give as many files on both sides")
+                raise UserError(f"{where}: moses {entry.moses[0]!r} names {counted(len(left), 'file')} and "
+                                f"{entry.moses[1]!r} {len(right)}; give as many files on both sides")
             found += zip(left, right, strict=True)
         else:
             places = readers.expand([entry], where)
@@ -129,8 +130,8 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
         place.mkdir(exist_ok=True)
     tasks = [(shape, name, named) for shape, group in ((TEXT, found.text), (BITEXT, found.bitext))
              for name, named in group.items()]
-    log(f"cleaning {len(found.text)} languages and {len(found.bitext)} language pairs, {sum(_sizes(tasks)) / 1e6:.1f} MB of "
-        "files")
+    log(f"cleaning {counted(len(found.text), 'language')} and {counted(len(found.bitext), 'language pair')}, "
+        f"{sum(_sizes(tasks)) / 1e6:.1f} MB of files")
     maker = LanguageMaker(folder, config, _index(config, log))
     made: dict[str, Made] = {}
     for one in _all_made(maker, tasks, workers):
@@ -203,5 +204,5 @@ def _index(config: DataConfig, log: Log) -> EvaluationIndex | None:
     for file, text in evaluation_texts(config.cleaning.decontaminate, config.reading.max_line_characters):
         index.add(file, text)
     index.freeze()
-    log(f"{len(index)} evaluation texts to keep out of the corpus")
+    log(f"{counted(len(index), 'evaluation text')} to keep out of the corpus")
     return index

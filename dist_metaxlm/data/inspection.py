@@ -13,6 +13,7 @@ from dist_metaxlm.data.store import Corpus, TokenStore
 from dist_metaxlm.data.tokenizer import PAD, Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import AnyObjective, CrossLingualContrast, MaskedLM, PhaseConfig, Recipe
+from dist_metaxlm.wording import counted
 
 LAST = 1 << 40
 """No phase has as many samples; beyond this their numbers are not computed exactly."""
@@ -119,7 +120,7 @@ def _place(offset: int | None, length: int, corpus: Corpus) -> dict[str, Any]:
 def as_text(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = [f"phase {found['phase']}, objective {found['objective']}, sample {found['sample']}: {found['language']}, "
-             f"{found['tokens']} tokens, {found['targets']} targets",
+             f"{counted(found['tokens'], 'token')}, {counted(found['targets'], 'target')}",
              f"corpus {found['corpus']}, from {', '.join(found['files']) or 'files that the store does not name'}"]
     for document in found["documents"]:
         first, last = document["positions"]

@@ -11,6 +11,7 @@ from fractions import Fraction
 from dist_metaxlm.data.shares import Mix
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import AlphaPoint, PairObjective, PhaseConfig
+from dist_metaxlm.wording import counted
 
 
 def language_mix(phase: PhaseConfig, languages: Sequence[str], tokens: Sequence[Sequence[int]],
@@ -91,8 +92,8 @@ def _check(mix: Mix, phase: PhaseConfig, name: str, what: str, field: str) -> No
     tokens = f" or {int(longest / rate):,} tokens" if rate else ""
     there = f"{sum(mix.counts):,} {'pairs' if mix.parts is None else 'tokens'}"
     raise UserError(f"{name}: there are {there} of {what}; with {field} {getattr(phase, field)} what is unlocked lasts for "
-                    f"{steps:,} steps{tokens}, and the phase has {phase.total_steps:,} steps; set it to that length at "
-                    f"most, raise {field}, or add text")
+                    f"{counted(steps, 'step', ',')}{tokens}, and the phase has "
+                    f"{counted(phase.total_steps, 'step', ',')}; set it to that length at most, raise {field}, or add text")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from dist_metaxlm.data.readers_files import Place, decoded, expand, kind, lines,
 from dist_metaxlm.data.readers_records import json_lines
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.data import EvaluationFiles
+from dist_metaxlm.wording import counted
 
 FIELD = "data.cleaning.decontaminate"
 KNOWN = (".txt", ".tsv", ".jsonl", ".json")
@@ -85,8 +86,8 @@ def _tokens(place: Place, column: int, limit: int) -> Iterator[str]:
         elif line.startswith("# ") and "\t" not in line:
             continue
         elif len(cells) < column:
-            raise UserError(f"{shown(place)}, line {number} has {len(cells)} columns and no column {column}; correct "
-                            f"token_column in {FIELD}")
+            raise UserError(f"{shown(place)}, line {number} has {counted(len(cells), 'column')} and no column {column}; "
+                            f"correct token_column in {FIELD}")
         else:
             sentence.append(cells[column - 1])
     if sentence:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dist_metaxlm.data.readers_files import Place, lines, opened, shown, too_long
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.wording import counted
 
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 _BREAK = re.compile(r"[\r\n]+")
@@ -87,11 +88,11 @@ def columns(place: Place, wanted: Sequence[int] | None, setting: str, limit: int
         cells = line.split("\t")
         where = f"{shown(place)}, line {number}"
         if wanted is None and len(cells) != 2:
-            raise UserError(f"{where} has {len(cells)} tab-separated columns where a sentence and its translation are 2; "
-                            f"mend the line or leave it out, or name the columns in {setting}")
+            raise UserError(f"{where} has {counted(len(cells), 'tab-separated column')} where a sentence and its "
+                            f"translation are 2; mend the line or leave it out, or name the columns in {setting}")
         if wanted is not None and len(cells) < max(wanted):
-            raise UserError(f"{where} has {len(cells)} tab-separated columns and no column {max(wanted)}; mend the line, or "
-                            f"correct {setting}")
+            raise UserError(f"{where} has {counted(len(cells), 'tab-separated column')} and no column {max(wanted)}; mend "
+                            f"the line, or correct {setting}")
         yield where, [cells[index - 1].strip() for index in wanted or (1, 2)]
 
 

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from dist_metaxlm.data import readers
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.wording import counted
 
 SHARD_BYTES = 4 << 20
 """Size of a shard; larger where the corpus would give more than MOST of them."""
@@ -116,7 +117,7 @@ def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
         columns = line.split("\t")
         if len(columns) != 2:
             place = f"{shard.path}, line {_lines_before(shard) + number + 1}"
-            raise UserError(f"{place} has {len(columns)} tab-separated columns where a sentence and its "
+            raise UserError(f"{place} has {counted(len(columns), 'tab-separated column')} where a sentence and its "
                             "translation are 2; mend the line or leave it out")
         yield columns[0].strip(), columns[1].strip()
 

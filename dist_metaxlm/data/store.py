@@ -18,6 +18,7 @@ import numpy as np
 
 from dist_metaxlm.data import manifest
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.wording import counted
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -168,7 +169,8 @@ class Corpus:
         if code not in _DTYPES:
             raise self._damaged(f"its token type {code} is none of uint16, int32, int64")
         if not documents or self._index.stat().st_size != HEADER.size + 12 * sequences + 8 * documents:
-            raise self._damaged(f"it is not as long as {sequences} sequences in {max(0, documents - 1)} documents make it")
+            raise self._damaged(f"it is not as long as {counted(sequences, 'sequence')} in "
+                                f"{counted(max(0, documents - 1), 'document')} would be")
         raw = np.memmap(self._index, dtype=np.uint8, mode="r", offset=HEADER.size)
         ends = np.cumsum([4 * sequences, 8 * sequences, 8 * documents])
         lengths, pointers, starts = (part.view(kind) for part, kind in

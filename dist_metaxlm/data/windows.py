@@ -19,6 +19,7 @@ from dist_metaxlm.data.ordered import Ordered
 from dist_metaxlm.data.permutation import hash_u64, key, permute
 from dist_metaxlm.data.spans import groups, spans
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.wording import counted
 
 if TYPE_CHECKING:
     from dist_metaxlm.data.store import Corpus
@@ -51,8 +52,8 @@ class Windows(Ordered):
         self._corpora = list(corpora)
         for name, tokens in zip(names, self._tokens, strict=True):
             if len(tokens) < length:
-                raise UserError(f"{name} has {len(tokens)} tokens, less than one window of sequence_length {length}; "
-                                "give it more text, set a smaller sequence_length, or leave it out of languages")
+                raise UserError(f"{name} has {counted(len(tokens), 'token')}, less than one window of sequence_length "
+                                f"{length}; give it more text, set a smaller sequence_length, or leave it out of languages")
         self._rows = [np.lib.stride_tricks.sliding_window_view(tokens, length) for tokens in self._tokens]
         self._totals = np.array([len(tokens) for tokens in self._tokens], np.int64)
         self._offset_keys = np.array([key(*keys, "offset", name) for name in names], np.uint64)

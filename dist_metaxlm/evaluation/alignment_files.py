@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from dist_metaxlm.data.readers_files import lines, shown
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.wording import counted
 
 Format = Literal["pharaoh", "naacl"]
 Link = tuple[int, int]
@@ -70,8 +71,8 @@ def read_gold(pairs: Sequence[tuple[str, str]], path: Path, settings: GoldSettin
     sure: list[set[Link]] = [set() for _ in pairs]
     possible: list[set[Link]] = [set() for _ in pairs]
     if form == "pharaoh" and len(found) != len(pairs):
-        raise UserError(f"{shown(path)} has {len(found)} lines of links and there are {len(pairs)} pairs of sentences; line "
-                        "n belongs to pair n, so give as many")
+        raise UserError(f"{shown(path)} has {counted(len(found), 'line')} of links for {counted(len(pairs), 'pair')} of "
+                        "sentences; line n belongs to pair n, so give as many")
     for where, pair, place, is_sure in _pharaoh(found) if form == "pharaoh" else _naacl(found, numbered, len(pairs)):
         sides = (english[pair], other[pair]) if settings.english_first else (other[pair], english[pair])
         link = _checked(place, sides, base, where)
@@ -95,8 +96,8 @@ def read_dictionary(pairs: Sequence[tuple[str, str]], path: Path, pivot_column: 
         if not line.strip():
             continue
         if len(cells) != 2 or not all(cell.strip() for cell in cells):
-            raise UserError(f"{shown(path)}, line {number} has {len(cells)} columns where a word and its translation "
-                            "belong; write two words with a tab between them")
+            raise UserError(f"{shown(path)}, line {number} has {counted(len(cells), 'column')} where a word and its "
+                            "translation belong; write two words with a tab between them")
         first, second = map(_plain, cells)
         listed.add((first, second) if pivot_column == 1 else (second, first))
     _, english, other = _words(pairs, path)
@@ -164,8 +165,8 @@ def _checked(link: Link, sides: tuple[list[str], list[str]], base: int, where: s
     """The link counted from 0."""
     for number, words, side in zip(link, sides, ("first", "second"), strict=True):
         if not base <= number < base + len(words):
-            raise UserError(f"{where}: the link {link[0]}-{link[1]} is outside the {len(words)} words of its {side} "
-                            f"sentence, counted from {base}; mend it, or set gold_base ({1 - base}) or gold_first in "
+            raise UserError(f"{where}: the link {link[0]}-{link[1]} is outside the {counted(len(words), 'word')} of its "
+                            f"{side} sentence, counted from {base}; mend it, or set gold_base ({1 - base}) or gold_first in "
                             "--tasks_file")
     return link[0] - base, link[1] - base
 

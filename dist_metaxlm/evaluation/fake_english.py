@@ -36,6 +36,7 @@ from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe, TokenizerConfig
 from dist_metaxlm.reporting.metrics import read_json, read_metrics, write_json
 from dist_metaxlm.training.run_folder import environment
+from dist_metaxlm.wording import counted
 
 BAR = 0.5
 """Retrieval at the fixed layer that a trained model must pass."""
@@ -150,8 +151,8 @@ def read_sentences(text: Iterable[str]) -> list[str]:
                         "English with --text")
     found = list(fake_language.plain_sentences(paths, *WORDS))
     if len(found) < PAIRS:
-        raise UserError(f"{' '.join(text)} has {len(found)} different sentences of {WORDS[0]} to {WORDS[1]} plain words, and"
-                        f" {PAIRS} are needed; give more text with --text")
+        raise UserError(f"{' '.join(text)} has {counted(len(found), 'different sentence')} of {WORDS[0]} to {WORDS[1]} "
+                        f"plain words, and {PAIRS} are needed; give more text with --text")
     random.Random(0).shuffle(found)  # so that neighbours, and the halves without parallel text, are no topics
     return found[:SENTENCES]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.heldout import read_strings
 from dist_metaxlm.interop.folders import fill_mask
 from dist_metaxlm.reporting.metrics import write_json
 
@@ -15,20 +15,27 @@ WORDS = range(4, 10)
 """Words of a string that gives enough context and still fits a table."""
 
 
-def fill_heldout_words(directory: str | Path, heldout: str | Path, tokenizer: Tokenizer, languages: list[str],
-                       top: int = 5) -> list[dict[str, Any]]:
-    """Hide one word of a held-out string per language and let the exported folder guess; written to fill_mask.json.
+Questions = dict[str, tuple[str, str]]
+"""Language -> text with `<mask>`, and the hidden word."""
+
+
+def hide_heldout_words(heldout: str | Path, tokenizer: Tokenizer, languages: list[str]) -> Questions:
+    """Hide one word of a held-out string in each language.
+
+    Raises:
+        UserError: without held-out strings, or for a language without a fitting one.
+    """
+    strings = read_strings(Path(heldout) / "strings.jsonl", english=False)
+    return {language: hide_word([s[language] for s in strings if language in s], language, tokenizer)
+            for language in languages}
+
+
+def fill_words(directory: str | Path, questions: Questions, top: int = 5) -> list[dict[str, Any]]:
+    """Let an exported folder guess the hidden words; written to its fill_mask.json.
 
     Returns:
         [{language, text (with `<mask>`), expected, predictions: [{token, score}]}]
-
-    Raises:
-        UserError: for a language without a fitting held-out string.
     """
-    lines = (Path(heldout) / "strings.jsonl").read_text(encoding="utf-8").splitlines()
-    strings = [json.loads(line) for line in lines]
-    questions = {language: hide_word([s[language] for s in strings if language in s], language, tokenizer)
-                 for language in languages}
     answers = fill_mask(directory, {language: text for language, (text, _) in questions.items()}, top)
     rows = [{"language": language, "text": text, "expected": expected,
              "predictions": [{"token": token, "score": score} for token, score in answers[language]]}

@@ -117,18 +117,15 @@ def _cut(examples: list[Example], rows: tuple[int, int] | None, most: int | None
     return chosen[:most]
 
 
-def finetune_task(folder: Path, name: str, spec: TaskSpec, head: Head[Any], root: Path, seeds: Sequence[int],
-                  settings: Settings, languages: list[str] | None = None,
+def finetune_task(folder: Path, name: str, data: TaskData[Any], head: Head[Any], seeds: Sequence[int], settings: Settings,
                   log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Fine-tune an encoder on a task once a seed and score every language.
+    """Fine-tune an encoder on a task, whose files `head` has read, once a seed and score every language.
 
     Returns:
-        `kind`, `metric`, `settings`, `seeds`, `scores` (a mapping language -> scores a seed), `dev` (best score a seed)
-        and `table` (see transfer_table).
+        `metric`, `settings`, `seeds`, `scores` (a mapping language -> scores a seed), `dev` (best score a seed) and `table`
+        (see transfer_table).
     """
-    _require_trainer()
     check_folder(folder)
-    data = TaskData(name, spec, head, root, settings, languages)
     scores, dev = [], []
     for seed in seeds:
         best, by_language = _one_seed(folder, data, head, settings, seed)
@@ -136,7 +133,7 @@ def finetune_task(folder: Path, name: str, spec: TaskSpec, head: Head[Any], root
         dev.append(best)
         scores.append(by_language)
     main = [{language: of[head.metric] for language, of in row.items()} for row in scores]
-    return {"kind": spec.kind, "metric": head.metric, "settings": settings.model_dump(), "seeds": list(seeds),
+    return {"metric": head.metric, "settings": settings.model_dump(), "seeds": list(seeds),
             "examples": {"train": len(data.train), "dev": len(data.dev),
                          "test": {language: len(examples) for language, examples in data.test.items()}},
             "dev": dev, "scores": scores, "table": transfer_table(main, data.scripts, data.source)}
@@ -188,6 +185,9 @@ def _shown(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in feature.items() if not key.startswith("_")} for feature in features]
 
 
-def _require_trainer() -> None:
-    if importlib.util.find_spec("accelerate") is None:
-        raise UserError("fine-tuning needs accelerate, which is not installed; pip install 'dist-metaxlm[evaluation]'")
+def require_libraries(kind: str, seeds: Sequence[int]) -> None:
+    """UserError where a library is missing that learning a kind of task, scoring it or its confidence intervals need."""
+    needed = ["accelerate", *(["seqeval"] if kind == "tagging" else []), *(["scipy"] if len(seeds) > 1 else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{kind} tasks need {', '.join(missing)}, missing here; pip install 'dist-metaxlm[evaluation]'")

@@ -23,11 +23,11 @@ MIN_CANDIDATES = 400
 """Languages with fewer candidates are reported but do not enter the mean: among few, the right one is easy to hit."""
 
 
-def read_strings(path: Path) -> list[dict[str, str]]:
+def read_strings(path: Path, english: bool = True) -> list[dict[str, str]]:
     """Held-out strings, one `{"en": ..., "de": ...}` a line.
 
     Raises:
-        UserError: the file is missing, empty or not such JSON; names the line.
+        UserError: the file is missing, not such JSON (names the line) or, where `english` is asked for, without English.
     """
     if not path.is_file():
         raise UserError(f"no held-out strings at {path}; prepare the data first: python launch/prepare.py store")
@@ -42,7 +42,7 @@ def read_strings(path: Path) -> list[dict[str, str]]:
         if not isinstance(row, dict) or not all(isinstance(text, str) for text in row.values()):
             raise UserError(f"{path} line {number} is not an object of language: string; prepare the data again")
         rows.append(row)
-    if not any("en" in row for row in rows):
+    if english and not any("en" in row for row in rows):
         raise UserError(f"{path} holds no English strings, and retrieval is against 'en'; name translations of English in "
                         "data.bitext and prepare the data anew, or ask for --tasks perplexity, which can do without")
     return rows

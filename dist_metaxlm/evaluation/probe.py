@@ -25,6 +25,7 @@ from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import sum_over_batch
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training.probing import ReadStates
+from dist_metaxlm.wording import counted
 
 MAX_TOKENS = 8192
 """Tokens that go through the encoder at once, at most."""
@@ -55,8 +56,9 @@ class HeldoutProbe:
                 self._pairs[code] = [first[n] for n in kept], [second[n] for n in kept]
         if not self._pairs:
             raise UserError(f"training.probe_interval {recipe.training.probe_interval} needs a language with {MIN_PAIRS} "
-                            f"translations of English held out, and the first {len(rows)} strings of {path} have none; "
-                            "raise training.probe_strings, give data.bitext with English, or set training.probe_interval: 0")
+                            f"translations of English held out, and the first {counted(len(rows), 'string')} of {path} "
+                            "have none; raise training.probe_strings, give data.bitext with English, or set "
+                            "training.probe_interval: 0")
 
     def __call__(self, read: ReadStates, device: torch.device) -> dict[str, Any]:
         """{retrieval (mean over languages), layer, strings, languages {language: P@1}}, equal on all ranks (collective)."""

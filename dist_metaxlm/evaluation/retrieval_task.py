@@ -17,6 +17,7 @@ from dist_metaxlm.evaluation.retrieval import fixed_layer, precision_at_1
 from dist_metaxlm.evaluation.task_files import read_pairs
 from dist_metaxlm.evaluation.task_spec import TaskSpec, files_by_language
 from dist_metaxlm.evaluation.text_encoder import TextEncoder
+from dist_metaxlm.wording import counted
 
 Pairs = dict[str, list[tuple[str, str]]]
 WAYS = ("to_english", "from_english")
@@ -54,7 +55,7 @@ def evaluate_parallel(encoder: TextEncoder, pairs: Pairs, include_special: bool 
     for language, rows in pairs.items():
         rows = rows[:max_pairs]
         if len(rows) < 2:
-            raise UserError(f"language {language!r} has {len(rows)} pair; retrieval needs at least 2")
+            raise UserError(f"language {language!r} has {counted(len(rows), 'pair')}; retrieval needs at least 2")
         english, other = (encoder.embed(list(side), include_special, max_tokens) for side in zip(*rows, strict=True))
         languages[language] = {
             "script": dominant_script(text for _, text in rows), "candidates": len(rows),

@@ -13,16 +13,16 @@ from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.heldout import MIN_CANDIDATES, TASKS, evaluate_heldout
 from dist_metaxlm.modeling.encoder import Encoder
-from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import PHASE_NAMES, Recipe
 from dist_metaxlm.reporting.metrics import write_json
+from dist_metaxlm.training.run_folder import read_recipe
 
 UNTRAINED = "untrained"
 WINDOW = 128
 
 
 def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
-                 min_candidates: int = MIN_CANDIDATES) -> dict[str, Any]:
+                 min_candidates: int = MIN_CANDIDATES, data_directory: str | None = None) -> dict[str, Any]:
     """Evaluate a phase and write `evaluation/<phase>.json` in the run's folder.
 
     Args:
@@ -30,6 +30,7 @@ def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
         phase: meta, cross or joint: the newest checkpoint of that phase; `untrained`: the recipe's initialisation.
         tasks: of `TASKS`.
         min_candidates: see `evaluate_heldout`.
+        data_directory: where the run's prepared data lie; None: where its recipe says.
 
     Raises:
         UserError: no such run, phase, checkpoint, tokenizer, held-out text or task.
@@ -38,7 +39,7 @@ def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
     unknown = [task for task in tasks if task not in TASKS]
     if unknown or not tasks:
         raise UserError(f"unknown task {unknown[0] if unknown else ''!r}; choose from {', '.join(TASKS)}")
-    recipe, encoder = load_encoder(folder, phase)
+    recipe, encoder = load_encoder(folder, phase, data_directory)
     tokenizer = tokenizer_of(folder, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began = time.perf_counter()
@@ -52,40 +53,41 @@ def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
     return result
 
 
-def load_encoder(run_dir: Path, phase: str) -> tuple[Recipe, Encoder]:
+def load_encoder(run_dir: Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, Encoder]:
     """The recipe of a run and its model with the weights of a phase, on the CPU in fp32."""
-    recipe, weights = load_state(run_dir, phase)
+    recipe, weights = load_state(run_dir, phase, data_directory=data_directory)
     encoder = Encoder(recipe.model, recipe.seed)
     encoder.load_state_dict(weights)
     return recipe, encoder
 
 
-def load_state(run_dir: Path, phase: str, step: int | None = None) -> tuple[Recipe, dict[str, torch.Tensor]]:
+def load_state(run_dir: Path, phase: str, step: int | None = None,
+               data_directory: str | None = None) -> tuple[Recipe, dict[str, torch.Tensor]]:
     """The recipe of a run and the weights of a phase: of its newest checkpoint, or of the one after `step` steps."""
     recipe_path = run_dir / "recipe.yaml"
     if not recipe_path.is_file():
         raise UserError(f"no run at {run_dir} (it has no recipe.yaml); give the folder that pretrain.py wrote")
     if phase == UNTRAINED:
-        recipe = load_recipe(recipe_path)
+        recipe = read_recipe(recipe_path, data_directory)
         return recipe, Encoder(recipe.model, recipe.seed).state_dict()
     if phase not in PHASE_NAMES:
         raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
     from dist_metaxlm.training import checkpoint
 
     if step is None:
-        return checkpoint.load_weights(run_dir, phase)
+        return checkpoint.load_weights(run_dir, phase, data_directory)
     found = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
     if found is None:
         raise UserError(f"no intact checkpoint of step {step} in {run_dir / phase / 'checkpoints'}; name one that is there")
-    return load_recipe(run_dir / phase / "recipe.yaml"), dict(found.tensors("weights"))
+    return read_recipe(run_dir / phase / "recipe.yaml", data_directory), dict(found.tensors("weights"))
 
 
 def tokenizer_of(run_dir: Path, recipe: Recipe) -> Tokenizer:
     """The tokenizer that a run was trained with. Errors: UserError where it is gone or has another size."""
     model_path = Path(recipe.data.directory) / "tokenizer.model"
     if not model_path.is_file():
-        raise UserError(f"no tokenizer at {model_path}; start the command where the run was started, or, where the data "
-                        f"have moved, correct data.directory in {run_dir / 'recipe.yaml'} and those of its phases")
+        raise UserError(f"no tokenizer at {model_path}; start the command where {run_dir} was started, or, where "
+                        "its data have moved, name their folder with --data_directory")
     tokenizer = Tokenizer.load(model_path)
     if tokenizer.vocab_size != recipe.model.vocab_size:
         raise UserError(f"{model_path} has {tokenizer.vocab_size} ids and the run's model.vocab_size is "

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.evaluation.finetune import XTREME, Settings, finetune_task
+from dist_metaxlm.evaluation.finetune import XTREME, Settings, TaskData, finetune_task, require_libraries
 from dist_metaxlm.evaluation.finetune_classification import Classification
 from dist_metaxlm.evaluation.finetune_questions import Questions
 from dist_metaxlm.evaluation.finetune_tagging import Tagging
@@ -54,12 +54,14 @@ class TaskOptions:
     """Retrieval and alignment: pairs taken of every file, the first ones."""
     keep_going: bool = False
     """After a task that failed by the user's mistake go on with the next one."""
+    data_directory: str | None = None
+    """Where a run's prepared data lie; empty: where its recipe says."""
 
 
 def evaluate_run_tasks(run_dir: str | Path, phase: str, names: Sequence[str], options: TaskOptions,
                        log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Tasks for a run's phase; each result is also written to evaluation/PHASE-TASK.json of the run."""
-    with exported_phase(run_dir, phase) as folder:
+    with exported_phase(run_dir, phase, data_directory=options.data_directory) as folder:
         results = evaluate_tasks(folder, names, options, log)
     for name, result in results.items():
         if "error" not in result:
@@ -93,6 +95,10 @@ def evaluate_encoders(run_dir: str | None, phases: Sequence[str], models: Sequen
 
     Everything is also written to the JSON file `output`, where one is named. Errors: as `evaluate_tasks`.
     """
+    if not options.keep_going:
+        for model in models:
+            check_folder(Path(model))
+        check_tasks(names, options)
     results = {phase: evaluate_run_tasks(str(run_dir), phase, names, options, log) for phase in phases}
     for model in models:
         label = Path(model).name if [Path(other).name for other in models].count(Path(model).name) == 1 else model
@@ -113,7 +119,7 @@ def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOption
     for name in names:
         try:
             began = time.perf_counter()
-            results[name] = _evaluate(Path(folder), name, options, log)
+            results[name] = _opened(name, options)(Path(folder), log)
             _say_missing(name, results[name], options.languages, log)
             results[name]["seconds"] = round(time.perf_counter() - began, 1)
         except UserError as error:
@@ -131,19 +137,35 @@ def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: C
         log(f"{name}: no test file for {', '.join(missing)}; the means are without")
 
 
-def _evaluate(folder: Path, name: str, options: TaskOptions, log: Callable[[str], None]) -> dict[str, Any]:
+def check_tasks(names: Sequence[str], options: TaskOptions) -> None:
+    """Read all that tasks need besides an encoder, so that nothing is found missing after hours of training.
+
+    Errors: UserError as the first task's files, settings or libraries give cause.
+    """
+    for name in names:
+        _opened(name, options)
+
+
+def _opened(name: str, options: TaskOptions) -> Callable[[Path, Callable[[str], None]], dict[str, Any]]:
+    """A task whose files are read and whose settings are checked: (folder of an encoder, log) -> result."""
     spec = load_tasks([name], options.file)[name]
     languages = [canonical(language, "--languages") for language in options.languages] or None
     if spec.kind == "retrieval":
         pairs = read_parallel(name, spec, options.data, languages)
-        return evaluate_parallel(TextEncoder(folder), pairs, options.include_special, options.max_pairs)
+        return lambda folder, log: evaluate_parallel(TextEncoder(folder), pairs, options.include_special, options.max_pairs)
     if spec.kind == "alignment":
         texts = read_alignment(name, spec, options.data, languages, options.max_pairs)
-        return evaluate_alignment(TextEncoder(folder), texts, spec.extraction, spec.words)
+        return lambda folder, log: evaluate_alignment(TextEncoder(folder), texts, spec.extraction, spec.words)
     settings = read_settings(spec.kind, options.settings)
-    with libraries_on_standard_error():
-        head = HEADS[spec.kind](spec)
-        return finetune_task(folder, name, spec, head, options.data, options.seeds, settings, languages, log)
+    require_libraries(spec.kind, options.seeds)
+    head = HEADS[spec.kind](spec)
+    data = TaskData(name, spec, head, options.data, settings, languages)
+
+    def learn(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+        with libraries_on_standard_error():
+            return {"kind": spec.kind, **finetune_task(folder, name, data, head, options.seeds, settings, log)}
+
+    return learn
 
 
 def read_settings(kind: str, overrides: Sequence[str]) -> Settings:

@@ -21,18 +21,22 @@ from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.run import load_state, window_of
-from dist_metaxlm.evaluation.run_tasks import TaskOptions, evaluate_run_tasks
+from dist_metaxlm.evaluation.run_tasks import TaskOptions, check_tasks, evaluate_run_tasks
 from dist_metaxlm.evaluation.study_arms import MEANING, SIZES, Arm, study_arms
 from dist_metaxlm.evaluation.study_measures import MEASURES, measure
 from dist_metaxlm.evaluation.study_training import Workers
 from dist_metaxlm.evaluation.study_verdict import summarise
+from dist_metaxlm.interop.configs import check_exportable
 from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.reporting.metrics import read_json, read_metrics, write_json
 from dist_metaxlm.reporting.study import write_study_report
 from dist_metaxlm.training.checkpoint import list_steps
+from dist_metaxlm.training.layout import check_layout
 from dist_metaxlm.training.run_folder import environment
+from dist_metaxlm.wording import counted
 
 Log = Callable[[str], None]
 
@@ -84,13 +88,19 @@ def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, 
     """
     workers = Workers(script, options.jobs, options.ranks)
     base = base_recipe(options)
+    begun = (options.output / "plan.json").is_file()
+    if not begun:
+        _check_tasks(options, base)
     arms = _plan(options, base, log)
     found = {arm.name: _finished(options.output / "arms" / arm.name, arm) for arm in arms}
     missing = [arm for arm in arms if found[arm.name] is None]
     began, fresh = time.monotonic(), 0
     if missing:
-        log(f"training {len(missing)} of {len(arms)} arms, {options.jobs} at once; the first is {missing[0].label}, seed "
-            f"{missing[0].seed}, with its lines in {options.output / 'arms' / missing[0].name / 'log.txt'}")
+        if begun:  # a finished study can be reported without its tasks' files
+            _check_tasks(options, base)
+        log(f"training {len(missing)} of {counted(len(arms), 'arm')}, {options.jobs} at once; the first is "
+            f"{missing[0].label}, seed {missing[0].seed}, with its lines in "
+            f"{options.output / 'arms' / missing[0].name / 'log.txt'}")
 
     def write() -> dict[str, Any]:
         return _write(options, arms, [result for arm in arms if (result := found[arm.name]) is not None])
@@ -106,7 +116,7 @@ def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, 
         found[arm.name], fresh = result, fresh + 1
         left = (time.monotonic() - began) / fresh * (len(missing) - fresh) / 60
         log(f"arm {len(arms) - len(missing) + fresh} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about "
-            f"{left:.0f} minutes left")
+            f"{counted(round(left), 'minute')} left")
         write()
 
     with workers:
@@ -122,6 +132,17 @@ def base_recipe(options: StudyOptions) -> Recipe:
     return load_recipe(options.recipe, [*shape, f"data.directory={options.output / 'data'}", *options.overrides])
 
 
+def _check_tasks(options: StudyOptions, base: Recipe) -> None:
+    """Refuse tasks that could not be run on a trained arm, hours before there is one."""
+    if not options.tasks:
+        return
+    try:
+        check_exportable(base.model)
+    except UserError as error:
+        raise UserError(f"--tasks open every arm with transformers, and {error}") from None
+    check_tasks(options.tasks, options.task_options)
+
+
 def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
     """The arms, once the data is there; more seeds and ratios may be asked of a study later, nothing else may change."""
     unknown = [kind for kind in options.kinds if kind not in MEANING]
@@ -130,7 +151,10 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
     tokens = options.tokens or SIZES[options.size][0]
     plan = {"size": options.size, "tokens": tokens, "points": options.points, "curve_strings": options.curve_strings,
             "tasks": list(options.tasks), "recipe": base.model_dump(mode="json")}
-    study_arms(base, tokens, options.ratios, options.seeds, 0.5, options.points)  # refuses before any data is made
+    # what cannot be trained is refused before any data is made
+    for arm in study_arms(base, tokens, options.ratios, options.seeds, 0.5, options.points):
+        for phase in arm.phases:
+            check_layout(arm.recipe, phase, Topology(0, options.ranks, 0, options.ranks, "study"))
     before = read_json(options.output / "plan.json")
     changed = [key for key in plan if before is not None and before.get(key) != plan[key]]
     if changed:

@@ -14,6 +14,7 @@ from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.wording import counted
 
 TWO_PHASE, JOINT, MATCHED, CROSS_ONLY, META_ONLY = "meta+cross", "joint", "joint matched", "cross only", "meta only"
 MEANING = {
@@ -85,7 +86,7 @@ def study_arms(base: Recipe, tokens: int, ratios: Sequence[float], seeds: Sequen
     one = _english(base.phases["meta"], size)
     steps = tokens // size
     if steps < 4:
-        raise UserError(f"{tokens} tokens are {steps} steps of {size} tokens; give --tokens {4 * size} at least")
+        raise UserError(f"{tokens} tokens are {counted(steps, 'step')} of {size} tokens; give --tokens {4 * size} at least")
     arms = []
     for seed in seeds:
         arms.append(_arm(JOINT, None, seed, base, {"joint": _lasting(many, steps)}, points))

@@ -17,6 +17,7 @@ from dist_metaxlm.data.readers_files import decoded, lines, shown, whole
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.languages import canonical
 from dist_metaxlm.recipe.data import ReadingConfig
+from dist_metaxlm.wording import counted
 
 _ALIASES = {"contradictory": "contradiction"}
 """MultiNLI's spelling in the English training file of XNLI."""
@@ -144,8 +145,8 @@ def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None =
             continue
         where = f"{shown(path)}, line {number}"
         if len(cells) <= max(*columns, of or 0):
-            raise UserError(f"{where} has {len(cells)} tab-separated columns where sentence, sentence and label need "
-                            f"{max(*columns, of or 0) + 1}; use a file with labels, or mend the line")
+            raise UserError(f"{where} has {counted(len(cells), 'tab-separated column')} where sentence, sentence and label "
+                            f"need {max(*columns, of or 0) + 1}; use a file with labels, or mend the line")
         if of is not None and language is not None and canonical(cells[of].strip(), where) != language:
             continue
         label = _ALIASES.get(cells[columns[2]].strip(), cells[columns[2]].strip())

@@ -139,7 +139,8 @@ def opening(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def exported_phase(run_dir: str | Path, phase: str, step: int | None = None) -> Iterator[Path]:
+def exported_phase(run_dir: str | Path, phase: str, step: int | None = None,
+                   data_directory: str | None = None) -> Iterator[Path]:
     """A run's phase (or its initialisation: `untrained`) as a Hugging Face folder that is gone afterwards.
 
     Errors: UserError for a run without that phase, an intact checkpoint of `step` or a tokenizer.
@@ -147,7 +148,7 @@ def exported_phase(run_dir: str | Path, phase: str, step: int | None = None) -> 
     from dist_metaxlm.evaluation.run import load_state, tokenizer_of
     from dist_metaxlm.interop.folders import export_folder
 
-    recipe, state = load_state(Path(run_dir), phase, step)
+    recipe, state = load_state(Path(run_dir), phase, step, data_directory)
     model = tokenizer_of(Path(run_dir), recipe).path
     parent = Path(tempfile.mkdtemp(prefix="dist_metaxlm-export-"))
     try:

@@ -18,6 +18,7 @@ from dist_metaxlm.interop.configs import check_exportable, huggingface_config, m
 from dist_metaxlm.interop.tensor_source import HeldTensors, TensorSource, same_tensor
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
+from dist_metaxlm.wording import counted
 
 __all__ = ["Step", "export_steps", "from_huggingface", "huggingface_config", "import_steps", "model_config", "planned",
            "to_huggingface"]
@@ -158,8 +159,8 @@ def _check_shapes(specs: State, config: ModelConfig, where: str) -> None:
 def _links(config: ModelConfig, tensors: int) -> Iterator[_Link]:
     """All links of a model of this shape; UserError where so few tensors cannot hold so many layers."""
     if config.layers > tensors:
-        raise UserError(f"the configuration has {config.layers} layers and the weights have {tensors} tensors; "
-                        "check that weights and configuration belong together")
+        raise UserError(f"the configuration has {counted(config.layers, 'layer')} and the weights have "
+                        f"{counted(tensors, 'tensor')}; check that weights and configuration belong together")
     yield from _modern_links(config) if config.family == "modern" else _xlmr_links(config)
 
 

@@ -13,6 +13,7 @@ from collections.abc import MutableMapping
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.topology import Topology, filled_nodes, free_port
+from dist_metaxlm.wording import counted
 
 Environment = MutableMapping[str, str]
 HOSTS_VARIABLE = "DIST_METAXLM_HOSTS"
@@ -175,7 +176,7 @@ def check_world_size(topology: Topology, expected: int | None) -> None:
         UserError: naming both numbers and the launcher.
     """
     if expected is not None and topology.world_size != expected:
-        started = (f"{topology.launcher} started {topology.world_size} rank(s) on {topology.nodes} node(s) "
-                   f"({os.uname().nodename})")
+        started = (f"{topology.launcher} started {counted(topology.world_size, 'rank')} on "
+                   f"{counted(topology.nodes, 'node')} ({os.uname().nodename})")
         raise UserError(f"{started}, --expect_world_size {expected} was asked for; check the hostfile and the launcher's "
                         "options, or give the number you want")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.topology import Topology
+from dist_metaxlm.wording import counted
 
 _SHOWN_NODES = 16
 """Rows of the picture; of more nodes the first and the last are shown."""
@@ -60,8 +61,8 @@ def check_placement(topology: Topology, tensor: int, pipeline: int, tensor_acros
         smallest = min(nodes.count(node) for node in set(nodes))
         inside = max(size for size in range(1, tensor + 1) if smallest % size == 0 and tensor % size == 0)
         raise UserError(f"parallel.tensor={tensor} puts ranks {group[0]} to {group[-1]} of one tensor group on "
-                        f"{', '.join(hosts)} ({smallest} rank(s) a node), and they talk over the network in every block; "
-                        f"set parallel.tensor={inside}, or parallel.tensor_across_nodes=true if you want that")
+                        f"{', '.join(hosts)} ({counted(smallest, 'rank')} a node), and they talk over the network in every "
+                        f"block; set parallel.tensor={inside}, or parallel.tensor_across_nodes=true if you want that")
     return placement
 
 
@@ -73,8 +74,8 @@ def placement_lines(placement: Placement) -> list[str]:
     for rank, node in enumerate(nodes):
         ranks.setdefault(node, []).append(rank)
     width = max(len(topology.host(members[0])) for members in ranks.values())
-    lines = [f"placement: {len(ranks)} node(s), tensor {placement.tensor} x pipeline {placement.pipeline} x data "
-             f"{placement.data}; rank: s stage, d data rank, t tensor rank"]
+    lines = [f"placement: {counted(len(ranks), 'node')}, tensor {placement.tensor} x pipeline {placement.pipeline} x "
+             f"data {placement.data}; rank: s stage, d data rank, t tensor rank"]
     for position, members in enumerate(ranks.values()):
         if _SHOWN_NODES // 2 <= position < len(ranks) - _SHOWN_NODES // 2:
             if position == _SHOWN_NODES // 2:

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -66,7 +65,6 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
         lifeline = Lifeline(topology, store, join_seconds) if topology.world_size > 1 else None
         dist.init_process_group(backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout,
                                 device_id=bound)
-        _say_compiling(topology, device)
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != topology.world_size:
         raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the launcher announced "
@@ -81,15 +79,6 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
     _leave(lifeline)
 
 
-def _say_compiling(topology: Topology, device: torch.device) -> None:
-    """DeepSpeed compiles its collectives over shared memory when a CPU first needs them, a minute without a word."""
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    places = (f"{prefix}deepspeed_shm_comm/*.so" for prefix in ("", "*/"))
-    if device.type == "cpu" and topology.is_first and not any(any(root.glob(place)) for place in places):
-        print(f"first run on this machine: DeepSpeed compiles its collectives for the CPU into {root}, about a minute",
-              file=sys.stderr, flush=True)
-
-
 def _leave(lifeline: Lifeline | None) -> None:
     if lifeline is not None:
         lifeline.leave()
@@ -101,8 +90,6 @@ def quiet_engines() -> None:
     """DeepSpeed and megatron-core log pages at start-up; keep warnings, drop the rest unless DEEPSPEED_LOG says so."""
     level = os.environ.get("DEEPSPEED_LOG", "ERROR").upper()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    # DeepSpeed loads setuptools behind distutils; both are there for a compiler that is hardly ever called.
-    warnings.filterwarnings("ignore", category=UserWarning, module="_distutils_hack")
     for message in _KNOWN if torch.cuda.is_available() else (*_KNOWN, ".*CUDA_DEVICE_MAX_CONNECTIONS"):
         warnings.filterwarnings("ignore", category=UserWarning, message=message)
     for name in ("DeepSpeed", "deepspeed", "megatron", "torch.distributed"):

@@ -20,6 +20,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.ports import holder
 from dist_metaxlm.parallel.preflight.judge import remedy
 from dist_metaxlm.parallel.topology import Topology
+from dist_metaxlm.wording import counted
 
 _POLL_SECONDS = 0.05
 _LINGER_SECONDS = 1.0
@@ -108,8 +109,8 @@ def _call_roll(topology: Topology, store: dist.Store, seconds: float) -> str | N
 def _difference(rank: int, other: dict[str, Any], first: dict[str, Any]) -> str | None:
     """What a rank says of itself that the first does not, as a sentence."""
     if other["size"] != first["size"]:
-        return (f"rank {rank} on {other['host']} was started for {other['size']} ranks, rank 0 for {first['size']}; start "
-                "all nodes with the same hostfile")
+        return (f"rank {rank} on {other['host']} was started for {counted(other['size'], 'rank')}, rank 0 for "
+                f"{first['size']}; start all nodes with the same hostfile")
     for name, value in first["facts"].items():
         if other["facts"].get(name) != value:
             return (f"{name} is {other['facts'].get(name)} on {other['host']} (rank {rank}) and {value} on {first['host']} "

@@ -23,6 +23,7 @@ from dist_metaxlm.planning.memory import HostMemory, Layout, MemoryEstimate, est
 from dist_metaxlm.planning.parameters import count_parameters, momentum_parameters
 from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, part_costs
 from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, PairObjective, PhaseConfig, Recipe
+from dist_metaxlm.wording import counted
 
 MEMORY_SHARE = 0.9
 """Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""
@@ -102,8 +103,9 @@ def plan(recipe: Recipe, cluster: Cluster) -> list[Plan]:
                                for count in {layout.pipeline for layout in layouts}}
     plans = [_fill(recipe, cluster, layout, precision, cuts[layout.pipeline]) for layout in layouts]
     if not plans:
-        raise UserError(f"recipe {recipe.name} cannot be cut over {cluster.world_size} devices: no number of data-parallel "
-                        "ranks divides the windows and pair groups of every phase; take fewer nodes or larger batches")
+        raise UserError(f"recipe {recipe.name} cannot be cut over {counted(cluster.world_size, 'device')}: no number of "
+                        "data-parallel ranks divides the windows and pair groups of every phase; take fewer nodes or larger "
+                        "batches")
     return sorted(plans, key=_preference)
 
 
@@ -259,11 +261,11 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
     fitting = sum(found.fits for found in plans)
     lines = [f"{facts['parameters'] / 1e6:,.1f} M parameters, {facts['parameters_without_embeddings'] / 1e6:,.1f} M without "
              "embeddings; memory is an estimate (planning/memory.py)"]
-    lines += [f"{name}: {work['steps']:,} steps, {work['tokens'] / 1e9:,.1f} G tokens, {work['flops']:.2e} FLOP"
-              for name, work in facts["phases"].items()]
+    lines += [f"{name}: {counted(work['steps'], 'step', ',')}, {work['tokens'] / 1e9:,.1f} G tokens, "
+              f"{work['flops']:.2e} FLOP" for name, work in facts["phases"].items()]
     lines.append("TP, PP, DP: tensor, pipeline, data parallel ranks; SP: sequence parallelism; tokens: of a micro-batch; "
                  "host: host memory for saving and offload, at most; idle: share of a step lost while a pipeline fills and "
                  "drains")
-    closing = f"{fitting} of {len(plans)} legal layouts fit."
+    closing = f"{fitting} of {counted(len(plans), 'legal layout')} fit."
     closing += f" Take the first: {' '.join(plans[0].overrides())}" if fitting else " Take more or larger devices."
     return [*lines, table, closing]

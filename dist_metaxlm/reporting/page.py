@@ -21,6 +21,7 @@ from dist_metaxlm.reporting.sections import (
 )
 from dist_metaxlm.reporting.style import CSS
 from dist_metaxlm.reporting.summary import RunFiles, build_summary, read_run
+from dist_metaxlm.wording import counted
 
 SECTIONS = ("losses", "sampling", "retrieval", "perplexity", "fill-mask", "throughput", "setting")
 """Ids of the sections of a complete run, in the order of the page."""
@@ -71,8 +72,8 @@ def _lead(summary: dict[str, Any]) -> str:
         return ""
     after = scored[last]
     text = (f"After phase {last}, a held-out sentence finds its translation among {after['candidates_min']} or more "
-            f"candidates {100 * after['mean_p_at_1']:.0f}% of the time, on average over {after['languages']} languages "
-            f"and both directions (layer {after['best_layer']})")
+            f"candidates {100 * after['mean_p_at_1']:.0f}% of the time, on average over "
+            f"{counted(after['languages'], 'language')} and both directions (layer {after['best_layer']})")
     if last == "cross" and "meta" in scored:
         text += f"; after phase meta it was {100 * scored['meta']['mean_p_at_1']:.0f}%"
     return f'<p class="lead">{escape(text)}.</p>'
@@ -149,8 +150,8 @@ def _probes(run: RunFiles, summary: dict[str, Any]) -> str:
     charts = "".join(panel(f"Phase {phase}", plots.probe_chart(phase, records)) for phase, records in probed.items())
     last = next(record["probe"] for record in reversed(list(probed.values())[-1]) if "probe" in record)
     cost = ", ".join(f"{100 * (summary['phases'][phase]['probe_share'] or 0):.1f}% of {phase}" for phase in probed)
-    return (f'<p class="note below">While training: P@1 among at most {last["strings"]} strings of a language at layer '
-            f'{last["layer"]}. Time it took: {cost}.</p>'
+    return (f'<p class="note below">While training: P@1 among at most {counted(last["strings"], "string")} of a language at '
+            f'layer {last["layer"]}. Time it took: {cost}.</p>'
             f'<div class="grid below">{charts}</div>')
 
 

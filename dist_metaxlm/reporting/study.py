@@ -10,6 +10,7 @@ from dist_metaxlm.reporting import study_plots as plots
 from dist_metaxlm.reporting.metrics import write_text
 from dist_metaxlm.reporting.sections import escape, fact_table, panel, short, table
 from dist_metaxlm.reporting.style import CSS
+from dist_metaxlm.wording import counted
 
 Study = Mapping[str, Any]
 _LIMITS = (
@@ -77,8 +78,8 @@ def _facts(study: Study) -> str:
     state = "" if study["finished"] == study["asked"] else f", {study['finished']} of {study['asked']} runs finished"
     seconds = sum(result["seconds"] for result in study["results"])
     return (f"{short(study['parameters'])} parameters, N = {short(study['tokens'])} tokens, n1/N = "
-            f"{', '.join(f'{ratio:g}' for ratio in study['ratios'])}, {len(study['seeds'])} seeds{state}; training took "
-            f"{seconds / 60:.0f} minutes on {study['environment'].get('device', '?')}")
+            f"{', '.join(f'{ratio:g}' for ratio in study['ratios'])}, {counted(len(study['seeds']), 'seed')}{state}; "
+            f"training took {counted(round(seconds / 60), 'minute')} on {study['environment'].get('device', '?')}")
 
 
 def _tables(study: Study) -> list[tuple[str, str, list[str], list[list[str]]]]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dist_metaxlm.reporting.metrics import CHECKPOINT_ORDER
 from dist_metaxlm.reporting.sections import number, short
+from dist_metaxlm.wording import counted
 
 
 def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> None:
@@ -54,9 +55,9 @@ def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
         parts.append(f"English perplexity {number(result['perplexity'].get('en'), 1)}")
     retrieval = result.get("retrieval", {})
     if result.get("mean_p_at_1") is not None:
-        counted = sum(scores["counted"] for scores in retrieval.values())
-        parts.append(f"mean P@1 {result['mean_p_at_1']:.3f} at layer {result['best_layer']} over {counted} languages, "
-                     "both directions")
+        languages = sum(scores["counted"] for scores in retrieval.values())
+        parts.append(f"mean P@1 {result['mean_p_at_1']:.3f} at layer {result['best_layer']} over "
+                     f"{counted(languages, 'language')}, both directions")
     elif retrieval:
         parts.append(f"no mean P@1: no language has {result['min_candidates']} candidates, see --min_candidates")
     console_of(stream).print(f"{result['phase']}: {'; '.join(parts)} ({number(result['seconds'], 1)} s)", soft_wrap=True)

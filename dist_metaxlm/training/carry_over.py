@@ -22,6 +22,7 @@ from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.checkpoint import Checkpoint, newest_checkpoint
 from dist_metaxlm.training.initial_weights import differing_fields
+from dist_metaxlm.training.manifest import weights_digest
 from dist_metaxlm.training.run_folder import PhaseFolder
 
 TABLE = "embedding.tokens.weight"
@@ -52,6 +53,7 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
     unseen = ~checkpoint.tensors("progress")["seen"].bool()
     report: dict[str, Any] = {
         "from": str(checkpoint.folder), "step": checkpoint.step, "weights": "carried",
+        "weights_digest": weights_digest(checkpoint.folder),
         "tokenizer": tokenizer_hash, "policy": recipe.carry_over.model_dump(),
         "data_cursor": "own, from the start", "unseen_tokens": int(unseen.sum()),
         "embeddings_before": embedding_statistics(weights[TABLE], unseen)}

@@ -21,10 +21,10 @@ import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
-from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training import optimizer_state
-from dist_metaxlm.training.manifest import DamagedCheckpoint, list_steps, step_folder, verify_manifest
+from dist_metaxlm.training.manifest import DamagedCheckpoint, file_digest, list_steps, step_folder, verify_manifest
+from dist_metaxlm.training.run_folder import read_recipe
 from dist_metaxlm.training.saving import CheckpointSaver
 from dist_metaxlm.training.tensor_file import TensorsOnDisk
 
@@ -119,11 +119,12 @@ def restore(engine: Any, checkpoint: Checkpoint) -> None:
         memory.restore(checkpoint.tensors("momentum"), checkpoint.tensors("progress"))
 
 
-def phase_checkpoint(run_dir: str | Path, phase: str) -> tuple[Recipe, Checkpoint]:
-    """Recipe and newest intact checkpoint of a run's phase.
+def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, Checkpoint]:
+    """Recipe and newest intact checkpoint of a run's phase; `data_directory` says where its data are, if they have moved.
 
     Raises:
-        UserError: when there is no such run, phase or intact checkpoint.
+        UserError: when there is no such run, phase or intact checkpoint, or the data's tokenizer is another than the phase
+        was trained with.
     """
     folder = Path(run_dir) / phase
     if not (folder / "recipe.yaml").is_file():
@@ -132,10 +133,16 @@ def phase_checkpoint(run_dir: str | Path, phase: str) -> tuple[Recipe, Checkpoin
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"no intact checkpoint in {folder / 'checkpoints'}; run the {phase} phase again")
-    return load_recipe(folder / "recipe.yaml"), checkpoint
+    recipe = read_recipe(folder / "recipe.yaml", data_directory)
+    tokenizer, trained = Path(recipe.data.directory) / "tokenizer.model", checkpoint.facts.get("tokenizer")
+    if trained is not None and tokenizer.is_file() and file_digest(tokenizer) != trained:
+        raise UserError(f"{checkpoint.folder} was trained with tokenizer {trained[:12]}, and {tokenizer} is "
+                        f"{file_digest(tokenizer)[:12]}; give the folder of the data that it was trained on")
+    return recipe, checkpoint
 
 
-def load_weights(run_dir: str | Path, phase: str) -> tuple[Recipe, dict[str, torch.Tensor]]:
+def load_weights(run_dir: str | Path, phase: str,
+                 data_directory: str | None = None) -> tuple[Recipe, dict[str, torch.Tensor]]:
     """Recipe and fp32 weights, by logical name, of the checkpoint that `phase_checkpoint` finds."""
-    recipe, checkpoint = phase_checkpoint(run_dir, phase)
+    recipe, checkpoint = phase_checkpoint(run_dir, phase, data_directory)
     return recipe, dict(checkpoint.tensors("weights"))

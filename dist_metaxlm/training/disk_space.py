@@ -11,6 +11,7 @@ from pathlib import Path
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.checkpoint_size import checkpoint_bytes
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.wording import counted
 
 
 def free_bytes(path: Path) -> int | None:
@@ -49,8 +50,8 @@ def check_room(root: Path, recipe: Recipe, phase_name: str, anew: bool = False) 
     if fitting >= at_once:
         return None
     fewer = f"set training.keep_checkpoints={fitting - 1}, " if fitting > 1 else ""
-    return (f"{root} has {free:,} bytes free, room for {fitting} checkpoint(s) of {need:,} bytes, and {asked}: the run "
-            f"would stop with a full disk; {fewer}free some, or give a --run_dir on a larger disk")
+    return (f"{root} has {free:,} bytes free, room for {counted(fitting, 'checkpoint')} of {need:,} bytes, and {asked}: "
+            f"the run would stop with a full disk; {fewer}free some, or give a --run_dir on a larger disk")
 
 
 def require_room(root: Path, need: int) -> None:

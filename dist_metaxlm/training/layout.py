@@ -7,6 +7,7 @@ from dist_metaxlm.parallel.placement import check_placement
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.schema import ParallelConfig, Recipe
 from dist_metaxlm.training.steps import check_batches
+from dist_metaxlm.wording import counted
 
 
 def check_layout(recipe: Recipe, phase_name: str, topology: Topology) -> None:
@@ -19,12 +20,12 @@ def check_layout(recipe: Recipe, phase_name: str, topology: Topology) -> None:
     layout, model, phase = recipe.parallel, recipe.model, recipe.phases[phase_name]  # type: ignore[index]
     tensor, stages = layout.tensor, layout.pipeline
     if stages > model.layers + 2:
-        raise UserError(f"parallel.pipeline={stages} is more stages than the {model.layers} layers, embedding and head of "
-                        f"the model can fill; nearest: parallel.pipeline={model.layers + 2}")
+        raise UserError(f"parallel.pipeline={stages} is more stages than the {counted(model.layers, 'layer')}, embedding "
+                        f"and head of the model can fill; nearest: parallel.pipeline={model.layers + 2}")
     widths = {"model.heads": model.heads, "model.ffn": model.ffn}
     wrong = [f"{name}={value}" for name, value in widths.items() if value % tensor]
     if world_size % tensor:
-        wrong.insert(0, f"{world_size} ranks")
+        wrong.insert(0, counted(world_size, "rank"))
     if layout.sequence and phase.sequence_length % tensor:
         wrong.append(f"phases.{phase_name}.sequence_length={phase.sequence_length} (parallel.sequence cuts it)")
     if wrong:
@@ -33,8 +34,9 @@ def check_layout(recipe: Recipe, phase_name: str, topology: Topology) -> None:
                         f"parallel.tensor={_nearest_divisor(numbers, tensor)}")
     copies = world_size // tensor
     if copies % stages:
-        raise UserError(f"parallel.pipeline={stages} does not divide the {copies} ranks left by parallel.tensor={tensor} of "
-                        f"{world_size}; nearest that divides: parallel.pipeline={_nearest_divisor([copies], stages)}")
+        raise UserError(f"parallel.pipeline={stages} does not divide the {counted(copies, 'rank')} left by "
+                        f"parallel.tensor={tensor} of {world_size}; nearest that divides: "
+                        f"parallel.pipeline={_nearest_divisor([copies], stages)}")
     check_batches(phase, phase_name, copies // stages)
     check_placement(topology, tensor, stages, layout.tensor_across_nodes)
 

@@ -54,6 +54,16 @@ def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, Sea
     sync_folder(folder)
 
 
+def weights_digest(folder: Path) -> str | None:
+    """One digest of a checkpoint's weights by its manifest, without reading them; None where there is no manifest."""
+    try:
+        files = _read(folder)["files"]
+    except DamagedCheckpoint:
+        return None
+    named = sorted((name, file["sha256"]) for name, file in files.items() if name.startswith("weights-"))
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
 def _own_digest(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest without its `DIGEST`, as JSON that is the same however the file is laid out."""
     rest = {key: value for key, value in manifest.items() if key != DIGEST}

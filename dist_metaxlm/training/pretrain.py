@@ -49,7 +49,9 @@ from dist_metaxlm.training.manifest import list_steps, write_json
 from dist_metaxlm.training.probing import OpenProbe, Probe
 from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
+from dist_metaxlm.training.staleness import warn_of_stale_cross
 from dist_metaxlm.training.steps import StepPlan
+from dist_metaxlm.wording import counted
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,10 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     folder = PhaseFolder(options.run_dir or Path("runs") / recipe.name, options.phase)
     if folder.finished and options.resume == "auto" and not _goes_on(folder, recipe, options):
         folder.start(recipe) if topology.is_first else None
-        _say(topology, f"phase {options.phase} of {folder.run_dir} is finished: {folder.finished['steps']} steps, loss "
-                       f"{folder.finished['loss']:.3f}; --resume never trains it anew")
+        steps, loss = counted(folder.finished["steps"], "step"), folder.finished["loss"]
+        _say(topology, f"phase {options.phase} of {folder.run_dir} is finished: {steps}, loss {loss:.3f}; --resume never "
+                       "trains it anew")
+        warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides) if topology.is_first else None
         return
     warning = check_room(folder.checkpoints, recipe, options.phase, anew=options.resume == "never")
     if warning and topology.is_first:
@@ -117,8 +121,9 @@ def _goes_on(folder: PhaseFolder, recipe: Recipe, options: Options) -> bool:
     assert folder.finished is not None
     steps, longer = folder.finished["steps"], recipe.phases[options.phase].total_steps  # type: ignore[index]
     if options.change and longer <= steps:
-        raise UserError(f"phase {options.phase} of {folder.run_dir} is finished after {steps} steps, and the recipe has "
-                        f"{longer}: --change goes on with more of them, such as phases.{options.phase}.steps={2 * steps}")
+        raise UserError(f"phase {options.phase} of {folder.run_dir} is finished after {counted(steps, 'step')}, and the "
+                        f"recipe has {longer}: --change goes on with more of them, such as "
+                        f"phases.{options.phase}.steps={2 * steps}")
     return options.change
 
 
@@ -184,6 +189,7 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
     train(engine, recipe, folder, data, plan, progress, schedule_offset(recipe, options.phase, folder), probe)
     if topology.is_first:
         finish(folder, progress, topology)
+        warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)
 
 
 def build_model(recipe: Recipe, phase: PhaseConfig) -> Any:
@@ -224,7 +230,7 @@ def finish(folder: PhaseFolder, progress: Progress, topology: Topology) -> None:
     last = json.loads(folder.metrics.read_text(encoding="utf-8").splitlines()[-1])
     folder.finish({"steps": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, "loss": last["loss"],
                    "losses": last["losses"], "ranks": topology.world_size})
-    _say(topology, f"phase {folder.phase} finished: {progress.step} steps, {progress.tokens:,} tokens, "
+    _say(topology, f"phase {folder.phase} finished: {counted(progress.step, 'step')}, {progress.tokens:,} tokens, "
                    f"{progress.seconds:.0f} s, loss {last['loss']:.3f}; checkpoint in {folder.checkpoints}")
 
 
@@ -252,8 +258,9 @@ def _announce(recipe: Recipe, options: Options, topology: Topology, device: torc
     """Say at start what runs, how the phases differ, and what was carried over."""
     phase = recipe.phases[options.phase]  # type: ignore[index]
     parameters, layout = count_parameters(recipe.model).total, layout_name(recipe.parallel, topology.world_size)
-    _say(topology, f"{recipe.name}, phase {options.phase}: {parameters:,} parameters, {phase.total_steps} steps, "
-                   f"{topology.world_size} rank(s) on {topology.nodes} node(s), {device.type}, "
+    _say(topology, f"{recipe.name}, phase {options.phase}: {parameters:,} parameters, "
+                   f"{counted(phase.total_steps, 'step')}, {counted(topology.world_size, 'rank')} on "
+                   f"{counted(topology.nodes, 'node')}, {device.type}, "
                    f"{resolve_precision(recipe, device)}, {layout}, in {folder.path}")
     if {"meta", "cross"} <= set(recipe.phases) and options.phase in ("meta", "cross"):
         _say(topology, "meta -> cross changes: " + "; ".join(
@@ -264,6 +271,8 @@ def _announce(recipe: Recipe, options: Options, topology: Topology, device: torc
             _say(topology, line)
     if progress.step:
         _say(topology, f"resuming after step {progress.step}")
+        if options.phase == "cross":
+            warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)
 
 
 def _show_place(recipe: Recipe, topology: Topology, always: bool = False) -> None:
@@ -277,7 +286,7 @@ def _show_place(recipe: Recipe, topology: Topology, always: bool = False) -> Non
     layout = recipe.parallel
     placement = check_placement(topology, layout.tensor, layout.pipeline, layout.tensor_across_nodes)
     if topology.world_size > 1 or always:
-        for line in [*placement_lines(placement), f"  {shown()}; {threads(topology)} thread(s) a rank, started by "
+        for line in [*placement_lines(placement), f"  {shown()}; {counted(threads(topology), 'thread')} a rank, started by "
                                                   f"{topology.launcher}"]:
             _say(topology, line)
 

@@ -14,6 +14,7 @@ from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training.environment import environment
 from dist_metaxlm.training.manifest import list_steps, step_folder, write_json
+from dist_metaxlm.wording import counted
 
 CHANGEABLE = re.compile(r"phases\.\w+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+")
 """Fields that a phase may go on with other values of: they say nothing about the model or which text comes next."""
@@ -80,8 +81,8 @@ class PhaseFolder:
                             "--resume never")
         total = recipe.phases[self.phase].total_steps  # type: ignore[index]
         if total <= step:
-            raise UserError(f"{self.path} goes on from step {step}, and the phase would have {total} steps; give more, or "
-                            "an earlier checkpoint as --resume STEP")
+            raise UserError(f"{self.path} goes on from step {step}, and the phase would have {counted(total, 'step')}; "
+                            "give more, or an earlier checkpoint as --resume STEP")
 
     def set_aside(self) -> None:
         """Rename what is there, so that the phase starts anew and nothing is lost."""
@@ -118,6 +119,13 @@ class PhaseFolder:
     def finish(self, facts: dict[str, Any]) -> None:
         """Mark the phase as finished."""
         write_json(self.path / "done.json", facts)
+
+
+def read_recipe(path: Path, data_directory: str | None = None) -> Recipe:
+    """A recipe that a run wrote, with the prepared data at `data_directory` where they have moved."""
+    recipe = load_recipe(path)
+    moved = {} if data_directory is None else {"directory": data_directory}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=moved)})
 
 
 def _stamp() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -27,7 +26,10 @@ from dist_metaxlm.parallel.placement import check_placement, placement_lines
 from dist_metaxlm.parallel.preflight.remote import unreachable
 from dist_metaxlm.parallel.topology import Topology, filled_nodes
 from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.training.deepspeed_files import follow_file
 from dist_metaxlm.training.layout import check_layout
+from dist_metaxlm.training.pretrain_arguments import pretrain_parser
+from dist_metaxlm.wording import counted
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
     if not 1024 <= request.master_port <= 65535:
         raise UserError(f"--master_port {request.master_port} is not from 1024 to 65535")
     job = make_job(hosts, request.script, request.master_port, os.environ, request.launcher != "torchrun")
-    for line in [f"{job.ranks} ranks on {len(hosts)} node(s), meeting at {job.master}:{job.port}", *node_lines(job),
-                 *_placement(job, hosts), "environment: " + " ".join(f"{k}={v}" for k, v in job.environment.items())]:
+    size = f"{counted(job.ranks, 'rank')} on {counted(len(hosts), 'node')}"
+    for line in [f"{size}, meeting at {job.master}:{job.port}", *node_lines(job), *_placement(job, hosts),
+                 "environment: " + " ".join(f"{k}={v}" for k, v in job.environment.items())]:
         say(line)
     command, environment = _command(job, request)
     if request.launcher == "torchrun" and request.dry_run:
@@ -109,20 +112,16 @@ def _kept_open(name: str, text: str) -> str:
 
 
 def _placement(job: Job, hosts: tuple[Host, ...]) -> list[str]:
-    """Check the layout of a training job on these hosts, and show it; nothing for other scripts."""
+    """Check the arguments and layout of a training job on these hosts, and show it; nothing for other scripts."""
     if Path(job.script[0]).name != "pretrain.py":
         return []
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--phase")
-    parser.add_argument("--recipe", default="quickstart")
-    for option in ("--deepspeed_config", "--run_dir", "--resume", "--init_from", "--expect_world_size"):
-        parser.add_argument(option)
-    known, rest = parser.parse_known_args(job.script[1:])
-    recipe = load_recipe(known.recipe, [word for word in rest if "=" in word and not word.startswith("-")])
+    known = pretrain_parser().parse_intermixed_args(job.script[1:])
+    recipe = follow_file(load_recipe(known.recipe, known.overrides), known.deepspeed_config)
     if known.phase not in recipe.phases:
         raise UserError(f"--phase {known.phase}: recipe {recipe.name} has {', '.join(recipe.phases)}; give one of them")
-    if known.expect_world_size is not None and known.expect_world_size != str(job.ranks):
-        raise UserError(f"--expect_world_size {known.expect_world_size}, and the hostfile has {job.ranks} slots; change one")
+    if known.expect_world_size is not None and known.expect_world_size != job.ranks:
+        raise UserError(f"--expect_world_size {known.expect_world_size}, and the hostfile has "
+                        f"{counted(job.ranks, 'slot')}; change one")
     slots = [host.slots for host in hosts]
     topology = Topology(0, job.ranks, 0, slots[0], "start", filled_nodes(slots), tuple(host.name for host in hosts))
     check_layout(recipe, known.phase, topology)

@@ -22,6 +22,7 @@ from dist_metaxlm.recipe.schema import (
     PhaseConfig,
     TranslationLM,
 )
+from dist_metaxlm.wording import counted
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,20 @@ def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
         if isinstance(objective, Contrast | CrossLingualContrast) and objective.group is not None:
             if objective.share_of_group(objective.group, world_size) is None:
                 unit = world_size * objective.pairs_together
-                problems.append(f"{objective.name}: neither its {objective.pairs // objective.group} group(s) nor its group "
-                                f"of {objective.group} pairs can be shared by {world_size} ranks; nearest group: "
+                groups = counted(objective.pairs // objective.group, "group")
+                problems.append(f"{objective.name}: neither its {groups} nor its group of {objective.group} pairs "
+                                f"can be shared by {world_size} ranks; nearest group: "
                                 f"{max(1, round(objective.group / unit)) * unit}")
         elif isinstance(objective, PairObjective):
             if objective.examples % world_size:
                 nearest = max(1, round(objective.examples / world_size)) * world_size * objective.pairs_together
-                problems.append(f"{objective.name}: pairs {objective.pairs} is {objective.examples} examples, not a "
-                                f"multiple of {world_size} ranks; nearest: {nearest}")
+                problems.append(f"{objective.name}: pairs {objective.pairs} is {counted(objective.examples, 'example')}, "
+                                f"not a multiple of {world_size} ranks; nearest: {nearest}")
         else:
             windows = objective.batch_tokens // phase.sequence_length
             if windows % world_size:
                 nearest = max(1, round(windows / world_size)) * world_size * phase.sequence_length
-                problems.append(f"{objective.name}: batch_tokens {objective.batch_tokens} is {windows} windows, not a "
-                                f"multiple of {world_size} ranks; nearest: {nearest}")
+                problems.append(f"{objective.name}: batch_tokens {objective.batch_tokens} is {counted(windows, 'window')}, "
+                                f"not a multiple of {world_size} ranks; nearest: {nearest}")
     if problems:
         raise UserError(f"phases.{phase_name} does not divide: " + "; ".join(problems))

@@ -16,11 +16,12 @@ import argparse
 import json
 from pathlib import Path
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, run_command
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--hostfile", help="a line `host slots=N` for each node")
     parser.add_argument("--recipe", default="quickstart", help="what will be trained (default: quickstart)")
     parser.add_argument("--run_dir", help="folder of the run, whose disk is looked at")

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import run_command
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--hostfile", required=True, help="a line `host slots=N` for each node")
     parser.add_argument("--launcher", default="deepspeed", choices=("deepspeed", "mpirun", "srun", "torchrun"),
                         help="what starts the ranks (default: deepspeed, by pdsh and ssh)")

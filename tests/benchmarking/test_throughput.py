@@ -32,6 +32,7 @@ def test_generated_batches_are_full_windows_with_the_share_of_targets() -> None:
 
 
 def test_without_deepspeed_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("accelerate.utils")  # imported first, it looks for DeepSpeed in vain, and later tests go without
     plain = importlib.util.find_spec
     monkeypatch.setattr(throughput.importlib.util, "find_spec",
                         lambda name, *rest: None if name == "deepspeed" else plain(name, *rest))

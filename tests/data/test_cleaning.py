@@ -180,7 +180,7 @@ def test_a_language_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
     ({"text": {"en": {}}}, r"data\.text\.en names no source"),
     ({"text": {"en": ["*.txt"], "fr": {"web": {"files": ["a.txt"]}}}}, r"a\.txt is in data\.text\.en and in data\.text\.fr"),
     ({"text": {"en": ["a.txt"]}, "cleaning": {"decontaminate": ["none.tsv"]}}, r"decontaminate: 'none\.tsv' names no file"),
-    ({"text": {"en": ["a.txt"]}, "bitext": {"en-fr": [{"moses": ["a.txt", "*.txt"]}]}}, r"names 1 files and '\*\.txt' 2"),
+    ({"text": {"en": ["a.txt"]}, "bitext": {"en-fr": [{"moses": ["a.txt", "*.txt"]}]}}, r"names 1 file and '\*\.txt' 2"),
     ({"text": {"en": {"wiki": {"files": ["none.txt"]}}}}, r"data\.text\.en\.wiki: 'none\.txt' names no file")])
 def test_bad_sources_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict, said: str) -> None:
     monkeypatch.chdir(tmp_path)

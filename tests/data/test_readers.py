@@ -159,7 +159,7 @@ def test_secrets_in_a_url_are_not_shown() -> None:
 def test_a_line_that_is_no_pair_is_named(tmp_path: Path) -> None:
     path = tmp_path / "p.tsv"
     path.write_text("a\tb\nonly one\n")
-    with pytest.raises(UserError, match=r"p\.tsv, line 2 has 1 tab-separated columns"):
+    with pytest.raises(UserError, match=r"p\.tsv, line 2 has 1 tab-separated column "):
         list(readers.pairs([path]))
     with pytest.raises(UserError, match=r"p\.tsv, line 1 has 2 .* no column 3; .* data\.reading\.pair_columns"):
         list(readers.pairs([path], ReadingConfig(pair_columns=(1, 3))))

@@ -68,7 +68,7 @@ def test_errors_name_the_line_of_the_file_not_of_the_shard(tmp_path: Path, monke
     with pytest.raises(UserError, match=r"en\.txt, line 201, byte 4 \(0xFF\) is not UTF-8"):
         [list(documents(shard)) for shard in plan({"en": [tmp_path / "en.txt"]}, {})]
     (tmp_path / "en-de.tsv").write_text("a\tb\n" * 100 + "a b c\n" + "a\tb\n" * 50)
-    with pytest.raises(UserError, match=r"en-de\.tsv, line 101 has 1 tab-separated columns"):
+    with pytest.raises(UserError, match=r"en-de\.tsv, line 101 has 1 tab-separated column "):
         [list(pairs(shard)) for shard in plan({}, {"en-de": [tmp_path / "en-de.tsv"]})]
 
 

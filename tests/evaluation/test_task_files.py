@@ -92,7 +92,7 @@ def test_questions(tmp_path):
     (read_labelled, "a\tb\tneutral\nc\td\n", "line 2 has 2 tab-separated columns"),
     (lambda path: read_labelled(path, ["0", "1"]), "a\tb\t2\n", "label '2', which is none of 0, 1"),
     (read_labelled, "", "holds no examples"),
-    (lambda path: read_pairs(path, "fr"), "a\tb\nc\n", "line 2 has 1 tab-separated columns"),
+    (lambda path: read_pairs(path, "fr"), "a\tb\nc\n", "line 2 has 1 tab-separated column "),
     (lambda path: read_pairs(path, "fr"), "a\tb\nc\t \n", "pair 2 has an empty side"),
     (read_questions, "{", "is not JSON"),
     (read_questions, '{"data": [{"paragraphs": [{"qas": []}]}]}', "no field 'context'"),

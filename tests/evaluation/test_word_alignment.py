@@ -94,10 +94,10 @@ def test_pairs_are_numbered_as_the_shared_task_wraps_them(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "settings", "message"), [
-    ("0-0\n", GoldSettings(True), "has 1 lines of links and there are 2 pairs"),
+    ("0-0\n", GoldSettings(True), "has 1 line of links for 2 pairs of sentences"),
     ("0-0\n2-0\n", GoldSettings(True), r"line 2: the link 2-0 is outside the 2 words of its first sentence, counted from 0"),
-    ("0-0\n0-1\n", GoldSettings(True), "outside the 1 words of its second sentence"),
-    ("0-0\n1-0\n", GoldSettings(False), "outside the 1 words of its first sentence"),
+    ("0-0\n0-1\n", GoldSettings(True), "outside the 1 word of its second sentence"),
+    ("0-0\n1-0\n", GoldSettings(False), "outside the 1 word of its first sentence"),
     ("0-0\n\n", GoldSettings(True, base=1), r"outside .* counted from 1; mend it, or set gold_base \(0\)"),
     ("0-0\n0:0\n", GoldSettings(True), "line 2 has '0:0', which is no link"),
     ("1 1 1\n1 2 X\n", GoldSettings(True), "line 2 is no link"),

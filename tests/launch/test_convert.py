@@ -76,7 +76,7 @@ def trained(tokenizer, config, tmp_path_factory) -> tuple[Path, dict[str, torch.
         save_file({name: weights[name].contiguous() for name in names[rank::2]}, step / f"weights-{rank:05d}.safetensors")
         save_file({"exp_avg.x": torch.zeros(1)}, step / f"moments-{rank:05d}.safetensors")
     sealed = {path.name: Sealed(path.stat().st_size, file_digest(path)) for path in step.iterdir()}
-    write_manifest(step, {"step": 4, "phase": "meta"}, sealed)
+    write_manifest(step, {"step": 4, "phase": "meta", "tokenizer": file_digest(tokenizer)}, sealed)
     recipe = load_recipe("quickstart", [f"data.directory={tokenizer.parent}"]).model_copy(update={"model": config})
     (run_dir / "meta/recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     return run_dir, weights
@@ -129,6 +129,44 @@ def test_an_earlier_export_is_replaced_only_by_a_complete_one(run, trained, tmp_
     assert run(*export, "--overwrite", "--dtype", "float16").code == 0
     assert not (tmp_path / "hf/note.txt").exists()
     assert {tensor.dtype for tensor in load_file(tmp_path / "hf/model.safetensors").values()} == {torch.float16}
+
+
+def test_data_that_moved_are_named_and_must_be_those_of_the_run(run, trained, tokenizer, tmp_path):
+    run_dir = shutil.copytree(trained[0], tmp_path / "run")
+    recipe = (run_dir / "meta/recipe.yaml").read_text(encoding="utf-8").replace(str(tokenizer.parent), "/old/place")
+    (run_dir / "meta/recipe.yaml").write_text(recipe, encoding="utf-8")
+    export = ("export", "--run_dir", run_dir, "--phase", "meta", "--output", tmp_path / "out")
+    done = run(*export)
+    assert (done.code, done.out) == (2, "")
+    assert "no tokenizer at /old/place/tokenizer.model" in done.err
+    assert "name their folder with --data_directory" in done.err
+    (tmp_path / "tokenizer.model").write_bytes(b"another")
+    done = run(*export, "--data_directory", tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert f"was trained with tokenizer {file_digest(tokenizer)[:12]}, and {tmp_path}/tokenizer.model is" in done.err
+    assert not (tmp_path / "out").exists()
+    assert run(*export, "--data_directory", tokenizer.parent).code == 0
+    assert (tmp_path / "out/tokenizer.json").is_file()
+
+
+def test_words_to_fill_are_hidden_before_anything_is_exported(run, trained, tokenizer, tmp_path):
+    export = ("export", "--run_dir", trained[0], "--phase", "meta", "--data_directory", tmp_path,
+              "--output", tmp_path / "out")
+    shutil.copy(tokenizer, tmp_path)
+    for rows, language, words in (((), "en", "no held-out strings at"),
+                                  (({"ru": LINES[3]},), "fr", "no held-out string in 'fr'")):
+        if rows:
+            (tmp_path / "heldout").mkdir()
+            (tmp_path / "heldout/strings.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        done = run(*export, "--fill_mask", language)
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
+        assert not (tmp_path / "out").exists()
+    done = run(*export, "--fill_mask", "ru", "--json")
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)["fill_mask"]
+    assert row["text"].replace("<mask>", row["expected"]) == LINES[3]
+    assert json.loads((tmp_path / "out/fill_mask.json").read_text()) == [row]
 
 
 def test_without_a_sentencepiece_model_only_weights_are_imported_and_one_sentence_says_so(run, config, tmp_path):

@@ -40,7 +40,7 @@ def test_full_disk_while_saving(small_disk: Path, tiny_recipe: Path,
     assert len(errors) == 1
     warnings = [line for line in outcomes[0][1].splitlines() if line.startswith("warning: ") and "--run_dir" in line]
     assert len(warnings) == 1
-    assert "room for 1 checkpoint(s)" in warnings[0]
+    assert "room for 1 checkpoint" in warnings[0]
     assert "No space left on device" in errors[0]
     assert [path.name for path in (run / "meta" / "checkpoints").iterdir()] == ["step-00000004"]
     assert verify_manifest(run / "meta" / "checkpoints" / "step-00000004")["step"] == 4

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from dist_metaxlm.evaluation.run import evaluate_run, window_of
+from dist_metaxlm.evaluation.text_encoder import exported_phase
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.load import load_recipe
 
@@ -62,7 +63,7 @@ def weights(monkeypatch, run_dir):
     """Checkpoints whose weights are another initialisation."""
     recipe = load_recipe(run_dir / "recipe.yaml")
     state = Encoder(recipe.model, 77).state_dict()
-    monkeypatch.setattr("dist_metaxlm.training.checkpoint.load_weights", lambda folder, phase: (recipe, state))
+    monkeypatch.setattr("dist_metaxlm.training.checkpoint.load_weights", lambda *_: (recipe, state))
     return state
 
 
@@ -123,11 +124,13 @@ def test_the_initialisation_is_that_of_the_recipes_seed(run_dir):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--phase", "later"], "unknown phase 'later'"),
+    (["--phase", "meta", "data.directory=/new"], "data.directory=/new: a run is evaluated with the recipe that it was"),
+    (["seed=2", "--phase", "meta"], "evaluate.py has no use for seed=2; `evaluate.py --help` says"),
     (["--phase", "meta"], "meta"),
     (["--phase", "untrained", "--tasks", "perplexity,guessing"], "unknown task 'guessing'"),
     (["--phase", "untrained", "--tasks", ""], "unknown task ''"),
     ([], "neither --phase nor --report"),
-    (["--no_such_flag"], "unrecognized arguments")])
+    (["--taks", "perplexity"], "evaluate.py has no option --taks, did you mean --tasks?")])
 def test_mistakes_exit_2_with_a_sentence(run_dir, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "--run_dir", run_dir, *arguments) == 2
     shown = capsys.readouterr()
@@ -135,6 +138,19 @@ def test_mistakes_exit_2_with_a_sentence(run_dir, monkeypatch, capsys, arguments
     assert "Traceback" not in shown.err
     assert shown.out == ""
     assert not (run_dir / "evaluation").exists()
+
+
+def test_data_that_moved_are_named(run_dir, data_dir, monkeypatch, capsys):
+    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"data": {"directory": "/old/place"}}), encoding="utf-8")
+    asked = ("--run_dir", run_dir, "--phase", "untrained", "--tasks", "perplexity")
+    assert call(monkeypatch, *asked) == 2
+    assert "no tokenizer at /old/place/tokenizer.model" in capsys.readouterr().err
+    assert call(monkeypatch, *asked, "--data_directory", data_dir) == 0
+    with exported_phase(run_dir, "untrained", data_directory=str(data_dir)) as folder:
+        assert (folder / "tokenizer.json").is_file()
+    assert call(monkeypatch, "--run_dir", run_dir, "--report", "--data_directory", data_dir) == 2
+    assert "name one with --phase" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("change", "message"), [

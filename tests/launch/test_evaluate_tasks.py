@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import runpy
@@ -75,6 +76,14 @@ def test_keep_going_runs_the_rest_and_exits_2(run_dir, data, monkeypatch, capsys
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
     assert "ARTICLE" in shown.err
+
+
+def test_missing_libraries_are_named_before_anything_is_learnt(run_dir, data, monkeypatch, capsys):
+    plain, hidden = importlib.util.find_spec, ("accelerate", "seqeval", "scipy")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in hidden else plain(name, *rest))
+    monkeypatch.setattr("dist_metaxlm.evaluation.run_tasks.evaluate_run_tasks", lambda *_: pytest.fail("an encoder!"))
+    assert call(monkeypatch, "--run_dir", run_dir, "--phase", "untrained", "--tasks", "udpos", "--task_data", data) == 2
+    assert "tagging tasks need accelerate, seqeval, scipy, missing here; pip" in capsys.readouterr().err
 
 
 def test_word_alignment_by_gold_in_the_table_and_what_is_wrong_with_it(run_dir, tmp_path, monkeypatch, capsys):

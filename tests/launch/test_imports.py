@@ -53,6 +53,6 @@ def test_plans_and_data_do_without_torch() -> None:
 
 def test_a_rank_imports_the_heavy_where_it_uses_it_and_builds_nothing() -> None:
     muon = "deepspeed.runtime.zero.muon.muon_optimizer"
-    unused = ("torch.utils.cpp_extension", "torch._inductor.compile_fx", "megatron", "transformers", "matplotlib", "sklearn",
-              "dist_metaxlm.kernels.attention_cuda")
+    unused = ("torch.utils.cpp_extension", "setuptools", "torch._inductor.compile_fx", "megatron", "transformers",
+              "matplotlib", "sklearn", "dist_metaxlm.kernels.attention_cuda")
     assert loaded(RANK, (*unused, muon)) == {muon}

@@ -47,7 +47,7 @@ def test_commands_of_the_pages(page: str, line: str, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr("dist_metaxlm.parallel.commands.beside_python", lambda name: name)
         starting.start(starting.Request(str(hosts), found.launcher, None, found.master_port, True, tuple(found.script[1:])),
                        lines.append)
-        assert "16 ranks on 2 node(s)" in lines[0]
+        assert "16 ranks on 2 nodes" in lines[0]
         return
     if words[0] == "sbatch":
         script = next(word for word in words if word.endswith(".sbatch"))

@@ -56,6 +56,10 @@ def test_bad_hostfiles_reach_nobody(tmp_path: Path, calls: Path, content: str | 
 @pytest.mark.parametrize(("script", "words"), [
     ((PRETRAIN, "--phase", "meta", "parallel.tensor=2"), "parallel.tensor_across_nodes=true"),
     ((PRETRAIN, "--phase", "meta", "sead=3"), "did you mean seed"), ((PRETRAIN, "--phase", "mta"), "--phase mta"),
+    ((PRETRAIN, "--phase", "meta", "--recipie", "mine.yaml"), "pretrain.py has no option --recipie, did you mean --recipe?"),
+    ((PRETRAIN, "seed=2"), "pretrain.py needs --phase"),
+    ((PRETRAIN, "--phase", "meta", "here"), "'here' is not of the form key=value"),
+    ((PRETRAIN, "--phase", "meta", "--deepspeed_config", "nowhere.json"), "nowhere.json: no such file"),
     ((PRETRAIN, "--phase", "meta", "--expect_world_size", "3"), "hostfile has 2 slots"),
     ((PRETRAIN, "--phase", "meta", "phases.meta.objectives=[{name: mlm, batch_tokens: 128}]"), "ranks"),
     (("nowhere.py",), "no file here"), ((PRETRAIN, "--phase", "meta", "name=a\nb"), "control character")])
@@ -76,7 +80,7 @@ def test_a_dry_run_shows_all_and_starts_nothing(tmp_path: Path, calls: Path, lau
     script = (PRETRAIN, "--phase", "meta", "parallel.tensor=2")
     start(Request(str(hostfile), launcher, str(topology) if launcher != "srun" else None, 29600, True, script), lines.append)
     text = "\n".join(lines)
-    assert "4 ranks on 2 node(s), meeting at node1:29600" in text
+    assert "4 ranks on 2 nodes, meeting at node1:29600" in text
     assert "node2: node 1, ranks 2-3" in text
     assert "node2 |2 d1 t0 |3 d1 t1" in text
     assert "--expect_world_size 4" in text
@@ -127,7 +131,7 @@ def test_pretrain_shows_its_place_and_counts_ranks_before_anything_starts(tmp_pa
     command = [sys.executable, PRETRAIN, "--phase", "meta", "--run_dir", str(tmp_path / "run")]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     shown = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, env=environment, timeout=120, check=True)
-    assert "placement: 1 node(s), tensor 1 x pipeline 1 x data 1" in shown.stdout
+    assert "placement: 1 node, tensor 1 x pipeline 1 x data 1" in shown.stdout
     refused = subprocess.run([*command, "--expect_world_size", "4"], capture_output=True, text=True, env=environment,
                              timeout=120, check=False)
     assert refused.returncode == 2

@@ -237,7 +237,7 @@ def test_all_mistakes_of_a_recipe_at_once(tiny_recipe: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("override", "words"), [
-    ("parallel.tensor=2", "does not divide 1 ranks; nearest that divides: parallel.tensor=1"),
+    ("parallel.tensor=2", "does not divide 1 rank; nearest that divides: parallel.tensor=1"),
     ("--resume=sometimes", "neither auto, never nor the step"),
     ("--deepspeed_config=missing.json", "no such file"), ("model.vocab_size=500", "vocab_size"),
     ("phases.meta.languages=[fr]", "'fr' is not in the token store"),
@@ -281,8 +281,13 @@ def test_another_recipe_in_the_same_run_is_refused(undisturbed: Path, tiny_recip
 
 
 def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
-                                                                   run_ranks: Run) -> None:
-    shutil.copytree(undisturbed / "meta", tmp_path / "meta")
+                                                                   run_ranks: Run, capsys: pytest.CaptureFixture[str],
+                                                                   ) -> None:
+    for phase in ("meta", "cross"):
+        shutil.copytree(undisturbed / phase, tmp_path / phase)
+    cross = Options("cross", str(tiny_recipe), ("training.probe_interval=4",), run_dir=str(tmp_path))
+    pretrain(cross, HeldoutProbe)
+    assert "warning" not in capsys.readouterr().err
     before, asked = curve(undisturbed, "meta"), ["phases.meta.steps=10", "phases.meta.learning_rate.peak=1e-4"]
     said = run_ranks(2, *command(tiny_recipe, tmp_path, "meta", "--change", "--resume", "4", *asked))
     after = curve(tmp_path, "meta")
@@ -293,6 +298,11 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(undisturbed: 
     assert "changed from step 4 on: phases.meta.steps was 8, now 10" in said
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path, "meta", "--change", *asked)[1:])
     assert "is finished after 10 steps, and the recipe has 10: --change goes on with more of them" in message
+    pretrain(cross, HeldoutProbe)
+    told = capsys.readouterr()
+    assert "phase cross of" in told.out
+    assert f"warning: cross of {tmp_path} began with meta's step 8, and meta is now at step 10; `deepspeed " in told.err
+    assert f"--phase cross --resume never --recipe {tiny_recipe} --run_dir {tmp_path} training.probe_in" in told.err
 
 
 def test_unseen_embeddings_are_reinitialised_and_the_optimiser_carried(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
@@ -375,3 +385,15 @@ def test_xlco_in_cross_and_resumed_in_another_layout(undisturbed: Path, tiny_rec
     assert torch.equal(ours["progress.xlco.texts"], expected["progress.xlco.texts"])
     torch.testing.assert_close(ours["momentum.queue"], expected["momentum.queue"], rtol=1e-3, atol=1e-4)
     assert "objectives.xlco.projection.weight" not in load_weights(whole, "cross")[1], "the weights are the encoder's"
+
+
+def test_a_rank_hears_ctrl_c_under_a_launcher_that_is_deaf_to_it() -> None:
+    """The Makefile has `trap '' INT` before `deepspeed`, which then waits for the save; what it starts inherits that."""
+    assert "LAUNCH = trap '' INT; " in (ROOT / "Makefile").read_text(encoding="utf-8")
+    code = ("import signal, subprocess, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+            "sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]], check=False).returncode)")
+    script = (f"import os, runpy, signal, sys\nsys.argv = ['pretrain.py', '--phase', 'mata']\n"
+              f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+              "except SystemExit: os.kill(os.getpid(), signal.SIGINT)\n")
+    result = subprocess.run([sys.executable, "-c", code, script], capture_output=True, text=True, timeout=60, check=False)
+    assert "KeyboardInterrupt" in result.stderr

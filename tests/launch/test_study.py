@@ -132,7 +132,7 @@ def test_the_known_case_from_text_to_figures(plain_text, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--text", "nowhere.txt"], "no text at nowhere.txt"), (["--ratios", "0.5"], "unrecognized arguments")])
+    (["--text", "nowhere.txt"], "no text at nowhere.txt"), (["--ratios", "0.5"], "study.py has no option --ratios")])
 def test_mistakes_in_the_known_case_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "fake-english", "--output", tmp_path / "case", *arguments) == 2
     assert message in capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_mistakes_in_the_known_case_exit_2_with_a_sentence(tmp_path, monkeypatch
 def test_too_little_text_for_the_known_case(tmp_path, monkeypatch, capsys):
     (tmp_path / "few.txt").write_text("One small house stands here.\n")
     assert call(monkeypatch, "fake-english", "--output", tmp_path / "case", "--text", tmp_path / "few.txt") == 2
-    assert "has 1 different sentences of 4 to 10 plain words, and 4000 are needed" in capsys.readouterr().err
+    assert "has 1 different sentence of 4 to 10 plain words, and 4000 are needed" in capsys.readouterr().err
     assert not (tmp_path / "case").exists()
 
 
@@ -150,6 +150,12 @@ def test_too_little_text_for_the_known_case(tmp_path, monkeypatch, capsys):
     (["--size", "huge"], "--size 'huge' is none of tiny, small, base"),
     (["--arms", "joined"], "--arms 'joined' is none of"), (["--ratios", "2"], "--ratios 2.0"),
     (["--tokens", "10"], "give --tokens"), (["--jobs", "0"], "--jobs 0 is not"),
+    (["--tasks", "tatoeba", "model.family=modern", "model.norm=pre", "model.norm_type=rms"],
+     "--tasks open every arm with transformers, and a model with model.norm_type rms cannot go to Hugging Face"),
+    (["--tasks", "udpos"], "task udpos: no file data/xtreme/udpos/train-en.tsv"),
+    (["--tasks", "udops"], "did you mean udpos"),
+    (["--tasks", "udpos", "--finetune", "epoch=3"], "--finetune 'epoch=3' is not"),
+    (["parallel.tensor=2"], "parallel.tensor=2"),
     (["--recipe", "nothing"], "no recipe 'nothing'"), (["model.lairs=2"], "lairs")])
 def test_mistakes_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "two-phase", "--output", tmp_path / "study", *arguments) == 2
@@ -157,3 +163,15 @@ def test_mistakes_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, argument
     assert message in shown.err
     assert "Traceback" not in shown.err
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((), "no study is named; say which: python launch/study.py two-phase ... or"), (("seed=3",), "no study is named; say"),
+    (("--json", "phases.cross.alpha=0.3"), "no study is named; say"),
+    (("two-fase", "--size", "tiny"), "no study is named, did you mean two-phase? say which")])
+def test_without_the_name_of_a_study_one_sentence_asks_for_it(monkeypatch, capsys, arguments, message):
+    assert call(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: {message}")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""

@@ -18,7 +18,7 @@ def test_two_nodes_by_hostfile_with_tensor_groups_inside(cluster: Cluster, quick
     out = train(cluster, start(tmp_path, 2, script, slots=2)).stdout
     assert re.search(r"node1 +\|0 d0 t0 \|1 d0 t1", out)
     assert re.search(r"node2 +\|2 d1 t0 \|3 d1 t1", out)
-    assert "4 ranks on 2 node(s)" in out
+    assert "4 ranks on 2 nodes" in out
     assert "GLOO_SOCKET_IFNAME=eth0" in out
     same(tmp_path / "run", reference)
 

@@ -49,12 +49,12 @@ def test_a_node_without_a_cable_is_named_and_nothing_is_started(cluster: Cluster
 def test_wrong_jobs_contact_nobody(cluster: Cluster, tiny_recipe: Path, tmp_path: Path) -> None:
     cluster.ssh_log.write_text("")
     result = train(cluster, start(tmp_path, 2, joint(tiny_recipe, tmp_path / "run", "parallel.tensor=2")), 2)
-    assert "on node1, node2 (1 rank(s) a node)" in result.stderr
+    assert "on node1, node2 (1 rank a node)" in result.stderr
     result = train(cluster, start(tmp_path, 2, joint(tiny_recipe, tmp_path / "run", "--expect_world_size", "3")), 2)
     assert "the hostfile has 2 slots" in result.stderr
     assert cluster.ssh_log.read_text() == ""
     result = train(cluster, [PYTHON, *joint(tiny_recipe, tmp_path / "run", "--expect_world_size", "2")], 2)
-    assert "single started 1 rank(s) on 1 node(s) (node1), --expect_world_size 2 was asked for" in result.stderr
+    assert "single started 1 rank on 1 node (node1), --expect_world_size 2 was asked for" in result.stderr
     assert not (tmp_path / "run").exists()
 
 

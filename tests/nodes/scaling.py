@@ -20,6 +20,7 @@ from jobs import PYTHON, ROOT, hostfile
 
 from dist_metaxlm.benchmarking.scaling_report import draw, table
 from dist_metaxlm.errors import UserError, run_command
+from dist_metaxlm.wording import counted
 
 SHORT = ("phases.cross.objectives.mlm.batch_tokens=1024", "phases.cross.objectives.tlm.batch_tokens=1024",
          "phases.cross.objectives.contrast.pairs=16", "phases.cross.objectives.contrast.group=16",
@@ -73,8 +74,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     versions = found["versions"]
     text = [
         f"Recipe {first['recipe']}, phase {first['phase']}, {' '.join(first['overrides'])}; {first['steps']} timed steps, "
-        f"each layout {first['repeats']} time(s); commit {found['commit']}, {found['device']}, {found['cpu_cores']} cores, "
-        f"torch {versions['torch']}, deepspeed {versions['deepspeed']}; `make scaling-nodes`.",
+        f"each layout {counted(first['repeats'], 'time')}; commit {found['commit']}, {found['device']}, "
+        f"{found['cpu_cores']} cores, torch {versions['torch']}, deepspeed {versions['deepspeed']}; `make scaling-nodes`.",
         "The nodes are network namespaces of one machine that share its cores: the figures show what a layout costs, not "
         "what it gains. Their links are shaped with tc (tbf), both ways. `MB sent` is what the kernel counted at the nodes' "
         "interfaces, `predicted` what `planning/communication.py` says of the layout. `s on the link` is how long the "

@@ -17,7 +17,7 @@ def test_tensor_groups_inside_stages_across() -> None:
     assert [found.coordinates(rank) for rank in range(8)] == [
         (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)]
     lines = placement_lines(found)
-    assert lines[0].startswith("placement: 2 node(s), tensor 2 x pipeline 2 x data 2")
+    assert lines[0].startswith("placement: 2 nodes, tensor 2 x pipeline 2 x data 2")
     assert lines[1] == "  node1 |0 s0 d0 t0 |1 s0 d0 t1 |2 s0 d1 t0 |3 s0 d1 t1"
     assert lines[2].startswith("  node2 |4 s1 d0 t0")
     assert lines[-1] == "  tensor groups talk inside nodes"
@@ -36,7 +36,7 @@ def test_megatron_orders_ranks_the_same_way() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "tensor", "words"), [
-    ((2, 2), 4, "ranks 0 to 3 of one tensor group on node1, node2 (2 rank(s) a node), and they talk over the network in "
+    ((2, 2), 4, "ranks 0 to 3 of one tensor group on node1, node2 (2 ranks a node), and they talk over the network in "
                 "every block; set parallel.tensor=2, or parallel.tensor_across_nodes=true"),
     ((1, 1), 2, "set parallel.tensor=1"), ((3, 3), 2, "ranks 2 to 3 of one tensor group on node1, node2"),
     ((2, 1, 1), 2, "ranks 2 to 3 of one tensor group on node2, node3")])

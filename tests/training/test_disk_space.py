@@ -21,6 +21,7 @@ from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.disk_space import check_room
 from dist_metaxlm.training.pretrain import Options, pretrain
 from dist_metaxlm.training.saving import CheckpointSaver
+from dist_metaxlm.wording import counted
 
 Usage = namedtuple("Usage", "total used free")
 RECIPE = load_recipe("xlmr-base", ["training.keep_checkpoints=3", "training.checkpoint_interval=1000"])
@@ -63,7 +64,7 @@ def test_too_little_for_all_is_one_line_with_what_would_fit(tmp_path: Path, disk
     line = room(tmp_path)
     assert line is not None
     assert "\n" not in line
-    assert f"room for {checkpoints} checkpoint(s)" in line
+    assert f"room for {counted(checkpoints, 'checkpoint')}" in line
     assert (f"set training.keep_checkpoints={remedy}," in line) == (remedy is not None)
 
 
@@ -82,7 +83,7 @@ def test_what_lies_there_counts_unless_it_is_set_aside(tmp_path: Path, disk: dic
     assert room(tmp_path, anew=True) is not None
     disk["free"] = NEED // 2
     fill(tmp_path, ".step-00003000.tmp", NEED)  # a killed run's, which the next save removes
-    assert "room for 3 checkpoint(s)" in (room(tmp_path) or "")
+    assert "room for 3 checkpoints" in (room(tmp_path) or "")
     with pytest.raises(UserError, match="larger disk"):
         room(tmp_path, anew=True)
 

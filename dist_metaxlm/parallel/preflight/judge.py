@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from dist_metaxlm.parallel.hostfile import Host
+from dist_metaxlm.wording import counted
 
 CLOCK_WARN, CLOCK_REFUSE = 1.0, 5.0
 """Seconds that a node's clock may differ: rendezvous by wall clock (c10d) fails from about 15."""
@@ -75,7 +76,8 @@ def _alone(host: Host, report: Mapping[str, Any], min_free_gb: float) -> list[Fi
     if report["devices"] and report["limits"]["locked memory"] != -1:
         add("warn", "limits", "locked memory is limited, RDMA needs it unlimited", "ulimit -l unlimited (limits.conf)")
     if report["devices"] and len(report["devices"]) < host.slots:
-        add("refuse", "devices", f"{len(report['devices'])} devices for {host.slots} slots", "correct the hostfile")
+        there = counted(len(report["devices"]), "device")
+        add("refuse", "devices", f"{there} for {counted(host.slots, 'slot')}", "correct the hostfile")
     for number, device in enumerate(report["devices"]):
         if not device["healthy"]:
             add("refuse", "devices", f"device {number} ({device['name']}) fails: {device.get('reason', 'a wrong product')}",

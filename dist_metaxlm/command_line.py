@@ -1,0 +1,58 @@
+"""The parser of the scripts in launch/: a mistake in the arguments is a sentence with the nearest name, and exit code 2.
+
+argparse prints its whole usage there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from typing import Any, NoReturn
+
+from dist_metaxlm.errors import UserError
+
+_CHOICE = re.compile(r"argument (?P<name>[^:]+): invalid choice: (?P<value>.+) \(choose from (?P<known>.+)\)", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which shows the docstring as it is written and raises UserError where argparse would print its usage."""
+
+    def __init__(self, description: str | None = None, prog: str | None = None, epilog: str | None = None,
+                 add_help: bool = True) -> None:
+        """The arguments are argparse's own."""
+        super().__init__(prog, None, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         add_help=add_help)
+        self._commands: Any = None
+
+    def add_subparsers(self, **settings: Any) -> Any:
+        """As argparse's; their options are thought of, too, where one is misspelt."""
+        self._commands = super().add_subparsers(**settings)
+        return self._commands
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's finding as a sentence of ours."""
+        raise UserError(self._sentence(message))
+
+    def _sentence(self, message: str) -> str:
+        kind, _, words = message.partition(": ")
+        if kind == "unrecognized arguments":
+            first = next((word.split("=")[0] for word in words.split() if word.startswith("-")), None)
+            if first is None:
+                return f"{self.prog} has no use for {words}; `{self.prog} --help` says what it takes"
+            parsers = [self, *(self._commands.choices.values() if self._commands else [])]
+            options = re.findall(r"(?<![\w-])--?\w+", " ".join(parser.format_usage() for parser in parsers))
+            return f"{self.prog} has no option {first}{near(first, options)} `{self.prog} --help` lists them"
+        if kind == "the following arguments are required":
+            return f"{self.prog} needs {words}; `{self.prog} --help` has examples"
+        choice = _CHOICE.fullmatch(message)
+        if choice is not None:
+            value, known = choice["value"].strip("'\""), [word.strip("'\" ") for word in choice["known"].split(",")]
+            return f"{choice['name']} {value} is none of {', '.join(known)}{near(value, known).rstrip(';')}"
+        return f"{message.removeprefix('argument ')}; `{self.prog} --help` says what it takes"
+
+
+def near(word: str, known: list[str]) -> str:
+    """`, did you mean X?` for the known word most like this one, else `;`."""
+    found = difflib.get_close_matches(word, known, 1)
+    return f", did you mean {found[0]}?" if found else ";"
