@@ -114,8 +114,9 @@ def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
             groups = objective.pairs // objective.group
             if groups % world_size and objective.group % world_size:
                 nearest = max(1, round(objective.group / world_size)) * world_size
+                pairs = max(1, round(objective.pairs / nearest)) * nearest  # a multiple of the group, or that is refused
                 problems.append(f"contrast: neither its {groups} group(s) nor its group of {objective.group} pairs can be "
-                                f"shared by {world_size} ranks; nearest group: {nearest}")
+                                f"shared by {world_size} ranks; nearest: group {nearest} and pairs {pairs}")
         elif isinstance(objective, CrossLingualContrast):
             if objective.examples % world_size:
                 nearest = max(1, round(objective.examples / world_size)) * world_size * objective.pairs_together

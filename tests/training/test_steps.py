@@ -96,4 +96,4 @@ def test_batches_that_do_not_divide_are_named_with_the_nearest() -> None:
     assert "batch_tokens 256 is 16 windows" in message
     assert "nearest: 240" in message
     assert "batch_tokens 128 is 8 windows" in message
-    assert "nearest group: 9" in message
+    assert "nearest: group 9 and pairs 18" in message
