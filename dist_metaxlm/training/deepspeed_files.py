@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
@@ -124,6 +125,7 @@ def follow_file(recipe: Recipe, file: str | None) -> Recipe:
     values["training"]["precision"] = precision
     try:
         return Recipe.model_validate(values)
-    except ValueError as error:
-        reason = str(error).split("Value error, ")[-1].split(" [type=")[0]
+    except ValidationError as error:
+        reason = "; ".join(".".join(map(str, item["loc"])) + ": " + item["msg"].removeprefix("Value error, ")
+                           for item in error.errors())
         raise UserError(f"--deepspeed_config {file} does not go with recipe {recipe.name}: {reason}") from None

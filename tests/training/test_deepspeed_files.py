@@ -69,6 +69,7 @@ def test_a_file_decides_stage_offload_and_precision(layout: tuple[int, bool, str
     ({"bf16": {"enabled": True}}, [], 'has bf16 without ZeRO'),
     ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}, [], 'write "zero_optimization": {"stage": 1}'),
     ({"bf16": {"enabled": "auto"}}, [], "enabled: auto, which the recipe has no value for; give a value there"),
+    ({"zero_optimization": {"stage": 7}}, [], "parallel.zero_stage: Input should be 0, 1, 2 or 3"),
     ({"bf16": True}, [], "bf16: true, and it is a section"),
     ({"zero_optimization": None}, [], "zero_optimization: null, and it is a section"),
     ({"zero_optimization": {"stage": 1, "offload_optimizer": "cpu"}}, [], 'offload_optimizer: "cpu", and it is a section'),
