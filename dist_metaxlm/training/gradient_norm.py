@@ -39,16 +39,40 @@ def use_exact_norms(engine: Any) -> None:
     Without ZeRO its updates are then those of ZeRO in two more ways: a parameter that no objective of the step reached has
     a gradient of zero and not none, and a step whose gradients are not finite is skipped.
     """
-    if not hasattr(engine.optimizer, "get_grad_norm_direct"):
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
         _clip_in_each_update(engine)
-        return
-    of_gradients = engine.optimizer.get_grad_norm_direct
+    elif hasattr(engine.optimizer, "get_grads_for_norm"):
+        _condense_in_bf16(engine.optimizer)
+    else:
+        _condense(engine.optimizer)
+
+
+def _condense(optimizer: Any) -> None:
+    """Hand ZeRO exact norms in place of gradients."""
+    of_gradients = optimizer.get_grad_norm_direct
 
     def of_norms(gradients: Sequence[torch.Tensor], params: Sequence[torch.Tensor], *more: Any) -> torch.Tensor:
         # A gradient's norm is that of a tensor which has it as its only element.
         return of_gradients([_condensed(gradient) for gradient in gradients], params, *more)
 
-    engine.optimizer.get_grad_norm_direct = of_norms
+    optimizer.get_grad_norm_direct = of_norms
+
+
+def _condense_in_bf16(optimizer: Any) -> None:
+    """The same for DeepSpeed's bf16 optimiser, which is that of ZeRO-1 and of pipelines.
+
+    It fails where no parameter has a gradient: on a pipeline stage behind the layer that a drawn objective reads.
+    """
+    found = optimizer.get_grads_for_norm
+
+    def of_norms(for_clipping: bool = False) -> Any:
+        if for_clipping:
+            return found(for_clipping=True)
+        gradients, experts = found()
+        nothing = torch.zeros((), device=optimizer.fp32_groups_flat_partition[0].device)
+        return [exact_norm(gradient) for gradient in gradients] or [nothing], experts
+
+    optimizer.get_grads_for_norm = of_norms
 
 
 def _condensed(gradient: torch.Tensor) -> torch.Tensor:

@@ -111,3 +111,24 @@ def test_norms_under_zero_are_handed_over_in_order_with_their_marks():
     padding._zero_padding = True
     assert engine.optimizer.get_grad_norm_direct([torch.full((2048,), 2.0), padding, torch.ones(9)], []) == 2
     assert seen == [(pytest.approx(2 * 2048**0.5), False), (0.0, True), (3.0, False)]
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_norms_of_the_bf16_optimiser_are_handed_over_and_a_stage_that_nothing_reached_has_one(reached):
+    from deepspeed.runtime.utils import get_global_norm_of_tensors
+
+    gradients = [torch.full((2**25,), 1e-4), torch.ones(9)] if reached else []
+
+    class Bf16:
+        fp32_groups_flat_partition = (torch.zeros(4),)
+
+        def get_grads_for_norm(self, for_clipping=False):
+            return gradients if for_clipping else (gradients, {})
+
+    engine = SimpleNamespace(optimizer=Bf16())
+    use_exact_norms(engine)
+    norms, experts = engine.optimizer.get_grads_for_norm()
+    expected = (2**25 * float(gradients[0][0].double()) ** 2 + 9) ** 0.5 if reached else 0.0
+    assert float(get_global_norm_of_tensors(norms)) == pytest.approx(expected, rel=1e-6)
+    assert experts == {}
+    assert engine.optimizer.get_grads_for_norm(for_clipping=True) is gradients
