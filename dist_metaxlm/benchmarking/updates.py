@@ -20,6 +20,7 @@ from dist_metaxlm.benchmarking.phase_steps import phase_of, phase_steps
 from dist_metaxlm.benchmarking.turns import WARM_UP, spread
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
+from dist_metaxlm.training.gradient_norm import use_exact_norms
 
 OURS, DEEPSPEED = "torch fused", "DeepSpeedCPUAdam"
 Make = Callable[[list[dict[str, Any]], dict[str, Any]], torch.optim.Optimizer]
@@ -52,11 +53,15 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
     loop = phase_steps(recipe, phase_name, torch.device("cpu"), turns * len(KINDS))
     engine, learning_rate = loop.engine, phase_of(recipe, phase_name).learning_rate.peak
     holder = engine.optimizer if hasattr(engine.optimizer, "optimizer") else engine  # without ZeRO nothing is around it
-    kinds, missing = _made(holder.optimizer, recipe.optimizer)
+    own = holder.optimizer
+    kinds, missing = _made(own, recipe.optimizer)
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in kinds}
     inside: list[float] = []
     for kind in kinds.values():
         _watch(kind, "step", inside)
+        if holder is engine:
+            engine.optimizer = kind
+            use_exact_norms(engine)
     update: list[float] = []
     _watch(engine, "step", update)
     for turn in range(turns):
@@ -67,7 +72,7 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
             loop.steps.take(turn * len(kinds) + place, learning_rate)
             if turn >= WARM_UP:
                 seconds[name].append((sum(inside), update[-1], time.process_time() - start))
-    holder.optimizer = kinds[OURS]
+    holder.optimizer = own
     shards = [param.numel() for group in holder.optimizer.param_groups for param in group["params"]]
     return {"shards": shards, "missing": missing, "kinds": _figures(seconds),
             "differences_from_torch_fused": differences(shards, recipe.optimizer, learning_rate, list(kinds))}
@@ -93,11 +98,10 @@ def _settings(config: OptimizerConfig, learning_rate: float) -> dict[str, Any]:
 
 def _made(inner: torch.optim.Optimizer, config: OptimizerConfig
           ) -> tuple[dict[str, torch.optim.Optimizer], dict[str, str]]:
-    """Every kind over the groups of `inner`, which is ours itself, and why one cannot be had."""
-    kinds, missing = {OURS: inner}, {}
+    """Every kind over the groups of `inner`, and why one cannot be had."""
+    kinds: dict[str, torch.optim.Optimizer] = {}
+    missing: dict[str, str] = {}
     for name, make in KINDS.items():
-        if name == OURS:
-            continue
         groups = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in inner.param_groups]
         try:
             kinds[name] = make(groups, _settings(config, 0.0))

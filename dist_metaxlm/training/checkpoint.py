@@ -68,6 +68,24 @@ def newest_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
     return None
 
 
+def checkpoint_to_resume(root: Path, resume: str) -> Checkpoint | None:
+    """What a phase goes on from, as --resume says: `auto`, `never` or a step; None where it begins anew (collective).
+
+    Raises:
+        UserError: when a step is asked for that has no intact checkpoint.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return newest_checkpoint(root)
+    checkpoint = newest_checkpoint(root, int(resume))
+    if checkpoint is None:
+        there = ", ".join(map(str, list_steps(root))) or "none"
+        raise UserError(f"--resume {resume}: no intact {step_folder(root, int(resume))}; give a step that is there "
+                        f"({there}), or --resume auto")
+    return checkpoint
+
+
 def _verified(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder that is intact; None on all ranks where one of them found damage, which it reports.
 

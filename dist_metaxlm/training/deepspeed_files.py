@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
 
 _BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+_FILLED = (*_BATCH, "initial_scale_power", "loss_scale_window", "pin_memory", "stage3_param_persistence_threshold")
+"""Fields that may say `auto`."""
+_SECTIONS = ("bf16", "fp16", "zero_optimization", "offload_optimizer")
 
 
 def shipped_file(recipe: Recipe, precision: str, data_size: int) -> str:
@@ -38,7 +43,7 @@ def read_config(file: str, shipped: bool) -> dict[str, Any]:
     """A DeepSpeed configuration, `auto` fields still in it.
 
     Raises:
-        UserError: for a file that is missing, not JSON, or asks for what the recipe decides.
+        UserError: for a file that is missing, not JSON, or asks for what the recipe decides or cannot fill.
     """
     path = resources.files("dist_metaxlm.ds_configs") / file if shipped else Path(file)
     if not path.is_file():
@@ -56,7 +61,22 @@ def read_config(file: str, shipped: bool) -> dict[str, Any]:
     for key in ("optimizer", "scheduler"):
         if key in config:
             raise UserError(f"{file} has a section {key!r}, which the recipe decides; remove it there")
+    for key, value in _fields(config):
+        if value == "auto" and key not in _FILLED:
+            raise UserError(f"the DeepSpeed file {file} says {key}: auto, which the recipe has no value for; give a value "
+                            "there or leave it out")
+        if key in _SECTIONS and not isinstance(value, dict):
+            raise UserError(f"the DeepSpeed file {file} says {key}: {json.dumps(value)}, and it is a section, such as "
+                            f'"{key}": {{}}; write that or leave it out')
     return config
+
+
+def _fields(section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All fields of a configuration and of the sections in it."""
+    for key, value in section.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _fields(value)
 
 
 def fill_automatic(config: dict[str, Any], recipe: Recipe, device: torch.device, data_size: int) -> None:
@@ -70,21 +90,23 @@ def fill_automatic(config: dict[str, Any], recipe: Recipe, device: torch.device,
         "pin_memory": device.type == "cuda",
         # Norms and biases stay whole on every rank: gathering them would cost more than they take.
         "stage3_param_persistence_threshold": 10 * recipe.model.hidden}
-    zero = config.get("zero_optimization", {})
-    for section in (config, zero, config.get("fp16", {}), zero.get("offload_optimizer", {})):
-        for key, value in section.items():
-            if value == "auto":
-                if key not in values:
-                    raise UserError(f"the DeepSpeed file says {key}: auto, which the recipe has no value for; give a number "
-                                    "there or leave it out")
-                section[key] = values[key]
+    _fill(config, values)
+
+
+def _fill(section: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in section.items():
+        if value == "auto":
+            section[key] = values[key]
+        elif isinstance(value, dict):
+            _fill(value, values)
 
 
 def follow_file(recipe: Recipe, file: str | None) -> Recipe:
     """The recipe with ZeRO stage, offload and precision as the file of --deepspeed_config has them.
 
     Raises:
-        UserError: when the recipe names another precision than the file, or the result is no legal recipe.
+        UserError: when the recipe names another precision than the file, it has none of ours without ZeRO, or the result
+            is no legal recipe.
     """
     if file is None:
         return recipe
@@ -94,12 +116,16 @@ def follow_file(recipe: Recipe, file: str | None) -> Recipe:
     if recipe.training.precision not in ("auto", precision):
         raise UserError(f"--deepspeed_config {file} trains in {precision}, the recipe says training.precision="
                         f"{recipe.training.precision}; set training.precision=auto or give another file")
+    if precision != "fp32" and zero.get("stage", 0) == 0:
+        raise UserError(f"--deepspeed_config {file} has {precision} without ZeRO, where DeepSpeed has no fp32 masters "
+                        'as ours; write "zero_optimization": {"stage": 1} into it (on one rank it is the same)')
     offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     values = recipe.model_dump()
     values["parallel"] |= {"zero_stage": zero.get("stage", 0), "offload_optimizer": offload}
     values["training"]["precision"] = precision
     try:
         return Recipe.model_validate(values)
-    except ValueError as error:
-        reason = str(error).split("Value error, ")[-1].split(" [type=")[0]
+    except ValidationError as error:
+        reason = "; ".join(".".join(map(str, item["loc"])) + ": " + item["msg"].removeprefix("Value error, ")
+                           for item in error.errors())
         raise UserError(f"--deepspeed_config {file} does not go with recipe {recipe.name}: {reason}") from None

@@ -34,17 +34,45 @@ def exact_norm(values: torch.Tensor) -> torch.Tensor:
 
 
 def use_exact_norms(engine: Any) -> None:
-    """Let `engine` clip by exact norms, and report them by `get_global_grad_norm()`, at any ZeRO stage."""
-    if not hasattr(engine.optimizer, "get_grad_norm_direct"):
-        engine.clip_fp32_gradients = lambda: _clip(engine)  # which DeepSpeed calls where there is no ZeRO
-        return
-    of_gradients = engine.optimizer.get_grad_norm_direct
+    """Let `engine` clip by exact norms, and report them by `get_global_grad_norm()`, at any ZeRO stage.
+
+    Without ZeRO its updates are then those of ZeRO in two more ways: a parameter that no objective of the step reached has
+    a gradient of zero and not none, and a step whose gradients are not finite is skipped.
+    """
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
+        _clip_in_each_update(engine)
+    elif hasattr(engine.optimizer, "get_grads_for_norm"):
+        _condense_in_bf16(engine.optimizer)
+    else:
+        _condense(engine.optimizer)
+
+
+def _condense(optimizer: Any) -> None:
+    """Hand ZeRO exact norms in place of gradients."""
+    of_gradients = optimizer.get_grad_norm_direct
 
     def of_norms(gradients: Sequence[torch.Tensor], params: Sequence[torch.Tensor], *more: Any) -> torch.Tensor:
         # A gradient's norm is that of a tensor which has it as its only element.
         return of_gradients([_condensed(gradient) for gradient in gradients], params, *more)
 
-    engine.optimizer.get_grad_norm_direct = of_norms
+    optimizer.get_grad_norm_direct = of_norms
+
+
+def _condense_in_bf16(optimizer: Any) -> None:
+    """The same for DeepSpeed's bf16 optimiser, which is that of ZeRO-1 and of pipelines.
+
+    It fails where no parameter has a gradient: on a pipeline stage behind the layer that a drawn objective reads.
+    """
+    found = optimizer.get_grads_for_norm
+
+    def of_norms(for_clipping: bool = False) -> Any:
+        if for_clipping:
+            return found(for_clipping=True)
+        gradients, experts = found()
+        nothing = torch.zeros((), device=optimizer.fp32_groups_flat_partition[0].device)
+        return [exact_norm(gradient) for gradient in gradients] or [nothing], experts
+
+    optimizer.get_grads_for_norm = of_norms
 
 
 def _condensed(gradient: torch.Tensor) -> torch.Tensor:
@@ -54,18 +82,42 @@ def _condensed(gradient: torch.Tensor) -> torch.Tensor:
     return norm
 
 
-def _clip(engine: Any) -> None:
-    """Clip an engine's gradients in place. A pipeline's or tensor parallel model's norm is that of the whole model."""
+def _clip_in_each_update(engine: Any) -> None:
+    """DeepSpeed asks for clipping only where there is a largest norm, but the norm is reported in any case."""
+    update = engine.optimizer.step
+    engine.clip_fp32_gradients = lambda: None
+
+    def step(*arguments: Any, **named: Any) -> None:
+        parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        engine._global_grad_norm = norm = _global_norm(parameters)
+        # DeepSpeed counts what is skipped by this name.
+        engine.optimizer.overflow = not bool(norm.isfinite())
+        if not engine.optimizer.overflow:
+            _clip(parameters, norm, engine.gradient_clipping())
+            update(*arguments, **named)
+
+    engine.optimizer.step = step
+
+
+def _global_norm(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Norm of the gradients of the whole model, of which a pipeline stage or tensor rank has these parameters."""
     from deepspeed.runtime.utils import is_model_parallel_parameter
 
-    parameters = [p for group in engine.optimizer.param_groups for p in group["params"] if p.grad is not None]
     # A pipeline's own grid would count a parameter of later stages only where tensor parallelism cuts it.
-    counted = [p for p in parameters if groups().tensor_rank == 0 or is_model_parallel_parameter(p)]
-    squares = torch.stack([exact_norm(p.grad) for p in counted]).square().sum() if counted else (
-        torch.zeros((), dtype=torch.float64, device=engine.device))
+    counted = [exact_norm(p.grad) for p in parameters
+               if p.grad is not None and (groups().tensor_rank == 0 or is_model_parallel_parameter(p))]
+    zero = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+    squares = torch.stack([zero, *counted]).square().sum()
     if groups().model is not None:
         dist.all_reduce(squares, group=groups().model)
-    engine._global_grad_norm = squares.sqrt()
-    factor = (engine.gradient_clipping() / (engine._global_grad_norm + 1e-6)).clamp(max=1.0).float()
-    if factor.device.type != "cpu" or factor < 1:  # a GPU is not waited for
-        torch._foreach_mul_([p.grad for p in parameters], factor)
+    return squares.sqrt()
+
+
+def _clip(parameters: Sequence[torch.Tensor], norm: torch.Tensor, largest: float) -> None:
+    """Scale gradients in place where their `norm` is more than `largest`; 0 does not clip."""
+    factor = (largest / (norm + 1e-6)).clamp(max=1.0).float()
+    if largest > 0 and factor < 1:
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)

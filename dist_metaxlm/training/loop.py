@@ -32,13 +32,12 @@ from dist_metaxlm.training.steps import StepPlan
 
 
 def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, plan: StepPlan, progress: Progress,
-          schedule_offset: int = 0, probe: Probe | None = None) -> None:
+          probe: Probe | None = None) -> None:
     """Run the phase from `progress.step` to its end; checkpoints and metrics go to `folder`.
 
-    `schedule_offset` steps are added for the learning rate, when it goes on from an earlier phase. `probe` is taken every
-    `training.probe_interval` steps.
+    `probe` is taken every `training.probe_interval` steps.
     """
-    phase, total = plan.phase, plan.phase.total_steps
+    phase, total, behind = plan.phase, plan.phase.total_steps, progress.schedule_offset
     meter = LossMeter(phase, data, engine.device)
     if progress.realised is not None:
         meter.restore(progress.realised)
@@ -52,7 +51,7 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
                             recipe.training.save_in_background)
     with saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
-            learning_rate = learning_rate_at(step + schedule_offset, total + schedule_offset, phase.learning_rate)
+            learning_rate = learning_rate_at(step + behind, total + behind, phase.learning_rate)
             steps.take(step, learning_rate)
             progress.advance(phase, plan.objectives_at(step))
 

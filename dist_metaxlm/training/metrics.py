@@ -76,11 +76,12 @@ class LossMeter:
 class MetricsWriter:
     """Rank 0's files: metrics.jsonl and TensorBoard events. Other ranks make none."""
 
-    def __init__(self, folder: Path, purge_step: int) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
+        """`step`: steps done so far. What an earlier run has written of later ones is dropped from the events."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step or None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record and make it visible to readers at once."""

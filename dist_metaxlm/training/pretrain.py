@@ -28,7 +28,7 @@ from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.launchers import check_world_size
 from dist_metaxlm.parallel.placement import check_placement, placement_lines
 from dist_metaxlm.parallel.preflight.facts import facts_to_share
-from dist_metaxlm.parallel.process_group import barrier, pick_device, process_group
+from dist_metaxlm.parallel.process_group import pick_device, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.planning.stages import model_stages
@@ -37,7 +37,7 @@ from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
-from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, step_folder
+from dist_metaxlm.training.checkpoint import checkpoint_to_resume, restore
 from dist_metaxlm.training.deepspeed_files import follow_file
 from dist_metaxlm.training.disk_space import check_room
 from dist_metaxlm.training.engine import build_engine, resolve_precision
@@ -108,11 +108,9 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
                        join_seconds=recipe.parallel.join_seconds, facts=facts_to_share(recipe)):
         topology = locate_ranks(topology, device)
         _show_place(recipe, topology)
-        if topology.is_first:
-            if options.resume == "never":
-                folder.set_aside()
-            _start(folder, recipe, options, topology)
-        barrier()
+        if topology.is_first and options.resume != "never":
+            asked = int(options.resume) if options.resume.isdecimal() else max([0, *list_steps(folder.checkpoints)])
+            folder.check(recipe, asked, options.change)  # now: reading a checkpoint takes longer
         _run(recipe, options, topology, device, folder, data, probe)
 
 
@@ -127,10 +125,15 @@ def _goes_on(folder: PhaseFolder, recipe: Recipe, options: Options) -> bool:
     return options.change
 
 
-def _start(folder: PhaseFolder, recipe: Recipe, options: Options, topology: Topology) -> None:
-    step = int(options.resume) if options.resume.isdecimal() else max([0, *list_steps(folder.checkpoints)])
+def _begin(folder: PhaseFolder, recipe: Recipe, options: Options, topology: Topology, step: int) -> None:
+    """Make the folder that of `recipe` from `step` on: when nothing can be refused any more, for it is not to be undone."""
+    if options.resume == "never":
+        folder.set_aside()
     for field, (before, now) in folder.start(recipe, step, options.change).items():
         _say(topology, f"changed from step {step} on: {field} was {before}, now {now}")
+    if options.resume.isdecimal():
+        for line in folder.go_back(step):
+            _say(topology, line)
 
 
 def open_data(recipe: Recipe, phase: str) -> tuple[Tokenizer, PhaseData]:
@@ -148,16 +151,9 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
     place = groups()
     plan = StepPlan(phase, options.phase, recipe.seed, place.data_rank, place.data_size,
                     recipe.parallel.micro_batch_tokens)
-    progress = Progress(options.phase, tokenizer.hash, recipe.model.vocab_size, device)
-    checkpoint = newest_checkpoint(folder.checkpoints, None if options.resume in ("auto", "never") else int(options.resume))
-    if checkpoint is None and options.resume not in ("auto", "never"):
-        there = ", ".join(map(str, list_steps(folder.checkpoints))) or "none"
-        raise UserError(f"--resume {options.resume}: no intact {step_folder(folder.checkpoints, int(options.resume))}; give "
-                        f"a step that is there ({there}), or --resume auto")
-
-    if checkpoint is not None and options.resume.isdecimal() and topology.is_first:
-        for line in folder.set_later_aside(checkpoint.step):
-            _say(topology, line)
+    progress = Progress(options.phase, tokenizer.hash, recipe.model.vocab_size, device,
+                        schedule_offset(recipe, options, folder))
+    checkpoint = checkpoint_to_resume(folder.checkpoints, options.resume)
     if checkpoint is not None and checkpoint.facts["tokenizer"] != tokenizer.hash:
         raise UserError(f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the data in "
                         f"{recipe.data.directory} have {tokenizer.hash[:12]}; give the data.directory that it began with")
@@ -184,9 +180,10 @@ def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.dev
     if carried is not None and recipe.carry_over.optimizer == "carry":
         carry_optimizer(engine, carried)
     if topology.is_first:
+        _begin(folder, recipe, options, topology, progress.step)
         folder.cut_metrics(progress.step)
         _announce(recipe, options, topology, device, folder, progress, carried)
-    train(engine, recipe, folder, data, plan, progress, schedule_offset(recipe, options.phase, folder), probe)
+    train(engine, recipe, folder, data, plan, progress, probe)
     if topology.is_first:
         finish(folder, progress, topology)
         warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)
@@ -203,9 +200,9 @@ def build_model(recipe: Recipe, phase: PhaseConfig) -> Any:
     return PipelinedModel(recipe.model, recipe.seed, shard, stages, phase.sequence_length)
 
 
-def schedule_offset(recipe: Recipe, phase: str, folder: PhaseFolder) -> int:
-    """Steps that the learning-rate schedule of `phase` already has behind it: meta's, where it continues."""
-    if phase != "cross" or recipe.carry_over.schedule == "restart":
+def schedule_offset(recipe: Recipe, options: Options, folder: PhaseFolder) -> int:
+    """Steps that the learning-rate schedule of a phase has behind it when it begins: meta's, where it continues."""
+    if options.phase != "cross" or options.init_from is not None or recipe.carry_over.schedule == "restart":
         return 0
     meta = PhaseFolder(folder.run_dir, "meta").finished
     return int(meta["steps"]) if meta else 0
@@ -246,7 +243,7 @@ def missing_meta(folder: PhaseFolder, options: Options) -> None:
 def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
     if options.phase not in recipe.phases:
         raise UserError(f"recipe {recipe.name} has no phase {options.phase!r}; it has {', '.join(recipe.phases)}")
-    if options.resume not in ("auto", "never") and not options.resume.isdigit():
+    if options.resume not in ("auto", "never") and not options.resume.isdecimal():
         raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")
     check_layout(recipe, options.phase, topology)
     check_fp16(recipe.training.precision)

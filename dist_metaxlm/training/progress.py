@@ -18,9 +18,12 @@ class Progress:
     The data cursor is not here: it follows from the step (training/steps.py).
     """
 
-    def __init__(self, phase: str, tokenizer_hash: str, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, phase: str, tokenizer_hash: str, vocab_size: int, device: torch.device,
+                 schedule_offset: int = 0) -> None:
+        """`schedule_offset`: steps that the learning-rate schedule has behind it when the phase begins."""
         self.phase, self.tokenizer_hash = phase, tokenizer_hash
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.schedule_offset = schedule_offset
         self.realised: torch.Tensor | None = None
         self.scaling: dict[str, Any] = {}  # of training/loss_scaling.py
         self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
@@ -38,7 +41,8 @@ class Progress:
     def facts(self) -> dict[str, Any]:
         """What the manifest of a checkpoint says."""
         return {"phase": self.phase, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-                "tokenizer": self.tokenizer_hash, "vocab_size": self.seen.numel(), "loss_scaling": self.scaling}
+                "tokenizer": self.tokenizer_hash, "vocab_size": self.seen.numel(), "loss_scaling": self.scaling,
+                "schedule_offset": self.schedule_offset}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What progress.safetensors holds (collective)."""
@@ -51,5 +55,7 @@ class Progress:
         tensors = checkpoint.tensors("progress")
         self.step, self.tokens = checkpoint.step, int(checkpoint.facts["tokens"])
         self.seconds = float(checkpoint.facts["seconds"])
+        # A meta phase that was made longer meanwhile must not move it; older checkpoints do not have it.
+        self.schedule_offset = int(checkpoint.facts.get("schedule_offset", self.schedule_offset))
         self.realised = tensors["realised"]
         self.seen |= tensors["seen"].bool().to(self.seen.device)

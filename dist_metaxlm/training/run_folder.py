@@ -13,7 +13,7 @@ from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training.environment import environment
-from dist_metaxlm.training.manifest import list_steps, step_folder, write_json
+from dist_metaxlm.training.manifest import list_steps, step_folder, write_json, write_text
 from dist_metaxlm.wording import counted
 
 CHANGEABLE = re.compile(r"phases\.\w+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+")
@@ -41,32 +41,40 @@ class PhaseFolder:
             raise UserError(f"{path} is damaged; delete it and run phase {self.phase} again, which then ends at its last "
                             "checkpoint") from None
 
-    def start(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
-        """Create the folder, or check that `recipe` trains the same thing as the one the phase was started with.
+    def check(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
+        """Whether `recipe` trains the same thing as the one the phase was started with; nothing is written.
 
         Layout, logging and saving may change; what is learnt may not, or the curve would be of two experiments. With
-        `change` length, learning rate and optimiser may (`CHANGEABLE`), from `step` on: the phase counts as unfinished, and
-        changes.jsonl keeps what was changed and where.
+        `change` length, learning rate and optimiser may (`CHANGEABLE`), from `step` on.
 
         Returns:
-            The fields that have been changed now, as [before, now].
+            The fields that would be changed, as [before, now].
 
         Raises:
             UserError: naming the fields that differ.
         """
-        path, changed = self.path / "recipe.yaml", {}
-        if path.is_file():
-            before, now = (_learning_part(r, self.phase) for r in (load_recipe(path), recipe))
-            changed = {key: [before.get(key), now.get(key)] for key in {**before, **now}
-                       if before.get(key) != now.get(key)}
+        path = self.path / "recipe.yaml"
+        if not path.is_file():
+            return {}
+        before, now = (_learning_part(r, self.phase) for r in (load_recipe(path), recipe))
+        changed = {key: [before.get(key), now.get(key)] for key in {**before, **now} if before.get(key) != now.get(key)}
         if changed:
             self._check_changes(changed, step, recipe, change)
+        return changed
+
+    def start(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
+        """Create the folder, or go on in it with what has changed: see `check`, which may refuse it and says the rest.
+
+        With a change the phase counts as unfinished, and changes.jsonl keeps what was changed and where.
+        """
+        changed = self.check(recipe, step, change)
+        if changed:
             (self.path / "done.json").unlink(missing_ok=True)
             with (self.path / "changes.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "changed": changed}) + "\n")
         self.path.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump_recipe(recipe), encoding="utf-8")
-        (self.run_dir / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        for folder in (self.path, self.run_dir):
+            write_text(folder / "recipe.yaml", dump_recipe(recipe))
         write_json(self.run_dir / "environment.json", environment())
         return changed
 
@@ -89,11 +97,13 @@ class PhaseFolder:
         if self.path.exists():
             self.path.rename(self.path.with_name(f"{self.phase}-until-{_stamp()}"))
 
-    def set_later_aside(self, step: int) -> list[str]:
-        """Move checkpoints after `step` out of the way of those that will be written from there; a line that says so.
+    def go_back(self, step: int) -> list[str]:
+        """Let the phase be one that has come to `step`: unfinished, with no later checkpoints; a line that says so.
 
-        Left where they are, they would be the newest: resumed from next time, and kept in place of the new ones.
+        Those are moved out of the way. Left where they are, they would be the newest: resumed from next time, and kept in
+        place of the new ones.
         """
+        (self.path / "done.json").unlink(missing_ok=True)
         later = [number for number in list_steps(self.checkpoints) if number > step]
         if not later:
             return []
@@ -114,7 +124,7 @@ class PhaseFolder:
                     kept.append(line)
             except (ValueError, KeyError):
                 continue  # the line that a kill has cut in half
-        self.metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Mark the phase as finished."""

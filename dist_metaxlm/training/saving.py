@@ -185,7 +185,8 @@ class CheckpointSaver:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         if rank() == 0:
-            for old in list_steps(self._root)[:-self._keep]:
+            # Later ones are damaged, a resumed run has passed them over: they must not push out what is intact.
+            for old in [step for step in list_steps(self._root) if step <= facts["step"]][:-self._keep]:
                 shutil.rmtree(step_folder(self._root, old), ignore_errors=True)
 
     def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, Sealed]:

@@ -115,10 +115,11 @@ def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
         if isinstance(objective, Contrast | CrossLingualContrast) and objective.group is not None:
             if objective.share_of_group(objective.group, world_size) is None:
                 unit = world_size * objective.pairs_together
+                nearest = max(1, round(objective.group / unit)) * unit
+                pairs = max(1, round(objective.pairs / nearest)) * nearest  # a multiple of the group, or that is refused
                 groups = counted(objective.pairs // objective.group, "group")
-                problems.append(f"{objective.name}: neither its {groups} nor its group of {objective.group} pairs "
-                                f"can be shared by {world_size} ranks; nearest group: "
-                                f"{max(1, round(objective.group / unit)) * unit}")
+                problems.append(f"{objective.name}: neither its {groups} nor its group of {objective.group} pairs can be "
+                                f"shared by {world_size} ranks; nearest: group {nearest} and pairs {pairs}")
         elif isinstance(objective, PairObjective):
             if objective.examples % world_size:
                 nearest = max(1, round(objective.examples / world_size)) * world_size * objective.pairs_together

@@ -238,7 +238,7 @@ def test_all_mistakes_of_a_recipe_at_once(tiny_recipe: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("override", "words"), [
     ("parallel.tensor=2", "does not divide 1 rank; nearest that divides: parallel.tensor=1"),
-    ("--resume=sometimes", "neither auto, never nor the step"),
+    ("--resume=²", "neither auto, never nor the step"),
     ("--deepspeed_config=missing.json", "no such file"), ("model.vocab_size=500", "vocab_size"),
     ("phases.meta.languages=[fr]", "'fr' is not in the token store"),
     ("phases.meta.sequence_length=64", "batch_tokens"), ("data.text={en: [nowhere.txt]}", "nowhere.txt")])
@@ -289,6 +289,10 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(undisturbed: 
     pretrain(cross, HeldoutProbe)
     assert "warning" not in capsys.readouterr().err
     before, asked = curve(undisturbed, "meta"), ["phases.meta.steps=10", "phases.meta.learning_rate.peak=1e-4"]
+    message = fails_with_one_sentence(*command(tiny_recipe, tmp_path, "meta", "--change", "--resume", "6", *asked)[1:])
+    assert "step-00000006; give a step that is there (4, 8), or --resume auto" in message
+    assert (tmp_path / "meta" / "done.json").exists(), "a slip of the finger must not make a finished phase unfinished"
+    assert not (tmp_path / "meta" / "changes.jsonl").exists()
     said = run_ranks(2, *command(tiny_recipe, tmp_path, "meta", "--change", "--resume", "4", *asked))
     after = curve(tmp_path, "meta")
     assert [step for step, *_ in after] == [2, 4, 6, 8, 10]
@@ -333,6 +337,7 @@ def test_cross_starts_from_an_imported_hugging_face_folder(undisturbed: Path, ti
     assert curve(tmp_path / "run", "cross") == curve(undisturbed, "cross")
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path / "other", "cross", *start, "model.ffn=128")[1:])
     assert "set model.ffn=64" in message
+    assert not (tmp_path / "other").exists(), "the folder is that of a recipe that was refused"
 
 
 def test_deepspeed_launcher_with_two_ranks(undisturbed: Path, tiny_recipe: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from dist_metaxlm.recipe.schema import DenoisingAlignment, ModelConfig
 from dist_metaxlm.training import carry_over
 from dist_metaxlm.training.carry_over import Carried, carry_own, embedding_statistics
 from dist_metaxlm.training.checkpoint import Checkpoint
+from dist_metaxlm.training.pretrain import Options, schedule_offset
+from dist_metaxlm.training.progress import Progress
 from dist_metaxlm.training.run_folder import PhaseFolder
 
 
@@ -71,3 +73,26 @@ def test_another_model_than_that_of_the_phase_before_is_refused(tiny_recipe: Pat
     other = load_recipe(tiny_recipe, ["model.norm_eps=0.001", f"model.heads={heads // 2}", "model.dropout=0.3"])
     with pytest.raises(UserError, match=f"set model.heads={heads} model.norm_eps=1e-05$"):
         carry_over.carry_over(Encoder(other.model, 1), other, before, "same")
+
+
+def test_the_schedule_goes_on_from_meta_and_from_nothing_else(tiny_recipe: Path, tmp_path: Path) -> None:
+    folder, meta = PhaseFolder(tmp_path, "cross"), PhaseFolder(tmp_path, "meta")
+    goes_on = load_recipe(tiny_recipe, ["carry_over.schedule=continue"])
+    assert schedule_offset(goes_on, Options("cross"), folder) == 0
+    meta.path.mkdir()
+    meta.finish({"steps": 8})
+    assert schedule_offset(goes_on, Options("cross"), folder) == 8
+    assert schedule_offset(load_recipe(tiny_recipe), Options("cross"), folder) == 0
+    assert schedule_offset(goes_on, Options("cross", init_from="elsewhere"), folder) == 0
+    assert schedule_offset(goes_on, Options("joint"), PhaseFolder(tmp_path, "joint")) == 0
+
+
+def test_a_meta_phase_made_longer_does_not_move_the_schedule_of_a_cross_phase_on_its_way(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    began = Progress("cross", "same", 3, torch.device("cpu"), schedule_offset=8)
+    began.realised = torch.zeros(1)
+    saved = Checkpoint(Path(), began.facts())
+    monkeypatch.setattr(Checkpoint, "tensors", lambda self, kind: began.tensors())
+    goes_on = Progress("cross", "same", 3, torch.device("cpu"), schedule_offset=20)
+    goes_on.resume(saved)
+    assert goes_on.schedule_offset == 8

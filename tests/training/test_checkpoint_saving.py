@@ -44,6 +44,18 @@ def full_disk(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file")
 
 
+def test_a_damaged_later_checkpoint_does_not_push_out_the_intact_ones(tmp_path: Path) -> None:
+    engine = small_engine()
+    with CheckpointSaver(tmp_path, engine, keep=1, background=False) as saver:
+        saver.save({"step": 2}, PROGRESS)
+        step_folder(tmp_path, 8).mkdir()  # never finished
+        saver.save({"step": 4}, PROGRESS)
+        assert list_steps(tmp_path) == [4, 8]
+        saver.save({"step": 8}, PROGRESS)
+    assert list_steps(tmp_path) == [8]
+    assert equal(saved(tmp_path), state(engine))
+
+
 def test_both_ways_write_the_same_bytes(tmp_path: Path) -> None:
     engine = small_engine()
     update(engine)

@@ -66,6 +66,13 @@ def test_a_file_decides_stage_offload_and_precision(layout: tuple[int, bool, str
 
 @pytest.mark.parametrize(("content", "overrides", "words"), [
     ({"bf16": {"enabled": True}}, ["training.precision=fp32"], "set training.precision=auto"),
+    ({"bf16": {"enabled": True}}, [], 'has bf16 without ZeRO'),
+    ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}, [], 'write "zero_optimization": {"stage": 1}'),
+    ({"bf16": {"enabled": "auto"}}, [], "enabled: auto, which the recipe has no value for; give a value there"),
+    ({"zero_optimization": {"stage": 7}}, [], "parallel.zero_stage: Input should be 0, 1, 2 or 3"),
+    ({"bf16": True}, [], "bf16: true, and it is a section"),
+    ({"zero_optimization": None}, [], "zero_optimization: null, and it is a section"),
+    ({"zero_optimization": {"stage": 1, "offload_optimizer": "cpu"}}, [], 'offload_optimizer: "cpu", and it is a section'),
     ({"zero_optimization": {"stage": 2}}, ["parallel.pipeline=2"], "set zero_stage: 1"),
     ({"optimizer": {}}, [], "which the recipe decides")])
 def test_contradictions_are_refused(content: dict[str, Any], overrides: list[str], words: str, tmp_path: Path) -> None:
@@ -75,6 +82,14 @@ def test_contradictions_are_refused(content: dict[str, Any], overrides: list[str
         follow_file(load_recipe("quickstart", overrides), str(file))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_auto_is_filled_wherever_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    offload = {"device": "cpu", "pin_memory": "auto"}
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_param": offload}}))
+    found = engine_config(load_recipe("quickstart"), torch.device("cuda"), 2, str(file))
+    assert found["zero_optimization"]["offload_param"]["pin_memory"] is True
 
 
 def test_an_unknown_auto_and_a_broken_file_are_named(tmp_path: Path) -> None:

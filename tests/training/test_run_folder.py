@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,9 +56,47 @@ def test_later_checkpoints_make_room_for_those_that_will_be_written(tmp_path: Pa
     folder = PhaseFolder(tmp_path, "meta")
     for step in (4, 8, 12):
         step_folder(folder.checkpoints, step).mkdir(parents=True)
-    (line,) = folder.set_later_aside(4)
+    folder.finish({"steps": 12})
+    (line,) = folder.go_back(4)
     assert list_steps(folder.checkpoints) == [4]
+    assert folder.finished is None  # killed on the way, the next start must not take it for finished
     (aside,) = folder.path.glob("checkpoints-after-4-until-*")
     assert list_steps(aside) == [8, 12]
     assert str(aside) in line
-    assert folder.set_later_aside(4) == []
+    assert folder.go_back(4) == []
+
+
+def test_a_check_writes_nothing(tmp_path: Path) -> None:
+    folder, other = PhaseFolder(tmp_path / "run", "meta"), load_recipe("quickstart", ["phases.meta.steps=300"])
+    assert folder.check(other) == {}
+    assert not folder.run_dir.exists()
+    folder.start(load_recipe("quickstart"))
+    folder.finish({"steps": 150})
+    before = {path: path.read_bytes() for path in folder.run_dir.rglob("*") if path.is_file()}
+    assert folder.check(other, 150, change=True) == {"phases.meta.steps": [150, 300]}
+    assert {path: path.read_bytes() for path in folder.run_dir.rglob("*") if path.is_file()} == before
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_recipe_and_the_metrics_of_a_phase_that_goes_on(tmp_path: Path) -> None:
+    folder, recipe = PhaseFolder(tmp_path, "meta"), load_recipe("quickstart")
+    folder.start(recipe)
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(99)]
+    folder.metrics.write_text("\n".join(lines) + "\n")
+    with files_of_at_most(512):
+        for action in (lambda: folder.start(recipe), lambda: folder.cut_metrics(90)):
+            with pytest.raises(OSError, match="File too large"):
+                action()
+    assert folder.start(recipe) == {}
+    assert folder.metrics.read_text().splitlines() == lines
+    folder.cut_metrics(90)
+    assert folder.metrics.read_text().splitlines() == lines[:91]

@@ -92,7 +92,7 @@ def test_xlcos_groups_are_whole_on_a_rank_or_shared_by_all(ranks: int) -> None:
 def test_examples_that_do_not_divide_are_named_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"xlco: pairs 20 is 10 examples, not a multiple of 4 ranks; nearest: 16"):
         StepPlan(with_xlco(20), "cross", 5, 0, 4, None)
-    words = r"xlco: neither its 4 groups nor its group of 12 pairs can be shared by 8 ranks; nearest group: 16"
+    words = r"xlco: neither its 4 groups nor its group of 12 pairs can be shared by 8 ranks; nearest: group 16 and pairs 48"
     with pytest.raises(UserError, match=words):
         StepPlan(with_xlco(48, group=12), "cross", 5, 0, 8, None)
 
@@ -110,4 +110,4 @@ def test_batches_that_do_not_divide_are_named_with_the_nearest() -> None:
     assert "batch_tokens 256 is 16 windows" in message
     assert "nearest: 240" in message
     assert "batch_tokens 128 is 8 windows" in message
-    assert "nearest group: 9" in message
+    assert "nearest: group 9 and pairs 18" in message
