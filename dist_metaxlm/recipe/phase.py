@@ -258,8 +258,11 @@ class PhaseConfig(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that the masked-LM objectives take in one step with `mixing: sum`."""
-        return sum(getattr(objective, "batch_tokens", 0) for objective in self.objectives)
+        """Tokens that the masked-LM objectives take in one step; with `mixing: draw` on average, to the nearest token."""
+        taken = [(objective.weight, getattr(objective, "batch_tokens", 0)) for objective in self.objectives]
+        if self.mixing == "sum":
+            return sum(tokens for _, tokens in taken)
+        return max(1, round(sum(weight * tokens for weight, tokens in taken) / sum(weight for weight, _ in taken)))
 
     @property
     def total_steps(self) -> int:

@@ -28,6 +28,14 @@ def test_steps_replace_tokens() -> None:
     assert recipe.phases["meta"].total_steps == -(-81920 // batch)
 
 
+def test_tokens_of_drawn_objectives_count_what_a_step_takes_on_average() -> None:
+    drawn = load_recipe("quickstart", [
+        "phases.cross.mixing=draw", "phases.cross.tokens=819200", "phases.cross.objectives=[{name: mlm, batch_tokens: 2048, "
+        "weight: 3}, {name: tlm, batch_tokens: 4096}, {name: contrast, pairs: 64, group: 64, layer: 3, weight: 4}]"])
+    assert drawn.phases["cross"].tokens_per_step == (3 * 2048 + 4096) // 8
+    assert drawn.phases["cross"].total_steps == 640
+
+
 def test_dump_and_load_give_the_same_recipe(tmp_path: Path) -> None:
     recipe = load_recipe("quickstart", ["name='1e-3'", "data.directory='010'"])
     path = tmp_path / "recipe.yaml"
