@@ -87,7 +87,14 @@ class PhaseFolder:
             raise UserError(f"{self.path} was started with another recipe: {'; '.join(named[:SHOWN])}{more}; resume with "
                             f"the old values (all are in {self.path / 'recipe.yaml'}), {go_on}or give another --run_dir or "
                             "--resume never")
-        total = recipe.phases[self.phase].total_steps  # type: ignore[index]
+        phase = recipe.phases[self.phase]  # type: ignore[index]
+        total, caps = phase.total_steps, [name for name in ("max_repetitions", "pair_max_repetitions")
+                                          if getattr(phase, name) is not None]
+        lengths = [key for key in changed if key.endswith((".steps", ".tokens"))]
+        if lengths and caps:  # data/mixing.py spreads what a cap cuts off over the whole phase, from its first step on
+            raise UserError(f"{lengths[0]} was {changed[lengths[0]][0]}, now {changed[lengths[0]][1]}, and with "
+                            f"phases.{self.phase}.{caps[0]} the length decides which text every step takes, also those that "
+                            "are done; keep the length, or give another --run_dir or --resume never")
         if total <= step:
             raise UserError(f"{self.path} goes on from step {step}, and the phase would have {counted(total, 'step')}; "
                             "give more, or an earlier checkpoint as --resume STEP")

@@ -35,6 +35,15 @@ def test_a_damaged_mark_of_the_end_is_named(tmp_path: Path) -> None:
         _ = folder.finished
 
 
+def test_a_length_that_decides_which_text_the_steps_done_took_stays(tmp_path: Path) -> None:
+    folder, capped = PhaseFolder(tmp_path, "meta"), "phases.meta.max_repetitions=4"
+    folder.start(load_recipe("quickstart", [capped]))
+    with pytest.raises(UserError, match=r"steps was 150, now 300, and with phases\.meta\.max_repetitions the length"):
+        folder.check(load_recipe("quickstart", [capped, "phases.meta.steps=300"]), 100, change=True)
+    faster = load_recipe("quickstart", [capped, "phases.meta.learning_rate.peak=1e-4"])
+    assert list(folder.check(faster, 100, change=True)) == ["phases.meta.learning_rate.peak"]
+
+
 def test_length_rate_and_optimiser_may_change_where_it_is_asked_for(tmp_path: Path) -> None:
     folder = PhaseFolder(tmp_path, "meta")
     assert folder.start(load_recipe("quickstart")) == {}
