@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
     export.add_argument("--fill_mask", nargs="+", metavar="LANGUAGE", default=[],
                         help="open the export with transformers and fill a masked word of a held-out string in each")
-    reading = actions.add_parser("import", help="Hugging Face folder (safetensors) -> weights by our names in fp32, shape, "
+    reading = actions.add_parser("import", help="Hugging Face folder (safetensors) -> weights by our names, shape, "
                                                 "and tokenizer.model from XLM-R's SentencePiece file")
     reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
