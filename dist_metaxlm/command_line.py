@@ -6,11 +6,11 @@ argparse prints its whole usage there.
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from typing import Any, NoReturn
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.wording import near
 
 _CHOICE = re.compile(r"argument (?P<name>[^:]+): invalid choice: (?P<value>.+) \(choose from (?P<known>.+)\)", re.DOTALL)
 
@@ -50,9 +50,3 @@ class Parser(argparse.ArgumentParser):
             value, known = choice["value"].strip("'\""), [word.strip("'\" ") for word in choice["known"].split(",")]
             return f"{choice['name']} {value} is none of {', '.join(known)}{near(value, known).rstrip(';')}"
         return f"{message.removeprefix('argument ')}; `{self.prog} --help` says what it takes"
-
-
-def near(word: str, known: list[str]) -> str:
-    """`, did you mean X?` for the known word most like this one, else `;`."""
-    found = difflib.get_close_matches(word, known, 1)
-    return f", did you mean {found[0]}?" if found else ";"

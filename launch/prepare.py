@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
+from dist_metaxlm.wording import near
 
 EXAMPLES = """examples:
   python launch/prepare.py                                     # everything the quickstart recipe needs
@@ -76,9 +76,8 @@ def split(words: list[str]) -> tuple[str, list[str]]:
     commands = [word for word in words if "=" not in word]
     for word in commands:
         if word not in COMMANDS:
-            near = difflib.get_close_matches(word, COMMANDS, 1)
-            raise UserError(f"unknown command {word!r}" + (f", did you mean {near[0]}?" if near else "")
-                            + f"; give one of {', '.join(COMMANDS)}, or a field of the recipe as key=value")
+            raise UserError(f"unknown command {word!r}{near(word, COMMANDS)} give one of {', '.join(COMMANDS)}, or a field "
+                            "of the recipe as key=value")
     if len(commands) > 1:
         raise UserError(f"{' and '.join(commands)} are {len(commands)} commands; give one")
     return commands[0] if commands else "store", [word for word in words if "=" in word]

@@ -23,8 +23,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dist_metaxlm.command_line import Parser, near
+from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
+from dist_metaxlm.wording import near
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
 ARMS = ["meta+cross", "joint", "joint matched", "cross only", "meta only"]
@@ -35,7 +36,7 @@ def parse() -> argparse.Namespace:
     asked = next((word for word in words if word in STUDIES), None)
     if asked is None and not {"-h", "--help"} & {*words}:
         first = next((word for word in words if "=" not in word and not word.startswith("-")), "")
-        raise UserError(f"no study is named{near(first, list(STUDIES))} say which: python launch/study.py two-phase ... or "
+        raise UserError(f"no study is named{near(first, STUDIES)} say which: python launch/study.py two-phase ... or "
                         "python launch/study.py fake-english ...")
     parser = Parser(__doc__)
     parser.add_argument("study", choices=tuple(STUDIES), help="which question; `study.py two-phase --help` has its options")

@@ -80,7 +80,7 @@ def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
         files = [name for name in names if system.isfile(name)]
         return [(_spelled(pattern, name) if "::" in pattern else system.unstrip_protocol(name), system.size(name))
                 for name in files]
-    except (ImportError, ValueError, OSError, NotImplementedError) as error:
+    except (ImportError, ValueError, OSError, NotImplementedError) as error:  # the last: a protocol of fsspec's cannot list
         raise UserError(f"{field}: {shown(pattern)!r} cannot be read ({_sentence(error)}); correct the URL, or install the "
                         "package that its protocol needs") from None
 

@@ -22,15 +22,13 @@ import sentencepiece
 from dist_metaxlm.data.processes import available_cores
 from dist_metaxlm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import TokenizerConfig
+from dist_metaxlm.recipe.schema import LEAST_VOCAB, TokenizerConfig
 
 THREADS = 16
 """Fixed: the sums of SentencePiece's EM follow the number of threads, and the model must not follow the machine."""
 SEED_FACTOR, SEED_LIMITS = 8, (64_000, 1_000_000)
 """Substrings that the EM starts from, as a multiple of the vocabulary and its bounds (the upper one is SentencePiece's
 own default). At 16,000 pieces on the quickstart corpus 8 gives no more tokens than 19, in 0.6 of the time."""
-LEAST_VOCAB = 301
-"""Smallest model.vocab_size of a recipe."""
 REPORT_BYTES = 2_000_000
 """Text of each language that the report is measured on."""
 SENTENCE_BYTES = 4000

@@ -7,7 +7,6 @@ reads XTREME's folders and the original ones.
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from dist_metaxlm.evaluation.languages import canonical
 from dist_metaxlm.evaluation.task_files import labelled_languages
 from dist_metaxlm.recipe.section import Section
 from dist_metaxlm.recipe.yaml_text import read_yaml
+from dist_metaxlm.wording import near
 
 PLACE = "{lang}"
 UPOS = ["ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
@@ -118,8 +118,7 @@ def load_tasks(names: list[str], file: str | Path | None = None) -> dict[str, Ta
     known = {**BUILT_IN, **(_read(Path(file)) if file is not None else {})}
     unknown = [name for name in names if name not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], [*known, *HELDOUT], 1)
-        raise UserError(f"unknown task {unknown[0]!r}{f', did you mean {near[0]}?' if near else ';'} choose from "
+        raise UserError(f"unknown task {unknown[0]!r}{near(unknown[0], [*known, *HELDOUT])} choose from "
                         f"{', '.join((*HELDOUT, *known))}, or describe it in --tasks_file")
     return {name: known[name] for name in names}
 

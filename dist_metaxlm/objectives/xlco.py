@@ -26,6 +26,7 @@ from torch import nn
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
+from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import gather_rows
 from dist_metaxlm.planning.stages import Stage
 from dist_metaxlm.recipe.schema import CrossLingualContrast
@@ -101,8 +102,6 @@ class MomentumContrast:
         self.before_change: Callable[[], None] = lambda: None
         """Called before anything here changes: a checkpoint that is being written may still read it."""
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._everywhere = False
-        """Whether what waits are whole groups, which every rank has, or this rank's own keys."""
 
     def losses(self, states_TH: torch.Tensor, batch: PackedBatch,
                projection_HH: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,8 +118,7 @@ class MomentumContrast:
         filled = min(self.enqueued, self.config.queue)
         others, joining = [(self.queue[:filled], self.texts[:filled])], (key_EH, batch.texts)
         if self.config.group is not None:
-            self._everywhere = len(key_EH) * self.config.pairs_together < self.config.group
-            if self._everywhere:
+            if self._shares_groups:
                 joining = gather_rows(key_EH), gather_rows(batch.texts)
             others.append(joining)
         self._waiting.append(joining)
@@ -128,6 +126,12 @@ class MomentumContrast:
         allowed = [(keys, same_text(batch.texts, texts)) for keys, texts in others]
         losses = xlco_losses(query_EH, key_EH, allowed, self.config.temperature)
         return losses, batch.pair_languages[::self.config.pairs_together]
+
+    @property
+    def _shares_groups(self) -> bool:
+        """Whether the ranks hold each group together, so that all of them gather its keys at once; else each has its own."""
+        group = self.config.group
+        return group is not None and self.config.share_of_group(group, groups().data_size) != group
 
     @torch.no_grad()
     def _keys(self, batch: PackedBatch) -> torch.Tensor:
@@ -147,7 +151,7 @@ class MomentumContrast:
                 parameter.copy_(average)
         if self._waiting:
             keys, texts = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-            if not self._everywhere:
+            if not self._shares_groups:
                 keys, texts = gather_rows(keys), gather_rows(texts)
             self._waiting = []
             self._enqueue(keys, texts)

@@ -22,6 +22,7 @@ from dist_metaxlm.recipe.schema import (
     TranslationLM,
 )
 from dist_metaxlm.recipe.yaml_text import read_yaml, write_yaml
+from dist_metaxlm.wording import near
 
 _BRANCHES = ("", "list[AlphaPoint]", "list[str]", "literal['all']", "float", "str", "MosesPair", "EvaluationFiles", "[key]")
 _OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast, "xlco": CrossLingualContrast,
@@ -76,8 +77,8 @@ def _read_yaml(name_or_path: str | Path) -> dict[str, Any]:
         if path.suffix in (".yaml", ".yml"):
             raise UserError(f"there is no file {path}; correct the path (it is relative to the working directory), or give "
                             f"one of the shipped recipes: {', '.join(shipped_recipes())}")
-        near = difflib.get_close_matches(str(name_or_path), shipped_recipes(), 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        close = difflib.get_close_matches(str(name_or_path), shipped_recipes(), 1)
+        hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"no recipe {str(name_or_path)!r}: {hint}give a YAML file or one of {', '.join(shipped_recipes())}")
     try:
         tree = read_yaml(text, str(name_or_path))
@@ -167,12 +168,10 @@ def _describe(item: Any) -> str:
     place = ".".join(part for part in location if part not in _BRANCHES) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, 1)
-        return f"unknown key {place}" + (f", did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
+        hint = near(location[-1], known)
+        return f"unknown key {place}{hint}" + (f" known: {', '.join(known)}" if hint == ";" else "")
     if _is_unknown_phase(item):
-        near = difflib.get_close_matches(location[1], PHASE_NAMES, 1)
-        hint = f", did you mean {near[0]}?" if near else ";"
-        return f"unknown phase {location[1]!r}{hint} phases are {', '.join(PHASE_NAMES)}"
+        return f"unknown phase {location[1]!r}{near(location[1], PHASE_NAMES)} phases are {', '.join(PHASE_NAMES)}"
     if item["type"] == "missing":
         return f"{place} is missing; give it a value"
     value = item.get("input")

@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 PHASE_NAMES = ("meta", "cross", "joint")
+LEAST_VOCAB = 301
+"""Special tokens and the pieces of single bytes take more than 260 ids."""
 
 
 class ModelConfig(Section):
@@ -64,7 +66,7 @@ class ModelConfig(Section):
     """Number of attention heads; `hidden` must be a multiple of it."""
     ffn: int = Field(gt=0)
     """Width inside the feed-forward layer (for GeGLU: after the gate)."""
-    vocab_size: int = Field(gt=300)
+    vocab_size: int = Field(ge=LEAST_VOCAB)
     """Number of token ids, special tokens and `<mask>` included."""
     max_positions: int = Field(512, gt=0)
     """Longest document or window in tokens (XLM-R's table has two rows more, for its offset)."""

@@ -153,9 +153,10 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
         raise UserError(f"no intact checkpoint in {folder / 'checkpoints'}; run the {phase} phase again")
     recipe = read_recipe(folder / "recipe.yaml", data_directory)
     tokenizer, trained = Path(recipe.data.directory) / "tokenizer.model", checkpoint.facts.get("tokenizer")
-    if trained is not None and tokenizer.is_file() and file_digest(tokenizer) != trained:
+    there = file_digest(tokenizer) if tokenizer.is_file() else None
+    if trained is not None and there is not None and there != trained:
         raise UserError(f"{checkpoint.folder} was trained with tokenizer {trained[:12]}, and {tokenizer} is "
-                        f"{file_digest(tokenizer)[:12]}; give the folder of the data that it was trained on")
+                        f"{there[:12]}; give the folder of the data that it was trained on")
     return recipe, checkpoint
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dist_metaxlm.reporting.metrics import write_text
 from dist_metaxlm.training.tensor_file import Sealed
 
 FORMAT = 2
@@ -35,16 +36,6 @@ def file_digest(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON durably, see `write_text`."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file durably: to a temporary name, synchronised, then renamed, so that a full disk leaves the old one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, Sealed]) -> None:

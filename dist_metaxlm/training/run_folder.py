@@ -12,8 +12,9 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.metrics import write_text
 from dist_metaxlm.training.environment import environment
-from dist_metaxlm.training.manifest import list_steps, step_folder, write_json, write_text
+from dist_metaxlm.training.manifest import list_steps, step_folder, write_json
 from dist_metaxlm.wording import counted
 
 CHANGEABLE = re.compile(r"phases\.\w+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+")
