@@ -78,8 +78,9 @@ def test_a_request_to_stop_goes_on_to_the_arms_that_run_at_once(tiny_recipe, tmp
     up, script = tmp_path / "up", tmp_path / "waits.py"
     up.mkdir()
     script.write_text("import os, pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-                      f"cores = len(os.sched_getaffinity(0))\n(pathlib.Path({str(up)!r}) / str(os.getpid()))"
-                      ".write_text(f'{cores} {os.environ[\"OMP_NUM_THREADS\"]}')\ntime.sleep(60)\n")
+                      f"cores, said = len(os.sched_getaffinity(0)), pathlib.Path({str(tmp_path)!r}) / str(os.getpid())\n"
+                      "said.write_text(f'{cores} {os.environ[\"OMP_NUM_THREADS\"]}')\n"
+                      f"said.rename(pathlib.Path({str(up)!r}) / said.name)  # seen only when whole\ntime.sleep(60)\n")
 
     def stop() -> None:
         while len(list(up.iterdir())) < jobs:
