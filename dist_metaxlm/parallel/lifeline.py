@@ -14,7 +14,7 @@ import selectors
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch.distributed as dist
 
@@ -59,6 +59,7 @@ class Lifeline:
     def _host(self, store: dist.Store) -> Callable[[], None]:
         family = socket.getaddrinfo(os.environ["MASTER_ADDR"], None, type=socket.SOCK_STREAM)[0][0]
         server = socket.create_server(("", 0), family=family, backlog=4096)
+        server.setblocking(False)
         token = secrets.token_hex(16)
         store.set(_KEY, f"{server.getsockname()[1]} {token}")
         self._own, inner = socket.socketpair()
@@ -95,10 +96,9 @@ class Lifeline:
                 ready = [key.fileobj for key, _ in waiting.select()]
                 for connection in (found for found in ready if isinstance(found, socket.socket)):
                     if connection is server:
-                        newcomer = _admit(server, token, known)
-                        if newcomer is not None:
-                            others[newcomer[0]] = newcomer[1]
-                            waiting.register(newcomer[0], selectors.EVENT_READ)
+                        for newcomer, name in _admit(server, token, known):
+                            others[newcomer] = name
+                            waiting.register(newcomer, selectors.EVENT_READ)
                     elif connection in others:
                         waiting.unregister(connection)
                         name = others.pop(connection)
@@ -107,7 +107,8 @@ class Lifeline:
                             self._end(name)
                             return
                         connection.close()
-            _tell(others, _FAREWELL)
+            # Who came after the last look is told as well: to it, a connection that just ends is a death.
+            _tell([*others, *(newcomer for newcomer, _ in _admit(server, token, known))], _FAREWELL)
 
     def _end_process(self, who: str) -> None:
         """End this process, unless it ends by itself or leaves in good order within the grace."""
@@ -121,21 +122,29 @@ class Lifeline:
         os._exit(EXIT_BUG)
 
 
-def _admit(server: socket.socket, token: str, known: set[str]) -> tuple[socket.socket, str] | None:
-    """A new connection and `rank N on HOST`; None for one that does not know the job's token, or is a rank that came before.
+def _admit(server: socket.socket, token: str, known: set[str]) -> Iterator[tuple[socket.socket, str]]:
+    """All new connections with `rank N on HOST`, but those that do not know the job's token, or are a rank that came before.
 
     Two jobs on one port meet in one store: a rank of the second reads our token there, and its end must not be ours.
     """
-    connection, _ = server.accept()
-    connection.settimeout(_HELLO_SECONDS)
-    words = _read(connection).decode(errors="replace").split()
-    if len(words) != 3 or not secrets.compare_digest(words[0].encode(), token.encode()) or words[1] in known:
-        connection.close()
+    while (connection := _next_of(server)) is not None:
+        connection.settimeout(_HELLO_SECONDS)
+        words = _read(connection).decode(errors="replace").split()
+        if len(words) != 3 or not secrets.compare_digest(words[0].encode(), token.encode()) or words[1] in known:
+            connection.close()
+            continue
+        known.add(words[1])
+        connection.settimeout(None)
+        _probe(connection)
+        yield connection, f"rank {words[1]} on {words[2]}"
+
+
+def _next_of(server: socket.socket) -> socket.socket | None:
+    """The next connection that waits to be taken; None where none does."""
+    try:
+        return server.accept()[0]
+    except (BlockingIOError, ConnectionAbortedError):
         return None
-    known.add(words[1])
-    connection.settimeout(None)
-    _probe(connection)
-    return connection, f"rank {words[1]} on {words[2]}"
 
 
 def _read(connection: socket.socket) -> bytes:
@@ -146,7 +155,7 @@ def _read(connection: socket.socket) -> bytes:
         return b""
 
 
-def _tell(connections: dict[socket.socket, str], words: bytes) -> None:
+def _tell(connections: Iterable[socket.socket], words: bytes) -> None:
     for connection in connections:
         try:
             connection.sendall(words)

@@ -66,7 +66,7 @@ def test_closing_drops_what_is_not_begun() -> None:
 
     results = prefetch((partial(thunk, number) for number in range(10)), depth=5)
     assert next(results) == 0
-    threading.Timer(0.05, gate.set).start()
+    threading.Timer(0.5, gate.set).start()  # long after the rest was dropped, on a busy machine too
     results.close()
     assert len(started) <= 2
     assert not _workers()

@@ -84,6 +84,22 @@ def test_who_leaves_in_good_order_is_not_missed(order: tuple[int, ...]) -> None:
     assert not any(line._thread.is_alive() for line in ours)
 
 
+def test_the_first_rank_says_farewell_to_those_it_has_not_looked_at_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watcher that the processor keeps waiting finds the others' connections only after its own rank has left."""
+    watch, runs = Lifeline._watch_all, threading.Event()
+
+    def late(*arguments: object) -> None:
+        runs.wait()
+        watch(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Lifeline, "_watch_all", late)
+    ours, heard, _ = lines(3)
+    threading.Timer(0.2, runs.set).start()
+    for line in ours:
+        line.leave()
+    assert heard.empty()
+
+
 def test_strangers_do_not_end_a_job() -> None:
     ours, heard, store = lines(2)
     port = int(store.get("lifeline").decode().split()[0])
