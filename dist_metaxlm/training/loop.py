@@ -39,11 +39,10 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
     """
     phase, total, behind = plan.phase, plan.phase.total_steps, progress.schedule_offset
     meter = LossMeter(phase, data, engine.device)
-    if progress.realised is not None:
-        meter.restore(progress.realised)
+    meter.restore(progress.counts)
     writer = MetricsWriter(folder.path, progress.step) if rank() == 0 else None
     clock, tokens_before = Clock(progress.seconds), progress.tokens
-    stop = StopRequest()
+    stop = StopRequest(progress.step, recipe.training.log_interval)
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device))
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, probe)
@@ -55,7 +54,8 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
             steps.take(step, learning_rate)
             progress.advance(phase, plan.objectives_at(step))
 
-            last, stopping = step + 1 == total, False
+            last = step + 1 == total
+            stopping = stop.agreed(step + 1) and not last
             if last or (step + 1) % recipe.training.log_interval == 0:
                 probed = probing.at(step + 1, last)
                 rate, progress.seconds, waited = clock.read(progress.tokens - tokens_before)
@@ -65,10 +65,10 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
                 line.show(record)
                 if writer:
                     writer.write(record)
-                stopping = stop.agreed(engine.device) and not last
                 saver.check(engine.device)
             if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
-                progress.realised, progress.scaling = meter.realised(), scaler_state(engine)
+                progress.seconds = clock.seconds()
+                progress.counts, progress.scaling = meter.counts(), scaler_state(engine)
                 saver.save(progress.facts(), progress.tensors())
             if stopping:
                 raise StoppedInGoodOrder(f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "

@@ -34,6 +34,7 @@ class LossMeter:
             rows += len(languages)
         # Rows: (objective, language). Columns: sum of losses, items, windows or pairs seen.
         self._sums = torch.zeros(rows, 3, dtype=torch.float64, device=device)
+        self._before = torch.zeros(rows, 3, dtype=torch.float64)  # counted before the run was stopped in this interval
         self._seen_total = torch.zeros(rows, dtype=torch.float64)
         self._ones = torch.ones(1, dtype=torch.float64, device=device)
 
@@ -50,8 +51,8 @@ class LossMeter:
 
     def read(self) -> dict[str, Any]:
         """Mean loss per objective and language over data-parallel ranks, realised counts; the interval ends (collective)."""
-        table = sum_over_batch(self._sums).cpu().clone()  # on a CPU, cpu() is the tensor that is zeroed next
-        self._sums.zero_()
+        table = self._counted()
+        self._before.zero_()
         self._seen_total += table[:, 2]
         losses, per_language, realised = {}, {}, {}
         for name, languages in self.names.items():
@@ -64,13 +65,22 @@ class LossMeter:
             realised[name] = {language: int(count) for language, count in zip(languages, seen, strict=True)}
         return {"losses": losses, "language_losses": per_language, "realised": realised}
 
-    def realised(self) -> torch.Tensor:
-        """[rows] samples seen per objective and language up to the last reading: saved, so that a resumed run goes on."""
-        return self._seen_total
+    def _counted(self) -> torch.Tensor:
+        """[rows, 3] on the host: the sums of all ranks since the last reading, which begin anew here (collective)."""
+        table = self._before + sum_over_batch(self._sums).cpu()
+        self._sums.zero_()
+        return table
 
-    def restore(self, realised: torch.Tensor) -> None:
-        """Go on from what `realised` returned."""
-        self._seen_total = realised.clone()
+    def counts(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps, so that a resumed run goes on: samples seen up to the last reading [rows], and the sums
+        of an interval in which the run stops [rows, 3] (collective)."""
+        self._before = self._counted()
+        return {"realised": self._seen_total.clone(), "interval": self._before.clone()}
+
+    def restore(self, counts: dict[str, torch.Tensor]) -> None:
+        """Go on from what `counts` returned; from the start where there is nothing."""
+        self._seen_total = counts.get("realised", self._seen_total).clone()
+        self._before = counts.get("interval", self._before).clone()
 
 
 class MetricsWriter:
@@ -129,7 +139,11 @@ class Clock:
         now = time.monotonic()
         interval, self._last = max(1e-9, now - self._last), now
         waited, self._waited = self._waited, 0.0
-        return tokens / interval, self._before + now - self._start, waited / interval
+        return tokens / interval, self.seconds(), waited / interval
+
+    def seconds(self) -> float:
+        """Seconds of the phase so far."""
+        return self._before + time.monotonic() - self._start
 
 
 def weighted_loss(losses: dict[str, float], phase: PhaseConfig) -> float:

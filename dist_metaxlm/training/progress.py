@@ -24,7 +24,7 @@ class Progress:
         self.phase, self.tokenizer_hash = phase, tokenizer_hash
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.schedule_offset = schedule_offset
-        self.realised: torch.Tensor | None = None
+        self.counts: dict[str, torch.Tensor] = {}  # of training/metrics.py
         self.scaling: dict[str, Any] = {}  # of training/loss_scaling.py
         self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
 
@@ -47,8 +47,7 @@ class Progress:
     def tensors(self) -> dict[str, torch.Tensor]:
         """What progress.safetensors holds (collective)."""
         seen = all_reduce(self.seen.to(torch.uint8), "max")
-        assert self.realised is not None
-        return {"seen": seen.cpu(), "realised": self.realised.cpu()}
+        return {"seen": seen.cpu(), **self.counts}
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint stands."""
@@ -57,5 +56,5 @@ class Progress:
         self.seconds = float(checkpoint.facts["seconds"])
         # A meta phase that was made longer meanwhile must not move it; older checkpoints do not have it.
         self.schedule_offset = int(checkpoint.facts.get("schedule_offset", self.schedule_offset))
-        self.realised = tensors["realised"]
+        self.counts = {name: tensors[name] for name in ("realised", "interval") if name in tensors}
         self.seen |= tensors["seen"].bool().to(self.seen.device)

@@ -26,6 +26,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "pretrain.py"
 Run = Callable[..., str]
 NO_PROBE = ["training.probe_interval=0"]
+AFTER_STEP = """
+import os, runpy, signal, sys, time
+from dist_metaxlm.training import resilience
+acts = {"wait": lambda: time.sleep(600), "stop": lambda: os.kill(os.getpid(), signal.SIGTERM)}
+(_, step, act, *sys.argv), agreed = sys.argv, resilience.StopRequest.agreed
+def acting(self, done):
+    if done == int(step) and os.environ["RANK"] == "1":
+        acts[act]()
+    return agreed(self, done)
+resilience.StopRequest.agreed, resilience.LOOK_SECONDS = acting, 0.0
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script whose second rank does something of its own after a step: waits to be killed, or is asked to stop."""
 
 
 def curve(run: Path, phase: str) -> list[tuple[int, float, dict[str, float]]]:
@@ -76,13 +89,13 @@ def test_killed_in_the_middle_of_cross_the_resumed_curve_is_bitwise_the_undistur
         start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
     run = tmp_path / "killed"
     shutil.copytree(undisturbed / "meta", run / "meta")
-    processes = start_ranks(2, *command(tiny_recipe, run, "cross"))
+    # Past the checkpoint of step 4 and before the end: the work after step 4 is lost and must come out the same again.
+    processes = start_ranks(2, "-c", AFTER_STEP, "7", "wait", *command(tiny_recipe, run, "cross"))
     metrics = run / "cross" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     saved = run / "cross" / "checkpoints" / "step-00000004"
-    # Past the checkpoint of step 4 and before the end: the work after step 4 is lost and must come out the same again.
     while not (saved.is_dir() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
-        time.sleep(0.002)
+        time.sleep(0.01)
     for process in processes:
         process.send_signal(signal.SIGKILL)
     for process in processes:
@@ -95,22 +108,23 @@ def test_killed_in_the_middle_of_cross_the_resumed_curve_is_bitwise_the_undistur
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
+@pytest.mark.parametrize("step", [4, 7])
 def test_sigterm_saves_and_exits_75_and_the_resumed_curve_is_the_undisturbed_one(
         undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run,
-        start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
+        start_ranks: Callable[..., list[subprocess.Popen[str]]], step: int) -> None:
+    """After a line of metrics, and in the middle of the interval of the next, as where steps are long."""
     shutil.copytree(undisturbed / "meta", tmp_path / "meta")
-    processes = start_ranks(2, *command(tiny_recipe, tmp_path, "cross", "training.checkpoint_interval=100"))
-    metrics = tmp_path / "cross" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.is_file() and metrics.read_text().count("\n") >= 1) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    processes[1].send_signal(signal.SIGTERM)
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    processes = start_ranks(2, "-c", AFTER_STEP, str(step), "stop",
+                            *command(tiny_recipe, tmp_path, "cross", "training.checkpoint_interval=100"))
+    errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [75, 75], errors
-    assert "run the same command again" in errors[0]
+    assert f"stopped after step {step} of 12 and saved; run the same command again" in errors[0]
     assert not (tmp_path / "cross" / "done.json").exists()
     run_ranks(2, *command(tiny_recipe, tmp_path, "cross"))
     assert curve(tmp_path, "cross") == curve(undisturbed, "cross")
+    realised = [json.loads((run / "cross" / "metrics.jsonl").read_text().splitlines()[-1])["realised"]
+                for run in (tmp_path, undisturbed)]
+    assert realised[0] == realised[1]
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,6 @@ def test_the_schedule_goes_on_from_meta_and_from_nothing_else(tiny_recipe: Path,
 def test_a_meta_phase_made_longer_does_not_move_the_schedule_of_a_cross_phase_on_its_way(
         monkeypatch: pytest.MonkeyPatch) -> None:
     began = Progress("cross", "same", 3, torch.device("cpu"), schedule_offset=8)
-    began.realised = torch.zeros(1)
     saved = Checkpoint(Path(), began.facts())
     monkeypatch.setattr(Checkpoint, "tensors", lambda self, kind: began.tensors())
     goes_on = Progress("cross", "same", 3, torch.device("cpu"), schedule_offset=20)
