@@ -26,6 +26,7 @@ from torch import nn
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
+from dist_metaxlm.objectives.contrast import mean_pool
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import gather_rows
 from dist_metaxlm.planning.stages import Stage
@@ -48,14 +49,18 @@ class XlcoHead(nn.Module):
         self.projection.weight = nn.Parameter(values)
 
 
-def representations(states_TH: torch.Tensor, starts_E: torch.Tensor, projection_HH: torch.Tensor | None,
-                    normalise: bool) -> torch.Tensor:
-    """[E, H]: what stands for the sequences that begin at `starts_E`, in fp32 (fp64 of fp64 states)."""
-    found_EH = states_TH.index_select(0, starts_E)
+def representations(states_TH: torch.Tensor, batch: PackedBatch, projection_HH: torch.Tensor | None,
+                    config: CrossLingualContrast) -> torch.Tensor:
+    """[E, H]: what stands for the sequences that begin at `batch.starts`, in fp32 (fp64 of fp64 states)."""
+    assert batch.starts is not None
+    if config.pooling == "mean":
+        found_EH = mean_pool(states_TH, batch)[batch.document_ids[batch.starts]].to(states_TH.dtype)
+    else:
+        found_EH = states_TH.index_select(0, batch.starts)
     if projection_HH is not None:
         found_EH = F.linear(found_EH, projection_HH)
     found_EH = found_EH.to(_exact(found_EH))
-    return F.normalize(found_EH, dim=-1) if normalise else found_EH
+    return F.normalize(found_EH, dim=-1) if config.normalise else found_EH
 
 
 def xlco_losses(query_EH: torch.Tensor, key_EH: torch.Tensor, others: Sequence[tuple[torch.Tensor, torch.Tensor]],
@@ -110,10 +115,9 @@ class MomentumContrast:
         Returns:
             losses [E] fp32, and for each the index [E] of the languages of its first pair.
         """
-        assert batch.starts is not None
         assert batch.texts is not None
         assert batch.pair_languages is not None
-        query_EH = representations(states_TH, batch.starts, projection_HH, self.config.normalise)
+        query_EH = representations(states_TH, batch, projection_HH, self.config)
         key_EH = self._keys(batch)
         filled = min(self.enqueued, self.config.queue)
         others, joining = [(self.queue[:filled], self.texts[:filled])], (key_EH, batch.texts)
@@ -136,9 +140,7 @@ class MomentumContrast:
     @torch.no_grad()
     def _keys(self, batch: PackedBatch) -> torch.Tensor:
         assert batch.keys is not None
-        assert batch.keys.starts is not None
-        return representations(self.encoder(batch.keys), batch.keys.starts, self._running.get(PROJECTION),
-                               self.config.normalise)
+        return representations(self.encoder(batch.keys), batch.keys, self._running.get(PROJECTION), self.config)
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, torch.Tensor]) -> None:

@@ -125,10 +125,12 @@ class CrossLingualContrast(PairObjective):
     """Share of the momentum encoder's weights that an optimiser step keeps; the rest are the model's new ones."""
     temperature: float = Field(0.25, gt=0)
     """Divisor of the products of query and key."""
+    pooling: Literal["start", "mean"] = "start"
+    """What stands for a sequence: the state of its `<s>` (InfoXLM), or the mean of its states."""
     normalise: bool = False
     """Whether queries and keys are scaled to length 1 first; InfoXLM takes raw products."""
     projection: bool = True
-    """Whether a trained matrix (hidden x hidden, no bias) follows the `<s>` state, as with InfoXLM's --use_proj."""
+    """Whether a trained matrix (hidden x hidden, no bias) follows the pooled state, as with InfoXLM's --use_proj."""
     mixup: Literal["none", "order", "sides"] = "order"
     """`none`: a pair is an example. `order`: two pairs x, d are, as (x1 d1, x2 d2), each side in an order of its own
     (released code). `sides`: also as (x1 d2, d1 x2), half the time (paper)."""

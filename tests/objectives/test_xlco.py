@@ -68,7 +68,7 @@ def test_the_momentum_encoder_starts_from_the_weights_and_runs_without_dropout()
     [(keys, _)] = memory._waiting
     with torch.no_grad():
         states = model.encoder.eval()(batch.keys, last_layer=2)
-    assert torch.equal(keys, representations(states, batch.keys.starts, None, True))
+    assert torch.equal(keys, representations(states, batch.keys, None, objective))
     assert keys.norm(dim=-1) == pytest.approx(torch.ones(EXAMPLES))
 
 
