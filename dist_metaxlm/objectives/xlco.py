@@ -10,7 +10,7 @@ optimiser step in the order of their samples, so that neither ranks nor micro-ba
 only what has been filled counts (the released code runs the momentum encoder over as many pairs as it holds before the
 first step). A key that is of the query's own words, or of its key's, is no negative. And with `group` the keys of a group
 of examples are negatives of each other too: all keys of the queue are older than the own one, and a model that moves fast
-can tell them by that, whatever they mean; those of the step are not (docs/contrast.md).
+can tell them by that, whatever they mean; those of the step are not, and may be the only ones (docs/contrast.md).
 
 Shapes: E examples of a micro-step, G of a group, N of a step, Q places of the queue, F of them filled, H hidden.
 """
@@ -125,7 +125,8 @@ class MomentumContrast:
             if self._shares_groups:
                 joining = gather_rows(key_EH), gather_rows(batch.texts)
             others.append(joining)
-        self._waiting.append(joining)
+        if self.config.queue:
+            self._waiting.append(joining)
         # The own key is of the query's own words, so it is left out of its group.
         allowed = [(keys, same_text(batch.texts, texts)) for keys, texts in others]
         losses = xlco_losses(query_EH, key_EH, allowed, self.config.temperature)
@@ -169,7 +170,7 @@ class MomentumContrast:
 
     def large(self) -> dict[str, torch.Tensor]:
         """What a checkpoint must hold, where it lies: fp32 tensors that every rank has alike."""
-        return {**self.average, QUEUE: self.queue}
+        return self.average | ({QUEUE: self.queue} if self.config.queue else {})
 
     def small(self) -> dict[str, torch.Tensor]:
         """The rest of it: a few numbers of each key."""
@@ -181,7 +182,8 @@ class MomentumContrast:
         for name, average in self.average.items():
             average.copy_(large[name])
             self._running[name].data.copy_(average)
-        self.queue.copy_(large[QUEUE])
+        if self.config.queue:
+            self.queue.copy_(large[QUEUE])
         self.texts.copy_(small["xlco.texts"])
         self.enqueued = int(small["xlco.enqueued"])
 

@@ -116,8 +116,8 @@ class CrossLingualContrast(PairObjective):
     """Objective."""
     pairs: int = Field(gt=1)
     """Translation pairs a step, over all ranks; even where `mixup` puts two of them into one example."""
-    queue: int = Field(131072, gt=0)
-    """Keys kept as negatives: the newest of the whole batch, on every rank."""
+    queue: int = Field(131072, ge=0)
+    """Keys kept as negatives: the newest of the whole batch, on every rank. 0: none but those of `group`."""
     group: int | None = Field(None, gt=1)
     """Pairs of a step whose keys are negatives of each other too, fixed here so that the loss does not depend on the
     layout; none: only the queue's keys are, as with InfoXLM."""
@@ -152,6 +152,8 @@ class CrossLingualContrast(PairObjective):
         if self.pairs % self.pairs_together:
             raise ValueError(f"pairs {self.pairs} is odd, and mixup: {self.mixup} makes an example of two; nearest: "
                              f"{self.pairs + 1}, or set mixup: none")
+        if self.group is None and not self.queue:
+            raise ValueError(f"queue 0 without group leaves no negatives; set group, for example to pairs {self.pairs}")
         if self.group is not None:
             if self.group % self.pairs_together:
                 raise ValueError(f"group {self.group} is odd, and mixup: {self.mixup} makes an example of two; nearest: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,19 @@ def test_the_queue_holds_the_newest_keys_in_order(places: int) -> None:
     kept = memory.queue[:filled].roll(-(16 % places) if places < 16 else 0, 0)
     assert torch.equal(kept, newest)
     assert not memory.queue[filled:].any()
+
+
+def test_without_a_queue_the_keys_of_the_group_are_the_only_negatives() -> None:
+    objective = config(queue=0, group=EXAMPLES)
+    model, losses = model_with(objective), []
+    memory = memory_of(model)
+    for _ in range(2):
+        losses.append(model(example(1), objective, 1)[1].detach())
+        model.after_step()
+    assert torch.equal(*losses)  # no key of the first step is one of the second's
+    assert losses[0] == pytest.approx(torch.full([EXAMPLES], math.log(EXAMPLES)), rel=0.2)
+    assert set(memory.large()) == set(memory.average)
+    memory.restore(memory.large(), memory.small())
 
 
 def test_a_step_without_the_objective_moves_the_encoder_and_leaves_the_queue() -> None:

@@ -169,6 +169,7 @@ XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco
      "xlco.max_tokens 65 (two together) is more than sequence_length 128"),
     ("pairs: 64, layer: 3, group: 24", "seed=1", "pairs 64 is not a multiple of group 24; nearest: 72"),
     ("pairs: 64, layer: 3, group: 1", "seed=1", "xlco.group"),
+    ("pairs: 64, layer: 3, queue: 0", "seed=1", "queue 0 without group leaves no negatives; set group"),
     ("pairs: 70, layer: 3, group: 35", "seed=1", "group 35 is odd, and mixup: order makes an example of two; nearest: 36"),
     ("pairs: 64, layer: 5", "seed=1", "xlco.layer 5 is more than model.layers 4"),
     ("pairs: 64, layer: 3, momentun: 0.9", "seed=1", "did you mean momentum"),
