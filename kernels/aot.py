@@ -30,8 +30,9 @@ from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError, run_command
 SOURCES = ("dist_metaxlm.kernels.aot_cases", "dist_metaxlm.kernels.aot_attention")
 """Modules whose `CASES` are compiled."""
 SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-"""Shared memory a program may have, in bytes, by compute capability (CUDA programming guide, table of limits). What is compiled
-for sm_80, which has 163 KiB, is launched alike on sm_86 and sm_89, and these have 99."""
+"""Shared memory a program may have, in bytes, by compute capability (CUDA programming guide, table of limits).
+
+What is compiled for sm_80, which has 163 KiB, is launched alike on sm_86 and sm_89, and these have 99."""
 
 HEADING = """# Kernels, compiled ahead of time
 

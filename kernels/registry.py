@@ -164,6 +164,12 @@ def choices() -> dict[str, str]:
     return dict(_LOGGED)
 
 
+def why_reference(operator: str) -> str:
+    """Why none of the faster backends of `operator` ran in its latest call, for reports."""
+    implementations = _REGISTRY[operator]
+    return _why_not_faster(implementations, implementations["reference"]).strip(" ()") or "it is forced"
+
+
 def operators() -> dict[str, list[str]]:
     """Operator -> its backends, fastest first."""
     return {name: [b for b in BACKENDS if b in found] for name, found in sorted(_REGISTRY.items())}
