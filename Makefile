@@ -94,7 +94,7 @@ $(KERNEL_LIBRARY): $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/
 	$(NVCC) -O3 -std=c++17 --shared -Xcompiler -fPIC $(KERNEL_TARGETS) kernels/cuda/attention.cu -o $@.new
 	mv $@.new $@
 
-# Every kernel in every configuration compiled for sm_80, sm_90 and sm_100; no GPU needed, about four minutes of one core.
+# Every kernel in every configuration compiled for sm_80, sm_90, sm_100 and sm_120; no GPU needed, minutes of one core.
 kernels-aot: setup
 	$(BIN)/python -m dist_metaxlm.kernels.aot --output docs/results/$$(date +%F)-kernels-aot.md
 
