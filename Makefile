@@ -10,11 +10,11 @@ ARGS   ?=
 # Workers of the tests; some of them start up to four ranks of their own.
 JOBS   ?= 2
 
-# CUDA devices where there are any, else two ranks on two cores.
-RANKS = $$($(BIN)/python -c "import os, torch; print(torch.cuda.device_count() or min(2, os.cpu_count() or 1))")
+# CUDA devices where there are any (those of CUDA_VISIBLE_DEVICES), else two ranks on two cores.
+COMMAND = $$($(BIN)/python -m dist_metaxlm.training.this_machine $(ARGS))
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 # Deaf to Ctrl-C, the deepspeed command waits while the ranks save instead of leaving them behind with a traceback.
-LAUNCH = trap '' INT; DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_accelerators $(RANKS)
+LAUNCH = trap '' INT; command=$(COMMAND) && DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $$command
 
 .PHONY: setup demo test test-nodes scaling-nodes fuzz layouts precision check-cleaning check-convert known-case kernels \
 	kernels-aot kernels-cuda-aot gpu-check lint types clean
@@ -94,7 +94,7 @@ $(KERNEL_LIBRARY): $(wildcard kernels/cuda/*.cu kernels/cuda/*.cuh kernels/cuda/
 	$(NVCC) -O3 -std=c++17 --shared -Xcompiler -fPIC $(KERNEL_TARGETS) kernels/cuda/attention.cu -o $@.new
 	mv $@.new $@
 
-# Every kernel in every configuration compiled for sm_80, sm_90 and sm_100; no GPU needed, about four minutes of one core.
+# Every kernel in every configuration compiled for sm_80, sm_90, sm_100 and sm_120; no GPU needed, minutes of one core.
 kernels-aot: setup
 	$(BIN)/python -m dist_metaxlm.kernels.aot --output docs/results/$$(date +%F)-kernels-aot.md
 

@@ -8,8 +8,8 @@ import torch
 from dist_metaxlm.kernels.aot import Case
 from dist_metaxlm.kernels.attention_operator import launch, padded_width
 
-_TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
-_ARCHITECTURES = (80, 90, 100)
+_TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+_ARCHITECTURES = (80, 90, 100, 120)
 _ATOMIC = (90, 100)
 _TYPES = {torch.bfloat16: ("*bf16", 128), torch.float32: ("*fp32", 32)}
 _KERNELS = {
@@ -54,7 +54,8 @@ CASES = [
     *[_case(kernel, width, _HALF, sm) for width in (32, 64, 128) for kernel in _KERNELS for sm in _ARCHITECTURES],
     *[_case("backward_keys", width, _HALF, sm, atomic=True) for width in (64, 128) for sm in _ATOMIC],
     *[_case(kernel, 64, _FULL, sm) for kernel in _KERNELS for sm in _ARCHITECTURES],
+    # Not here: on sm_120 two registers of backward_keys with dropout spill at head dimension 128, whatever its launch.
     *[_case(kernel, width, dtype, sm, dropping=True) for width, dtype in _DROPPING for kernel in _KERNELS
-      for sm in _ARCHITECTURES],
+      for sm in _ARCHITECTURES if (kernel, width, sm) != ("backward_keys", 128, 120)],
     *[_case("backward_keys", width, _HALF, sm, atomic=True, dropping=True) for width in (64, 128) for sm in _ATOMIC],
 ]

@@ -12,7 +12,7 @@ from dist_metaxlm.kernels import activations_triton, linear_cross_entropy_triton
 from dist_metaxlm.kernels.aot import Case
 
 _FP32 = {"EXACT": "tl.float32"}
-_WIDE = dict.fromkeys((80, 90, 100), (r"LDG\.E.*\.128", r"STG\.E.*\.128"))
+_WIDE = dict.fromkeys((80, 90, 100, 120), (r"LDG\.E.*\.128", r"STG\.E.*\.128"))
 _ROWS = ("width",)
 _RMS = {"RMS": True, "BIAS": False}
 

@@ -42,19 +42,23 @@ def launch(kernel: str, width: int, dtype: torch.dtype, capability: int, droppin
            ) -> Launch:
     """For `kernel` forward, backward_keys or backward_queries on compute capability `capability` (80, 90, ...).
 
-    Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot_attention.py holds them to it). None
-    has been timed. `dropping`: weights are dropped, `atomic`: backward_keys adds to the queries' gradient too.
+    Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot_attention.py holds them to it, and says
+    where it does not). None has been timed. `dropping`: weights are dropped, `atomic`: backward_keys adds to the queries'
+    gradient too.
     """
-    narrow, hopper = padded_width(width) <= 64, capability >= 90
+    # From sm_120 on (GeForce RTX 50) tensor cores and shared memory are again of the kind and size of sm_86.
+    narrow, hopper = padded_width(width) <= 64, 90 <= capability < 120
     if dtype in (torch.float32, torch.float64):
         if kernel == "backward_queries":
-            return Launch(16, 8 if dropping or hopper else 4, 1)
+            return Launch(16, 8 if dropping or capability >= 90 else 4, 1)
         return Launch(16 if kernel == "backward_keys" and (dropping or not hopper) else 32, 4, 1)
     if kernel == "forward":
         return Launch(64 if hopper or (narrow and not dropping) else 32, 8, 2)
     if kernel == "backward_queries":
         return Launch(64 if narrow else 32, 8, 2)
-    if not narrow and capability >= 100:
+    if not narrow and capability >= 120 and not dropping:
+        return Launch(16, 8, 1)
+    if not narrow and hopper and capability >= 100:
         return Launch(32 if dropping or atomic else 64, 8, 1 if dropping else 2)
     if dropping and hopper:  # the mask's hash takes registers, which smaller blocks or a shorter pipeline give back
         return Launch((64 if narrow else 32) // (2 if atomic else 1), 8, 2 if narrow or atomic else 1)
@@ -122,8 +126,8 @@ def attention_backward(
     """Gradients of queries, keys and values side by side, [T, H, 3, D], from that of the mixture."""
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     gradient, mixed = gradient.contiguous(), mixed.contiguous()
-    # fp32 atomics are vector instructions from sm_90 on; before, and in fp32, the variant also spills.
-    atomic = atomic and (interpreted() or (_capability(queries) >= 90 and queries.dtype != torch.float32))
+    # fp32 atomics are vector instructions from sm_90 on; before, on sm_120, and in fp32, the variant also spills.
+    atomic = atomic and (interpreted() or (90 <= _capability(queries) < 120 and queries.dtype != torch.float32))
     tokens, heads, width = queries.shape
     joined = _side_by_side(queries)
     # Programs add to it in any order, so it is fp32 whatever the model computes in.

@@ -164,6 +164,12 @@ def choices() -> dict[str, str]:
     return dict(_LOGGED)
 
 
+def why_reference(operator: str) -> str:
+    """Why none of the faster backends of `operator` ran in its latest call, for reports."""
+    implementations = _REGISTRY[operator]
+    return _why_not_faster(implementations, implementations["reference"]).strip(" ()") or "it is forced"
+
+
 def operators() -> dict[str, list[str]]:
     """Operator -> its backends, fastest first."""
     return {name: [b for b in BACKENDS if b in found] for name, found in sorted(_REGISTRY.items())}
@@ -187,7 +193,27 @@ def missing_triton() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    return None if torch.cuda.get_device_capability() >= (8, 0) else "the device is older than compute capability 8.0"
+    if torch.version.hip is not None:
+        return "the kernels were never compiled for AMD devices"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "the device is older than compute capability 8.0"
+    return _missing_driver()
+
+
+def _missing_driver() -> str | None:
+    """Why Triton cannot load its driver, which it compiles on the spot where it has not yet (a second, then it is cached).
+
+    Asked before a kernel is chosen: in an image without a C compiler the first launch would end the run.
+    """
+    try:
+        from triton.runtime import driver
+
+        _ = driver.active.utils
+    except Exception as error:  # a compiler, Python's headers, libcuda or a folder for the cache: each raises its own
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        return (f"Triton cannot build its driver, which takes gcc, Python's headers (python3-dev) and a home folder or "
+                f"TRITON_CACHE_DIR to write to ({type(error).__name__}: {first})")
+    return None
 
 
 def missing_cuda() -> str | None:

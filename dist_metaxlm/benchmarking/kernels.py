@@ -71,6 +71,7 @@ def measure_kernels(device_name: str, repeats: int, only: Sequence[str] = ("",),
                    "traceback": traceback.format_exc()[-4000:]}
             found["unfinished"].append(f"{case.name}: {row['problem']}")
         rows.append(row)
+        found["unfinished"] += _without_kernel(case, row, device)
         if row["verdict"] in ("wrong", "slower"):
             found[row["verdict"]].append(case.name)
         if row["verdict"] == "failed" and (problem := _broken(device)):
@@ -88,6 +89,13 @@ def libraries(device: torch.device) -> dict[str, Any]:
     return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
             "capability": torch.cuda.get_device_capability(device),
             "memory": torch.cuda.get_device_properties(device).total_memory}
+
+
+def _without_kernel(case: KernelCase, row: dict[str, Any], device: torch.device) -> list[str]:
+    """A sentence where a GPU ran the reference alone: nothing about a kernel has been found out then."""
+    if device.type != "cuda" or row.get("backend") != "reference":
+        return []
+    return [f"{case.name}: no kernel ran, {registry.why_reference(case.operator)}"]
 
 
 def _broken(device: torch.device) -> str | None:

@@ -35,7 +35,7 @@ def main(job: dict[str, Any]) -> None:
     topology, recipe = detect_topology(), load_recipe(job["recipe"], job["overrides"])
     phase, device = recipe.phases[job["phase"]], pick_device(topology)
     check_layout(recipe, job["phase"], topology)
-    complete_environment(topology, device.type == "cuda")
+    complete_environment(topology, device.type == "cuda", recipe.parallel.tensor)
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
         loop = phase_steps(recipe, job["phase"], device, WARM_UP + 2 * job["steps"])
         figures = measure(loop.steps, job["steps"], device, topology)

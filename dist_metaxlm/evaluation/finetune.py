@@ -172,13 +172,16 @@ def _arguments(scratch: str, metric: str, settings: Settings, seed: int) -> Any:
     import torch
     import transformers
 
-    return transformers.TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=scratch, seed=seed, learning_rate=settings.learning_rate, num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=4 * settings.batch_size,
         warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="linear",
         eval_strategy="epoch", save_strategy="epoch", save_only_model=True, save_total_limit=1,
         load_best_model_at_end=True, metric_for_best_model=metric, greater_is_better=True, logging_strategy="no",
         report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
+    # Of several GPUs a process would give each a batch, and learn from so many times the batch that the settings say.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _shown(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

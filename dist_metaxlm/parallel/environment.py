@@ -39,8 +39,10 @@ def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def complete_environment(topology: Topology, cuda: bool) -> None:
+def complete_environment(topology: Topology, cuda: bool, tensor: int = 1) -> None:
     """Set what is still unset for the collectives of this rank, before its process group is joined.
+
+    `tensor`: ranks of a tensor group.
 
     Raises:
         UserError: when the first node's name cannot be resolved.
@@ -48,9 +50,18 @@ def complete_environment(topology: Topology, cuda: bool) -> None:
     defaults: dict[str, str] = {}
     if topology.nodes > 1:
         interface = interface_towards(os.environ["MASTER_ADDR"])
-        # "=" asks NCCL for this very interface, not for all whose names begin so.
-        defaults = {"NCCL_SOCKET_IFNAME": f"={interface}"} if cuda else {"GLOO_SOCKET_IFNAME": interface}
+        # With CUDA too: batches, pieces of checkpoints and requests to stop travel over gloo, which else takes the
+        # address that this node's own name has, and Debian gives it 127.0.1.1.
+        defaults = {"GLOO_SOCKET_IFNAME": interface}
+        if cuda:  # "=" asks NCCL for this very interface, not for all whose names begin so
+            defaults["NCCL_SOCKET_IFNAME"] = f"={interface}"
+    if cuda and tensor > 1:
+        # One queue of work a device: collectives then start in the order in which megatron-core issues them, beside the
+        # products that hide them (before sm_100). Read when the device is first used.
+        defaults["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     if cuda:
+        # A pipeline sends one tensor after another over the group of all ranks; torch warns of that at every start.
+        defaults["TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING"] = "false"
         # The flight recorder keeps the last collectives, and writes them down when one of them times out.
         defaults |= {"NCCL_DEBUG": "WARN", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
     for name, value in defaults.items():

@@ -8,32 +8,66 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from dist_metaxlm.errors import StoppedInGoodOrder
+from dist_metaxlm.errors import StoppedInGoodOrder, UserError
 from dist_metaxlm.parallel.affinity import threads
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
 from dist_metaxlm.parallel.lean_deepspeed import import_deepspeed
 from dist_metaxlm.parallel.lifeline import Lifeline
 from dist_metaxlm.parallel.rendezvous import meet
 from dist_metaxlm.parallel.topology import Topology
+from dist_metaxlm.wording import counted
 
 _KNOWN = ("Transformer Engine and Apex are not installed", "c10d::broadcast_: an autograd kernel was not registered")
 """Warnings without a cause here: megatron-core's optimisers and FSDP are imported with its layers and not used; DeepSpeed's
 pipeline receives activations into tensors that ask for gradients (tests/distributed holds these to one process)."""
 
 
+def check_devices(topology: Topology) -> None:
+    """Refuse ranks that would have no CUDA device of their own, on a machine that has some.
+
+    Raises:
+        UserError: naming both numbers, and how to start as many ranks as there are devices.
+    """
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # Others may name no local size, which is then taken for that of the job.
+    counts = topology.launcher in ("deepspeed", "torchrun", "slurm", "mpi")
+    if not 0 < devices < (topology.local_world_size if counts else topology.local_rank + 1):
+        return
+    ranks, node = counted(topology.local_world_size, "rank"), os.uname().nodename
+    shown = f"{ranks} on {node}, where a rank sees {counted(devices, 'CUDA device')}"
+    if topology.launcher in ("slurm", "mpi") and devices == 1:
+        raise UserError(f"{shown}: every rank has to see all devices of its node and takes its own of them; leave away "
+                        "--gpus-per-task and --gpu-bind (srun --gpus-per-node=N --gpu-bind=none), or what sets "
+                        "CUDA_VISIBLE_DEVICES for each rank")
+    raise UserError(f"{shown}: each rank needs one of its own; start {devices} (deepspeed --num_accelerators {devices}, "
+                    f"torchrun --nproc_per_node {devices}), or compute on the CPU with CUDA_VISIBLE_DEVICES= "
+                    "DS_ACCELERATOR=cpu")
+
+
 def pick_device(topology: Topology) -> torch.device:
-    """This rank's CUDA device where there are any, else the CPU."""
+    """This rank's CUDA device where there are any, else the CPU. Errors: as `check_devices`."""
+    check_devices(topology)
     if torch.cuda.is_available():
         torch.cuda.set_device(topology.local_rank)
         return torch.device("cuda", topology.local_rank)
     return torch.device("cpu")
+
+
+def stay_on_device() -> Callable[[], None] | None:
+    """What a thread that works on this rank's CUDA device has to call first; None without one.
+
+    A thread begins on device 0. Leaving a stream of another device brings it back there, and makes this rank a context on
+    device 0: half a gigabyte of it for every rank of the node.
+    """
+    return partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
 
 
 @contextmanager
@@ -49,9 +83,10 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
 
     Leaving matters: without it ZeRO-3 on gloo ends in `terminate called`.
     """
+    # One machine, several ranks: each takes its share of the cores, else they fight over all of them; beside CUDA, where the
+    # weights are first drawn and where the optimiser is offloaded to.
+    torch.set_num_threads(threads(topology))
     if device.type == "cpu":
-        # One machine, several ranks: each takes its share of the cores, else they fight over all of them.
-        torch.set_num_threads(threads(topology))
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and warns
     quiet_engines()
     # DeepSpeed prints while it builds its operators; standard output is ours (a command with --json prints nothing else).

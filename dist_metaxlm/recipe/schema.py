@@ -169,7 +169,7 @@ class TrainingConfig(Section):
     """How the run is driven and watched."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 on CUDA devices, fp32 on CPU. `fp16` has loss scaling; for devices without bf16."""
+    """`auto`: bf16 on CUDA devices that have it, else fp32. `fp16` has loss scaling; for devices without bf16."""
     fp16_scale_power: int = Field(16, ge=0, le=32)
     """`fp16` only: the first loss scale is 2 to this power; overflows find the right one from there."""
     fp16_scale_window: int = Field(1000, gt=0)

@@ -32,10 +32,11 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def resolve_precision(recipe: Recipe, device: torch.device) -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` means bf16 on CUDA devices."""
+    """`fp32`, `bf16` or `fp16`; `auto` means bf16 on CUDA devices that compute in it (from compute capability 8.0 on)."""
     if recipe.training.precision != "auto":
         return recipe.training.precision
-    return "bf16" if device.type == "cuda" else "fp32"
+    # Older devices emulate it, more slowly than they compute in fp32; torch counts that as support unless told not to.
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_file: str | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.launchers import check_world_size
 from dist_metaxlm.parallel.placement import check_placement, placement_lines
 from dist_metaxlm.parallel.preflight.facts import facts_to_share
-from dist_metaxlm.parallel.process_group import pick_device, process_group
+from dist_metaxlm.parallel.process_group import check_devices, pick_device, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.planning.stages import model_stages
@@ -82,7 +82,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     check_world_size(topology, options.expect_world_size)
     recipe = follow_file(load_recipe(options.recipe, options.overrides), options.deepspeed_config)
     _check(recipe, options, topology)
-    complete_environment(topology, torch.cuda.is_available())
+    complete_environment(topology, torch.cuda.is_available(), recipe.parallel.tensor)
     if options.dry_run:
         _show_place(recipe, topology, always=True)
         return
@@ -246,6 +246,7 @@ def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
     if options.resume not in ("auto", "never") and not options.resume.isdecimal():
         raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")
     check_layout(recipe, options.phase, topology)
+    check_devices(topology)
     check_fp16(recipe.training.precision)
     registry.force(recipe.training.kernels)
 

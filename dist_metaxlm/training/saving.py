@@ -30,7 +30,7 @@ import torch.distributed as dist
 
 from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.objectives.model import OWN
-from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
+from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
 from dist_metaxlm.training import optimizer_state
 from dist_metaxlm.training.disk_space import require_room
 from dist_metaxlm.training.manifest import list_steps, step_folder, sync_folder, write_manifest
@@ -68,7 +68,7 @@ class CheckpointSaver:
         self._hook = optimizer_state.before_each_update(engine, self.wait_for_copy)
         if self._memory is not None:
             self._memory.before_change = self.wait_for_copy
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=stay_on_device()) if background else None
         if background:
             self._pieces.keep_buffers()
             self._replicas.keep_buffers()

@@ -110,6 +110,15 @@ def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
     Raises:
         UserError: naming each batch that is not, with the nearest one that is.
     """
+    problems = undivided(phase, world_size)
+    if problems:
+        fitting = next((fewer for fewer in range(world_size - 1, 0, -1) if not undivided(phase, fewer)), None)
+        instead = "" if fitting is None else f"; or let {counted(fitting, 'rank')} share it, not {world_size}"
+        raise UserError(f"phases.{phase_name} does not divide: " + "; ".join(problems) + instead)
+
+
+def undivided(phase: PhaseConfig, world_size: int) -> list[str]:
+    """What of a phase cannot be cut evenly over so many data-parallel ranks, each with the nearest that can."""
     problems = []
     for objective in phase.objectives:
         if isinstance(objective, Contrast | CrossLingualContrast) and objective.group is not None:
@@ -131,5 +140,4 @@ def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
                 nearest = max(1, round(windows / world_size)) * world_size * phase.sequence_length
                 problems.append(f"{objective.name}: batch_tokens {objective.batch_tokens} is {counted(windows, 'window')}, "
                                 f"not a multiple of {world_size} ranks; nearest: {nearest}")
-    if problems:
-        raise UserError(f"phases.{phase_name} does not divide: " + "; ".join(problems))
+    return problems

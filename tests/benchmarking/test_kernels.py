@@ -89,6 +89,16 @@ def test_one_that_fails_does_not_hide_the_others(doubling: KernelCase, monkeypat
         kernels.measure_kernels("cpu", 1, ["tripling"])
 
 
+def test_a_gpu_that_runs_references_alone_has_not_checked_its_kernels(doubling: KernelCase,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all would be well on a machine where Triton cannot compile."""
+    monkeypatch.setattr(registry, "_REASONS", {(doubling.operator, "triton"): "there is no gcc"})
+    row, gpu = {"backend": "reference"}, torch.device("cuda")
+    assert kernels._without_kernel(doubling, row, gpu) == [f"{doubling.name}: no kernel ran, triton: there is no gcc"]
+    assert kernels._without_kernel(doubling, row, torch.device("cpu")) == []
+    assert kernels._without_kernel(doubling, {"backend": "triton"}, gpu) == []
+
+
 def test_the_command(tmp_path: Path) -> None:
     output = tmp_path / "kernels.json"
     result = subprocess.run(

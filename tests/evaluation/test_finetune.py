@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.evaluation.finetune import Settings, TaskData
+from dist_metaxlm.evaluation.finetune import Settings, TaskData, _arguments
 from dist_metaxlm.evaluation.finetune_questions import Questions
 from dist_metaxlm.evaluation.finetune_tagging import IGNORED, Tagging
 from dist_metaxlm.evaluation.run_tasks import TaskOptions, evaluate_tasks, read_settings
@@ -146,3 +146,10 @@ def test_the_gap_is_paired_by_seed():
     alone = transfer_table([{"de": 0.5}], {"de": "Latin"})
     assert alone["source"] is None
     assert alone["gap"] is None
+
+
+def test_several_gpus_do_not_make_the_batch_larger(tmp_path, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", property(lambda own: vars(own).get("_n_gpu") or 8))
+    assert _arguments(str(tmp_path / "before"), "f1", Settings(batch_size=16), 1)._n_gpu == 1

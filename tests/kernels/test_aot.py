@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from dist_metaxlm.kernels import activations, aot, linear_cross_entropy, norm, registry, rotary
 
 triton = pytest.importorskip("triton")
@@ -104,3 +105,17 @@ def test_names_are_unique_and_configurations_differ() -> None:
     assert len({case.name for case in cases}) == len(cases)
     for case in cases:
         assert len({tuple(sorted(c.items())) for c in case.configurations}) == len(case.configurations), case.name
+
+
+def test_devices_without_hoppers_memory_are_launched_within_theirs() -> None:
+    """sm_86, sm_89 and sm_120 have 99 KiB a program; from sm_120 on there are no wgmma and no tcgen05 to choose for."""
+    from dist_metaxlm.kernels.attention_operator import launch
+
+    assert aot.SHARED_MEMORY[80] == aot.SHARED_MEMORY[120] == 99 * 1024
+    for kernel in ("forward", "backward_keys", "backward_queries"):
+        for dropping in (False, True):
+            of_120, of_80, of_90 = ([launch(kernel, width, torch.bfloat16, sm, dropping) for width in (32, 64, 128)]
+                                    for sm in (120, 80, 90))
+            assert of_120[:2] == of_80[:2]
+            assert of_120[2].step <= of_90[2].step
+    assert launch("backward_keys", 128, torch.bfloat16, 103) == launch("backward_keys", 128, torch.bfloat16, 100)

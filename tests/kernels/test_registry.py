@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +109,33 @@ def test_a_machine_without_triton_or_device_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert registry.missing_triton() is None
     assert registry.on_device(torch.ones(1))
+
+
+def on_a_device(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+
+def test_a_device_that_triton_cannot_drive_gets_the_references_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in an image without a compiler; where this machine has a driver's library, the compiler is what is missing."""
+    pytest.importorskip("triton")
+    on_a_device(monkeypatch, (9, 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    reason = registry.missing_triton()
+    assert reason is not None
+    assert reason.startswith("Triton cannot build its driver, which takes gcc")
+    registry.register("other", "reference", "torch:square")
+    registry.register("other", "triton", "torch:mul")
+    monkeypatch.setattr(registry, "_on_cuda", lambda arguments: True)
+    assert registry.choose("other", torch.ones(2)) is torch.square
+
+
+def test_devices_that_no_kernel_was_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_device(monkeypatch, (7, 5))
+    assert registry.missing_triton() == "the device is older than compute capability 8.0"
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert registry.missing_triton() == "the kernels were never compiled for AMD devices"

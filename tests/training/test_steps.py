@@ -111,3 +111,4 @@ def test_batches_that_do_not_divide_are_named_with_the_nearest() -> None:
     assert "nearest: 240" in message
     assert "batch_tokens 128 is 8 windows" in message
     assert "nearest: group 9 and pairs 18" in message
+    assert message.endswith("or let 2 ranks share it, not 3")
