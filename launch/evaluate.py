@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from functools import partial
 from pathlib import Path
 
 from dist_metaxlm.command_line import Parser
@@ -100,7 +102,7 @@ def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict:
                           tuple(arguments.languages), tuple(arguments.seeds), tuple(arguments.finetune),
                           not arguments.without_special, arguments.max_pairs, arguments.keep_going,
                           arguments.data_directory)
-    log = (lambda line: None) if arguments.json else print
+    log = partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     results = evaluate_encoders(arguments.run_dir, arguments.phase, arguments.model, names, options, arguments.output, log)
     if not arguments.json:
         print_tasks(results)

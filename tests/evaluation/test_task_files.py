@@ -10,6 +10,7 @@ import pytest
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.languages import canonical, dominant_script
+from dist_metaxlm.evaluation.retrieval_task import read_parallel
 from dist_metaxlm.evaluation.task_files import (
     LabelledPair,
     TaggedSentence,
@@ -118,6 +119,8 @@ def test_language_codes():
     assert canonical("swh", "x") == canonical("swa", "x") == "sw"
     assert canonical("pt-BR", "x") == "pt-BR"
     assert canonical("kab", "x") == "kab"
+    assert canonical("zho_Hans", "x") == "zh-Hans"
+    assert canonical("ewe", "x") == canonical("ee", "x") == "ee"
     with pytest.raises(UserError, match="file q: 'qq' is no known language code"):
         canonical("qq", "file q")
 
@@ -140,6 +143,36 @@ def test_files_are_found_by_language_compressed_or_not(tmp_path):
     assert list(files_by_language(tmp_path, BUILT_IN["mlqa"].test, "mlqa")) == ["de"]
     put(tmp_path / "ner/swa/train.txt", "a X\n")
     assert file_of(tmp_path, ["ner/{lang}/train.txt"], "sw", "ner").name == "train.txt"
+
+
+def test_flores_has_one_english_file_and_scripts_in_its_codes(tmp_path):
+    folder = tmp_path / "flores200_dataset" / "devtest"
+    for code, text in (("eng_Latn", "One.\nTwo.\n"), ("jpn_Jpan", "一。\n二。\n"), ("zho_Hans", "一个\n二个\n"),
+                       ("zho_Hant", "一個\n二個\n"), ("plt_Latn", "a\nb\n"), ("quy_Latn", "c\nd\n")):
+        put(folder / f"{code}.devtest", text)
+    pairs = read_parallel("flores", BUILT_IN["flores"], tmp_path)
+    assert sorted(pairs) == ["ja", "mg", "qu", "zh-Hans", "zh-Hant"]
+    assert pairs["ja"] == [("One.", "一。"), ("Two.", "二。")]
+    assert file_of(tmp_path, ["flores200_dataset/devtest/{lang}.devtest"], "ja", "x").name == "jpn_Jpan.devtest"
+    assert sorted(read_parallel("flores", BUILT_IN["flores"], tmp_path, ["ja"])) == ["ja"]
+
+
+def test_treebanks_of_universal_dependencies_are_found_as_they_are(tmp_path):
+    rest = "\t_" * 6
+    for name in ("en_ewt-ud-train", "en_ewt-ud-dev", "en_ewt-ud-test", "th_pud-ud-test"):
+        put(tmp_path / "udpos" / f"{name}.conllu", f"# text = a\n1\ta\t_\tDET{rest}\n\n")
+    found = files_by_language(tmp_path, BUILT_IN["udpos"].test, "udpos")
+    assert {language: path.name for language, (path, _) in found.items()} == {
+        "en": "en_ewt-ud-test.conllu", "th": "th_pud-ud-test.conllu"}
+    assert file_of(tmp_path, BUILT_IN["udpos"].train, "en", "udpos").name == "en_ewt-ud-train.conllu"
+    put(tmp_path / "udpos" / "en_gum-ud-test.conllu", "x")
+    with pytest.raises(UserError, match="both of language 'en'; keep one"):
+        files_by_language(tmp_path, BUILT_IN["udpos"].test, "udpos")
+
+
+def test_a_folder_of_tasks_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere; name the one that has the task's files"):
+        files_by_language(tmp_path / "nowhere", BUILT_IN["udpos"].test, "udpos")
 
 
 def test_files_that_are_not_as_they_should_be(tmp_path):
