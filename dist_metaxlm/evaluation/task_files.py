@@ -76,8 +76,10 @@ def read_tagged(path: Path, labels: Sequence[str] = (), token_column: int | None
 
     Two columns are token and tag (XTREME's TSV, MasakhaNER; WikiANN's `en:` before tokens is taken off), three are
     number, token, tag, ten are CoNLL-U (form and UPOS; ranges such as 3-4 and empty nodes such as 5.1 are passed over).
+    Other files (CoNLL-2003 has four) need `label_column`; their -DOCSTART- lines are no words.
 
-    Errors: UserError naming the line that lacks a column, or whose tag is not among `labels` (where any are given).
+    Errors: UserError naming the line that lacks a column, has others without `label_column`, or whose tag is not among
+    `labels` (where any are given).
     """
     sentences: list[TaggedSentence] = []
     tokens: list[str] = []
@@ -88,8 +90,9 @@ def read_tagged(path: Path, labels: Sequence[str] = (), token_column: int | None
                 sentences.append(TaggedSentence(tokens, tags))
                 tokens, tags = [], []
             continue
-        cells = line.split("\t") if "\t" in line else line.split()
-        if line.startswith("#") and (len(cells) != 2 or "\t" not in line):
+        # not at other white space, which tokens hold, such as the no-break space in 10 000
+        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
+        if line.startswith("-DOCSTART-") or (line.startswith("#") and (len(cells) != 2 or "\t" not in line)):
             continue
         where = f"{shown(path)}, line {number}"
         cell = _token_and_tag(cells, token_column, label_column, where)
@@ -111,6 +114,9 @@ def _token_and_tag(cells: list[str], token_column: int | None, label_column: int
     """Token and tag of a line, None for a line of CoNLL-U that is no word."""
     if len(cells) == 10 and not re.fullmatch(r"\d+", cells[0]):
         return None
+    if label_column is None and (len(cells) not in (1, 2, 3, 10) or (len(cells) == 3 and not cells[0].isdecimal())):
+        raise UserError(f"{where} has {len(cells)} columns, where 2 would be token and tag, 3 number, token and tag, and 10 "
+                        "CoNLL-U; say in --tasks_file which are the token_column and the label_column")
     token = token_column or {3: 2, 10: 2}.get(len(cells), 1)
     label = label_column or (4 if len(cells) == 10 else token + 1)
     if len(cells) < max(token, label):

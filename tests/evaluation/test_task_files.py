@@ -48,6 +48,15 @@ def test_wikiann_prefixes_are_taken_off(tmp_path):
     assert read_tagged(path) == [TaggedSentence(["New", "York"], ["B-LOC", "I-LOC"]), TaggedSentence([":"], ["O"])]
 
 
+def test_columns_of_other_files_are_named_and_never_guessed(tmp_path):
+    path = put(tmp_path / "a.conll", "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\n10\u00a0000 CD I-NP O\n")
+    assert read_tagged(path, token_column=1, label_column=4) == [TaggedSentence(["EU", "10\u00a0000"], ["B-ORG", "O"])]
+    with pytest.raises(UserError, match="line 3 has 4 columns, where 2 would be token and tag"):
+        read_tagged(path)
+    with pytest.raises(UserError, match=r"line 1 has 3 columns, .* say in --tasks_file which are the token_column and"):
+        read_tagged(put(tmp_path / "b.tsv", "EU\tNNP\tB-ORG\n"))
+
+
 def test_classification_with_and_without_headers(tmp_path):
     xtreme = put(tmp_path / "x.tsv", "A b.\tC d.\tneutral\n\"Q\" e\tf\tcontradictory\n")
     original = put(tmp_path / "y.tsv", "language\tgold_label\tsentence1\tsentence2\nde\tneutral\tA b.\tC d.\n"
