@@ -88,14 +88,12 @@ def _cards(summary: dict[str, Any]) -> str:
     evaluation, phases = summary["evaluation"], summary["phases"]
     last = next((name for name in ("cross", "joint", "meta") if name in evaluation), None)
     cards = []
-    if last and evaluation[last].get("mean_p_at_1") is not None:
-        ratio = summary["retrieval_ratio"]
-        cards.append(("retrieval P@1", number(evaluation[last]["mean_p_at_1"]),
-                      f"{ratio:.1f} × that of meta" if ratio and last == "cross" else f"after {last}"))
-    for name, label in (("english_perplexity", "perplexity, English"), ("other_perplexity", "perplexity, others")):
-        course = [f"{number(e[name], 0)} {phase}" for phase, e in evaluation.items() if e.get(name) and phase != last]
-        if last and evaluation[last].get(name):
-            cards.append((label, number(evaluation[last][name], 1),
+    for name, label, digits in (("mean_p_at_1", "retrieval P@1", 2), ("english_perplexity", "perplexity, English", 1),
+                                ("other_perplexity", "perplexity, others", 1)):
+        if last and evaluation[last].get(name) is not None:
+            course = [f"{number(e[name], digits if digits > 1 else 0)} {phase}" for phase, e in evaluation.items()
+                      if e.get(name) is not None and phase != last]
+            cards.append((label, number(evaluation[last][name], digits),
                           f"after {last}{'; ' * bool(course)}{', '.join(course)}"))
     for phase, figures in phases.items():
         cards.append((f"loss, {phase}", number(figures["final_loss"]), _course(figures)))

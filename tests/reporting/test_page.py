@@ -105,7 +105,7 @@ def test_text_from_the_run_is_escaped(page):
 
 def test_figures_of_the_run_are_shown(page):
     assert "50% of the time, on average over 2 languages" in page
-    assert "5.0 × that of meta" in page
+    assert "after cross; 0.01 untrained, 0.10 meta" in page
     assert 'title="layer 1: to English 0.500, from English 0.500, 450 candidates"' in page
     assert page.count('class="few"') == 2 * 3  # eu under meta and cross, three layers each
     assert "2.13.0" in page
