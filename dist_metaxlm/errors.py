@@ -64,7 +64,8 @@ def _io_code(error: OSError) -> int:
     # Without a path, EPERM is a signal or a setting that we had no right to ask for.
     if error.errno not in _DISKS and not (error.errno == errno.EPERM and error.filename is not None):
         raise error
-    _report(f"{error.strerror}: {error.filename or 'while writing'}; free or repair it and run the command again")
+    written = error.filename2 or error.filename or "while writing"  # the second one of a copy
+    _report(f"{error.strerror}: {written}; free or repair it and run the command again")
     return EXIT_IO
 
 

@@ -18,6 +18,8 @@ SCRIPT = "import os\nfrom dist_metaxlm.errors import *\ndef main():\n    {body}\
     ("raise KeyboardInterrupt", 130, "stopped: by Ctrl-C"),
     (f"raise OSError({errno.ENOSPC}, 'No space left on device', 'runs/x')", 74,
      "error: No space left on device: runs/x; free or repair it and run the command again"),
+    (f"raise OSError({errno.ENOSPC}, 'No space left on device', 'data/a', None, 'runs/b')", 74,
+     "error: No space left on device: runs/b; free"),
     (f"raise OSError({errno.ENOTDIR}, 'Not a directory', 'recipe.yaml/x')", 2,
      "error: Not a directory: recipe.yaml/x; correct the path"),
     ("open('loop/a', 'w') if not os.symlink('loop', 'loop') else 0", 2, "error: Too many levels of symbolic links: loop/a"),

@@ -56,7 +56,7 @@ def _overview(results: Results, console: Console) -> Table:
                               f"{100 * result['per_layer'][name_of][layer]:.1f}", "", str(len(result["languages"])))
                 continue
             figures = result["table"]
-            learnt = figures["source_language"]
+            learnt = figures.get("source_language", "en")
             table.add_row(task, result["metric"], name, shown(figures["source"]) + f" ({learnt})" * (learnt != "en"),
                           shown(figures["others"]),
                           shown(figures["gap"]), str(len(figures["languages"])))
