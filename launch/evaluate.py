@@ -33,8 +33,8 @@ def parse() -> argparse.Namespace:
                         help="untrained (the recipe's initialisation), meta, cross, joint: one or several")
     parser.add_argument("--model", nargs="+", default=[], metavar="FOLDER", help="Hugging Face folders to evaluate too")
     parser.add_argument("--tasks", help="comma-separated: perplexity, retrieval (both: default for a run), tatoeba, "
-                                        "parallel, alignment, udpos, wikiann, masakhaner, xnli, pawsx, xquad, mlqa, tydiqa, "
-                                        "or one of --tasks_file")
+                                        "flores, parallel, alignment, udpos, wikiann, masakhaner, xnli, pawsx, xquad, mlqa, "
+                                        "tydiqa, or one of --tasks_file")
     parser.add_argument("--min_candidates", type=int, default=400,
                         help="sentences a language needs to enter the mean P@1 (default: %(default)s)")
     parser.add_argument("--data_directory", metavar="FOLDER",

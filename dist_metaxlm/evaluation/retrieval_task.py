@@ -37,7 +37,8 @@ def read_parallel(name: str, spec: TaskSpec, root: Path, languages: list[str] | 
     if missing:
         raise UserError(f"task {name}: {chosen[missing[0]][0]} has no file with the English sentences beside it; add it, or "
                         "leave the language out")
-    return {language: read_pairs(path, language, pivots[language] if pivots else None, spec.pivot_column)
+    return {language: read_pairs(path, language, pivots[language] if pivots else None, spec.pivot_column,
+                                 spec.pair_columns)
             for language, (path, _) in chosen.items()}
 
 

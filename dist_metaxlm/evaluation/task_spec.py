@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from dist_metaxlm.data.readers_files import PACKED
 from dist_metaxlm.errors import UserError
@@ -49,6 +49,8 @@ class TaskSpec(Section):
     retrieval, one file without `{lang}` can serve all languages."""
     pivot_column: Literal[1, 2] = 1
     """Retrieval and alignment from one file a language: the column with the English sentence, or word of a dictionary."""
+    pair_columns: tuple[PositiveInt, PositiveInt] | None = None
+    """Retrieval and alignment from TSV files of more columns than two: those of the English and the other sentence."""
     gold: list[str] = []
     """Alignment: the links of words that annotators made; docs/evaluation.md has the formats."""
     gold_format: Literal["pharaoh", "naacl"] | None = None

@@ -56,7 +56,8 @@ def read_alignment(name: str, spec: TaskSpec, root: Path, languages: list[str] |
         raise UserError(f"{what}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
     texts = {}
     for language, (path, _) in chosen.items():
-        pairs = read_pairs(path, language, pivots[language][0] if language in pivots else None, spec.pivot_column)
+        pairs = read_pairs(path, language, pivots[language][0] if language in pivots else None, spec.pivot_column,
+                           spec.pair_columns)
         if language in gold:
             file, pattern = gold[language]
             english_first = "en-{lang}" in pattern if spec.gold_first is None else spec.gold_first == "pivot"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import re
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +88,18 @@ def test_parallel_files(tmp_path):
     second = put(tmp_path / "fr-en.tsv.gz", "Bonjour.\tHello.\nOui\tYes\n", gzip)
     english, french = put(tmp_path / "x.en", "Hello.\nYes\n"), put(tmp_path / "x.fr", "Bonjour.\nOui\n")
     assert read_pairs(first, "fr") == read_pairs(second, "fr", pivot_column=2) == read_pairs(french, "fr", english) == rows
+
+
+def test_pairs_in_a_file_of_more_columns(tmp_path):
+    put(tmp_path / "news/en-fr.tsv", "1\tBonjour.\tHello.\tweb\n2\tOui\tYes\tweb\n")
+    spec = TaskSpec(kind="retrieval", test=["news/en-{lang}.tsv"])
+    with pytest.raises(UserError, match=r"has 4 tab-separated columns .* name the columns in pair_columns of --tasks_file"):
+        read_parallel("news", spec, tmp_path)
+    named = spec.model_copy(update={"pair_columns": (3, 2)})
+    assert read_parallel("news", named, tmp_path) == {"fr": [("Hello.", "Bonjour."), ("Yes", "Oui")]}
+    put(tmp_path / "news/en-fr.tsv", "\n")
+    with pytest.raises(UserError, match=r"en-fr\.tsv holds no pairs; put some into it or take the file away"):
+        read_parallel("news", spec, tmp_path)
 
 
 def test_questions(tmp_path):
@@ -203,6 +217,13 @@ def test_tasks_from_a_file_change_built_in_ones(tmp_path):
     assert tasks["udpos"].test == ["udpos/dev-{lang}.tsv"]
     assert tasks["udpos"].train == BUILT_IN["udpos"].train
     assert tasks["mine"] == TaskSpec(kind="retrieval", test=["{lang}.tsv"])
+
+
+def test_the_tasks_of_the_page_are_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    path = put(tmp_path / "tasks.yaml", re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    tasks = load_tasks(["udpos", "xnli", "news", "ntrex", "ner", "conll"], path)
+    assert (tasks["conll"].label_column, tasks["ner"].train_language, tasks["xnli"].train_rows) == (4, "ha", (0, 2000))
 
 
 @pytest.mark.parametrize(("text", "message"), [
