@@ -17,6 +17,11 @@ EXIT_IO = 74
 EXIT_AGAIN = 75
 EXIT_INTERRUPTED = 130
 
+_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""What an operating system says of a path that cannot be meant."""
+_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ESTALE)
+"""What it says of a disk, its state and its rights."""
+
 
 class UserError(Exception):
     """A mistake the user can mend: one sentence naming the value at fault and the remedy; the process exits with 2."""
@@ -52,13 +57,21 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 def _io_code(error: OSError) -> int:
     """Say what the disk or a path did, and its exit code; what is neither is a bug and is raised again."""
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG) and error.filename is not None:
+    missing = error.errno == errno.ENOENT and _of_the_kernel(error.filename)
+    if (error.errno in _PATHS or missing) and error.filename is not None:
         _report(f"{error.strerror}: {error.filename}; correct the path")
         return EXIT_USER
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES):
+    # Without a path, EPERM is a signal or a setting that we had no right to ask for.
+    if error.errno not in _DISKS and not (error.errno == errno.EPERM and error.filename is not None):
         raise error
-    _report(f"{error.strerror}: {error.filename or 'while writing'}; free or repair it and run the command again")
+    written = error.filename2 or error.filename or "while writing"  # the second one of a copy
+    _report(f"{error.strerror}: {written}; free or repair it and run the command again")
     return EXIT_IO
+
+
+def _of_the_kernel(path: object) -> bool:
+    """Whether a path is where nobody can make a file and the kernel says that the folder, which is there, is not."""
+    return os.path.realpath(os.fsdecode(path) if isinstance(path, bytes) else str(path)).startswith(("/proc/", "/sys/"))
 
 
 def _report(sentence: str, kind: str = "error") -> None:

@@ -96,8 +96,11 @@ def main() -> None:
     if arguments.action == "import" and done["tokenizer"] is None:
         print("weights only: the folder has no SentencePiece tokenizer (RoBERTa and ModernBERT have byte-level BPE), so the "
               "rows of the embedding mean nothing under a tokenizer of yours until they are trained anew")
+    elif arguments.action == "import":
+        print(f"for a recipe: data.tokenizer.path={done['tokenizer']}, and as its model what "
+              f"{Path(done['output']) / 'model_config.json'} holds, model.vocab_size={done['model']['vocab_size']} among it")
     for row in done.get("fill_mask", []):
-        guesses = ", ".join(f"{p['token'].strip()} {p['score']:.2f}" for p in row["predictions"])
+        guesses = ", ".join(f"{p['token'].strip() or '(space)'} {p['score']:.2f}" for p in row["predictions"])
         print(f"  {row['language']}: {row['text']}  ->  {guesses}  (hidden: {row['expected']})")
 
 

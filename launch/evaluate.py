@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from functools import partial
 from pathlib import Path
 
 from dist_metaxlm.command_line import Parser
@@ -31,8 +33,8 @@ def parse() -> argparse.Namespace:
                         help="untrained (the recipe's initialisation), meta, cross, joint: one or several")
     parser.add_argument("--model", nargs="+", default=[], metavar="FOLDER", help="Hugging Face folders to evaluate too")
     parser.add_argument("--tasks", help="comma-separated: perplexity, retrieval (both: default for a run), tatoeba, "
-                                        "parallel, alignment, udpos, wikiann, masakhaner, xnli, pawsx, xquad, mlqa, tydiqa, "
-                                        "or one of --tasks_file")
+                                        "flores, parallel, alignment, udpos, wikiann, masakhaner, xnli, pawsx, xquad, mlqa, "
+                                        "tydiqa, or one of --tasks_file")
     parser.add_argument("--min_candidates", type=int, default=400,
                         help="sentences a language needs to enter the mean P@1 (default: %(default)s)")
     parser.add_argument("--data_directory", metavar="FOLDER",
@@ -100,7 +102,7 @@ def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict:
                           tuple(arguments.languages), tuple(arguments.seeds), tuple(arguments.finetune),
                           not arguments.without_special, arguments.max_pairs, arguments.keep_going,
                           arguments.data_directory)
-    log = (lambda line: None) if arguments.json else print
+    log = partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     results = evaluate_encoders(arguments.run_dir, arguments.phase, arguments.model, names, options, arguments.output, log)
     if not arguments.json:
         print_tasks(results)

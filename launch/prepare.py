@@ -89,6 +89,8 @@ def lines(outcome: dict[str, Any], indent: str = "") -> Iterator[str]:
         if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
             yield f"{indent}{name}:"
             yield from lines(value, f"{indent}  ")
+        elif name == "left_out":
+            yield f"{indent}{name}: " + ", ".join(f"{count} {what}" for what, count in value.items())
         elif isinstance(value, dict):
             yield f"{indent}{name}: " + ", ".join(f"{part} {known}" for part, known in value.items())
         else:

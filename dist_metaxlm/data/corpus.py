@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.data import quickstart, readers
 from dist_metaxlm.data.corpus_language import BITEXT, TEXT, LanguageMaker, Made, Named, Shape, named_files
 from dist_metaxlm.data.decontamination import EvaluationIndex
-from dist_metaxlm.data.processes import available_cores, end_with_parent
+from dist_metaxlm.data.processes import WORKERS, available_cores, end_with_parent
 from dist_metaxlm.data.readers import PairPlace
 from dist_metaxlm.data.readers_evaluation import evaluation_files, evaluation_texts
 from dist_metaxlm.errors import UserError
@@ -162,8 +161,7 @@ def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> I
     if workers == 1:
         yield from (maker.make(*task) for task in tasks)
         return
-    # spawn: the caller may hold threads (torch, MPI) that a fork would tear
-    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, WORKERS, end_with_parent) as pool:
         # the largest first, so that none is left for the end; it takes as long as all the others may
         largest_first = sorted(range(len(tasks)), key=lambda number: -sizes[number])
         try:

@@ -237,6 +237,6 @@ def training_pairs(pairs: Iterable[tuple[str, str]], name: str, excluded: Exclud
     left_held, right_held = (HeldOut(excluded.get(language, set())) for language in name.split("-"))
     for left, right in pairs:
         if left in left_held or right in right_held:
-            dropped["held out"] = dropped.get("held out", 0) + 1
+            dropped["held-out pairs"] = dropped.get("held-out pairs", 0) + 1
         else:
             yield left, right

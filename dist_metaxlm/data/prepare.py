@@ -26,7 +26,7 @@ from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.store_making import make_store
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokenizer_sample import corpus_samples
-from dist_metaxlm.data.tokenizer_training import draw, report, train_tokenizer
+from dist_metaxlm.data.tokenizer_training import draw, poorly_served, report, train_tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
 
@@ -199,6 +199,8 @@ def _make_tokenizer(recipe: Recipe, directory: Path, log: Log) -> bool:
     else:
         log(f"training a tokenizer of {recipe.model.vocab_size} ids on at most {config.sample_bytes / 1e6:.0f} MB of text")
         found = train_tokenizer(samples, config, recipe.model.vocab_size, scratch)
+    for sentence in poorly_served(found):
+        log(sentence)
     scratch_report = directory / ".making-tokenizer_report.json"
     scratch_report.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(scratch_report, directory / REPORT)

@@ -4,8 +4,40 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from multiprocessing import parent_process
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
+from typing import Any
+
+_STARTING = threading.Lock()
+
+
+class _Worker(SpawnProcess):
+    """A spawned process that does not run the caller's script anew.
+
+    Python imports that script into each worker, for functions in it; ours are in this package. A script that calls `prepare`
+    without `if __name__ == "__main__":` would call it again in each worker, which would wait for the first call for ever.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        with _STARTING:
+            script = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            finally:
+                sys.modules["__main__"] = script
+
+
+class _WorkerContext(SpawnContext):
+    Process = _Worker
+
+
+WORKERS = _WorkerContext()
+"""Where worker processes come from. Spawned: the caller may hold threads (torch, MPI) that a fork would tear."""
 
 
 def available_cores() -> int:

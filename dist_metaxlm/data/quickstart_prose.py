@@ -12,10 +12,9 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
-from multiprocessing import get_context
 from pathlib import Path
 
-from dist_metaxlm.data.processes import available_cores
+from dist_metaxlm.data.processes import WORKERS, available_cores
 
 PACKAGES = ("numpy", "networkx", "matplotlib", "sympy", "torch", "huggingface_hub", "pydantic", "hypothesis",
             "fsspec", "deepspeed", "megatron", "pip", "transformers")
@@ -46,8 +45,7 @@ def prose_documents(extra: Iterable[bytes] = (), budget: int = PROSE_BYTES) -> l
     seen: set[str] = set()
     documents: list[list[str]] = []
     taken = 0
-    # spawn: the caller may hold threads (torch, MPI) that a fork would tear; the children import nothing but this file
-    with get_context("spawn").Pool(min(available_cores(), MAX_PROCESSES)) as pool:
+    with WORKERS.Pool(min(available_cores(), MAX_PROCESSES)) as pool:
         for found in pool.imap(_module_list, _sources(extra), chunksize=16):
             new = [paragraph for paragraph in dict.fromkeys(found) if paragraph.casefold() not in seen]
             seen.update(paragraph.casefold() for paragraph in new)

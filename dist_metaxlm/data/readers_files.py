@@ -39,10 +39,16 @@ def kind(place: Place) -> str:
 
 
 def _name(place: Place) -> Path:
-    """The place's own path in lower case: of a chain such as `zip://a.txt::archive.zip` the first one."""
+    """The place's own path in lower case: of a chain such as `zip://a.txt::archive.zip` the first one; no query."""
     if isinstance(place, Path):
         return Path(str(place).lower())
-    return Path(next(part for part in place.lower().split("::") if "://" in part))
+    path = next(part for part in place.lower().split("::") if "://" in part)
+    return Path(re.split(r"[?#]", path)[0] if _of_the_web(path) else path)
+
+
+def _of_the_web(url: str) -> bool:
+    """Whether `?` begins a query, such as `?download=1`; elsewhere it is a character of a glob."""
+    return url.lower().startswith(("http://", "https://"))
 
 
 def expand(patterns: Iterable[str], field: str) -> list[Place]:
@@ -73,7 +79,7 @@ def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
 
     try:
         system, path = fsspec.core.url_to_fs(pattern)
-        if glob.has_magic(path):
+        if glob.has_magic(re.sub(r"\?.*", "", path) if _of_the_web(path) else path):
             names = sorted(system.glob(path))
         else:
             names = [path] if system.exists(path) else []
@@ -137,7 +143,10 @@ def _unpacked(raw: IO[bytes], suffix: str, stack: ExitStack) -> IO[bytes]:
 
         stream = stack.enter_context(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
         return cast(IO[bytes], io.BufferedReader(stream, 1 << 16))
-    return raw
+    if isinstance(raw, io.BufferedIOBase):
+        return raw
+    # The files of fsspec's own for HTTP, S3 and others read no line of at most so many bytes.
+    return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, raw), 1 << 16))
 
 
 def _damaged(place: Place, suffix: str, error: Exception) -> UserError:

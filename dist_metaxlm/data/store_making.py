@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.data import manifest
-from dist_metaxlm.data.processes import available_cores, end_with_parent
+from dist_metaxlm.data.processes import WORKERS, available_cores, end_with_parent
 from dist_metaxlm.data.progress import Log, reporting
 from dist_metaxlm.data.ranks import Ranks
 from dist_metaxlm.data.shard_encoding import Job, encode_shards, join_shards
@@ -75,8 +74,7 @@ def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
     if workers == 1:
         yield lambda task, *arguments: task(*arguments)
         return
-    # spawn: the caller may hold threads (torch, MPI) that a fork would tear
-    with ProcessPoolExecutor(workers - 1, get_context("spawn"), end_with_parent) as pool:
+    with ProcessPoolExecutor(workers - 1, WORKERS, end_with_parent) as pool:
         def run(task: Task, *arguments: Any) -> None:
             futures = [pool.submit(task, *arguments) for _ in range(workers - 1)]
             try:

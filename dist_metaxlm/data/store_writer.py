@@ -48,7 +48,7 @@ def pair_arrays(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_toke
         sides = counts.reshape(-1, 2) - np.array([0, 1])  # the translation has no <s>
         empty = (counts.reshape(-1, 2) == 2).any(axis=1)
         longer = ~empty & (sides.sum(axis=1) > max_tokens)
-        for why, which in (("empty side", empty), ("longer than max_pair_tokens", longer)):
+        for why, which in (("pairs with an empty side", empty), ("pairs longer than max_pair_tokens", longer)):
             if which.any():
                 dropped[why] = dropped.get(why, 0) + int(which.sum())
         kept = ~(empty | longer)

@@ -25,10 +25,12 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except (RuntimeError, TypeError) as error:
-            raise UserError(f"{path} is not a SentencePiece model ({str(error)[:80].strip()}); "
-                            "name a .model file in data.tokenizer.path, or delete it if launch/prepare.py has written it, "
-                            "and run that again") from None
+        except (RuntimeError, TypeError):
+            hugging = path.suffix == ".json"
+            remedy = ("make one of the Hugging Face folder that it is from with launch/convert.py import" if hugging else
+                      "name a .model file in data.tokenizer.path, or delete it if launch/prepare.py has written it, and run "
+                      "that again")
+            raise UserError(f"{path} is not a SentencePiece model; {remedy}") from None
         self.path = path
         self.hash = hashlib.sha256(model).hexdigest()
         """SHA-256 of the model file, hexadecimal."""

@@ -31,6 +31,8 @@ SEED_FACTOR, SEED_LIMITS = 8, (64_000, 1_000_000)
 own default). At 16,000 pieces on the quickstart corpus 8 gives no more tokens than 19, in 0.6 of the time."""
 REPORT_BYTES = 2_000_000
 """Text of each language that the report is measured on."""
+POOR = 0.2
+"""Share of tokens that are bytes or unknown from which on a language is said to be poorly served."""
 SENTENCE_BYTES = 4000
 """Longer paragraphs are cut into pieces of this size for training."""
 
@@ -177,6 +179,15 @@ def report(tokenizer: Tokenizer, drawn: Mapping[str, list[str]]) -> dict[str, di
             "byte_rate": round(float(spelled[ids].sum()) / tokens, 6),
             "vocabulary_share": round(np.unique(ids).size / tokenizer.vocab_size, 4)}
     return result
+
+
+def poorly_served(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """A sentence for each language of a `report` of whose tokens more than POOR are bytes or `<unk>`."""
+    for language, row in found.items():
+        share = row["unknown_rate"] + row["byte_rate"]
+        if share > POOR:
+            yield (f"the tokenizer knows little of {language!r}: {share:.0%} of its tokens are single bytes or unknown, so "
+                   "that its text is long and hardly learnt; take a tokenizer that was trained on this language too")
 
 
 def _first(texts: Iterable[str], quota: int) -> Iterator[str]:

@@ -13,6 +13,8 @@ from dist_metaxlm.reporting.metrics import write_json
 
 WORDS = range(4, 10)
 """Words of a string that gives enough context and still fits a table."""
+PIECES = range(6, 25)
+"""The same in pieces, for strings without spaces."""
 
 
 Questions = dict[str, tuple[str, str]]
@@ -26,6 +28,11 @@ def hide_heldout_words(heldout: str | Path, tokenizer: Tokenizer, languages: lis
         UserError: without held-out strings, or for a language without a fitting one.
     """
     strings = read_strings(Path(heldout) / "strings.jsonl", english=False)
+    there = sorted({language for string in strings for language in string})
+    missing = [language for language in languages if language not in there]
+    if missing:
+        raise UserError(f"--fill_mask {missing[0]}: there are no held-out strings in that language, which come from "
+                        f"translations of English; choose from {', '.join(there)}")
     return {language: hide_word([s[language] for s in strings if language in s], language, tokenizer)
             for language in languages}
 
@@ -45,7 +52,8 @@ def fill_words(directory: str | Path, questions: Questions, top: int = 5) -> lis
 
 
 def hide_word(strings: list[str], language: str, tokenizer: Tokenizer) -> tuple[str, str]:
-    """(text with `<mask>`, hidden word) of the first string with a longer word that is a single token."""
+    """(text with `<mask>`, what is hidden) of the first string with a longer word that is a single token; where none has
+    one, as in scripts without spaces, of the first with a piece of two letters or more between others."""
     for text in strings:
         words = text.split()
         if len(words) not in WORDS:
@@ -54,5 +62,12 @@ def hide_word(strings: list[str], language: str, tokenizer: Tokenizer) -> tuple[
             word = words[index]
             if len(word) >= 4 and word.isalpha() and len(tokenizer.encode(word)) == 1:
                 return " ".join([*words[:index], "<mask>", *words[index + 1:]]), word
-    raise UserError(f"no held-out string in {language!r} has {WORDS[0]} to {WORDS[-1]} words, one of them a single token; "
-                    "choose another language")
+    names = tokenizer.pieces()
+    for text in strings:
+        pieces = [names[token] for token in tokenizer.encode(text)]
+        for piece in pieces[2:-1] if len(pieces) in PIECES else []:
+            if len(piece) >= 2 and piece.isalpha() and text.count(piece) == 1:
+                return text.replace(piece, "<mask>"), piece
+    raise UserError(f"no held-out string in {language!r} has {WORDS[0]} to {WORDS[-1]} words, one of them a single token, "
+                    f"or {PIECES[0]} to {PIECES[-1]} pieces, one of them two letters that occur once; choose another "
+                    "language")

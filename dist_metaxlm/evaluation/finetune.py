@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,6 +22,7 @@ from dist_metaxlm.evaluation.task_spec import TaskSpec, file_of, files_by_langua
 from dist_metaxlm.evaluation.text_encoder import check_folder, longest_input, opening
 from dist_metaxlm.evaluation.transfer import transfer_table
 from dist_metaxlm.recipe.section import Section
+from dist_metaxlm.wording import counted
 
 Example = TypeVar("Example")
 Scores = dict[str, float]
@@ -69,7 +72,7 @@ class Head(Protocol[Example]):
         """Text of an example, for its script."""
 
     def observe(self, train: list[Example]) -> None:
-        """See the training examples before any other file is read, for instance for the labels."""
+        """See all examples of the training file before any other is read, for instance for the labels."""
 
     def model(self, folder: str) -> Any:
         """The transformers model with a fresh head, from a folder."""
@@ -96,9 +99,9 @@ class TaskData(Generic[Example]):
         """Read all files before anything is trained. Errors: UserError naming the file and what is wrong in it."""
         where = f"task {name}"
         self.source = spec.train_language
-        train = file_of(root, spec.train, self.source, where)
-        self.train = _cut(head.read(train, self.source), spec.train_rows, settings.max_train)
-        head.observe(self.train)
+        train = head.read(file_of(root, spec.train, self.source, where), self.source)
+        head.observe(train)
+        self.train = _cut(train, spec.train_rows, settings.max_train)
         dev = file_of(root, spec.dev, self.source, where)
         self.dev = _cut(head.read(dev, self.source), spec.dev_rows, settings.max_test)
         found = files_by_language(root, spec.test, where)
@@ -127,8 +130,11 @@ def finetune_task(folder: Path, name: str, data: TaskData[Any], head: Head[Any],
     """
     check_folder(folder)
     scores, dev = [], []
+    log(f"{name}: {counted(len(data.train), 'example', ',')} in {data.source!r} to learn, "
+        f"{counted(settings.epochs, 'epoch')}, {counted(len(seeds), 'seed')}, {counted(len(data.test), 'language')} to test")
     for seed in seeds:
-        best, by_language = _one_seed(folder, data, head, settings, seed)
+        say = partial(_say_epoch, log, f"{name}, seed {seed}", count(1), settings.epochs, head.metric)
+        best, by_language = _one_seed(folder, data, head, settings, seed, say)
         log(f"{name}, seed {seed}: {head.metric} {best:.3f} on the development set")
         dev.append(best)
         scores.append(by_language)
@@ -139,7 +145,13 @@ def finetune_task(folder: Path, name: str, data: TaskData[Any], head: Head[Any],
             "dev": dev, "scores": scores, "table": transfer_table(main, data.scripts, data.source)}
 
 
-def _one_seed(folder: Path, data: TaskData[Any], head: Head[Any], settings: Settings, seed: int) -> tuple[float, Any]:
+def _say_epoch(log: Callable[[str], None], what: str, numbers: Iterator[int], epochs: int, metric: str,
+               score: float) -> None:
+    log(f"{what}, epoch {next(numbers)} of {epochs}: {metric} {score:.3f} on the development set")
+
+
+def _one_seed(folder: Path, data: TaskData[Any], head: Head[Any], settings: Settings, seed: int,
+              say: Callable[[float], None]) -> tuple[float, Any]:
     """(best development score, {language: scores}) of one training."""
     import transformers
 
@@ -151,7 +163,9 @@ def _one_seed(folder: Path, data: TaskData[Any], head: Head[Any], settings: Sett
     train, dev = (head.features(examples, tokenizer, settings) for examples in (data.train, data.dev))
 
     def dev_score(output: Any) -> Scores:
-        return {head.metric: head.scores(data.dev, dev, output.predictions, data.source)[head.metric]}
+        score = head.scores(data.dev, dev, output.predictions, data.source)[head.metric]
+        say(score)
+        return {head.metric: score}
 
     with tempfile.TemporaryDirectory(prefix="dist_metaxlm-finetune-") as scratch:
         trainer = transformers.Trainer(

@@ -21,20 +21,24 @@ no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg sh si
 ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
 """
 _THREE_TO_TWO_TEXT = """
-afr=af amh=am ara=ar arb=ar asm=as aze=az azj=az bel=be ben=bn bos=bs bre=br bul=bg cat=ca ces=cs cmn=zh zho=zh cor=kw
-cym=cy dan=da deu=de ell=el eng=en epo=eo est=et ekk=et eus=eu fao=fo pes=fa fas=fa fin=fi fra=fr fry=fy gla=gd gle=ga
-glg=gl guj=gu hat=ht hau=ha heb=he hin=hi hrv=hr hun=hu hye=hy ibo=ig ido=io ile=ie ina=ia ind=id isl=is ita=it jav=jv
-jpn=ja kan=kn kat=ka kaz=kk khm=km kin=rw kir=ky kor=ko kur=ku lao=lo lat=la lin=ln lit=lt lug=lg lvs=lv lav=lv mal=ml
-mar=mr mkd=mk mlg=mg mlt=mt mon=mn khk=mn mri=mi msa=ms zsm=ms mya=my nep=ne npi=ne nld=nl nno=nn nob=nb nya=ny oci=oc
-ori=or orm=om pan=pa pol=pl por=pt pus=ps ron=ro rus=ru sin=si slk=sk slv=sl sna=sn snd=sd som=so sot=st spa=es sqi=sq
-srp=sr sun=su swa=sw swh=sw swe=sv tam=ta tat=tt tel=te tgk=tg tgl=tl tha=th tir=ti tsn=tn tso=ts tuk=tk tur=tr twi=tw
-uig=ug ukr=uk urd=ur uzb=uz vie=vi vol=vo wln=wa wol=wo xho=xh yid=yi yor=yo zul=zu
+abk=ab afr=af aka=ak amh=am ara=ar arb=ar asm=as ayr=ay aze=az azj=az bak=ba bam=bm bel=be ben=bn bod=bo bos=bs bre=br
+bul=bg cat=ca ces=cs che=ce chv=cv cmn=zh cor=kw cos=co cym=cy dan=da deu=de div=dv dzo=dz ekk=et ell=el eng=en epo=eo
+est=et eus=eu ewe=ee fao=fo fas=fa fij=fj fin=fi fra=fr fry=fy fuv=ff gaz=om gla=gd gle=ga glg=gl glv=gv grn=gn gug=gn
+guj=gu hat=ht hau=ha hbs=sh heb=he hin=hi hrv=hr hun=hu hye=hy ibo=ig ido=io iku=iu ile=ie ina=ia ind=id isl=is ita=it
+jav=jv jpn=ja kal=kl kan=kn kas=ks kat=ka kaz=kk khk=mn khm=km kik=ki kin=rw kir=ky kmr=ku knc=kr kon=kg kor=ko kur=ku
+lao=lo lat=la lav=lv lim=li lin=ln lit=lt ltz=lb lug=lg lvs=lv mah=mh mal=ml mar=mr mkd=mk mlg=mg mlt=mt mon=mn mri=mi
+msa=ms mya=my nde=nd nep=ne nld=nl nno=nn nob=nb npi=ne nya=ny oci=oc ori=or orm=om ory=or oss=os pan=pa pbt=ps pes=fa
+plt=mg pol=pl por=pt pus=ps que=qu quy=qu roh=rm ron=ro run=rn rus=ru sag=sg san=sa sin=si slk=sk slv=sl sme=se smo=sm
+sna=sn snd=sd som=so sot=st spa=es sqi=sq srd=sc srp=sr ssw=ss sun=su swa=sw swe=sv swh=sw tah=ty tam=ta tat=tt tel=te
+tgk=tg tgl=tl tha=th tir=ti ton=to tsn=tn tso=ts tuk=tk tur=tr twi=tw uig=ug ukr=uk urd=ur uzb=uz uzn=uz ven=ve vie=vi
+vol=vo wln=wa wol=wo xho=xh ydd=yi yid=yi yor=yo zho=zh zsm=ms zul=zu
 """
 _THREE_ONLY_TEXT = """
-ace als ang arc arq ary arz ast awa bam bar bat bbj bcl ber bho bpy bug bxr cbk ceb cha chr chv ckb csb diq dsb dtp
-egl ewe ext fil fon frp frr fur gag gan gsw hak hbo hif hil hsb ilo ind jbo kab kaa koi krc ksh kzj lad lez lfn lij
-lmo lrc ltg lua luo luy max mai mhr min moh mos mrj mwl myv mzn nah nap nds new nov nqo orv pam pap pcm pms pnb rap
-rus sah scn sco swg szl tet tpi tum tyv tzl vec vep vls war wuu xal xmf yue zea
+ace acm acq aeb ajp als ang apc arc arq ars ary arz ast awa azb ban bar bat bbj bcl bem ber bho bjn bpy bug bxr cbk
+ceb cha chr cjk ckb crh csb dik diq dsb dtp dyu egl ext fil fon frp frr fur gag gan gsw hak hbo hif hil hmn hne hsb
+ilo jbo kaa kab kac kam kbp kea kmb koi krc ksh kzj lad lez lfn lij lmo lrc ltg lua luo lus luy mag mai max mhr min
+mni moh mos mrj mwl myv mzn nah nap nds new nov nqo nso nus orv pag pam pap pcm pms pnb prs rap sah sat scn sco shi
+shn swg szl taq tet tpi tum tyv tzl tzm umb vec vep vls war wuu xal xmf yue zea
 """
 _TWO_LETTERS = frozenset(_ISO_639_1_TEXT.split())
 _THREE_TO_TWO = dict(pair.split("=") for pair in _THREE_TO_TWO_TEXT.split())
@@ -49,14 +53,21 @@ _SAMPLE = 20_000
 def canonical(code: str, where: str) -> str:
     """The code under which a language stands in every table: two letters where it has them.
 
-    Errors: UserError for a code that is not known; `where` says what carries it. A region (`pt-BR`) stays on the code.
+    Errors: UserError for a code that is not known; `where` says what carries it. A region (`pt-BR`) or a script stays on the
+    code, after a hyphen (FLORES writes `zho_Hans`).
     """
-    base, _, region = code.partition("-")
+    base, _, region = code.replace("_", "-").partition("-")
     base = base.lower()
     known = _THREE_TO_TWO.get(base, base)
     if known not in _TWO_LETTERS and known not in _THREE_ONLY:
         raise UserError(f"{where}: {code!r} is no known language code; use ISO 639-1 such as 'de' or 639-3 such as 'deu'")
     return f"{known}-{region}" if region else known
+
+
+def without_script(code: str) -> str:
+    """`ja` of `ja-Jpan`; a region stays."""
+    base, _, subtag = code.partition("-")
+    return base if len(subtag) == 4 else code
 
 
 def dominant_script(texts: Iterable[str]) -> str:

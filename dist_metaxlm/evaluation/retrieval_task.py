@@ -15,7 +15,7 @@ from dist_metaxlm.evaluation.csls import csls_precision_at_1
 from dist_metaxlm.evaluation.languages import dominant_script
 from dist_metaxlm.evaluation.retrieval import fixed_layer, precision_at_1
 from dist_metaxlm.evaluation.task_files import read_pairs
-from dist_metaxlm.evaluation.task_spec import TaskSpec, files_by_language
+from dist_metaxlm.evaluation.task_spec import TaskSpec, files_by_language, pivot_files
 from dist_metaxlm.evaluation.text_encoder import TextEncoder
 from dist_metaxlm.wording import counted
 
@@ -28,7 +28,7 @@ def read_parallel(name: str, spec: TaskSpec, root: Path, languages: list[str] | 
     found = files_by_language(root, spec.test, f"task {name}")
     pivots = {}
     if spec.pivot and not all(path.name.endswith(".tsv") or ".tsv." in path.name for path, _ in found.values()):
-        pivots = files_by_language(root, spec.pivot, f"task {name}")
+        pivots = pivot_files(root, spec.pivot, found, f"task {name}")
         found.pop("en", None)
     chosen = {language: of for language, of in found.items() if languages is None or language in languages}
     if not chosen:
@@ -37,7 +37,8 @@ def read_parallel(name: str, spec: TaskSpec, root: Path, languages: list[str] | 
     if missing:
         raise UserError(f"task {name}: {chosen[missing[0]][0]} has no file with the English sentences beside it; add it, or "
                         "leave the language out")
-    return {language: read_pairs(path, language, pivots[language][0] if pivots else None, spec.pivot_column)
+    return {language: read_pairs(path, language, pivots[language] if pivots else None, spec.pivot_column,
+                                 spec.pair_columns)
             for language, (path, _) in chosen.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,11 @@ from dist_metaxlm.evaluation.word_alignment import evaluate_alignment, read_alig
 from dist_metaxlm.recipe.yaml_text import read_yaml
 from dist_metaxlm.reporting.metrics import write_json
 from dist_metaxlm.training.run_folder import environment
+from dist_metaxlm.wording import counted
+
+Log = Callable[[str], None]
+Opened = Callable[[Path, Log], dict[str, Any]]
+"""A task whose files are read and whose settings are checked: (folder of an encoder, log) -> result."""
 
 HEADS: dict[str, Callable[[TaskSpec], Any]] = {
     "tagging": Tagging, "classification": Classification, "questions": Questions}
@@ -59,10 +64,10 @@ class TaskOptions:
 
 
 def evaluate_run_tasks(run_dir: str | Path, phase: str, names: Sequence[str], options: TaskOptions,
-                       log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+                       log: Log = lambda line: None, opened: Mapping[str, Opened] | None = None) -> dict[str, Any]:
     """Tasks for a run's phase; each result is also written to evaluation/PHASE-TASK.json of the run."""
     with exported_phase(run_dir, phase, data_directory=options.data_directory) as folder:
-        results = evaluate_tasks(folder, names, options, log)
+        results = evaluate_tasks(folder, names, options, log, opened)
     for name, result in results.items():
         if "error" not in result:
             write_json(Path(run_dir) / "evaluation" / f"{phase}-{name}.json", {"phase": phase, "task": name, **result})
@@ -90,28 +95,36 @@ def split_tasks(given: str | None, has_run: bool, file: str | None, keep_going: 
 
 def evaluate_encoders(run_dir: str | None, phases: Sequence[str], models: Sequence[str], names: Sequence[str],
                       options: TaskOptions, output: str | None = None,
-                      log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+                      log: Log = lambda line: None) -> dict[str, Any]:
     """{encoder: {task: result}} of a run's phases and of Hugging Face folders, under names that a table can show.
 
     Everything is also written to the JSON file `output`, where one is named. Errors: as `evaluate_tasks`.
     """
+    opened: Mapping[str, Opened] = {}
     if not options.keep_going:
         for model in models:
             check_folder(Path(model))
-        check_tasks(names, options)
-    results = {phase: evaluate_run_tasks(str(run_dir), phase, names, options, log) for phase in phases}
+        opened = check_tasks(names, options)
+    under = _under if len(phases) + len(models) > 1 else lambda name, log: log
+    results = {phase: evaluate_run_tasks(str(run_dir), phase, names, options, under(phase, log), opened) for phase in phases}
     for model in models:
         label = Path(model).name if [Path(other).name for other in models].count(Path(model).name) == 1 else model
-        results[label if label not in results else model] = evaluate_tasks(model, names, options, log)
+        label = label if label not in results else model
+        results[label] = evaluate_tasks(model, names, options, under(label, log), opened)
     if output is not None:
         write_json(Path(output), {"encoders": results, "environment": environment()})
     return results
 
 
-def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOptions,
-                   log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def _under(name: str, log: Log) -> Log:
+    return lambda line: log(f"{name}: {line}")
+
+
+def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOptions, log: Log = lambda line: None,
+                   opened: Mapping[str, Opened] | None = None) -> dict[str, Any]:
     """{task: result} of an encoder in a folder; a task that failed under `keep_going` has {error: sentence}.
 
+    Tasks that are not among the `opened` ones are read here, one after the other.
     Errors: UserError as the task's files, settings or the folder give cause.
     """
     check_folder(Path(folder))
@@ -119,7 +132,8 @@ def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOption
     for name in names:
         try:
             began = time.perf_counter()
-            results[name] = _opened(name, options)(Path(folder), log)
+            run = (opened or {}).get(name) or _opened(name, options)
+            results[name] = run(Path(folder), log)
             _say_missing(name, results[name], options.languages, log)
             results[name]["seconds"] = round(time.perf_counter() - began, 1)
         except UserError as error:
@@ -129,7 +143,7 @@ def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOption
     return results
 
 
-def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: Callable[[str], None]) -> None:
+def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: Log) -> None:
     """Languages that were asked for and have no file are left out of the means: say so."""
     there = result["languages"] if result["kind"] in ("retrieval", "alignment") else result["table"]["languages"]
     missing = [language for language in asked if canonical(language, "--languages") not in there]
@@ -137,22 +151,30 @@ def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: C
         log(f"{name}: no test file for {', '.join(missing)}; the means are without")
 
 
-def check_tasks(names: Sequence[str], options: TaskOptions) -> None:
+def check_tasks(names: Sequence[str], options: TaskOptions) -> dict[str, Opened]:
     """Read all that tasks need besides an encoder, so that nothing is found missing after hours of training.
 
-    Errors: UserError as the first task's files, settings or libraries give cause.
+    Returns what was read of a single task; several are not held at once, and are read again in their turn. Errors: UserError
+    as the first task's files, settings or libraries give cause.
     """
     for name in names:
-        _opened(name, options)
+        opened = _opened(name, options)
+    return {names[0]: opened} if len(names) == 1 else {}
 
 
-def _opened(name: str, options: TaskOptions) -> Callable[[Path, Callable[[str], None]], dict[str, Any]]:
-    """A task whose files are read and whose settings are checked: (folder of an encoder, log) -> result."""
+def _opened(name: str, options: TaskOptions) -> Opened:
+    """The task, ready for any encoder."""
     spec = load_tasks([name], options.file)[name]
     languages = [canonical(language, "--languages") for language in options.languages] or None
     if spec.kind == "retrieval":
         pairs = read_parallel(name, spec, options.data, languages)
-        return lambda folder, log: evaluate_parallel(TextEncoder(folder), pairs, options.include_special, options.max_pairs)
+
+        def retrieve(folder: Path, log: Log) -> dict[str, Any]:
+            log(f"{name}: {counted(sum(len(rows[:options.max_pairs]) for rows in pairs.values()), 'pair')} in "
+                f"{counted(len(pairs), 'language')}")
+            return evaluate_parallel(TextEncoder(folder), pairs, options.include_special, options.max_pairs)
+
+        return retrieve
     if spec.kind == "alignment":
         texts = read_alignment(name, spec, options.data, languages, options.max_pairs)
         return lambda folder, log: evaluate_alignment(TextEncoder(folder), texts, spec.extraction, spec.words)
@@ -161,7 +183,7 @@ def _opened(name: str, options: TaskOptions) -> Callable[[Path, Callable[[str], 
     head = HEADS[spec.kind](spec)
     data = TaskData(name, spec, head, options.data, settings, languages)
 
-    def learn(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    def learn(folder: Path, log: Log) -> dict[str, Any]:
         with libraries_on_standard_error():
             return {"kind": spec.kind, **finetune_task(folder, name, data, head, options.seeds, settings, log)}
 

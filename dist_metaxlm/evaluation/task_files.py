@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.data import readers
-from dist_metaxlm.data.readers_files import decoded, lines, shown, whole
+from dist_metaxlm.data import readers, readers_records
+from dist_metaxlm.data.readers_files import decoded, kind, lines, shown, whole
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.languages import canonical
 from dist_metaxlm.recipe.data import ReadingConfig
@@ -53,21 +53,30 @@ class Question:
     """Character at which each answer begins in the context."""
 
 
-def read_pairs(path: Path, language: str, pivot: Path | None = None, pivot_column: int = 1) -> list[tuple[str, str]]:
+def read_pairs(path: Path, language: str, pivot: Path | None = None, pivot_column: int = 1,
+               pair_columns: tuple[int, int] | None = None) -> list[tuple[str, str]]:
     """(English, `language`) sentences of one file (any format of data.bitext), or of two files with a sentence a line.
 
-    Errors: UserError where a line has not two columns, the two files differ in length, or a side is empty.
+    `pair_columns`: of a TSV file with more than two columns those of the English and the other sentence, from 1.
+
+    Errors: UserError where a line has not these columns, the two files differ in length, or a side is empty.
     """
-    if pivot is None:
-        readers.check_formats([path], "bitext", "evaluation")
-        sides = ("en", language) if pivot_column == 1 else (language, "en")
-        found = list(readers.pairs([path], ReadingConfig(), sides))
+    reading = ReadingConfig()
+    turned = pivot is None and pair_columns is None and pivot_column == 2
+    if pivot is not None:
+        found = list(readers.pairs([(pivot, path)], reading))
+    elif kind(path) == ".tsv":
+        limit = reading.max_line_characters
+        found = [(a, b) for _, (a, b) in readers_records.columns(path, pair_columns, "pair_columns of --tasks_file", limit)]
     else:
-        found = list(readers.pairs([(pivot, path)], ReadingConfig()))
+        readers.check_formats([path], "bitext", "evaluation")
+        found = list(readers.pairs([path], reading, (language, "en") if turned else ("en", language)))
+    if not found:
+        raise UserError(f"{shown(path)} holds no pairs; put some into it or take the file away")
     for number, pair in enumerate(found, start=1):
         if not all(pair):
             raise UserError(f"{shown(path)}, pair {number} has an empty side; fill it, or leave the pair out of both sides")
-    return found if pivot is not None or pivot_column == 1 else [(right, left) for left, right in found]
+    return [(right, left) for left, right in found] if turned else found
 
 
 def read_tagged(path: Path, labels: Sequence[str] = (), token_column: int | None = None,
@@ -76,8 +85,10 @@ def read_tagged(path: Path, labels: Sequence[str] = (), token_column: int | None
 
     Two columns are token and tag (XTREME's TSV, MasakhaNER; WikiANN's `en:` before tokens is taken off), three are
     number, token, tag, ten are CoNLL-U (form and UPOS; ranges such as 3-4 and empty nodes such as 5.1 are passed over).
+    Other files (CoNLL-2003 has four) need `label_column`; their -DOCSTART- lines are no words.
 
-    Errors: UserError naming the line that lacks a column, or whose tag is not among `labels` (where any are given).
+    Errors: UserError naming the line that lacks a column, has others without `label_column`, or whose tag is not among
+    `labels` (where any are given).
     """
     sentences: list[TaggedSentence] = []
     tokens: list[str] = []
@@ -88,8 +99,9 @@ def read_tagged(path: Path, labels: Sequence[str] = (), token_column: int | None
                 sentences.append(TaggedSentence(tokens, tags))
                 tokens, tags = [], []
             continue
-        cells = line.split("\t") if "\t" in line else line.split()
-        if line.startswith("#") and (len(cells) != 2 or "\t" not in line):
+        # not at other white space, which tokens hold, such as the no-break space in 10 000
+        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
+        if line.startswith("-DOCSTART-") or (line.startswith("#") and (len(cells) != 2 or "\t" not in line)):
             continue
         where = f"{shown(path)}, line {number}"
         cell = _token_and_tag(cells, token_column, label_column, where)
@@ -111,6 +123,9 @@ def _token_and_tag(cells: list[str], token_column: int | None, label_column: int
     """Token and tag of a line, None for a line of CoNLL-U that is no word."""
     if len(cells) == 10 and not re.fullmatch(r"\d+", cells[0]):
         return None
+    if label_column is None and (len(cells) not in (1, 2, 3, 10) or (len(cells) == 3 and not cells[0].isdecimal())):
+        raise UserError(f"{where} has {len(cells)} columns, where 2 would be token and tag, 3 number, token and tag, and 10 "
+                        "CoNLL-U; say in --tasks_file which are the token_column and the label_column")
     token = token_column or {3: 2, 10: 2}.get(len(cells), 1)
     label = label_column or (4 if len(cells) == 10 else token + 1)
     if len(cells) < max(token, label):

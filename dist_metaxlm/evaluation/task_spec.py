@@ -1,23 +1,25 @@
 """What a task is made of: its kind, its files by split and language, its labels and how its answers are scored.
 
-A pattern is a path below the folder of task data in which `{lang}` stands for a language code; it also finds the file
-compressed (`.xz`, `.gz`, `.zst`). A split has several patterns; the first one that names any file is taken, so one task
-reads XTREME's folders and the original ones.
+A pattern is a path below the folder of task data in which `{lang}` stands for a language code and `*` for anything but a
+slash; it also finds the file compressed (`.xz`, `.gz`, `.zst`). A split has several patterns; the first one that names any
+file is taken, so one task reads XTREME's folders and the original ones.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from dist_metaxlm.data.readers_files import PACKED
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.heldout import TASKS as HELDOUT
-from dist_metaxlm.evaluation.languages import canonical
+from dist_metaxlm.evaluation.languages import canonical, without_script
 from dist_metaxlm.evaluation.task_files import labelled_languages
 from dist_metaxlm.recipe.section import Section
 from dist_metaxlm.recipe.yaml_text import read_yaml
@@ -27,6 +29,8 @@ PLACE = "{lang}"
 UPOS = ["ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
         "VERB", "X"]
 """Universal part-of-speech tags (universaldependencies.org/u/pos), XTREME's label set."""
+FLORES = ("flores", "flores200_dataset", "flores101_dataset")
+"""Folders of FLORES: whatever it was called here, and the names of its archives."""
 
 
 class TaskSpec(Section):
@@ -41,9 +45,12 @@ class TaskSpec(Section):
     test: list[str] = Field(min_length=1)
     """Text that is scored, by language; for retrieval and alignment: pairs in one file, or the other sentences."""
     pivot: list[str] = []
-    """Retrieval and alignment from two files a language: the English sentences, line n translating line n of `test`."""
+    """Retrieval and alignment from two files a language: the English sentences, line n translating line n of `test`. For
+    retrieval, one file without `{lang}` can serve all languages."""
     pivot_column: Literal[1, 2] = 1
     """Retrieval and alignment from one file a language: the column with the English sentence, or word of a dictionary."""
+    pair_columns: tuple[PositiveInt, PositiveInt] | None = None
+    """Retrieval and alignment from TSV files of more columns than two: those of the English and the other sentence."""
     gold: list[str] = []
     """Alignment: the links of words that annotators made; docs/evaluation.md has the formats."""
     gold_format: Literal["pharaoh", "naacl"] | None = None
@@ -81,13 +88,16 @@ BUILT_IN: dict[str, TaskSpec] = {
                                                 "tatoeba/tatoeba.{lang}-eng.{lang}"],
                         pivot=["tatoeba/{lang}-en.en", "tatoeba/tatoeba.{lang}-eng.eng"]),
     "parallel": TaskSpec(kind="retrieval", test=["parallel/en-{lang}.tsv"]),
+    "flores": TaskSpec(kind="retrieval", test=[f"{folder}/devtest/{{lang}}.devtest" for folder in FLORES],
+                       pivot=[f"{folder}/devtest/{name}.devtest" for folder in FLORES for name in ("eng_Latn", "eng")]),
     "alignment": TaskSpec(kind="alignment", test=["alignment/{lang}-en/test.{lang}", "alignment/en-{lang}/test.{lang}"],
                           pivot=["alignment/{lang}-en/test.en", "alignment/en-{lang}/test.en"],
                           gold=["alignment/{lang}-en/alignv2.txt", "alignment/en-{lang}/alignv2.txt",
                                 "alignment/{lang}-en/test.gold", "alignment/en-{lang}/test.gold"],
                           dictionary=["alignment/{lang}-en/dictionary.txt", "alignment/en-{lang}/dictionary.txt"]),
-    "udpos": TaskSpec(kind="tagging", train=["udpos/train-{lang}.tsv"], dev=["udpos/dev-{lang}.tsv"],
-                      test=["udpos/test-{lang}.tsv"], labels=UPOS),
+    "udpos": TaskSpec(kind="tagging", train=["udpos/train-{lang}.tsv", "udpos/{lang}_*-ud-train.conllu"],
+                      dev=["udpos/dev-{lang}.tsv", "udpos/{lang}_*-ud-dev.conllu"],
+                      test=["udpos/test-{lang}.tsv", "udpos/{lang}_*-ud-test.conllu"], labels=UPOS),
     "wikiann": TaskSpec(kind="tagging", train=["panx/train-{lang}.tsv", "wikiann/{lang}/train"],
                         dev=["panx/dev-{lang}.tsv", "wikiann/{lang}/dev"],
                         test=["panx/test-{lang}.tsv", "wikiann/{lang}/test"]),
@@ -159,13 +169,41 @@ def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, t
             if language in found:
                 raise UserError(f"{what}: {found[language][0]} and {path} are both of language {language!r}; keep one")
             found[language] = (path, code)
+        found = _without_scripts(found)
         if PLACE not in pattern:
             found = {language: (path, language) for path in _packed(root, pattern)[:1]
                      for language in labelled_languages(path)}
         if found:
             return dict(sorted(found.items()))
-    raise UserError(f"{what}: no file {' or '.join(str(root / pattern) for pattern in patterns) or 'is named'}; give the "
-                    "folder of the task's files with --task_data, or say in --tasks_file where they lie")
+    raise nothing_there(root, patterns, what)
+
+
+def nothing_there(root: Path, patterns: list[str], what: str) -> UserError:
+    """The error for a task without any file."""
+    if not root.is_dir():
+        return UserError(f"{what}: there is no folder {root}; name the one that has the task's files with --task_data")
+    return UserError(f"{what}: no file {' or '.join(str(root / pattern) for pattern in patterns) or 'is named'}; give the "
+                     "folder of the task's files with --task_data, or say in --tasks_file where they lie")
+
+
+def _without_scripts(found: dict[str, tuple[Path, str]]) -> dict[str, tuple[Path, str]]:
+    """`ja-Jpan` is `ja` where the language is there in no other script."""
+    scripts = Counter(map(without_script, found))
+    return {plain if scripts[plain := without_script(language)] == 1 else language: of for language, of in found.items()}
+
+
+def pivot_files(root: Path, patterns: list[str], languages: Iterable[str], what: str) -> dict[str, Path]:
+    """Language -> file with the English sentences: one of its own, or one that serves all `languages`.
+
+    Errors: UserError as `files_by_language`.
+    """
+    for pattern in patterns:
+        if PLACE not in pattern and (shared := _packed(root, pattern)):
+            return dict.fromkeys(languages, shared[0])
+        if _matches(root, pattern):
+            break
+    by_language = [pattern for pattern in patterns if PLACE in pattern]
+    return {language: path for language, (path, _) in files_by_language(root, by_language or patterns, what).items()}
 
 
 def files_of_all_patterns(root: Path, patterns: list[str], what: str) -> dict[str, tuple[Path, str]]:
@@ -192,14 +230,12 @@ def file_of(root: Path, patterns: list[str], language: str, what: str) -> Path:
         for path, code in _matches(root, pattern):
             if _same(code, language):
                 return path
-    tried = " or ".join(str(root / pattern.replace(PLACE, language)) for pattern in patterns) or "no pattern"
-    raise UserError(f"{what}: no file {tried}; give the folder of the task's files with --task_data, or say in --tasks_file "
-                    "where they lie")
+    raise nothing_there(root, [pattern.replace(PLACE, language) for pattern in patterns], what)
 
 
 def _same(code: str, language: str) -> bool:
     try:
-        return canonical(code, "") == language
+        return language in (canonical(code, ""), without_script(canonical(code, "")))
     except UserError:
         return False
 
@@ -208,8 +244,8 @@ def _matches(root: Path, pattern: str) -> list[tuple[Path, str]]:
     """(file, code) of all files of a pattern; the code is what stands at its first `{lang}`, the others must equal it."""
     if PLACE not in pattern:
         return []
-    head, *rest = pattern.split(PLACE)
-    expression = re.escape(head) + "(?P<lang>[A-Za-z]+(?:-[A-Za-z]+)?)" + "(?P=lang)".join(map(re.escape, rest))
+    head, *rest = (re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split(PLACE))
+    expression = head + "(?P<lang>[A-Za-z]+(?:-[A-Za-z]+|_[A-Z][a-z]{3})?)" + "(?P=lang)".join(rest)
     matcher = re.compile(expression + f"({'|'.join(map(re.escape, PACKED))})?")
     found = {}
     for path in sorted(path for pathname in {pattern, *(pattern + suffix for suffix in PACKED)}

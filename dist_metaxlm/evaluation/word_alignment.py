@@ -22,7 +22,7 @@ from dist_metaxlm.evaluation.alignment_files import AlignedText, GoldSettings, L
 from dist_metaxlm.evaluation.embed import inference
 from dist_metaxlm.evaluation.languages import dominant_script
 from dist_metaxlm.evaluation.task_files import read_pairs
-from dist_metaxlm.evaluation.task_spec import TaskSpec, files_of_all_patterns
+from dist_metaxlm.evaluation.task_spec import TaskSpec, files_of_all_patterns, nothing_there
 from dist_metaxlm.evaluation.text_encoder import TextEncoder, batches
 from dist_metaxlm.objectives.word_alignment import Extraction, extract
 
@@ -50,14 +50,14 @@ def read_alignment(name: str, spec: TaskSpec, root: Path, languages: list[str] |
     pivots = files_of_all_patterns(root, spec.pivot, what)
     gold, dictionaries = (files_of_all_patterns(root, patterns, what) for patterns in (spec.gold, spec.dictionary))
     if not found:
-        raise UserError(f"{what}: no file {' or '.join(str(root / pattern) for pattern in spec.test)}; give the folder of "
-                        "the task's files with --task_data, or say in --tasks_file where they lie")
+        raise nothing_there(root, spec.test, what)
     chosen = {language: of for language, of in found.items() if languages is None or language in languages}
     if not chosen:
         raise UserError(f"{what}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
     texts = {}
     for language, (path, _) in chosen.items():
-        pairs = read_pairs(path, language, pivots[language][0] if language in pivots else None, spec.pivot_column)
+        pairs = read_pairs(path, language, pivots[language][0] if language in pivots else None, spec.pivot_column,
+                           spec.pair_columns)
         if language in gold:
             file, pattern = gold[language]
             english_first = "en-{lang}" in pattern if spec.gold_first is None else spec.gold_first == "pivot"

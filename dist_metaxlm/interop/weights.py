@@ -31,6 +31,7 @@ _TIED = {
     "lm_head.decoder.bias": "lm_head.bias",
     "decoder.weight": "model.embeddings.tok_embeddings.weight",
 }
+_HEADS = ("lm_head.", "head.", "decoder.")
 _IGNORED = ("position_ids", "token_type_ids", "roberta.pooler.dense.weight", "roberta.pooler.dense.bias")
 
 
@@ -93,7 +94,12 @@ def import_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
     names = _without_copies(source)
     steps = [Step(tuple(names.get(name, name) for name in link.theirs), link.ours, link.load)
              for link in _links(config, len(names))]
-    _check_names(set(names.values()), {name for step in steps for name in step.inputs}, "the Hugging Face weights")
+    expected = {name for step in steps for name in step.inputs}
+    head = {name for name in expected if name.startswith(_HEADS)}
+    if not head & set(names.values()):
+        raise UserError("the folder holds an encoder without the head of masked language modelling, as AutoModel and "
+                        "fine-tuned models are saved; give the model that it was made from, saved by AutoModelForMaskedLM")
+    _check_names(set(names.values()), expected, "the Hugging Face folder")
     _check_shapes(planned(source, steps), config, "the Hugging Face weights")
     return steps
 

@@ -56,7 +56,9 @@ def _section(identity: str, title: str, note: str, body: str) -> str:
 def _header(run: RunFiles, summary: dict[str, Any]) -> str:
     model = run.recipe.get("model", {})
     shape = f"{model.get('family', '')} {model.get('layers', '?')} × {model.get('hidden', '?')}"
-    facts = [" → ".join(run.metrics) or "no phase run yet", shape,
+    # joint begins from nothing: it does not follow the others
+    phases = [" → ".join(phase for phase in run.metrics if phase != "joint"), *(["joint"] if "joint" in run.metrics else [])]
+    facts = [", ".join(filter(None, phases)) or "no phase run yet", shape,
              f"vocabulary {model.get('vocab_size', 0):,}"]
     if summary["parameters"]:
         facts.insert(1, f"{short(summary['parameters'])} parameters")
@@ -74,8 +76,11 @@ def _lead(summary: dict[str, Any]) -> str:
     text = (f"After phase {last}, a held-out sentence finds its translation among {after['candidates_min']} or more "
             f"candidates {100 * after['mean_p_at_1']:.0f}% of the time, on average over "
             f"{counted(after['languages'], 'language')} and both directions (layer {after['best_layer']})")
-    if last == "cross" and "meta" in scored:
-        text += f"; after phase meta it was {100 * scored['meta']['mean_p_at_1']:.0f}%"
+    earlier = (("untrained", "untrained"), *([("meta", "after phase meta")] if last == "cross" else []))
+    before = [f"{words}{' it was' * (not number)} {100 * scored[name]['mean_p_at_1']:.0f}%" for number, (name, words)
+              in enumerate(pair for pair in earlier if pair[0] in scored)]
+    if before:
+        text += f"; {', '.join(before)}"
     return f'<p class="lead">{escape(text)}.</p>'
 
 
@@ -83,23 +88,35 @@ def _cards(summary: dict[str, Any]) -> str:
     evaluation, phases = summary["evaluation"], summary["phases"]
     last = next((name for name in ("cross", "joint", "meta") if name in evaluation), None)
     cards = []
-    if last and evaluation[last].get("mean_p_at_1") is not None:
-        ratio = summary["retrieval_ratio"]
-        cards.append(("retrieval P@1", number(evaluation[last]["mean_p_at_1"]),
-                      f"{ratio:.1f} × that of meta" if ratio and last == "cross" else f"after {last}"))
-    for name, label in (("english_perplexity", "perplexity, English"), ("other_perplexity", "perplexity, others")):
-        course = [f"{number(e[name], 0)} {phase}" for phase, e in evaluation.items() if e.get(name) and phase != last]
-        if last and evaluation[last].get(name):
-            cards.append((label, number(evaluation[last][name], 1), ", ".join(course)))
+    for name, label, digits in (("mean_p_at_1", "retrieval P@1", 2), ("english_perplexity", "perplexity, English", 1),
+                                ("other_perplexity", "perplexity, others", 1)):
+        if last and evaluation[last].get(name) is not None:
+            course = [f"{number(e[name], digits if digits > 1 else 0)} {phase}" for phase, e in evaluation.items()
+                      if e.get(name) is not None and phase != last]
+            cards.append((label, number(evaluation[last][name], digits),
+                          f"after {last}{'; ' * bool(course)}{', '.join(course)}"))
     for phase, figures in phases.items():
-        cards.append((f"loss, {phase}", number(figures["final_loss"]), f"from {number(figures['first_loss'])}"))
+        cards.append((f"loss, {phase}", number(figures["final_loss"]), _course(figures)))
     tokens = sum(figures["tokens"] or 0 for figures in phases.values())
     seconds = sum(figures["seconds"] or 0 for figures in phases.values())
     if tokens:
-        cards.append(("tokens", short(tokens), f"in {seconds / 60:.1f} minutes" if seconds else ""))
+        cards.append(("tokens", short(tokens), f"in {_time(seconds)}" if seconds else ""))
     return '<div class="cards">' + "".join(
         f'<div class="card"><div class="label">{escape(label)}</div><div class="value">{escape(value)}</div>'
         f'<div class="aside">{escape(aside)}</div></div>' for label, value, aside in cards) + "</div>"
+
+
+def _course(figures: dict[str, Any]) -> str:
+    """Where a phase's loss began, and what it is the sum of."""
+    parts = [f"from {number(figures['first_loss'])}"] if figures["first_loss"] != figures["final_loss"] else []
+    final = figures["final_losses"]
+    if len(final) > 1:
+        parts.append(", ".join(f"{name} {number(value)}" for name, value in final.items()))
+    return "; ".join(parts)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _losses(run: RunFiles) -> str:
@@ -109,8 +126,8 @@ def _losses(run: RunFiles) -> str:
             if len(keys_of(records, "language_losses", objective)) > 1:
                 panels.append(panel(f"Phase {phase}, {objective} by language",
                                     plots.language_loss_chart(phase, objective, records)))
-    note = ("Training loss. By language: the mean over the last five logged lines; the highest, the lowest, the middle "
-            "ones and English carry their names, all others are grey.")
+    note = ("Training loss; the total weighs its objectives. By language: the mean over the last five logged lines; the "
+            "highest, the lowest, the middle ones and English carry their names, all others are grey.")
     return _section("losses", "Losses", note, f'<div class="grid">{"".join(panels)}</div>' if panels else "")
 
 
@@ -177,7 +194,7 @@ def _throughput(run: RunFiles, summary: dict[str, Any]) -> str:
              number(of["tokens_per_second"])] for phase, of in summary["phases"].items()]
     body = panel("", plots.throughput_chart(run.metrics)) + panel(
         "By phase", table(["phase", "steps", "tokens", "minutes", "tokens/s"], rows))
-    note = "Tokens a second over all ranks, as logged."
+    note = "Tokens a second over all ranks: as logged, and for each phase as a whole."
     return _section("throughput", "Speed", note, f'<div class="grid">{body}</div>')
 
 

@@ -67,6 +67,20 @@ def _for_page(svg: str, name: str, label: str) -> str:
     return re.sub(r"\n\s*", "\n", svg)
 
 
+def _line(axes: Any, steps: Sequence[int], values: Sequence[float], **style: Any) -> None:
+    """A line over steps; a single point, as of a phase that was logged once, is a dot."""
+    axes.plot(steps, values, **({"marker": "o", "markersize": 4} if len(values) == 1 else {}), **style)
+
+
+def _step_axis(axes: Any, label: str = "step") -> None:
+    """Steps are whole numbers, also where there are few."""
+    low, high = axes.get_xlim()
+    if high - low < 2:
+        axes.set_xlim(round((low + high) / 2) - 1, round((low + high) / 2) + 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel(label)
+
+
 def loss_chart(phase: str, records: Sequence[Record]) -> str:
     """Loss over steps of a phase: each objective, and their weighted sum where there are several."""
     rows = list(records)
@@ -74,12 +88,13 @@ def loss_chart(phase: str, records: Sequence[Record]) -> str:
 
     def paint(axes: Any) -> None:
         if len(objectives) != 1:
-            axes.plot(*series(rows, "loss"), color=COLOURS["ink"], linewidth=1.2, linestyle=(0, (3, 2)), label="total")
+            _line(axes, *series(rows, "loss"), color=COLOURS["ink"], linewidth=1.2, linestyle=(0, (3, 2)), label="total")
         for name in objectives:
-            axes.plot(*series(rows, "losses", name), color=COLOURS.get(name, COLOURS["other"]), label=name)
+            _line(axes, *series(rows, "losses", name), color=COLOURS.get(name, COLOURS["other"]), label=name)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
-        axes.set(xlabel="step", ylabel="loss (nats)")
+        axes.set_ylabel("loss (nats)")
+        _step_axis(axes)
         _legend_above(axes)
 
     return draw(f"loss-{phase}", f"Loss of phase {phase} over steps", paint)
@@ -94,7 +109,7 @@ def language_loss_chart(phase: str, objective: str, records: Sequence[Record]) -
 
     def paint(axes: Any) -> None:
         _language_lines(axes, smooth, COLOURS.get(objective, COLOURS["other"]))
-        axes.set(xlabel="step", ylabel=f"{objective} loss (nats)")
+        axes.set_ylabel(f"{objective} loss (nats)")
 
     return draw(f"languages-{phase}-{objective}", f"{objective} loss of phase {phase} by language", paint)
 
@@ -108,11 +123,11 @@ def probe_chart(phase: str, records: Sequence[Record]) -> str:
     def paint(axes: Any) -> None:
         _language_lines(axes, {name: line for name, line in lines.items() if line[1]}, COLOURS["other"])
         if several:
-            axes.plot(*series(rows, "probe", "retrieval"), color=COLOURS.get(phase, COLOURS["other"]), linewidth=2.4,
-                      zorder=4, label="mean")
+            _line(axes, *series(rows, "probe", "retrieval"), color=COLOURS.get(phase, COLOURS["other"]), linewidth=2.4,
+                  zorder=4, label="mean")
             _legend_above(axes)
         axes.set_ylim(bottom=0)
-        axes.set(xlabel="step", ylabel="P@1")
+        axes.set_ylabel("P@1")
 
     return draw(f"probe-{phase}", f"Retrieval while phase {phase} trained", paint)
 
@@ -122,24 +137,26 @@ def _language_lines(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence
     named = _worth_naming({name: values[-1] for name, (_, values) in lines.items()})
     for name, (steps, values) in lines.items():
         bold = name in named
-        axes.plot(steps, values, color=colour if bold else COLOURS["muted"], linewidth=1.5 if bold else 0.6,
-                  alpha=1.0 if bold else 0.45, zorder=3 if bold else 2)
+        _line(axes, steps, values, color=colour if bold else COLOURS["muted"], linewidth=1.5 if bold else 0.6,
+              alpha=1.0 if bold else 0.45, zorder=3 if bold else 2)
     axes.margins(x=0.01)
+    _step_axis(axes)
     _name_ends(axes, {name: lines[name] for name in named})
 
 
 def layer_chart(per_layer: Mapping[str, Sequence[float]]) -> str:
     """Mean P@1 over layers for every evaluated checkpoint, the best layer of the trained ones with its figure."""
     def paint(axes: Any) -> None:
+        bests: list[tuple[int, float, str]] = []
         for name, values in per_layer.items():
             best = max(range(len(values)), key=values.__getitem__)
-            colour = COLOURS.get(name, COLOURS["other"])
-            axes.plot(range(len(values)), values, color=colour, marker="o", markersize=3.5, label=name)
+            axes.plot(range(len(values)), values, color=COLOURS.get(name, COLOURS["other"]), marker="o", markersize=3.5,
+                      label=name)
             if name != "untrained":
-                axes.annotate(f"{values[best]:.2f}", (best, values[best]), xytext=(0, 6), ha="center",
-                              textcoords="offset points", color=colour, fontsize=9.5)
+                bests.append((best, values[best], name))
         highest = max((max(values) for values in per_layer.values()), default=1.0)
         axes.set_ylim(0, min(1.08, highest * 1.25 + 0.02))
+        _best_figures(axes, bests, max(map(len, per_layer.values()), default=1))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="layer (0: embedding)", ylabel="mean P@1")
         _legend_above(axes)
@@ -147,16 +164,32 @@ def layer_chart(per_layer: Mapping[str, Sequence[float]]) -> str:
     return draw("layers", "Mean retrieval P@1 by layer", paint)
 
 
+def _best_figures(axes: Any, bests: Sequence[tuple[int, float, str]], layers: int) -> None:
+    """The best value of each curve above its point, above other figures where these are near, on the page's own ground."""
+    gap = 0.085 * axes.get_ylim()[1]
+    placed: list[tuple[int, float]] = []
+    for layer, value, name in sorted(bests, key=lambda best: best[1]):
+        at = value + 0.6 * gap
+        for other, height in placed:
+            if abs(other - layer) < 0.14 * layers and at < height + gap:
+                at = height + gap
+        placed.append((layer, at))
+        axes.annotate(f"{value:.2f}", (layer, at), ha="center", va="center", fontsize=9.5, zorder=5,
+                      color=COLOURS.get(name, COLOURS["other"]),
+                      bbox={"facecolor": COLOURS["surface"], "edgecolor": "none", "pad": 0.6})
+
+
 def throughput_chart(metrics: Mapping[str, Sequence[Record]]) -> str:
     """Tokens a second over the steps of every phase."""
     def paint(axes: Any) -> None:
         for phase, records in metrics.items():
             steps, speeds = series(list(records), "tokens_per_second")
-            axes.plot(steps, speeds, color=COLOURS.get(phase, COLOURS["other"]), label=phase)
+            _line(axes, steps, speeds, color=COLOURS.get(phase, COLOURS["other"]), label=phase)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-        axes.set(xlabel="step of the phase", ylabel="tokens/s")
+        axes.set_ylabel("tokens/s")
+        _step_axis(axes, "step of the phase")
         _legend_above(axes)
 
     return draw("throughput", "Tokens a second over the steps of every phase", paint)

@@ -139,7 +139,8 @@ def fill_mask_examples(examples: Sequence[Mapping[str, Any]]) -> str:
     for example in examples:
         text = escape(example.get("text", "")).replace("&lt;mask&gt;", "<mark>mask</mark>")
         guesses = "".join(
-            f'<div class="guess"><span>{escape(guess["token"])}</span><span class="track"><span class="fill" '
+            f'<div class="guess"><span>{escape(guess["token"].strip() or "(space)")}</span>'
+            f'<span class="track"><span class="fill" '
             f'style="width:{100 * guess["score"]:.1f}%;background:var(--mlm)"></span></span>'
             f'<span class="figure">{100 * guess["score"]:.1f}%</span></div>'
             for guess in example.get("predictions", []))

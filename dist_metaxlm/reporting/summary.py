@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,15 @@ def _phase(records: list[Record]) -> dict[str, Any]:
             "first_losses": {name: ends[0] for name, ends in objectives.items()},
             "final_losses": {name: ends[1] for name, ends in objectives.items()},
             "steps": last["step"], "tokens": last.get("tokens"), "seconds": last.get("seconds"),
-            "tokens_per_second": mean(series(records, "tokens_per_second")[1]), **_probed(records)}
+            "tokens_per_second": _speed(records), **_probed(records)}
+
+
+def _speed(records: list[Record]) -> float | None:
+    """Tokens a second over the whole phase: lines stand for different numbers of steps, so theirs have no mean."""
+    last = records[-1]
+    if last.get("tokens") and last.get("seconds"):
+        return float(last["tokens"] / last["seconds"])
+    return mean(series(records, "tokens_per_second")[1])
 
 
 def _probed(records: list[Record]) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def _evaluation(result: dict[str, Any]) -> dict[str, Any]:
     short: dict[str, Any] = {
         "english_perplexity": perplexity.get("en"),
         "english_prose_perplexity": result.get("prose_perplexity", {}).get("en"),
-        "other_perplexity": _geometric_mean(value for language, value in perplexity.items() if language != "en")}
+        "other_perplexity": other_perplexity(perplexity)}
     if "retrieval" in result:
         counted = [scores for scores in result["retrieval"].values() if scores["counted"]]
         short |= {"mean_p_at_1": result["mean_p_at_1"], "best_layer": result["best_layer"],
@@ -141,9 +149,9 @@ def _evaluation(result: dict[str, Any]) -> dict[str, Any]:
     return short
 
 
-def _geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Perplexities are averaged as losses are: over their logarithms."""
-    logarithm = mean(math.log(value) for value in values if value)
+def other_perplexity(perplexity: Mapping[str, float | None]) -> float | None:
+    """Perplexities of all languages but English, averaged as losses are: over their logarithms."""
+    logarithm = mean(math.log(value) for language, value in perplexity.items() if value and language != "en")
     return None if logarithm is None else math.exp(logarithm)
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dist_metaxlm.reporting.metrics import CHECKPOINT_ORDER
 from dist_metaxlm.reporting.sections import number, short
+from dist_metaxlm.reporting.summary import other_perplexity
 from dist_metaxlm.wording import counted
 
 
@@ -18,6 +19,10 @@ def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> Non
     """One table of a run: a column for every checkpoint, a row for every figure."""
     console = console_of(stream)
     console.print(_outcome(summary, console))
+    without = [name for name, of in summary["evaluation"].items() if of.get("languages") == 0]
+    if without:
+        console.print(f"no mean P@1 of {', '.join(without)}: no language has as many candidates as --min_candidates of "
+                      "evaluate.py asked for", soft_wrap=True)
     if summary["retrieval_ratio"]:
         console.print(f"retrieval after cross: {summary['retrieval_ratio']:.1f} times that of meta")
 
@@ -46,13 +51,16 @@ def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None) -> N
 
 
 def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
-    """One line of an evaluation: English perplexity and mean P@1."""
+    """One line of an evaluation: perplexity in English and of the others, mean P@1."""
     parts = []
     if "perplexity" in result and not result["perplexity"]:
         parts.append("prose perplexity " + ", ".join(
             f"{language} {number(value, 1)}" for language, value in result.get("prose_perplexity", {}).items()))
     elif "perplexity" in result:
         parts.append(f"English perplexity {number(result['perplexity'].get('en'), 1)}")
+        others = other_perplexity(result["perplexity"])
+        if others is not None:
+            parts[-1] += f", others {number(others, 1)}"
     retrieval = result.get("retrieval", {})
     if result.get("mean_p_at_1") is not None:
         languages = sum(scores["counted"] for scores in retrieval.values())
@@ -85,13 +93,16 @@ def _outcome(summary: dict[str, Any], console: Console) -> Table:
 
     def row(label: str, source: dict[str, Any], show: Any) -> None:
         cells = [show(source[name]) if name in source else "" for name in columns]
-        if any(cells):
+        if any(cell not in ("", "–") for cell in cells):
             table.add_row(label, *cells)
 
     row("steps", phases, lambda p: f"{p['steps']:,}")
     row("tokens", phases, lambda p: short(p["tokens"]))
     row("loss, first", phases, lambda p: number(p["first_loss"]))
     row("loss, final", phases, lambda p: number(p["final_loss"]))
+    objectives = dict.fromkeys(name for of in phases.values() if len(of["final_losses"]) > 1 for name in of["final_losses"])
+    for name in objectives:
+        row(f"{name}, final", phases, lambda p, name=name: number(p["final_losses"].get(name)))
     row("tokens/s", phases, lambda p: short(p["tokens_per_second"]))
     row("minutes", phases, lambda p: number(p["seconds"] / 60, 1) if p["seconds"] else "")
     row("English perplexity", evaluation, lambda e: number(e["english_perplexity"], 1))
@@ -99,7 +110,7 @@ def _outcome(summary: dict[str, Any], console: Console) -> Table:
     row("other languages' perplexity", evaluation, lambda e: number(e["other_perplexity"], 1))
     row("retrieval P@1, best layer", evaluation, lambda e: number(e.get("mean_p_at_1"), 3))
     row("best layer", evaluation, lambda e: _known(e.get("best_layer", "")))
-    row("languages", evaluation, lambda e: str(e.get("languages", "")))
+    row("languages", evaluation, lambda e: str(e.get("languages") or ""))
     row("candidates, least", evaluation, lambda e: _known(e.get("candidates_min", "")))
     return table
 

@@ -36,7 +36,8 @@ def shown(figure: Mapping[str, Any] | None) -> str:
 
 
 def _overview(results: Results, console: Console) -> Table:
-    table = table_of(console, "per cent, mean over seeds ± half the 95% interval; gap: English minus the mean of the others")
+    table = table_of(console, "per cent, mean over seeds ± half the 95% interval; gap: English (or the language that was "
+                              "learnt, in brackets) minus the mean of the others")
     for name in ("task", "score", "encoder", "English", "others", "gap", "languages"):
         table.add_column(name, justify="left" if name in ("task", "score", "encoder") else "right")
     for task in dict.fromkeys(task for of in results.values() for task in of):
@@ -55,7 +56,9 @@ def _overview(results: Results, console: Console) -> Table:
                               f"{100 * result['per_layer'][name_of][layer]:.1f}", "", str(len(result["languages"])))
                 continue
             figures = result["table"]
-            table.add_row(task, result["metric"], name, shown(figures["source"]), shown(figures["others"]),
+            learnt = figures.get("source_language", "en")
+            table.add_row(task, result["metric"], name, shown(figures["source"]) + f" ({learnt})" * (learnt != "en"),
+                          shown(figures["others"]),
                           shown(figures["gap"]), str(len(figures["languages"])))
     return table
 

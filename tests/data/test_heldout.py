@@ -75,7 +75,7 @@ def test_nothing_held_out_is_left_in_training_text(tmp_path: Path, monkeypatch) 
     excluded = heldout.read_excluded(tmp_path / "h")
     dropped: dict[str, int] = {}
     pairs = list(training_pairs(heldout.readers.pairs(bitext["en-de"]), "en-de", excluded, dropped))
-    assert dropped["held out"] == 101 - len(pairs) >= 12
+    assert dropped["held-out pairs"] == 101 - len(pairs) >= 12
     held = {text_key(row["en"]) for row in rows}
     turned = list(training_pairs(heldout.readers.pairs(bitext["de-en"]), "de-en", excluded, {}))
     assert len(turned) == 100 - 12
@@ -94,7 +94,7 @@ def test_translations_of_held_out_strings_are_excluded_from_either_side(tmp_path
     dropped: dict[str, int] = {}
     pairs = [("A held-out string", "Anders"), ("Something else", "Eine Übersetzung!"), ("Kept", "Behalten")]
     assert list(training_pairs(pairs, "en-de", excluded, dropped)) == [("Kept", "Behalten")]
-    assert dropped == {"held out": 2}
+    assert dropped == {"held-out pairs": 2}
 
 
 LETTERS = st.text(st.sampled_from("aAbß éĖ.,-–ｱアｶﾞ각ㅏ\u0301\u0308 \u200b1½İ"), max_size=150)

@@ -90,9 +90,9 @@ def test_the_store_holds_no_held_out_string(recipe: Recipe, tmp_path: Path) -> N
     assert len(rows) == 10
     assert store.tokenizer_hash == tokenizer.hash
     assert store.manifest["bitext"]["en-de"]["pairs"] == 190
-    assert store.manifest["bitext"]["en-de"]["dropped"] == {"held out": 10}
+    assert store.manifest["bitext"]["en-de"]["dropped"] == {"held-out pairs": 10}
     assert store.manifest["heldout"]["strings"] == 10
-    assert describe(recipe)["left_out"] == {"held-out paragraphs": 10, "held out": 10}
+    assert describe(recipe)["left_out"] == {"held-out paragraphs": 10, "held-out pairs": 10}
     assert store.manifest["corpus"]["bitext"]["en-de"]["kept"] == {"pairs": 200, "bytes": 13484}
     text = tokenizer.decode(store.text("en").tokens) + tokenizer.decode(store.bitext("en-de").tokens)
     assert "A day has 7 hours." in text

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import lzma
 import tracemalloc
+import typing
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow
 import pytest
+from fsspec.spec import AbstractBufferedFile
 
 from dist_metaxlm.data import readers, readers_files
 from dist_metaxlm.errors import UserError
@@ -136,6 +139,43 @@ def test_urls_and_globs_of_urls_are_read_through_fsspec(tmp_path: Path) -> None:
         readers.expand(["memory://corpus/none.txt"], "data.text.en")
     with pytest.raises(UserError, match=r"data\.text\.en: 'nosuch://a\.txt' cannot be read"):
         readers.expand(["nosuch://a.txt"], "data.text.en")
+
+
+class Web(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """Files as fsspec's HTTP and S3 give them: streams of its own, whose addresses may have a query."""
+
+    protocol = "https"
+    FILES: typing.ClassVar = {"https://host/get.txt?download=1": b"one\ntwo\n", "https://host/d/a.TSV.gz?x=[1]": b"z"}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        if path not in self.FILES:
+            raise FileNotFoundError(path)
+        return {"name": path, "size": len(self.FILES[path]), "type": "file"}
+
+    def unstrip_protocol(self, name: str) -> str:
+        return name
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        class File(AbstractBufferedFile):  # type: ignore[misc]
+            def _fetch_range(self, start: int, end: int) -> bytes:
+                return Web.FILES[path][start:end]
+
+        return File(self, path, mode, size=len(self.FILES[path]))
+
+
+def test_an_address_may_end_in_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (Web(), url))
+    monkeypatch.setattr(fsspec, "open", lambda url, mode: Web().open(url, mode))
+    found = readers.expand(list(Web.FILES), "data.text.en")
+    assert found == list(Web.FILES)
+    readers.check_formats(found, "text", "data.text.en")
+    assert [readers_files.kind(place) for place in found] == [".txt", ".tsv"]
+    assert list(readers.documents(found[:1])) == [["one", "two"]]
+    assert readers_files.kind("s3://bucket/what?.txt") == ".txt"
 
 
 def test_globs_inside_of_an_archive_are_read(tmp_path: Path) -> None:

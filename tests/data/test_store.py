@@ -88,7 +88,7 @@ def test_long_pairs_and_empty_sides_are_left_out_and_counted(tmp_path: Path, tok
     counts = write_bitext(tmp_path / "p", [short, ("a a", "b"), ("", "b")], tokenizer, limit, dropped)
     assert (counts["pairs"], counts["bytes"]) == (1, 2)
     assert counts["tokens"] == limit
-    assert dropped == {"longer than max_pair_tokens": 1, "empty side": 1}
+    assert dropped == {"pairs longer than max_pair_tokens": 1, "pairs with an empty side": 1}
 
 
 def test_wide_vocabularies_take_int32() -> None:

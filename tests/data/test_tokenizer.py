@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import sentencepiece
 
 from dist_metaxlm.data import tokenizer_training
 from dist_metaxlm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
-from dist_metaxlm.data.tokenizer_training import TextSample, draw, quotas, train_tokenizer
+from dist_metaxlm.data.tokenizer_training import TextSample, draw, poorly_served, quotas, train_tokenizer
 from dist_metaxlm.data.tokenizer_training import report as training_report
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import TokenizerConfig
@@ -101,6 +102,13 @@ def test_the_report_counts_bytes_and_words(trained) -> None:
                    "byte_rate": round(6 / len(ids), 6), "vocabulary_share": round(len(set(ids)) / VOCAB, 4)}
 
 
+def test_a_language_that_the_tokenizer_hardly_knows_is_named(trained) -> None:
+    tokenizer, report = trained
+    assert list(poorly_served(report)) == []
+    said, = poorly_served(report | training_report(tokenizer, {"zh": ["你好" * 9]}))
+    assert re.match("the tokenizer knows little of 'zh': [0-9]+% of its tokens are single bytes or unknown", said)
+
+
 def test_quotas_follow_alpha_and_pass_on_what_a_small_language_lacks() -> None:
     assert quotas({"en": 10_000, "de": 100}, 1.0, 1010) == {"en": 1000, "de": 10}
     assert quotas({"en": 10_000, "de": 10_000, "fr": 625}, 0.5, 900) == {"en": 400, "de": 400, "fr": 100}
@@ -157,8 +165,11 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         Tokenizer.load(tmp_path / "none.model")
     (tmp_path / "junk.model").write_bytes(b"not a model at all")
-    with pytest.raises(UserError, match=r"junk\.model is not a SentencePiece model"):
+    with pytest.raises(UserError, match=r"junk\.model is not a SentencePiece model; name a"):
         Tokenizer.load(tmp_path / "junk.model")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model; make one of the Hugging Face folder that it is from"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(SAMPLES["aa"]), model_writer=model, vocab_size=200,
                                              minloglevel=2)

@@ -40,6 +40,9 @@ def test_classification_is_learnt(model_folder, task_data):
     lines: list[str] = []
     result = evaluate_tasks(model_folder, ["xnli"], options, lines.append)["xnli"]
     assert "xnli: no test file for fr; the means are without" in lines
+    assert lines[0] == "xnli: 80 examples in 'en' to learn, 4 epochs, 1 seed, 2 languages to test"
+    assert [line.split(":")[0] for line in lines[1:6]] == [*(f"xnli, seed 3, epoch {n} of 4" for n in range(1, 5)),
+                                                           "xnli, seed 3"]
     assert result["metric"] == "accuracy"
     assert result["table"]["source"]["mean"] > 0.8
     assert set(result["table"]["languages"]) == {"en", "th"}
@@ -64,6 +67,15 @@ def test_with_keep_going_other_tasks_still_run(model_folder, task_data):
     assert results["tatoeba"]["kind"] == "retrieval"
     with pytest.raises(UserError, match="task pawsx: no file"):
         evaluate_tasks(model_folder, ["pawsx"], TaskOptions(task_data))
+
+
+def test_labels_are_those_of_the_whole_training_file(tmp_path):
+    spec = BUILT_IN["udpos"].model_copy(update={"labels": [], "train_rows": (1, 2)})
+    (tmp_path / "udpos").mkdir()
+    for name in ("train-en", "dev-en", "test-de"):
+        (tmp_path / "udpos" / f"{name}.tsv").write_text("a\tNOUN\n\nb\tX\n\nc\tVERB\n", encoding="utf-8")
+    data = TaskData("mine", spec, head := Tagging(spec), tmp_path, Settings(max_train=1))
+    assert (len(data.train), head.labels) == (1, ["NOUN", "VERB", "X"])
 
 
 def test_bad_labels_are_found_before_training(task_data, tmp_path):

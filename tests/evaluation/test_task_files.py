@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import re
+from pathlib import Path
 
 import pytest
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.languages import canonical, dominant_script
+from dist_metaxlm.evaluation.retrieval_task import read_parallel
 from dist_metaxlm.evaluation.task_files import (
     LabelledPair,
     TaggedSentence,
@@ -47,6 +50,15 @@ def test_wikiann_prefixes_are_taken_off(tmp_path):
     assert read_tagged(path) == [TaggedSentence(["New", "York"], ["B-LOC", "I-LOC"]), TaggedSentence([":"], ["O"])]
 
 
+def test_columns_of_other_files_are_named_and_never_guessed(tmp_path):
+    path = put(tmp_path / "a.conll", "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\n10\u00a0000 CD I-NP O\n")
+    assert read_tagged(path, token_column=1, label_column=4) == [TaggedSentence(["EU", "10\u00a0000"], ["B-ORG", "O"])]
+    with pytest.raises(UserError, match="line 3 has 4 columns, where 2 would be token and tag"):
+        read_tagged(path)
+    with pytest.raises(UserError, match=r"line 1 has 3 columns, .* say in --tasks_file which are the token_column and"):
+        read_tagged(put(tmp_path / "b.tsv", "EU\tNNP\tB-ORG\n"))
+
+
 def test_classification_with_and_without_headers(tmp_path):
     xtreme = put(tmp_path / "x.tsv", "A b.\tC d.\tneutral\n\"Q\" e\tf\tcontradictory\n")
     original = put(tmp_path / "y.tsv", "language\tgold_label\tsentence1\tsentence2\nde\tneutral\tA b.\tC d.\n"
@@ -76,6 +88,18 @@ def test_parallel_files(tmp_path):
     second = put(tmp_path / "fr-en.tsv.gz", "Bonjour.\tHello.\nOui\tYes\n", gzip)
     english, french = put(tmp_path / "x.en", "Hello.\nYes\n"), put(tmp_path / "x.fr", "Bonjour.\nOui\n")
     assert read_pairs(first, "fr") == read_pairs(second, "fr", pivot_column=2) == read_pairs(french, "fr", english) == rows
+
+
+def test_pairs_in_a_file_of_more_columns(tmp_path):
+    put(tmp_path / "news/en-fr.tsv", "1\tBonjour.\tHello.\tweb\n2\tOui\tYes\tweb\n")
+    spec = TaskSpec(kind="retrieval", test=["news/en-{lang}.tsv"])
+    with pytest.raises(UserError, match=r"has 4 tab-separated columns .* name the columns in pair_columns of --tasks_file"):
+        read_parallel("news", spec, tmp_path)
+    named = spec.model_copy(update={"pair_columns": (3, 2)})
+    assert read_parallel("news", named, tmp_path) == {"fr": [("Hello.", "Bonjour."), ("Yes", "Oui")]}
+    put(tmp_path / "news/en-fr.tsv", "\n")
+    with pytest.raises(UserError, match=r"en-fr\.tsv holds no pairs; put some into it or take the file away"):
+        read_parallel("news", spec, tmp_path)
 
 
 def test_questions(tmp_path):
@@ -118,6 +142,8 @@ def test_language_codes():
     assert canonical("swh", "x") == canonical("swa", "x") == "sw"
     assert canonical("pt-BR", "x") == "pt-BR"
     assert canonical("kab", "x") == "kab"
+    assert canonical("zho_Hans", "x") == "zh-Hans"
+    assert canonical("ewe", "x") == canonical("ee", "x") == "ee"
     with pytest.raises(UserError, match="file q: 'qq' is no known language code"):
         canonical("qq", "file q")
 
@@ -142,6 +168,36 @@ def test_files_are_found_by_language_compressed_or_not(tmp_path):
     assert file_of(tmp_path, ["ner/{lang}/train.txt"], "sw", "ner").name == "train.txt"
 
 
+def test_flores_has_one_english_file_and_scripts_in_its_codes(tmp_path):
+    folder = tmp_path / "flores200_dataset" / "devtest"
+    for code, text in (("eng_Latn", "One.\nTwo.\n"), ("jpn_Jpan", "一。\n二。\n"), ("zho_Hans", "一个\n二个\n"),
+                       ("zho_Hant", "一個\n二個\n"), ("plt_Latn", "a\nb\n"), ("quy_Latn", "c\nd\n")):
+        put(folder / f"{code}.devtest", text)
+    pairs = read_parallel("flores", BUILT_IN["flores"], tmp_path)
+    assert sorted(pairs) == ["ja", "mg", "qu", "zh-Hans", "zh-Hant"]
+    assert pairs["ja"] == [("One.", "一。"), ("Two.", "二。")]
+    assert file_of(tmp_path, ["flores200_dataset/devtest/{lang}.devtest"], "ja", "x").name == "jpn_Jpan.devtest"
+    assert sorted(read_parallel("flores", BUILT_IN["flores"], tmp_path, ["ja"])) == ["ja"]
+
+
+def test_treebanks_of_universal_dependencies_are_found_as_they_are(tmp_path):
+    rest = "\t_" * 6
+    for name in ("en_ewt-ud-train", "en_ewt-ud-dev", "en_ewt-ud-test", "th_pud-ud-test"):
+        put(tmp_path / "udpos" / f"{name}.conllu", f"# text = a\n1\ta\t_\tDET{rest}\n\n")
+    found = files_by_language(tmp_path, BUILT_IN["udpos"].test, "udpos")
+    assert {language: path.name for language, (path, _) in found.items()} == {
+        "en": "en_ewt-ud-test.conllu", "th": "th_pud-ud-test.conllu"}
+    assert file_of(tmp_path, BUILT_IN["udpos"].train, "en", "udpos").name == "en_ewt-ud-train.conllu"
+    put(tmp_path / "udpos" / "en_gum-ud-test.conllu", "x")
+    with pytest.raises(UserError, match="both of language 'en'; keep one"):
+        files_by_language(tmp_path, BUILT_IN["udpos"].test, "udpos")
+
+
+def test_a_folder_of_tasks_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere; name the one that has the task's files"):
+        files_by_language(tmp_path / "nowhere", BUILT_IN["udpos"].test, "udpos")
+
+
 def test_files_that_are_not_as_they_should_be(tmp_path):
     with pytest.raises(UserError, match="--task_data"):
         files_by_language(tmp_path, BUILT_IN["udpos"].test, "udpos")
@@ -161,6 +217,13 @@ def test_tasks_from_a_file_change_built_in_ones(tmp_path):
     assert tasks["udpos"].test == ["udpos/dev-{lang}.tsv"]
     assert tasks["udpos"].train == BUILT_IN["udpos"].train
     assert tasks["mine"] == TaskSpec(kind="retrieval", test=["{lang}.tsv"])
+
+
+def test_the_tasks_of_the_page_are_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    path = put(tmp_path / "tasks.yaml", re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    tasks = load_tasks(["udpos", "xnli", "news", "ntrex", "ner", "conll"], path)
+    assert (tasks["conll"].label_column, tasks["ner"].train_language, tasks["xnli"].train_rows) == (4, "ha", (0, 2000))
 
 
 @pytest.mark.parametrize(("text", "message"), [

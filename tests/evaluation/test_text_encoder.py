@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,3 +107,14 @@ def test_retrieval_from_two_files_a_language(tmp_path):
     alone = TaskSpec(kind="retrieval", test=["tatoeba/fr-{lang}.fr"], pivot=["nothing/{lang}"])
     with pytest.raises(UserError, match="no file"):
         read_parallel("x", alone, tmp_path)
+
+
+def test_the_vectors_of_the_page_are_those_that_are_evaluated(model_folder, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "convert.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].replace('"exported"', repr(str(model_folder)))
+    names = {}
+    exec(code, names)
+    found = TextEncoder(model_folder).embed(["Where is the station?", "駅はどこですか。"])
+    expected = torch.nn.functional.normalize(found[round((len(found) - 1) * 2 / 3)], dim=-1)
+    assert torch.allclose(names["vectors"], expected, atol=1e-5)
+    assert capsys.readouterr().out.count("\n") >= 2

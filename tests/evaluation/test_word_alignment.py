@@ -185,7 +185,7 @@ def test_missing_files_and_unknown_codes_are_named(data):
         read_alignment("alignment", spec, data)
     with pytest.raises(UserError, match="none of the languages sw is there, only de, fr, th"):
         read_alignment("alignment", spec, data, ["sw"])
-    with pytest.raises(UserError, match="task alignment: no file"):
+    with pytest.raises(UserError, match="task alignment: there is no folder"):
         read_alignment("alignment", spec, data / "nothing")
     with (data / "alignment" / "de-en" / "test.en").open("a") as file:
         file.write("one more\n")

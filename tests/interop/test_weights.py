@@ -222,6 +222,9 @@ def test_weights_that_do_not_fit_are_named() -> None:
         from_huggingface(copies | {"lm_head.decoder.weight": state[words] + 1}, config)
     with pytest.raises(UserError, match=r"lacks .*word_embeddings"):
         from_huggingface({name: tensor for name, tensor in state.items() if name != words}, config)
+    headless = {name.removeprefix("roberta."): tensor for name, tensor in state.items() if not name.startswith("lm_head")}
+    with pytest.raises(UserError, match="an encoder without the head of masked language modelling"):
+        from_huggingface(headless, config)
     with pytest.raises(UserError, match="unknown adapter"):
         from_huggingface(state | {"adapter": torch.zeros(1)}, config)
     with pytest.raises(UserError, match=r"embedding\.positions\.weight has shape \[66, 48\]"):

@@ -154,7 +154,7 @@ def test_words_to_fill_are_hidden_before_anything_is_exported(run, trained, toke
               "--output", tmp_path / "out")
     shutil.copy(tokenizer, tmp_path)
     for rows, language, words in (((), "en", "no held-out strings at"),
-                                  (({"ru": LINES[3]},), "fr", "no held-out string in 'fr'")):
+                                  (({"ru": LINES[3]},), "fr", "--fill_mask fr: there are no held-out")):
         if rows:
             (tmp_path / "heldout").mkdir()
             (tmp_path / "heldout/strings.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_metaxlm.evaluation.run_tasks import evaluate_encoders
+from dist_metaxlm.evaluation.retrieval_task import read_parallel
+from dist_metaxlm.evaluation.run_tasks import TaskOptions, evaluate_encoders
 from dist_metaxlm.evaluation.text_encoder import exported_phase
 from dist_metaxlm.interop.folders import open_folder
 from dist_metaxlm.interop.weights import from_huggingface
@@ -54,13 +55,23 @@ def test_a_run_and_a_folder_of_the_same_weights_score_the_same(run_dir, data, tm
     assert not folder.exists()
     assert call(monkeypatch, "--run_dir", run_dir, "--phase", "untrained", "--model", tmp_path / "copy", "--tasks",
                 "tatoeba", "--task_data", data, "--output", tmp_path / "all.json", "--json") == 0
-    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-2:] == [f"{name}: tatoeba: 3 pairs in 1 language" for name in ("untrained", "copy")]
+    tasks = json.loads(shown.out)["tasks"]
     ours, copied = (tasks[name]["tatoeba"] for name in ("untrained", "copy"))
     assert ours["languages"] == copied["languages"]
     assert ours["languages"]["el"]["script"] == "Greek"
     written = json.loads((run_dir / "evaluation" / "untrained-tatoeba.json").read_text())
     assert written["languages"] == ours["languages"]
     assert set(json.loads((tmp_path / "all.json").read_text())["encoders"]) == {"untrained", "copy"}
+
+
+def test_files_of_a_single_task_are_read_once_for_all_encoders(run_dir, data, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr("dist_metaxlm.evaluation.run_tasks.read_parallel",
+                        lambda *given: reads.append(given[0]) or read_parallel(*given))
+    results = evaluate_encoders(str(run_dir), ["untrained"], [], ["tatoeba"], TaskOptions(data))
+    assert (list(results), reads) == (["untrained"], ["tatoeba"])
 
 
 def test_keep_going_runs_the_rest_and_exits_2(run_dir, data, monkeypatch, capsys):
@@ -133,7 +144,6 @@ def test_an_unknown_language_code_and_a_missing_tokenizer_are_named(run_dir, dat
 
 def test_the_export_holds_the_phase_and_two_folders_of_one_name_stay_apart(run_dir, data, tmp_path):
     from dist_metaxlm.evaluation.run import load_state
-    from dist_metaxlm.evaluation.run_tasks import TaskOptions
 
     with exported_phase(run_dir, "untrained") as folder:
         config, tensors = open_folder(folder)

@@ -153,7 +153,7 @@ def test_too_little_text_for_the_known_case(tmp_path, monkeypatch, capsys):
     (["--tokens", "10"], "give --tokens"), (["--jobs", "0"], "--jobs 0 is not"),
     (["--tasks", "tatoeba", "model.family=modern", "model.norm=pre", "model.norm_type=rms"],
      "--tasks open every arm with transformers, and a model with model.norm_type rms cannot go to Hugging Face"),
-    (["--tasks", "udpos"], "task udpos: no file data/xtreme/udpos/train-en.tsv"),
+    (["--tasks", "udpos"], "task udpos: there is no folder data/xtreme; name the one"),
     (["--tasks", "udops"], "did you mean udpos"),
     (["--tasks", "udpos", "--finetune", "epoch=3"], "--finetune 'epoch=3' is not"),
     (["parallel.tensor=2"], "parallel.tensor=2"),

@@ -105,7 +105,7 @@ def test_text_from_the_run_is_escaped(page):
 
 def test_figures_of_the_run_are_shown(page):
     assert "50% of the time, on average over 2 languages" in page
-    assert "5.0 × that of meta" in page
+    assert "after cross; 0.01 untrained, 0.10 meta" in page
     assert 'title="layer 1: to English 0.500, from English 0.500, 450 candidates"' in page
     assert page.count('class="few"') == 2 * 3  # eu under meta and cross, three layers each
     assert "2.13.0" in page
@@ -135,3 +135,19 @@ def test_an_evaluation_without_counted_languages_has_a_page(run_dir):
             scores["counted"] = False
         write_json(path, {**result, "per_layer_mean": [], "best_layer": None, "mean_p_at_1": None})
     assert 'id="retrieval"' in write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_the_lead_names_every_figure_it_is_compared_with(run_dir):
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert "50% of the time, on average over 2 languages and both directions (layer 1); untrained it was 1%, after phase " \
+           "meta 10%." in page
+    assert "after cross; 400 untrained, 100 meta" in page
+    assert "from 24.0; mlm 5.00, tlm 5.00, contrast 5.00" in page
+    shutil.copytree(run_dir / "cross", run_dir / "joint")
+    assert "meta → cross, joint · " in write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_a_guess_that_is_a_space_is_seen(run_dir):
+    path = run_dir / "export" / "fill_mask.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"file"', '" "'), encoding="utf-8")
+    assert "<span>(space)</span>" in write_report(run_dir).read_text(encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from dist_metaxlm.reporting.plots import HIGHLIGHTED, _running_mean, _worth_naming, layer_chart, loss_chart
 
 
@@ -30,3 +32,21 @@ def test_one_objective_needs_no_total():
     records = [{"step": 1, "loss": 2.0, "losses": {"mlm": 2.0}}, {"step": 2, "loss": 1.0, "losses": {"mlm": 1.0}}]
     assert ">total</text>" not in loss_chart("meta", records)
     assert ">mlm</text>" in loss_chart("meta", records)
+
+
+def test_a_phase_that_was_logged_once_is_not_an_empty_chart():
+    once = [{"step": 8, "loss": 2.0, "losses": {"mlm": 2.0}}]
+    several = [*once, {"step": 9, "loss": 1.0, "losses": {"mlm": 1.0}}]
+    assert loss_chart("meta", once).count("<use ") > loss_chart("meta", several).count("<use ")  # the dot
+    ticks = re.findall(r">([\d.]+)</text>", loss_chart("meta", once))
+    assert {"7", "8", "9"} <= set(ticks)
+    assert "7.6" not in ticks
+
+
+def test_figures_of_curves_that_meet_stand_above_one_another():
+    def heights(per_layer):
+        found = re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>(0\.\d\d)</text>', layer_chart(per_layer))
+        return {value: float(height) for height, value in found}
+
+    found = heights({"meta": [0.11, 0.1, 0.1], "cross": [0.12, 0.1, 0.1], "joint": [0.5, 0.5, 0.9]})
+    assert found["0.11"] - found["0.12"] >= 9  # points of a figure 9.5 high

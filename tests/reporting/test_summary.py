@@ -20,7 +20,7 @@ def test_phases_are_summed_up(run_dir):
     assert cross["first_loss"] == pytest.approx(24.0)
     assert cross["final_losses"] == pytest.approx({"mlm": 5.0, "tlm": 5.0, "contrast": 5.0})
     assert (meta["steps"], meta["tokens"], meta["seconds"]) == (60, 6000, 30.0)
-    assert meta["tokens_per_second"] == pytest.approx(1035.0)
+    assert meta["tokens_per_second"] == pytest.approx(200.0)  # 6000 in 30 s, whatever the lines say of their few steps
 
 
 def test_probes_are_summed_up(probed_run):

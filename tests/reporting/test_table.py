@@ -22,6 +22,7 @@ def test_the_outcome_of_a_run(run_dir):
     assert "\x1b" not in text
     assert rows[""] == ["untrained", "meta", "cross"]
     assert rows["loss, final"] == ["", "5.00", "15.0"]
+    assert rows["tlm, final"] == ["", "–", "5.00"]
     assert rows["English perplexity"] == ["400", "100", "50.0"]
     assert rows["retrieval P@1, best layer"] == ["0.010", "0.100", "0.500"]
     assert "retrieval after cross: 5.0 times that of meta" in text
@@ -43,3 +44,15 @@ def test_an_evaluation_without_a_mean_says_why(run_dir):
     stream = io.StringIO()
     print_evaluation(result, stream)
     assert "no language has 400 candidates" in stream.getvalue()
+    assert "English perplexity 50.0, others 100.0;" in stream.getvalue()
+
+
+def test_rows_without_any_figure_are_left_out_and_the_reason_is_said(run_dir):
+    summary = build_summary(run_dir)
+    for of in summary["evaluation"].values():
+        of |= {"mean_p_at_1": None, "best_layer": None, "candidates_min": None, "languages": 0}
+    stream = io.StringIO()
+    print_outcome(summary | {"retrieval_ratio": None}, stream)
+    rows = rows_of(stream.getvalue())
+    assert not {"retrieval P@1, best layer", "best layer", "languages", "candidates, least"} & set(rows)
+    assert "no mean P@1 of untrained, meta, cross: no language has as many candidates" in stream.getvalue()
