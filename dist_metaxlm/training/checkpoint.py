@@ -145,6 +145,8 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
         was trained with.
     """
     folder = Path(run_dir) / phase
+    if not Path(run_dir).is_dir():
+        raise UserError(f"there is no run in {run_dir}; name its folder with --run_dir")
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"no {phase} phase in {run_dir}; train it with `deepspeed launch/pretrain.py --phase {phase} "
                         f"--run_dir {run_dir}` or name another --run_dir")

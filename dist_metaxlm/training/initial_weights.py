@@ -9,6 +9,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig, Recipe
+from dist_metaxlm.training.manifest import file_digest
 
 FREE = {"dropout", "attention_dropout", "init_std"}
 """Fields of the model that say nothing about the weights' shape or meaning."""
@@ -20,22 +21,32 @@ def differing_fields(ours: ModelConfig, theirs: ModelConfig) -> str:
     return " ".join(f"model.{name}={wanted[name]}" for name in wanted if name not in FREE and has[name] != wanted[name])
 
 
-def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, tokenizer_hash: str) -> str:
-    """Put an imported model's weights into `encoder`; returns a line for the log.
+def check_initial_weights(recipe: Recipe, folder: str | Path) -> None:
+    """Refuse an imported model that the recipe cannot start from, before any data are prepared for it.
 
     Raises:
-        UserError: when the recipe's model differs from the imported one, or the store was made with another tokenizer.
+        UserError: when the recipe's model differs from the imported one, or its data have, or would get, another tokenizer.
     """
-    config, state, tokenizer = read_import(folder)
+    config, _, tokenizer = read_import(folder)
     differing = differing_fields(recipe.model, config)
     if differing:
         raise UserError(f"--init_from {folder} is a model of another shape; set {differing}")
-    if tokenizer is not None:
-        digest = hashlib.sha256(tokenizer).hexdigest()
-        if digest != tokenizer_hash:
-            raise UserError(f"--init_from {folder} has tokenizer {digest[:12]}, the store was made with "
-                            f"{tokenizer_hash[:12]}; prepare another data.directory with "
-                            f"data.tokenizer.path={Path(folder) / 'tokenizer.model'}")
+    if tokenizer is None:
+        return
+    prepared, named = Path(recipe.data.directory) / "tokenizer.model", recipe.data.tokenizer.path
+    source = prepared if prepared.is_file() else Path(named) if named else None
+    found = file_digest(source) if source is not None and source.is_file() else None
+    if found != hashlib.sha256(tokenizer).hexdigest():
+        theirs = "one of their own" if found is None else found[:12]
+        raise UserError(f"--init_from {folder} has tokenizer {hashlib.sha256(tokenizer).hexdigest()[:12]}, and the data in "
+                        f"{recipe.data.directory} have {theirs}; prepare another data.directory with "
+                        f"data.tokenizer.path={Path(folder) / 'tokenizer.model'}")
+
+
+def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, tokenizer_hash: str) -> str:
+    """Put an imported model's weights into `encoder`; returns a line for the log. Errors: as `check_initial_weights`."""
+    check_initial_weights(recipe, folder)
+    _, state, tokenizer = read_import(folder)
     encoder.load_logical(state)
     checked = "equal" if tokenizer is not None else "not checked, the import has none"
     return f"weights from {folder}; tokenizer {tokenizer_hash[:12]} ({checked}); optimiser and learning rate start anew"

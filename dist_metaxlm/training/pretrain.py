@@ -41,7 +41,7 @@ from dist_metaxlm.training.checkpoint import checkpoint_to_resume, restore
 from dist_metaxlm.training.deepspeed_files import follow_file
 from dist_metaxlm.training.disk_space import check_room
 from dist_metaxlm.training.engine import build_engine, resolve_precision
-from dist_metaxlm.training.initial_weights import load_initial_weights
+from dist_metaxlm.training.initial_weights import check_initial_weights, load_initial_weights
 from dist_metaxlm.training.layout import check_layout, layout_name
 from dist_metaxlm.training.loop import train
 from dist_metaxlm.training.loss_scaling import check_fp16, restore_scaler
@@ -99,6 +99,8 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if options.phase == "cross" and options.init_from is None and PhaseFolder(folder.run_dir, "meta").finished is None:
         missing_meta(folder, options)
+    if options.init_from is not None and (options.resume == "never" or not list_steps(folder.checkpoints)):
+        check_initial_weights(recipe, options.init_from)
     prepare_data(recipe, topology)
     data = open_data(recipe, options.phase)  # refused here, nothing has been written and no phase set aside
     probe = open_probe(recipe) if recipe.training.probe_interval else None

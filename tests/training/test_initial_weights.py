@@ -11,7 +11,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import export_folder, import_run
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.initial_weights import load_initial_weights
+from dist_metaxlm.training.initial_weights import check_initial_weights, load_initial_weights
 
 MODERN = ["model.family=modern", "model.norm=pre", "model.vocab_size=310", "model.hidden=16", "model.ffn=24"]
 
@@ -27,3 +27,19 @@ def test_another_norm_is_another_model(tmp_path: Path) -> None:
     other = load_recipe("quickstart", [*MODERN, "model.norm_type=rms"])
     with pytest.raises(UserError, match=r"a model of another shape; set model\.norm_type=layer$"):
         load_initial_weights(Encoder(other.model, 4), other, tmp_path / "ours", "none")
+
+
+def test_another_tokenizer_is_refused_before_data_are_prepared(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart", [*MODERN, f"data.directory={tmp_path / 'data'}"])
+    export_folder(Encoder(recipe.model, 3).state_dict(), recipe.model, None, tmp_path / "theirs")
+    import_run(tmp_path / "theirs", tmp_path / "ours")
+    theirs = tmp_path / "ours" / "tokenizer.model"
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(UserError, match=r"have one of their own; prepare .*data\.tokenizer\.path=.*tokenizer\.model$"):
+        check_initial_weights(recipe, tmp_path / "ours")
+    named = load_recipe("quickstart", [*MODERN, f"data.directory={tmp_path / 'data'}", f"data.tokenizer.path={theirs}"])
+    check_initial_weights(named, tmp_path / "ours")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tokenizer.model").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"has tokenizer .* and the data in .* have [0-9a-f]{12}; prepare another"):
+        check_initial_weights(named, tmp_path / "ours")
