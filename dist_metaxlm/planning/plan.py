@@ -21,6 +21,7 @@ from dist_metaxlm.planning.flops import step_flops
 from dist_metaxlm.planning.hardware import Device, device_named
 from dist_metaxlm.planning.memory import HostMemory, Layout, MemoryEstimate, estimate_host_memory, estimate_memory
 from dist_metaxlm.planning.parameters import count_parameters, momentum_parameters
+from dist_metaxlm.planning.sharing import undivided
 from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, part_costs
 from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, PairObjective, PhaseConfig, Recipe
 from dist_metaxlm.wording import counted
@@ -126,7 +127,7 @@ def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layou
             if (cluster.world_size // tensor) % pipeline:
                 continue
             data = cluster.world_size // (tensor * pipeline)
-            if not all(divides(phase, data) for phase in recipe.phases.values()):
+            if any(undivided(phase, data) for phase in recipe.phases.values()):
                 continue
             for stage in (0, 1, 2, 3):
                 # ZeRO needs more than one rank to divide by; in half precision ZeRO-0 takes an empty first Adam step.
@@ -137,20 +138,6 @@ def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layou
                 yield Layout(tensor, pipeline, data, False, stage)
                 if tensor > 1:
                     yield Layout(tensor, pipeline, data, True, stage)
-
-
-def divides(phase: PhaseConfig, data: int) -> bool:
-    """Whether `data` data-parallel ranks share every batch of a phase evenly."""
-    for objective in phase.objectives:
-        if isinstance(objective, Contrast | CrossLingualContrast) and objective.group is not None:
-            if objective.share_of_group(objective.group, data) is None:
-                return False
-        elif isinstance(objective, PairObjective):
-            if objective.examples % data:
-                return False
-        elif objective.batch_tokens // phase.sequence_length % data:
-            return False
-    return True
 
 
 def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stages: Stages) -> Plan:

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
     """Base of all recipe sections: unknown keys are errors, numbers are finite, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, found: Any) -> Any:
+        """To Python `true` is a 1; in a recipe it is a slip."""
+        fields = cls.model_fields
+        for name, value in found.items() if isinstance(found, Mapping) else ():
+            wanted = _types(fields[name].annotation) if isinstance(value, bool) and name in fields else set()
+            if wanted & {int, float} and bool not in wanted:
+                raise ValueError(f"{name} is a number, not {str(value).lower()}")
+        return found
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    parts = get_args(annotation)
+    return set().union(*map(_types, parts)) if parts else {annotation} if isinstance(annotation, type) else set()

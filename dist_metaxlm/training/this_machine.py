@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 
 from dist_metaxlm.errors import UserError, run_command
+from dist_metaxlm.planning.sharing import undivided
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training.steps import undivided
 from dist_metaxlm.wording import counted
 
 

@@ -193,6 +193,14 @@ def test_xlco_begins_with_infoxlms_values() -> None:
     assert not load_recipe("quickstart").whole_model
 
 
+@pytest.mark.parametrize("override", ["phases.meta.steps=true", "seed=false", "phases.cross.alpha=true",
+                                      "training.probe_interval=false", "phases.cross.objectives.mlm.weight=true"])
+def test_a_flag_is_no_number(override: str) -> None:
+    with pytest.raises(UserError, match=rf"{override.split('=')[0].split('.')[-1]} is a number, not (true|false)"):
+        load_recipe("quickstart", [override])
+    assert load_recipe("quickstart", ["parallel.offload_optimizer=true"]).parallel.offload_optimizer is True
+
+
 def test_pipeline_with_zero_2_names_the_legal_layout() -> None:
     with pytest.raises(UserError, match="set zero_stage: 1"):
         load_recipe("quickstart", ["parallel.pipeline=2", "parallel.zero_stage=2"])
