@@ -4,7 +4,7 @@ Model states follow the ZeRO paper (arXiv 1910.02054, section 3.1 and figure 1) 
 rank's own shard of the model and N data-parallel ranks:
 
     bf16: weights 2 P, gradients 4 P (summed in fp32 over micro-batches), fp32 weights and two moments 12 P
-    fp32: weights 4 P, gradients 4 P, two moments 8 P
+    fp32: weights 4 P, gradients 4 P, two moments 8 P; ZeRO-1, ZeRO-2 and offload (DeepSpeed 0.19.8) keep a copy, 4 P
     ZeRO-1 divides the optimiser's part by N, ZeRO-2 also the gradients, ZeRO-3 also the weights.
 
 fp16 needs what bf16 does. Half-precision gradients are also there once as the 2-byte gradients of one backward pass: 2 P
@@ -127,7 +127,7 @@ def _stage_memory(model: ModelConfig, layout: Layout, precision: str, tokens: in
     return MemoryEstimate(
         weights=divided(element * parameters.total, 3),
         gradients=0 if saving.offload_optimizer and zero == 3 else divided(4 * parameters.total, 2),
-        optimizer=0 if saving.offload_optimizer else divided((12 if half else 8) * parameters.own, 1),
+        optimizer=0 if saving.offload_optimizer else divided((12 if half or zero in (1, 2) else 8) * parameters.own, 1),
         activations=_activations(model, layout, element, tokens, saving, stage, in_flight),
         head=_head(model, layout, element, round(mask_rate * tokens)) if stage.last else 0,
         buffers=buffers,
@@ -143,7 +143,7 @@ def estimate_host_memory(model: ModelConfig, layout: Layout, precision: str, sav
     own = max(stage_parameters(model, stage, layout.tensor).own for stage in stages)
     offload = 0
     if saving.offload_optimizer:
-        offload = (8 if precision == "fp32" else 12) * own + (4 * own if layout.zero_stage == 3 else 0)
+        offload = 12 * own + (4 * own if layout.zero_stage == 3 else 0)
     copied = -(-SAVED_BYTES * own // layout.data) + -(-shared // (layout.tensor * layout.pipeline * layout.data))
     return HostMemory(copied * (PINNED_ROUNDING if background else 1), -(-offload // layout.data))
 

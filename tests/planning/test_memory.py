@@ -35,6 +35,13 @@ def test_fp32_needs_no_second_copy():
     assert memory.buffers == 0
 
 
+@pytest.mark.parametrize(("stage", "bytes_each"), [(0, 8), (1, 12 / 4), (2, 12 / 4), (3, 8 / 4)])
+def test_in_fp32_zero_1_and_2_keep_the_weights_twice(stage, bytes_each):
+    """DeepSpeed 0.19.8 clones its share of them, which ZeRO-3 takes as it is."""
+    memory = estimate(replace(ALONE, data=1 if stage == 0 else 4, zero_stage=stage), "fp32")
+    assert memory.optimizer == pytest.approx(bytes_each * TOTAL, abs=1)
+
+
 def test_a_deeper_zero_stage_never_needs_more_states():
     layouts = [replace(ALONE, data=8, zero_stage=stage) for stage in (0, 1, 2, 3)]
     states = [memory.weights + memory.gradients + memory.optimizer for memory in map(estimate, layouts)]
