@@ -57,6 +57,7 @@ def rows_of(ours: float, theirs: float, our_loss: float) -> list[Any]:
     ids=["well", "wrong", "nan", "slow on a CPU", "slow on a GPU", "wrong in bf16"])
 def test_verdicts(rows: list[Any], device: str, verdict: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     setting = throughput.Setting(load_recipe("quickstart", SMALL), 3, 128, 4, "generated")
     found = throughput.figures(rows, setting, torch.device(device))
     assert (bool(found["wrong"]), bool(found["slower"])) == verdict
