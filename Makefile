@@ -11,7 +11,7 @@ ARGS   ?=
 JOBS   ?= 2
 
 # CUDA devices where there are any (those of CUDA_VISIBLE_DEVICES), else two ranks on two cores.
-COMMAND = $$($(BIN)/python -m dist_metaxlm.training.this_machine $(ARGS))
+COMMAND = $$($(BIN)/python -m dist_metaxlm.launching.demo_launcher $(ARGS))
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 # Deaf to Ctrl-C, the deepspeed command waits while the ranks save instead of leaving them behind with a traceback.
 LAUNCH = trap '' INT; command=$(COMMAND) && DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $$command
@@ -100,7 +100,7 @@ kernels-aot: setup
 
 # The same table for the CUDA C++ kernels; needs nvcc.
 kernels-cuda-aot: $(KERNEL_LIBRARY) setup
-	$(BIN)/python -m dist_metaxlm.kernels.aot_cuda --library $(KERNEL_LIBRARY) \
+	$(BIN)/python -m dist_metaxlm.kernels.aot.cuda --library $(KERNEL_LIBRARY) \
 		--output docs/results/$$(date +%F)-cuda-aot.md
 
 # On a machine with a GPU, within MINUTES: kernels in bf16 against fp64 and timed against their peers, training of three models

@@ -10,7 +10,7 @@ import re
 from typing import Any, NoReturn
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.wording import near
+from dist_metaxlm.text import near
 
 _CHOICE = re.compile(r"argument (?P<name>[^:]+): invalid choice: (?P<value>.+) \(choose from (?P<known>.+)\)", re.DOTALL)
 

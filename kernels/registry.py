@@ -4,8 +4,8 @@ A room of the trainer calls the public function of an operator (`kernels.norm.ad
 function asks `choose` for the implementation and calls it. Every operator has a `reference` in PyTorch with the same
 signature, which is also the CPU path. Faster backends come first: cuda, triton, reference.
 
-    register("add_norm", "reference", "dist_metaxlm.kernels.norm:reference_add_norm")
-    register("add_norm", "triton", "dist_metaxlm.kernels.norm_triton:add_norm", accepts=lambda states, *_: ...)
+    register("add_norm", "reference", "dist_metaxlm.kernels.pointwise.norm:reference_add_norm")
+    register("add_norm", "triton", "dist_metaxlm.kernels.pointwise.norm_triton:add_norm", accepts=lambda states, *_: ...)
     choose("add_norm", states, weight)(states, weight, ...)
 
 `DIST_METAXLM_KERNELS=reference|triton|cuda` or the recipe's `training.kernels` (the variable wins) forces a backend: an

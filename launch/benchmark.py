@@ -31,7 +31,7 @@ from typing import Any
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError, run_command
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 Outcome = tuple[dict[str, Any], str]
 
@@ -122,8 +122,8 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
     if missing:
         raise UserError(f"throughput needs {', '.join(missing)}, which this Python lacks; install it, or bring its wheels "
                         "there (docs/kernels.md)")
-    from dist_metaxlm.benchmarking.partial import keeper
-    from dist_metaxlm.benchmarking.report import measure_throughput
+    from dist_metaxlm.benchmarking.kernels.partial import keeper
+    from dist_metaxlm.benchmarking.training.report import measure_throughput
 
     result = measure_throughput(arguments.recipe, arguments.overrides, arguments.steps, arguments.batch_tokens,
                                 arguments.rows, arguments.documents, arguments.seconds, keeper(arguments.output))
@@ -134,7 +134,7 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
 
 
 def data(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.data import measure_data
+    from dist_metaxlm.benchmarking.data.loading import measure_data
 
     result = measure_data(arguments.tokens, arguments.runs, arguments.metrics, arguments.store)
     languages = counted(result["languages"], "language")
@@ -155,7 +155,7 @@ def data(arguments: argparse.Namespace) -> Outcome:
 
 
 def cleaning(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.cleaning import measure_cleaning
+    from dist_metaxlm.benchmarking.data.cleaning import measure_cleaning
 
     result = measure_cleaning(arguments.megabytes)
     return result, "\n".join(
@@ -164,7 +164,7 @@ def cleaning(arguments: argparse.Namespace) -> Outcome:
 
 
 def store(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.store import measure_store
+    from dist_metaxlm.benchmarking.data.store import measure_store
 
     result = measure_store(arguments.recipe, arguments.overrides, Path(arguments.scratch), arguments.repeats)
     ratios = ", ".join(f"{name} {value}" for name, value in result.items() if "_against_" in name)
@@ -172,9 +172,9 @@ def store(arguments: argparse.Namespace) -> Outcome:
 
 
 def scaling(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.scaling import Experiment, measure_scaling
-    from dist_metaxlm.benchmarking.scaling_nodes import on_nodes
-    from dist_metaxlm.benchmarking.scaling_report import plot, table
+    from dist_metaxlm.benchmarking.scaling.nodes import on_nodes
+    from dist_metaxlm.benchmarking.scaling.report import plot, table
+    from dist_metaxlm.benchmarking.scaling.scaling import Experiment, measure_scaling
 
     place, counts = None, arguments.ranks or (1, 2, 4)
     if arguments.hostfile is not None:
@@ -191,7 +191,7 @@ def scaling(arguments: argparse.Namespace) -> Outcome:
 
 
 def saving(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.saving import measure_saving
+    from dist_metaxlm.benchmarking.training.saving import measure_saving
 
     result = measure_saving(arguments.recipe, arguments.overrides, Path(arguments.scratch), arguments.repeats,
                             arguments.tokens)
@@ -204,12 +204,12 @@ def saving(arguments: argparse.Namespace) -> Outcome:
 
 
 def kernels(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.kernels import line, measure_kernels
-    from dist_metaxlm.benchmarking.partial import keeper
+    from dist_metaxlm.benchmarking.kernels.kernels import line, measure_kernels
+    from dist_metaxlm.benchmarking.kernels.partial import keeper
 
     keep = keeper(arguments.output)
     if arguments.configurations:
-        from dist_metaxlm.benchmarking.configurations import measure_configurations, table
+        from dist_metaxlm.benchmarking.kernels.configurations import measure_configurations, table
 
         found = measure_configurations(arguments.device, arguments.repeats, arguments.only, arguments.seconds, keep)
         return found, table(found)
@@ -218,22 +218,22 @@ def kernels(arguments: argparse.Namespace) -> Outcome:
 
 
 def step(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.step import measure_step, table
+    from dist_metaxlm.benchmarking.training.step import measure_step, table
 
     result = measure_step(arguments.recipe, arguments.overrides, arguments.phase, arguments.steps, arguments.trace)
     return result, table(result)
 
 
 def cpu(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.cpu import measure_cpu, table
+    from dist_metaxlm.benchmarking.training.cpu import measure_cpu, table
 
     result = measure_cpu(arguments.recipe, arguments.overrides, arguments.phase, arguments.repeats, arguments.parts)
     return result, table(result)
 
 
 def gpu(arguments: argparse.Namespace) -> Outcome:
-    from dist_metaxlm.benchmarking.gpu_check import check_gpu, runner
-    from dist_metaxlm.benchmarking.partial import keeper
+    from dist_metaxlm.benchmarking.kernels.gpu_check import check_gpu, runner
+    from dist_metaxlm.benchmarking.kernels.partial import keeper
 
     result = check_gpu(arguments.device, arguments.minutes, lambda line: print(line, file=sys.stderr, flush=True),
                        runner(Path(__file__).resolve()), keeper(arguments.output))
@@ -248,7 +248,7 @@ COMMANDS = {"throughput": throughput, "data": data, "cleaning": cleaning, "store
 def main() -> int:
     arguments = parse()
     if arguments.command == "scaling" and arguments.job is not None:
-        from dist_metaxlm.benchmarking.scaling_worker import main as take_part
+        from dist_metaxlm.benchmarking.scaling.worker import main as take_part
 
         take_part(arguments.job)
         return EXIT_DONE
@@ -260,7 +260,7 @@ def main() -> int:
     if int(os.environ.get("RANK") or 0):
         return EXIT_DONE  # all ranks have measured together
     if arguments.output:
-        from dist_metaxlm.benchmarking.partial import finished
+        from dist_metaxlm.benchmarking.kernels.partial import finished
 
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         finished(arguments.output)

@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
 def open_phase(run_dir: str, phase: str, data_directory: str | None) -> tuple[Recipe, FileTensors]:
     """Recipe and weights, verified but not yet read, of the newest intact checkpoint of a run's phase."""
     from dist_metaxlm.interop.tensor_source import FileTensors
-    from dist_metaxlm.training.checkpoint import phase_checkpoint
+    from dist_metaxlm.training.run.trained_phase import phase_checkpoint
 
     recipe, checkpoint = phase_checkpoint(run_dir, phase, data_directory)
     files = [checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")]

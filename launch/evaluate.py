@@ -80,7 +80,7 @@ def main() -> int:
     outcome: dict = {}
     failed = False
     if arguments.phase or arguments.model:
-        from dist_metaxlm.evaluation.run_tasks import split_tasks
+        from dist_metaxlm.evaluation.tasks.run import split_tasks
 
         heldout, tasks = split_tasks(arguments.tasks, bool(arguments.phase), arguments.tasks_file, arguments.keep_going)
         outcome = evaluate(arguments, heldout) if heldout else {}
@@ -95,7 +95,7 @@ def main() -> int:
 
 
 def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict:
-    from dist_metaxlm.evaluation.run_tasks import TaskOptions, evaluate_encoders
+    from dist_metaxlm.evaluation.tasks.run import TaskOptions, evaluate_encoders
     from dist_metaxlm.reporting.task_table import print_tasks
 
     options = TaskOptions(Path(arguments.task_data), Path(arguments.tasks_file) if arguments.tasks_file else None,

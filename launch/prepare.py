@@ -11,7 +11,7 @@ from typing import Any
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
-from dist_metaxlm.wording import near
+from dist_metaxlm.text import near
 
 EXAMPLES = """examples:
   python launch/prepare.py                                     # everything the quickstart recipe needs
@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     arguments = parser.parse_intermixed_args()
 
-    from dist_metaxlm.data import prepare
-    from dist_metaxlm.data.ranks import detect_ranks
+    from dist_metaxlm.preparation import prepare
+    from dist_metaxlm.preparation.workers.communicator import detect_ranks
     from dist_metaxlm.recipe.load import load_recipe
 
     command, overrides = split(arguments.words)

@@ -17,7 +17,7 @@ import signal
 import sys
 
 from dist_metaxlm.errors import run_command
-from dist_metaxlm.training.pretrain_arguments import pretrain_parser
+from dist_metaxlm.launching.arguments import pretrain_parser
 
 
 def parse() -> argparse.Namespace:

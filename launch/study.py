@@ -25,7 +25,7 @@ from pathlib import Path
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
-from dist_metaxlm.wording import near
+from dist_metaxlm.text import near
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")
 ARMS = ["meta+cross", "joint", "joint matched", "cross only", "meta only"]
@@ -66,8 +66,8 @@ def two_phase_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def two_phase(arguments: argparse.Namespace) -> int:
-    from dist_metaxlm.evaluation.run_tasks import TaskOptions
-    from dist_metaxlm.evaluation.study import StudyOptions, two_phase_study
+    from dist_metaxlm.evaluation.tasks.run import TaskOptions
+    from dist_metaxlm.study.study import StudyOptions, two_phase_study
 
     output = Path(arguments.output or f"runs/study-{arguments.size}")
     tasks = TaskOptions(Path(arguments.task_data), Path(arguments.tasks_file) if arguments.tasks_file else None,
@@ -93,7 +93,7 @@ def fake_english_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def fake_english(arguments: argparse.Namespace) -> int:
-    from dist_metaxlm.evaluation.fake_english import FakeEnglishOptions, fake_english_study
+    from dist_metaxlm.study.fake_english import FakeEnglishOptions, fake_english_study
 
     options = FakeEnglishOptions(Path(arguments.output), tuple(arguments.text), not arguments.no_parallel,
                                  tuple(arguments.overrides))

@@ -91,7 +91,7 @@ def prepare_tiny_recipe(folder: Path) -> Path:
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    from dist_metaxlm.data.prepare import prepare
+    from dist_metaxlm.preparation.prepare import prepare
     from dist_metaxlm.recipe.load import load_recipe
 
     prepare(load_recipe(path), lambda line: None)

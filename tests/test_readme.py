@@ -39,7 +39,7 @@ COMMANDS = readme_commands()
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the quickstart data prepared in it (and no run); skipped where the wheels cannot be had."""
-    from dist_metaxlm.data.prepare import prepare
+    from dist_metaxlm.preparation.prepare import prepare
 
     folder = tmp_path_factory.mktemp("readme")
     try:

@@ -9,11 +9,11 @@ import numpy as np
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import Corpus, TokenStore
 from dist_metaxlm.data.tokenizer import PAD, Tokenizer
+from dist_metaxlm.data.tokens.store import Corpus, TokenStore
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import AnyObjective, CrossLingualContrast, MaskedLM, PhaseConfig, Recipe
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 LAST = 1 << 40
 """No phase has as many samples; beyond this their numbers are not computed exactly."""

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from dist_metaxlm.data.batch import PackedBatch
-from dist_metaxlm.data.bitext import BitextWindows
-from dist_metaxlm.data.contrast import ContrastPairs
-from dist_metaxlm.data.masking import Masker
-from dist_metaxlm.data.mixing import Mixture
-from dist_metaxlm.data.permutation import key
-from dist_metaxlm.data.phase_mix import language_mix, pair_mix, samples_per_token
+from dist_metaxlm.data.packing.bitext import BitextWindows
+from dist_metaxlm.data.packing.contrast import ContrastPairs
+from dist_metaxlm.data.packing.masking import Masker
+from dist_metaxlm.data.packing.spans import positions_within
+from dist_metaxlm.data.packing.windows import Windows
+from dist_metaxlm.data.packing.xlco import xlco_batch
+from dist_metaxlm.data.sampling.mixing import Mixture
+from dist_metaxlm.data.sampling.permutation import key
+from dist_metaxlm.data.sampling.phase_mix import language_mix, pair_mix, samples_per_token
 from dist_metaxlm.data.sources import Source, part_weights, text_sources
-from dist_metaxlm.data.spans import positions_within
-from dist_metaxlm.data.windows import Windows
-from dist_metaxlm.data.xlco import xlco_batch
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import (
     AnyObjective,
@@ -36,8 +36,8 @@ from dist_metaxlm.recipe.schema import (
 )
 
 if TYPE_CHECKING:
-    from dist_metaxlm.data.store import Corpus, TokenStore
     from dist_metaxlm.data.tokenizer import Tokenizer
+    from dist_metaxlm.data.tokens.store import Corpus, TokenStore
 
 
 MASKED = ("mlm", "tlm", "dwa")

@@ -11,9 +11,9 @@ import torch
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.evaluation.embed import embed
-from dist_metaxlm.evaluation.perplexity import mask_sentence, masked_perplexity, read_prose
-from dist_metaxlm.evaluation.retrieval import distinct_pairs, precision_at_1
+from dist_metaxlm.evaluation.measures.embed import embed
+from dist_metaxlm.evaluation.measures.perplexity import mask_sentence, masked_perplexity, read_prose
+from dist_metaxlm.evaluation.measures.retrieval import distinct_pairs, precision_at_1
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder

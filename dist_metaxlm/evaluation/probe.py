@@ -16,16 +16,15 @@ import torch
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.evaluation.embed import SPECIALS, SentencePack, mean_pool, pack_sentences
 from dist_metaxlm.evaluation.heldout import read_strings
-from dist_metaxlm.evaluation.retrieval import distinct_pairs, fixed_layer, precision_at_1
+from dist_metaxlm.evaluation.measures.embed import SPECIALS, SentencePack, mean_pool, pack_sentences
+from dist_metaxlm.evaluation.measures.retrieval import MIN_PAIRS, distinct_pairs, fixed_layer, precision_at_1
 from dist_metaxlm.evaluation.run import window_of
-from dist_metaxlm.evaluation.study_measures import MIN_PAIRS
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import sum_over_batch
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training.probing import ReadStates
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
+from dist_metaxlm.training.loop.probing import ReadStates
 
 MAX_TOKENS = 8192
 """Tokens that go through the encoder at once, at most."""

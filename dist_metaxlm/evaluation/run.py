@@ -15,7 +15,7 @@ from dist_metaxlm.evaluation.heldout import MIN_CANDIDATES, TASKS, evaluate_held
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import PHASE_NAMES, Recipe
 from dist_metaxlm.reporting.metrics import write_json
-from dist_metaxlm.training.run_folder import read_recipe
+from dist_metaxlm.training.run.run_folder import read_recipe
 
 UNTRAINED = "untrained"
 WINDOW = 128
@@ -72,10 +72,10 @@ def load_state(run_dir: Path, phase: str, step: int | None = None,
         return recipe, Encoder(recipe.model, recipe.seed).state_dict()
     if phase not in PHASE_NAMES:
         raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
-    from dist_metaxlm.training import checkpoint
+    from dist_metaxlm.training.run import trained_phase
 
     if step is None:
-        return checkpoint.load_weights(run_dir, phase, data_directory)
+        return trained_phase.load_weights(run_dir, phase, data_directory)
     found = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
     if found is None:
         raise UserError(f"no intact checkpoint of step {step} in {run_dir / phase / 'checkpoints'}; name one that is there")

@@ -18,7 +18,7 @@ from dist_metaxlm.interop.configs import check_exportable, huggingface_config, m
 from dist_metaxlm.interop.tensor_source import HeldTensors, TensorSource, same_tensor
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 __all__ = ["Step", "export_steps", "from_huggingface", "huggingface_config", "import_steps", "model_config", "planned",
            "to_huggingface"]

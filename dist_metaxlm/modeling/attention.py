@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dist_metaxlm.kernels.attention import packed_attention
-from dist_metaxlm.kernels.attention_parts import parts_of
+from dist_metaxlm.kernels.attention.dispatch import packed_attention
+from dist_metaxlm.kernels.attention.parts import parts_of
+from dist_metaxlm.modeling.batch_metadata import Geometry
 from dist_metaxlm.modeling.dropout import attention_mask_at
-from dist_metaxlm.modeling.geometry import Geometry
 from dist_metaxlm.modeling.layers import column_linear, row_linear
 from dist_metaxlm.modeling.rotary import rotate
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard

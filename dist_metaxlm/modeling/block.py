@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dist_metaxlm.kernels.norm import add
+from dist_metaxlm.kernels.pointwise.norm import add
 from dist_metaxlm.modeling.attention import Attention
+from dist_metaxlm.modeling.batch_metadata import Geometry
 from dist_metaxlm.modeling.checkpointing import Recomputed
 from dist_metaxlm.modeling.dropout import mask_at
-from dist_metaxlm.modeling.geometry import Geometry
 from dist_metaxlm.modeling.layers import stream_norm
 from dist_metaxlm.modeling.mlp import Mlp
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_metaxlm.kernels.dropout import AttentionDropout, DropoutMask
+from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, DropoutMask
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_metaxlm.kernels.norm import embed_norm
+from dist_metaxlm.kernels.pointwise.norm import embed_norm
+from dist_metaxlm.modeling.batch_metadata import Geometry
 from dist_metaxlm.modeling.dropout import mask_at
-from dist_metaxlm.modeling.geometry import Geometry
 from dist_metaxlm.modeling.layers import Norm, stream_norm, token_embedding
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.modeling.batch_metadata import Geometry, batch_geometry
 from dist_metaxlm.modeling.block import Block
 from dist_metaxlm.modeling.embedding import Embedding, TokenEmbedding
-from dist_metaxlm.modeling.geometry import Geometry, batch_geometry
 from dist_metaxlm.modeling.head import Head
 from dist_metaxlm.modeling.initialisation import initialise
 from dist_metaxlm.modeling.layers import stream_norm

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_metaxlm.kernels.linear_cross_entropy import VocabularyShard, linear_cross_entropy
+from dist_metaxlm.kernels.head.linear_cross_entropy import VocabularyShard, linear_cross_entropy
 from dist_metaxlm.modeling.layers import Linear, Norm, gelu_of
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_metaxlm.kernels.activations import bias_gelu, wants_bias_apart
-from dist_metaxlm.kernels.dropout import DropoutMask
-from dist_metaxlm.kernels.norm import add_norm, norm
+from dist_metaxlm.kernels.pointwise.activations import bias_gelu, wants_bias_apart
+from dist_metaxlm.kernels.pointwise.dropout import DropoutMask
+from dist_metaxlm.kernels.pointwise.norm import add_norm, norm
 from dist_metaxlm.modeling.sharding import TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dist_metaxlm.kernels.activations import geglu
+from dist_metaxlm.kernels.pointwise.activations import geglu
 from dist_metaxlm.modeling.checkpointing import Recomputed
 from dist_metaxlm.modeling.layers import column_linear, gelu_of, row_linear
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard

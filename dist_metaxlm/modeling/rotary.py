@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_metaxlm.kernels import rotary as kernel
+from dist_metaxlm.kernels.pointwise import rotary as kernel
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from dist_metaxlm.parallel.shim import without_cuda
+from dist_metaxlm.parallel.current_device import without_cuda
 
 
 @dataclass(frozen=True)

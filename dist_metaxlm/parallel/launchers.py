@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.topology import Topology, filled_nodes, free_port
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 Environment = MutableMapping[str, str]
 HOSTS_VARIABLE = "DIST_METAXLM_HOSTS"

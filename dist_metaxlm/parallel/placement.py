@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.topology import Topology
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 _SHOWN_NODES = 16
 """Rows of the picture; of more nodes the first and the last are shown."""

@@ -18,12 +18,12 @@ import torch.distributed as dist
 
 from dist_metaxlm.errors import StoppedInGoodOrder, UserError
 from dist_metaxlm.parallel.affinity import threads
+from dist_metaxlm.parallel.deepspeed_import import import_deepspeed
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
-from dist_metaxlm.parallel.lean_deepspeed import import_deepspeed
-from dist_metaxlm.parallel.lifeline import Lifeline
+from dist_metaxlm.parallel.peer_monitor import Lifeline
 from dist_metaxlm.parallel.rendezvous import meet
 from dist_metaxlm.parallel.topology import Topology
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 _KNOWN = ("Transformer Engine and Apex are not installed", "c10d::broadcast_: an autograd kernel was not registered")
 """Warnings without a cause here: megatron-core's optimisers and FSDP are imported with its layers and not used; DeepSpeed's

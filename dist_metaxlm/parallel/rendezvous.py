@@ -18,9 +18,9 @@ import torch.distributed as dist
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.ports import holder
-from dist_metaxlm.parallel.preflight.judge import remedy
+from dist_metaxlm.parallel.shared_facts import remedy
 from dist_metaxlm.parallel.topology import Topology
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 _POLL_SECONDS = 0.05
 _LINGER_SECONDS = 1.0

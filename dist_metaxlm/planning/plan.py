@@ -21,10 +21,10 @@ from dist_metaxlm.planning.flops import step_flops
 from dist_metaxlm.planning.hardware import Device, device_named
 from dist_metaxlm.planning.memory import HostMemory, Layout, MemoryEstimate, estimate_host_memory, estimate_memory
 from dist_metaxlm.planning.parameters import count_parameters, momentum_parameters
-from dist_metaxlm.planning.sharing import undivided
 from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, part_costs
 from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, PairObjective, PhaseConfig, Recipe
-from dist_metaxlm.wording import counted
+from dist_metaxlm.recipe.sharing import undivided
+from dist_metaxlm.text import counted
 
 MEMORY_SHARE = 0.9
 """Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""

@@ -22,7 +22,7 @@ from dist_metaxlm.recipe.schema import (
     TranslationLM,
 )
 from dist_metaxlm.recipe.yaml_text import read_yaml, write_yaml
-from dist_metaxlm.wording import near
+from dist_metaxlm.text import near
 
 _BRANCHES = ("", "list[AlphaPoint]", "list[str]", "literal['all']", "float", "str", "MosesPair", "EvaluationFiles", "[key]")
 _OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast, "xlco": CrossLingualContrast,

@@ -21,7 +21,7 @@ from dist_metaxlm.reporting.sections import (
 )
 from dist_metaxlm.reporting.style import CSS
 from dist_metaxlm.reporting.summary import RunFiles, build_summary, read_run
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 SECTIONS = ("losses", "sampling", "retrieval", "perplexity", "fill-mask", "throughput", "setting")
 """Ids of the sections of a complete run, in the order of the page."""

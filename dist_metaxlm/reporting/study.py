@@ -10,7 +10,7 @@ from dist_metaxlm.reporting import study_plots as plots
 from dist_metaxlm.reporting.metrics import write_text
 from dist_metaxlm.reporting.sections import escape, fact_table, panel, short, table
 from dist_metaxlm.reporting.style import CSS
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 Study = Mapping[str, Any]
 _LIMITS = (

@@ -12,7 +12,7 @@ from rich.table import Table
 from dist_metaxlm.reporting.metrics import CHECKPOINT_ORDER
 from dist_metaxlm.reporting.sections import number, short
 from dist_metaxlm.reporting.summary import other_perplexity
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 
 def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 
-from dist_metaxlm.data import prepare
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.store import TokenStore
+from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.config_files import follow_file
+from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, restore_scaler
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
 from dist_metaxlm.kernels import registry
@@ -27,31 +30,28 @@ from dist_metaxlm.parallel.environment import complete_environment, shown
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.launchers import check_world_size
 from dist_metaxlm.parallel.placement import check_placement, placement_lines
-from dist_metaxlm.parallel.preflight.facts import facts_to_share
 from dist_metaxlm.parallel.process_group import check_devices, pick_device, process_group
+from dist_metaxlm.parallel.shared_facts import facts_to_share
 from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.planning.stages import model_stages
+from dist_metaxlm.preparation import prepare
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
-from dist_metaxlm.training import optimizer_state
-from dist_metaxlm.training.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
-from dist_metaxlm.training.checkpoint import checkpoint_to_resume, restore
-from dist_metaxlm.training.deepspeed_files import follow_file
-from dist_metaxlm.training.disk_space import check_room
-from dist_metaxlm.training.engine import build_engine, resolve_precision
-from dist_metaxlm.training.initial_weights import check_initial_weights, load_initial_weights
-from dist_metaxlm.training.layout import check_layout, layout_name
-from dist_metaxlm.training.loop import train
-from dist_metaxlm.training.loss_scaling import check_fp16, restore_scaler
-from dist_metaxlm.training.manifest import list_steps, write_json
-from dist_metaxlm.training.probing import OpenProbe, Probe
-from dist_metaxlm.training.progress import Progress
-from dist_metaxlm.training.run_folder import PhaseFolder
-from dist_metaxlm.training.staleness import warn_of_stale_cross
-from dist_metaxlm.training.steps import StepPlan
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
+from dist_metaxlm.training.checkpointing.checkpoint import checkpoint_to_resume, restore
+from dist_metaxlm.training.checkpointing.disk_space import check_room
+from dist_metaxlm.training.checkpointing.manifest import list_steps, write_json
+from dist_metaxlm.training.engine.engine import build_engine, resolve_precision
+from dist_metaxlm.training.loop.loop import train
+from dist_metaxlm.training.loop.probing import OpenProbe, Probe
+from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.run.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
+from dist_metaxlm.training.run.initial_weights import check_initial_weights, load_initial_weights
+from dist_metaxlm.training.run.layout import check_layout, layout_name
+from dist_metaxlm.training.run.run_folder import PhaseFolder
+from dist_metaxlm.training.run.staleness import warn_of_stale_cross
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def build_model(recipe: Recipe, phase: PhaseConfig) -> Any:
     shard, layout = tensor_shard(recipe.parallel.sequence), recipe.parallel
     if layout.pipeline == 1:
         return PretrainingModel(Encoder(recipe.model, recipe.seed, shard), phase.objectives)
-    from dist_metaxlm.training.pipeline import PipelinedModel
+    from dist_metaxlm.training.engine.pipeline import PipelinedModel
 
     stages = model_stages(recipe.model, phase.sequence_length, phase.mask_rate, layout.pipeline)
     return PipelinedModel(recipe.model, recipe.seed, shard, stages, phase.sequence_length)

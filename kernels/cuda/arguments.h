@@ -14,7 +14,7 @@ struct Arguments {
     Matrix queries, keys, values;
     void* mixed;       // [T, H, D] bf16, contiguous
     float* log_sums;   // [H, T]: log2 of the sum of exp(scale * score)
-    const int* tiles;  // [N, 6]: kernels/tiles.py
+    const int* tiles;  // [N, 6]: kernels/attention/tiles.py
     const int* bounds; // [2, T]
     int64_t tokens;
     int heads;

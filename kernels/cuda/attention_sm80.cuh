@@ -1,5 +1,5 @@
 // Attention forward over packed documents for every GPU since sm_80: mma.sync on bf16, cp.async in two stages.
-// One block takes a tile of up to 128 queries (kernels/tiles.py) and one head; each of its 8 warps owns 16 queries and
+// One block takes a tile of up to 128 queries (kernels/attention/tiles.py) and one head; each of its 8 warps owns 16 queries and
 // walks the keys in blocks of 64, first those all queries see, unmasked, then those at edges. Softmax is online and in
 // base 2 (FlashAttention-2, arXiv 2307.08691); scores and weights never leave registers.
 #pragma once

@@ -41,11 +41,11 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     if arguments.agent:
-        from dist_metaxlm.parallel.preflight.agent import serve
+        from dist_metaxlm.launching.preflight.agent import serve
 
         serve()
         return EXIT_DONE
-    from dist_metaxlm.parallel.preflight.run import Wanted, preflight, report_lines
+    from dist_metaxlm.launching.preflight.run import Wanted, preflight, report_lines
 
     result = preflight(Wanted(arguments.hostfile, arguments.recipe, tuple(arguments.overrides), arguments.run_dir,
                               arguments.master_port, arguments.min_free_gb, arguments.megabytes, arguments.seconds),

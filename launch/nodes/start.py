@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    from dist_metaxlm.training.starting import Request, start
+    from dist_metaxlm.launching.launch_job import Request, start
 
     script = arguments.script[1:] if arguments.script[:1] == ["--"] else arguments.script
     start(Request(arguments.hostfile, arguments.launcher, arguments.topology, arguments.master_port, arguments.dry_run,

@@ -9,8 +9,8 @@ import pytest
 
 from dist_metaxlm.data.inspection import as_text, inspect
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_metaxlm.data import manifest
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import TokenStore
-from dist_metaxlm.data.store_writer import write_bitext, write_text
+from dist_metaxlm.data.tokens import manifest
+from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.preparation.store.writer import write_bitext, write_text
 from dist_metaxlm.recipe.schema import PhaseConfig
 
 VOCAB = 3000

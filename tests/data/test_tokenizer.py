@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from dist_metaxlm.data import tokenizer_training
 from dist_metaxlm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
-from dist_metaxlm.data.tokenizer_training import TextSample, draw, poorly_served, quotas, train_tokenizer
-from dist_metaxlm.data.tokenizer_training import report as training_report
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.preparation.tokenizing import training as tokenizer_training
+from dist_metaxlm.preparation.tokenizing.training import TextSample, draw, poorly_served, quotas, train_tokenizer
+from dist_metaxlm.preparation.tokenizing.training import report as training_report
 from dist_metaxlm.recipe.schema import TokenizerConfig
 
 VOCAB = 500

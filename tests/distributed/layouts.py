@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.engine import parameter_groups
-from dist_metaxlm.training.steps import StepPlan
+from dist_metaxlm.training.engine.engine import parameter_groups
 
 LEARNING_RATE = 2e-3
 FAMILIES = {"xlmr": [], "modern": ["model.family=modern", "model.norm=pre"]}

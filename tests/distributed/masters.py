@@ -13,6 +13,7 @@ from safetensors.torch import save, save_file
 from worker_layouts import CPU, check_tied
 
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.interop.folders import LOGICAL_CONFIG
 from dist_metaxlm.interop.shard_writer import WEIGHTS
 from dist_metaxlm.modeling.encoder import Encoder
@@ -24,11 +25,11 @@ from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training import optimizer_state, pretrain
-from dist_metaxlm.training.carry_over import HEAD_BIAS, TABLE
-from dist_metaxlm.training.manifest import step_folder, write_manifest
-from dist_metaxlm.training.run_folder import PhaseFolder
-from dist_metaxlm.training.tensor_file import HashedFile, TensorFile
+from dist_metaxlm.storage.tensor_file import HashedFile, TensorFile
+from dist_metaxlm.training import pretrain
+from dist_metaxlm.training.checkpointing.manifest import step_folder, write_manifest
+from dist_metaxlm.training.run.carry_over import HEAD_BIAS, TABLE
+from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 ANEW = "carry_over.unseen_embeddings=reinitialise"
 

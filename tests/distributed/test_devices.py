@@ -18,16 +18,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from dist_metaxlm.kernels import linear_cross_entropy as head
+from dist_metaxlm.kernels.head import linear_cross_entropy as head
 
-from dist_metaxlm.benchmarking import saving as saving_figures
+from dist_metaxlm.benchmarking.training import saving as saving_figures
 from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.deepspeed_adapter import gradient_norm
 from dist_metaxlm.parallel import groups, process_group
 from dist_metaxlm.parallel.topology import Topology, locate_ranks
-from dist_metaxlm.training import batches, checkpoint, gradient_norm, pieces, resilience, saving
-from dist_metaxlm.training.metrics import LossMeter
-from dist_metaxlm.training.pipeline import PipelinedModel
-from dist_metaxlm.training.progress import Progress
+from dist_metaxlm.training.checkpointing import checkpoint, saving
+from dist_metaxlm.training.checkpointing import gather_plan as pieces
+from dist_metaxlm.training.engine.pipeline import PipelinedModel
+from dist_metaxlm.training.loop import batches, resilience
+from dist_metaxlm.training.loop.metrics import LossMeter
+from dist_metaxlm.training.loop.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("meta")
@@ -100,7 +103,7 @@ def cross_entropy(form: Callable[..., Any]) -> None:
 
 def fused_head() -> None:
     pytest.importorskip("triton")
-    from dist_metaxlm.kernels import linear_cross_entropy_triton as fused
+    from dist_metaxlm.kernels.head import linear_cross_entropy_triton as fused
 
     fused._gather(on_device(3, 4), head.VocabularyShard(0, 6, "nccl"))
     with pytest.MonkeyPatch.context() as patched:

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.recipe.load import load_recipe

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.parallel.process_group import all_reduce, process_group
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.steps import StepPlan
 
 
 def main(recipe_path: str, output: str, micro_batch_tokens: int) -> None:

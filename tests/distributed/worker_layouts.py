@@ -16,8 +16,10 @@ from deepspeed.utils import safe_get_full_fp32_param
 from layouts import digest
 
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.store import TokenStore
+from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.modeling.sharding import gather_whole, partition_axis
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
@@ -25,14 +27,12 @@ from dist_metaxlm.parallel.process_group import barrier, process_group, rank, su
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training import optimizer_state
-from dist_metaxlm.training.batches import batches
-from dist_metaxlm.training.checkpoint import newest_checkpoint, restore, save_checkpoint
-from dist_metaxlm.training.engine import build_engine
-from dist_metaxlm.training.execution import execution
+from dist_metaxlm.training.checkpointing.checkpoint import newest_checkpoint, restore, save_checkpoint
+from dist_metaxlm.training.engine.engine import build_engine
+from dist_metaxlm.training.engine.execution import execution
+from dist_metaxlm.training.loop.batches import batches
+from dist_metaxlm.training.loop.probing import Probing
 from dist_metaxlm.training.pretrain import build_model
-from dist_metaxlm.training.probing import Probing
-from dist_metaxlm.training.steps import StepPlan
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ from dist_metaxlm.parallel.process_group import barrier, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.pretrain import Options, _run, open_data
-from dist_metaxlm.training.run_folder import PhaseFolder
+from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 
 def train(job: dict[str, Any], topology: Topology, run: Path, resume: str) -> None:

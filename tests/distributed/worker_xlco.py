@@ -13,14 +13,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.parallel import groups
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training.steps import StepPlan
 
 STEPS, RATE = 4, 0.3
 MICRO_BATCH_TOKENS = {1: 10**9, 2: 1, 4: 64}

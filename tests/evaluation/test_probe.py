@@ -11,12 +11,12 @@ from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation import probe as probe_module
 from dist_metaxlm.evaluation.probe import HeldoutProbe
-from dist_metaxlm.evaluation.study_measures import measure
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.parallel.groups import Groups
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.probing import Probing
+from dist_metaxlm.study.measures import measure
+from dist_metaxlm.training.loop.probing import Probing
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_metaxlm.data import manifest
-from dist_metaxlm.data.store import Corpus, TokenStore
-from dist_metaxlm.data.store_writer import write_index
+from dist_metaxlm.data.tokens import manifest
+from dist_metaxlm.data.tokens.store import Corpus, TokenStore
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.preparation.store.writer import write_index
 
 TELLING = (0, 1, 2, 4, 5, 8, 9, 34, 127, 128, 255, 256, 65499, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1,
            2**63, 2**64 - 1)

@@ -38,7 +38,7 @@ def child(arguments: list[str]) -> int:
     import torch
 
     import dist_metaxlm.interop.folders
-    import dist_metaxlm.training.checkpoint  # noqa: F401
+    import dist_metaxlm.training.checkpointing.checkpoint  # noqa: F401
     from dist_metaxlm.modeling.encoder import Encoder
     from dist_metaxlm.recipe.schema import ModelConfig
 
@@ -107,8 +107,8 @@ def make_folder(folder: Path, config: Any, tokenizer: Path) -> None:
 def make_run(run_dir: Path, imported: Path, config: Any) -> None:
     """A run whose meta phase has one checkpoint: the import's weights, as files of two ranks lie in one."""
     from dist_metaxlm.recipe.load import dump_recipe, load_recipe
-    from dist_metaxlm.training.manifest import file_digest, write_manifest
-    from dist_metaxlm.training.tensor_file import Sealed
+    from dist_metaxlm.storage.tensor_file import Sealed
+    from dist_metaxlm.training.checkpointing.manifest import file_digest, write_manifest
 
     data, step = run_dir / "data", run_dir / "meta" / "checkpoints" / "step-00000001"
     data.mkdir(parents=True)
@@ -162,8 +162,8 @@ def measure(config: Any, place: Path) -> dict[str, Any]:
 
 def main() -> int:
     from dist_metaxlm.recipe.load import load_recipe
-    from dist_metaxlm.training.manifest import write_json
-    from dist_metaxlm.training.run_folder import environment
+    from dist_metaxlm.training.checkpointing.manifest import write_json
+    from dist_metaxlm.training.run.run_folder import environment
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="xlmr-large", help="recipe whose model is generated")

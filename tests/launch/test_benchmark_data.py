@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_metaxlm.benchmarking.data import open_once, wait_shares
-from dist_metaxlm.benchmarking.packing import measure_packing
-from dist_metaxlm.benchmarking.synthetic_store import SyntheticTokenizer, write_store
-from dist_metaxlm.data.store import TokenStore
+from dist_metaxlm.benchmarking.data.loading import open_once, wait_shares
+from dist_metaxlm.benchmarking.data.packing import measure_packing
+from dist_metaxlm.benchmarking.data.synthetic_store import SyntheticTokenizer, write_store
+from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

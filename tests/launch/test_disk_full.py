@@ -11,7 +11,7 @@ import pytest
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.probe import HeldoutProbe
-from dist_metaxlm.training.manifest import verify_manifest
+from dist_metaxlm.training.checkpointing.manifest import verify_manifest
 from dist_metaxlm.training.pretrain import Options, pretrain
 
 ROOT = Path(__file__).resolve().parents[2]

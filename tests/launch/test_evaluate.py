@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from dist_metaxlm.evaluation.run import evaluate_run, window_of
-from dist_metaxlm.evaluation.text_encoder import exported_phase
+from dist_metaxlm.evaluation.tasks.text_encoder import exported_phase
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.load import load_recipe
 
@@ -63,7 +63,7 @@ def weights(monkeypatch, run_dir):
     """Checkpoints whose weights are another initialisation."""
     recipe = load_recipe(run_dir / "recipe.yaml")
     state = Encoder(recipe.model, 77).state_dict()
-    monkeypatch.setattr("dist_metaxlm.training.checkpoint.load_weights", lambda *_: (recipe, state))
+    monkeypatch.setattr("dist_metaxlm.training.run.trained_phase.load_weights", lambda *_: (recipe, state))
     return state
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_metaxlm.evaluation.retrieval_task import read_parallel
-from dist_metaxlm.evaluation.run_tasks import TaskOptions, evaluate_encoders
-from dist_metaxlm.evaluation.text_encoder import exported_phase
+from dist_metaxlm.evaluation.tasks.retrieval import read_parallel
+from dist_metaxlm.evaluation.tasks.run import TaskOptions, evaluate_encoders
+from dist_metaxlm.evaluation.tasks.text_encoder import exported_phase
 from dist_metaxlm.interop.folders import open_folder
 from dist_metaxlm.interop.weights import from_huggingface
 
@@ -68,7 +68,7 @@ def test_a_run_and_a_folder_of_the_same_weights_score_the_same(run_dir, data, tm
 
 def test_files_of_a_single_task_are_read_once_for_all_encoders(run_dir, data, tmp_path, monkeypatch):
     reads = []
-    monkeypatch.setattr("dist_metaxlm.evaluation.run_tasks.read_parallel",
+    monkeypatch.setattr("dist_metaxlm.evaluation.tasks.run.read_parallel",
                         lambda *given: reads.append(given[0]) or read_parallel(*given))
     results = evaluate_encoders(str(run_dir), ["untrained"], [], ["tatoeba"], TaskOptions(data))
     assert (list(results), reads) == (["untrained"], ["tatoeba"])
@@ -92,7 +92,7 @@ def test_keep_going_runs_the_rest_and_exits_2(run_dir, data, monkeypatch, capsys
 def test_missing_libraries_are_named_before_anything_is_learnt(run_dir, data, monkeypatch, capsys):
     plain, hidden = importlib.util.find_spec, ("accelerate", "seqeval", "scipy")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in hidden else plain(name, *rest))
-    monkeypatch.setattr("dist_metaxlm.evaluation.run_tasks.evaluate_run_tasks", lambda *_: pytest.fail("an encoder!"))
+    monkeypatch.setattr("dist_metaxlm.evaluation.tasks.run.evaluate_run_tasks", lambda *_: pytest.fail("an encoder!"))
     assert call(monkeypatch, "--run_dir", run_dir, "--phase", "untrained", "--tasks", "udpos", "--task_data", data) == 2
     assert "tagging tasks need accelerate, seqeval, scipy, missing here; pip" in capsys.readouterr().err
 

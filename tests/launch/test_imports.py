@@ -20,8 +20,8 @@ for script in ("pretrain", "prepare", "evaluate", "convert", "plan", "benchmark"
 """
 RANK = f"""
 import torch
-import dist_metaxlm.training.pretrain, dist_metaxlm.evaluation.probe, dist_metaxlm.evaluation.run_tasks
-import dist_metaxlm.interop.folders, dist_metaxlm.evaluation.study
+import dist_metaxlm.training.pretrain, dist_metaxlm.evaluation.probe, dist_metaxlm.evaluation.tasks.run
+import dist_metaxlm.interop.folders, dist_metaxlm.study.study
 assert not {{*{HEAVY!r}}} & sys.modules.keys(), {{*{HEAVY!r}}} & sys.modules.keys()
 from dist_metaxlm.parallel.process_group import process_group
 from dist_metaxlm.parallel.topology import detect_topology
@@ -54,5 +54,5 @@ def test_plans_and_data_do_without_torch() -> None:
 def test_a_rank_imports_the_heavy_where_it_uses_it_and_builds_nothing() -> None:
     muon = "deepspeed.runtime.zero.muon.muon_optimizer"
     unused = ("torch.utils.cpp_extension", "setuptools", "torch._inductor.compile_fx", "megatron", "transformers",
-              "matplotlib", "sklearn", "dist_metaxlm.kernels.attention_cuda")
+              "matplotlib", "sklearn", "dist_metaxlm.kernels.attention.cuda")
     assert loaded(RANK, (*unused, muon)) == {muon}

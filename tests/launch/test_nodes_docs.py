@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_metaxlm.training import starting
+from dist_metaxlm.launching import launch_job as starting
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "docs" / "launching.md", *sorted((ROOT / "docs" / "launchers").glob("*.md"))]
@@ -44,7 +44,7 @@ def test_commands_of_the_pages(page: str, line: str, monkeypatch: pytest.MonkeyP
         found = parsed(words[1], words[2:], monkeypatch)
         hosts, lines = tmp_path / "hosts", []
         hosts.write_text("node1 slots=8\nnode2 slots=8\n")
-        monkeypatch.setattr("dist_metaxlm.parallel.commands.beside_python", lambda name: name)
+        monkeypatch.setattr("dist_metaxlm.launching.commands.beside_python", lambda name: name)
         starting.start(starting.Request(str(hosts), found.launcher, None, found.master_port, True, tuple(found.script[1:])),
                        lines.append)
         assert "16 ranks on 2 nodes" in lines[0]

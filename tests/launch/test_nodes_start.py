@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.parallel.commands import for_pdsh, make_job, mpirun_command, srun_command, torchrun_commands
+from dist_metaxlm.launching.commands import for_pdsh, make_job, mpirun_command, srun_command, torchrun_commands
+from dist_metaxlm.launching.hostfile import Host
+from dist_metaxlm.launching.launch_job import Request, start
 from dist_metaxlm.parallel.environment import forwarded, interface_addresses, interface_towards
-from dist_metaxlm.parallel.hostfile import Host
-from dist_metaxlm.training.starting import Request, start
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN = str(ROOT / "launch" / "pretrain.py")

@@ -19,8 +19,8 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.parallel.topology import free_port
-from dist_metaxlm.training.checkpoint import load_weights
 from dist_metaxlm.training.pretrain import Options, pretrain
+from dist_metaxlm.training.run.trained_phase import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "pretrain.py"
@@ -28,7 +28,7 @@ Run = Callable[..., str]
 NO_PROBE = ["training.probe_interval=0"]
 AFTER_STEP = """
 import os, runpy, signal, sys, time
-from dist_metaxlm.training import resilience
+from dist_metaxlm.training.loop import resilience
 acts = {"wait": lambda: time.sleep(600), "stop": lambda: os.kill(os.getpid(), signal.SIGTERM)}
 (_, step, act, *sys.argv), agreed = sys.argv, resilience.StopRequest.agreed
 def acting(self, done):

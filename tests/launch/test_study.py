@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from dist_metaxlm.data.store import TokenStore
 from dist_metaxlm.data.tokenizer import UNK
+from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.errors import StoppedInGoodOrder, UserError
-from dist_metaxlm.evaluation.fake_english import PIECES
-from dist_metaxlm.evaluation.study import StudyOptions, two_phase_study
+from dist_metaxlm.study.fake_english import PIECES
+from dist_metaxlm.study.study import StudyOptions, two_phase_study
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SHAPE = ("model.layers=2", "model.hidden=32", "model.heads=2", "model.ffn=64", "model.vocab_size=380")

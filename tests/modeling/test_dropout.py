@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dist_metaxlm.kernels import dropout
-from dist_metaxlm.kernels.dropout import AttentionDropout, token_keys
+from dist_metaxlm.kernels.pointwise import dropout
+from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, token_keys
 
 from dist_metaxlm.modeling.dropout import DropoutKey, counter_dropout, dropout_mask
 

@@ -47,8 +47,8 @@ def quick(nodes_possible: None, tmp_path_factory: pytest.TempPathFactory) -> tup
     """Overrides that make the quickstart recipe short; its data is prepared."""
     from jobs import QUICK
 
-    from dist_metaxlm.data.prepare import is_prepared, prepare
     from dist_metaxlm.errors import UserError
+    from dist_metaxlm.preparation.prepare import is_prepared, prepare
     from dist_metaxlm.recipe.load import load_recipe
 
     if is_prepared(load_recipe("quickstart")):

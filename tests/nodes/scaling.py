@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster import Cluster, missing
 from jobs import PYTHON, ROOT, hostfile
 
-from dist_metaxlm.benchmarking.scaling_report import draw, table
+from dist_metaxlm.benchmarking.scaling.report import draw, table
 from dist_metaxlm.errors import UserError, run_command
-from dist_metaxlm.wording import counted
+from dist_metaxlm.text import counted
 
 SHORT = ("phases.cross.objectives.mlm.batch_tokens=1024", "phases.cross.objectives.tlm.batch_tokens=1024",
          "phases.cross.objectives.contrast.pairs=16", "phases.cross.objectives.contrast.group=16",

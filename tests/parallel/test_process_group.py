@@ -10,8 +10,8 @@ import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel import environment
+from dist_metaxlm.parallel.deepspeed_import import import_deepspeed
 from dist_metaxlm.parallel.environment import complete_environment
-from dist_metaxlm.parallel.lean_deepspeed import import_deepspeed
 from dist_metaxlm.parallel.process_group import check_devices, stay_on_device
 from dist_metaxlm.parallel.topology import Topology
 
@@ -78,7 +78,7 @@ def test_deepspeed_asks_torch_for_the_memory_of_devices_without_numbers(monkeypa
 
 def test_auto_is_bf16_only_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from dist_metaxlm.recipe.load import load_recipe
-    from dist_metaxlm.training.engine import resolve_precision
+    from dist_metaxlm.training.engine.engine import resolve_precision
 
     recipe = load_recipe("quickstart", [])
     assert resolve_precision(recipe, torch.device("cpu")) == "fp32"

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.planning.checkpoint_size import checkpoint_bytes
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training import optimizer_state
-from dist_metaxlm.training.saving import CheckpointSaver
+from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 
 MLM = "{name: mlm, batch_tokens: 8192}"
 OBJECTIVES = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from dist_metaxlm.data.steps import check_batches
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.planning.plan import MEMORY_SHARE, parse_cluster, plan, plan_table
-from dist_metaxlm.planning.sharing import undivided
 from dist_metaxlm.planning.stages import model_stages
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.steps import check_batches
+from dist_metaxlm.recipe.sharing import undivided
 
 
 def test_cluster_strings():

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.recipe.schema import PhaseConfig
-from dist_metaxlm.training.batches import batches
-from dist_metaxlm.training.steps import StepPlan
+from dist_metaxlm.training.loop.batches import batches
 
 LENGTH, STEPS, VOCAB = 32, 12, 3000
 TOKENIZER = SimpleNamespace(hash="ab", path=Path("t.model"), vocab_size=VOCAB, mask_id=VOCAB - 1,

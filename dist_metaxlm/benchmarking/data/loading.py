@@ -1,0 +1,147 @@
+"""What the data costs: opening a large store, seeking, assembling batches, and the wait for data in a training run.
+
+The stores are made here in a temporary folder: real indexes, and for the opening test `.bin` files with holes (so that
+1e10 tokens take no disk). Opening is timed in fresh processes, after the imports, with the files in the page cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.benchmarking.data.packing import measure_packing
+from dist_metaxlm.benchmarking.data.synthetic_store import SyntheticTokenizer, write_store
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.tokens.store import TokenStore
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.schema import PhaseConfig
+from dist_metaxlm.training.run.run_folder import environment
+
+LANGUAGES = 100
+FAR = 10**9
+"""The sample number that the seek goes to."""
+
+
+def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None) -> dict[str, Any]:
+    """All figures of the data room; `tokens` of the store that is opened, medians over `runs`; where given, the wait for
+    data in the training run of `metrics`, and what tlm's windows of `store` lose.
+
+    Raises:
+        UserError: where the temporary folder has too little room for the indexes, or `metrics` holds no figures.
+    """
+    waits = wait_shares(Path(metrics)) if metrics else None
+    packing = measure_packing(Path(store)) if store else None
+    with tempfile.TemporaryDirectory(prefix="dist-metaxlm-data-") as name:
+        folder = Path(name)
+        needed = tokens * 11 // 20 + 2**29  # 20 bytes of index for about 400 tokens, twice the store, and the real tokens
+        if shutil.disk_usage(folder).free < needed:
+            raise UserError(f"{folder.parent} has less than {needed / 2**30:.1f} GiB free; set TMPDIR to another folder, or "
+                            "give fewer --tokens")
+        sizes = {"small": tokens, "large": 10 * tokens}
+        for title, size in sizes.items():
+            write_store(folder / title, LANGUAGES, size, holes=True)
+        # in turn, so that a slow moment of the machine meets both
+        opened: dict[str, list[dict[str, float]]] = {title: [] for title in sizes}
+        for _ in range(runs):
+            for title in sizes:
+                opened[title].append(_open_in_a_fresh_process(folder / title))
+        opening = {title: {"tokens": sizes[title], **{key: statistics.median(row[key] for row in rows) for key in rows[0]}}
+                   for title, rows in opened.items()}
+        for title in sizes:
+            shutil.rmtree(folder / title)
+        write_store(folder / "real", LANGUAGES, min(tokens, 30_000_000), holes=False)
+        loading = measure_loading(folder / "real", runs)
+    small, large = opening["small"], opening["large"]
+    return {"languages": LANGUAGES, "opening": opening,
+            "large_to_small_seconds": large["seconds"] / small["seconds"],
+            "large_to_small_resident": large["resident_mb"] / small["resident_mb"],
+            "loading": loading, "data_wait_share": waits, "tlm_packing": packing, "runs": runs,
+            "load_average": os.getloadavg()[0], "environment": environment()}
+
+
+def measure_loading(folder: Path, runs: int) -> dict[str, Any]:
+    """Tokens per second of one thread by window length, and the cost of a far sample against a near one.
+
+    By the clock, and by the thread's own CPU time, which other jobs on a shared machine disturb less.
+    """
+    result: dict[str, Any] = {}
+    for length, batch in ((128, 8192), (512, 32768)):
+        for whole_words in (False, True):
+            data, phase = _phase_data(folder, length, batch, whole_words)
+            read = partial(data.batch, phase.objectives[0], count=batch // length)
+            timed = [_seconds(read, first * batch // length) for first in range(20 * runs)][runs:]
+            name = f"window {length}, batch {batch}{', whole words' if whole_words else ''}"
+            result[name] = {"wall": batch / statistics.median(wall for wall, _ in timed),
+                            "cpu": batch / statistics.median(cpu for _, cpu in timed)}
+    data, phase = _phase_data(folder, 128, 8192, False)
+    read = partial(data.batch, phase.objectives[0], count=64)
+    near, far = [], []
+    for number in range(20 * runs):
+        near.append(_seconds(read, 64 * number)[1])
+        far.append(_seconds(read, FAR + 64 * number)[1])
+    return {"tokens_per_second": result, "near_ms": 1e3 * statistics.median(near), "far_ms": 1e3 * statistics.median(far),
+            "far_to_near": statistics.median(b / a for a, b in zip(near, far, strict=True))}
+
+
+def wait_shares(path: Path) -> dict[str, Any]:
+    """Share of its time that a training run waited for data: median and largest over the log intervals of `path`."""
+    try:
+        shares = [json.loads(line)["data_wait_share"] for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, KeyError):
+        shares = []
+    if not shares:
+        raise UserError(f"--metrics {path} holds no data_wait_share; give the metrics.jsonl of a run of this version")
+    return {"metrics": str(path), "intervals": len(shares), "median": statistics.median(shares), "first": shares[0],
+            "largest_after_first": max(shares[1:], default=shares[0])}
+
+
+def open_once(folder: str) -> dict[str, float]:
+    """Open a store and make the first batch of its mix: seconds, and resident memory at its highest."""
+    before, start, cpu = _peak_mb(), time.perf_counter(), time.process_time()
+    data, phase = _phase_data(Path(folder), 512, 32768, False)
+    ready = time.perf_counter()
+    data.batch(phase.objectives[0], 0, 64)
+    end = time.perf_counter()
+    return {"seconds": end - start, "cpu_seconds": time.process_time() - cpu, "open_seconds": ready - start,
+            "first_batch_seconds": end - ready, "resident_mb": _peak_mb(), "imports_resident_mb": before}
+
+
+def _open_in_a_fresh_process(folder: Path) -> dict[str, float]:
+    code = ("import json, sys; from dist_metaxlm.benchmarking.data.loading import open_once; "
+            "print(json.dumps(open_once(sys.argv[1])))")
+    result = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _phase_data(folder: Path, length: int, batch: int, whole_words: bool) -> tuple[PhaseData, PhaseConfig]:
+    phase = PhaseConfig.model_validate({
+        "steps": 1000, "sequence_length": length, "whole_words": whole_words, "learning_rate": {"peak": 1.0},
+        "objectives": [{"name": "mlm", "batch_tokens": batch}]})
+    return PhaseData(TokenStore.open(folder), SyntheticTokenizer(), "cross", phase, 1), phase  # type: ignore[arg-type]
+
+
+def _seconds(read: Callable[..., Any], first: int) -> tuple[float, float]:
+    """(by the clock, of the thread's CPU time)."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    read(first)
+    return time.perf_counter() - wall, time.thread_time() - cpu
+
+
+def _peak_mb() -> float:
+    """Highest resident memory of this process; ru_maxrss would count the parent's, which a fresh process starts from."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6

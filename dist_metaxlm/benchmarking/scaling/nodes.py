@@ -1,0 +1,43 @@
+"""The nodes of a hostfile as the place of a scaling measurement: launch/nodes/start.py starts every job, and checks it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dist_metaxlm.benchmarking.scaling.scaling import Job, Place, reported
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.launching.hostfile import read_hostfile
+from dist_metaxlm.text import counted
+
+
+def on_nodes(hostfile: str, launcher: str, port: int, benchmark: Path,
+             link_megabits: float | None = None) -> tuple[Place, tuple[int, ...]]:
+    """The place, and the counts of nodes to measure: 1, 2, 4, ... and all.
+
+    `benchmark` is launch/benchmark.py, which is there on every node.
+
+    Raises:
+        UserError: when the hostfile is wrong, or its nodes have different numbers of slots.
+    """
+    hosts = read_hostfile(hostfile)
+    slots = {host.slots for host in hosts}
+    if len(slots) > 1:
+        raise UserError(f"hostfile {hostfile} has nodes of {sorted(slots)} slots, and scaling over nodes compares equal "
+                        "ones; give all hosts the same number")
+
+    def run(count: int, job: Job) -> Job:
+        with TemporaryDirectory() as folder:
+            chosen = Path(folder) / "hosts"
+            chosen.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts[:count]), encoding="ascii")
+            command = [sys.executable, str(benchmark.parent / "nodes" / "start.py"), "--hostfile", str(chosen),
+                       "--launcher", launcher, "--master_port", str(port), "--", str(benchmark), "scaling", "--job",
+                       json.dumps(job)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        return reported(done.returncode, done.stdout, done.stderr, f"{counted(count, 'node')} with {job['overrides']}")
+
+    counts = [1 << power for power in range(len(hosts).bit_length()) if 1 << power < len(hosts)]
+    return Place("nodes", slots.pop(), run, link_megabits), (*counts, len(hosts))

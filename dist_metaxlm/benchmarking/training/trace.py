@@ -1,0 +1,134 @@
+"""Where the time of profiled steps went: the profiler's events by component and pass, and what made the host wait.
+
+On a CPU time is the host's, without that of the operators called inside; on a GPU it is the kernels' of an operator. An
+operator of the forward pass belongs to the innermost label around it (labels.py); one of the backward pass to the component
+of the forward operator whose node of the autograd graph it carries out, which the profiler tells by thread and number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dist_metaxlm.benchmarking.training.labels import COMMUNICATION, DATA, MODULES, PREFIX, STEP
+
+FORWARD, BACKWARD, AGAIN, UPDATE = "forward", "backward", "recomputed", "step"
+PASSES = (FORWARD, BACKWARD, AGAIN, UPDATE)
+ACCUMULATION = "sums of gradients"
+CARRIERS = ("gloo:", "nccl:", "c10d::", "ncclDevKernel", "ncclKernel")
+"""Names of collectives and sends: the calls, gloo's own, NCCL's kernels."""
+WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal",
+         "aten::unique_consecutive")
+"""Operators whose result a host must wait for."""
+CUDA_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+"""Calls of CUDA that return when the device has come that far."""
+_NODE = "autograd::engine::evaluate_function: "
+_BACKWARD_SCOPE = 1
+_OF_THE_MODEL = frozenset([STEP, *(name for _, name in MODULES)])
+
+
+@dataclass
+class Breakdown:
+    """Sums over the profiled steps; microseconds."""
+
+    parts: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
+    """Component -> pass -> time."""
+    operators: dict[tuple[str, str, str], float] = field(default_factory=lambda: defaultdict(float))
+    """(operator, component, pass) -> time."""
+    waits: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Component -> what made the host wait -> how often."""
+
+    def total(self) -> float:
+        """Time that was attributed."""
+        return sum(sum(passes.values()) for passes in self.parts.values())
+
+
+def breakdown(events: Iterable[Any], on_device: bool) -> Breakdown:
+    """Sort `events` (`torch.profiler.profile.events()`, in order of time) of the labelled steps.
+
+    `on_device`: time is that of the kernels; otherwise the host's.
+    """
+    listed = [event for event in events if not getattr(event, "is_async", False) and _is_host(event)]
+    nodes: dict[tuple[int, int], str] = {}
+    places: dict[int, tuple[str, str] | None] = {}
+    for event in listed:
+        place = places[id(event)] = _place(event, places, nodes)
+        if place is not None and event.sequence_nr >= 0 and place[1] != BACKWARD:
+            # Operators without a node have the number of the next one: the last to start with a number made its node.
+            nodes[event.thread, event.sequence_nr] = place[0]
+    found = Breakdown()
+    for event in listed:
+        place = places[id(event)]
+        if place is None:
+            continue
+        time = _device_time(event) if on_device else _host_time(event)
+        if time:
+            found.parts[place[0]][place[1]] += time
+            found.operators[event.name.removeprefix(PREFIX), *place] += time
+        if event.name in (CUDA_WAITS if on_device else WAITS):
+            found.waits[place[0]][f"{event.name} in {_operator_around(event)}"] += 1
+    return found
+
+
+def _place(event: Any, places: dict[int, tuple[str, str] | None], nodes: dict[tuple[int, int], str]
+           ) -> tuple[str, str] | None:
+    """(component, pass) of an event whose parents have theirs; None outside the labelled steps."""
+    parent = event.cpu_parent
+    around = places.get(id(parent)) if parent is not None else None
+    if around is not None and around[0] == COMMUNICATION:
+        return around
+    if event.name.startswith(CARRIERS):
+        return (COMMUNICATION, UPDATE) if around is not None else None
+    if event.name.startswith(PREFIX):
+        name = event.name.removeprefix(PREFIX)
+        again = around is not None and around[1] in (BACKWARD, AGAIN)
+        return name, AGAIN if again else FORWARD if name in _OF_THE_MODEL else UPDATE
+    if event.scope == _BACKWARD_SCOPE or event.name.startswith(_NODE):
+        if event.name.removeprefix(_NODE) == "torch::autograd::AccumulateGrad":
+            return ACCUMULATION, BACKWARD
+        known = nodes.get((event.fwd_thread, event.sequence_nr))
+        if known is not None:
+            return known, BACKWARD
+        return around if around is not None and around[1] == BACKWARD else (STEP, BACKWARD)
+    return around
+
+
+def _operator_around(event: Any) -> str:
+    """The outermost operator that contains the event, below its label."""
+    name = event.name
+    while event.cpu_parent is not None and not event.cpu_parent.name.startswith(PREFIX):
+        event = event.cpu_parent
+        name = event.name
+    return name.removeprefix(_NODE)
+
+
+def _is_host(event: Any) -> bool:
+    return getattr(event.device_type, "name", "CPU") == "CPU"
+
+
+def _host_time(event: Any) -> float:
+    """Of the operator itself; what passes inside a label between operators is the interpreter's, but for waiting."""
+    return 0.0 if event.name.startswith(PREFIX) and event.name != PREFIX + DATA else event.self_cpu_time_total
+
+
+def _device_time(event: Any) -> float:
+    """Of the kernels that the event itself launched; a label's own entry on the device spans those of others."""
+    return sum(kernel.duration for kernel in event.kernels if kernel.name != event.name)
+
+
+def device_busy(events: Iterable[Any]) -> float:
+    """Microseconds in which a device ran at least one kernel or copy."""
+    spans = [(event.time_range.start, event.time_range.end) for event in events
+             if not _is_host(event) and not event.name.startswith(PREFIX)]
+    return covered(spans)
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total

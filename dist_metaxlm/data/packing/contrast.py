@@ -1,0 +1,145 @@
+"""Translation pairs as separate sentences, packed into windows, for the contrast objective.
+
+Sample n is a pair: a language pair by quota (mixing.py), and in it a pair by a keyed permutation of the epoch, so every
+pair comes once an epoch. Each sentence is a document of its own; documents are packed first-fit, longest first.
+
+Shapes: P pairs, documents 2P (pair p has the sentences 2p and 2p + 1), W windows of L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dist_metaxlm.data.packing.ordered import OrderedPairs
+from dist_metaxlm.data.packing.spans import groups, spans
+from dist_metaxlm.data.sampling.permutation import hash_u64, permute
+from dist_metaxlm.data.tokenizer import BOS, EOS, PAD
+from dist_metaxlm.errors import UserError
+
+if TYPE_CHECKING:
+    from dist_metaxlm.data.tokens.store import Corpus
+
+
+@dataclass(frozen=True)
+class ContrastRead:
+    """Sentences packed into windows."""
+
+    tokens: np.ndarray
+    """[W, L] int64; what no sentence fills is `<pad>`."""
+    documents: np.ndarray
+    """[D] int64: first token of each sentence and of each window's padding in the flat batch, ascending."""
+    pairs: np.ndarray
+    """[P, 2] int64: document numbers of each pair's sentences."""
+    leaders: np.ndarray
+    """[W] int64: which of the 2P sentences stands first in each window."""
+
+
+class ContrastPairs(OrderedPairs):
+    """The pairs of several bitexts, by (language pair, ordinal)."""
+
+    def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int,
+                 keys: tuple[str | int, ...]) -> None:
+        """Pack pairs of `corpora`, called `names`, into windows of `length` tokens; `keys` name the random streams."""
+        super().__init__(corpora, names, length, keys)
+        self._counts = np.array([len(starts) - 1 for starts in self._document_starts], np.int64)
+        for name, count in zip(names, self._counts.tolist(), strict=True):
+            if count < 1:
+                raise UserError(f"{name} has no translation pair; prepare the store again with bitext for it, "
+                                "or list phases.*.languages without it")
+
+    def locate(self, corpus: np.ndarray, ordinal: np.ndarray) -> np.ndarray:
+        """[P] int64: document of `corpus` that is number `ordinal` of it (both [P]), from 0 for ever."""
+        count = self._counts[corpus]
+        return permute(ordinal % count, count, hash_u64(self._order_keys[corpus], ordinal // count))
+
+    def origin(self, corpus: np.ndarray, ordinal: np.ndarray) -> int:
+        """First token in its corpus of the pair that is number `ordinal` of `corpus` (both [1])."""
+        return int(self._document_starts[corpus[0]][self.locate(corpus, ordinal)[0]])
+
+    def read(self, corpus: np.ndarray, documents: np.ndarray, max_tokens: int) -> ContrastRead:
+        """Pack pairs `documents` of language pairs `corpus` (both [P]), sentences cut to `max_tokens`."""
+        source, size, starts_anew = self.sentence_places(corpus, documents)
+        length = np.minimum(size + starts_anew, max_tokens)
+        placed = place(length, self.length)
+        start = placed.start
+        flat = np.full(placed.windows * self.length, PAD, np.int64)
+        flat[start] = BOS
+        kept = length - starts_anew
+        order = np.argsort(corpus, kind="stable")
+        for number, where in groups(corpus[order]):
+            mine = (2 * order[where][:, None] + np.arange(2)).reshape(-1)
+            flat[spans((start + starts_anew)[mine], kept[mine])] = self._tokens[number][spans(source[mine], kept[mine])]
+        cut = length < size + starts_anew
+        flat[(start + length - 1)[cut]] = EOS
+        pairs = np.searchsorted(placed.documents, start).reshape(-1, 2)
+        return ContrastRead(flat.reshape(-1, self.length), placed.documents, pairs, placed.leaders)
+
+    def tokens_of(self, corpus: int) -> np.ndarray:
+        """The token stream of a corpus."""
+        return self._tokens[corpus]
+
+    def sentence_places(self, corpus: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """([2P] first token in its corpus, [2P] tokens there, [2P] 1 where `<s>` is to be put in front)."""
+        source = np.empty((len(corpus), 2), np.int64)
+        size = np.empty((len(corpus), 2), np.int64)
+        order = np.argsort(corpus, kind="stable")
+        for number, where in groups(corpus[order]):
+            mine = order[where]
+            document = documents[mine]
+            source[mine, 0] = self._document_starts[number][document]
+            source[mine, 1] = self._second_starts[number][document]
+            size[mine, 1] = self._document_starts[number][document + 1]
+        size[:, 1] -= source[:, 1]
+        size[:, 0] = source[:, 1] - source[:, 0]
+        return source.reshape(-1), size.reshape(-1), np.tile(np.array([0, 1], np.int64), len(corpus))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where sentences stand in windows."""
+
+    start: np.ndarray
+    """[N] int64: first token of each in the flat batch."""
+    windows: int
+    """Windows that it takes."""
+    documents: np.ndarray
+    """[D] int64: first token of each sentence and of each window's padding in the flat batch, ascending."""
+    leaders: np.ndarray
+    """[W] int64: which of the N stands first in each window."""
+
+
+def place(lengths: np.ndarray, capacity: int) -> Placed:
+    """Pack sentences of `lengths` [N] into windows of `capacity` tokens by `first_fit`."""
+    window, offset, windows = first_fit(lengths, capacity)
+    start = window * capacity + offset
+    filled = np.bincount(window, weights=lengths, minlength=windows).astype(np.int64)
+    padding = (np.arange(windows) * capacity + filled)[filled < capacity]
+    leaders = np.empty(windows, np.int64)
+    leaders[window[offset == 0]] = np.flatnonzero(offset == 0)
+    return Placed(start, windows, np.sort(np.concatenate([start, padding])), leaders)
+
+
+def first_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pack items of `lengths` [N], each at most `capacity`, into bins: first fit, longest first, ties in given order.
+
+    Returns ([N] bin, [N] offset in the bin, number of bins). Items of one length go together, since first fit fills bin
+    after bin with them: the loop is over the different lengths, not over items.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    bins, offsets = np.empty(len(lengths), np.int64), np.empty(len(lengths), np.int64)
+    free = np.empty(0, np.int64)
+    sizes, first = np.unique(-lengths[order], return_index=True)
+    for size, items in zip((-sizes).tolist(), np.split(order, first[1:]), strict=True):
+        room = int((free // size).sum())
+        more = max(0, -(-(len(items) - room) // (capacity // size)))
+        free = np.concatenate([free, np.full(more, capacity, np.int64)])
+        fits = free // size
+        taken = np.minimum(fits, np.maximum(0, len(items) - (np.cumsum(fits) - fits)))
+        bins[items] = np.repeat(np.arange(len(free)), taken)
+        offsets[items] = np.repeat(capacity - free, taken) + size * spans(np.zeros_like(taken), taken)
+        free = free - taken * size
+    return bins, offsets, len(free)

@@ -1,0 +1,124 @@
+"""Masked-token perplexity: exp of the mean negative log likelihood of hidden tokens in held-out text.
+
+15% of the eligible tokens are hidden, every one by `<mask>` (no 80/10/10, as in Dufter and Schuetze, EMNLP 2020), so
+that the figure asks only for prediction. Which tokens are hidden follows from a hash of the text: every checkpoint is
+asked the same questions. Compare figures between checkpoints of one tokenizer; between languages they depend on how
+finely the tokenizer cuts each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.evaluation.measures.embed import SPECIALS, SentencePack, inference, pack_sentences
+
+if TYPE_CHECKING:
+    from dist_metaxlm.modeling.encoder import Encoder
+
+MASK_RATE = 0.15
+MAX_PROSE_TOKENS = 40_000
+"""Tokens of held-out prose that are read of a language; more would not move the figure."""
+
+
+@dataclass(frozen=True)
+class MaskedSentence:
+    """A sentence's ids and the places to hide."""
+
+    ids: list[int]
+    hidden: list[int]
+    """Indices into `ids`, ascending."""
+
+
+def mask_sentence(text: str, ids: list[int], special: np.ndarray, rate: float = MASK_RATE) -> MaskedSentence:
+    """Choose `rate` of the eligible ids of a sentence, by a hash of its text and of their place.
+
+    The count is rounded up or down by the hash as well, so that over many short strings the share is `rate`.
+
+    Args:
+        text: what the choice is keyed by.
+        ids: its ids, without `<s>` and `</s>`.
+        special: [V] bool, ids that are never hidden.
+    """
+    eligible = [place for place, token in enumerate(ids) if not special[token]]
+    key = hashlib.blake2b(text.encode("utf-8"), digest_size=32).digest()
+    count = int(rate * len(eligible) + _fraction(key, -1))
+    chosen = sorted(eligible, key=lambda place: _fraction(key, place))[:count]
+    return MaskedSentence(ids, sorted(chosen))
+
+
+def _fraction(key: bytes, place: int) -> float:
+    """A number in [0, 1) that depends on the key and the place alone."""
+    digest = hashlib.blake2b(place.to_bytes(8, "little", signed=True), key=key, digest_size=6).digest()
+    return int.from_bytes(digest, "little") / 2**48
+
+
+def read_prose(path: Path, tokenizer: Tokenizer, window: int,
+               max_tokens: int = MAX_PROSE_TOKENS) -> list[MaskedSentence]:
+    """Held-out prose (a paragraph a line, a blank line between documents) as windows of masked text."""
+    pieces: list[MaskedSentence] = []
+    total = 0
+    for document in path.read_text(encoding="utf-8").split("\n\n"):
+        text = " ".join(document.split())
+        ids = tokenizer.encode(text)
+        for first in range(0, len(ids), window - SPECIALS):
+            part = ids[first:first + window - SPECIALS]
+            pieces.append(mask_sentence(f"{first} {text}", part, tokenizer.special))
+            total += len(part)
+        if total >= max_tokens:
+            break
+    return pieces
+
+
+def masked_perplexity(encoder: Encoder, sentences: Sequence[MaskedSentence], mask_id: int, window: int = 128,
+                      max_tokens: int = 8192) -> float | None:
+    """exp of the mean negative log likelihood over all hidden tokens; None where nothing is hidden.
+
+    Args:
+        encoder: the model, on any device.
+        sentences: what to hide where.
+        mask_id: id of `<mask>`.
+        window: tokens of a window, special tokens included; what lies behind it is cut.
+        max_tokens: tokens that go through the encoder at once.
+    """
+    device = next(encoder.parameters()).device
+    asked = [sentence for sentence in sentences if any(place < window - SPECIALS for place in sentence.hidden)]
+    total, count = 0.0, 0
+    with inference(encoder):
+        for pack in pack_sentences([_hide(sentence, mask_id) for sentence in asked], window, max_tokens):
+            targets, answers = _targets(pack, asked, window)
+            states = encoder(pack.batch.to(device))
+            losses = encoder.masked_lm_loss(states, targets.to(device), answers.to(device))
+            total += float(losses.double().sum())
+            count += targets.numel()
+    return math.exp(total / count) if count else None
+
+
+def _hide(sentence: MaskedSentence, mask_id: int) -> list[int]:
+    ids = list(sentence.ids)
+    for place in sentence.hidden:
+        ids[place] = mask_id
+    return ids
+
+
+def _targets(pack: SentencePack, sentences: Sequence[MaskedSentence],
+             window: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat positions [M] of the hidden tokens of a pack, ascending, and what stood there [M]."""
+    places: list[int] = []
+    answers: list[int] = []
+    for start, number in zip(pack.batch.cu_seqlens.tolist(), pack.index.tolist(), strict=False):
+        if number < 0:
+            continue
+        for place in sentences[number].hidden:
+            if place < window - SPECIALS:
+                places.append(start + 1 + place)
+                answers.append(sentences[number].ids[place])
+    return torch.tensor(places, dtype=torch.int64), torch.tensor(answers, dtype=torch.int64)

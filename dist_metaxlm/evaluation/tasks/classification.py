@@ -1,0 +1,62 @@
+"""Classification of sentence pairs (XNLI, PAWS-X), scored by accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.evaluation.measures.transfer import accuracy
+from dist_metaxlm.evaluation.tasks.files import LabelledPair, read_labelled
+from dist_metaxlm.evaluation.tasks.finetune import Scores, Settings
+from dist_metaxlm.evaluation.tasks.spec import TaskSpec
+
+
+class Classification:
+    """Sequence classification of `<s> first </s> second </s>`, as the tokenizer puts pairs together."""
+
+    metric = "accuracy"
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.labels = list(spec.labels)
+
+    def read(self, path: Path, language: str) -> list[LabelledPair]:
+        """Pairs of a file; its labels must be known once the training file has been seen."""
+        return read_labelled(path, self.labels, language)
+
+    def text(self, example: LabelledPair) -> str:
+        """Both sentences."""
+        return f"{example.first} {example.second}"
+
+    def observe(self, train: list[LabelledPair]) -> None:
+        """Without labels in the task's description those of the training file are the labels."""
+        self.labels = self.labels or sorted({pair.label for pair in train})
+
+    def model(self, folder: str) -> Any:
+        """The encoder with transformers' classification head."""
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, num_labels=len(self.labels))
+
+    def features(self, examples: Sequence[LabelledPair], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+        """Pairs as inputs, the longer sentence cut first."""
+        encoded = tokenizer([pair.first for pair in examples], [pair.second for pair in examples], truncation=True,
+                            max_length=settings.max_length)
+        return [{"input_ids": ids, "attention_mask": mask, "labels": self.labels.index(pair.label)}
+                for ids, mask, pair in zip(encoded["input_ids"], encoded["attention_mask"], examples, strict=True)]
+
+    def collator(self, tokenizer: Any) -> Any:
+        """Pads inputs."""
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(tokenizer)
+
+    def shrink(self, logits: Any) -> Any:
+        """[B, labels] -> [B] labels."""
+        return logits.argmax(-1)
+
+    def scores(self, examples: Sequence[LabelledPair], features: Sequence[dict[str, Any]], predictions: Any,
+               language: str) -> Scores:
+        """Accuracy."""
+        predicted = [self.labels[label] for label in predictions.tolist()]
+        return {"accuracy": accuracy([pair.label for pair in examples], predicted)}

@@ -1,0 +1,242 @@
+"""Readers of evaluation sets in the formats in which XTREME and the original sets are distributed.
+
+Compressed files are read as they are. Whatever is wrong inside a file is one UserError with file and line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.tasks.languages import canonical
+from dist_metaxlm.preparation.readers import dispatch as readers
+from dist_metaxlm.preparation.readers import records as readers_records
+from dist_metaxlm.preparation.readers.files import decoded, kind, lines, shown, whole
+from dist_metaxlm.recipe.data import ReadingConfig
+from dist_metaxlm.text import counted
+
+_ALIASES = {"contradictory": "contradiction"}
+"""MultiNLI's spelling in the English training file of XNLI."""
+_HEADERS = (("sentence1", "premise"), ("sentence2", "hypo", "hypothesis"), ("gold_label", "label"))
+
+
+@dataclass(frozen=True)
+class TaggedSentence:
+    """Tokens and their tags, as many."""
+
+    tokens: list[str]
+    tags: list[str]
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """Two sentences and their relation."""
+
+    first: str
+    second: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a paragraph, and the answers that count as right."""
+
+    identity: str
+    question: str
+    context: str
+    answers: list[str]
+    starts: list[int]
+    """Character at which each answer begins in the context."""
+
+
+def read_pairs(path: Path, language: str, pivot: Path | None = None, pivot_column: int = 1,
+               pair_columns: tuple[int, int] | None = None) -> list[tuple[str, str]]:
+    """(English, `language`) sentences of one file (any format of data.bitext), or of two files with a sentence a line.
+
+    `pair_columns`: of a TSV file with more than two columns those of the English and the other sentence, from 1.
+
+    Errors: UserError where a line has not these columns, the two files differ in length, or a side is empty.
+    """
+    reading = ReadingConfig()
+    turned = pivot is None and pair_columns is None and pivot_column == 2
+    if pivot is not None:
+        found = list(readers.pairs([(pivot, path)], reading))
+    elif kind(path) == ".tsv":
+        limit = reading.max_line_characters
+        found = [(a, b) for _, (a, b) in readers_records.columns(path, pair_columns, "pair_columns of --tasks_file", limit)]
+    else:
+        readers.check_formats([path], "bitext", "evaluation")
+        found = list(readers.pairs([path], reading, (language, "en") if turned else ("en", language)))
+    if not found:
+        raise UserError(f"{shown(path)} holds no pairs; put some into it or take the file away")
+    for number, pair in enumerate(found, start=1):
+        if not all(pair):
+            raise UserError(f"{shown(path)}, pair {number} has an empty side; fill it, or leave the pair out of both sides")
+    return [(right, left) for left, right in found] if turned else found
+
+
+def read_tagged(path: Path, labels: Sequence[str] = (), token_column: int | None = None,
+                label_column: int | None = None) -> list[TaggedSentence]:
+    """Sentences of a file with a token a line and a blank line between sentences.
+
+    Two columns are token and tag (XTREME's TSV, MasakhaNER; WikiANN's `en:` before tokens is taken off), three are
+    number, token, tag, ten are CoNLL-U (form and UPOS; ranges such as 3-4 and empty nodes such as 5.1 are passed over).
+    Other files (CoNLL-2003 has four) need `label_column`; their -DOCSTART- lines are no words.
+
+    Errors: UserError naming the line that lacks a column, has others without `label_column`, or whose tag is not among
+    `labels` (where any are given).
+    """
+    sentences: list[TaggedSentence] = []
+    tokens: list[str] = []
+    tags: list[str] = []
+    for number, line in lines(path):
+        if not line.strip():
+            if tokens:
+                sentences.append(TaggedSentence(tokens, tags))
+                tokens, tags = [], []
+            continue
+        # not at other white space, which tokens hold, such as the no-break space in 10 000
+        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
+        if line.startswith("-DOCSTART-") or (line.startswith("#") and (len(cells) != 2 or "\t" not in line)):
+            continue
+        where = f"{shown(path)}, line {number}"
+        cell = _token_and_tag(cells, token_column, label_column, where)
+        if cell is None:
+            continue
+        if labels and cell[1] not in labels:
+            raise _unknown_label(where, cell[1], labels)
+        tokens.append(cell[0])
+        tags.append(cell[1])
+    if tokens:
+        sentences.append(TaggedSentence(tokens, tags))
+    if not sentences:
+        raise UserError(f"{shown(path)} holds no sentences; put text into it or take the file away")
+    return _without_prefix(sentences)
+
+
+def _token_and_tag(cells: list[str], token_column: int | None, label_column: int | None,
+                   where: str) -> tuple[str, str] | None:
+    """Token and tag of a line, None for a line of CoNLL-U that is no word."""
+    if len(cells) == 10 and not re.fullmatch(r"\d+", cells[0]):
+        return None
+    if label_column is None and (len(cells) not in (1, 2, 3, 10) or (len(cells) == 3 and not cells[0].isdecimal())):
+        raise UserError(f"{where} has {len(cells)} columns, where 2 would be token and tag, 3 number, token and tag, and 10 "
+                        "CoNLL-U; say in --tasks_file which are the token_column and the label_column")
+    token = token_column or {3: 2, 10: 2}.get(len(cells), 1)
+    label = label_column or (4 if len(cells) == 10 else token + 1)
+    if len(cells) < max(token, label):
+        raise UserError(f"{where} has {len(cells)} column{'s' * (len(cells) != 1)} and no column {max(token, label)}, where "
+                        "the label is; use a file with labels, or name the columns in --tasks_file")
+    return cells[token - 1], cells[label - 1].strip()
+
+
+def _without_prefix(sentences: list[TaggedSentence]) -> list[TaggedSentence]:
+    """WikiANN's original files spell every token as `en:token`."""
+    first = re.match(r"[a-z]{2,3}(-[a-z]+)*:", sentences[0].tokens[0])
+    if first is None or not all(token.startswith(first[0]) for s in sentences for token in s.tokens):
+        return sentences
+    return [TaggedSentence([token[first.end():] for token in s.tokens], s.tags) for s in sentences]
+
+
+def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None = None) -> list[LabelledPair]:
+    """Sentence pairs with a label: three columns (XTREME), or a header that names them (XNLI, MultiNLI, PAWS-X).
+
+    Where the header has a column `language` (XNLI's own files hold all languages), the rows of `language` are taken.
+
+    Errors: UserError naming the line that lacks a column, or whose label is not among `labels` (where any are given).
+    """
+    rows: list[LabelledPair] = []
+    columns, of = (0, 1, 2), None
+    for number, line in lines(path):
+        cells = line.split("\t")
+        if not line.strip():
+            continue
+        if number == 1 and (header := _header(cells)):
+            columns, of = header, _language_column(cells)
+            continue
+        where = f"{shown(path)}, line {number}"
+        if len(cells) <= max(*columns, of or 0):
+            raise UserError(f"{where} has {counted(len(cells), 'tab-separated column')} where sentence, sentence and label "
+                            f"need {max(*columns, of or 0) + 1}; use a file with labels, or mend the line")
+        if of is not None and language is not None and canonical(cells[of].strip(), where) != language:
+            continue
+        label = _ALIASES.get(cells[columns[2]].strip(), cells[columns[2]].strip())
+        if labels and label not in labels:
+            raise _unknown_label(where, label, labels)
+        rows.append(LabelledPair(cells[columns[0]].strip(), cells[columns[1]].strip(), label))
+    if not rows:
+        which = f" of language {language!r}" if of is not None and language else ""
+        raise UserError(f"{shown(path)} holds no examples{which}; put some into it or take the file away")
+    return rows
+
+
+def labelled_languages(path: Path) -> list[str]:
+    """Languages of a file of labelled pairs by its column `language`; none where it has no such column.
+
+    Errors: UserError naming the line whose code is no language.
+    """
+    rows = ((number, line.split("\t")) for number, line in lines(path) if line.strip())
+    of = _language_column(next(rows, (0, []))[1])
+    if of is None:
+        return []
+    codes = {cells[of].strip(): number for number, cells in rows if len(cells) > of}
+    return sorted({canonical(code, f"{shown(path)}, line {number}") for code, number in codes.items()})
+
+
+def _language_column(header: list[str]) -> int | None:
+    names = [cell.strip() for cell in header]
+    return names.index("language") if "language" in names else None
+
+
+def _header(cells: list[str]) -> tuple[int, int, int] | None:
+    names = [cell.strip() for cell in cells]
+    first, second, label = (next((names.index(name) for name in known if name in names), None) for known in _HEADERS)
+    return (first, second, label) if first is not None and second is not None and label is not None else None
+
+
+def _unknown_label(where: str, label: str, labels: Sequence[str]) -> UserError:
+    return UserError(f"{where} has the label {label!r}, which is none of {', '.join(labels)}; mend the line, or name the "
+                     "labels in --tasks_file")
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions of a file in SQuAD's JSON (XQuAD, MLQA, TyDiQA GoldP), in its order.
+
+    Errors: UserError naming the file and the field that is not there or not as it should be.
+    """
+    try:
+        tree = json.loads(decoded(whole(path), shown(path)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{shown(path)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); mend "
+                        "it") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{shown(path)} has a number or a nesting that is too large to read; mend it") from None
+    questions = list(_questions(tree, path))
+    if not questions:
+        raise UserError(f"{shown(path)} holds no questions; put some into it or take the file away")
+    return questions
+
+
+def _questions(tree: Any, path: Path) -> Iterator[Question]:
+    for article in _get(tree, "data", list, path):
+        for paragraph in _get(article, "paragraphs", list, path):
+            context = _get(paragraph, "context", str, path)
+            for entry in _get(paragraph, "qas", list, path):
+                answers = _get(entry, "answers", list, path)
+                texts = [_get(answer, "text", str, path) for answer in answers]
+                starts = [_get(answer, "answer_start", int, path) for answer in answers]
+                if not texts:
+                    raise UserError(f"{shown(path)}: question {entry.get('id')!r} has no answers; use a file with answers")
+                yield Question(str(_get(entry, "id", (str, int), path)), _get(entry, "question", str, path), context,
+                               texts, starts)
+
+
+def _get(node: Any, name: str, kind: Any, path: Path) -> Any:
+    if not isinstance(node, dict) or not isinstance(node.get(name), kind):
+        raise UserError(f"{shown(path)} is not in SQuAD's form: there is no field {name!r} where one belongs; mend the file")
+    return node[name]

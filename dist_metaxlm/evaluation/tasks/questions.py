@@ -1,0 +1,120 @@
+"""Extractive question answering (XQuAD, MLQA, TyDiQA GoldP): start and end of the answer in windows of the paragraph.
+
+Windows, candidates and limits are those of XTREME's run_squad.py: questions of at most 64 tokens, overlapping windows, the
+best of 20 starts and 20 ends with an answer of at most 30 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_metaxlm.evaluation.measures.answers import answer_scores
+from dist_metaxlm.evaluation.tasks.files import Question, read_questions
+from dist_metaxlm.evaluation.tasks.finetune import Scores, Settings
+from dist_metaxlm.evaluation.tasks.spec import TaskSpec
+
+QUESTION_TOKENS, CANDIDATES, ANSWER_TOKENS = 64, 20, 30
+
+
+class Questions:
+    """Question answering by spans."""
+
+    metric = "f1"
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self._rules = spec.metric if spec.metric in ("squad", "mlqa") else "squad"
+
+    def read(self, path: Path, language: str) -> list[Question]:
+        """Questions of a file."""
+        return read_questions(path)
+
+    def text(self, example: Question) -> str:
+        """The paragraph."""
+        return example.context
+
+    def observe(self, train: list[Question]) -> None:
+        """Nothing is taken from the training questions."""
+
+    def model(self, folder: str) -> Any:
+        """The encoder with a start and an end score on every token."""
+        from transformers import AutoModelForQuestionAnswering
+
+        return AutoModelForQuestionAnswering.from_pretrained(folder, local_files_only=True)
+
+    def features(self, examples: Sequence[Question], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+        """Windows `<s> question </s> part of the paragraph </s>`; an answer outside a window is at its first token."""
+        features = []
+        length = settings.max_length
+        for number, example in enumerate(examples):
+            question, used = _shortened(example.question.lstrip(), tokenizer, min(QUESTION_TOKENS, length // 4))
+            room = length - used - tokenizer.num_special_tokens_to_add(pair=True)
+            encoded = tokenizer(question, example.context, truncation="only_second", max_length=length,
+                                stride=max(0, min(settings.stride, length // 4, room - 1)), return_overflowing_tokens=True,
+                                return_offsets_mapping=True)
+            for window, ids in enumerate(encoded["input_ids"]):
+                inside = [side == 1 for side in encoded.sequence_ids(window)]
+                spans = encoded["offset_mapping"][window]
+                start, end = _answer_tokens(example, spans, inside)
+                features.append({"input_ids": ids, "attention_mask": encoded["attention_mask"][window],
+                                 "start_positions": start, "end_positions": end, "_question": number,
+                                 "_spans": [span if there else None for span, there in zip(spans, inside, strict=True)]})
+        return features
+
+    def collator(self, tokenizer: Any) -> Any:
+        """Pads inputs."""
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(tokenizer)
+
+    def shrink(self, logits: Any) -> Any:
+        """(start, end) logits, all of them."""
+        return logits[0], logits[1]
+
+    def scores(self, examples: Sequence[Question], features: Sequence[dict[str, Any]], predictions: Any,
+               language: str) -> Scores:
+        """F1 and exact match."""
+        best: dict[int, tuple[float, str]] = {}
+        for feature, starts, ends in zip(features, *predictions[:2], strict=True):
+            number = feature["_question"]
+            found = _best_span(feature["_spans"], starts, ends)
+            if found and (number not in best or found[0] > best[number][0]):
+                best[number] = (found[0], examples[number].context[found[1]:found[2]])
+        answers = {str(number): example.answers for number, example in enumerate(examples)}
+        said = {question: best[int(question)][1] if int(question) in best else "" for question in answers}
+        return answer_scores(answers, said, self._rules, language)
+
+
+def _shortened(question: str, tokenizer: Any, most: int) -> tuple[str, int]:
+    """The question, cut to at most `most` tokens, and how many it has.
+
+    The cut is looked for by characters: the offsets of characters that are spelled in bytes are those of their whole run.
+    """
+    while (used := len(tokenizer(question, add_special_tokens=False)["input_ids"])) > most and question:
+        question = question[:min(len(question) - 1, len(question) * most // used)]
+    return question, used
+
+
+def _answer_tokens(example: Question, spans: Sequence[tuple[int, int]], inside: Sequence[bool]) -> tuple[int, int]:
+    """First and last token of the first answer; 0, 0 where the window does not hold all of it."""
+    begin, end = example.starts[0], example.starts[0] + len(example.answers[0])
+    tokens = [place for place, there in enumerate(inside) if there]
+    if not tokens or spans[tokens[0]][0] > begin or spans[tokens[-1]][1] < end:
+        return 0, 0
+    covered = [place for place in tokens if spans[place][1] > begin and spans[place][0] < end]
+    return (covered[0], covered[-1]) if covered else (0, 0)
+
+
+def _best_span(spans: Sequence[tuple[int, int] | None], starts: Any, ends: Any) -> tuple[float, int, int] | None:
+    """(score, first character, end character) of the best span of a window."""
+    tokens = np.array([place for place, span in enumerate(spans) if span is not None], np.int64)
+    best = None
+    for first in tokens[np.argsort(-starts[tokens], kind="stable")][:CANDIDATES].tolist():
+        for last in tokens[np.argsort(-ends[tokens], kind="stable")][:CANDIDATES].tolist():
+            score = float(starts[first] + ends[last])
+            if first <= last < first + ANSWER_TOKENS and (best is None or score > best[0]):
+                best = (score, spans[first][0], spans[last][1])  # type: ignore[index]
+    return best

@@ -1,0 +1,221 @@
+"""Tasks for one encoder after the other: ours by run and phase, any other by its folder, all through the same code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.run import TASKS as HELDOUT
+from dist_metaxlm.evaluation.tasks.classification import Classification
+from dist_metaxlm.evaluation.tasks.finetune import XTREME, Settings, TaskData, finetune_task, require_libraries
+from dist_metaxlm.evaluation.tasks.languages import canonical
+from dist_metaxlm.evaluation.tasks.questions import Questions
+from dist_metaxlm.evaluation.tasks.retrieval import evaluate_parallel, read_parallel
+from dist_metaxlm.evaluation.tasks.spec import BUILT_IN, TaskSpec, load_tasks
+from dist_metaxlm.evaluation.tasks.tagging import Tagging
+from dist_metaxlm.evaluation.tasks.text_encoder import TextEncoder, check_folder, exported_phase
+from dist_metaxlm.evaluation.tasks.word_alignment import evaluate_alignment, read_alignment
+from dist_metaxlm.recipe.yaml_text import read_yaml
+from dist_metaxlm.reporting.metrics import write_json
+from dist_metaxlm.text import counted
+from dist_metaxlm.training.run.run_folder import environment
+
+Log = Callable[[str], None]
+Opened = Callable[[Path, Log], dict[str, Any]]
+"""A task whose files are read and whose settings are checked: (folder of an encoder, log) -> result."""
+
+HEADS: dict[str, Callable[[TaskSpec], Any]] = {
+    "tagging": Tagging, "classification": Classification, "questions": Questions}
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What the command line says of tasks."""
+
+    data: Path
+    """Folder of the tasks' files."""
+    file: Path | None = None
+    """YAML file that describes tasks."""
+    languages: tuple[str, ...] = ()
+    """Languages to test; empty: all whose files are there."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Seeds of fine-tuning."""
+    settings: tuple[str, ...] = ()
+    """Fine-tuning settings as key=value, for all tasks."""
+    include_special: bool = True
+    """Retrieval: pool over special tokens too."""
+    max_pairs: int | None = None
+    """Retrieval and alignment: pairs taken of every file, the first ones."""
+    keep_going: bool = False
+    """After a task that failed by the user's mistake go on with the next one."""
+    data_directory: str | None = None
+    """Where a run's prepared data lie; empty: where its recipe says."""
+
+
+def evaluate_run_tasks(run_dir: str | Path, phase: str, names: Sequence[str], options: TaskOptions,
+                       log: Log = lambda line: None, opened: Mapping[str, Opened] | None = None) -> dict[str, Any]:
+    """Tasks for a run's phase; each result is also written to evaluation/PHASE-TASK.json of the run."""
+    with exported_phase(run_dir, phase, data_directory=options.data_directory) as folder:
+        results = evaluate_tasks(folder, names, options, log, opened)
+    for name, result in results.items():
+        if "error" not in result:
+            write_json(Path(run_dir) / "evaluation" / f"{phase}-{name}.json", {"phase": phase, "task": name, **result})
+    return results
+
+
+def split_tasks(given: str | None, has_run: bool, file: str | None, keep_going: bool) -> tuple[list[str], list[str]]:
+    """(tasks on a run's held-out text, tasks with files of their own) of a comma-separated list.
+
+    Errors: UserError for an unknown task (unless `keep_going`, when it fails in its turn), or one that only a run has.
+    """
+    if given is None and not has_run:
+        raise UserError(f"--model needs --tasks; choose from {', '.join(BUILT_IN)}")
+    names = list(HELDOUT) if given is None else [name.strip() for name in given.split(",")]
+    others = [name for name in names if name not in HELDOUT]
+    if "" in others:
+        raise UserError(f"unknown task ''; choose from {', '.join((*HELDOUT, *BUILT_IN))}")
+    if not keep_going:
+        load_tasks(others, file)
+    if len(others) < len(names) and not has_run:
+        raise UserError(f"task {next(name for name in names if name in HELDOUT)} reads a run's held-out text; give "
+                        "--run_dir and --phase, or take it out of --tasks")
+    return [name for name in names if name in HELDOUT], others
+
+
+def evaluate_encoders(run_dir: str | None, phases: Sequence[str], models: Sequence[str], names: Sequence[str],
+                      options: TaskOptions, output: str | None = None,
+                      log: Log = lambda line: None) -> dict[str, Any]:
+    """{encoder: {task: result}} of a run's phases and of Hugging Face folders, under names that a table can show.
+
+    Everything is also written to the JSON file `output`, where one is named. Errors: as `evaluate_tasks`.
+    """
+    opened: Mapping[str, Opened] = {}
+    if not options.keep_going:
+        for model in models:
+            check_folder(Path(model))
+        opened = check_tasks(names, options)
+    under = _under if len(phases) + len(models) > 1 else lambda name, log: log
+    results = {phase: evaluate_run_tasks(str(run_dir), phase, names, options, under(phase, log), opened) for phase in phases}
+    for model in models:
+        label = Path(model).name if [Path(other).name for other in models].count(Path(model).name) == 1 else model
+        label = label if label not in results else model
+        results[label] = evaluate_tasks(model, names, options, under(label, log), opened)
+    if output is not None:
+        write_json(Path(output), {"encoders": results, "environment": environment()})
+    return results
+
+
+def _under(name: str, log: Log) -> Log:
+    return lambda line: log(f"{name}: {line}")
+
+
+def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOptions, log: Log = lambda line: None,
+                   opened: Mapping[str, Opened] | None = None) -> dict[str, Any]:
+    """{task: result} of an encoder in a folder; a task that failed under `keep_going` has {error: sentence}.
+
+    Tasks that are not among the `opened` ones are read here, one after the other.
+    Errors: UserError as the task's files, settings or the folder give cause.
+    """
+    check_folder(Path(folder))
+    results: dict[str, Any] = {}
+    for name in names:
+        try:
+            began = time.perf_counter()
+            run = (opened or {}).get(name) or _opened(name, options)
+            results[name] = run(Path(folder), log)
+            _say_missing(name, results[name], options.languages, log)
+            results[name]["seconds"] = round(time.perf_counter() - began, 1)
+        except UserError as error:
+            if not options.keep_going:
+                raise
+            results[name] = {"error": str(error)}
+    return results
+
+
+def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: Log) -> None:
+    """Languages that were asked for and have no file are left out of the means: say so."""
+    there = result["languages"] if result["kind"] in ("retrieval", "alignment") else result["table"]["languages"]
+    missing = [language for language in asked if canonical(language, "--languages") not in there]
+    if missing:
+        log(f"{name}: no test file for {', '.join(missing)}; the means are without")
+
+
+def check_tasks(names: Sequence[str], options: TaskOptions) -> dict[str, Opened]:
+    """Read all that tasks need besides an encoder, so that nothing is found missing after hours of training.
+
+    Returns what was read of a single task; several are not held at once, and are read again in their turn. Errors: UserError
+    as the first task's files, settings or libraries give cause.
+    """
+    for name in names:
+        opened = _opened(name, options)
+    return {names[0]: opened} if len(names) == 1 else {}
+
+
+def _opened(name: str, options: TaskOptions) -> Opened:
+    """The task, ready for any encoder."""
+    spec = load_tasks([name], options.file)[name]
+    languages = [canonical(language, "--languages") for language in options.languages] or None
+    if spec.kind == "retrieval":
+        pairs = read_parallel(name, spec, options.data, languages)
+
+        def retrieve(folder: Path, log: Log) -> dict[str, Any]:
+            log(f"{name}: {counted(sum(len(rows[:options.max_pairs]) for rows in pairs.values()), 'pair')} in "
+                f"{counted(len(pairs), 'language')}")
+            return evaluate_parallel(TextEncoder(folder), pairs, options.include_special, options.max_pairs)
+
+        return retrieve
+    if spec.kind == "alignment":
+        texts = read_alignment(name, spec, options.data, languages, options.max_pairs)
+        return lambda folder, log: evaluate_alignment(TextEncoder(folder), texts, spec.extraction, spec.words)
+    settings = read_settings(spec.kind, options.settings)
+    require_libraries(spec.kind, options.seeds)
+    head = HEADS[spec.kind](spec)
+    data = TaskData(name, spec, head, options.data, settings, languages)
+
+    def learn(folder: Path, log: Log) -> dict[str, Any]:
+        with libraries_on_standard_error():
+            return {"kind": spec.kind, **finetune_task(folder, name, data, head, options.seeds, settings, log)}
+
+    return learn
+
+
+def read_settings(kind: str, overrides: Sequence[str]) -> Settings:
+    """XTREME's settings for a kind of task with `key=value` overrides. Errors: UserError naming what is wrong."""
+    fields: dict[str, Any] = XTREME[kind].model_dump()
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or key not in fields:
+            raise UserError(f"--finetune {override!r} is not key=value with a key of {', '.join(fields)}")
+        try:
+            fields[key] = read_yaml(value)
+        except yaml.YAMLError:
+            raise UserError(f"--finetune {override!r}: {value!r} is not a value; quote it") from None
+    try:
+        return Settings.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"--finetune {problem['loc'][0]}: {problem['msg']} (got {problem['input']!r})") from None
+
+
+@contextmanager
+def libraries_on_standard_error() -> Iterator[None]:
+    """What libraries print goes to standard error: with --json only one object may stand on standard output."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which looks for one and warns
+    output = sys.stdout
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = output

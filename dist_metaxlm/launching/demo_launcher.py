@@ -1,0 +1,65 @@
+"""How `make demo` starts a recipe on this machine: on as many of its devices as can share every step evenly.
+
+    python -m dist_metaxlm.launching.demo_launcher [key=value ...]
+
+prints the words before `launch/pretrain.py`, to be found on the PATH. `deepspeed --num_accelerators N` takes the first N
+devices of the machine, whatever CUDA_VISIBLE_DEVICES says, so the devices are named.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from dist_metaxlm.errors import UserError, run_command
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.recipe.sharing import undivided
+from dist_metaxlm.text import counted
+
+
+def most_ranks(recipe: Recipe, devices: int) -> int:
+    """The most of `devices` that share both phases evenly; all of them where no number does, and training says why."""
+    copy = recipe.parallel.tensor * recipe.parallel.pipeline
+    phases = [phase for name, phase in recipe.phases.items() if name in ("meta", "cross")]
+    fitting = (ranks for ranks in range(devices, 0, -1)
+               if not ranks % copy and not any(undivided(phase, ranks // copy) for phase in phases))
+    return next(fitting, devices)
+
+
+def command(recipe: Recipe, visible: Sequence[str], cores: int) -> list[str]:
+    """The launcher and its options for the devices `visible` (as CUDA_VISIBLE_DEVICES names them), without any for cores.
+
+    Raises:
+        UserError: for several devices that are not named by number.
+    """
+    launcher = ["deepspeed", "--log_level", "error"]
+    if not visible:
+        return [*launcher, "--num_accelerators", str(min(2, cores))]
+    ranks = most_ranks(recipe, len(visible))
+    if ranks < len(visible):
+        print(f"{ranks} of {counted(len(visible), 'device')}: the batches of recipe {recipe.name} are not to be shared "
+              "evenly by more", file=sys.stderr)
+    if ranks == 1:
+        return ["python"]  # which sees the first of them, by whatever name
+    if not all(name.isdecimal() for name in visible):
+        raise UserError(f"CUDA_VISIBLE_DEVICES={','.join(visible)} names devices by other than numbers, which deepspeed "
+                        "does not understand; give their numbers (nvidia-smi -L shows them), or only one device")
+    return [*launcher, "--include", f"localhost:{','.join(visible[:ranks])}"]
+
+
+def main() -> None:
+    import torch
+
+    recipe = load_recipe("quickstart", sys.argv[1:])
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    # A name that does not exist ends the list for CUDA.
+    visible = named[:devices] if named else [str(number) for number in range(devices)]
+    print(shlex.join(command(recipe, visible, os.cpu_count() or 1)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,129 @@
+"""Starting a job on several nodes: what can be wrong is found here, then the launcher takes this process's place."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_metaxlm.deepspeed_adapter.config_files import follow_file
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.launching.arguments import pretrain_parser
+from dist_metaxlm.launching.commands import (
+    Job,
+    deepspeed_command,
+    environment_lines,
+    line_of_this_host,
+    make_job,
+    mpirun_command,
+    node_lines,
+    srun_command,
+    torchrun_commands,
+)
+from dist_metaxlm.launching.hostfile import Host, read_hostfile, reorder
+from dist_metaxlm.launching.preflight.remote import unreachable
+from dist_metaxlm.parallel.placement import check_placement, placement_lines
+from dist_metaxlm.parallel.topology import Topology, filled_nodes
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.text import counted
+from dist_metaxlm.training.run.layout import check_layout
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of `launch/nodes/start.py`."""
+
+    hostfile: str
+    launcher: str
+    topology: str | None
+    master_port: int
+    dry_run: bool
+    script: tuple[str, ...]
+
+
+def start(request: Request, say: Callable[[str], None] = print) -> None:
+    """Check hostfile, recipe, layout and arguments, print what will run where, and become the launcher.
+
+    Raises:
+        UserError: for whatever is wrong; no host has been contacted then.
+    """
+    hosts = read_hostfile(request.hostfile)
+    if request.topology is not None:
+        if request.launcher == "srun":
+            raise UserError("--topology with --launcher srun: Slurm orders the nodes of a job itself; describe racks and "
+                            "switches in its topology.conf, or use another launcher")
+        hosts = reorder(hosts, request.topology)
+    if not 1024 <= request.master_port <= 65535:
+        raise UserError(f"--master_port {request.master_port} is not from 1024 to 65535")
+    job = make_job(hosts, request.script, request.master_port, os.environ, request.launcher != "torchrun")
+    size = f"{counted(job.ranks, 'rank')} on {counted(len(hosts), 'node')}"
+    for line in [f"{size}, meeting at {job.master}:{job.port}", *node_lines(job), *_placement(job, hosts),
+                 "environment: " + " ".join(f"{k}={v}" for k, v in job.environment.items())]:
+        say(line)
+    command, environment = _command(job, request)
+    if request.launcher == "torchrun" and request.dry_run:
+        for host, words in torchrun_commands(job).items():
+            say(f"on {host}: {shlex.join(words)}")
+        return
+    say(f"command: {shlex.join(command)}")
+    if request.dry_run:
+        return
+    if request.launcher in ("deepspeed", "mpirun"):
+        _check_reachable(hosts)
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
+
+
+def _check_reachable(hosts: tuple[Host, ...]) -> None:
+    """Refuse before anything runs where ssh does not reach a node: launchers wait, or start without it."""
+    failures = unreachable([host.name for host in hosts])
+    if failures:
+        host, reason = next(iter(failures.items()))
+        others = f" (and {', '.join(list(failures)[1:6])})" if len(failures) > 1 else ""
+        raise UserError(f"ssh does not reach {host}{others}: {reason}; make `ssh -o BatchMode=yes {host} true` work, or "
+                        "leave it out of the hostfile")
+
+
+def _command(job: Job, request: Request) -> tuple[list[str], dict[str, str]]:
+    """What takes this process's place, and its environment."""
+    environment = {**os.environ, **job.environment}
+    if request.launcher == "mpirun":
+        return mpirun_command(job), environment
+    if request.launcher == "srun":
+        return srun_command(job), {**environment, "MASTER_PORT": str(job.port)}
+    if request.launcher == "torchrun":
+        lines = torchrun_commands(job)
+        return (next(iter(lines.values())) if request.dry_run else line_of_this_host(lines)), environment
+    if request.dry_run:
+        return deepspeed_command(job, request.hostfile, "FILE")
+    hostfile = "".join(f"{host.name} slots={host.slots}\n" for host in job.hosts)
+    return deepspeed_command(job, _kept_open("hostfile", hostfile), _kept_open("environment", environment_lines(job)))
+
+
+def _kept_open(name: str, text: str) -> str:
+    """A file in memory that outlives the coming exec and nothing else: what was checked is what the launcher reads."""
+    descriptor = os.memfd_create(name, 0)
+    os.write(descriptor, text.encode())
+    os.set_inheritable(descriptor, True)
+    return f"/proc/self/fd/{descriptor}"
+
+
+def _placement(job: Job, hosts: tuple[Host, ...]) -> list[str]:
+    """Check the arguments and layout of a training job on these hosts, and show it; nothing for other scripts."""
+    if Path(job.script[0]).name != "pretrain.py":
+        return []
+    known = pretrain_parser().parse_intermixed_args(job.script[1:])
+    recipe = follow_file(load_recipe(known.recipe, known.overrides), known.deepspeed_config)
+    if known.phase not in recipe.phases:
+        raise UserError(f"--phase {known.phase}: recipe {recipe.name} has {', '.join(recipe.phases)}; give one of them")
+    if known.expect_world_size is not None and known.expect_world_size != job.ranks:
+        raise UserError(f"--expect_world_size {known.expect_world_size}, and the hostfile has "
+                        f"{counted(job.ranks, 'slot')}; change one")
+    slots = [host.slots for host in hosts]
+    topology = Topology(0, job.ranks, 0, slots[0], "start", filled_nodes(slots), tuple(host.name for host in hosts))
+    check_layout(recipe, known.phase, topology)
+    layout = recipe.parallel
+    return placement_lines(check_placement(topology, layout.tensor, layout.pipeline, layout.tensor_across_nodes))

@@ -1,0 +1,60 @@
+"""What every block needs to know of a micro-batch besides its states; built once per micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.kernels.attention.dispatch import AttentionPattern, attention_pattern
+from dist_metaxlm.kernels.pointwise.dropout import token_keys
+from dist_metaxlm.modeling.dropout import AttentionDropoutKey, DropoutKey
+from dist_metaxlm.modeling.rotary import RotaryTable, rotary_table
+from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
+from dist_metaxlm.recipe.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Attention patterns, positions and dropout key of T tokens; the local fields are None for family `xlmr`."""
+
+    positions: torch.Tensor
+    """[T] int64: position inside the document, from 0; with sequence parallelism of this rank's tokens only."""
+    attention: AttentionPattern
+    """Pattern of the layers that attend over the whole document."""
+    local_attention: AttentionPattern | None
+    """Pattern of the layers that attend over `local_window` tokens."""
+    rotary: RotaryTable | None
+    """Rotation of queries and keys in the global layers."""
+    local_rotary: RotaryTable | None
+    """Rotation of queries and keys in the local layers."""
+    dropout: DropoutKey | None
+    """Key of the dropout masks of the tokens of `positions`; None: nothing is dropped."""
+    attention_dropout: AttentionDropoutKey | None
+    """Key of the dropout masks of attention weights; None: nothing is dropped."""
+
+
+def batch_geometry(
+    batch: PackedBatch, config: ModelConfig, dtype: torch.dtype, training: bool, seed: int, step: int,
+    shard: TensorShard = WHOLE,
+) -> Geometry:
+    """The geometry of `batch` for a model in `dtype`; `seed` and `step` key the dropout masks and matter only there."""
+    modern = config.family == "modern"
+    ids, width = batch.document_ids, config.hidden // config.heads
+    dropout, attention_dropout, own = None, None, shard.tokens(batch.positions.numel())
+    if training and config.dropout > 0:
+        dropout = DropoutKey(batch.token_numbers[own], config.dropout, seed, step)
+    if training and config.attention_dropout > 0:
+        attention_dropout = AttentionDropoutKey(token_keys(batch.token_numbers), config.attention_dropout, seed, step)
+    return Geometry(
+        positions=batch.positions[own],
+        attention=attention_pattern(ids, batch.cu_seqlens, batch.window, None, dtype),
+        local_attention=(
+            attention_pattern(ids, batch.cu_seqlens, batch.window, config.local_window, dtype) if modern else None
+        ),
+        rotary=rotary_table(batch.positions, width, config.rope_theta, dtype) if modern else None,
+        local_rotary=rotary_table(batch.positions, width, config.rope_theta_local, dtype) if modern else None,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+    )

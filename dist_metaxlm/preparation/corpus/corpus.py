@@ -1,0 +1,207 @@
+"""The corpus step: sources of every language, read, cleaned and written as plain files that the later steps read.
+
+Written: text/<language>[.<source>].txt (a paragraph a line, a blank line between documents),
+bitext/<pair>.tsv (sentence, tab, translation), decontaminated.jsonl (what contained evaluation text).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.preparation.corpus import quickstart
+from dist_metaxlm.preparation.corpus.decontamination import EvaluationIndex
+from dist_metaxlm.preparation.corpus.language import BITEXT, TEXT, LanguageMaker, Made, Named, Shape, named_files
+from dist_metaxlm.preparation.readers import dispatch as readers
+from dist_metaxlm.preparation.readers.dispatch import PairPlace
+from dist_metaxlm.preparation.readers.evaluation import evaluation_files, evaluation_texts
+from dist_metaxlm.preparation.workers.processes import WORKERS, available_cores, end_with_parent
+from dist_metaxlm.recipe.data import BitextSource, DataConfig, MosesPair, TextSource
+from dist_metaxlm.text import counted
+
+Log = Callable[[str], None]
+Files = dict[str, list[Path]]
+Task = tuple[Shape, str, Named]
+"""A language or language pair, with its files."""
+
+ALONE_BYTES = 64 << 20
+"""Less text than this is cleaned by one process, unless the user asks for more: they take a second to start."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Every file of a recipe, looked up and known to be there."""
+
+    text: Mapping[str, Named]
+    bitext: Mapping[str, Named]
+
+
+def sources(config: DataConfig) -> Sources:
+    """The files of a recipe with `corpus: files`.
+
+    Errors: UserError for a pattern that names no file, an empty file, an unknown format, a name that cannot name files, and
+    text that two languages claim.
+    """
+    if not config.text:
+        raise UserError("data.text names no language; give it files such as data.text: {en: [english.txt]}, "
+                        "or set data.corpus: quickstart")
+    for language in {*config.text, *(code for pair in config.bitext for code in pair.split("-"))}:
+        _check_name(language, "language code", "'en' or 'zh_Hant'")
+    evaluation_files(config.cleaning.decontaminate)
+    found: dict[str, dict[str, dict[str, Sequence[PairPlace]]]] = {"text": {}, "bitext": {}}
+    declared: dict[str, Mapping[str, Mapping[str, TextSource | BitextSource]]] = {
+        "text": config.text, "bitext": config.bitext}
+    for what, languages in declared.items():
+        for language, named in sorted(languages.items()):
+            if not named:
+                raise UserError(f"data.{what}.{language} names no source; give it files, or remove it")
+            for name, source in named.items():
+                if name:
+                    _check_name(name, "source", "'wiki'")
+                where = f"data.{what}.{language}.{name}".rstrip(".")
+                files = _places(source.files, where, what)
+                found[what].setdefault(language, {})[name] = files
+    _refuse_shared(found["text"])
+    return Sources(found["text"], found["bitext"])
+
+
+def _refuse_shared(text: Mapping[str, Mapping[str, Sequence[PairPlace]]]) -> None:
+    """Raise UserError for a file of two languages, as a glob that names too much makes it: they would be mixed up."""
+    owners: dict[PairPlace, str] = {}
+    for language, named in text.items():
+        for place in (place for places in named.values() for place in places):
+            if owners.setdefault(place, language) != language:
+                raise UserError(f"{named_files(place)} is in data.text.{owners[place]} and in data.text.{language}; take it "
+                                "out of one, or narrow the glob that names it")
+
+
+def _check_name(name: str, what: str, example: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+        raise UserError(f"{what} {name!r} in data.text or data.bitext names files; use letters, digits and _ such as "
+                        f"{example}")
+
+
+def _places(entries: Sequence[str | MosesPair], where: str, what: str) -> list[PairPlace]:
+    found: list[PairPlace] = []
+    for entry in entries:
+        if isinstance(entry, MosesPair):
+            left, right = (readers.expand([side], where) for side in entry.moses)
+            if len(left) != len(right):
+                raise UserError(f"{where}: moses {entry.moses[0]!r} names {counted(len(left), 'file')} and "
+                                f"{entry.moses[1]!r} {len(right)}; give as many files on both sides")
+            found += zip(left, right, strict=True)
+        else:
+            places = readers.expand([entry], where)
+            readers.check_formats(places, what, where)
+            found += places
+    return list(dict.fromkeys(found))
+
+
+def files(folder: Path) -> tuple[Files, Files]:
+    """The corpus files of a prepared or quickstart folder: text by language, bitext by pair, both sorted."""
+    found: tuple[Files, Files] = {}, {}
+    for into, pattern in zip(found, ("text/*.txt", "bitext/*.tsv"), strict=True):
+        for path in sorted(folder.glob(pattern)):
+            into.setdefault(path.name.split(".")[0], []).append(path)
+    return found
+
+
+def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None) -> dict[str, Any]:
+    """Write the corpus into `folder`; returns what went in and what every step dropped, for the manifest.
+
+    `workers`: processes, each of which takes whole languages; what is written does not depend on them.
+    Errors: UserError for damaged text, and for a language of which nothing is left.
+    """
+    scratch = folder / ".scratch"
+    origin: dict[str, Any] = {}
+    if config.corpus == "quickstart":
+        origin = quickstart.collect(scratch / "quickstart", log)
+        found = _named(scratch / "quickstart")
+    else:
+        found = sources(config)
+    for place in (scratch, folder / TEXT.folder, folder / BITEXT.folder):
+        place.mkdir(exist_ok=True)
+    tasks = [(shape, name, named) for shape, group in ((TEXT, found.text), (BITEXT, found.bitext))
+             for name, named in group.items()]
+    log(f"cleaning {counted(len(found.text), 'language')} and {counted(len(found.bitext), 'language pair')}, "
+        f"{sum(_sizes(tasks)) / 1e6:.1f} MB of files")
+    maker = LanguageMaker(folder, config, _index(config, log))
+    made: dict[str, Made] = {}
+    for one in _all_made(maker, tasks, workers):
+        made[one.name] = one
+        log(one.line)
+    if config.cleaning.decontaminate:
+        with (folder / "decontaminated.jsonl").open("wb") as listed:
+            for _, name, _ in tasks:
+                with maker.listed(name).open("rb") as rows:
+                    shutil.copyfileobj(rows, listed)
+    shutil.rmtree(scratch)
+    about = {shape.folder: {name: made[name].about for of, name, _ in tasks if of is shape} for shape in (TEXT, BITEXT)}
+    return {**origin, **about, "cleaning": config.cleaning.model_dump(mode="json"), "decontaminated": _by_file(made)}
+
+
+def _by_file(made: Mapping[str, Made]) -> dict[str, dict[str, int]]:
+    """Evaluation file -> language or pair -> documents dropped because of it."""
+    found: dict[str, dict[str, int]] = {}
+    for file, name in sorted((file, name) for name, one in made.items() for file in one.hits):
+        found.setdefault(file, {})[name] = made[name].hits[file]
+    return found
+
+
+def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> Iterator[Made]:
+    """What comes of all tasks, as they are done, in this process or in `workers` others."""
+    sizes = _sizes(tasks)
+    workers = min(workers or (available_cores() if sum(sizes) >= ALONE_BYTES else 1), len(tasks))
+    if workers == 1:
+        yield from (maker.make(*task) for task in tasks)
+        return
+    with ProcessPoolExecutor(workers, WORKERS, end_with_parent) as pool:
+        # the largest first, so that none is left for the end; it takes as long as all the others may
+        largest_first = sorted(range(len(tasks)), key=lambda number: -sizes[number])
+        try:
+            for future in as_completed([pool.submit(maker.make, *tasks[number]) for number in largest_first]):
+                yield future.result()
+        except BaseException as error:
+            maker.stop.touch()
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise UserError("a worker process was killed, most often for want of memory; give fewer --workers and run "
+                                "launch/prepare.py again") from None
+            raise
+
+
+def _sizes(tasks: list[Task]) -> list[int]:
+    """Bytes of the files of each."""
+    return [sum(_size(place) for places in named.values() for place in places) for _, _, named in tasks]
+
+
+def _size(place: PairPlace) -> int:
+    """Bytes of a file or two; of a URL nothing is known."""
+    if isinstance(place, tuple):
+        return sum(map(_size, place))
+    return place.stat().st_size if isinstance(place, Path) else 0
+
+
+def _named(folder: Path) -> Sources:
+    """The files of the quickstart as sources, so that each keeps its name."""
+    text, bitext = ({language: {".".join(path.name.split(".")[1:-1]): [path] for path in paths}
+                     for language, paths in group.items()} for group in files(folder))
+    return Sources(text, bitext)
+
+
+def _index(config: DataConfig, log: Log) -> EvaluationIndex | None:
+    if not config.cleaning.decontaminate:
+        return None
+    index = EvaluationIndex()
+    for file, text in evaluation_texts(config.cleaning.decontaminate, config.reading.max_line_characters):
+        index.add(file, text)
+    index.freeze()
+    log(f"{counted(len(index), 'evaluation text')} to keep out of the corpus")
+    return index

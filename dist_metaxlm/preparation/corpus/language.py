@@ -1,0 +1,179 @@
+"""One language (or language pair) of the corpus: its sources read, cleaned and written, knowing nothing of the others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.preparation.corpus.cleaning import Counts, LineCleaner
+from dist_metaxlm.preparation.corpus.decontamination import EvaluationIndex, Hit
+from dist_metaxlm.preparation.corpus.repeats import Draft, Repeats
+from dist_metaxlm.preparation.readers import dispatch as readers
+from dist_metaxlm.preparation.readers.dispatch import PairPlace
+from dist_metaxlm.preparation.readers.files import shown
+from dist_metaxlm.recipe.data import DataConfig, ReadingConfig
+
+Named = Mapping[str, Sequence[PairPlace]]
+"""Source name -> its files; the source without a name is ""."""
+
+BATCH_CHARACTERS = 1 << 20
+"""Documents are compared with the evaluation texts in batches of about this size."""
+QUOTED = 200
+"""Characters of an evaluation text that decontaminated.jsonl quotes."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What differs between text and bitext: a translation pair is a document of two lines that stay or go together."""
+
+    folder: str
+    unit: str
+    suffix: str
+    whole: bool
+    read: Callable[[PairPlace, ReadingConfig, str], Iterator[Sequence[str]]]
+
+
+def _read_text(place: PairPlace, reading: ReadingConfig, name: str) -> Iterator[Sequence[str]]:
+    assert not isinstance(place, tuple)
+    return readers.documents([place], reading)
+
+
+def _read_bitext(place: PairPlace, reading: ReadingConfig, name: str) -> Iterator[Sequence[str]]:
+    return readers.pairs([place], reading, name.split("-"))
+
+
+TEXT = Shape("text", "documents", ".txt", False, _read_text)
+BITEXT = Shape("bitext", "pairs", ".tsv", True, _read_bitext)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a language or pair."""
+
+    name: str
+    about: dict[str, Any]
+    """Its part of the manifest."""
+    hits: Counter[str]
+    """Evaluation file -> documents dropped because of it."""
+    line: str
+    """For the log."""
+
+
+class LanguageMaker:
+    """Cleans one language or pair after the other, in this process or, as a copy, in others; none knows of another."""
+
+    def __init__(self, folder: Path, config: DataConfig, index: EvaluationIndex | None) -> None:
+        """`folder`: of the corpus; its `.scratch` is there."""
+        self._folder, self._config, self._index = folder, config, index
+        self._cleaner = LineCleaner(config.cleaning)
+        self._hits: Counter[str] = Counter()
+        self._listed: IO[str] | None = None
+        self.stop = folder / ".scratch" / "stop"
+        """A file that ends the work soon where it appears."""
+
+    def listed(self, name: str) -> Path:
+        """File of what contained evaluation text, a line of JSON a document."""
+        return self._folder / ".scratch" / f"{name}.listed"
+
+    def make(self, shape: Shape, name: str, named: Named) -> Made:
+        """Write the files of one language or pair. Errors: UserError for damaged text, and where nothing is left."""
+        scratch = self._folder / ".scratch" / name
+        self._hits = Counter()
+        repeats = Repeats(scratch, self._config.cleaning, shape.whole)
+        counts = {source: Counts() for source in named}
+        drafts = {source: Draft(scratch / f"{source}.draft", shape.whole) for source in named}
+        with self.listed(name).open("w", encoding="utf-8") as self._listed:
+            for source, places in named.items():
+                with drafts[source].writing() as write:
+                    for place in places:
+                        for lines in self._cleaned(shape, name, place, counts[source]):
+                            repeats.add(lines)
+                            write(lines)
+        self._listed = None
+        repeats.find(drafts.values())
+        self._write(shape, name, repeats, counts, drafts)
+        shutil.rmtree(scratch)
+        total = sum(counts.values(), Counts())
+        about = {**total.as_json(shape.unit), "sources": {
+            source: {**counts[source].as_json(shape.unit), "files": [named_files(place) for place in named[source]]}
+            for source in named}}
+        return Made(name, about, self._hits, f"{name}: {total.documents} of {total.read_documents} {shape.unit} kept, "
+                                             f"{total.bytes / 1e6:.1f} MB")
+
+    def _write(self, shape: Shape, name: str, repeats: Repeats, counts: Mapping[str, Counts],
+               drafts: Mapping[str, Draft]) -> None:
+        stems: dict[str, list[str]] = {}
+        for source in counts:
+            # Sources of translations become one file: only text is mixed by source.
+            stems.setdefault(f"{name}.{source}" if source and not shape.whole else name, []).append(source)
+        for stem, members in stems.items():
+            with Draft(self._folder / shape.folder / f"{stem}{shape.suffix}", shape.whole).writing() as write:
+                for source in members:
+                    for lines in repeats.kept(drafts[source], counts[source]):
+                        counts[source].keep(lines)
+                        write(lines)
+            _refuse_empty(shape, stem, sum((counts[source] for source in members), Counts()))
+
+    def _cleaned(self, shape: Shape, name: str, place: PairPlace, counts: Counts) -> Iterator[list[str]]:
+        """Documents of one file after the steps that look at one document alone."""
+        batch: list[tuple[int, list[str]]] = []
+        size = 0
+        for number, document in enumerate(shape.read(place, self._config.reading, name), 1):
+            counts.read_documents += 1
+            counts.read_lines += len(document)
+            lines = [kept for line in document if (kept := self._cleaner.clean(line, counts)) is not None]
+            if len(lines) < len(document):
+                if shape.whole:
+                    lines = []
+                counts.drop("length", not lines, len(document) - len(lines))
+            if lines:
+                batch.append((number, lines))
+                size += sum(map(len, lines))
+            if size >= BATCH_CHARACTERS:
+                yield from self._clean_of_evaluation(shape, name, place, batch, counts)
+                batch, size = [], 0
+        yield from self._clean_of_evaluation(shape, name, place, batch, counts)
+
+    def _clean_of_evaluation(self, shape: Shape, name: str, place: PairPlace, batch: list[tuple[int, list[str]]],
+                             counts: Counts) -> Iterator[list[str]]:
+        if self.stop.exists():
+            raise InterruptedError(f"{self.stop} says that another process has failed")
+        hits = _check(self._index, batch, shape.whole)
+        for (number, lines), hit in zip(batch, hits, strict=True):
+            if hit is None:
+                yield lines
+                continue
+            counts.drop("decontaminate", 1, len(lines))
+            self._hits[hit.file] += 1
+            row = {shape.folder: name, "file": named_files(place), shape.unit.rstrip("s"): number,
+                   "characters": sum(map(len, lines)), "evaluation_file": hit.file, "sentence": hit.sentence[:QUOTED]}
+            assert self._listed is not None
+            self._listed.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _refuse_empty(shape: Shape, stem: str, counts: Counts) -> None:
+    """Raise UserError for a file of the corpus that has nothing in it: no later step could read it."""
+    if not counts.documents:
+        raise UserError(f"data.{shape.folder}.{stem}: cleaning left none of {counts.read_documents} {shape.unit} "
+                        f"({dict(counts.dropped_documents)} dropped); loosen data.cleaning, or remove the files")
+
+
+def _check(index: EvaluationIndex | None, batch: list[tuple[int, list[str]]], whole: bool) -> Iterable[Hit | None]:
+    """The evaluation text that each document of the batch contains; the sides of a pair are looked at one by one."""
+    if index is None or not batch:
+        return [None] * len(batch)
+    if not whole:
+        return index.check([lines for _, lines in batch])
+    left, right = (index.check([[lines[side]] for _, lines in batch]) for side in range(2))
+    return [first or second for first, second in zip(left, right, strict=True)]
+
+
+def named_files(place: PairPlace) -> str:
+    """A file, or two, as manifests and messages name it."""
+    return " ".join(map(shown, place)) if isinstance(place, tuple) else shown(place)

@@ -1,0 +1,184 @@
+"""Readers of the user's text: documents and translation pairs from files of many formats; the file's name tells which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.preparation.readers import catalogues
+from dist_metaxlm.preparation.readers.files import PACKED, UNBOUNDED, Place, decoded, expand, kind, lines, shown, whole
+from dist_metaxlm.preparation.readers.records import (
+    checked,
+    columns,
+    field,
+    json_lines,
+    one_line,
+    paragraphs,
+    parquet,
+    sides,
+)
+from dist_metaxlm.preparation.readers.tmx import tmx_pairs
+from dist_metaxlm.recipe.data import ReadingConfig
+
+__all__ = ["PairPlace", "Place", "check_formats", "documents", "expand", "lines", "pairs"]
+
+PairPlace = Place | tuple[Place, Place]
+"""One file with both sides, or two Moses files."""
+
+DOCUMENT_BYTES = 1_000_000
+"""A document is cut at the next paragraph after this many bytes, so a file without blank lines fits in memory."""
+PREPARED = ReadingConfig.model_construct(max_line_characters=UNBOUNDED)
+"""For our own corpus files: their lines have passed the recipe's limit."""
+
+
+def documents(files: Iterable[Place], reading: ReadingConfig = PREPARED) -> Iterator[list[str]]:
+    """Documents, each a list of paragraphs (lines without white space at their ends).
+
+    `.txt`: a paragraph a line, a blank line or the end of a file ends a document; `.jsonl`, `.json`, `.tsv`, `.parquet`: a
+    document a record; `.po`, `.mo`: the translations, in runs. Errors: UserError naming file and place where the text
+    is damaged, too long, not UTF-8 or not where the recipe says, or a file without any text.
+    """
+    for place in files:
+        any_text = False
+        for document in _DOCUMENTS[kind(place)](place, reading):
+            if document:
+                any_text = True
+                yield document
+        if not any_text:
+            raise UserError(f"{shown(place)} holds no text, only blank lines; put text into it or take it out of the recipe")
+
+
+def pairs(files: Iterable[PairPlace], reading: ReadingConfig = PREPARED,
+          languages: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Translation pairs (sentence, translation), white space at their ends taken off; a side may be empty.
+
+    `.tsv`, `.jsonl`, `.json`, `.parquet`, `.tmx` and two Moses files: as docs/data.md says; `.po`, `.mo`: the source string
+    is the first side. `languages`: codes of the two sides. Errors: as `documents`.
+    """
+    for place in files:
+        any_text = False
+        found = _moses(*place, reading) if isinstance(place, tuple) else _PAIRS[kind(place)](place, reading, languages)
+        for pair in found:
+            any_text = True
+            yield pair
+        if not any_text:
+            name = " and ".join(map(shown, place)) if isinstance(place, tuple) else shown(place)
+            raise UserError(f"{name} holds no pairs{_languages_hint(place, languages)}; put pairs into it or take it out of "
+                            "the recipe")
+
+
+def _languages_hint(place: PairPlace, languages: Sequence[str]) -> str:
+    if not isinstance(place, tuple) and kind(place) == ".tmx":
+        return f" of {' and '.join(languages)}"
+    return ", only blank lines"
+
+
+def check_formats(files: Iterable[Place], what: str, where: str) -> None:
+    """Raise UserError naming the first file whose format is not known; `what` is "text" or "bitext"."""
+    known = _DOCUMENTS if what == "text" else _PAIRS
+    for place in files:
+        if kind(place) not in known:
+            also = " and {moses: [a.en, a.fr]}" if what == "bitext" else ""
+            raise UserError(f"{where}: {shown(place)} has no known format in its name; {what} is read from "
+                            f"{', '.join(known)}, each also with {', '.join(PACKED)}{also}: rename or convert the file")
+
+
+def _plain(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
+    document: list[str] = []
+    size = 0
+    for _, line in lines(place, reading.max_line_characters):
+        text = line.strip()
+        if document and (not text or size >= DOCUMENT_BYTES):
+            yield document
+            document, size = [], 0
+        if text:
+            document.append(text)
+            size += len(line)
+    yield document
+
+
+def _json_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
+    for where, record in json_lines(place, reading.max_line_characters):
+        yield paragraphs(field(record, reading.text_field, where, "name the right one in data.reading.text_field"))
+
+
+def _column_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
+    for _, (text,) in columns(place, (reading.text_column,), "data.reading.text_column", reading.max_line_characters):
+        yield paragraphs(text)
+
+
+def _parquet_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
+    def choose(names: list[str]) -> list[str]:
+        field(dict.fromkeys(names), reading.text_field, f"{shown(place)}, header",
+              "name the right one in data.reading.text_field")
+        return [reading.text_field]
+
+    for where, row in parquet(place, choose, reading.max_line_characters):
+        yield paragraphs(field(row, reading.text_field, where, ""))
+
+
+def _catalogue(place: Place) -> Iterator[tuple[str, str]]:
+    """Clean (source, translation) strings of a gettext catalogue, by the rules of the quickstart corpus."""
+    content = whole(place)
+    try:
+        found = (catalogues.read_mo(content) if kind(place) == ".mo"
+                 else catalogues.read_po(decoded(content, shown(place))))
+        for source, translation in found:
+            source, translation = catalogues.clean(source), catalogues.clean(translation)
+            if catalogues.usable(source, translation):
+                yield checked(source, shown(place)), checked(translation, shown(place))
+    except ValueError as error:
+        raise UserError(f"{shown(place)} is not a gettext catalogue ({error}); check it with msgfmt --check") from None
+
+
+def _catalogue_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
+    yield from catalogues.runs(translation for _, translation in _catalogue(place))
+
+
+def _column_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for _, (left, right) in columns(place, reading.pair_columns, "data.reading.pair_columns", reading.max_line_characters):
+        yield left, right
+
+
+def _json_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for where, record in json_lines(place, reading.max_line_characters):
+        yield sides(record, languages, where)
+
+
+def _parquet_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    def choose(names: list[str]) -> list[str]:
+        if "translation" in names:
+            return ["translation"]
+        sides(dict.fromkeys(names), languages, f"{shown(place)}, header")
+        return list(languages)
+
+    for where, row in parquet(place, choose, reading.max_line_characters):
+        yield sides(row, languages, where)
+
+
+def _tmx_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return tmx_pairs(place, languages, reading.max_line_characters)
+
+
+def _catalogue_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return _catalogue(place)
+
+
+def _moses(first: Place, second: Place, reading: ReadingConfig) -> Iterator[tuple[str, str]]:
+    both = zip_longest(lines(first, reading.max_line_characters), lines(second, reading.max_line_characters))
+    for left, right in both:
+        if left is None or right is None:
+            short, long, number = (first, second, right[0]) if left is None else (second, first, left[0])
+            raise UserError(f"{shown(short)} ends after line {number - 1} and {shown(long)} goes on; give two files of "
+                            "which line n of one translates line n of the other")
+        if left[1].strip() or right[1].strip():
+            yield one_line(left[1]), one_line(right[1])
+
+
+_DOCUMENTS: dict[str, Callable[[Place, ReadingConfig], Iterator[list[str]]]] = {
+    ".txt": _plain, ".jsonl": _json_documents, ".json": _json_documents, ".tsv": _column_documents,
+    ".parquet": _parquet_documents, ".po": _catalogue_documents, ".mo": _catalogue_documents}
+_PAIRS: dict[str, Callable[[Place, ReadingConfig, Sequence[str]], Iterator[tuple[str, str]]]] = {
+    ".tsv": _column_pairs, ".jsonl": _json_pairs, ".json": _json_pairs, ".parquet": _parquet_pairs, ".tmx": _tmx_pairs,
+    ".po": _catalogue_pairs, ".mo": _catalogue_pairs}

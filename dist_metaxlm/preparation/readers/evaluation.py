@@ -1,0 +1,94 @@
+"""Texts of evaluation files, whatever the task: every cell, line or string that a model could have seen before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.preparation.readers.files import Place, decoded, expand, kind, lines, shown, whole
+from dist_metaxlm.preparation.readers.records import json_lines
+from dist_metaxlm.recipe.data import EvaluationFiles
+from dist_metaxlm.text import counted
+
+FIELD = "data.cleaning.decontaminate"
+KNOWN = (".txt", ".tsv", ".jsonl", ".json")
+
+
+def evaluation_texts(entries: Iterable[str | EvaluationFiles], limit: int) -> Iterator[tuple[str, str]]:
+    """(file, text) of all evaluation files. Errors: UserError for a pattern without files, an unknown format, bad text."""
+    for place, column in evaluation_files(entries):
+        any_text = False
+        for text in _tokens(place, column, limit) if column else _texts(place, limit):
+            any_text = True
+            yield shown(place), text
+        if not any_text:
+            raise UserError(f"{FIELD}: {shown(place)} holds no text; put text into it or take it out of the recipe")
+
+
+def evaluation_files(entries: Iterable[str | EvaluationFiles]) -> list[tuple[Place, int | None]]:
+    """The files of the recipe's entries, each with its token column, if it has one."""
+    found: list[tuple[Place, int | None]] = []
+    for entry in entries:
+        if isinstance(entry, EvaluationFiles):
+            found += [(place, entry.token_column) for place in expand(entry.files, FIELD)]
+            continue
+        for place in expand([entry], FIELD):
+            if kind(place) not in KNOWN:
+                raise UserError(f"{FIELD}: {shown(place)} has no known format in its name; known: {', '.join(KNOWN)}, and "
+                                "any file with one token a line as {files: [...], token_column: 1}")
+            found.append((place, None))
+    return found
+
+
+def _texts(place: Place, limit: int) -> Iterator[str]:
+    suffix = kind(place)
+    if suffix == ".json":
+        try:
+            yield from _strings(json.loads(decoded(whole(place), shown(place))))
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":
+                raise UserError(f"{shown(place)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); mend "
+                                "it") from None
+            suffix = ".jsonl"
+        except (ValueError, RecursionError):
+            raise UserError(f"{shown(place)} has a number or a nesting that is too large to read; mend it") from None
+    if suffix == ".jsonl":
+        for _, record in json_lines(place, limit):
+            yield from _strings(record)
+    elif suffix in (".txt", ".tsv"):
+        for _, line in lines(place, limit):
+            yield from (cell for cell in line.split("\t") if cell.strip())
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings of a JSON value, in order; a stack, because recursion would end at a depth that json.loads passes."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield from (line for line in value.splitlines() if line.strip())
+        elif isinstance(value, list):
+            left += reversed(value)
+        elif isinstance(value, dict):
+            left += reversed(list(value.values()))
+
+
+def _tokens(place: Place, column: int, limit: int) -> Iterator[str]:
+    sentence: list[str] = []
+    for number, line in lines(place, limit):
+        cells = line.split("\t") if "\t" in line else line.split()
+        if not line.strip():
+            if sentence:
+                yield " ".join(sentence)
+            sentence = []
+        elif line.startswith("# ") and "\t" not in line:
+            continue
+        elif len(cells) < column:
+            raise UserError(f"{shown(place)}, line {number} has {counted(len(cells), 'column')} and no column {column}; "
+                            f"correct token_column in {FIELD}")
+        else:
+            sentence.append(cells[column - 1])
+    if sentence:
+        yield " ".join(sentence)

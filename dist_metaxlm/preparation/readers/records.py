@@ -1,0 +1,125 @@
+"""Formats with fields: JSON lines, TSV columns and parquet columns. Each function yields (place in the file, values)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.preparation.readers.files import Place, lines, opened, shown, too_long
+from dist_metaxlm.text import counted
+
+_UNFIT = re.compile("[\0\ud800-\udfff]")
+_BREAK = re.compile(r"[\r\n]+")
+
+
+def paragraphs(text: str) -> list[str]:
+    """The lines of a document that came as one value; blank ones are left out."""
+    return [line for part in _BREAK.split(text) if (line := part.strip())]
+
+
+def one_line(text: str) -> str:
+    """A side of a translation pair on one line."""
+    return " ".join(text.split()) if _BREAK.search(text) or "\t" in text else text.strip()
+
+
+def json_lines(place: Place, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a file with one JSON object a line; blank lines are left out.
+
+    Errors: UserError naming file, line and column where a line is no JSON object.
+    """
+    for number, line in lines(place, limit):
+        if not line.strip():
+            continue
+        where = f"{shown(place)}, line {number}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}, column {error.colno} is not JSON ({error.msg}); mend the line or leave it "
+                            "out") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{where} has a number or a nesting that is too large to read; leave the line out") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{where} is not a JSON object with fields but {type(value).__name__}; mend the line or leave "
+                            "it out")
+        yield where, value
+
+
+def field(record: dict[str, Any], name: str, where: str, setting: str) -> str:
+    """The text in a field of a record; an empty string where it is null.
+
+    Errors: UserError naming the place, the fields there are and `setting`, the recipe field that says which to take.
+    """
+    if name not in record:
+        there = ", ".join(map(repr, list(record)[:20])) or "none"
+        raise UserError(f"{where} has no field {name!r}; there is {there}: {setting}")
+    return checked("" if record[name] is None else record[name], f"{where}, field {name!r}")
+
+
+def checked(value: Any, where: str) -> str:
+    """A value that must be text. Errors: UserError where it is none, or holds NUL or half a surrogate pair."""
+    if not isinstance(value, str):
+        raise UserError(f"{where} is not text but {type(value).__name__}; name a field that holds text")
+    if found := _UNFIT.search(value):
+        raise UserError(f"{where}, character {found.start() + 1} is U+{ord(found[0]):04X}, which no text has; mend it or "
+                        "leave it out")
+    return value
+
+
+def sides(record: dict[str, Any], languages: Sequence[str], where: str) -> tuple[str, str]:
+    """Both sides of a translation: fields named by the language codes, or a field `translation` that holds them."""
+    inner = record.get("translation")
+    found = inner if isinstance(inner, dict) else record
+    advice = "name the fields by the language codes of the pair, alone or inside a field 'translation'"
+    left, right = (one_line(field(found, language, where, advice)) for language in languages)
+    return left, right
+
+
+def columns(place: Place, wanted: Sequence[int] | None, setting: str, limit: int) -> Iterator[tuple[str, list[str]]]:
+    """Columns (numbers from 1) of the lines of a TSV file that are not blank; exactly two columns where none are named.
+
+    Errors: UserError naming file and line where there are too few columns, or not two.
+    """
+    for number, line in lines(place, limit):
+        if not line.strip():
+            continue
+        cells = line.split("\t")
+        where = f"{shown(place)}, line {number}"
+        if wanted is None and len(cells) != 2:
+            raise UserError(f"{where} has {counted(len(cells), 'tab-separated column')} where a sentence and its "
+                            f"translation are 2; mend the line or leave it out, or name the columns in {setting}")
+        if wanted is not None and len(cells) < max(wanted):
+            raise UserError(f"{where} has {counted(len(cells), 'tab-separated column')} and no column {max(wanted)}; mend "
+                            f"the line, or correct {setting}")
+        yield where, [cells[index - 1].strip() for index in wanted or (1, 2)]
+
+
+def parquet(place: Place, choose: Callable[[list[str]], list[str]], limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a parquet file, with the columns that `choose` picks from those there are. Memory: one page of a column.
+
+    Errors: UserError naming the file that is no whole parquet file, or the row with a cell that is too long or not UTF-8.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    with opened(place) as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+            chosen = choose(table.schema_arrow.names)
+            for batch in table.iter_batches(batch_size=64, columns=chosen, use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    if any(isinstance(value, str) and len(value) > limit for value in row.values()):
+                        raise too_long(place, number, limit, "row")
+                    yield f"{shown(place)}, row {number}", row
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{shown(place)} is not a whole parquet file ({reason}); write or copy it again") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{shown(place)}, after row {number} there is text that is not UTF-8; write the column as UTF-8"
+                            ) from None

@@ -1,0 +1,169 @@
+"""The arms of the two-phase study: recipes that differ in what defines the arm and in nothing else.
+
+All arms of a seed start from the same weights, read the same prepared data with the same tokenizer, take steps of the
+same size and see N tokens in all (the `cross only` arm N - n1). Contrast and denoising word alignment are left out of
+every arm: sentences of contrast are counted in no token budget, and both train for alignment directly, which is what the
+study measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.text import counted
+
+TWO_PHASE, JOINT, MATCHED, CROSS_ONLY, META_ONLY = "meta+cross", "joint", "joint matched", "cross only", "meta only"
+MEANING = {
+    TWO_PHASE: "English for n1 tokens, then all languages for N - n1",
+    JOINT: "all languages for N tokens",
+    MATCHED: "one phase of N tokens with the amounts of English, other languages and translations that meta+cross sees",
+    CROSS_ONLY: "all languages for N - n1 tokens: equal multilingual compute",
+    META_ONLY: "English for N tokens",
+}
+SIZES: dict[str, tuple[int, dict[str, Any]]] = {
+    "tiny": (3_276_800, {"model.layers": 4, "model.hidden": 96, "model.heads": 4, "model.ffn": 384,
+                         "model.vocab_size": 8000}),
+    "small": (200_000_000, {"model.layers": 6, "model.hidden": 384, "model.heads": 6, "model.ffn": 1536,
+                            "model.vocab_size": 32000}),
+    "base": (10_000_000_000, {"model.layers": 12, "model.hidden": 768, "model.heads": 12, "model.ffn": 3072,
+                              "model.vocab_size": 64000}),
+}
+"""Size -> (N in tokens, recipe fields): about 1M, 23M and 135M parameters. Ours; nothing here is from the paper."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training run of the study."""
+
+    kind: str
+    """One of MEANING."""
+    ratio: float | None
+    """n1/N, for the arms that depend on it."""
+    seed: int
+    """Seed of weights, data order and masks."""
+    recipe: Recipe
+    """What is trained."""
+    phases: tuple[str, ...]
+    """Phases to run, in order; the last one is evaluated."""
+
+    @property
+    def label(self) -> str:
+        """Name of the arm in tables, the same for all seeds."""
+        return self.kind if self.ratio is None else f"{self.kind} {self.ratio:g}"
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.label.replace(' ', '-')}-seed{self.seed}"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it trains on."""
+        return sum(phase.total_steps * phase.tokens_per_step for phase in self.recipe.phases.values())
+
+
+def study_arms(base: Recipe, tokens: int, ratios: Sequence[float], seeds: Sequence[int], english: float,
+               points: int = 5) -> list[Arm]:
+    """All arms, seed by seed, so that a study that is stopped early has whole seeds.
+
+    Args:
+        base: gives model, data, optimiser and, from its `meta` and `cross` phases, the languages, objectives and schedules.
+        tokens: N.
+        ratios: n1/N, each between 0 and 1.
+        seeds: of the runs.
+        english: English share of the mlm windows of the `cross` phase.
+        points: checkpoints a phase at which curves are measured, the last one included.
+
+    Errors: UserError for a ratio, a budget or a recipe of which no study can be made.
+    """
+    _check(base, ratios, seeds)
+    many = _without_contrast(base.phases["cross"])
+    size = many.tokens_per_step
+    one = _english(base.phases["meta"], size)
+    steps = tokens // size
+    if steps < 4:
+        raise UserError(f"{tokens} tokens are {counted(steps, 'step')} of {size} tokens; give --tokens {4 * size} at least")
+    arms = []
+    for seed in seeds:
+        arms.append(_arm(JOINT, None, seed, base, {"joint": _lasting(many, steps)}, points))
+        arms.append(_arm(META_ONLY, None, seed, base, {"meta": _lasting(one, steps)}, points))
+        for ratio in ratios:
+            first = min(max(1, round(ratio * steps)), steps - 1)
+            meta, cross = _lasting(one, first), _lasting(many, steps - first)
+            arms.append(_arm(TWO_PHASE, ratio, seed, base, {"meta": meta, "cross": cross}, points))
+            arms.append(_arm(CROSS_ONLY, ratio, seed, base, {"joint": cross}, points))
+            arms.append(_arm(MATCHED, ratio, seed, base, {"joint": _matched(many, steps, first, english)}, points))
+    return arms
+
+
+def _check(base: Recipe, ratios: Sequence[float], seeds: Sequence[int]) -> None:
+    missing = [name for name in ("meta", "cross") if name not in base.phases]
+    if missing:
+        raise UserError(f"recipe {base.name} has no phase {missing[0]!r}; a two-phase study takes its phases meta and cross")
+    wrong = [ratio for ratio in ratios if not 0 < ratio < 1]
+    if wrong or not ratios:
+        raise UserError(f"--ratios {wrong[0] if wrong else ''} is not between 0 and 1; give shares of N such as 0.5")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"--seeds {' '.join(map(str, seeds))} are not different numbers from 0 on")
+    if not any(objective.name == "mlm" for objective in base.phases["cross"].objectives):
+        raise UserError("phases.cross has no objective mlm; a study compares the languages of its text")
+    languages = base.phases["cross"].languages
+    if languages != "all" and "en" not in languages:
+        raise UserError("phases.cross leaves out English, which the single-phase arms must see; add en to it")
+    if base.phases["meta"].sequence_length != base.phases["cross"].sequence_length:
+        raise UserError("phases.meta and phases.cross have different sequence_length; make it one")
+
+
+def _arm(kind: str, ratio: float | None, seed: int, base: Recipe, phases: dict[str, PhaseConfig], points: int) -> Arm:
+    tree = base.model_dump(mode="json")
+    shortest = min(phase.total_steps for phase in phases.values())
+    tree["name"] = f"{base.name}-study"
+    tree["seed"] = seed
+    tree["phases"] = {name: phase.model_dump(mode="json") for name, phase in phases.items()}
+    interval = max(1, min(-(-phase.total_steps // points) for phase in phases.values()))
+    log = max(1, min(base.training.log_interval, shortest // 2, interval))
+    every = -(-interval // log) * log
+    tree["training"] |= {"log_interval": log, "checkpoint_interval": every, "probe_interval": 0,
+                         "keep_checkpoints": max(phase.total_steps for phase in phases.values()) // every + 1}
+    return Arm(kind, ratio, seed, Recipe.model_validate(tree), tuple(phases))
+
+
+def _without_contrast(phase: PhaseConfig) -> PhaseConfig:
+    tree = phase.model_dump(mode="json")
+    tree["objectives"] = [of for of in tree["objectives"] if of["name"] not in ("contrast", "xlco", "dwa")]
+    return PhaseConfig.model_validate(tree)
+
+
+def _lasting(phase: PhaseConfig, steps: int) -> PhaseConfig:
+    tree = phase.model_dump(mode="json") | {"steps": steps, "tokens": None}
+    rate = tree["learning_rate"]
+    # a warm-up that was made for a longer phase must leave room for the schedule
+    tree["learning_rate"] = rate | {"warmup_steps": min(rate["warmup_steps"], steps // 4),
+                                    "decay_steps": min(rate["decay_steps"], steps // 4)}
+    return PhaseConfig.model_validate(tree)
+
+
+def _english(phase: PhaseConfig, batch_tokens: int) -> PhaseConfig:
+    """The meta phase as the recipe has it, in steps of the multilingual size."""
+    tree = phase.model_dump(mode="json")
+    tree["objectives"] = [{"name": "mlm", "batch_tokens": batch_tokens}]
+    return PhaseConfig.model_validate(tree)
+
+
+def _matched(many: PhaseConfig, steps: int, first: int, english: float) -> PhaseConfig:
+    """One phase with the tokens of both: mlm and tlm in their total amounts, English with its total share of mlm."""
+    size, length = many.tokens_per_step, many.sequence_length
+    mlm = sum(of.batch_tokens for of in many.objectives if of.name == "mlm")
+    total = first * size + (steps - first) * mlm
+    share = (first * size + (steps - first) * mlm * english) / total
+    per_step = min(size, max(length, round(total / steps / length) * length))
+    tree = _lasting(many, steps).model_dump(mode="json")
+    for objective in tree["objectives"]:
+        objective["batch_tokens"] = per_step if objective["name"] == "mlm" else size - per_step
+    tree["objectives"] = [of for of in tree["objectives"] if of["batch_tokens"]]
+    tree["shares"] = {**tree["shares"], "en": min(share, 0.999)}
+    return PhaseConfig.model_validate(tree)

@@ -1,0 +1,96 @@
+"""What the study measures of a checkpoint, on the run's held-out strings and, for finished arms, on tasks.
+
+Short strings are many and every arm sees the same ones, so the figures need no fine-tuning and can be taken along the whole
+curve. The layer of retrieval and alignment is fixed beforehand (two thirds of the depth), not chosen by the scores.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.evaluation.heldout import read_strings
+from dist_metaxlm.evaluation.measures.alignment import alignment
+from dist_metaxlm.evaluation.measures.csls import csls_precision_at_1
+from dist_metaxlm.evaluation.measures.embed import embed
+from dist_metaxlm.evaluation.measures.perplexity import mask_sentence, masked_perplexity
+from dist_metaxlm.evaluation.measures.retrieval import MIN_PAIRS, distinct_pairs, fixed_layer, precision_at_1
+
+if TYPE_CHECKING:
+    from dist_metaxlm.modeling.encoder import Encoder
+
+MEASURES: dict[str, tuple[str, bool]] = {
+    "english_nll": ("English, masked-token loss (nats)", False),
+    "others_nll": ("others, masked-token loss (nats)", False),
+    "retrieval": ("retrieval P@1", True),
+    "retrieval_csls": ("retrieval P@1 by CSLS", True),
+    "cka": ("CKA of translations", True),
+    "margin": ("cosine, translations minus random", True),
+}
+"""Measure -> (what it is, whether higher is better); all but English are means over the other languages."""
+
+
+def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, most: int | None = None) -> dict[str, Any]:
+    """Figures of one checkpoint.
+
+    Args:
+        encoder: the model.
+        tokenizer: its tokenizer.
+        heldout: folder with strings.jsonl.
+        window: tokens of a window.
+        most: strings read, the first ones; None: all.
+
+    Returns:
+        MEASURES, `by_layer` {retrieval, cka, margin: a list}, `layer`, `languages` {language: {retrieval, nll}}.
+    """
+    rows = read_strings(heldout / "strings.jsonl")[:most]
+    codes = sorted({code for row in rows for code in row} - {"en"})
+    losses = {code: _loss(encoder, tokenizer, [row[code] for row in rows if code in row], window)
+              for code in ("en", *codes)}
+    layers: dict[str, list[list[float]]] = {}
+    languages: dict[str, Any] = {}
+    depth = 0
+    for code in codes:
+        both = [(row["en"], row[code]) for row in rows if "en" in row and code in row]
+        figures = _pairs(encoder, tokenizer, both, window)
+        if figures is None:
+            continue
+        depth = len(figures["retrieval"]) - 1
+        for name, values in figures.items():
+            layers.setdefault(name, []).append(values)
+        languages[code] = {"retrieval": figures["retrieval"][fixed_layer(depth)], "nll": losses[code]}
+    by_layer = {name: [sum(column) / len(column) for column in zip(*of, strict=True)] for name, of in layers.items()}
+    layer = fixed_layer(depth)
+    others = [loss for code in codes if (loss := losses[code]) is not None]
+    return {"english_nll": losses["en"], "others_nll": sum(others) / len(others) if others else None,
+            **{name: by_layer[name][layer] if by_layer else None
+               for name in ("retrieval", "retrieval_csls", "cka", "margin")},
+            "by_layer": by_layer, "layer": layer, "languages": languages}
+
+
+def _loss(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], window: int) -> float | None:
+    distinct = list(dict.fromkeys(texts))
+    asked = [mask_sentence(text, ids, tokenizer.special)
+             for text, ids in zip(distinct, tokenizer.encode_batch(distinct), strict=True)]
+    found = masked_perplexity(encoder, asked, tokenizer.mask_id, window)
+    return None if found is None else math.log(found)
+
+
+def _pairs(encoder: Encoder, tokenizer: Tokenizer, rows: list[tuple[str, str]],
+           window: int) -> dict[str, list[float]] | None:
+    """Figures by layer of one language against English; None where there are too few pairs."""
+    sides = [[ids[:window - 2] for ids in tokenizer.encode_batch([row[side] for row in rows])] for side in (0, 1)]
+    kept = distinct_pairs(*sides)
+    if len(kept) < MIN_PAIRS:
+        return None
+    english, other = (embed(encoder, [side[place] for place in kept], window) for side in sides)
+    space = alignment(english, other)
+
+    def both(score: Any) -> list[float]:
+        return [(a + b) / 2 for a, b in zip(score(other, english), score(english, other), strict=True)]
+
+    return {"retrieval": both(precision_at_1), "retrieval_csls": both(csls_precision_at_1),
+            "cka": [value or 0.0 for value in space["cka"]],
+            "margin": [a - b for a, b in zip(space["translations"], space["random"], strict=True)]}

@@ -1,0 +1,265 @@
+"""The two-phase study: every arm is a run of launch/pretrain.py in a process of its own, measured along its course.
+
+The folder of a study holds `plan.json` (what was asked), `data/` (prepared once for all arms), `arms/NAME/` (a run folder
+with `study-recipe.yaml`, `log.txt` and, once it is measured, `result.json`), `study.json`, `report.html` and `report.md`.
+Started again it passes over finished arms and resumes the one it was in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.store import TokenStore
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.run import load_state, window_of
+from dist_metaxlm.evaluation.tasks.run import TaskOptions, check_tasks, evaluate_run_tasks
+from dist_metaxlm.interop.configs import check_exportable
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.parallel.topology import Topology
+from dist_metaxlm.preparation import prepare
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.reporting.metrics import read_json, read_metrics, write_json
+from dist_metaxlm.reporting.study import write_study_report
+from dist_metaxlm.study.arms import MEANING, SIZES, Arm, study_arms
+from dist_metaxlm.study.measures import MEASURES, measure
+from dist_metaxlm.study.training import Workers
+from dist_metaxlm.study.verdict import summarise
+from dist_metaxlm.text import counted
+from dist_metaxlm.training.checkpointing.checkpoint import list_steps
+from dist_metaxlm.training.run.layout import check_layout
+from dist_metaxlm.training.run.run_folder import environment
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The command line of `launch/study.py two-phase`."""
+
+    output: Path
+    """Folder of the study."""
+    size: str = "tiny"
+    """Name in SIZES: model and N."""
+    recipe: str = "quickstart"
+    """Gives data, phases, optimiser."""
+    overrides: tuple[str, ...] = ()
+    """Recipe fields as key=value, after those of the size."""
+    tokens: int | None = None
+    """N; None: that of the size."""
+    ratios: tuple[float, ...] = (0.25, 0.5)
+    """n1/N."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Seeds of an arm."""
+    kinds: tuple[str, ...] = tuple(MEANING)
+    """Kinds of arms to run."""
+    ranks: int = 1
+    """Processes that train an arm."""
+    jobs: int = 1
+    """Arms that are trained at once, each on its share of cores and CUDA devices."""
+    points: int = 5
+    """Checkpoints of a phase that are measured."""
+    curve_strings: int = 150
+    """Held-out strings read at each of them; the last one of an arm reads all."""
+    tasks: tuple[str, ...] = ()
+    """Tasks for finished arms."""
+    task_options: TaskOptions = field(default_factory=lambda: TaskOptions(Path("data/xtreme")))
+    """Their files and settings."""
+
+
+def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, Any]:
+    """Run what is missing of a study, write its report and return what study.json holds.
+
+    Args:
+        options: what is asked.
+        script: launch/pretrain.py.
+        log: is told a line now and then.
+
+    Errors: UserError for settings that make no study, another study in the folder, or an arm that the user must mend;
+    StoppedInGoodOrder after SIGTERM, when what was done is saved.
+    """
+    workers = Workers(script, options.jobs, options.ranks)
+    base = base_recipe(options)
+    begun = (options.output / "plan.json").is_file()
+    if not begun:
+        _check_tasks(options, base)
+    arms = _plan(options, base, log)
+    found = {arm.name: _finished(options.output / "arms" / arm.name, arm) for arm in arms}
+    missing = [arm for arm in arms if found[arm.name] is None]
+    began, fresh = time.monotonic(), 0
+    if missing:
+        if begun:  # a finished study can be reported without its tasks' files
+            _check_tasks(options, base)
+        log(f"training {len(missing)} of {counted(len(arms), 'arm')}, {options.jobs} at once; the first is "
+            f"{missing[0].label}, seed {missing[0].seed}, with its lines in "
+            f"{options.output / 'arms' / missing[0].name / 'log.txt'}")
+
+    def write() -> dict[str, Any]:
+        return _write(options, arms, [result for arm in arms if (result := found[arm.name]) is not None])
+
+    def work(arm: Arm) -> dict[str, Any]:
+        folder = options.output / "arms" / arm.name
+        workers.train(arm, folder)
+        return _measure(arm, folder, options, workers.device)
+
+    def finished(arm: Arm, result: dict[str, Any]) -> None:
+        nonlocal fresh
+        write_json(options.output / "arms" / arm.name / "result.json", result)
+        found[arm.name], fresh = result, fresh + 1
+        left = (time.monotonic() - began) / fresh * (len(missing) - fresh) / 60
+        log(f"arm {len(arms) - len(missing) + fresh} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about "
+            f"{counted(round(left), 'minute')} left")
+        write()
+
+    with workers:
+        workers.run(missing, work, finished)
+    return write()
+
+
+def base_recipe(options: StudyOptions) -> Recipe:
+    """The recipe that all arms come from: the named one, with the size's shape and a data folder of the study's own."""
+    if options.size not in SIZES:
+        raise UserError(f"--size {options.size!r} is none of {', '.join(SIZES)}")
+    shape = [f"{key}={value}" for key, value in SIZES[options.size][1].items()]
+    return load_recipe(options.recipe, [*shape, f"data.directory={options.output / 'data'}", *options.overrides])
+
+
+def _check_tasks(options: StudyOptions, base: Recipe) -> None:
+    """Refuse tasks that could not be run on a trained arm, hours before there is one."""
+    if not options.tasks:
+        return
+    try:
+        check_exportable(base.model)
+    except UserError as error:
+        raise UserError(f"--tasks open every arm with transformers, and {error}") from None
+    check_tasks(options.tasks, options.task_options)
+
+
+def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
+    """The arms, once the data is there; more seeds and ratios may be asked of a study later, nothing else may change."""
+    unknown = [kind for kind in options.kinds if kind not in MEANING]
+    if unknown or not options.kinds:
+        raise UserError(f"--arms {unknown[0] if unknown else ''!r} is none of {', '.join(map(repr, MEANING))}")
+    tokens = options.tokens or SIZES[options.size][0]
+    plan = {"size": options.size, "tokens": tokens, "points": options.points, "curve_strings": options.curve_strings,
+            "tasks": list(options.tasks), "recipe": base.model_dump(mode="json")}
+    # what cannot be trained is refused before any data is made
+    for arm in study_arms(base, tokens, options.ratios, options.seeds, 0.5, options.points):
+        for phase in arm.phases:
+            check_layout(arm.recipe, phase, Topology(0, options.ranks, 0, options.ranks, "study"))
+    before = read_json(options.output / "plan.json")
+    changed = [key for key in plan if before is not None and before.get(key) != plan[key]]
+    if changed:
+        raise UserError(f"{options.output} holds a study with another {', '.join(changed)}; give another --output, or the "
+                        "settings of its plan.json")
+    prepare.prepare(base, log)
+    write_json(options.output / "plan.json", plan)
+    arms = study_arms(base, tokens, options.ratios, options.seeds, english_of_cross(base), options.points)
+    return [arm for arm in arms if arm.kind in options.kinds]
+
+
+def english_of_cross(base: Recipe) -> float:
+    """English share of the mlm windows that the cross phase asks for, over its whole length."""
+    directory = Path(base.data.directory)
+    tree = base.phases["cross"].model_dump(mode="json")
+    tree["objectives"] = [of for of in tree["objectives"] if of["name"] == "mlm"]
+    phase = PhaseConfig.model_validate(tree)
+    data = PhaseData(TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), "cross", phase,
+                     base.seed)
+    windows = phase.total_steps * phase.tokens_per_step // phase.sequence_length
+    return data.asked_so_far("mlm", windows).get("en", 0.0)
+
+
+def _finished(folder: Path, arm: Arm) -> dict[str, Any] | None:
+    result = read_json(folder / "result.json")
+    return result if result is not None and result.get("recipe") == arm.recipe.model_dump(mode="json") else None
+
+
+def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device) -> dict[str, Any]:
+    """The arm's result: its curve over all phases, its last checkpoint in full, its tasks."""
+    directory = Path(arm.recipe.data.directory)
+    tokenizer = Tokenizer.load(directory / "tokenizer.model")
+
+    def figures(phase: str, step: int | None, most: int | None) -> dict[str, Any]:
+        recipe, state = load_state(folder, phase, step)
+        encoder = Encoder(recipe.model, recipe.seed)
+        encoder.load_state_dict(state)
+        return measure(encoder.to(device), tokenizer, directory / "heldout", window_of(recipe), most)
+
+    curve, loss, before = [], [], 0
+    for phase in arm.phases:
+        each = arm.recipe.phases[phase].tokens_per_step  # type: ignore[index]
+        for step in list_steps(folder / phase / "checkpoints"):
+            point = figures(phase, step, options.curve_strings)
+            curve.append({"phase": phase, "tokens": before + step * each, **{name: point[name] for name in MEASURES}})
+        records = read_metrics(folder / phase / "metrics.jsonl")
+        loss += [{"phase": phase, "tokens": before + record["step"] * each, "losses": record["losses"]}
+                 for record in records]
+        before += arm.recipe.phases[phase].total_steps * each  # type: ignore[index]
+    last = figures(arm.phases[-1], None, None)
+    tasks = evaluate_run_tasks(folder, arm.phases[-1], options.tasks, options.task_options) if options.tasks else {}
+    return {"label": arm.label, "kind": arm.kind, "ratio": arm.ratio, "seed": arm.seed, "tokens": arm.tokens,
+            "english_share": _english_share(arm, folder), "final": last, "curve": curve, "loss": loss, "tasks": tasks,
+            "figures": {name: last[name] for name in MEASURES} | _task_figures(tasks),
+            "seconds": sum(read_metrics(folder / phase / "metrics.jsonl")[-1]["seconds"] for phase in arm.phases),
+            "recipe": arm.recipe.model_dump(mode="json")}
+
+
+def _english_share(arm: Arm, folder: Path) -> float | None:
+    """Share of the mlm windows of all its phases that were English, as read, not as asked."""
+    english = total = 0
+    for phase in arm.phases:
+        counts = read_metrics(folder / phase / "metrics.jsonl")[-1]["realised"].get("mlm", {})
+        english, total = english + counts.get("en", 0), total + sum(counts.values())
+    return english / total if total else None
+
+
+def _task_figures(tasks: dict[str, Any]) -> dict[str, float]:
+    figures = {}
+    for name, result in tasks.items():
+        if result.get("kind") in ("retrieval", "alignment"):
+            of = "cosine" if result["kind"] == "retrieval" else "f1"
+            figures[f"{name}:others"] = result["per_layer"][of][result["layer"]]
+        elif "table" in result:
+            figures |= {f"{name}:{what}": result["table"][key]["mean"]
+                        for what, key in (("English", "source"), ("others", "others"), ("gap", "gap"))
+                        if result["table"][key]}
+    return figures
+
+
+def _course(result: dict[str, Any]) -> str:
+    figures = result["figures"]
+    return ", ".join(f"{name} {figures[name]:.3f}" for name in ("english_nll", "others_nll", "retrieval")
+                     if figures[name] is not None)
+
+
+def _write(options: StudyOptions, arms: Sequence[Arm], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """study.json and the report of what is finished so far."""
+    measures = dict(MEASURES)
+    for name in dict.fromkeys(name for result in results for name in result["figures"]):
+        if name not in measures:
+            task, _, what = name.partition(":")
+            measures[name] = (f"{task}, {what}", what != "gap")
+    study = {"size": options.size, "parameters": _parameters(arms[0].recipe),
+             "tokens": options.tokens or SIZES[options.size][0],
+             "ratios": list(options.ratios), "seeds": list(options.seeds), "finished": len(results), "asked": len(arms),
+             "measures": {name: {"meaning": meaning, "higher_is_better": higher}
+                          for name, (meaning, higher) in measures.items()},
+             **summarise(results, measures), "results": list(results), "environment": environment()}
+    write_json(options.output / "study.json", study)
+    write_study_report(options.output, study)
+    return study
+
+
+def _parameters(recipe: Recipe) -> int:
+    from dist_metaxlm.planning.parameters import count_parameters
+
+    return count_parameters(recipe.model).total

@@ -1,0 +1,140 @@
+"""Checkpoints without a layout: safetensors by logical parameter name, committed by rename, verified before use.
+
+A checkpoint is a folder `step-00000200` with `weights-RRRRR.safetensors` (fp32), `moments-RRRRR.safetensors` (Adam's
+moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress-00000.safetensors` and a manifest; where an objective has weights
+of its own, `objectives-RRRRR.safetensors`, and with xlco its momentum weights and queue, `momentum-RRRRR.safetensors`.
+Each tensor is whole in the file of one rank RRRRR, without the vocabulary's padding (`saving` writes them); so
+the writing is shared, and any number of ranks in any layout reads it, one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
+from dist_metaxlm.storage.tensor_file import TensorsOnDisk
+from dist_metaxlm.training.checkpointing.manifest import (
+    DamagedCheckpoint,
+    list_steps,
+    step_folder,
+    verify_manifest,
+)
+from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder."""
+
+    folder: Path
+    facts: dict[str, Any]
+    """From the manifest: step, phase, tokenizer hash, Adam's step count."""
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done when it was saved."""
+        return int(self.facts["step"])
+
+    def tensors(self, *kinds: str) -> Mapping[str, torch.Tensor]:
+        """The tensors of the files `KIND-*.safetensors` (weights, objectives, moments, momentum, progress), each read when
+        it is asked for."""
+        return TensorsOnDisk([self.folder / name for name in sorted(self.facts["files"]) if name.split("-")[0] in kinds])
+
+
+def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: dict[str, torch.Tensor],
+                    keep: int) -> None:
+    """Write one checkpoint and wait for it (collective); see `CheckpointSaver.save`."""
+    with CheckpointSaver(root, engine, keep, background=False) as saver:
+        saver.save(facts, progress)
+
+
+def newest_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint that verifies (or the one of `step`), the same on all ranks (collective).
+
+    Damaged ones are passed over with a line on standard error.
+    """
+    steps = (list_steps(root) if step is None else [step]) if rank() == 0 else []
+    while (candidate := _agreed(steps.pop() if steps else -1, "max")) >= 0:
+        facts = _verified(step_folder(root, candidate))
+        if facts is not None:
+            return Checkpoint(step_folder(root, candidate), facts)
+    return None
+
+
+def checkpoint_to_resume(root: Path, resume: str) -> Checkpoint | None:
+    """What a phase goes on from, as --resume says: `auto`, `never` or a step; None where it begins anew (collective).
+
+    Raises:
+        UserError: when a step is asked for that has no intact checkpoint.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return newest_checkpoint(root)
+    checkpoint = newest_checkpoint(root, int(resume))
+    if checkpoint is None:
+        there = ", ".join(map(str, list_steps(root))) or "none"
+        raise UserError(f"--resume {resume}: no intact {step_folder(root, int(resume))}; give a step that is there "
+                        f"({there}), or --resume auto")
+    return checkpoint
+
+
+def _verified(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder that is intact; None on all ranks where one of them found damage, which it reports.
+
+    The ranks of a node share the reading. Every node reads all files, because it may have a disk of its own, and what it
+    has read is then in its page cache for loading.
+    """
+    facts, damage = None, ""
+    try:
+        facts = verify_manifest(folder, *_share_of_node(platform.node()))
+    except DamagedCheckpoint as error:
+        damage = str(error)
+    first = _agreed(rank() if damage else world_size(), "min")
+    if first == rank():
+        print(f"warning: checkpoint passed over: {damage}", file=sys.stderr)
+    return facts if first == world_size() else None
+
+
+def _share_of_node(node: str) -> tuple[int, int]:
+    """Number of this rank among those of the same node, and how many they are (collective).
+
+    Counted here and not taken from the launcher's LOCAL_RANK: a wrong one would leave files that nobody verifies.
+    """
+    names = torch.zeros(world_size(), dtype=torch.int64)
+    names[rank()] = int.from_bytes(hashlib.sha256(node.encode()).digest()[:7], "big")
+    names = all_reduce(names.to(_device()), "max").cpu()
+    same = (names == names[rank()]).nonzero().flatten().tolist()
+    return same.index(rank()), len(same)
+
+
+def _agreed(value: int, op: str) -> int:
+    """The largest ("max") or smallest ("min") of the ranks' values (collective)."""
+    return int(all_reduce(torch.tensor([value], device=_device()), op))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() and world_size() > 1 else "cpu"
+
+
+def restore(engine: Any, checkpoint: Checkpoint) -> None:
+    """Weights, Adam state and the objectives' memory of a checkpoint into an engine, in any layout (collective)."""
+    weights, moments = checkpoint.tensors("weights", "objectives"), checkpoint.tensors("moments")
+    optimizer_state.set_adam_step(engine, int(checkpoint.facts["adam_step"]))
+    for name, param in optimizer_state.named_parameters(engine):
+        optimizer_state.set_full_weight(engine, name, param, weights[name])
+        for moment in optimizer_state.MOMENTS:
+            optimizer_state.set_full_moment(engine, name, param, moment, moments[f"{moment}.{name}"])
+    memory = getattr(engine.module, "memory", None)
+    if memory is not None:
+        memory.restore(checkpoint.tensors("momentum"), checkpoint.tensors("progress"))

@@ -1,0 +1,299 @@
+"""Writing checkpoints beside the training, which never waits for the disk.
+
+One thread a rank does it: it copies what the rank holds to host memory, sends pieces to their writers, writes, hashes and
+synchronises files; rank 0's seals the folder and renames it. Training may go on at once, because weights and moments
+change only when AdamW updates them: a hook holds the next update back until the copy is made, which the forward and
+backward passes before it usually hide (as in CheckFreq, FAST 2021). The thread has a gloo group of its own, because two
+threads that issue collectives on one group would not agree on their order across ranks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.errors import StoppedInGoodOrder
+from dist_metaxlm.objectives.model import OWN
+from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
+from dist_metaxlm.storage.tensor_file import HashedFile, Sealed, TensorFile
+from dist_metaxlm.training.checkpointing.disk_space import require_room
+from dist_metaxlm.training.checkpointing.gather_plan import KINDS, Pieces
+from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, sync_folder, write_manifest
+from dist_metaxlm.training.checkpointing.replicated import Replicas
+
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits for the files of the others before it takes them for lost."""
+_SEALED = struct.Struct("<q32s")
+Copies = dict[tuple[int, int], torch.Tensor]
+Contents = dict[str, tuple[Sequence[int], Callable[[], torch.Tensor]]]
+"""Of a file: name of each tensor, its shape, and where to get it."""
+
+
+class CheckpointSaver:
+    """Saves checkpoints of one engine under `root`; use it in a `with`, whose end waits for the last of them.
+
+    In the background it keeps host memory for this rank's share of weights and moments (see `save_in_background`).
+    """
+
+    def __init__(self, root: Path, engine: Any, keep: int, background: bool) -> None:
+        """Collective. Checkpoints older than the newest `keep` are removed after each save."""
+        self._root, self._engine, self._keep = root, engine, keep
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None
+        self._pieces = Pieces(engine, self._group)
+        self._memory = getattr(engine.module, "memory", None)
+        self._replicas = Replicas(self._memory.large() if self._memory else {}, rank(), world_size())
+        self._bytes = self._bytes_of_all()
+        self.stalled = 0.0
+        """Seconds that training has stood still for saving: in `save`, and before the update after it."""
+        self._pending: Future[None] | None = None
+        self._copied = threading.Event()
+        self._copied.set()
+        self._hook = optimizer_state.before_each_update(engine, self.wait_for_copy)
+        if self._memory is not None:
+            self._memory.before_change = self.wait_for_copy
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=stay_on_device()) if background else None
+        if background:
+            self._pieces.keep_buffers()
+            self._replicas.keep_buffers()
+        self._stream = torch.cuda.Stream() if background and torch.cuda.is_available() else None
+
+    def save(self, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
+        """Save the checkpoint of `facts["step"]`; in the background, this returns at once.
+
+        Every rank calls it after the same step; a save that is still going on is waited for.
+
+        Raises:
+            OSError: when the disk is full (in the background: of the save before); the unfinished folder is removed and
+            older checkpoints are untouched.
+        """
+        begun = time.perf_counter()
+        self.wait()
+        facts = {**facts, "adam_step": optimizer_state.adam_step(self._engine), "ranks": world_size()}
+        live = self._pieces.live()
+        small = self._memory.small() if self._memory is not None else {}
+        progress = {name: value.detach().cpu().clone() for name, value in {**progress, **small}.items()}
+        if self._thread is None:
+            self._replicas.copy(None)
+            self._write({key: piece.to("cpu", torch.float32) for key, piece in live.items()}, facts, progress)
+        else:
+            if self._stream is not None:
+                self._stream.wait_stream(torch.cuda.current_stream())
+            self._copied.clear()
+            self._pending = self._thread.submit(self._copy_and_write, live, facts, progress)
+        self.stalled += time.perf_counter() - begun
+
+    def finished(self, device: torch.device) -> bool:
+        """Whether all ranks have ended the save that was going on (collective while there is one)."""
+        if self._pending is None:
+            return True
+        return bool(all_reduce(torch.tensor([int(self._pending.done())], device=device), "min").item())
+
+    def check(self, device: torch.device) -> None:
+        """Raise what went wrong in a save that has ended (collective while there is one): no need to train on for the next.
+
+        Raises:
+            OSError: as `wait`.
+        """
+        if self.finished(device):
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save that is going on.
+
+        Raises:
+            OSError: when it failed, on all ranks the same.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> CheckpointSaver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.wait()
+        except Exception as failure:
+            if error is None or isinstance(error, StoppedInGoodOrder):
+                raise
+            print(f"warning: the checkpoint that was being saved is lost too: {failure}", file=sys.stderr)
+        self._hook.remove()
+        if self._memory is not None:
+            self._memory.before_change = lambda: None
+        if self._thread is not None:
+            self._thread.shutdown()
+        if self._group is not None and error is None:
+            dist.destroy_process_group(self._group)
+
+    def wait_for_copy(self) -> None:
+        """Wait until nothing that an update changes is still to be copied."""
+        begun = time.perf_counter()
+        self._copied.wait()
+        self.stalled += time.perf_counter() - begun
+
+    def _copy_and_write(self, live: Copies, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
+        try:
+            self._pieces.copy(live, self._stream)
+            self._replicas.copy(self._stream)
+        finally:
+            self._copied.set()
+        self._write(self._pieces.kept, facts, progress)
+
+    def _write(self, copies: Copies, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
+        """From copies to a committed checkpoint (collective over the group of the saving threads)."""
+        target = step_folder(self._root, facts["step"])
+        temporary = target.with_name(f".{target.name}.tmp")
+        files: dict[str, Sealed] = {}
+
+        def begin() -> None:
+            for left in self._root.glob(".step-*.tmp"):  # by a run that was killed while it saved
+                shutil.rmtree(left, ignore_errors=True)
+            require_room(self._root, self._bytes)
+            temporary.mkdir(parents=True)
+
+        def commit() -> None:
+            write_manifest(temporary, facts, found)
+            # A folder of this name can only be a damaged one that a resumed run has passed over.
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+            sync_folder(self._root)
+
+        try:
+            self._together(begin if rank() == 0 else None, target)
+            self._together(lambda: files.update(self._write_files(temporary, copies, progress)), target)
+            found = self._sealed_by_all(files)
+            self._together(commit if rank() == 0 else None, target)
+        except OSError:
+            if rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if rank() == 0:
+            # Later ones are damaged, a resumed run has passed them over: they must not push out what is intact.
+            for old in [step for step in list_steps(self._root) if step <= facts["step"]][:-self._keep]:
+                shutil.rmtree(step_folder(self._root, old), ignore_errors=True)
+
+    def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, Sealed]:
+        """This rank's files; after an error the pieces of the others are still fetched, so that none of them waits."""
+        files: dict[str, Sealed] = {}
+        failure: OSError | None = None
+        sent = self._pieces.send(copies)
+        for name, contents in zip(_files_of(rank()), self._contents(copies), strict=True):
+            file: TensorFile | None = None
+            for number, (_, fetch) in enumerate(contents.values()):
+                tensor = fetch()
+                if failure is not None:
+                    continue
+                try:
+                    if number == 0:
+                        file = TensorFile(folder / name, {key: shape for key, (shape, _) in contents.items()})
+                    assert file is not None
+                    file.append(tensor)
+                except OSError as error:
+                    failure = error
+            try:
+                if file is not None and failure is None:
+                    files[name] = file.seal()
+            except OSError as error:
+                failure = error
+            if file is not None:
+                file.abandon()
+        for work in sent:
+            work.wait()
+        if failure is not None:
+            raise failure
+        if rank() == 0:
+            files["progress-00000.safetensors"] = _write_progress(folder, progress)
+        return files
+
+    def _contents(self, copies: Copies) -> list[Contents]:
+        """What is in each of `_files_of(rank())`: weights, those of objectives, moments, what all ranks have alike.
+
+        Pieces are fetched in this order, which is the one in which the others send them.
+        """
+        pieces, kept = self._pieces, self._replicas.copies
+
+        def of(kinds: Iterable[int], encoder: bool, objectives: bool) -> Contents:
+            return {_key(pieces.names[index], kind): (pieces.shape(index), partial(pieces.whole, kind, index, copies))
+                    for kind in kinds for index in pieces.written
+                    if (objectives if pieces.names[index].startswith(OWN) else encoder)}
+
+        return [of((0,), True, False), of((0,), False, True), of(range(1, len(KINDS)), True, True),
+                {name: (shape, partial(kept.__getitem__, name)) for name, shape in self._replicas.shapes.items()}]
+
+    def _bytes_of_all(self) -> int:
+        """Bytes of the tensors that all ranks write in a save (collective)."""
+        elements = len(KINDS) * sum(torch.Size(self._pieces.shape(index)).numel() for index in self._pieces.written)
+        elements += sum(shape.numel() for shape in self._replicas.shapes.values())
+        total = torch.tensor([4 * elements])
+        if self._group is not None:
+            dist.all_reduce(total, group=self._group)
+        return int(total)
+
+    def _together(self, action: Callable[[], None] | None, target: Path) -> None:
+        """Do `action` on this rank, then all raise where one failed: none goes on to wait for a rank that does not come."""
+        number = 0
+        try:
+            if action is not None:
+                action()
+        except OSError as error:
+            number = error.errno or errno.EIO
+        if self._group is not None:
+            agreed = torch.tensor([number])
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
+            number = int(agreed)
+        if number:
+            raise OSError(number, os.strerror(number), str(target))
+
+    def _sealed_by_all(self, files: dict[str, Sealed]) -> dict[str, Sealed]:
+        """Sizes and digests of the files of all ranks, so that rank 0 need not read what others have written."""
+        if self._group is None:
+            return files
+        own = _files_of(rank())
+        row = b"".join(_SEALED.pack(files[name].bytes, bytes.fromhex(files[name].sha256)) if name in files
+                       else _SEALED.pack(-1, b"") for name in own)
+        mine = torch.frombuffer(bytearray(row), dtype=torch.uint8)
+        rows = [torch.empty_like(mine) for _ in range(world_size())]
+        dist.all_gather(rows, mine, group=self._group)
+        found = dict(files)
+        for place, theirs in enumerate(rows):
+            for name, (size, digest) in zip(_files_of(place), _SEALED.iter_unpack(theirs.numpy().tobytes()), strict=True):
+                if size >= 0:
+                    found[name] = Sealed(size, digest.hex())
+        return found
+
+
+def _files_of(place: int) -> list[str]:
+    """Names of a rank's files; those that would hold nothing are not written."""
+    return [f"{kind}-{place:05d}.safetensors" for kind in ("weights", "objectives", "moments", "momentum")]
+
+
+def _key(name: str, kind: int) -> str:
+    """Name of a tensor in its file: `NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`."""
+    moment = KINDS[kind]
+    return name if moment is None else f"{moment}.{name}"
+
+
+def _write_progress(folder: Path, progress: dict[str, torch.Tensor]) -> Sealed:
+    file = HashedFile(folder / "progress-00000.safetensors")
+    try:
+        file.write(safetensors.torch.save(progress))
+        return file.seal()
+    finally:
+        file.abandon()

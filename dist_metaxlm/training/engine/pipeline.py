@@ -1,0 +1,166 @@
+"""The model cut into pipeline stages, as a DeepSpeed `PipelineModule` whose stages are parts of our encoder.
+
+Every rank builds the encoder of its stage alone: the same layer objects under the same logical names as the whole model,
+so initial weights, checkpoints and the optimiser know nothing of stages. Between stages travel the states and the places
+of the documents; the last stage reads the batch itself for its targets.
+
+The token embedding is needed by the first stage and by the head. The first stage's copy is trained, with the sum of both
+gradients, and sent to the last stage after each step: that moves as much as summing the gradients on both sides would, but
+keeps one set of optimiser states, and the copies are bit-equal by construction, however the data-parallel sums round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.data.steps import MicroStep
+from dist_metaxlm.modeling.block import Block
+from dist_metaxlm.modeling.embedding import Embedding
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.modeling.head import Head
+from dist_metaxlm.modeling.sharding import TensorShard
+from dist_metaxlm.objectives.model import layer_read, objective_losses
+from dist_metaxlm.parallel.groups import groups
+from dist_metaxlm.planning.stages import Stage
+from dist_metaxlm.recipe.schema import AnyObjective, ModelConfig
+
+Count = Callable[[AnyObjective, PackedBatch, torch.Tensor, torch.Tensor], None]
+Travelling = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""States (or the first stage's token ids), positions, cu_seqlens, samples: what goes from stage to stage."""
+
+
+def departing(batch: PackedBatch) -> Travelling:
+    """What the first stage begins with."""
+    return batch.tokens, batch.positions, batch.cu_seqlens, batch.samples
+
+
+class PipelinedModel(PipelineModule):
+    """This rank's stage of the encoder, and the objectives on the last."""
+
+    encoder: Encoder
+
+    def __init__(self, config: ModelConfig, seed: int, shard: TensorShard, stages: list[Stage], window: int) -> None:
+        """`window`: tokens of a window of every batch. The ranks are those of parallel/groups.py (collective)."""
+        place = groups()
+        # Read by the methods below, which the constructor of PipelineModule calls.
+        self._make = lambda stage: Encoder(config, seed, shard, stage)
+        self._stages, self._window = stages, window
+        self._step = 0
+        self._micro_steps: Iterator[MicroStep] = iter(())
+        self._batches: deque[PackedBatch] = deque()
+        self._count: Count | None = None
+        specs = [LayerSpec(Embedding, config, shard), *(LayerSpec(Block, config, i, shard) for i in range(config.layers)),
+                 LayerSpec(Head, config, shard)]
+        topology = PipeModelDataParallelTopology(num_pp=place.stages, num_mp=place.tensor_size, num_dp=place.data_size)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its partition, ours is in the log
+            super().__init__(layers=specs, topology=topology, dynamic_shape=True)
+
+    def _partition_layers(self, method: str = "cost") -> None:
+        starts = [0, *(stage.blocks.start + 1 for stage in self._stages[1:])]
+        self.parts = [*starts, self._num_layers]
+        place = groups()
+        self._set_bounds(self.parts[place.stage], self.parts[place.stage + 1])
+
+    def _build(self) -> None:
+        self.encoder = self._make(self._stages[groups().stage])
+        for parameter in self.parameters():
+            parameter.ds_pipe_replicated = False
+
+    def _index_tied_modules(self) -> dict[str, Any]:
+        """The token embedding's two holders; the last stage's copy is marked, and gets no optimiser state."""
+        place, found = groups(), {}
+        size = place.data_size * place.tensor_size
+        for rank in range(size):
+            holders = [rank, (place.stages - 1) * size + rank]
+            group = dist.new_group(holders)
+            if dist.get_rank() in holders:
+                tokens = self.encoder.embedding.tokens
+                weight: Any = tokens.weight
+                weight.ds_pipe_replicated = place.stage > 0
+                if place.stage > 0:
+                    weight.register_post_accumulate_grad_hook(_sum_in_fp32)
+                found["tokens"] = {"ranks": holders, "group": group, "weight_attr": ["weight"], "module": tokens}
+        return found
+
+    @torch.no_grad()
+    def get_tied_weights_and_groups(self) -> list[tuple[torch.Tensor, Any]]:
+        """Sum the tied gradients of a step, when DeepSpeed is about to average gradients over data-parallel ranks.
+
+        Nothing is returned for it to sum: it looks for gradients in `grad` or `_hp_grad`, and in half precision ZeRO-1 has
+        them elsewhere. All of them are fp32, as is the copy's sum over micro-batches.
+        """
+        for comm in self.tied_comms.values():
+            weight = comm["module"].weight
+            found = (getattr(weight, name, None) for name in ("_hp_grad", "grad_accum", "grad"))
+            gradient = next((value for value in found if value is not None), None)
+            if gradient is None:  # a step without a masked-LM objective gives the head none; its peer waits for it
+                gradient = torch.zeros_like(weight, dtype=torch.float32)
+            dist.all_reduce(gradient, group=comm["group"])
+            if weight.ds_pipe_replicated:
+                weight.grad_accum = None
+        return []
+
+    @torch.no_grad()
+    def share_tied(self) -> None:
+        """Send the trained token embedding to the last stage; to be called after each change of the weights."""
+        for comm in self.tied_comms.values():
+            weight = comm["module"].weight
+            dist.broadcast(weight.data, comm["ranks"][0], group=comm["group"])
+
+    def begin(self, step: int, micro_steps: list[MicroStep], batches: deque[PackedBatch], count: Count) -> None:
+        """Announce the micro-steps that the coming forward passes belong to, the batches in which the last stage finds
+        their targets (filled as DeepSpeed loads them), and who counts its losses."""
+        self._step, self._micro_steps, self._batches, self._count = step, iter(micro_steps), batches, count
+
+    def states_after(self, batch: PackedBatch, layer: int) -> torch.Tensor | None:
+        """[T, H]: states of `batch` after block `layer`, on the last stage; None on the others (collective).
+
+        For what only looks at them: outside DeepSpeed's schedule, which knows training steps and whole evaluations.
+        """
+        place, encoder = groups(), self.encoder
+        apart = place.data_size * place.tensor_size
+        geometry, states = encoder.geometry(batch), batch.tokens
+        if place.stage > 0:
+            states = torch.empty(geometry.positions.numel(), encoder.config.hidden,
+                                 dtype=next(encoder.parameters()).dtype, device=batch.tokens.device)
+            dist.recv(states, dist.get_rank() - apart)
+        states = encoder.through_stage(states, geometry, layer)
+        if encoder.stage.last:
+            return states
+        dist.send(states.contiguous(), dist.get_rank() + apart)
+        return None
+
+    def forward(self, travelling: Travelling) -> Travelling | torch.Tensor:
+        """This stage's part of the encoder for the next micro-step; on the last stage its loss.
+
+        The loss is taken here and not in a `loss_fn`: DeepSpeed's bf16 optimiser clears gradients when the backward pass
+        reaches what this function returned, and those of a head behind it would be among them.
+        """
+        states, positions, cu_seqlens, samples = travelling
+        outline = PackedBatch.outline(positions, cu_seqlens, samples, self._window)
+        micro = next(self._micro_steps)
+        states = self.encoder.through_stage(states, self.encoder.geometry(outline, self._step), layer_read(micro.objective))
+        return self._loss(states, micro) if self.encoder.stage.last else (states, positions, cu_seqlens, samples)
+
+    def _loss(self, states_TH: torch.Tensor, micro: MicroStep) -> torch.Tensor:
+        batch = self._batches.popleft().to(states_TH.device)
+        loss, losses, languages = objective_losses(self.encoder, states_TH, batch, micro.objective)
+        assert self._count is not None
+        self._count(micro.objective, batch, losses, languages)
+        return loss * (micro.factor * groups().data_size)
+
+
+def _sum_in_fp32(weight: Any) -> None:
+    """Add the gradient of a micro-batch to the step's, as ZeRO-1 does for the parameters that it updates."""
+    gradient, before = weight.grad.float(), getattr(weight, "grad_accum", None)
+    weight.grad, weight.grad_accum = None, gradient if before is None else before.add_(gradient)

@@ -1,0 +1,85 @@
+"""This rank's micro-batches in order: read ahead by a thread, by one of several ranks that need the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.prefetch import prefetch
+from dist_metaxlm.data.steps import MicroStep, StepPlan
+from dist_metaxlm.parallel.groups import groups
+
+PREFETCHED = 4
+"""Micro-batches assembled ahead of the model."""
+_ABSENT = -1
+# xlco's are never sent: it is refused with tensor parallelism (recipe/schema.py)
+_TENSORS = [field.name for field in fields(PackedBatch) if field.name not in ("window", "starts", "texts", "keys")]
+
+
+def batches(plan: StepPlan, data: PhaseData, first_step: int, total: int, device: torch.device) -> Iterator[PackedBatch]:
+    """The micro-batches of the steps first_step .. total - 1, in host memory, pinned where the device is a CUDA device.
+
+    The first tensor rank reads them and sends them to its peers. In a pipeline the first stage needs their tokens and the
+    last their targets; those between get what they need with the states, and nothing here.
+    """
+    place = groups()
+    if 0 < place.stage < place.stages - 1:
+        return
+    micro_steps = (micro for step in range(first_step, total) for micro in plan.at(step))
+    pinned = device.type == "cuda"
+    if place.batches is None:
+        yield from prefetch((_reading(data, micro, pinned) for micro in micro_steps), PREFETCHED)
+        return
+    read = prefetch((_reading(data, micro, False) for micro in micro_steps), PREFETCHED) if place.tensor_rank == 0 else None
+    while True:
+        # Sent from the thread that uses it: a thread that ran ahead would send what a stopping peer no longer takes.
+        batch = share_batch(next(read, None) if read else None, place.batches)
+        if batch is None:
+            return
+        yield batch.pinned() if pinned else batch
+
+
+def _reading(data: PhaseData, micro: MicroStep, pinned: bool) -> Callable[[], PackedBatch]:
+    def read() -> PackedBatch:
+        batch = data.batch(micro.objective, micro.first, micro.count)
+        return batch.pinned() if pinned else batch
+
+    return read
+
+
+def share_batch(batch: PackedBatch | None, group: Any) -> PackedBatch | None:
+    """The batch of the first rank of `group`, which is in gloo, on each of its ranks (collective); None where it has none.
+
+    Two broadcasts: the sizes, then all fields as one buffer, since a broadcast costs more to start than to send.
+    """
+    first = dist.get_global_rank(group, 0)
+    sizes = torch.full((len(_TENSORS) + 1,), _ABSENT, dtype=torch.int64)
+    if batch is not None:
+        numbers = [_ABSENT if getattr(batch, name) is None else getattr(batch, name).numel() for name in _TENSORS]
+        sizes.copy_(torch.tensor([*numbers, batch.window]))
+    dist.broadcast(sizes, first, group=group)
+    *numbers, window = sizes.tolist()
+    if window == _ABSENT:
+        return None
+    buffer = torch.empty(sum(max(0, number) for number in numbers), dtype=torch.int64)
+    if batch is not None:
+        torch.cat([getattr(batch, name).reshape(-1).to(torch.int64) for name in _TENSORS
+                   if getattr(batch, name) is not None], out=buffer)
+    dist.broadcast(buffer, first, group=group)
+    return batch if batch is not None else _unpacked(buffer, numbers, window)
+
+
+def _unpacked(buffer: torch.Tensor, numbers: list[int], window: int) -> PackedBatch:
+    parts = iter(torch.split(buffer, [number for number in numbers if number != _ABSENT]))
+    values: dict[str, Any] = {name: None if number == _ABSENT else next(parts)
+                              for name, number in zip(_TENSORS, numbers, strict=True)}
+    values["cu_seqlens"] = values["cu_seqlens"].to(torch.int32)
+    if values["pairs"] is not None:
+        values["pairs"] = values["pairs"].view(-1, 2)
+    return PackedBatch(window=window, **values)

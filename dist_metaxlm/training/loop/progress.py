@@ -1,0 +1,60 @@
+"""How far a phase has come: everything a resumed run needs besides weights and optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.parallel.process_group import all_reduce
+from dist_metaxlm.recipe.schema import PairObjective, PhaseConfig
+from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint
+
+
+class Progress:
+    """Step, tokens, seconds, samples per language, and which tokens the model has met so far.
+
+    The data cursor is not here: it follows from the step (data/steps.py).
+    """
+
+    def __init__(self, phase: str, tokenizer_hash: str, vocab_size: int, device: torch.device,
+                 schedule_offset: int = 0) -> None:
+        """`schedule_offset`: steps that the learning-rate schedule has behind it when the phase begins."""
+        self.phase, self.tokenizer_hash = phase, tokenizer_hash
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.schedule_offset = schedule_offset
+        self.counts: dict[str, torch.Tensor] = {}  # of training/loop/metrics.py
+        self.scaling: dict[str, Any] = {}  # of deepspeed_adapter/loss_scaling.py
+        self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+
+    def see(self, batch: PackedBatch) -> None:
+        """Remember the tokens that were input or target: only these get gradients of their own."""
+        self.seen[batch.tokens] = True
+        self.seen[batch.target_tokens] = True
+
+    def advance(self, phase: PhaseConfig, objectives: list[Any]) -> None:
+        """One optimiser step more. Tokens count the masked-LM objectives; pairs of sentences have no fixed number."""
+        self.step += 1
+        self.tokens += sum(o.batch_tokens for o, *_ in objectives if not isinstance(o, PairObjective))
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest of a checkpoint says."""
+        return {"phase": self.phase, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
+                "tokenizer": self.tokenizer_hash, "vocab_size": self.seen.numel(), "loss_scaling": self.scaling,
+                "schedule_offset": self.schedule_offset}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What progress.safetensors holds (collective)."""
+        seen = all_reduce(self.seen.to(torch.uint8), "max")
+        return {"seen": seen.cpu(), **self.counts}
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on where a checkpoint stands."""
+        tensors = checkpoint.tensors("progress")
+        self.step, self.tokens = checkpoint.step, int(checkpoint.facts["tokens"])
+        self.seconds = float(checkpoint.facts["seconds"])
+        # A meta phase that was made longer meanwhile must not move it; older checkpoints do not have it.
+        self.schedule_offset = int(checkpoint.facts.get("schedule_offset", self.schedule_offset))
+        self.counts = {name: tensors[name] for name in ("realised", "interval") if name in tensors}
+        self.seen |= tensors["seen"].bool().to(self.seen.device)

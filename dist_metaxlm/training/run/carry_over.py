@@ -1,0 +1,151 @@
+"""From `meta` to `cross`: what is carried over, checked at load, and what happened to embeddings that meta never used.
+
+With one multilingual vocabulary the English phase never sees most tokens: through the tied head their embeddings get
+only the softmax's negative gradients, which can draw them together. So norms and cosines are measured, and the recipe
+may have these rows drawn anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.modeling.initialisation import initial_values
+from dist_metaxlm.objectives.model import OWN
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, newest_checkpoint
+from dist_metaxlm.training.checkpointing.manifest import weights_digest
+from dist_metaxlm.training.run.initial_weights import differing_fields
+from dist_metaxlm.training.run.run_folder import PhaseFolder
+
+TABLE = "embedding.tokens.weight"
+HEAD_BIAS = "head.bias"
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What the next phase starts from."""
+
+    checkpoint: Checkpoint
+    unseen: torch.Tensor
+    """[V] bool: tokens that the phase before never had as input or target."""
+    report: dict[str, Any]
+    """Policy, source and embedding statistics, for the log and for carry_over.json."""
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What was loaded, whole and by logical name, from files that are read when it is used: the masters begin with it."""
+
+
+def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Carried:
+    """Load the weights of a finished phase into `encoder` and apply the policy to unseen embeddings.
+
+    Raises:
+        UserError: when the phase before is missing or unfinished, or has another tokenizer or shape.
+    """
+    checkpoint = _checked(recipe, before, tokenizer_hash)
+    weights = dict(checkpoint.tensors("weights"))  # views of the mapped files: nothing is read yet
+    unseen = ~checkpoint.tensors("progress")["seen"].bool()
+    report: dict[str, Any] = {
+        "from": str(checkpoint.folder), "step": checkpoint.step, "weights": "carried",
+        "weights_digest": weights_digest(checkpoint.folder),
+        "tokenizer": tokenizer_hash, "policy": recipe.carry_over.model_dump(),
+        "data_cursor": "own, from the start", "unseen_tokens": int(unseen.sum()),
+        "embeddings_before": embedding_statistics(weights[TABLE], unseen)}
+    if recipe.carry_over.unseen_embeddings == "reinitialise":
+        for name in (TABLE, HEAD_BIAS):
+            fresh = initial_values(name, weights[name].shape, encoder.seed, recipe.model.init_std)
+            weights[name] = torch.where(unseen.view(-1, *[1] * (fresh.dim() - 1)), fresh, weights[name])
+    encoder.load_logical(weights)
+    report["embeddings_after"] = embedding_statistics(weights[TABLE], unseen)
+    return Carried(checkpoint, unseen, report, weights)
+
+
+@torch.no_grad()
+def carry_own(model: torch.nn.Module, carried: Carried) -> None:
+    """Load what objectives have beside the encoder where the phase before had it too; the rest stays as initialised.
+
+    The report names both under `objective_weights`.
+    """
+    found = carried.checkpoint.tensors("objectives")
+    own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(OWN)}
+    for name in set(own) & set(found):
+        own[name].copy_(found[name])
+        carried.weights[name] = found[name]
+    if own:
+        carried.report["objective_weights"] = {"carried": [name for name in own if name in found],
+                                               "fresh": [name for name in own if name not in found]}
+
+
+def carry_optimizer(engine: Any, carried: Carried) -> None:
+    """Adam's moments and step count of the phase before; rows drawn anew begin with zero moments (collective)."""
+    moments = carried.checkpoint.tensors("moments")
+    reset = carried.report["policy"]["unseen_embeddings"] == "reinitialise"
+    optimizer_state.set_adam_step(engine, int(carried.checkpoint.facts["adam_step"]))
+    for name, param in optimizer_state.named_parameters(engine):
+        for moment in optimizer_state.MOMENTS:
+            if name.startswith(OWN) and f"{moment}.{name}" not in moments:  # of an objective that is new in this phase
+                continue
+            value = moments[f"{moment}.{name}"]
+            if reset and name in (TABLE, HEAD_BIAS):
+                value = value.clone()  # it is a view of the checkpoint's file
+                value[carried.unseen] = 0.0
+            optimizer_state.set_full_moment(engine, name, param, moment, value)
+
+
+def embedding_statistics(table_VH: torch.Tensor, unseen_V: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Mean norm, and mean cosine between two different rows, of the seen and of the unseen embeddings."""
+    statistics = {}
+    for name, rows in (("seen", ~unseen_V), ("unseen", unseen_V)):
+        count = int(rows.sum())
+        if count == 0:
+            continue
+        part = table_VH[rows].float()
+        unit_sum = F.normalize(part, dim=-1).sum(0)
+        # |sum of unit vectors|^2 holds each pair twice and each row with itself once.
+        cosine = (float(unit_sum @ unit_sum) - count) / max(1, count * (count - 1))
+        statistics[name] = {"tokens": float(count), "mean_norm": float(part.norm(dim=-1).mean()), "mean_cosine": cosine}
+    return statistics
+
+
+def describe(report: dict[str, Any]) -> list[str]:
+    """The carry-over in lines for the log."""
+    policy = report["policy"]
+    lines = [f"carried over from {report['from']}: weights; tokenizer {report['tokenizer'][:12]} (equal); "
+             f"optimiser {policy['optimizer']}; learning rate {policy['schedule']}; data cursor own; "
+             f"{report['unseen_tokens']} unseen embeddings {policy['unseen_embeddings']}"]
+    for when in ("before", "after"):
+        lines += [f"embeddings {when}, {kind}: {values['tokens']:.0f}, mean norm {values['mean_norm']:.3f}, "
+                  f"mean cosine {values['mean_cosine']:.3f}" for kind, values in report[f"embeddings_{when}"].items()]
+    for state, names in report.get("objective_weights", {}).items():
+        if names:
+            word = "carried over" if state == "carried" else "freshly initialised, the phase before had none"
+            lines.append(f"weights of objectives, {word}: {', '.join(names)}")
+    return lines
+
+
+def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkpoint:
+    if before.finished is None:
+        state = "not finished" if before.path.exists() else "not there"
+        raise UserError(f"--phase cross needs the meta phase of {before.run_dir}, which is {state}; run "
+                        f"`deepspeed launch/pretrain.py --phase {before.phase} --run_dir {before.run_dir}` first")
+    checkpoint = newest_checkpoint(before.checkpoints)
+    if checkpoint is None:
+        raise UserError(f"no intact checkpoint of the finished phase in {before.checkpoints}; restore it or train the phase "
+                        "again with --resume never")
+    if checkpoint.facts["tokenizer"] != tokenizer_hash:
+        raise UserError(f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the store "
+                        f"has {tokenizer_hash[:12]}; give the data.directory that the phase before used")
+    if checkpoint.facts["vocab_size"] != recipe.model.vocab_size:
+        raise UserError(f"{checkpoint.folder} has a vocabulary of {checkpoint.facts['vocab_size']}, the recipe "
+                        f"{recipe.model.vocab_size}; both phases share one model")
+    differing = differing_fields(recipe.model, load_recipe(before.path / "recipe.yaml").model)
+    if differing:
+        raise UserError(f"{before.path} trained another model than the recipe has, and both phases share one; "
+                        f"set {differing}")
+    return checkpoint

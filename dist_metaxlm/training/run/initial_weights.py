@@ -1,0 +1,52 @@
+"""Starting a phase from a model trained elsewhere, imported by launch/convert.py (XLM-R, XLM-R XL, RoBERTa, ModernBERT)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.folders import read_import
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.recipe.schema import ModelConfig, Recipe
+from dist_metaxlm.training.checkpointing.manifest import file_digest
+
+FREE = {"dropout", "attention_dropout", "init_std"}
+"""Fields of the model that say nothing about the weights' shape or meaning."""
+
+
+def differing_fields(ours: ModelConfig, theirs: ModelConfig) -> str:
+    """Where two models are not the same, as overrides that would make ours theirs; "" where they are."""
+    wanted, has = theirs.model_dump(), ours.model_dump()
+    return " ".join(f"model.{name}={wanted[name]}" for name in wanted if name not in FREE and has[name] != wanted[name])
+
+
+def check_initial_weights(recipe: Recipe, folder: str | Path) -> None:
+    """Refuse an imported model that the recipe cannot start from, before any data are prepared for it.
+
+    Raises:
+        UserError: when the recipe's model differs from the imported one, or its data have, or would get, another tokenizer.
+    """
+    config, _, tokenizer = read_import(folder)
+    differing = differing_fields(recipe.model, config)
+    if differing:
+        raise UserError(f"--init_from {folder} is a model of another shape; set {differing}")
+    if tokenizer is None:
+        return
+    prepared, named = Path(recipe.data.directory) / "tokenizer.model", recipe.data.tokenizer.path
+    source = prepared if prepared.is_file() else Path(named) if named else None
+    found = file_digest(source) if source is not None and source.is_file() else None
+    if found != hashlib.sha256(tokenizer).hexdigest():
+        theirs = "one of their own" if found is None else found[:12]
+        raise UserError(f"--init_from {folder} has tokenizer {hashlib.sha256(tokenizer).hexdigest()[:12]}, and the data in "
+                        f"{recipe.data.directory} have {theirs}; prepare another data.directory with "
+                        f"data.tokenizer.path={Path(folder) / 'tokenizer.model'}")
+
+
+def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, tokenizer_hash: str) -> str:
+    """Put an imported model's weights into `encoder`; returns a line for the log. Errors: as `check_initial_weights`."""
+    check_initial_weights(recipe, folder)
+    _, state, tokenizer = read_import(folder)
+    encoder.load_logical(state)
+    checked = "equal" if tokenizer is not None else "not checked, the import has none"
+    return f"weights from {folder}; tokenizer {tokenizer_hash[:12]} ({checked}); optimiser and learning rate start anew"

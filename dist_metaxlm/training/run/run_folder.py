@@ -1,0 +1,159 @@
+"""The folder of a run: which recipe a phase was started with, whether it is finished, what may change on resuming."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.load import dump_recipe, load_recipe
+from dist_metaxlm.recipe.phases import flatten
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.metrics import write_text
+from dist_metaxlm.text import counted
+from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_json
+from dist_metaxlm.training.run.environment import environment
+
+CHANGEABLE = re.compile(r"phases\.\w+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+")
+"""Fields that a phase may go on with other values of: they say nothing about the model or which text comes next."""
+SHOWN = 5
+"""Fields that differ which a message names."""
+
+
+class PhaseFolder:
+    """runs/NAME/PHASE: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, done.json."""
+
+    def __init__(self, run_dir: str | Path, phase: str) -> None:
+        self.run_dir, self.phase = Path(run_dir), phase
+        self.path = self.run_dir / phase
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """What the finished phase left behind, or None while it is unfinished."""
+        path = self.path / "done.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        except (ValueError, TypeError):
+            raise UserError(f"{path} is damaged; delete it and run phase {self.phase} again, which then ends at its last "
+                            "checkpoint") from None
+
+    def check(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
+        """Whether `recipe` trains the same thing as the one the phase was started with; nothing is written.
+
+        Layout, logging and saving may change; what is learnt may not, or the curve would be of two experiments. With
+        `change` length, learning rate and optimiser may (`CHANGEABLE`), from `step` on.
+
+        Returns:
+            The fields that would be changed, as [before, now].
+
+        Raises:
+            UserError: naming the fields that differ.
+        """
+        path = self.path / "recipe.yaml"
+        if not path.is_file():
+            return {}
+        before, now = (_learning_part(r, self.phase) for r in (load_recipe(path), recipe))
+        changed = {key: [before.get(key), now.get(key)] for key in {**before, **now} if before.get(key) != now.get(key)}
+        if changed:
+            self._check_changes(changed, step, recipe, change)
+        return changed
+
+    def start(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
+        """Create the folder, or go on in it with what has changed: see `check`, which may refuse it and says the rest.
+
+        With a change the phase counts as unfinished, and changes.jsonl keeps what was changed and where.
+        """
+        changed = self.check(recipe, step, change)
+        if changed:
+            (self.path / "done.json").unlink(missing_ok=True)
+            with (self.path / "changes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "changed": changed}) + "\n")
+        self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.run_dir):
+            write_text(folder / "recipe.yaml", dump_recipe(recipe))
+        write_json(self.run_dir / "environment.json", environment())
+        return changed
+
+    def _check_changes(self, changed: dict[str, Any], step: int, recipe: Recipe, change: bool) -> None:
+        fixed = [key for key in changed if not CHANGEABLE.fullmatch(key)]
+        if fixed or not change:
+            named = [f"{key} was {changed[key][0]}, now {changed[key][1]}" for key in fixed or changed]
+            more = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+            go_on = "" if fixed else "add --change to go on with the new ones, "
+            raise UserError(f"{self.path} was started with another recipe: {'; '.join(named[:SHOWN])}{more}; resume with "
+                            f"the old values (all are in {self.path / 'recipe.yaml'}), {go_on}or give another --run_dir or "
+                            "--resume never")
+        phase = recipe.phases[self.phase]  # type: ignore[index]
+        total, caps = phase.total_steps, [name for name in ("max_repetitions", "pair_max_repetitions")
+                                          if getattr(phase, name) is not None]
+        lengths = [key for key in changed if key.endswith((".steps", ".tokens"))]
+        if lengths and caps:  # the mix spreads what a cap cuts off over the whole phase, from its first step on
+            raise UserError(f"{lengths[0]} was {changed[lengths[0]][0]}, now {changed[lengths[0]][1]}, and with "
+                            f"phases.{self.phase}.{caps[0]} the length decides which text every step takes, also those that "
+                            "are done; keep the length, or give another --run_dir or --resume never")
+        if total <= step:
+            raise UserError(f"{self.path} goes on from step {step}, and the phase would have {counted(total, 'step')}; "
+                            "give more, or an earlier checkpoint as --resume STEP")
+
+    def set_aside(self) -> None:
+        """Rename what is there, so that the phase starts anew and nothing is lost."""
+        if self.path.exists():
+            self.path.rename(self.path.with_name(f"{self.phase}-until-{_stamp()}"))
+
+    def go_back(self, step: int) -> list[str]:
+        """Let the phase be one that has come to `step`: unfinished, with no later checkpoints; a line that says so.
+
+        Those are moved out of the way. Left where they are, they would be the newest: resumed from next time, and kept in
+        place of the new ones.
+        """
+        (self.path / "done.json").unlink(missing_ok=True)
+        later = [number for number in list_steps(self.checkpoints) if number > step]
+        if not later:
+            return []
+        aside = self.path / f"checkpoints-after-{step}-until-{_stamp()}"
+        aside.mkdir()
+        for number in later:
+            step_folder(self.checkpoints, number).rename(step_folder(aside, number))
+        return [f"checkpoints of steps {', '.join(map(str, later))} are now in {aside}"]
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop metric lines after `step`: a resumed run writes them again."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue  # the line that a kill has cut in half
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Mark the phase as finished."""
+        write_json(self.path / "done.json", facts)
+
+
+def read_recipe(path: Path, data_directory: str | None = None) -> Recipe:
+    """A recipe that a run wrote, with the prepared data at `data_directory` where they have moved."""
+    recipe = load_recipe(path)
+    moved = {} if data_directory is None else {"directory": data_directory}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=moved)})
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+
+
+def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:
+    tree = recipe.model_dump(mode="json")
+    parts = {key: tree[key] for key in ("seed", "model", "data", "optimizer")}
+    del tree["data"]["directory"]  # prepared data may move; what they were made from is compared, and their tokenizer
+    if phase == "cross":
+        parts["carry_over"] = tree["carry_over"]
+    return flatten({**parts, "phases": {phase: tree["phases"][phase]}})

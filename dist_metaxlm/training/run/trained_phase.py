@@ -1,0 +1,45 @@
+"""What a run's phase has trained: its recipe, newest intact checkpoint and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, newest_checkpoint
+from dist_metaxlm.training.checkpointing.manifest import file_digest
+from dist_metaxlm.training.run.run_folder import read_recipe
+
+
+def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, Checkpoint]:
+    """Recipe and newest intact checkpoint of a run's phase; `data_directory` says where its data are, if they have moved.
+
+    Raises:
+        UserError: when there is no such run, phase or intact checkpoint, or the data's tokenizer is another than the phase
+        was trained with.
+    """
+    folder = Path(run_dir) / phase
+    if not Path(run_dir).is_dir():
+        raise UserError(f"there is no run in {run_dir}; name its folder with --run_dir")
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"no {phase} phase in {run_dir}; train it with `deepspeed launch/pretrain.py --phase {phase} "
+                        f"--run_dir {run_dir}` or name another --run_dir")
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"no intact checkpoint in {folder / 'checkpoints'}; run the {phase} phase again")
+    recipe = read_recipe(folder / "recipe.yaml", data_directory)
+    tokenizer, trained = Path(recipe.data.directory) / "tokenizer.model", checkpoint.facts.get("tokenizer")
+    there = file_digest(tokenizer) if tokenizer.is_file() else None
+    if trained is not None and there is not None and there != trained:
+        raise UserError(f"{checkpoint.folder} was trained with tokenizer {trained[:12]}, and {tokenizer} is "
+                        f"{there[:12]}; give the folder of the data that it was trained on")
+    return recipe, checkpoint
+
+
+def load_weights(run_dir: str | Path, phase: str,
+                 data_directory: str | None = None) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    """Recipe and fp32 weights, by logical name, of the checkpoint that `phase_checkpoint` finds."""
+    recipe, checkpoint = phase_checkpoint(run_dir, phase, data_directory)
+    return recipe, dict(checkpoint.tensors("weights"))

@@ -1,0 +1,235 @@
+"""Attention as an operator of PyTorch: Triton (or CUDA) forward, Triton backward, under autograd, autocast and compile.
+
+`dist_metaxlm::attention_forward` and `attention_backward` are registered with fake implementations, so torch.compile,
+activation checkpointing and opcheck treat them as any operator. This module imports Triton, so it is imported only where
+the registry has found it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from dist_metaxlm.kernels.attention.dispatch import AttentionPattern, uses_atomics
+from dist_metaxlm.kernels.attention.triton_backward import (
+    attention_backward_keys_kernel,
+    attention_backward_queries_kernel,
+    row_sums_kernel,
+)
+from dist_metaxlm.kernels.attention.triton_forward import attention_forward_kernel
+from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, keep_factor, threshold
+from dist_metaxlm.kernels.registry import interpreted
+
+WIDTHS = range(8, 129, 8)
+"""Channels of a head that the kernels take; other than 16, 32, 64 and 128 are padded to the next of them in registers."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel is compiled."""
+
+    step: int
+    """Keys (or queries) of a block of the inner loop; never more than a tile has rows."""
+    warps: int
+    stages: int
+    """Depth of the software pipeline."""
+
+
+def launch(kernel: str, width: int, dtype: torch.dtype, capability: int, dropping: bool = False, atomic: bool = False
+           ) -> Launch:
+    """For `kernel` forward, backward_keys or backward_queries on compute capability `capability` (80, 90, ...).
+
+    Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot/attention.py holds them to it, and says
+    where it does not). None has been timed. `dropping`: weights are dropped, `atomic`: backward_keys adds to the queries'
+    gradient too.
+    """
+    # From sm_120 on (GeForce RTX 50) tensor cores and shared memory are again of the kind and size of sm_86.
+    narrow, hopper = padded_width(width) <= 64, 90 <= capability < 120
+    if dtype in (torch.float32, torch.float64):
+        if kernel == "backward_queries":
+            return Launch(16, 8 if dropping or capability >= 90 else 4, 1)
+        return Launch(16 if kernel == "backward_keys" and (dropping or not hopper) else 32, 4, 1)
+    if kernel == "forward":
+        return Launch(64 if hopper or (narrow and not dropping) else 32, 8, 2)
+    if kernel == "backward_queries":
+        return Launch(64 if narrow else 32, 8, 2)
+    if not narrow and capability >= 120 and not dropping:
+        return Launch(16, 8, 1)
+    if not narrow and hopper and capability >= 100:
+        return Launch(32 if dropping or atomic else 64, 8, 1 if dropping else 2)
+    if dropping and hopper:  # the mask's hash takes registers, which smaller blocks or a shorter pipeline give back
+        return Launch((64 if narrow else 32) // (2 if atomic else 1), 8, 2 if narrow or atomic else 1)
+    return Launch((64 if narrow else 32) if hopper else (32 if narrow else 16), 8, 2)
+
+
+def padded_width(width: int) -> int:
+    """The power of two that `width` channels are padded to."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def accepts(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
+) -> bool:
+    """Whether the Triton kernels take these: fp16, bf16 or fp32 (fp64 in the interpreter), D 8 to 128 in eights.
+
+    fp32 beyond 64 channels is left to the reference: its operands do not fit into registers.
+    """
+    if queries.shape[2] not in WIDTHS or queries.numel() == 0:
+        return False
+    if interpreted():
+        return queries.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    fits = queries.dtype in (torch.float16, torch.bfloat16) or (queries.dtype == torch.float32 and queries.shape[2] <= 64)
+    return fits and queries.is_cuda and _capability(queries) >= 80
+
+
+def triton_attention(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern,
+    dropout: AttentionDropout | None = None,
+) -> torch.Tensor:
+    """As `reference_attention`: [T, H, D] three times -> [T, H, D]."""
+    table = pattern.tiles
+    mask = (None, 0, 0, 0.0) if dropout is None else (dropout.token_keys, dropout.salt, dropout.first_head, dropout.rate)
+    return attention_forward(queries, keys, values, table.tiles, table.bounds, table.rows, uses_atomics(), *mask)[0]
+
+
+@torch.library.custom_op("dist_metaxlm::attention_forward", mutates_args=())
+def attention_forward(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int,
+    atomic: bool, token_keys: torch.Tensor | None, salt: int, first_head: int, rate: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixture [T, H, D] contiguous and log2-sums [H, T] fp32 over the tiles of kernels/attention/tiles.py.
+
+    `atomic` says which backward a training step gets. The last four are those of an `AttentionDropout`; without keys
+    nothing is dropped.
+    """
+    queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
+    tokens, heads, width = queries.shape
+    mixed, log_sums = attention_outputs(queries)
+    plan = launch("forward", width, queries.dtype, _capability(queries), token_keys is not None)
+    with _on(queries):
+        attention_forward_kernel[(tiles.shape[0] * heads,)](
+            queries, keys, values, mixed, log_sums, tiles, bounds, bounds if token_keys is None else token_keys,
+            *_strides(queries, keys, values), tokens, heads, 1 / math.sqrt(width), *_drop_arguments(salt, first_head, rate),
+            **_constants(queries, plan, rows), DROP=token_keys is not None)
+    return mixed, log_sums
+
+
+@torch.library.custom_op("dist_metaxlm::attention_backward", mutates_args=())
+def attention_backward(
+    gradient: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mixed: torch.Tensor,
+    log_sums: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int, atomic: bool,
+    token_keys: torch.Tensor | None, salt: int, first_head: int, rate: float,
+) -> torch.Tensor:
+    """Gradients of queries, keys and values side by side, [T, H, 3, D], from that of the mixture."""
+    queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
+    gradient, mixed = gradient.contiguous(), mixed.contiguous()
+    # fp32 atomics are vector instructions from sm_90 on; before, on sm_120, and in fp32, the variant also spills.
+    atomic = atomic and (interpreted() or (90 <= _capability(queries) < 120 and queries.dtype != torch.float32))
+    tokens, heads, width = queries.shape
+    joined = _side_by_side(queries)
+    # Programs add to it in any order, so it is fp32 whatever the model computes in.
+    buffer = torch.zeros(queries.shape, dtype=log_sums.dtype, device=queries.device) if atomic else joined
+    row_sums = torch.empty_like(log_sums)
+    shared = (tiles, bounds, bounds if token_keys is None else token_keys, *_strides(queries, keys, values), tokens, heads,
+              1 / math.sqrt(width), *_drop_arguments(salt, first_head, rate))
+    grid = (tiles.shape[0] * heads,)
+    where = (width, queries.dtype, _capability(queries), token_keys is not None)
+    constants = _constants(queries, launch("backward_keys", *where, atomic), rows)
+    with _on(queries):
+        row_sums_kernel[(-(-tokens // 64) * heads,)](
+            mixed, gradient, row_sums, tokens, heads, ROWS=64, WIDTH=width, PADDED=constants["PADDED"],
+            UPCAST=constants["UPCAST"], ACC=constants["ACC"])
+        attention_backward_keys_kernel[grid](
+            queries, keys, values, gradient, log_sums, row_sums, buffer, joined, *shared,
+            **constants, ATOMIC=atomic, DROP=token_keys is not None)
+        if not atomic:
+            attention_backward_queries_kernel[grid](
+                queries, keys, values, gradient, log_sums, row_sums, joined, *shared,
+                **_constants(queries, launch("backward_queries", *where), rows),
+                DROP=token_keys is not None)
+    if atomic:
+        joined[:, :, 0].copy_(buffer)
+    return joined
+
+
+@attention_forward.register_fake
+def _fake_forward(queries: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return attention_outputs(queries)
+
+
+@attention_backward.register_fake
+def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: Any) -> torch.Tensor:
+    return _side_by_side(queries)
+
+
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The context of any forward with the arguments of `attention_forward`."""
+    queries, keys, values, tiles, bounds, ctx.rows, ctx.atomic, token_keys, *ctx.dropping = inputs
+    ctx.save_for_backward(queries, keys, values, *output, tiles, bounds, token_keys)
+    ctx.mark_non_differentiable(output[1])
+
+
+def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+    """The backward of any forward with the arguments of `attention_forward`."""
+    *tensors, token_keys = ctx.saved_tensors
+    joined = attention_backward(gradient, *tensors, ctx.rows, ctx.atomic, token_keys, *ctx.dropping)
+    return (*joined.unbind(2), *[None] * 8)
+
+
+attention_forward.register_autograd(backward, setup_context=save_for_backward)
+
+
+def attention_outputs(queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for what a forward gives: mixture [T, H, D] and log2-sums [H, T]."""
+    tokens, heads, _ = queries.shape
+    sums = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    return (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device),
+            torch.empty((heads, tokens), dtype=sums, device=queries.device))
+
+
+def _side_by_side(queries: torch.Tensor) -> torch.Tensor:
+    tokens, heads, width = queries.shape
+    return torch.empty((tokens, heads, 3, width), dtype=queries.dtype, device=queries.device)
+
+
+def _drop_arguments(salt: int, first_head: int, rate: float) -> tuple[int, int, int, float]:
+    """salt, first_head, threshold and factor of a kernel."""
+    return salt, first_head, threshold(rate), keep_factor(rate)
+
+
+def channels_together(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied where the channels of a head do not lie side by side."""
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:2])
+
+
+def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, Any]:
+    width = queries.shape[2]
+    # Three products of tf32 make one as exact as fp32; plain fp32 products would leave the tensor cores and spill.
+    precision = "tf32" if queries.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    constants = {
+        "TILE": rows, "STEP": min(plan.step, rows), "WIDTH": width, "PADDED": padded_width(width),
+        "UPCAST": interpreted() and queries.dtype == torch.bfloat16,
+        "ACC": tl.float64 if queries.dtype == torch.float64 else tl.float32,
+        "PRECISION": "ieee" if interpreted() or queries.dtype != torch.float32 else precision,
+    }
+    return constants if interpreted() else {**constants, "num_warps": plan.warps, "num_stages": plan.stages}
+
+
+def _capability(tensor: torch.Tensor) -> int:
+    """Compute capability of the tensor's device; the interpreter takes the part of an sm_90."""
+    if not tensor.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def _on(tensor: torch.Tensor) -> torch.cuda.device:
+    # -1 changes nothing: tensors of the interpreter are on the CPU.
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

@@ -1,0 +1,155 @@
+"""Rows that fit the documents, for attention's CPU path: short documents share short rows instead of whole windows.
+
+The reference attends over [windows, L, L] and masks what is not one document: of a window of 128 with documents of ten
+tokens a twelfth of that work counts. Here documents move into rows of 32, 64, ... tokens, the longest first, each into the
+fullest row that still has room for it, else into a new one of the smallest kind that holds it (best fit decreasing). Moving
+is a gather there and one back; its gradient is the same the other way round, because every token has one slot.
+
+For a CPU alone: the table is made by the host from the lengths, which on a GPU it would have to wait for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from dist_metaxlm.kernels.attention.parts import one_matrix
+
+SMALLEST = 32
+"""Tokens of the shortest rows; below, the products are too small to gain."""
+FIXED_COST, MOVING_COST = 110, 55
+"""What attention costs a slot beside its row's length, and what moving costs a token, in units of one token of row length:
+forward and backward through four layers on one Xeon core, head dimension 32, windows of 64 to 512 tokens. With them the
+sign of what is gained is right for every objective of the quickstart's phases and those windows."""
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Slots of rows of some lengths; S is the number of slots."""
+
+    source: torch.Tensor
+    """[S] int64: token of each slot; empty slots have token 0 and are seen by themselves alone."""
+    place: torch.Tensor
+    """[T] int64: slot of each token."""
+    parts: tuple[tuple[slice, int, torch.Tensor], ...]
+    """By row length, ascending: slots, row length R, additive mask [rows, 1, R, R]."""
+
+
+def row_table(
+    document_ids: torch.Tensor, cu_seqlens: torch.Tensor, window: int, local_window: int | None, dtype: torch.dtype,
+    always: bool = False,
+) -> RowTable | None:
+    """The table for documents [T] of `cu_seqlens` [D + 1] in windows of `window`; masks in `dtype`.
+
+    None where moving would cost more than it saves, or nothing is to be gained; `always`: a table there too.
+    """
+    cuts = cu_seqlens.to(torch.int64)
+    lengths = cuts.diff()
+    tokens = document_ids.numel()
+    rows, places = _packed(lengths.tolist(), window)
+    sizes = sorted(set(rows))
+    counts = {size: rows.count(size) for size in sizes}
+    cost = sum(size * count * (FIXED_COST + size) for size, count in counts.items()) + MOVING_COST * tokens
+    if not always and cost >= tokens * (FIXED_COST + window):
+        return None
+    starts, slots, parts = _starts(rows), 0, []
+    ends = torch.tensor([starts[row] + offset for row, offset in places], dtype=torch.int64)
+    place = torch.repeat_interleave(ends - cuts[:-1], lengths, output_size=tokens) + torch.arange(tokens)
+    total = sum(size * count for size, count in counts.items())
+    source = torch.zeros(total, dtype=torch.int64).index_copy_(0, place, torch.arange(tokens))
+    ids = (-1 - torch.arange(total)).index_copy_(0, place, document_ids)
+    for size in sizes:
+        part = slice(slots, slots + size * counts[size])
+        parts.append((part, size, block_mask(ids[part].view(-1, size), local_window, dtype)))
+        slots = part.stop
+    return RowTable(source, place, tuple(parts))
+
+
+def block_mask(ids: torch.Tensor, local_window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """[W, 1, L, L] additive: 0 between tokens of one document (ids [W, L]) at most `local_window // 2` apart, else -inf."""
+    allowed = ids.unsqueeze(2) == ids.unsqueeze(1)
+    if local_window is not None:
+        offsets = torch.arange(ids.shape[1], device=ids.device)
+        allowed &= (offsets.unsqueeze(1) - offsets.unsqueeze(0)).abs() <= local_window // 2
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=ids.device)
+    return mask.masked_fill_(~allowed, float("-inf")).unsqueeze(1)
+
+
+def spread(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: RowTable) -> list[torch.Tensor]:
+    """[T, heads, D] three times -> for each part of the table three of [slots, heads, D], queries first."""
+    return list(_Spread.apply(queries, keys, values, table))
+
+
+def collected(parts: list[torch.Tensor], table: RowTable) -> torch.Tensor:
+    """For each part of the table [slots, heads, D] -> [T, heads, D]: `spread` undone."""
+    return _Collected.apply(table, *parts)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: RowTable
+                ) -> tuple[torch.Tensor, ...]:
+        ctx.table = table
+        inputs = (queries, keys, values)
+        shared = one_matrix(*inputs)  # its rows are gathered in one go
+        found = []
+        for part, _, _ in table.parts:
+            source = table.source[part]
+            if shared is None:
+                found += [tensor.index_select(0, source) for tensor in inputs]
+            else:
+                found += shared.index_select(0, source).view(-1, queries.shape[1], 3, queries.shape[2]).unbind(2)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *(_tokens(list(upstream[number::3]), ctx.table) for number in range(3)), None
+
+
+class _Collected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: RowTable, *parts: torch.Tensor) -> torch.Tensor:
+        ctx.table = table
+        return _tokens(list(parts), table)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        upstream = upstream.contiguous()
+        # An empty slot gets the gradient of token 0: it sees itself alone, so that ends in its own, which nobody reads.
+        return None, *(upstream.index_select(0, ctx.table.source[part]) for part, _, _ in ctx.table.parts)
+
+
+def _tokens(parts: list[torch.Tensor], table: RowTable) -> torch.Tensor:
+    return (torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()).index_select(0, table.place)
+
+
+def _packed(lengths: list[int], window: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """Length of each row, and (row, offset in it) of each document."""
+    rows: list[int] = []
+    places = [(0, 0)] * len(lengths)
+    rooms: list[tuple[int, int]] = []  # (free slots, row), ascending
+    for document in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        length = lengths[document]
+        found = bisect_left(rooms, (length, -1))
+        if found < len(rooms):
+            room, row = rooms.pop(found)
+        else:
+            size = SMALLEST
+            while size < length:
+                size *= 2
+            row, room = len(rows), min(size, window)
+            rows.append(room)
+        places[document] = (row, rows[row] - room)
+        insort(rooms, (room - length, row))
+    return rows, places
+
+
+def _starts(rows: list[int]) -> list[int]:
+    """First slot of each row; rows of one length lie together, the short ones first."""
+    starts, slot = [0] * len(rows), 0
+    for row in sorted(range(len(rows)), key=lambda number: rows[number]):
+        starts[row] = slot
+        slot += rows[row]
+    return starts

@@ -1,0 +1,51 @@
+"""Rotary position embedding (arXiv 2104.09864), half-split layout: channel i turns together with i + D / 2.
+
+A rotation needs nothing of its input in the backward, so no states are kept and no halves concatenated. The reference in
+PyTorch is the CPU path; the Triton kernel (rotary_triton.py) reads the queries or keys where they lie in the product of
+`qkv` and writes them packed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
+
+
+def rotate(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Turn queries or keys [T, heads, D] (any strides, channels next to each other) by tables [T, 1, D / 2]."""
+    return _Rotate.apply(states, cosines, sines, choose("rotate", states))
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, turn: Any) -> torch.Tensor:
+        ctx.save_for_backward(cosines, sines)
+        ctx.turn = turn
+        return turn(states, cosines, sines, 1)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return ctx.turn(upstream, *ctx.saved_tensors, -1), None, None, None
+
+
+def reference_turn(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, direction: int) -> torch.Tensor:
+    """The rotation, or with direction -1 its inverse, in PyTorch: a new tensor [T, heads, D]."""
+    first, second = states.chunk(2, dim=-1)
+    turned = torch.empty(states.shape, dtype=states.dtype, device=states.device)
+    new_first, new_second = turned.chunk(2, dim=-1)
+    torch.mul(first, cosines, out=new_first).addcmul_(second, sines, value=-direction)
+    torch.mul(second, cosines, out=new_second).addcmul_(first, sines, value=direction)
+    return turned
+
+
+def accepts(states: torch.Tensor) -> bool:
+    """Whether the Triton kernel takes these: heads of an even power of two of channels, at most 32-bit floating point."""
+    half = states.shape[-1] // 2
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, *((torch.float64,) if interpreted() else ()))
+    return on_device(states) and states.dtype in dtypes and 2 * half == states.shape[-1] and half & (half - 1) == 0
+
+
+register("rotate", "reference", "dist_metaxlm.kernels.pointwise.rotary:reference_turn")
+register("rotate", "triton", "dist_metaxlm.kernels.pointwise.rotary_triton:turn", accepts=accepts)

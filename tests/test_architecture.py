@@ -1,0 +1,75 @@
+"""A package imports only from layers below its own (docs/design.md, section 3)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = {
+    "errors": 0, "text": 0, "command_line": 1, "kernels": 1, "storage": 1, "recipe": 1, "reporting": 1, "data": 2, "parallel": 2,
+    "preparation": 3, "planning": 3, "modeling": 4, "objectives": 5, "interop": 5, "deepspeed_adapter": 5, "training": 6,
+    "launching": 7, "evaluation": 7, "study": 8, "benchmarking": 8, "cli": 9}
+FILES = [*(ROOT / "dist_metaxlm").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+
+
+def package_of(path: Path) -> str | None:
+    relative = path.relative_to(ROOT).parts
+    if relative[0] == "kernels":
+        return "kernels"
+    return relative[1].removesuffix(".py") if relative[1] != "__init__.py" else None
+
+
+def imported_packages(path: Path) -> set[tuple[str, int]]:
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            modules = [node.module] if node.module != "dist_metaxlm" else [f"dist_metaxlm.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        for module in modules:
+            parts = module.split(".")
+            if parts[0] == "dist_metaxlm" and len(parts) > 1:
+                packages.add((parts[1], node.lineno))
+    return packages
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_downwards(path: Path) -> None:
+    package = package_of(path)
+    if package is None:
+        return
+    assert package in LAYERS, f"{path}: package {package} has no layer"
+    wrong = [f"{path.name}:{line} imports {other} (layer {LAYERS.get(other)}) from {package} (layer {LAYERS[package]})"
+             for other, line in imported_packages(path)
+             if other != package and other not in ("ds_configs",) and LAYERS.get(other, 99) >= LAYERS[package]]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 350, f"{path} has grown past 350 lines"
+    long = [f"{node.name}: {node.end_lineno - node.lineno + 1}" for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.FunctionDef) and node.end_lineno and node.end_lineno - node.lineno >= 60]
+    assert not long, f"{path} has functions of 60 lines and more: {long}"
+
+
+FOLDERS = sorted({path.parent for path in [*FILES, *(ROOT / "launch").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_folder_is_a_long_list(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= 15, f"{folder} has more than 15 modules; split it by subject"
+
+
+FORBIDDEN = ("pickle", "torch.load(", "yaml.load(", "shell=True", "allow_pickle=True", " eval(")
+
+
+@pytest.mark.parametrize("path", [*FILES, *(ROOT / "launch").rglob("*.py")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_that_could_execute_data(path: Path) -> None:
+    found = [word for word in FORBIDDEN if word in path.read_text(encoding="utf-8")]
+    assert not found, f"{path} contains {found}"
