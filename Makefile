@@ -17,7 +17,7 @@ DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_availa
 LAUNCH = trap '' INT; command=$(COMMAND) && DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $$command
 
 .PHONY: setup demo test test-nodes scaling-nodes fuzz layouts precision check-cleaning check-convert known-case kernels \
-	kernels-aot kernels-cuda-aot gpu-check lint types clean
+	kernels-aot kernels-cuda-aot gpu-check lint format types clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -113,6 +113,11 @@ gpu-check: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 types: setup
 	$(BIN)/mypy

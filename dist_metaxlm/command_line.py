@@ -18,11 +18,13 @@ _CHOICE = re.compile(r"argument (?P<name>[^:]+): invalid choice: (?P<value>.+) \
 class Parser(argparse.ArgumentParser):
     """argparse's, which shows the docstring as it is written and raises UserError where argparse would print its usage."""
 
-    def __init__(self, description: str | None = None, prog: str | None = None, epilog: str | None = None,
-                 add_help: bool = True) -> None:
+    def __init__(
+        self, description: str | None = None, prog: str | None = None, epilog: str | None = None, add_help: bool = True
+    ) -> None:
         """The arguments are argparse's own."""
-        super().__init__(prog, None, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         add_help=add_help)
+        super().__init__(
+            prog, None, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=add_help
+        )
         self._commands: Any = None
 
     def add_subparsers(self, **settings: Any) -> Any:

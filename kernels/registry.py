@@ -73,7 +73,8 @@ def register(
     usual = {"triton": missing_triton, "cuda": missing_cuda, "reference": lambda: None}
     fitting: dict[str, Accepts] = {"triton": on_device, "cuda": on_device, "reference": lambda *_, **__: True}
     _REGISTRY.setdefault(operator, {})[backend] = Implementation(
-        operator, backend, path, available or usual[backend], accepts or fitting[backend])
+        operator, backend, path, available or usual[backend], accepts or fitting[backend]
+    )
     _REASONS.pop((operator, backend), None)
 
 
@@ -93,8 +94,9 @@ def chosen(operator: str, *arguments: Any) -> Implementation:
         taken = implementations[wanted]
         _refuse(taken, arguments)
     else:
-        taken = next(found for backend in BACKENDS if (found := implementations.get(backend)) is not None
-                     and _runs(found, arguments))
+        taken = next(
+            found for backend in BACKENDS if (found := implementations.get(backend)) is not None and _runs(found, arguments)
+        )
     if _LOGGED.get(operator) != taken.backend:
         _LOGGED[operator] = taken.backend
         if LOG.isEnabledFor(logging.INFO):  # asking why imports what does not run here
@@ -211,8 +213,10 @@ def _missing_driver() -> str | None:
         _ = driver.active.utils
     except Exception as error:  # a compiler, Python's headers, libcuda or a folder for the cache: each raises its own
         first = (str(error).strip().splitlines() or [""])[0][:200]
-        return (f"Triton cannot build its driver, which takes gcc, Python's headers (python3-dev) and a home folder or "
-                f"TRITON_CACHE_DIR to write to ({type(error).__name__}: {first})")
+        return (
+            f"Triton cannot build its driver, which takes gcc, Python's headers (python3-dev) and a home folder or "
+            f"TRITON_CACHE_DIR to write to ({type(error).__name__}: {first})"
+        )
     return None
 
 
@@ -261,8 +265,11 @@ def _refuse(implementation: Implementation, arguments: tuple[Any, ...]) -> None:
     if reason is not None:
         raise UserError(_forced_sentence(implementation.backend, f"cannot run {implementation.operator} here: {reason}"))
     if not implementation.accepts(*arguments):
-        shapes = ", ".join(f"{value.dtype} {list(value.shape)} on {value.device.type}" for value in arguments
-                           if isinstance(value, torch.Tensor))
+        shapes = ", ".join(
+            f"{value.dtype} {list(value.shape)} on {value.device.type}"
+            for value in arguments
+            if isinstance(value, torch.Tensor)
+        )
         raise UserError(_forced_sentence(implementation.backend, f"cannot run {implementation.operator} on {shapes}"))
 
 
@@ -272,6 +279,6 @@ def _forced_sentence(backend: str, problem: str) -> str:
 
 
 def _why_not_faster(implementations: dict[str, Implementation], taken: Implementation) -> str:
-    faster = [implementations[b] for b in BACKENDS[:BACKENDS.index(taken.backend)] if b in implementations]
+    faster = [implementations[b] for b in BACKENDS[: BACKENDS.index(taken.backend)] if b in implementations]
     reasons = [f"{one.backend}: {_reason(one) or 'not for these arguments'}" for one in faster]
     return f" ({'; '.join(reasons)})" if reasons and forced() is None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from dist_metaxlm.kernels.registry import chosen
 
 

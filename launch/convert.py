@@ -28,16 +28,31 @@ def parse() -> argparse.Namespace:
     export = actions.add_parser("export", help="a phase's newest checkpoint and its tokenizer -> Hugging Face folder")
     export.add_argument("--run_dir", required=True, help="folder of the run, such as runs/quickstart")
     export.add_argument("--phase", required=True, choices=("meta", "cross", "joint"), help="phase whose weights are taken")
-    export.add_argument("--data_directory", metavar="FOLDER",
-                        help="prepared data of the run, where they have moved (default: data.directory of its recipe)")
+    export.add_argument(
+        "--data_directory",
+        metavar="FOLDER",
+        help="prepared data of the run, where they have moved (default: data.directory of its recipe)",
+    )
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
-    export.add_argument("--fill_mask", nargs="+", metavar="LANGUAGE", default=[],
-                        help="open the export with transformers and fill a masked word of a held-out string in each")
-    reading = actions.add_parser("import", help="Hugging Face folder (safetensors) -> weights by our names, shape, "
-                                                "and tokenizer.model from XLM-R's SentencePiece file")
+    export.add_argument(
+        "--fill_mask",
+        nargs="+",
+        metavar="LANGUAGE",
+        default=[],
+        help="open the export with transformers and fill a masked word of a held-out string in each",
+    )
+    reading = actions.add_parser(
+        "import",
+        help="Hugging Face folder (safetensors) -> weights by our names, shape, "
+        "and tokenizer.model from XLM-R's SentencePiece file",
+    )
     reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
-    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-                        help="type of the exported weights; checkpoints hold float32")
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="type of the exported weights; checkpoints hold float32",
+    )
     for action in (export, reading):
         action.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="largest weights file, such as 500MB")
         action.add_argument("--output", required=True, help="folder to write; must not hold anything yet")
@@ -67,10 +82,20 @@ def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
     tokenizer = tokenizer_of(Path(arguments.run_dir), recipe)
     heldout = Path(recipe.data.directory) / "heldout"
     questions = hide_heldout_words(heldout, tokenizer, arguments.fill_mask) if arguments.fill_mask else {}
-    export_folder(weights, recipe.model, tokenizer.path, arguments.output, arguments.max_shard_size,
-                  getattr(torch, arguments.dtype), arguments.overwrite)
-    done = {"output": arguments.output, "model": recipe.model.model_dump(mode="json"),
-            "parameters": count_parameters(recipe.model).total}
+    export_folder(
+        weights,
+        recipe.model,
+        tokenizer.path,
+        arguments.output,
+        arguments.max_shard_size,
+        getattr(torch, arguments.dtype),
+        arguments.overwrite,
+    )
+    done = {
+        "output": arguments.output,
+        "model": recipe.model.model_dump(mode="json"),
+        "parameters": count_parameters(recipe.model).total,
+    }
     if questions:
         done["fill_mask"] = fill_words(arguments.output, questions)
     return done
@@ -82,8 +107,12 @@ def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = import_run(arguments.input, arguments.output, arguments.max_shard_size)
     tokenizer = Path(arguments.output) / LOGICAL_TOKENIZER
-    return {"output": arguments.output, "model": config.model_dump(mode="json"),
-            "parameters": count_parameters(config).total, "tokenizer": str(tokenizer) if tokenizer.is_file() else None}
+    return {
+        "output": arguments.output,
+        "model": config.model_dump(mode="json"),
+        "parameters": count_parameters(config).total,
+        "tokenizer": str(tokenizer) if tokenizer.is_file() else None,
+    }
 
 
 def main() -> None:
@@ -94,11 +123,15 @@ def main() -> None:
         return
     print(f"wrote {done['output']}: {done['model']['family']} encoder, {done['parameters']:,} parameters")
     if arguments.action == "import" and done["tokenizer"] is None:
-        print("weights only: the folder has no SentencePiece tokenizer (RoBERTa and ModernBERT have byte-level BPE), so the "
-              "rows of the embedding mean nothing under a tokenizer of yours until they are trained anew")
+        print(
+            "weights only: the folder has no SentencePiece tokenizer (RoBERTa and ModernBERT have byte-level BPE), so the "
+            "rows of the embedding mean nothing under a tokenizer of yours until they are trained anew"
+        )
     elif arguments.action == "import":
-        print(f"for a recipe: data.tokenizer.path={done['tokenizer']}, and as its model what "
-              f"{Path(done['output']) / 'model_config.json'} holds, model.vocab_size={done['model']['vocab_size']} among it")
+        print(
+            f"for a recipe: data.tokenizer.path={done['tokenizer']}, and as its model what "
+            f"{Path(done['output']) / 'model_config.json'} holds, model.vocab_size={done['model']['vocab_size']} among it"
+        )
     for row in done.get("fill_mask", []):
         guesses = ", ".join(f"{p['token'].strip() or '(space)'} {p['score']:.2f}" for p in row["predictions"])
         print(f"  {row['language']}: {row['text']}  ->  {guesses}  (hidden: {row['expected']})")

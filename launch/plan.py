@@ -19,8 +19,9 @@ from dist_metaxlm.errors import run_command
 def parse() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--recipe", required=True, help="name of a shipped recipe or a YAML file")
-    parser.add_argument("--cluster", required=True, metavar="NODESxDEVICESxKIND", help="such as 16x8xH100, or 8xH200 for "
-                                                                                      "one node")
+    parser.add_argument(
+        "--cluster", required=True, metavar="NODESxDEVICESxKIND", help="such as 16x8xH100, or 8xH200 for one node"
+    )
     parser.add_argument("--top", type=int, default=12, help="layouts to show (default: 12); --json has all of them")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")

@@ -29,11 +29,16 @@ COMMANDS = ("corpus", "heldout", "tokenizer", "store", "verify", "inspect")
 
 def main() -> None:
     parser = Parser(__doc__, epilog=EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="[command] key=value",
-                        help="a command, then any field of the recipe as key=value")
+    parser.add_argument(
+        "words", nargs="*", metavar="[command] key=value", help="a command, then any field of the recipe as key=value"
+    )
     parser.add_argument("--recipe", default="quickstart", help="name of a shipped recipe or a YAML file")
-    parser.add_argument("--workers", type=int, metavar="N",
-                        help="processes that clean the corpus, and of each rank that write the store (default: the cores)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that clean the corpus, and of each rank that write the store (default: the cores)",
+    )
     parser.add_argument("--phase", default="meta", help="inspect: phase of the recipe (default: meta)")
     parser.add_argument("--objective", help="inspect: mlm, tlm, contrast, xlco or dwa (default: the phase's first)")
     parser.add_argument("--sample", type=int, default=0, help="inspect: number of the sample, from 0 (default: 0)")
@@ -57,8 +62,13 @@ def main() -> None:
         verified = {"verified_files": prepare.verify(recipe)}
     else:
         ranks = detect_ranks()
-        prepare.prepare(recipe, partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True), command,
-                        arguments.workers, ranks)
+        prepare.prepare(
+            recipe,
+            partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True),
+            command,
+            arguments.workers,
+            ranks,
+        )
         verified = {}
         if not ranks.first:
             return
@@ -76,8 +86,10 @@ def split(words: list[str]) -> tuple[str, list[str]]:
     commands = [word for word in words if "=" not in word]
     for word in commands:
         if word not in COMMANDS:
-            raise UserError(f"unknown command {word!r}{near(word, COMMANDS)} give one of {', '.join(COMMANDS)}, or a field "
-                            "of the recipe as key=value")
+            raise UserError(
+                f"unknown command {word!r}{near(word, COMMANDS)} give one of {', '.join(COMMANDS)}, or a field "
+                "of the recipe as key=value"
+            )
     if len(commands) > 1:
         raise UserError(f"{' and '.join(commands)} are {len(commands)} commands; give one")
     return commands[0] if commands else "store", [word for word in words if "=" in word]

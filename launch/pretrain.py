@@ -33,9 +33,21 @@ def main() -> None:
     from dist_metaxlm.evaluation.probe import HeldoutProbe
     from dist_metaxlm.training.pretrain import Options, pretrain
 
-    pretrain(Options(arguments.phase, arguments.recipe, tuple(arguments.overrides), arguments.deepspeed_config,
-                     arguments.run_dir, arguments.resume, arguments.init_from, arguments.expect_world_size,
-                     arguments.dry_run, arguments.change), HeldoutProbe)
+    pretrain(
+        Options(
+            arguments.phase,
+            arguments.recipe,
+            tuple(arguments.overrides),
+            arguments.deepspeed_config,
+            arguments.run_dir,
+            arguments.resume,
+            arguments.init_from,
+            arguments.expect_world_size,
+            arguments.dry_run,
+            arguments.change,
+        ),
+        HeldoutProbe,
+    )
 
 
 if __name__ == "__main__":

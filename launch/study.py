@@ -36,8 +36,10 @@ def parse() -> argparse.Namespace:
     asked = next((word for word in words if word in STUDIES), None)
     if asked is None and not {"-h", "--help"} & {*words}:
         first = next((word for word in words if "=" not in word and not word.startswith("-")), "")
-        raise UserError(f"no study is named{near(first, STUDIES)} say which: python launch/study.py two-phase ... or "
-                        "python launch/study.py fake-english ...")
+        raise UserError(
+            f"no study is named{near(first, STUDIES)} say which: python launch/study.py two-phase ... or "
+            "python launch/study.py fake-english ..."
+        )
     parser = Parser(__doc__)
     parser.add_argument("study", choices=tuple(STUDIES), help="which question; `study.py two-phase --help` has its options")
     if asked is not None:
@@ -70,12 +72,27 @@ def two_phase(arguments: argparse.Namespace) -> int:
     from dist_metaxlm.study.study import StudyOptions, two_phase_study
 
     output = Path(arguments.output or f"runs/study-{arguments.size}")
-    tasks = TaskOptions(Path(arguments.task_data), Path(arguments.tasks_file) if arguments.tasks_file else None,
-                        settings=tuple(arguments.finetune), seeds=(1,))
+    tasks = TaskOptions(
+        Path(arguments.task_data),
+        Path(arguments.tasks_file) if arguments.tasks_file else None,
+        settings=tuple(arguments.finetune),
+        seeds=(1,),
+    )
     options = StudyOptions(
-        output, arguments.size, arguments.recipe, tuple(arguments.overrides), arguments.tokens, tuple(arguments.ratios),
-        tuple(arguments.seeds), tuple(arguments.arms), arguments.ranks, arguments.jobs, arguments.points,
-        tasks=tuple(name.strip() for name in arguments.tasks.split(",") if name.strip()), task_options=tasks)
+        output,
+        arguments.size,
+        arguments.recipe,
+        tuple(arguments.overrides),
+        arguments.tokens,
+        tuple(arguments.ratios),
+        tuple(arguments.seeds),
+        tuple(arguments.arms),
+        arguments.ranks,
+        arguments.jobs,
+        arguments.points,
+        tasks=tuple(name.strip() for name in arguments.tasks.split(",") if name.strip()),
+        task_options=tasks,
+    )
     study = two_phase_study(options, PRETRAIN, logger(arguments))
     if arguments.json:
         print(json.dumps({key: value for key, value in study.items() if key != "results"}))
@@ -85,30 +102,43 @@ def two_phase(arguments: argparse.Namespace) -> int:
 
 
 def fake_english_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text", nargs="+", default=["data/quickstart/corpus/text/en.txt"], metavar="FILE",
-                        help="English text (default: the quickstart corpus's)")
-    parser.add_argument("--no_parallel", action="store_true",
-                        help="the first half of the sentences in English, the second in fake English (default: all in both)")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        default=["data/quickstart/corpus/text/en.txt"],
+        metavar="FILE",
+        help="English text (default: the quickstart corpus's)",
+    )
+    parser.add_argument(
+        "--no_parallel",
+        action="store_true",
+        help="the first half of the sentences in English, the second in fake English (default: all in both)",
+    )
     parser.add_argument("--output", default="runs/fake-english", help="folder of the run (default: %(default)s)")
 
 
 def fake_english(arguments: argparse.Namespace) -> int:
     from dist_metaxlm.study.fake_english import FakeEnglishOptions, fake_english_study
 
-    options = FakeEnglishOptions(Path(arguments.output), tuple(arguments.text), not arguments.no_parallel,
-                                 tuple(arguments.overrides))
+    options = FakeEnglishOptions(
+        Path(arguments.output), tuple(arguments.text), not arguments.no_parallel, tuple(arguments.overrides)
+    )
     found = fake_english_study(options, PRETRAIN, logger(arguments))
     if arguments.json:
         print(json.dumps(found))
     else:
-        print(f"{found['case']}: retrieval {found['retrieval']:.3f} at layer {found['layer']} among {found['candidates']} "
-              f"sentences, {'above' if found['reached'] else 'NOT above'} {found['bar']}; "
-              f"{options.output / 'fake-english.json'}")
+        print(
+            f"{found['case']}: retrieval {found['retrieval']:.3f} at layer {found['layer']} among {found['candidates']} "
+            f"sentences, {'above' if found['reached'] else 'NOT above'} {found['bar']}; "
+            f"{options.output / 'fake-english.json'}"
+        )
     return 0 if found["reached"] else 1
 
 
 STUDIES: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
-    "two-phase": (two_phase_arguments, two_phase), "fake-english": (fake_english_arguments, fake_english)}
+    "two-phase": (two_phase_arguments, two_phase),
+    "fake-english": (fake_english_arguments, fake_english),
+}
 
 
 def logger(arguments: argparse.Namespace) -> Callable[[str], None]:

@@ -24,7 +24,7 @@ WORDS = {
     "en": "the house river stone small green walks sees old garden bread water child night winter song open door bird moon",
     "de": "das Haus Fluss Stein klein grün geht sieht alt Garten Brot Wasser Kind Nacht Winter Lied offen Tür Vogel Mond",
     "el": "το σπίτι ποτάμι πέτρα μικρό πράσινο πάει βλέπει παλιό κήπος "
-          "ψωμί νερό παιδί νύχτα χειμώνας τραγούδι ανοιχτή πόρτα πουλί φεγγάρι",
+    "ψωμί νερό παιδί νύχτα χειμώνας τραγούδι ανοιχτή πόρτα πουλί φεγγάρι",
 }
 
 
@@ -32,8 +32,15 @@ def sentence(words: dict[str, list[str]], numbers: list[int]) -> dict[str, str]:
     return {language: " ".join(vocabulary[n] for n in numbers) for language, vocabulary in words.items()}
 
 
-LONGEST_FIRST = ("tests/test_readme.py", "tests/distributed/test_layouts.py", "tests/launch/test_pretrain.py",
-                 "tests/distributed/", "tests/launch/", "tests/training/", "tests/benchmarking/")
+LONGEST_FIRST = (
+    "tests/test_readme.py",
+    "tests/distributed/test_layouts.py",
+    "tests/launch/test_pretrain.py",
+    "tests/distributed/",
+    "tests/launch/",
+    "tests/training/",
+    "tests/benchmarking/",
+)
 """Files and folders by the time they take: begun last, one of them would keep a single worker busy at the end."""
 
 
@@ -71,22 +78,43 @@ def prepare_tiny_recipe(folder: Path) -> Path:
         lines = [f"{s['en']}\t{s[other]}\n" for s in sentences]
         (folder / f"en-{other}.tsv").write_text("".join(lines), encoding="utf-8")
     recipe = {
-        "name": "tiny", "seed": 3,
+        "name": "tiny",
+        "seed": 3,
         "model": {"layers": 2, "hidden": 32, "heads": 2, "ffn": 64, "vocab_size": 380, "max_positions": 64},
-        "data": {"directory": str(folder / "data"), "corpus": "files", "heldout_strings": 20, "max_pair_tokens": 32,
-                 "text": {language: [str(folder / f"{language}.txt")] for language in words},
-                 "bitext": {f"en-{other}": [str(folder / f"en-{other}.tsv")] for other in ("de", "el")}},
+        "data": {
+            "directory": str(folder / "data"),
+            "corpus": "files",
+            "heldout_strings": 20,
+            "max_pair_tokens": 32,
+            "text": {language: [str(folder / f"{language}.txt")] for language in words},
+            "bitext": {f"en-{other}": [str(folder / f"en-{other}.tsv")] for other in ("de", "el")},
+        },
         "training": {"log_interval": 2, "checkpoint_interval": 4},
         "phases": {
-            "defaults": {"sequence_length": 32, "mask_rate": 0.2, "alpha": 0.5, "pair_alpha": 0.5,
-                         "learning_rate": {"peak": 3e-3, "warmup_steps": 2}},
+            "defaults": {
+                "sequence_length": 32,
+                "mask_rate": 0.2,
+                "alpha": 0.5,
+                "pair_alpha": 0.5,
+                "learning_rate": {"peak": 3e-3, "warmup_steps": 2},
+            },
             "meta": {"steps": 8, "languages": ["en"], "objectives": [{"name": "mlm", "batch_tokens": 512}]},
-            "cross": {"steps": 12, "objectives": [
-                {"name": "mlm", "batch_tokens": 256}, {"name": "tlm", "batch_tokens": 256},
-                {"name": "contrast", "pairs": 16, "group": 16, "layer": 2, "max_tokens": 24}]},
-            "joint": {"steps": 6, "objectives": [
-                {"name": "mlm", "batch_tokens": 256}, {"name": "tlm", "batch_tokens": 128, "weight": 0.5},
-                {"name": "contrast", "pairs": 16, "group": 16, "layer": 2, "max_tokens": 24}]},
+            "cross": {
+                "steps": 12,
+                "objectives": [
+                    {"name": "mlm", "batch_tokens": 256},
+                    {"name": "tlm", "batch_tokens": 256},
+                    {"name": "contrast", "pairs": 16, "group": 16, "layer": 2, "max_tokens": 24},
+                ],
+            },
+            "joint": {
+                "steps": 6,
+                "objectives": [
+                    {"name": "mlm", "batch_tokens": 256},
+                    {"name": "tlm", "batch_tokens": 128, "weight": 0.5},
+                    {"name": "contrast", "pairs": 16, "group": 16, "layer": 2, "max_tokens": 24},
+                ],
+            },
         },
     }
     path = folder / "tiny.yaml"
@@ -99,9 +127,18 @@ def prepare_tiny_recipe(folder: Path) -> Path:
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    return {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+    }
 
 
 def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
@@ -109,8 +146,17 @@ def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[subprocess
     from dist_metaxlm.parallel.topology import free_port
 
     port = free_port()
-    return [subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, env=rank_environment(rank, ranks, port)) for rank in range(ranks)]
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=rank_environment(rank, ranks, port),
+        )
+        for rank in range(ranks)
+    ]
 
 
 def run(ranks: int, *command: str | Path, cwd: Path = ROOT, timeout: float = 900) -> str:
@@ -121,8 +167,11 @@ def run(ranks: int, *command: str | Path, cwd: Path = ROOT, timeout: float = 900
     finally:
         for process in processes:
             process.kill()  # of those that still run: a late rank would go on beside the other tests
-    failed = [f"rank {rank} exit {process.returncode}:\n{out}\n{err}"
-              for rank, (process, (out, err)) in enumerate(zip(processes, outcomes, strict=True)) if process.returncode]
+    failed = [
+        f"rank {rank} exit {process.returncode}:\n{out}\n{err}"
+        for rank, (process, (out, err)) in enumerate(zip(processes, outcomes, strict=True))
+        if process.returncode
+    ]
     assert not failed, "\n".join(failed)
     return outcomes[0][0]
 

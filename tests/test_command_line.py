@@ -20,16 +20,22 @@ def parser() -> Parser:
     return made
 
 
-@pytest.mark.parametrize(("words", "sentence"), [
-    ("write --output x --sice=3", "script.py has no option --sice, did you mean --size? `script.py --help` lists them"),
-    ("write --output x --outputs",
-     "script.py has no option --outputs, did you mean --output? `script.py --help` lists them"),
-    ("write --output x 7", "script.py has no use for 7; `script.py --help` says what it takes"),
-    ("wirte --output x", "action wirte is none of write, did you mean write?"),
-    ("--size 3 write --output x", "--size 3 is none of 1, 2"),
-    ("write", "script.py write needs --output; `script.py write --help` has examples"),
-    ("write --output", "--output: expected one argument; `script.py write --help` says what it takes"),
-    ("write --output x --job {", "--job: invalid loads value: '{'; `script.py write --help` says what it takes")])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("write --output x --sice=3", "script.py has no option --sice, did you mean --size? `script.py --help` lists them"),
+        (
+            "write --output x --outputs",
+            "script.py has no option --outputs, did you mean --output? `script.py --help` lists them",
+        ),
+        ("write --output x 7", "script.py has no use for 7; `script.py --help` says what it takes"),
+        ("wirte --output x", "action wirte is none of write, did you mean write?"),
+        ("--size 3 write --output x", "--size 3 is none of 1, 2"),
+        ("write", "script.py write needs --output; `script.py write --help` has examples"),
+        ("write --output", "--output: expected one argument; `script.py write --help` says what it takes"),
+        ("write --output x --job {", "--job: invalid loads value: '{'; `script.py write --help` says what it takes"),
+    ],
+)
 def test_mistakes_are_one_sentence(words: str, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         parser().parse_args(words.split())

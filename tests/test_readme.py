@@ -17,9 +17,17 @@ from dist_metaxlm.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-SHORT = ("phases.meta.steps=4", "phases.cross.steps=4", "phases.joint.steps=4", "training.log_interval=2",
-         "training.checkpoint_interval=4", "data.tokenizer.sample_bytes=3000000",
-         "model.hidden=64", "model.heads=2", "model.ffn=256")
+SHORT = (
+    "phases.meta.steps=4",
+    "phases.cross.steps=4",
+    "phases.joint.steps=4",
+    "training.log_interval=2",
+    "training.checkpoint_interval=4",
+    "data.tokenizer.sample_bytes=3000000",
+    "model.hidden=64",
+    "model.heads=2",
+    "model.ffn=256",
+)
 
 
 def readme_commands() -> list[str]:
@@ -104,8 +112,8 @@ def test_command(command: str, place: Path) -> None:
         hosts = place / "hosts"
         hosts.write_text("node1 slots=8\nnode2 slots=8\n", encoding="utf-8")
         plan = [str(hosts) if word == "hosts" else word for word in words]
-        assert "16 ranks on 2 nodes" in run([*plan[:plan.index("--")], "--dry_run", *plan[plan.index("--"):]]).stdout
-        error = run([sys.executable, *words[words.index("launch/pretrain.py"):]], code=2).stderr
+        assert "16 ranks on 2 nodes" in run([*plan[: plan.index("--")], "--dry_run", *plan[plan.index("--") :]]).stdout
+        error = run([sys.executable, *words[words.index("launch/pretrain.py") :]], code=2).stderr
         assert "data.text" in error
     elif "launch/prepare.py" in words:
         run([*words, *short(place)])

@@ -35,15 +35,29 @@ def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample:
     name, runs = data.origin(objective, sample)
     corpus = store.text(name) if isinstance(objective, MaskedLM) else store.bitext(name)
     entry = store.manifest["text" if isinstance(objective, MaskedLM) else "bitext"][name]
-    facts = {"phase": phase_name, "objective": objective.name, "sample": sample, "language": entry.get("language", name),
-             "corpus": name, "files": [source["file"] for source in entry.get("source", [])]}
+    facts = {
+        "phase": phase_name,
+        "objective": objective.name,
+        "sample": sample,
+        "language": entry.get("language", name),
+        "corpus": name,
+        "files": [source["file"] for source in entry.get("source", [])],
+    }
     if isinstance(objective, CrossLingualContrast):
         documents = _example(data, objective, sample, tokenizer)
-        return {**facts, "tokens": sum(last - first for first, last in (d["positions"] for d in documents)), "targets": 0,
-                "documents": documents}
+        return {
+            **facts,
+            "tokens": sum(last - first for first, last in (d["positions"] for d in documents)),
+            "targets": 0,
+            "documents": documents,
+        }
     batch = data.batch(objective, sample, 1)
-    return {**facts, "tokens": batch.tokens.numel(), "targets": batch.targets.numel(),
-            "documents": _documents(batch, runs, corpus, tokenizer)}
+    return {
+        **facts,
+        "tokens": batch.tokens.numel(),
+        "targets": batch.targets.numel(),
+        "documents": _documents(batch, runs, corpus, tokenizer),
+    }
 
 
 def _phase(recipe: Recipe, wanted: str) -> PhaseConfig:
@@ -58,12 +72,14 @@ def _objective(phase_name: str, phase: PhaseConfig, name: str | None) -> AnyObje
     for objective in objectives:
         if name in (None, objective.name):
             return objective
-    raise UserError(f"phase {phase_name} has no objective {name!r}; it has "
-                    f"{', '.join(objective.name for objective in objectives)}")
+    raise UserError(
+        f"phase {phase_name} has no objective {name!r}; it has {', '.join(objective.name for objective in objectives)}"
+    )
 
 
-def _documents(batch: PackedBatch, runs: list[tuple[int, int]], corpus: Corpus,
-               tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _documents(
+    batch: PackedBatch, runs: list[tuple[int, int]], corpus: Corpus, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
     pieces = tokenizer.pieces()
     seen, bounds = batch.tokens.numpy(), batch.cu_seqlens.tolist()
     whole = seen.copy()
@@ -76,27 +92,46 @@ def _documents(batch: PackedBatch, runs: list[tuple[int, int]], corpus: Corpus,
             place = _place(_offset(first, runs), last - first, corpus)
         else:
             place = {**_place(runs[0][1], 0, corpus), "part": "second side" if number == batch.pairs[0, 1] else "first side"}
-        targets = [{"position": position, "piece": pieces[token], "seen": pieces[seen[position]]}
-                   for position, token in zip(batch.targets.tolist(), batch.target_tokens.tolist(), strict=True)
-                   if first <= position < last]
-        result.append({"positions": [first, last], **place, "text": tokenizer.decode(whole[first:last].tolist()),
-                       "seen": " ".join(pieces[token] for token in seen[first:last]), "targets": targets})
+        targets = [
+            {"position": position, "piece": pieces[token], "seen": pieces[seen[position]]}
+            for position, token in zip(batch.targets.tolist(), batch.target_tokens.tolist(), strict=True)
+            if first <= position < last
+        ]
+        result.append(
+            {
+                "positions": [first, last],
+                **place,
+                "text": tokenizer.decode(whole[first:last].tolist()),
+                "seen": " ".join(pieces[token] for token in seen[first:last]),
+                "targets": targets,
+            }
+        )
     return result
 
 
 def _example(data: PhaseData, objective: CrossLingualContrast, sample: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Query and key of the example that pair `sample` is in, each at the start of a window."""
     together, pieces = objective.pairs_together, tokenizer.pieces()
-    masked, plain = (data.batch(one, sample // together * together, together)
-                     for one in (objective, objective.model_copy(update={"mask_rate": 0.0})))
+    masked, plain = (
+        data.batch(one, sample // together * together, together)
+        for one in (objective, objective.model_copy(update={"mask_rate": 0.0}))
+    )
     assert masked.keys is not None
     assert plain.keys is not None
     result = []
     for part, batch, words in (("query", masked, plain), ("key", masked.keys, plain.keys)):
         end = int(batch.cu_seqlens[1])
-        result.append({"positions": [0, end], "document": None, "offset": None, "part": part,
-                       "text": tokenizer.decode(words.tokens[:end].tolist()),
-                       "seen": " ".join(pieces[token] for token in batch.tokens[:end].tolist()), "targets": []})
+        result.append(
+            {
+                "positions": [0, end],
+                "document": None,
+                "offset": None,
+                "part": part,
+                "text": tokenizer.decode(words.tokens[:end].tolist()),
+                "seen": " ".join(pieces[token] for token in batch.tokens[:end].tolist()),
+                "targets": [],
+            }
+        )
     return result
 
 
@@ -119,14 +154,20 @@ def _place(offset: int | None, length: int, corpus: Corpus) -> dict[str, Any]:
 
 def as_text(found: dict[str, Any]) -> str:
     """The same for people."""
-    lines = [f"phase {found['phase']}, objective {found['objective']}, sample {found['sample']}: {found['language']}, "
-             f"{counted(found['tokens'], 'token')}, {counted(found['targets'], 'target')}",
-             f"corpus {found['corpus']}, from {', '.join(found['files']) or 'files that the store does not name'}"]
+    lines = [
+        f"phase {found['phase']}, objective {found['objective']}, sample {found['sample']}: {found['language']}, "
+        f"{counted(found['tokens'], 'token')}, {counted(found['targets'], 'target')}",
+        f"corpus {found['corpus']}, from {', '.join(found['files']) or 'files that the store does not name'}",
+    ]
     for document in found["documents"]:
         first, last = document["positions"]
         where = "" if document["document"] is None else f"document {document['document']} at token {document['offset']}, "
-        lines += ["", f"positions {first} to {last}: {where}{document['part']}", f"  text: {document['text']}",
-                  f"  seen: {document['seen']}"]
+        lines += [
+            "",
+            f"positions {first} to {last}: {where}{document['part']}",
+            f"  text: {document['text']}",
+            f"  seen: {document['seen']}",
+        ]
         if document["targets"]:
             targets = (f"{row['position']} {row['piece']} (sees {row['seen']})" for row in document["targets"])
             lines.append("  targets: " + ", ".join(targets))

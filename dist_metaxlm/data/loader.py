@@ -50,9 +50,11 @@ class PhaseData:
     def __init__(self, store: TokenStore, tokenizer: Tokenizer, phase_name: str, phase: PhaseConfig, seed: int) -> None:
         """Open what the objectives of `phase` need; raises UserError for a store that cannot serve them."""
         if tokenizer.hash != store.tokenizer_hash:
-            raise UserError(f"the token store was made with tokenizer {store.tokenizer_hash[:12]}, but tokenizer "
-                            f"{tokenizer.hash[:12]} is given ({tokenizer.path}); prepare the store again with it, "
-                            "or give the tokenizer of the store")
+            raise UserError(
+                f"the token store was made with tokenizer {store.tokenizer_hash[:12]}, but tokenizer "
+                f"{tokenizer.hash[:12]} is given ({tokenizer.path}); prepare the store again with it, "
+                "or give the tokenizer of the store"
+            )
         self._phase = phase
         self._names = [objective.name for objective in phase.objectives]
         self._keys = (seed, phase_name)
@@ -64,12 +66,15 @@ class PhaseData:
         self.languages = chosen_languages(phase, known)
         self.pairs = chosen_pairs(phase, store.pairs) if set(self._names) - {"mlm"} else []
         if set(MASKED) & set(self._names) and self.targets_per_window < 1:
-            raise UserError(f"mask_rate {phase.mask_rate} of sequence_length {phase.sequence_length} is less than one "
-                            f"target a window; set mask_rate to at least {1 / phase.sequence_length:.3f}")
+            raise UserError(
+                f"mask_rate {phase.mask_rate} of sequence_length {phase.sequence_length} is less than one "
+                f"target a window; set mask_rate to at least {1 / phase.sequence_length:.3f}"
+            )
         for name in (*MASKED, "xlco"):
             if name in self._names:
-                self._maskers[name] = Masker(tokenizer, self.targets_per_window, phase.whole_words,
-                                             key(*self._keys, name, "mask"))
+                self._maskers[name] = Masker(
+                    tokenizer, self.targets_per_window, phase.whole_words, key(*self._keys, name, "mask")
+                )
         if "mlm" in self._names:
             self._open_text(store, [sources[language] for language in self.languages])
         if self.pairs:
@@ -87,8 +92,15 @@ class PhaseData:
         if isinstance(objective, Contrast):
             return self._contrast_batch(samples, language, ordinal, objective.max_tokens)
         if isinstance(objective, CrossLingualContrast):
-            return xlco_batch(self._examples, self._maskers["xlco"], key(*self._keys, "xlco", "mixup"), objective, samples,
-                              language, ordinal)
+            return xlco_batch(
+                self._examples,
+                self._maskers["xlco"],
+                key(*self._keys, "xlco", "mixup"),
+                objective,
+                samples,
+                language,
+                ordinal,
+            )
         if isinstance(objective, TranslationLM | DenoisingAlignment):
             pairs = self._bitext[objective.name].read(language, ordinal, samples)
             tokens, documents = pairs.tokens, pairs.documents
@@ -139,8 +151,11 @@ class PhaseData:
         names = [f"language pair {pair}" for pair in self.pairs]
         length = self._phase.sequence_length
         counts = [len(corpus) for corpus in corpora]
-        self._bitext = {name: BitextWindows(corpora, names, length, (*self._keys, name))
-                        for name in ("tlm", "dwa") if name in self._names}
+        self._bitext = {
+            name: BitextWindows(corpora, names, length, (*self._keys, name))
+            for name in ("tlm", "dwa")
+            if name in self._names
+        }
         epochs: dict[str, list[int]] = {name: windows.counts.tolist() for name, windows in self._bitext.items()}
         if "contrast" in self._names:
             self._sentences = ContrastPairs(corpora, names, length, (*self._keys, "contrast"))
@@ -152,14 +167,23 @@ class PhaseData:
             mix = pair_mix(self._phase, name, self.pairs, counts, samples)
             self._mixtures[name] = Mixture(mix, key(*self._keys, name, "mix"))
 
-    def _contrast_batch(self, samples: np.ndarray, language: np.ndarray, ordinal: np.ndarray,
-                        max_tokens: int) -> PackedBatch:
+    def _contrast_batch(
+        self, samples: np.ndarray, language: np.ndarray, ordinal: np.ndarray, max_tokens: int
+    ) -> PackedBatch:
         read = self._sentences.read(language, self._sentences.locate(language, ordinal), max_tokens)
         numbers = np.full(len(read.documents), -1, np.int64)
         numbers[read.pairs] = 2 * samples[:, None] + np.arange(2)
         nothing = np.empty(0, np.int64)
-        return _packed(read.tokens, read.documents, numbers, language[read.leaders // 2], nothing, nothing,
-                       torch.from_numpy(read.pairs), torch.from_numpy(language))
+        return _packed(
+            read.tokens,
+            read.documents,
+            numbers,
+            language[read.leaders // 2],
+            nothing,
+            nothing,
+            torch.from_numpy(read.pairs),
+            torch.from_numpy(language),
+        )
 
 
 def chosen_languages(phase: PhaseConfig, there: list[str]) -> list[str]:
@@ -183,8 +207,10 @@ def chosen_pairs(phase: PhaseConfig, there: list[str]) -> list[str]:
         pairs = [pair for pair in there if set(pair.split("-")) <= set(phase.languages)]
     if not pairs:
         has = f"has the pairs {', '.join(sorted(there))}" if there else "has no translations"
-        raise UserError(f"tlm, dwa, contrast and xlco need a language pair with both sides in languages {phase.languages}, "
-                        f"and the token store {has}; add the missing side to languages, or drop these objectives")
+        raise UserError(
+            f"tlm, dwa, contrast and xlco need a language pair with both sides in languages {phase.languages}, "
+            f"and the token store {has}; add the missing side to languages, or drop these objectives"
+        )
     return pairs
 
 
@@ -193,9 +219,16 @@ def _with_sides(languages: list[str], pairs: list[str]) -> list[str]:
     return list(dict.fromkeys([*languages, *sides]))
 
 
-def _packed(tokens: np.ndarray, documents: np.ndarray, samples: np.ndarray, languages: np.ndarray, targets: np.ndarray,
-            target_tokens: np.ndarray, pairs: torch.Tensor | None = None,
-            pair_languages: torch.Tensor | None = None) -> PackedBatch:
+def _packed(
+    tokens: np.ndarray,
+    documents: np.ndarray,
+    samples: np.ndarray,
+    languages: np.ndarray,
+    targets: np.ndarray,
+    target_tokens: np.ndarray,
+    pairs: torch.Tensor | None = None,
+    pair_languages: torch.Tensor | None = None,
+) -> PackedBatch:
     """The torch form of windows `tokens` [W, L] with `documents` [D] beginning at these flat positions."""
     return PackedBatch(
         tokens=torch.from_numpy(tokens.reshape(-1)),

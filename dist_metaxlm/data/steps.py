@@ -42,8 +42,9 @@ class MicroStep:
 class StepPlan:
     """Cuts the global batch of each step into this rank's micro-steps."""
 
-    def __init__(self, phase: PhaseConfig, phase_name: str, seed: int, rank: int, world_size: int,
-                 micro_batch_tokens: int | None) -> None:
+    def __init__(
+        self, phase: PhaseConfig, phase_name: str, seed: int, rank: int, world_size: int, micro_batch_tokens: int | None
+    ) -> None:
         self.phase, self.rank, self.world_size = phase, rank, world_size  # of the data-parallel group
         self._key = key(seed, phase_name, "objective")
         self._micro_tokens = micro_batch_tokens or 2**62
@@ -76,14 +77,17 @@ class StepPlan:
         uniform = hash_u64(self._key, steps).astype(np.float64) / 2.0**64
         return np.minimum(np.searchsorted(self._cumulative, uniform, side="right"), len(self._cumulative) - 1)
 
-    def _masked_lm(self, objective: MaskedLM | TranslationLM | DenoisingAlignment, weight: float,
-                   turn: int) -> list[MicroStep]:
+    def _masked_lm(
+        self, objective: MaskedLM | TranslationLM | DenoisingAlignment, weight: float, turn: int
+    ) -> list[MicroStep]:
         windows = objective.batch_tokens // self.phase.sequence_length
         share = windows // self.world_size
         first = turn * windows + self.rank * share
         factor = weight / (windows * self.targets_per_window)
-        return [MicroStep(objective, first + done, min(self._micro_windows, share - done), factor)
-                for done in range(0, share, self._micro_windows)]
+        return [
+            MicroStep(objective, first + done, min(self._micro_windows, share - done), factor)
+            for done in range(0, share, self._micro_windows)
+        ]
 
     def _groups(self, objective: Contrast | CrossLingualContrast, weight: float, turn: int) -> list[MicroStep]:
         assert objective.group is not None
@@ -93,15 +97,21 @@ class StepPlan:
         if share == objective.group:
             own = range(self.rank * groups // self.world_size, (self.rank + 1) * groups // self.world_size)
             return [MicroStep(objective, first + group * share, share, factor) for group in own]
-        return [MicroStep(objective, first + group * objective.group + self.rank * share, share, factor)
-                for group in range(groups)]
+        return [
+            MicroStep(objective, first + group * objective.group + self.rank * share, share, factor)
+            for group in range(groups)
+        ]
 
     def _examples(self, objective: Contrast | CrossLingualContrast, weight: float, turn: int) -> list[MicroStep]:
         share = objective.examples // self.world_size
         first, together = turn * objective.examples + self.rank * share, objective.pairs_together
         at_once = max(1, self._micro_tokens // objective.longest)
-        return [MicroStep(objective, together * (first + done), together * min(at_once, share - done),
-                          weight / objective.examples) for done in range(0, share, at_once)]
+        return [
+            MicroStep(
+                objective, together * (first + done), together * min(at_once, share - done), weight / objective.examples
+            )
+            for done in range(0, share, at_once)
+        ]
 
 
 def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:

@@ -27,9 +27,12 @@ class Tokenizer:
             self._processor.LoadFromSerializedProto(model)
         except (RuntimeError, TypeError):
             hugging = path.suffix == ".json"
-            remedy = ("make one of the Hugging Face folder that it is from with launch/convert.py import" if hugging else
-                      "name a .model file in data.tokenizer.path, or delete it if launch/prepare.py has written it, and run "
-                      "that again")
+            remedy = (
+                "make one of the Hugging Face folder that it is from with launch/convert.py import"
+                if hugging
+                else "name a .model file in data.tokenizer.path, or delete it if launch/prepare.py has written it, and run "
+                "that again"
+            )
             raise UserError(f"{path} is not a SentencePiece model; {remedy}") from None
         self.path = path
         self.hash = hashlib.sha256(model).hexdigest()
@@ -53,8 +56,10 @@ class Tokenizer:
         """Open a model file. Errors: UserError if it is missing, no SentencePiece model, or lays out other ids."""
         path = Path(path)
         if path.is_dir():
-            raise UserError(f"tokenizer {path} is a folder; give the SentencePiece model in it, or the tokenizer.model that "
-                            "launch/convert.py import makes of a Hugging Face folder")
+            raise UserError(
+                f"tokenizer {path} is a folder; give the SentencePiece model in it, or the tokenizer.model that "
+                "launch/convert.py import makes of a Hugging Face folder"
+            )
         if not path.is_file():
             raise UserError(f"tokenizer {path} does not exist; run launch/prepare.py or correct data.tokenizer.path")
         return cls(path.read_bytes(), path)
@@ -63,9 +68,11 @@ class Tokenizer:
         sp = self._processor
         found = (sp.bos_id(), sp.pad_id(), sp.eos_id(), sp.unk_id())
         if found != (BOS, PAD, EOS, UNK):
-            raise UserError(f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, found))} where 0, 1, 2, 3 are "
-                            "needed; train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3, or convert the folder that "
-                            "has XLM-R's with launch/convert.py import")
+            raise UserError(
+                f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, found))} where 0, 1, 2, 3 are "
+                "needed; train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3, or convert the folder that "
+                "has XLM-R's with launch/convert.py import"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""

@@ -31,8 +31,10 @@ def shipped_file(recipe: Recipe, precision: str, data_size: int) -> str:
     layout = recipe.parallel
     if layout.zero_stage == 0 and precision != "fp32":
         # DeepSpeed would take an fp16 optimiser that makes a dummy Adam step at start: another curve than ZeRO-1.
-        raise UserError(f"parallel.zero_stage=0 with {precision} has no fp32 master weights in DeepSpeed; set "
-                        "parallel.zero_stage=1 (on one rank it is the same) or training.precision=fp32")
+        raise UserError(
+            f"parallel.zero_stage=0 with {precision} has no fp32 master weights in DeepSpeed; set "
+            "parallel.zero_stage=1 (on one rank it is the same) or training.precision=fp32"
+        )
     alone = layout.tensor == layout.pipeline == data_size == 1
     stage = 0 if alone and precision == "fp32" and not layout.offload_optimizer else layout.zero_stage
     offload = "_offload" if layout.offload_optimizer else ""
@@ -56,18 +58,24 @@ def read_config(file: str, shipped: bool) -> dict[str, Any]:
         raise UserError(f"{file} is no JSON object; start from one of ds_configs/")
     fixed = [key for key in _BATCH[:3] if config.get(key, "auto") != "auto"]
     if fixed and not shipped:
-        raise UserError(f"{file} sets {', '.join(fixed)}, which follow from the recipe's batch_tokens, "
-                        "parallel.micro_batch_tokens and the ranks; write \"auto\" there or leave them out")
+        raise UserError(
+            f"{file} sets {', '.join(fixed)}, which follow from the recipe's batch_tokens, "
+            'parallel.micro_batch_tokens and the ranks; write "auto" there or leave them out'
+        )
     for key in ("optimizer", "scheduler"):
         if key in config:
             raise UserError(f"{file} has a section {key!r}, which the recipe decides; remove it there")
     for key, value in _fields(config):
         if value == "auto" and key not in _FILLED:
-            raise UserError(f"the DeepSpeed file {file} says {key}: auto, which the recipe has no value for; give a value "
-                            "there or leave it out")
+            raise UserError(
+                f"the DeepSpeed file {file} says {key}: auto, which the recipe has no value for; give a value "
+                "there or leave it out"
+            )
         if key in _SECTIONS and not isinstance(value, dict):
-            raise UserError(f"the DeepSpeed file {file} says {key}: {json.dumps(value)}, and it is a section, such as "
-                            f'"{key}": {{}}; write that or leave it out')
+            raise UserError(
+                f"the DeepSpeed file {file} says {key}: {json.dumps(value)}, and it is a section, such as "
+                f'"{key}": {{}}; write that or leave it out'
+            )
     return config
 
 
@@ -84,12 +92,16 @@ def fill_automatic(config: dict[str, Any], recipe: Recipe, device: torch.device,
     for key in _BATCH:
         config.setdefault(key, "auto")
     values = {
-        "train_batch_size": data_size, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,
+        "train_batch_size": data_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": recipe.optimizer.clip_norm,
-        "initial_scale_power": recipe.training.fp16_scale_power, "loss_scale_window": recipe.training.fp16_scale_window,
+        "initial_scale_power": recipe.training.fp16_scale_power,
+        "loss_scale_window": recipe.training.fp16_scale_window,
         "pin_memory": device.type == "cuda",
         # Norms and biases stay whole on every rank: gathering them would cost more than they take.
-        "stage3_param_persistence_threshold": 10 * recipe.model.hidden}
+        "stage3_param_persistence_threshold": 10 * recipe.model.hidden,
+    }
     _fill(config, values)
 
 
@@ -114,11 +126,15 @@ def follow_file(recipe: Recipe, file: str | None) -> Recipe:
     zero = config.get("zero_optimization", {})
     precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
     if recipe.training.precision not in ("auto", precision):
-        raise UserError(f"--deepspeed_config {file} trains in {precision}, the recipe says training.precision="
-                        f"{recipe.training.precision}; set training.precision=auto or give another file")
+        raise UserError(
+            f"--deepspeed_config {file} trains in {precision}, the recipe says training.precision="
+            f"{recipe.training.precision}; set training.precision=auto or give another file"
+        )
     if precision != "fp32" and zero.get("stage", 0) == 0:
-        raise UserError(f"--deepspeed_config {file} has {precision} without ZeRO, where DeepSpeed has no fp32 masters "
-                        'as ours; write "zero_optimization": {"stage": 1} into it (on one rank it is the same)')
+        raise UserError(
+            f"--deepspeed_config {file} has {precision} without ZeRO, where DeepSpeed has no fp32 masters "
+            'as ours; write "zero_optimization": {"stage": 1} into it (on one rank it is the same)'
+        )
     offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     values = recipe.model_dump()
     values["parallel"] |= {"zero_stage": zero.get("stage", 0), "offload_optimizer": offload}
@@ -126,6 +142,7 @@ def follow_file(recipe: Recipe, file: str | None) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        reason = "; ".join(".".join(map(str, item["loc"])) + ": " + item["msg"].removeprefix("Value error, ")
-                           for item in error.errors())
+        reason = "; ".join(
+            ".".join(map(str, item["loc"])) + ": " + item["msg"].removeprefix("Value error, ") for item in error.errors()
+        )
         raise UserError(f"--deepspeed_config {file} does not go with recipe {recipe.name}: {reason}") from None

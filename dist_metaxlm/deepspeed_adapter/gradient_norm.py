@@ -107,8 +107,11 @@ def _global_norm(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     from deepspeed.runtime.utils import is_model_parallel_parameter
 
     # A pipeline's own grid would count a parameter of later stages only where tensor parallelism cuts it.
-    counted = [exact_norm(p.grad) for p in parameters
-               if p.grad is not None and (groups().tensor_rank == 0 or is_model_parallel_parameter(p))]
+    counted = [
+        exact_norm(p.grad)
+        for p in parameters
+        if p.grad is not None and (groups().tensor_rank == 0 or is_model_parallel_parameter(p))
+    ]
     zero = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
     squares = torch.stack([zero, *counted]).square().sum()
     if groups().model is not None:

@@ -33,8 +33,10 @@ def check_fp16(precision: str) -> None:
     from deepspeed.accelerator import get_accelerator
 
     if not get_accelerator().is_fp16_supported():
-        raise UserError("training.precision=fp16 needs a CUDA device or a CPU with fp16 instructions, and this machine has "
-                        "neither; set training.precision=bf16 or fp32")
+        raise UserError(
+            "training.precision=fp16 needs a CUDA device or a CPU with fp16 instructions, and this machine has "
+            "neither; set training.precision=bf16 or fp32"
+        )
 
 
 def _scaler(engine: Any) -> Any | None:
@@ -102,7 +104,9 @@ def step_figures(engine: Any) -> dict[str, float | int | None]:
     if scaler is not None:
         figures["loss_scale"] = float(scaler.cur_scale)
         if scaler.dynamic and engine.optimizer.overflow and scaler.cur_scale <= scaler.min_scale:
-            raise UserError(f"gradients overflow at the smallest loss scale, {scaler.cur_scale}; set "
-                            "training.precision=bf16 and run the phase again, which resumes from the last checkpoint, or "
-                            "lower phases.*.learning_rate.peak or raise warmup_steps and add --resume never")
+            raise UserError(
+                f"gradients overflow at the smallest loss scale, {scaler.cur_scale}; set "
+                "training.precision=bf16 and run the phase again, which resumes from the last checkpoint, or "
+                "lower phases.*.learning_rate.peak or raise warmup_steps and add --resume never"
+            )
     return figures

@@ -28,6 +28,7 @@ def before_each_update(engine: Any, action: Callable[[], None]) -> RemovableHand
 
     ZeRO makes an update of several steps of AdamW (groups, shards): it is called before each of them.
     """
+
     def hook(*_: Any) -> None:
         action()
 
@@ -125,8 +126,10 @@ def create_adam_state(engine: Any) -> None:
     shards = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
     for param in shards or [param for group in optimizer.param_groups for param in group["params"]]:
         # Fused AdamW keeps the step count as an fp32 tensor beside the parameter.
-        optimizer.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device),
-                                  **{moment: torch.zeros_like(param.data) for moment in MOMENTS}}
+        optimizer.state[param] = {
+            "step": torch.zeros((), dtype=torch.float32, device=param.device),
+            **{moment: torch.zeros_like(param.data) for moment in MOMENTS},
+        }
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()

@@ -31,10 +31,13 @@ def hide_heldout_words(heldout: str | Path, tokenizer: Tokenizer, languages: lis
     there = sorted({language for string in strings for language in string})
     missing = [language for language in languages if language not in there]
     if missing:
-        raise UserError(f"--fill_mask {missing[0]}: there are no held-out strings in that language, which come from "
-                        f"translations of English; choose from {', '.join(there)}")
-    return {language: hide_word([s[language] for s in strings if language in s], language, tokenizer)
-            for language in languages}
+        raise UserError(
+            f"--fill_mask {missing[0]}: there are no held-out strings in that language, which come from "
+            f"translations of English; choose from {', '.join(there)}"
+        )
+    return {
+        language: hide_word([s[language] for s in strings if language in s], language, tokenizer) for language in languages
+    }
 
 
 def fill_words(directory: str | Path, questions: Questions, top: int = 5) -> list[dict[str, Any]]:
@@ -44,9 +47,15 @@ def fill_words(directory: str | Path, questions: Questions, top: int = 5) -> lis
         [{language, text (with `<mask>`), expected, predictions: [{token, score}]}]
     """
     answers = fill_mask(directory, {language: text for language, (text, _) in questions.items()}, top)
-    rows = [{"language": language, "text": text, "expected": expected,
-             "predictions": [{"token": token, "score": score} for token, score in answers[language]]}
-            for language, (text, expected) in questions.items()]
+    rows = [
+        {
+            "language": language,
+            "text": text,
+            "expected": expected,
+            "predictions": [{"token": token, "score": score} for token, score in answers[language]],
+        }
+        for language, (text, expected) in questions.items()
+    ]
     write_json(Path(directory) / "fill_mask.json", rows)
     return rows
 
@@ -61,13 +70,15 @@ def hide_word(strings: list[str], language: str, tokenizer: Tokenizer) -> tuple[
         for index in range(1, len(words)):
             word = words[index]
             if len(word) >= 4 and word.isalpha() and len(tokenizer.encode(word)) == 1:
-                return " ".join([*words[:index], "<mask>", *words[index + 1:]]), word
+                return " ".join([*words[:index], "<mask>", *words[index + 1 :]]), word
     names = tokenizer.pieces()
     for text in strings:
         pieces = [names[token] for token in tokenizer.encode(text)]
         for piece in pieces[2:-1] if len(pieces) in PIECES else []:
             if len(piece) >= 2 and piece.isalpha() and text.count(piece) == 1:
                 return text.replace(piece, "<mask>"), piece
-    raise UserError(f"no held-out string in {language!r} has {WORDS[0]} to {WORDS[-1]} words, one of them a single token, "
-                    f"or {PIECES[0]} to {PIECES[-1]} pieces, one of them two letters that occur once; choose another "
-                    "language")
+    raise UserError(
+        f"no held-out string in {language!r} has {WORDS[0]} to {WORDS[-1]} words, one of them a single token, "
+        f"or {PIECES[0]} to {PIECES[-1]} pieces, one of them two letters that occur once; choose another "
+        "language"
+    )

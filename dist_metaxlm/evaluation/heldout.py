@@ -43,13 +43,22 @@ def read_strings(path: Path, english: bool = True) -> list[dict[str, str]]:
             raise UserError(f"{path} line {number} is not an object of language: string; prepare the data again")
         rows.append(row)
     if english and not any("en" in row for row in rows):
-        raise UserError(f"{path} holds no English strings, and retrieval is against 'en'; name translations of English in "
-                        "data.bitext and prepare the data anew, or ask for --tasks perplexity, which can do without")
+        raise UserError(
+            f"{path} holds no English strings, and retrieval is against 'en'; name translations of English in "
+            "data.bitext and prepare the data anew, or ask for --tasks perplexity, which can do without"
+        )
     return rows
 
 
-def evaluate_heldout(encoder: Encoder, tokenizer: Tokenizer, heldout_dir: Path | str, tasks: Sequence[str] = TASKS,
-                     window: int = 128, max_tokens: int = 8192, min_candidates: int = MIN_CANDIDATES) -> dict[str, Any]:
+def evaluate_heldout(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    heldout_dir: Path | str,
+    tasks: Sequence[str] = TASKS,
+    window: int = 128,
+    max_tokens: int = 8192,
+    min_candidates: int = MIN_CANDIDATES,
+) -> dict[str, Any]:
     """Evaluate one model on `strings.jsonl` and `text/*.txt` of a folder; the result is ready for JSON.
 
     Returns:
@@ -62,21 +71,25 @@ def evaluate_heldout(encoder: Encoder, tokenizer: Tokenizer, heldout_dir: Path |
     rows = _rows(folder, tasks)
     languages = [*(["en"] if rows else []), *sorted({language for row in rows for language in row} - {"en"})]
     texts = {language: {n: row[language] for n, row in enumerate(rows) if language in row} for language in languages}
-    ids = {language: dict(zip(of, tokenizer.encode_batch(list(of.values())), strict=True))
-           for language, of in texts.items()}
+    ids = {language: dict(zip(of, tokenizer.encode_batch(list(of.values())), strict=True)) for language, of in texts.items()}
     result: dict[str, Any] = {}
     if "perplexity" in tasks:
         result["perplexity"] = {
-            language: masked_perplexity(encoder, [mask_sentence(text, ids[language][n], tokenizer.special)
-                                                  for text, n in _distinct(texts[language])],
-                                        tokenizer.mask_id, window, max_tokens)
-            for language in languages}
+            language: masked_perplexity(
+                encoder,
+                [mask_sentence(text, ids[language][n], tokenizer.special) for text, n in _distinct(texts[language])],
+                tokenizer.mask_id,
+                window,
+                max_tokens,
+            )
+            for language in languages
+        }
         result["prose_perplexity"] = {
-            path.stem: masked_perplexity(encoder, read_prose(path, tokenizer, window), tokenizer.mask_id, window,
-                                         max_tokens)
-            for path in sorted((folder / "text").glob("*.txt"))}
+            path.stem: masked_perplexity(encoder, read_prose(path, tokenizer, window), tokenizer.mask_id, window, max_tokens)
+            for path in sorted((folder / "text").glob("*.txt"))
+        }
     if "retrieval" in tasks:
-        cut = {language: {n: tokens[:window - 2] for n, tokens in of.items()} for language, of in ids.items()}
+        cut = {language: {n: tokens[: window - 2] for n, tokens in of.items()} for language, of in ids.items()}
         result["retrieval"] = _retrieve(encoder, cut, window, max_tokens, min_candidates)
         result |= retrieval_means(result["retrieval"])
         result["min_candidates"] = min_candidates
@@ -100,8 +113,9 @@ def _distinct(texts: dict[int, str]) -> list[tuple[str, int]]:
     return list(first.items())
 
 
-def _retrieve(encoder: Encoder, ids: dict[str, dict[int, list[int]]], window: int, max_tokens: int,
-              min_candidates: int) -> dict[str, Any]:
+def _retrieve(
+    encoder: Encoder, ids: dict[str, dict[int, list[int]]], window: int, max_tokens: int, min_candidates: int
+) -> dict[str, Any]:
     numbers = list(ids["en"])
     english = embed(encoder, list(ids["en"].values()), window, max_tokens)
     column = {number: place for place, number in enumerate(numbers)}
@@ -114,8 +128,12 @@ def _retrieve(encoder: Encoder, ids: dict[str, dict[int, list[int]]], window: in
             continue
         foreign = embed(encoder, [ids[language][n] for n in pairs], window, max_tokens)
         own = english[:, torch.tensor([column[n] for n in pairs], device=english.device)]
-        result[language] = {"candidates": len(pairs), "counted": len(pairs) >= min_candidates,
-                            "to_english": precision_at_1(foreign, own), "from_english": precision_at_1(own, foreign)}
+        result[language] = {
+            "candidates": len(pairs),
+            "counted": len(pairs) >= min_candidates,
+            "to_english": precision_at_1(foreign, own),
+            "from_english": precision_at_1(own, foreign),
+        }
     return result
 
 

@@ -54,22 +54,28 @@ class HeldoutProbe:
             if len(kept) >= MIN_PAIRS:
                 self._pairs[code] = [first[n] for n in kept], [second[n] for n in kept]
         if not self._pairs:
-            raise UserError(f"training.probe_interval {recipe.training.probe_interval} needs a language with {MIN_PAIRS} "
-                            f"translations of English held out, and the first {counted(len(rows), 'string')} of {path} "
-                            "have none; raise training.probe_strings, give data.bitext with English, or set "
-                            "training.probe_interval: 0")
+            raise UserError(
+                f"training.probe_interval {recipe.training.probe_interval} needs a language with {MIN_PAIRS} "
+                f"translations of English held out, and the first {counted(len(rows), 'string')} of {path} "
+                "have none; raise training.probe_strings, give data.bitext with English, or set "
+                "training.probe_interval: 0"
+            )
 
     def __call__(self, read: ReadStates, device: torch.device) -> dict[str, Any]:
         """{retrieval (mean over languages), layer, strings, languages {language: P@1}}, equal on all ranks (collective)."""
         vectors = self._vectors(read, device)
         scores = {code: _both_ways(vectors[first], vectors[second]) for code, (first, second) in self._pairs.items()}
-        return {"retrieval": sum(scores.values()) / len(scores), "layer": self.layer,
-                "strings": max(len(first) for first, _ in self._pairs.values()), "languages": scores}
+        return {
+            "retrieval": sum(scores.values()) / len(scores),
+            "layer": self.layer,
+            "strings": max(len(first) for first, _ in self._pairs.values()),
+            "languages": scores,
+        }
 
     def _add(self, tokenizer: Tokenizer, texts: list[str]) -> list[int]:
         """Numbers of the sentences that `texts` become."""
         before = len(self._sentences)
-        self._sentences += [ids[:self._window - SPECIALS] for ids in tokenizer.encode_batch(texts)]
+        self._sentences += [ids[: self._window - SPECIALS] for ids in tokenizer.encode_batch(texts)]
         return list(range(before, len(self._sentences)))
 
     @cached_property

@@ -21,8 +21,13 @@ UNTRAINED = "untrained"
 WINDOW = 128
 
 
-def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
-                 min_candidates: int = MIN_CANDIDATES, data_directory: str | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: Path | str,
+    phase: str,
+    tasks: Sequence[str] = TASKS,
+    min_candidates: int = MIN_CANDIDATES,
+    data_directory: str | None = None,
+) -> dict[str, Any]:
     """Evaluate a phase and write `evaluation/<phase>.json` in the run's folder.
 
     Args:
@@ -44,10 +49,18 @@ def evaluate_run(run_dir: Path | str, phase: str, tasks: Sequence[str] = TASKS,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began = time.perf_counter()
     result: dict[str, Any] = {
-        "phase": phase, "parameters": sum(weight.numel() for weight in encoder.parameters()),
+        "phase": phase,
+        "parameters": sum(weight.numel() for weight in encoder.parameters()),
         "window": window_of(recipe),
-        **evaluate_heldout(encoder.to(device), tokenizer, Path(recipe.data.directory) / "heldout", tasks,
-                           window_of(recipe), min_candidates=min_candidates)}
+        **evaluate_heldout(
+            encoder.to(device),
+            tokenizer,
+            Path(recipe.data.directory) / "heldout",
+            tasks,
+            window_of(recipe),
+            min_candidates=min_candidates,
+        ),
+    }
     result["seconds"] = round(time.perf_counter() - began, 2)
     write_json(folder / "evaluation" / f"{phase}.json", result)
     return result
@@ -61,8 +74,9 @@ def load_encoder(run_dir: Path, phase: str, data_directory: str | None = None) -
     return recipe, encoder
 
 
-def load_state(run_dir: Path, phase: str, step: int | None = None,
-               data_directory: str | None = None) -> tuple[Recipe, dict[str, torch.Tensor]]:
+def load_state(
+    run_dir: Path, phase: str, step: int | None = None, data_directory: str | None = None
+) -> tuple[Recipe, dict[str, torch.Tensor]]:
     """The recipe of a run and the weights of a phase: of its newest checkpoint, or of the one after `step` steps."""
     recipe_path = run_dir / "recipe.yaml"
     if not recipe_path.is_file():
@@ -72,6 +86,7 @@ def load_state(run_dir: Path, phase: str, step: int | None = None,
         return recipe, Encoder(recipe.model, recipe.seed).state_dict()
     if phase not in PHASE_NAMES:
         raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
+    from dist_metaxlm.training.checkpointing import checkpoint
     from dist_metaxlm.training.run import trained_phase
 
     if step is None:
@@ -86,12 +101,16 @@ def tokenizer_of(run_dir: Path, recipe: Recipe) -> Tokenizer:
     """The tokenizer that a run was trained with. Errors: UserError where it is gone or has another size."""
     model_path = Path(recipe.data.directory) / "tokenizer.model"
     if not model_path.is_file():
-        raise UserError(f"no tokenizer at {model_path}; start the command where {run_dir} was started, or, where "
-                        "its data have moved, name their folder with --data_directory")
+        raise UserError(
+            f"no tokenizer at {model_path}; start the command where {run_dir} was started, or, where "
+            "its data have moved, name their folder with --data_directory"
+        )
     tokenizer = Tokenizer.load(model_path)
     if tokenizer.vocab_size != recipe.model.vocab_size:
-        raise UserError(f"{model_path} has {tokenizer.vocab_size} ids and the run's model.vocab_size is "
-                        f"{recipe.model.vocab_size}; put the tokenizer back that the run was trained with")
+        raise UserError(
+            f"{model_path} has {tokenizer.vocab_size} ids and the run's model.vocab_size is "
+            f"{recipe.model.vocab_size}; put the tokenizer back that the run was trained with"
+        )
     return tokenizer
 
 

@@ -47,8 +47,10 @@ _MODERN_REQUIRED = {
 def check_exportable(config: ModelConfig) -> None:
     """UserError for a model that no class of Hugging Face's is."""
     if config.norm_type == "rms":
-        raise UserError("a model with model.norm_type rms cannot go to Hugging Face, whose ModernBertForMaskedLM has "
-                        "LayerNorm only; evaluate it on its run's held-out text, or train with model.norm_type=layer")
+        raise UserError(
+            "a model with model.norm_type rms cannot go to Hugging Face, whose ModernBertForMaskedLM has "
+            "LayerNorm only; evaluate it on its run's held-out text, or train with model.norm_type=layer"
+        )
 
 
 def huggingface_config(config: ModelConfig) -> dict[str, Any]:
@@ -116,8 +118,9 @@ def model_config(hf_config: dict[str, Any]) -> ModelConfig:
         elif model_type == "modernbert":
             fields = _from_modern(hf_config)
         else:
-            raise UserError(f"model_type {model_type!r} is not supported; use a folder of {', '.join(_LEARNED_POSITIONS)} "
-                            "or modernbert")
+            raise UserError(
+                f"model_type {model_type!r} is not supported; use a folder of {', '.join(_LEARNED_POSITIONS)} or modernbert"
+            )
         return ModelConfig(**fields)
     except ValidationError as error:
         first = error.errors()[0]

@@ -24,9 +24,15 @@ LOGICAL_CONFIG, LOGICAL_TOKENIZER = "model_config.json", "tokenizer.model"
 State = dict[str, torch.Tensor]
 
 
-def export_folder(weights: TensorSource | State, config: ModelConfig, tokenizer_model_path: str | Path | None,
-                  directory: str | Path, shard_size: int | str = SHARD_SIZE, dtype: torch.dtype | None = None,
-                  overwrite: bool = False) -> None:
+def export_folder(
+    weights: TensorSource | State,
+    config: ModelConfig,
+    tokenizer_model_path: str | Path | None,
+    directory: str | Path,
+    shard_size: int | str = SHARD_SIZE,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write a folder that `AutoModelForMaskedLM` and `AutoTokenizer` open with `from_pretrained`.
 
     The folder appears under its name only when it is complete, and only then replaces an earlier export (`overwrite`).
@@ -110,8 +116,9 @@ def read_import(directory: str | Path) -> tuple[ModelConfig, FileTensors, bytes 
     folder = Path(directory)
     if not (folder / LOGICAL_CONFIG).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         places = f"{folder} --output {folder}-imported" if (folder / CONFIG).is_file() else f"FOLDER --output {folder}"
-        raise UserError(f"{folder} holds no imported model; make one with `python launch/convert.py import --input "
-                        f"{places}`")
+        raise UserError(
+            f"{folder} holds no imported model; make one with `python launch/convert.py import --input {places}`"
+        )
     try:
         config = ModelConfig.model_validate_json((folder / LOGICAL_CONFIG).read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError):
@@ -142,8 +149,10 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
         with torch.inference_mode():
             probabilities = model(**inputs).logits[0, places[0]].float().softmax(0)
         values, ids = probabilities.topk(top)
-        answers[name] = [(tokenizer.convert_ids_to_tokens(int(token)).replace("▁", " "), float(value))
-                         for token, value in zip(ids, values, strict=True)]
+        answers[name] = [
+            (tokenizer.convert_ids_to_tokens(int(token)).replace("▁", " "), float(value))
+            for token, value in zip(ids, values, strict=True)
+        ]
     return answers
 
 
@@ -151,8 +160,10 @@ def _claim(target: Path, overwrite: bool = False) -> Path:
     """An empty folder beside `target` to fill; UserError if `target` is taken, or is no export that may be overwritten."""
     taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if taken and not overwrite:
-        raise UserError(f"{target} exists and is not empty; give another folder, remove it, or let an export replace an "
-                        "earlier one with --overwrite")
+        raise UserError(
+            f"{target} exists and is not empty; give another folder, remove it, or let an export replace an "
+            "earlier one with --overwrite"
+        )
     if taken and not ((target / CONFIG).is_file() and any(target.glob("model*.safetensors"))):
         raise UserError(f"{target} is not an earlier export (no {CONFIG} and {WEIGHTS}); give another folder")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -175,12 +186,15 @@ def _check_vocabulary(folder: Path, model_path: str | Path, config: ModelConfig)
 
     size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
     if size != config.vocab_size:
-        raise UserError(f"{model_path} has {size} token ids with <mask> and the model {config.vocab_size}; "
-                        "give the tokenizer that the model was trained with")
+        raise UserError(
+            f"{model_path} has {size} token ids with <mask> and the model {config.vocab_size}; "
+            "give the tokenizer that the model was trained with"
+        )
 
 
-def _write_weights(source: TensorSource, steps: list[Step], folder: Path, shard_size: int | str,
-                   dtype: torch.dtype | None = None) -> State:
+def _write_weights(
+    source: TensorSource, steps: list[Step], folder: Path, shard_size: int | str, dtype: torch.dtype | None = None
+) -> State:
     """Convert step by step into safetensors files of `folder`; returns what was written, as meta tensors."""
     specs = planned(source, steps)
     if dtype is not None:
@@ -224,6 +238,8 @@ def _index(folder: Path) -> dict[str, str]:
     if (folder / WEIGHTS).is_file():
         return {}
     if any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")):
-        raise UserError(f"{folder} has only .bin or .pt weights, which can run code when they are loaded; write them anew "
-                        "as safetensors with model.save_pretrained(folder)")
+        raise UserError(
+            f"{folder} has only .bin or .pt weights, which can run code when they are loaded; write them anew "
+            "as safetensors with model.save_pretrained(folder)"
+        )
     raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}; give a folder that save_pretrained wrote")

@@ -44,8 +44,9 @@ class ShardWriter:
         try:
             split = split_torch_state_dict_into_shards(specs, max_shard_size=shard_size)
         except (ValueError, OverflowError):
-            raise UserError(f"largest file {shard_size!r} is not a size; give a number and KB, MB, GB or TB, such as "
-                            f"{SHARD_SIZE}") from None
+            raise UserError(
+                f"largest file {shard_size!r} is not a size; give a number and KB, MB, GB or TB, such as {SHARD_SIZE}"
+            ) from None
         for file, names in split.filename_to_tensors.items():
             self._create(folder / file, names)
         if split.is_sharded:

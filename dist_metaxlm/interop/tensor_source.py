@@ -105,8 +105,10 @@ class FileTensors(Mapping[str, torch.Tensor]):
         """Shape and dtype, as a tensor on the meta device; UserError for types that are not plain weights."""
         place = self._places[name]
         if place.dtype not in DTYPES:
-            raise UserError(f"{name} in {place.path} has type {place.dtype}; only {', '.join(DTYPES)} are converted, "
-                            "so save the model unquantised in one of them")
+            raise UserError(
+                f"{name} in {place.path} has type {place.dtype}; only {', '.join(DTYPES)} are converted, "
+                "so save the model unquantised in one of them"
+            )
         return torch.empty(place.shape, dtype=DTYPES[place.dtype], device="meta")
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> torch.Tensor:

@@ -45,8 +45,10 @@ def import_tokenizer(directory: str | Path, config: ModelConfig) -> bytes | None
     pieces, serialised = model
     _open(path, serialised)
     if pieces + 1 != config.vocab_size:
-        raise UserError(f"{path} makes {pieces + 1} ids with <mask>, the model has vocab_size {config.vocab_size}; "
-                        "take tokenizer and weights from the same folder")
+        raise UserError(
+            f"{path} makes {pieces + 1} ids with <mask>, the model has vocab_size {config.vocab_size}; "
+            "take tokenizer and weights from the same folder"
+        )
     return serialised
 
 
@@ -64,8 +66,10 @@ def _from_sentencepiece(path: Path) -> tuple[int, bytes]:
     if first == SPECIAL_PIECES:
         return len(model.pieces), path.read_bytes()  # an export of ours: byte for byte the same, so the same hash
     if first[:3] != FAIRSEQ_PIECES:
-        raise UserError(f"{path} begins with {' '.join(first)}, neither XLM-R's order nor ours; "
-                        "convert the weights of a folder with XLM-R's tokenizer")
+        raise UserError(
+            f"{path} begins with {' '.join(first)}, neither XLM-R's order nor ours; "
+            "convert the weights of a folder with XLM-R's tokenizer"
+        )
     return _serialised(model, [(piece.piece, piece.score, piece.type) for piece in model.pieces[3:]])
 
 
@@ -84,15 +88,18 @@ def _from_json(path: Path) -> tuple[int, bytes] | None:
         raise UserError(f"{path} is not a tokenizer; copy the folder again") from None
     names = tuple(piece for piece, _ in vocabulary)
     if not charsmap or names[:4] != SPECIAL_PIECES or names[-1] != MASK_PIECE:
-        raise UserError(f"{path} is not XLM-R's kind (a normalisation table, {' '.join(SPECIAL_PIECES)} first, {MASK_PIECE} "
-                        "last); remove it to import the weights only")
+        raise UserError(
+            f"{path} is not XLM-R's kind (a normalisation table, {' '.join(SPECIAL_PIECES)} first, {MASK_PIECE} "
+            "last); remove it to import the weights only"
+        )
     model = sentencepiece_model_pb2.ModelProto()
     model.normalizer_spec.name = "nmt_nfkc"
     model.normalizer_spec.precompiled_charsmap = charsmap
     model.trainer_spec.model_type = _UNIGRAM
     fallback = model.trainer_spec.byte_fallback = bool(content["model"].get("byte_fallback"))
-    pieces = [(piece, score, _BYTE if fallback and _BYTE_PIECE.fullmatch(piece) else _NORMAL)
-              for piece, score in vocabulary[4:-1]]
+    pieces = [
+        (piece, score, _BYTE if fallback and _BYTE_PIECE.fullmatch(piece) else _NORMAL) for piece, score in vocabulary[4:-1]
+    ]
     made = _serialised(model, pieces)
     _check_ids(path, made[1])
     return made
@@ -135,5 +142,7 @@ def _check_ids(path: Path, model: bytes) -> None:
     theirs, ours = Tokenizer.from_file(str(path)), _open(path, model)
     for text in _PROBES:
         if theirs.encode(text, add_special_tokens=False).ids != ours.encode(text):
-            raise UserError(f"{path} gives other ids for {text!r} than SentencePiece with its pieces; remove it to import "
-                            "the weights only")
+            raise UserError(
+                f"{path} gives other ids for {text!r} than SentencePiece with its pieces; remove it to import "
+                "the weights only"
+            )

@@ -38,10 +38,28 @@ _HANGUL_SYLLABLES, _HANGUL_VOWELS_AND_FINALS = r"\x{AC00}-\x{D7A3}", r"\x{1160}-
 _SINGLETON_MARKS = {"\u0340": 230, "\u0341": 230, "\u0343": 230, "\u0344": 230, "\uff9e": 8, "\uff9f": 8}
 
 _PROBES = (
-    "Hello,  world! ", " Ünïcödé und Straße", "cafe\u0301 nai\u0308ve", "Tiếng Việt e\u0302\u0301 ê\u0301 ậ", "Привет",
-    "Γειά σου Κόσμε", "مرحبا بالعالم شدّة", "שָׁלוֹם עולם", "नमस्ते दुनिया क़", "สวัสดีชาวโลก น้ำ", "你好,世界。ＡＢＣ１２３",
-    "こんにちは、ｶﾞｷﾞ ~～", "안녕하세요 \u1112\u1161\u11ab\u1100\u1173\u11af", "ബാംഗ്ലൂർ \u0d46\u0d3e", "👩‍👩‍👧 👍🏽 🇫🇷 ❤️",
-    "a\tb\nc\u00a0d\u3000e\u200bf\u200dg", "\x01start", "𠮷野家 龘", "½ … ﬁ ①", "<0x41>", "", "   ",
+    "Hello,  world! ",
+    " Ünïcödé und Straße",
+    "cafe\u0301 nai\u0308ve",
+    "Tiếng Việt e\u0302\u0301 ê\u0301 ậ",
+    "Привет",
+    "Γειά σου Κόσμε",
+    "مرحبا بالعالم شدّة",
+    "שָׁלוֹם עולם",
+    "नमस्ते दुनिया क़",
+    "สวัสดีชาวโลก น้ำ",
+    "你好,世界。ＡＢＣ１２３",
+    "こんにちは、ｶﾞｷﾞ ~～",
+    "안녕하세요 \u1112\u1161\u11ab\u1100\u1173\u11af",
+    "ബാംഗ്ലൂർ \u0d46\u0d3e",
+    "👩‍👩‍👧 👍🏽 🇫🇷 ❤️",
+    "a\tb\nc\u00a0d\u3000e\u200bf\u200dg",
+    "\x01start",
+    "𠮷野家 龘",
+    "½ … ﬁ ①",
+    "<0x41>",
+    "",
+    "   ",
 )
 
 
@@ -87,21 +105,28 @@ def build_tokenizer(model_path: str | Path) -> Any:
     # SentencePiece never finds control and byte pieces in text: cut such a name after its "<".
     bytes_too = "0x[0-9A-F]{2}|" if model.trainer_spec.byte_fallback else ""
     names = f"<(?=(?:{bytes_too}s|/s|pad|unk|mask)>)"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False),
-        pre_tokenizers.Split(Regex(names), "merged_with_previous"),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False),
+            pre_tokenizers.Split(Regex(names), "merged_with_previous"),
+        ]
+    )
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace("▁", prepend_scheme="first")])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     # <mask> takes the space before it, because a masked piece has that space inside.
-    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in SPECIAL_PIECES]
-                                 + [AddedToken(MASK_PIECE, special=True, normalized=False, lstrip=True)])
+    tokenizer.add_special_tokens(
+        [AddedToken(piece, special=True, normalized=False) for piece in SPECIAL_PIECES]
+        + [AddedToken(MASK_PIECE, special=True, normalized=False, lstrip=True)]
+    )
     processor = SentencePieceProcessor(model_file=str(model_path))
     for text in _PROBES:
         if tokenizer.encode(text, add_special_tokens=False).ids != processor.encode(text):
-            raise UserError(f"the exported tokenizer gives other ids than {model_path} for {text!r}; "
-                            "install the tokenizers and sentencepiece versions of .ci/constraints.txt")
+            raise UserError(
+                f"the exported tokenizer gives other ids than {model_path} for {text!r}; "
+                "install the tokenizers and sentencepiece versions of .ci/constraints.txt"
+            )
     return tokenizer
 
 
@@ -137,19 +162,21 @@ def _normaliser(charsmap: bytes) -> Any:
     marks = _composing_marks()
     composing = _character_class(marks)
     replace = normalizers.Replace
-    return normalizers.Sequence([
-        # The library's table panics on a text that it empties at the start, and forgets that the text began there.
-        replace(Regex(rf"\A[{_CONTROLS}]+"), " "),
-        replace(Regex(f"[{_CONTROLS}]"), _BLOCK),
-        replace(Regex("|".join(_blocked_places(marks))), _BLOCK),
-        replace(Regex(rf"(?!\A)(?=[{composing}{_HANGUL_VOWELS_AND_FINALS}])"), _KEEP),
-        normalizers.Precompiled(charsmap),
-        replace(_KEEP, ""),
-        normalizers.NFC(),
-        replace(_BLOCK, ""),
-        replace(Regex(" {2,}"), " "),
-        replace(Regex(r" +\z"), ""),
-    ])
+    return normalizers.Sequence(
+        [
+            # The library's table panics on a text that it empties at the start, and forgets that the text began there.
+            replace(Regex(rf"\A[{_CONTROLS}]+"), " "),
+            replace(Regex(f"[{_CONTROLS}]"), _BLOCK),
+            replace(Regex("|".join(_blocked_places(marks))), _BLOCK),
+            replace(Regex(rf"(?!\A)(?=[{composing}{_HANGUL_VOWELS_AND_FINALS}])"), _KEEP),
+            normalizers.Precompiled(charsmap),
+            replace(_KEEP, ""),
+            normalizers.NFC(),
+            replace(_BLOCK, ""),
+            replace(Regex(" {2,}"), " "),
+            replace(Regex(r" +\z"), ""),
+        ]
+    )
 
 
 def _blocked_places(marks: dict[str, int]) -> list[str]:

@@ -20,8 +20,16 @@ from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
 from dist_metaxlm.text import counted
 
-__all__ = ["Step", "export_steps", "from_huggingface", "huggingface_config", "import_steps", "model_config", "planned",
-           "to_huggingface"]
+__all__ = [
+    "Step",
+    "export_steps",
+    "from_huggingface",
+    "huggingface_config",
+    "import_steps",
+    "model_config",
+    "planned",
+    "to_huggingface",
+]
 
 State = dict[str, torch.Tensor]
 Convert = Callable[[list[torch.Tensor]], list[torch.Tensor]]
@@ -92,13 +100,17 @@ def import_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
     Only second copies of tied weights are read, to compare them with the first.
     """
     names = _without_copies(source)
-    steps = [Step(tuple(names.get(name, name) for name in link.theirs), link.ours, link.load)
-             for link in _links(config, len(names))]
+    steps = [
+        Step(tuple(names.get(name, name) for name in link.theirs), link.ours, link.load)
+        for link in _links(config, len(names))
+    ]
     expected = {name for step in steps for name in step.inputs}
     head = {name for name in expected if name.startswith(_HEADS)}
     if not head & set(names.values()):
-        raise UserError("the folder holds an encoder without the head of masked language modelling, as AutoModel and "
-                        "fine-tuned models are saved; give the model that it was made from, saved by AutoModelForMaskedLM")
+        raise UserError(
+            "the folder holds an encoder without the head of masked language modelling, as AutoModel and "
+            "fine-tuned models are saved; give the model that it was made from, saved by AutoModelForMaskedLM"
+        )
     _check_names(set(names.values()), expected, "the Hugging Face folder")
     _check_shapes(planned(source, steps), config, "the Hugging Face weights")
     return steps
@@ -165,8 +177,10 @@ def _check_shapes(specs: State, config: ModelConfig, where: str) -> None:
 def _links(config: ModelConfig, tensors: int) -> Iterator[_Link]:
     """All links of a model of this shape; UserError where so few tensors cannot hold so many layers."""
     if config.layers > tensors:
-        raise UserError(f"the configuration has {counted(config.layers, 'layer')} and the weights have "
-                        f"{counted(tensors, 'tensor')}; check that weights and configuration belong together")
+        raise UserError(
+            f"the configuration has {counted(config.layers, 'layer')} and the weights have "
+            f"{counted(tensors, 'tensor')}; check that weights and configuration belong together"
+        )
     yield from _modern_links(config) if config.family == "modern" else _xlmr_links(config)
 
 

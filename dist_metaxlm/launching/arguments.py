@@ -13,26 +13,47 @@ def pretrain_parser(description: str | None = None) -> Parser:
     Errors: UserError, from parsing, for an argument that there is not or that has no such value.
     """
     parser = Parser(description, prog="pretrain.py")
-    parser.add_argument("--phase", required=True, choices=("meta", "cross", "joint"),
-                        help="meta: English; cross: all languages, from the run's meta phase; joint: both at once")
-    parser.add_argument("--recipe", default="quickstart",
-                        help="name of a shipped recipe or a YAML file (default: quickstart)")
-    parser.add_argument("--deepspeed_config", help="DeepSpeed JSON (default: from ds_configs/ by the recipe's ZeRO stage "
-                                                   "and precision)")
+    parser.add_argument(
+        "--phase",
+        required=True,
+        choices=("meta", "cross", "joint"),
+        help="meta: English; cross: all languages, from the run's meta phase; joint: both at once",
+    )
+    parser.add_argument(
+        "--recipe", default="quickstart", help="name of a shipped recipe or a YAML file (default: quickstart)"
+    )
+    parser.add_argument(
+        "--deepspeed_config", help="DeepSpeed JSON (default: from ds_configs/ by the recipe's ZeRO stage and precision)"
+    )
     parser.add_argument("--run_dir", help="folder of the run (default: runs/NAME of the recipe)")
-    parser.add_argument("--resume", default="auto", metavar="auto|never|STEP",
-                        help="auto: go on from the newest intact checkpoint; never: set it aside and start anew; "
-                             "STEP: from that checkpoint")
-    parser.add_argument("--change", action="store_true",
-                        help="go on with another length, learning rate or optimiser than the phase was started with "
-                             "(phases.*.steps, tokens, learning_rate, optimizer); a finished phase with more steps")
-    parser.add_argument("--init_from", metavar="FOLDER",
-                        help="start from a model that launch/convert.py import wrote (for cross: instead of the meta phase)")
-    parser.add_argument("--expect_world_size", type=int, metavar="N",
-                        help="refuse to start with another number of ranks than N (launch/nodes/start.py gives it)")
-    parser.add_argument("--dry_run", action="store_true",
-                        help="check the recipe on these ranks, print where each would run, start nothing")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|STEP",
+        help="auto: go on from the newest intact checkpoint; never: set it aside and start anew; STEP: from that checkpoint",
+    )
+    parser.add_argument(
+        "--change",
+        action="store_true",
+        help="go on with another length, learning rate or optimiser than the phase was started with "
+        "(phases.*.steps, tokens, learning_rate, optimizer); a finished phase with more steps",
+    )
+    parser.add_argument(
+        "--init_from",
+        metavar="FOLDER",
+        help="start from a model that launch/convert.py import wrote (for cross: instead of the meta phase)",
+    )
+    parser.add_argument(
+        "--expect_world_size",
+        type=int,
+        metavar="N",
+        help="refuse to start with another number of ranks than N (launch/nodes/start.py gives it)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check the recipe on these ranks, print where each would run, start nothing"
+    )
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the deepspeed launcher
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe, such as "
-                                                                          "phases.meta.steps=20")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="any field of the recipe, such as phases.meta.steps=20"
+    )
     return parser

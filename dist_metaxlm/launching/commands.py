@@ -45,8 +45,9 @@ class Job:
         return self.hosts[0].name
 
 
-def make_job(hosts: tuple[Host, ...], script: Sequence[str], port: int, environment: Mapping[str, str],
-             named: bool = True) -> Job:
+def make_job(
+    hosts: tuple[Host, ...], script: Sequence[str], port: int, environment: Mapping[str, str], named: bool = True
+) -> Job:
     """A job with the expected number of ranks in its script, and (`named`) a name that no other job has.
 
     Where every node makes its own (torchrun), a random name would keep them apart.
@@ -75,10 +76,24 @@ def make_job(hosts: tuple[Host, ...], script: Sequence[str], port: int, environm
 def deepspeed_command(job: Job, hostfile: str, environment_file: str) -> tuple[list[str], dict[str, str]]:
     """The deepspeed command, which reaches the nodes with pdsh over ssh, and what it finds in its own environment."""
     # Without --force_multi a hostfile of one host would run on this machine, whatever its name.
-    command = [beside_python("deepspeed"), "--hostfile", hostfile, "--launcher", "pdsh", "--force_multi", "--master_addr",
-               job.master, "--master_port", str(job.port), *map(for_pdsh, job.script)]
-    own = {name: value for name, value in os.environ.items()
-           if not name.startswith(_DEEPSPEED_FORWARDS) or name in job.environment}
+    command = [
+        beside_python("deepspeed"),
+        "--hostfile",
+        hostfile,
+        "--launcher",
+        "pdsh",
+        "--force_multi",
+        "--master_addr",
+        job.master,
+        "--master_port",
+        str(job.port),
+        *map(for_pdsh, job.script),
+    ]
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_DEEPSPEED_FORWARDS) or name in job.environment
+    }
     return command, {**own, "DS_ENV_FILE": environment_file}
 
 
@@ -102,8 +117,15 @@ def environment_lines(job: Job) -> str:
 
 def mpirun_command(job: Job) -> list[str]:
     """mpirun of MPICH or Intel MPI (hydra); hosts are filled one after another."""
-    command = [beside_python("mpirun"), "-launcher", "ssh", "-hosts",
-               ",".join(f"{host.name}:{host.slots}" for host in job.hosts), "-n", str(job.ranks)]
+    command = [
+        beside_python("mpirun"),
+        "-launcher",
+        "ssh",
+        "-hosts",
+        ",".join(f"{host.name}:{host.slots}" for host in job.hosts),
+        "-n",
+        str(job.ranks),
+    ]
     for name, value in {**job.environment, "MASTER_PORT": str(job.port)}.items():
         command += ["-genv", name, value]
     return [*command, sys.executable, "-u", *job.script]
@@ -113,20 +135,46 @@ def srun_command(job: Job) -> list[str]:
     """srun, inside an allocation or making one; Slurm needs equal numbers of ranks on the nodes."""
     slots = {host.slots for host in job.hosts}
     if len(slots) > 1:
-        raise UserError(f"srun starts equally many ranks on each node, and the hostfile has {sorted(slots)} slots; give all "
-                        "hosts the same number, or use --launcher deepspeed")
+        raise UserError(
+            f"srun starts equally many ranks on each node, and the hostfile has {sorted(slots)} slots; give all "
+            "hosts the same number, or use --launcher deepspeed"
+        )
     # --wait: the others are ended half a minute after the first rank that ends; --kill-on-bad-exit would cut short a save.
     exported = ",".join(["PATH", "HOME", "USER", "MASTER_PORT", *job.environment])
-    return [beside_python("srun"), f"--nodes={len(job.hosts)}", f"--ntasks={job.ranks}", f"--ntasks-per-node={slots.pop()}",
-            f"--nodelist={','.join(host.name for host in job.hosts)}", "--distribution=block", "--wait=30",
-            f"--export={exported}", sys.executable, "-u", *job.script]
+    return [
+        beside_python("srun"),
+        f"--nodes={len(job.hosts)}",
+        f"--ntasks={job.ranks}",
+        f"--ntasks-per-node={slots.pop()}",
+        f"--nodelist={','.join(host.name for host in job.hosts)}",
+        "--distribution=block",
+        "--wait=30",
+        f"--export={exported}",
+        sys.executable,
+        "-u",
+        *job.script,
+    ]
 
 
 def torchrun_commands(job: Job) -> dict[str, list[str]]:
     """The torchrun line of each host; its static rendezvous does not compare clocks."""
-    return {host.name: [beside_python("torchrun"), "--nnodes", str(len(job.hosts)), "--node_rank", str(number),
-                        "--nproc_per_node", str(host.slots), "--master_addr", job.master, "--master_port", str(job.port),
-                        *job.script] for number, host in enumerate(job.hosts)}
+    return {
+        host.name: [
+            beside_python("torchrun"),
+            "--nnodes",
+            str(len(job.hosts)),
+            "--node_rank",
+            str(number),
+            "--nproc_per_node",
+            str(host.slots),
+            "--master_addr",
+            job.master,
+            "--master_port",
+            str(job.port),
+            *job.script,
+        ]
+        for number, host in enumerate(job.hosts)
+    }
 
 
 def line_of_this_host(lines: Mapping[str, list[str]]) -> list[str]:
@@ -141,8 +189,10 @@ def line_of_this_host(lines: Mapping[str, list[str]]) -> list[str]:
     own = {name, name.split(".")[0], socket.getfqdn(), *interface_addresses().values()}
     found = [line for host, line in lines.items() if host in own or host.split(".")[0] == name.split(".")[0]]
     if not found:
-        raise UserError(f"this machine, {name}, is not in the hostfile ({', '.join(list(lines)[:8])}); run the same command "
-                        "on each of its hosts (torchrun starts nothing elsewhere), or use --launcher deepspeed")
+        raise UserError(
+            f"this machine, {name}, is not in the hostfile ({', '.join(list(lines)[:8])}); run the same command "
+            "on each of its hosts (torchrun starts nothing elsewhere), or use --launcher deepspeed"
+        )
     return found[0]
 
 
@@ -155,8 +205,10 @@ def beside_python(name: str) -> str:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)
     if found is None:
-        raise UserError(f"{name} is not installed here; install it (docs/launching.md says from where), or take another "
-                        f"--launcher of {', '.join(LAUNCHERS)}")
+        raise UserError(
+            f"{name} is not installed here; install it (docs/launching.md says from where), or take another "
+            f"--launcher of {', '.join(LAUNCHERS)}"
+        )
     return found
 
 

@@ -24,8 +24,11 @@ def most_ranks(recipe: Recipe, devices: int) -> int:
     """The most of `devices` that share both phases evenly; all of them where no number does, and training says why."""
     copy = recipe.parallel.tensor * recipe.parallel.pipeline
     phases = [phase for name, phase in recipe.phases.items() if name in ("meta", "cross")]
-    fitting = (ranks for ranks in range(devices, 0, -1)
-               if not ranks % copy and not any(undivided(phase, ranks // copy) for phase in phases))
+    fitting = (
+        ranks
+        for ranks in range(devices, 0, -1)
+        if not ranks % copy and not any(undivided(phase, ranks // copy) for phase in phases)
+    )
     return next(fitting, devices)
 
 
@@ -40,13 +43,18 @@ def command(recipe: Recipe, visible: Sequence[str], cores: int) -> list[str]:
         return [*launcher, "--num_accelerators", str(min(2, cores))]
     ranks = most_ranks(recipe, len(visible))
     if ranks < len(visible):
-        print(f"{ranks} of {counted(len(visible), 'device')}: the batches of recipe {recipe.name} are not to be shared "
-              "evenly by more", file=sys.stderr)
+        print(
+            f"{ranks} of {counted(len(visible), 'device')}: the batches of recipe {recipe.name} are not to be shared "
+            "evenly by more",
+            file=sys.stderr,
+        )
     if ranks == 1:
         return ["python"]  # which sees the first of them, by whatever name
     if not all(name.isdecimal() for name in visible):
-        raise UserError(f"CUDA_VISIBLE_DEVICES={','.join(visible)} names devices by other than numbers, which deepspeed "
-                        "does not understand; give their numbers (nvidia-smi -L shows them), or only one device")
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES={','.join(visible)} names devices by other than numbers, which deepspeed "
+            "does not understand; give their numbers (nvidia-smi -L shows them), or only one device"
+        )
     return [*launcher, "--include", f"localhost:{','.join(visible[:ranks])}"]
 
 

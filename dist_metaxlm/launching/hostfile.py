@@ -41,8 +41,9 @@ def read_hostfile(path: str | Path) -> tuple[Host, ...]:
     except IsADirectoryError:
         raise UserError(f"hostfile {path} is a folder; give a file, {_EXAMPLE}") from None
     except FileNotFoundError:
-        raise UserError(f"hostfile {path} does not exist; give the right path, or leave --hostfile out to run on this "
-                        "machine alone") from None
+        raise UserError(
+            f"hostfile {path} does not exist; give the right path, or leave --hostfile out to run on this machine alone"
+        ) from None
     return parse_hostfile(content, str(path))
 
 
@@ -62,8 +63,9 @@ def parse_hostfile(content: bytes, name: str) -> tuple[Host, ...]:
             continue
         known = hosts.setdefault(host.name.lower(), (host, number))
         if known[1] != number:
-            raise UserError(f"{place}: {host.name} is there twice (line {known[1]} too); keep one line a node, with all its "
-                            "slots")
+            raise UserError(
+                f"{place}: {host.name} is there twice (line {known[1]} too); keep one line a node, with all its slots"
+            )
     if not hosts:
         raise UserError(f"hostfile {name} names no host; {_EXAMPLE}")
     return tuple(host for host, _ in hosts.values())
@@ -88,8 +90,10 @@ def _host(line: str, place: str) -> Host | None:
     check_host_name(words[0], place)
     text = words[1].removeprefix("slots=")
     if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= MOST_SLOTS:
-        raise UserError(f"{place}: slots={text} is not a number from 1 to {MOST_SLOTS}; give the ranks that run on "
-                        f"{words[0]}, usually its devices")
+        raise UserError(
+            f"{place}: slots={text} is not a number from 1 to {MOST_SLOTS}; give the ranks that run on "
+            f"{words[0]}, usually its devices"
+        )
     return Host(words[0], int(text))
 
 
@@ -101,8 +105,11 @@ def check_host_name(name: str, place: str) -> None:
     """
     if len(name) <= LONGEST_NAME and HOST_NAME.fullmatch(name):
         return
-    reason = "it begins with a hyphen, which ssh takes for an option" if name.startswith("-") else (
-        "set the user in ~/.ssh/config instead" if "@" in name else "allowed are letters, digits, hyphens and dots")
+    reason = (
+        "it begins with a hyphen, which ssh takes for an option"
+        if name.startswith("-")
+        else ("set the user in ~/.ssh/config instead" if "@" in name else "allowed are letters, digits, hyphens and dots")
+    )
     raise UserError(f"{place}: {name!r} is no host name ({reason}); {_EXAMPLE}")
 
 
@@ -117,14 +124,19 @@ def reorder(hosts: Sequence[Host], topology_file: str | Path) -> tuple[Host, ...
     try:
         lines = Path(topology_file).read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"topology file {topology_file} cannot be read ({error}); write lines such as `node1 rack1/switch2`"
-                        ) from None
-    places = dict(_place(line, f"topology file {topology_file}, line {number}")
-                  for number, line in enumerate(lines, start=1) if line.split("#", 1)[0].strip())
+        raise UserError(
+            f"topology file {topology_file} cannot be read ({error}); write lines such as `node1 rack1/switch2`"
+        ) from None
+    places = dict(
+        _place(line, f"topology file {topology_file}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.split("#", 1)[0].strip()
+    )
     missing = [host.name for host in hosts if host.name not in places]
     if missing:
-        raise UserError(f"topology file {topology_file} says nothing of {', '.join(missing)}; add a line `{missing[0]} "
-                        "rack/switch`")
+        raise UserError(
+            f"topology file {topology_file} says nothing of {', '.join(missing)}; add a line `{missing[0]} rack/switch`"
+        )
     return tuple(sorted(hosts, key=_by_first_seen([places[host.name] for host in hosts], places)))
 
 

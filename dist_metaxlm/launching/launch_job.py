@@ -53,15 +53,21 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
     hosts = read_hostfile(request.hostfile)
     if request.topology is not None:
         if request.launcher == "srun":
-            raise UserError("--topology with --launcher srun: Slurm orders the nodes of a job itself; describe racks and "
-                            "switches in its topology.conf, or use another launcher")
+            raise UserError(
+                "--topology with --launcher srun: Slurm orders the nodes of a job itself; describe racks and "
+                "switches in its topology.conf, or use another launcher"
+            )
         hosts = reorder(hosts, request.topology)
     if not 1024 <= request.master_port <= 65535:
         raise UserError(f"--master_port {request.master_port} is not from 1024 to 65535")
     job = make_job(hosts, request.script, request.master_port, os.environ, request.launcher != "torchrun")
     size = f"{counted(job.ranks, 'rank')} on {counted(len(hosts), 'node')}"
-    for line in [f"{size}, meeting at {job.master}:{job.port}", *node_lines(job), *_placement(job, hosts),
-                 "environment: " + " ".join(f"{k}={v}" for k, v in job.environment.items())]:
+    for line in [
+        f"{size}, meeting at {job.master}:{job.port}",
+        *node_lines(job),
+        *_placement(job, hosts),
+        "environment: " + " ".join(f"{k}={v}" for k, v in job.environment.items()),
+    ]:
         say(line)
     command, environment = _command(job, request)
     if request.launcher == "torchrun" and request.dry_run:
@@ -83,8 +89,10 @@ def _check_reachable(hosts: tuple[Host, ...]) -> None:
     if failures:
         host, reason = next(iter(failures.items()))
         others = f" (and {', '.join(list(failures)[1:6])})" if len(failures) > 1 else ""
-        raise UserError(f"ssh does not reach {host}{others}: {reason}; make `ssh -o BatchMode=yes {host} true` work, or "
-                        "leave it out of the hostfile")
+        raise UserError(
+            f"ssh does not reach {host}{others}: {reason}; make `ssh -o BatchMode=yes {host} true` work, or "
+            "leave it out of the hostfile"
+        )
 
 
 def _command(job: Job, request: Request) -> tuple[list[str], dict[str, str]]:
@@ -120,8 +128,9 @@ def _placement(job: Job, hosts: tuple[Host, ...]) -> list[str]:
     if known.phase not in recipe.phases:
         raise UserError(f"--phase {known.phase}: recipe {recipe.name} has {', '.join(recipe.phases)}; give one of them")
     if known.expect_world_size is not None and known.expect_world_size != job.ranks:
-        raise UserError(f"--expect_world_size {known.expect_world_size}, and the hostfile has "
-                        f"{counted(job.ranks, 'slot')}; change one")
+        raise UserError(
+            f"--expect_world_size {known.expect_world_size}, and the hostfile has {counted(job.ranks, 'slot')}; change one"
+        )
     slots = [host.slots for host in hosts]
     topology = Topology(0, job.ranks, 0, slots[0], "start", filled_nodes(slots), tuple(host.name for host in hosts))
     check_layout(recipe, known.phase, topology)

@@ -36,7 +36,12 @@ class Geometry:
 
 
 def batch_geometry(
-    batch: PackedBatch, config: ModelConfig, dtype: torch.dtype, training: bool, seed: int, step: int,
+    batch: PackedBatch,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    training: bool,
+    seed: int,
+    step: int,
     shard: TensorShard = WHOLE,
 ) -> Geometry:
     """The geometry of `batch` for a model in `dtype`; `seed` and `step` key the dropout masks and matter only there."""

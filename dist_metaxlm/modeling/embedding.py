@@ -46,8 +46,9 @@ class Embedding(nn.Module):
         table, positions = self._position_table(), None if self.positions is None else geometry.positions + POSITION_OFFSET
         mask = mask_at(geometry.dropout, SITE)
         if self.shard.size == 1 and isinstance(self.norm, Norm):
-            return embed_norm(tokens, self.tokens.weight, positions, table, *self.norm.affine(), self.norm.eps, mask,
-                              self.norm.rms)
+            return embed_norm(
+                tokens, self.tokens.weight, positions, table, *self.norm.affine(), self.norm.eps, mask, self.norm.rms
+            )
         states = self.tokens(tokens)
         if positions is not None and table is not None:
             states = states + F.embedding(positions, table)

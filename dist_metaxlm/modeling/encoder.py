@@ -98,9 +98,7 @@ class Encoder(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.copy_(own_part(name, weights[name], self.shard))
 
-    def masked_lm_loss(
-        self, states: torch.Tensor, targets: torch.Tensor, target_tokens: torch.Tensor
-    ) -> torch.Tensor:
+    def masked_lm_loss(self, states: torch.Tensor, targets: torch.Tensor, target_tokens: torch.Tensor) -> torch.Tensor:
         """Negative log likelihoods [M] fp32 of `target_tokens` [M] at the rows `targets` [M] of `states` [T, H]."""
         return self.head(states.index_select(0, targets), self.embedding.tokens.weight, target_tokens)
 

@@ -29,9 +29,7 @@ class Head(nn.Module):
             own = shard.own_vocabulary(config.vocab_size)
             self.shard = VocabularyShard(own.start, len(own), shard.group)
 
-    def forward(
-        self, states: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [N, V] of `states` [N, H] under `embedding` [V, H]; with ids `targets` [N] instead their negative
         log likelihoods [N] fp32, and no logits are kept. V is this rank's part of the vocabulary: logits over tensor
         ranks are not put together, evaluation runs on whole models.

@@ -70,9 +70,7 @@ class Norm(nn.LayerNorm):
         super().__init__(config.hidden, config.norm_eps, bias=config.family != "modern")
         self.rms = config.norm_type == "rms"
 
-    def forward(
-        self, input: torch.Tensor, residual: torch.Tensor | None = None, mask: DropoutMask | None = None
-    ) -> Any:
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None, mask: DropoutMask | None = None) -> Any:
         """dropout(norm(input)) [T, H]; with `residual` the pair of sum = residual + dropout(input) and its norm."""
         weight, bias = self.affine()
         if residual is None:

@@ -24,8 +24,12 @@ from dist_metaxlm.recipe.schema import ModelConfig
 
 def _config(shard: TensorShard) -> ModelParallelConfig:
     """Values come from modeling/initialisation.py; megatron-core only makes room for them."""
-    return ModelParallelConfig(tensor_model_parallel_size=shard.size, sequence_parallel=shard.sequence,
-                               use_cpu_initialization=True, perform_initialization=False)
+    return ModelParallelConfig(
+        tensor_model_parallel_size=shard.size,
+        sequence_parallel=shard.sequence,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+    )
 
 
 def on_all_tokens(parameter: torch.Tensor, shard: TensorShard) -> torch.Tensor:
@@ -44,8 +48,7 @@ class ColumnLinear(ColumnParallelLinear):
     """`nn.Linear` of which each rank has a slice of the rows."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, shard: TensorShard) -> None:
-        super().__init__(inputs, outputs, config=_config(shard), init_method=nn.init.zeros_, bias=bias,
-                         tp_group=shard.group)
+        super().__init__(inputs, outputs, config=_config(shard), init_method=nn.init.zeros_, bias=bias, tp_group=shard.group)
 
     def forward(self, states: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         """[T, inputs] (with sequence parallelism [T / size, inputs]) -> [T, outputs / size]."""
@@ -59,8 +62,16 @@ class RowLinear(RowParallelLinear):
     """`nn.Linear` of which each rank has a slice of the columns, and the whole bias."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, shard: TensorShard) -> None:
-        super().__init__(inputs, outputs, config=_config(shard), init_method=nn.init.zeros_, bias=bias,
-                         input_is_parallel=True, skip_bias_add=True, tp_group=shard.group)
+        super().__init__(
+            inputs,
+            outputs,
+            config=_config(shard),
+            init_method=nn.init.zeros_,
+            bias=bias,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            tp_group=shard.group,
+        )
         self._shard = shard
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -75,8 +86,14 @@ class TokenEmbedding(VocabParallelEmbedding):
     """`nn.Embedding` of which each rank has a slice of the rows, padded to equal slices."""
 
     def __init__(self, vocabulary: int, hidden: int, shard: TensorShard) -> None:
-        super().__init__(shard.padded(vocabulary), hidden, init_method=nn.init.zeros_, config=_config(shard),
-                         reduce_scatter_embeddings=shard.sequence, tp_group=shard.group)
+        super().__init__(
+            shard.padded(vocabulary),
+            hidden,
+            init_method=nn.init.zeros_,
+            config=_config(shard),
+            reduce_scatter_embeddings=shard.sequence,
+            tp_group=shard.group,
+        )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[T] -> [T, hidden] (with sequence parallelism [T / size, hidden])."""

@@ -98,8 +98,9 @@ def self_labels(encoder: Encoder, batch: PackedBatch, config: DenoisingAlignment
     return labels.masked_fill(torch.where(sides.first, forth.values, back.values) <= 0, -1), sides
 
 
-def denoising_losses(encoder: Encoder, pointer: Pointer, states_TH: torch.Tensor, batch: PackedBatch,
-                     config: DenoisingAlignment) -> tuple[torch.Tensor, torch.Tensor]:
+def denoising_losses(
+    encoder: Encoder, pointer: Pointer, states_TH: torch.Tensor, batch: PackedBatch, config: DenoisingAlignment
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log likelihood of the label of every masked token, from the final states of the masked `batch`.
 
     Returns:

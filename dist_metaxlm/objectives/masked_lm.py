@@ -12,8 +12,7 @@ from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
 
 
-def masked_lm_losses(encoder: Encoder, states_TH: torch.Tensor,
-                     batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def masked_lm_losses(encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log likelihood of every masked token, from the final states of `batch`.
 
     Returns:

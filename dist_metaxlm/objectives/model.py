@@ -34,8 +34,9 @@ class PretrainingModel(nn.Module):
         if any(isinstance(objective, DenoisingAlignment) for objective in objectives):
             self.objectives["dwa"] = Pointer(encoder)
 
-    def forward(self, batch: PackedBatch, objective: AnyObjective,
-                step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, batch: PackedBatch, objective: AnyObjective, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sum of the objective's losses over the batch (differentiable), and for metrics each loss with its language.
 
         The sum is to be divided by a denominator that the recipe fixes, never by the number of items here: a mean over
@@ -63,15 +64,15 @@ class PretrainingModel(nn.Module):
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name.removeprefix("encoder."): parameter for name, parameter in self.named_parameters()}
 
-    def _xlco_losses(self, states_TH: torch.Tensor,
-                     batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _xlco_losses(self, states_TH: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         assert self.memory is not None
         projection = self.get_parameter(PROJECTION) if "xlco" in self.objectives else None
         losses, languages = self.memory.losses(states_TH, batch, projection)
         return losses.sum(), losses.detach(), languages
 
-    def _dwa_losses(self, states_TH: torch.Tensor, batch: PackedBatch,
-                    objective: DenoisingAlignment) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _dwa_losses(
+        self, states_TH: torch.Tensor, batch: PackedBatch, objective: DenoisingAlignment
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         pointer = self.objectives["dwa"]
         assert isinstance(pointer, Pointer)
         losses, languages = denoising_losses(self.encoder, pointer, states_TH, batch, objective)
@@ -87,8 +88,9 @@ def layer_read(objective: AnyObjective) -> int | None:
     return objective.layer if isinstance(objective, PairObjective) else None
 
 
-def objective_losses(encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch,
-                     objective: AnyObjective) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def objective_losses(
+    encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, objective: AnyObjective
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What `PretrainingModel` returns, from the states that the objective reads; `encoder` has the head."""
     if isinstance(objective, Contrast):
         losses, languages = contrast_losses(states_TH, batch, objective)

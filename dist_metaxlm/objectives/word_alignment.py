@@ -68,8 +68,9 @@ def itermax(similarity: torch.Tensor, allowed: torch.Tensor, rounds: int = 2) ->
     return links
 
 
-def sinkhorn(similarity: torch.Tensor, allowed: torch.Tensor,
-             iterations: int = SINKHORN_ITERATIONS) -> tuple[torch.Tensor, torch.Tensor]:
+def sinkhorn(
+    similarity: torch.Tensor, allowed: torch.Tensor, iterations: int = SINKHORN_ITERATIONS
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The transport plan, its rows scaled last and its columns scaled last (both [B, M, N], 0 where not allowed).
 
     An iteration divides each column by its sum and then each row by its sum; with 0 iterations both are `similarity`,

@@ -49,8 +49,9 @@ class XlcoHead(nn.Module):
         self.projection.weight = nn.Parameter(values)
 
 
-def representations(states_TH: torch.Tensor, batch: PackedBatch, projection_HH: torch.Tensor | None,
-                    config: CrossLingualContrast) -> torch.Tensor:
+def representations(
+    states_TH: torch.Tensor, batch: PackedBatch, projection_HH: torch.Tensor | None, config: CrossLingualContrast
+) -> torch.Tensor:
     """[E, H]: what stands for the sequences that begin at `batch.starts`, in fp32 (fp64 of fp64 states)."""
     assert batch.starts is not None
     if config.pooling == "mean":
@@ -63,8 +64,9 @@ def representations(states_TH: torch.Tensor, batch: PackedBatch, projection_HH: 
     return F.normalize(found_EH, dim=-1) if config.normalise else found_EH
 
 
-def xlco_losses(query_EH: torch.Tensor, key_EH: torch.Tensor, others: Sequence[tuple[torch.Tensor, torch.Tensor]],
-                temperature: float) -> torch.Tensor:
+def xlco_losses(
+    query_EH: torch.Tensor, key_EH: torch.Tensor, others: Sequence[tuple[torch.Tensor, torch.Tensor]], temperature: float
+) -> torch.Tensor:
     """[E]: cross-entropy of each query's own key against itself and other keys.
 
     `others`: some other keys [F, H], and for which queries each is left out [E, F] (bool); as many times as there are.
@@ -108,8 +110,9 @@ class MomentumContrast:
         """Called before anything here changes: a checkpoint that is being written may still read it."""
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def losses(self, states_TH: torch.Tensor, batch: PackedBatch,
-               projection_HH: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(
+        self, states_TH: torch.Tensor, batch: PackedBatch, projection_HH: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of each of this rank's queries, from the states of `batch` after block `config.layer`; remembers the keys.
 
         Returns:
@@ -130,7 +133,7 @@ class MomentumContrast:
         # The own key is of the query's own words, so it is left out of its group.
         allowed = [(keys, same_text(batch.texts, texts)) for keys, texts in others]
         losses = xlco_losses(query_EH, key_EH, allowed, self.config.temperature)
-        return losses, batch.pair_languages[::self.config.pairs_together]
+        return losses, batch.pair_languages[:: self.config.pairs_together]
 
     @property
     def _shares_groups(self) -> bool:

@@ -29,7 +29,7 @@ def slice_of(topology: Topology, allowed: set[int], ordered: list[int]) -> list[
     """The CPUs of this rank: its share of those `allowed`, in the order of `ordered`."""
     usable = [core for core in ordered if core in allowed] + sorted(allowed - set(ordered))
     share = len(usable) // max(1, topology.local_world_size)
-    return usable[topology.local_rank * share:(topology.local_rank + 1) * share]
+    return usable[topology.local_rank * share : (topology.local_rank + 1) * share]
 
 
 def bind_cores(topology: Topology) -> tuple[int, ...]:

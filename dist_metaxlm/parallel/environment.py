@@ -17,7 +17,8 @@ from dist_metaxlm.parallel.topology import Topology
 
 _FORWARDED = re.compile(
     r"(NCCL|GLOO|TORCH_NCCL|TORCH_FR|UCX|FI|DIST_METAXLM)_[A-Z0-9_]+|(OMP|MKL)_NUM_THREADS|CUDA_DEVICE_MAX_CONNECTIONS|"
-    r"DS_ACCELERATOR|DEEPSPEED_LOG|PYTHONPATH|PYTHONUNBUFFERED|PYTHONHASHSEED|LD_LIBRARY_PATH|TRITON_CACHE_DIR")
+    r"DS_ACCELERATOR|DEEPSPEED_LOG|PYTHONPATH|PYTHONUNBUFFERED|PYTHONHASHSEED|LD_LIBRARY_PATH|TRITON_CACHE_DIR"
+)
 _SHOWN = re.compile(r"(NCCL|GLOO|TORCH_NCCL|TORCH_FR)_[A-Z0-9_]+|OMP_NUM_THREADS|MASTER_(ADDR|PORT)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_@+=:,./ \[\]{}()^*~#-]")
 _SIOCGIFADDR = 0x8915
@@ -33,9 +34,11 @@ def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
     for name, value in found.items():
         wrong = _UNSAFE.search(value)
         if wrong:
-            raise UserError(f"{name} holds the character {wrong[0]!r}, which a shell on the way to other nodes would "
-                            "change; "
-                            f"unset {name}, or give it a plain value")
+            raise UserError(
+                f"{name} holds the character {wrong[0]!r}, which a shell on the way to other nodes would "
+                "change; "
+                f"unset {name}, or give it a plain value"
+            )
     return found
 
 
@@ -85,15 +88,19 @@ def interface_towards(host: str) -> str:
             probe.connect((host, 9))  # sends nothing; the kernel picks the way
             own = probe.getsockname()[0]
     except OSError as error:
-        raise UserError(f"{os.uname().nodename} finds no way to the first node {host!r} ({error.strerror}); give its "
-                        "address as --master_addr or MASTER_ADDR, or add it to /etc/hosts on every node") from None
+        raise UserError(
+            f"{os.uname().nodename} finds no way to the first node {host!r} ({error.strerror}); give its "
+            "address as --master_addr or MASTER_ADDR, or add it to /etc/hosts on every node"
+        ) from None
     for name, address in addresses.items():
         if address == own and not address.startswith("127."):
             return name
     outward = [name for name, address in addresses.items() if not address.startswith("127.")]
     if not outward:
-        raise UserError(f"{os.uname().nodename} has no network interface with an address besides loopback, and the job has "
-                        "several nodes; bring one up, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME")
+        raise UserError(
+            f"{os.uname().nodename} has no network interface with an address besides loopback, and the job has "
+            "several nodes; bring one up, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        )
     return outward[0]
 
 

@@ -66,12 +66,21 @@ def form_groups(tensor: int, pipeline: int, device: torch.device) -> None:
     without_cuda(device)
     from megatron.core import parallel_state
 
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline,
-                                             create_gloo_process_groups=False)
-    _formed = Groups(parallel_state.get_tensor_model_parallel_rank(), tensor, parallel_state.get_data_parallel_rank(),
-                     parallel_state.get_data_parallel_world_size(), parallel_state.get_pipeline_model_parallel_rank(),
-                     pipeline, parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group(),
-                     parallel_state.get_model_parallel_group(), _batch_group(tensor))
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, create_gloo_process_groups=False
+    )
+    _formed = Groups(
+        parallel_state.get_tensor_model_parallel_rank(),
+        tensor,
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+        pipeline,
+        parallel_state.get_tensor_model_parallel_group(),
+        parallel_state.get_data_parallel_group(),
+        parallel_state.get_model_parallel_group(),
+        _batch_group(tensor),
+    )
 
 
 def _batch_group(tensor: int) -> dist.ProcessGroup | None:

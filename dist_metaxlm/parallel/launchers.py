@@ -25,8 +25,13 @@ def from_environment(env: Environment) -> Topology | None:
     """RANK and WORLD_SIZE, as `deepspeed`, `torchrun` and operators of Kubernetes set them."""
     if "RANK" not in env or "WORLD_SIZE" not in env:
         return None
-    launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed" if "CROSS_RANK" in env else (
-        "kubernetes" if "KUBERNETES_SERVICE_HOST" in env or "PET_NNODES" in env else "environment")
+    launcher = (
+        "torchrun"
+        if "TORCHELASTIC_RUN_ID" in env
+        else "deepspeed"
+        if "CROSS_RANK" in env
+        else ("kubernetes" if "KUBERNETES_SERVICE_HOST" in env or "PET_NNODES" in env else "environment")
+    )
     if "LOCAL_RANK" not in env and _number(env, "WORLD_SIZE") > 1:
         _one_process_a_pod(env)
         env.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
@@ -42,13 +47,17 @@ def from_kubernetes(env: Environment) -> Topology | None:
                 env.setdefault(name, env[f"PET_{name}"])
         fewest, _, most = env["PET_NNODES"].partition(":")
         if most not in ("", fewest):
-            raise UserError(f"PET_NNODES={env['PET_NNODES']} asks for an elastic number of nodes; start through torchrun, "
-                            "or give one number")
+            raise UserError(
+                f"PET_NNODES={env['PET_NNODES']} asks for an elastic number of nodes; start through torchrun, "
+                "or give one number"
+            )
         rank, size = env["PET_NODE_RANK"], fewest
     elif "JOB_COMPLETION_INDEX" in env and ("WORLD_SIZE" in env or "MASTER_ADDR" in env):
         if "WORLD_SIZE" not in env:
-            raise UserError("JOB_COMPLETION_INDEX and MASTER_ADDR are set, WORLD_SIZE is not; set it to the completions of "
-                            "the Indexed Job")
+            raise UserError(
+                "JOB_COMPLETION_INDEX and MASTER_ADDR are set, WORLD_SIZE is not; set it to the completions of "
+                "the Indexed Job"
+            )
         rank, size = env["JOB_COMPLETION_INDEX"], env["WORLD_SIZE"]
     else:
         return None
@@ -59,8 +68,10 @@ def from_kubernetes(env: Environment) -> Topology | None:
 def _one_process_a_pod(env: Environment) -> None:
     wanted = env.get("PET_NPROC_PER_NODE", "1")
     if wanted != "1":
-        raise UserError(f"PET_NPROC_PER_NODE={wanted} asks for several processes in each pod, and this is the only one; let "
-                        "torchrun start them (`torchrun launch/pretrain.py ...` reads the PET_ variables itself)")
+        raise UserError(
+            f"PET_NPROC_PER_NODE={wanted} asks for several processes in each pod, and this is the only one; let "
+            "torchrun start them (`torchrun launch/pretrain.py ...` reads the PET_ variables itself)"
+        )
 
 
 def from_mpi(env: Environment) -> Topology | None:
@@ -71,25 +82,41 @@ def from_mpi(env: Environment) -> Topology | None:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"mpirun started this process, and mpi4py finds no MPI library ({str(error).splitlines()[0]}); "
-                        "install one beside it (`pip install mpich`), or name its folder in LD_LIBRARY_PATH") from None
+        raise UserError(
+            f"mpirun started this process, and mpi4py finds no MPI library ({str(error).splitlines()[0]}); "
+            "install one beside it (`pip install mpich`), or name its folder in LD_LIBRARY_PATH"
+        ) from None
 
     world = MPI.COMM_WORLD
     if world.Get_size() == 1:
         if "SLURM_PROCID" in env:
             return None  # srun speaks a PMI that this MPI does not; its own variables say all
-        raise UserError(f"mpirun started {expected} ranks, and each finds itself alone: mpi4py was built for another MPI "
-                        f"than this mpirun ({MPI.Get_library_version().splitlines()[0]}); use the mpirun of that one")
+        raise UserError(
+            f"mpirun started {expected} ranks, and each finds itself alone: mpi4py was built for another MPI "
+            f"than this mpirun ({MPI.Get_library_version().splitlines()[0]}); use the mpirun of that one"
+        )
     node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())
     port = int(env["MASTER_PORT"]) if env.get("MASTER_PORT", "").isdigit() else free_port()
     address, port = world.bcast((MPI.Get_processor_name(), port) if world.Get_rank() == 0 else None, root=0)
     leaders = world.allgather(node.bcast((world.Get_rank(), MPI.Get_processor_name())))
     order = list(dict.fromkeys(leaders))
-    env.update(RANK=str(world.Get_rank()), WORLD_SIZE=str(world.Get_size()), LOCAL_RANK=str(node.Get_rank()),
-               LOCAL_WORLD_SIZE=str(node.Get_size()), MASTER_ADDR="127.0.0.1" if len(order) == 1 else address,
-               MASTER_PORT=str(port))
-    return Topology(world.Get_rank(), world.Get_size(), node.Get_rank(), node.Get_size(), "mpi",
-                    tuple(order.index(leader) for leader in leaders), tuple(name for _, name in order))
+    env.update(
+        RANK=str(world.Get_rank()),
+        WORLD_SIZE=str(world.Get_size()),
+        LOCAL_RANK=str(node.Get_rank()),
+        LOCAL_WORLD_SIZE=str(node.Get_size()),
+        MASTER_ADDR="127.0.0.1" if len(order) == 1 else address,
+        MASTER_PORT=str(port),
+    )
+    return Topology(
+        world.Get_rank(),
+        world.Get_size(),
+        node.Get_rank(),
+        node.Get_size(),
+        "mpi",
+        tuple(order.index(leader) for leader in leaders),
+        tuple(name for _, name in order),
+    )
 
 
 def from_slurm(env: Environment) -> Topology | None:
@@ -99,8 +126,12 @@ def from_slurm(env: Environment) -> Topology | None:
     hosts = expand_hosts(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
     sizes = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1")
     node = int(env.get("SLURM_NODEID") or 0)
-    env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_NTASKS"], LOCAL_RANK=env.get("SLURM_LOCALID", "0"),
-               LOCAL_WORLD_SIZE=str(sizes[min(node, len(sizes) - 1)]))
+    env.update(
+        RANK=env["SLURM_PROCID"],
+        WORLD_SIZE=env["SLURM_NTASKS"],
+        LOCAL_RANK=env.get("SLURM_LOCALID", "0"),
+        LOCAL_WORLD_SIZE=str(sizes[min(node, len(sizes) - 1)]),
+    )
     env.setdefault("MASTER_ADDR", hosts[0] if len(hosts) > 1 else "127.0.0.1")
     # All tasks of a job derive the same port from its number, without talking to each other; a step has one of its own.
     number = int(env.get("SLURM_JOB_ID") or 0) * 7 + int(env.get("SLURM_STEP_ID") or 0)
@@ -144,11 +175,14 @@ def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: 
     if not 0 <= rank < size:
         raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; unset both or start through a launcher")
     if not 0 <= local < local_size <= size:
-        raise UserError(f"LOCAL_RANK={local} does not fit {local_name}={local_size} and WORLD_SIZE={size}; start through "
-                        "a launcher, which sets all three")
+        raise UserError(
+            f"LOCAL_RANK={local} does not fit {local_name}={local_size} and WORLD_SIZE={size}; start through "
+            "a launcher, which sets all three"
+        )
     if size > 1 and not env.get("MASTER_ADDR"):
-        raise UserError(f"WORLD_SIZE={size} without MASTER_ADDR; set it to the first node's name, or start through a "
-                        "launcher")
+        raise UserError(
+            f"WORLD_SIZE={size} without MASTER_ADDR; set it to the first node's name, or start through a launcher"
+        )
     announced = announced_hosts(env)
     if sum(slots for _, slots in announced) == size:
         sizes, hosts = tuple(slots for _, slots in announced), tuple(name for name, _ in announced)
@@ -165,8 +199,9 @@ def _number(env: Environment, name: str) -> int:
     try:
         return int(env[name])
     except (KeyError, ValueError):
-        raise UserError(f"{name}={env.get(name)!r} in the environment is not a number; start through deepspeed, torchrun, "
-                        "srun or mpirun") from None
+        raise UserError(
+            f"{name}={env.get(name)!r} in the environment is not a number; start through deepspeed, torchrun, srun or mpirun"
+        ) from None
 
 
 def check_world_size(topology: Topology, expected: int | None) -> None:
@@ -176,7 +211,11 @@ def check_world_size(topology: Topology, expected: int | None) -> None:
         UserError: naming both numbers and the launcher.
     """
     if expected is not None and topology.world_size != expected:
-        started = (f"{topology.launcher} started {counted(topology.world_size, 'rank')} on "
-                   f"{counted(topology.nodes, 'node')} ({os.uname().nodename})")
-        raise UserError(f"{started}, --expect_world_size {expected} was asked for; check the hostfile and the launcher's "
-                        "options, or give the number you want")
+        started = (
+            f"{topology.launcher} started {counted(topology.world_size, 'rank')} on "
+            f"{counted(topology.nodes, 'node')} ({os.uname().nodename})"
+        )
+        raise UserError(
+            f"{started}, --expect_world_size {expected} was asked for; check the hostfile and the launcher's "
+            "options, or give the number you want"
+        )

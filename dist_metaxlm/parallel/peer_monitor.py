@@ -33,8 +33,9 @@ GRACE_SECONDS = 10.0
 class Lifeline:
     """This rank's connection to the first one, or the first one's to all, until `leave`."""
 
-    def __init__(self, topology: Topology, store: dist.Store, seconds: float = 60.0,
-                 end: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, topology: Topology, store: dist.Store, seconds: float = 60.0, end: Callable[[str], None] | None = None
+    ) -> None:
         """`seconds` is how long connecting may take; `end` is called with who died, else the process ends.
 
         Raises:
@@ -71,9 +72,10 @@ class Lifeline:
             self._own = socket.create_connection((os.environ["MASTER_ADDR"], int(port)), timeout=seconds)
             self._own.sendall(f"{token} {self._topology.rank} {socket.gethostname()}\n".encode())
         except OSError as error:
-            raise UserError(f"{socket.gethostname()} cannot reach port {port} of the first node, {self._topology.host(0)} "
-                            f"({error}); if its first rank still runs, let the nodes reach one another on all TCP ports"
-                            ) from None
+            raise UserError(
+                f"{socket.gethostname()} cannot reach port {port} of the first node, {self._topology.host(0)} "
+                f"({error}); if its first rank still runs, let the nodes reach one another on all TCP ports"
+            ) from None
         self._own.settimeout(None)
         _probe(self._own)
         return self._watch_first
@@ -116,9 +118,12 @@ class Lifeline:
             return
         # One line a job, or one a node where the first rank is the dead one.
         if self._topology.is_first or (who.startswith("rank 0 ") and self._topology.local_rank == 0):
-            print(f"error: {who} has died and the other ranks wait for it, so they end; its own output says why (nothing "
-                  "there: look for the kernel's out-of-memory killer); the same command goes on from the last checkpoint",
-                  file=sys.stderr, flush=True)
+            print(
+                f"error: {who} has died and the other ranks wait for it, so they end; its own output says why (nothing "
+                "there: look for the kernel's out-of-memory killer); the same command goes on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
         os._exit(EXIT_BUG)
 
 

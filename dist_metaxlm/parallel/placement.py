@@ -60,9 +60,11 @@ def check_placement(topology: Topology, tensor: int, pipeline: int, tensor_acros
         hosts = list(dict.fromkeys(topology.host(rank) for rank in group))
         smallest = min(nodes.count(node) for node in set(nodes))
         inside = max(size for size in range(1, tensor + 1) if smallest % size == 0 and tensor % size == 0)
-        raise UserError(f"parallel.tensor={tensor} puts ranks {group[0]} to {group[-1]} of one tensor group on "
-                        f"{', '.join(hosts)} ({counted(smallest, 'rank')} a node), and they talk over the network in every "
-                        f"block; set parallel.tensor={inside}, or parallel.tensor_across_nodes=true if you want that")
+        raise UserError(
+            f"parallel.tensor={tensor} puts ranks {group[0]} to {group[-1]} of one tensor group on "
+            f"{', '.join(hosts)} ({counted(smallest, 'rank')} a node), and they talk over the network in every "
+            f"block; set parallel.tensor={inside}, or parallel.tensor_across_nodes=true if you want that"
+        )
     return placement
 
 
@@ -74,8 +76,10 @@ def placement_lines(placement: Placement) -> list[str]:
     for rank, node in enumerate(nodes):
         ranks.setdefault(node, []).append(rank)
     width = max(len(topology.host(members[0])) for members in ranks.values())
-    lines = [f"placement: {counted(len(ranks), 'node')}, tensor {placement.tensor} x pipeline {placement.pipeline} x "
-             f"data {placement.data}; rank: s stage, d data rank, t tensor rank"]
+    lines = [
+        f"placement: {counted(len(ranks), 'node')}, tensor {placement.tensor} x pipeline {placement.pipeline} x "
+        f"data {placement.data}; rank: s stage, d data rank, t tensor rank"
+    ]
     for position, members in enumerate(ranks.values()):
         if _SHOWN_NODES // 2 <= position < len(ranks) - _SHOWN_NODES // 2:
             if position == _SHOWN_NODES // 2:
@@ -83,15 +87,22 @@ def placement_lines(placement: Placement) -> list[str]:
             continue
         lines.append(f"  {topology.host(members[0]):<{width}} " + " ".join(f"|{_cell(placement, rank)}" for rank in members))
     links = {topology.link(group[0], rank) for group in placement.tensor_groups() for rank in group}
-    lines.append(f"  tensor groups talk {'over the network' if 'network' in links else 'inside nodes'}"
-                 if placement.tensor > 1 else f"  data-parallel ranks talk {_reach(topology)}")
+    lines.append(
+        f"  tensor groups talk {'over the network' if 'network' in links else 'inside nodes'}"
+        if placement.tensor > 1
+        else f"  data-parallel ranks talk {_reach(topology)}"
+    )
     return lines
 
 
 def _cell(placement: Placement, rank: int) -> str:
     stage, data, tensor = placement.coordinates(rank)
-    parts = [str(rank), f"s{stage}" if placement.pipeline > 1 else "", f"d{data}",
-             f"t{tensor}" if placement.tensor > 1 else ""]
+    parts = [
+        str(rank),
+        f"s{stage}" if placement.pipeline > 1 else "",
+        f"d{data}",
+        f"t{tensor}" if placement.tensor > 1 else "",
+    ]
     return " ".join(part for part in parts if part)
 
 

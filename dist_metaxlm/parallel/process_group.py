@@ -44,12 +44,16 @@ def check_devices(topology: Topology) -> None:
     ranks, node = counted(topology.local_world_size, "rank"), os.uname().nodename
     shown = f"{ranks} on {node}, where a rank sees {counted(devices, 'CUDA device')}"
     if topology.launcher in ("slurm", "mpi") and devices == 1:
-        raise UserError(f"{shown}: every rank has to see all devices of its node and takes its own of them; leave away "
-                        "--gpus-per-task and --gpu-bind (srun --gpus-per-node=N --gpu-bind=none), or what sets "
-                        "CUDA_VISIBLE_DEVICES for each rank")
-    raise UserError(f"{shown}: each rank needs one of its own; start {devices} (deepspeed --num_accelerators {devices}, "
-                    f"torchrun --nproc_per_node {devices}), or compute on the CPU with CUDA_VISIBLE_DEVICES= "
-                    "DS_ACCELERATOR=cpu")
+        raise UserError(
+            f"{shown}: every rank has to see all devices of its node and takes its own of them; leave away "
+            "--gpus-per-task and --gpu-bind (srun --gpus-per-node=N --gpu-bind=none), or what sets "
+            "CUDA_VISIBLE_DEVICES for each rank"
+        )
+    raise UserError(
+        f"{shown}: each rank needs one of its own; start {devices} (deepspeed --num_accelerators {devices}, "
+        f"torchrun --nproc_per_node {devices}), or compute on the CPU with CUDA_VISIBLE_DEVICES= "
+        "DS_ACCELERATOR=cpu"
+    )
 
 
 def pick_device(topology: Topology) -> torch.device:
@@ -71,9 +75,15 @@ def stay_on_device() -> Callable[[], None] | None:
 
 
 @contextmanager
-def process_group(topology: Topology, device: torch.device, tensor: int = 1, pipeline: int = 1,
-                  timeout: timedelta = timedelta(minutes=10), join_seconds: float = 300.0,
-                  facts: Mapping[str, str] | None = None) -> Iterator[None]:
+def process_group(
+    topology: Topology,
+    device: torch.device,
+    tensor: int = 1,
+    pipeline: int = 1,
+    timeout: timedelta = timedelta(minutes=10),
+    join_seconds: float = 300.0,
+    facts: Mapping[str, str] | None = None,
+) -> Iterator[None]:
     """Join the job's process group through DeepSpeed (NCCL on CUDA, gloo on CPU) and leave it at the end.
 
     Inside, the ranks are cut into `pipeline` stages and tensor-parallel groups of `tensor` (parallel/groups.py).
@@ -98,12 +108,14 @@ def process_group(topology: Topology, device: torch.device, tensor: int = 1, pip
         bound = device if device.type == "cuda" and topology.world_size > 1 else None
         store = meet(topology, join_seconds, facts)
         lifeline = Lifeline(topology, store, join_seconds) if topology.world_size > 1 else None
-        dist.init_process_group(backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout,
-                                device_id=bound)
+        dist.init_process_group(
+            backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout, device_id=bound
+        )
         deepspeed.init_distributed(dist_backend=backend, timeout=timeout, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() != topology.world_size:
-        raise RuntimeError(f"the process group has {dist.get_world_size()} ranks, the launcher announced "
-                           f"{topology.world_size}")
+        raise RuntimeError(
+            f"the process group has {dist.get_world_size()} ranks, the launcher announced {topology.world_size}"
+        )
     form_groups(tensor, pipeline, device)
     try:
         yield

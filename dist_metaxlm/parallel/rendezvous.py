@@ -52,8 +52,10 @@ def meet(topology: Topology, seconds: float, facts: Mapping[str, str] | None = N
         store.wait(["roll"], timedelta(seconds=seconds + _LINGER_SECONDS))
         answer = store.get("roll").decode()
     except (RuntimeError, dist.DistError) as error:
-        raise UserError(f"the first rank, on {topology.host(0)}, did not call the roll within {seconds:.0f} s; see its "
-                        f"output, and whether another job uses {_place()} ({_first_line(error)})") from None
+        raise UserError(
+            f"the first rank, on {topology.host(0)}, did not call the roll within {seconds:.0f} s; see its "
+            f"output, and whether another job uses {_place()} ({_first_line(error)})"
+        ) from None
     if answer != "complete":
         raise UserError(answer)
     return store
@@ -76,15 +78,20 @@ def _connect(topology: Topology, seconds: float) -> dist.Store:
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"MASTER_PORT={port!r} is not a port; give a number from 1024 to 65535")
     try:
-        return dist.TCPStore(os.environ["MASTER_ADDR"], int(port), is_master=host, wait_for_workers=False,
-                             timeout=timedelta(seconds=seconds))
+        return dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(port), is_master=host, wait_for_workers=False, timeout=timedelta(seconds=seconds)
+        )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
-            raise UserError(f"port {port} of {socket.gethostname()} is taken by {holder(int(port))}; give the launcher "
-                            "another one, such as deepspeed --master_port 29501 or torchrun --master_port 29501") from None
-        raise UserError(f"{socket.gethostname()} cannot reach the first node, {topology.host(0)}, at {_place()} within "
-                        f"{seconds:.0f} s ({_first_line(error)}); check that its first rank runs and that no firewall is "
-                        "between them") from None
+            raise UserError(
+                f"port {port} of {socket.gethostname()} is taken by {holder(int(port))}; give the launcher "
+                "another one, such as deepspeed --master_port 29501 or torchrun --master_port 29501"
+            ) from None
+        raise UserError(
+            f"{socket.gethostname()} cannot reach the first node, {topology.host(0)}, at {_place()} within "
+            f"{seconds:.0f} s ({_first_line(error)}); check that its first rank runs and that no firewall is "
+            "between them"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -99,9 +106,11 @@ def _call_roll(topology: Topology, store: dist.Store, seconds: float) -> str | N
         time.sleep(_POLL_SECONDS if missing else 0.0)
     if missing:
         hosts = list(dict.fromkeys(topology.host(rank) for rank in missing))
-        return (f"{len(missing)} of {topology.world_size} ranks did not come within {seconds:.0f} s: "
-                f"{', '.join(hosts[:8])} ({_ranks(missing)}); look at the output of these nodes, or leave them out and "
-                "start again (parallel.join_seconds is how long to wait)")
+        return (
+            f"{len(missing)} of {topology.world_size} ranks did not come within {seconds:.0f} s: "
+            f"{', '.join(hosts[:8])} ({_ranks(missing)}); look at the output of these nodes, or leave them out and "
+            "start again (parallel.join_seconds is how long to wait)"
+        )
     found = [json.loads(store.get(f"here/{rank}")) for rank in range(topology.world_size)]
     return next(filter(None, (_difference(rank, other, found[0]) for rank, other in enumerate(found))), None)
 
@@ -109,12 +118,16 @@ def _call_roll(topology: Topology, store: dist.Store, seconds: float) -> str | N
 def _difference(rank: int, other: dict[str, Any], first: dict[str, Any]) -> str | None:
     """What a rank says of itself that the first does not, as a sentence."""
     if other["size"] != first["size"]:
-        return (f"rank {rank} on {other['host']} was started for {counted(other['size'], 'rank')}, rank 0 for "
-                f"{first['size']}; start all nodes with the same hostfile")
+        return (
+            f"rank {rank} on {other['host']} was started for {counted(other['size'], 'rank')}, rank 0 for "
+            f"{first['size']}; start all nodes with the same hostfile"
+        )
     for name, value in first["facts"].items():
         if other["facts"].get(name) != value:
-            return (f"{name} is {other['facts'].get(name)} on {other['host']} (rank {rank}) and {value} on {first['host']} "
-                    f"(rank 0); {remedy(name)}")
+            return (
+                f"{name} is {other['facts'].get(name)} on {other['host']} (rank {rank}) and {value} on {first['host']} "
+                f"(rank 0); {remedy(name)}"
+            )
     return None
 
 

@@ -9,11 +9,24 @@ from pathlib import Path
 from dist_metaxlm.recipe.load import dump_recipe
 from dist_metaxlm.recipe.schema import Recipe
 
-PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "sentencepiece", "numpy", "mpi4py", "pydantic",
-            "safetensors")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "megatron-core",
+    "transformers",
+    "sentencepiece",
+    "numpy",
+    "mpi4py",
+    "pydantic",
+    "safetensors",
+)
 _SAME_VERSION = "install the same version on all nodes"
-_REMEDIES = {"code": "check out the same commit on all nodes", "recipe": "copy the recipe file to all nodes",
-             "tokenizer": "copy data.directory to all nodes", "data": "copy data.directory to all nodes"}
+_REMEDIES = {
+    "code": "check out the same commit on all nodes",
+    "recipe": "copy the recipe file to all nodes",
+    "tokenizer": "copy data.directory to all nodes",
+    "data": "copy data.directory to all nodes",
+}
 SHARED_DATA = tuple(_REMEDIES)
 """Checksums that must be the same on all nodes."""
 
@@ -29,9 +42,12 @@ def facts_to_share(recipe: Recipe) -> dict[str, str]:
     Little enough for each rank to read at its start; `collect` looks further.
     """
     data = Path(recipe.data.directory)
-    return {**{name: package_version(name) for name in PACKAGES[:3]}, "recipe": recipe_digest(recipe)[:12],
-            "tokenizer": file_digest(data / "tokenizer.model")[:12],
-            "data": file_digest(data / "store" / "manifest.json")[:12]}
+    return {
+        **{name: package_version(name) for name in PACKAGES[:3]},
+        "recipe": recipe_digest(recipe)[:12],
+        "tokenizer": file_digest(data / "tokenizer.model")[:12],
+        "data": file_digest(data / "store" / "manifest.json")[:12],
+    }
 
 
 def recipe_digest(recipe: Recipe) -> str:

@@ -95,13 +95,17 @@ def locate_ranks(topology: Topology, device: torch.device) -> Topology:
         return topology
     name = socket.gethostname().encode()[:_NAME_BYTES]
     mine = torch.zeros(_NAME_BYTES, dtype=torch.uint8)
-    mine[:len(name)] = torch.tensor(list(name), dtype=torch.uint8)
+    mine[: len(name)] = torch.tensor(list(name), dtype=torch.uint8)
     found = [torch.empty(_NAME_BYTES, dtype=torch.uint8, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(found, mine.to(device))
     names = [bytes(part.tolist()).rstrip(b"\0").decode("ascii", "replace") for part in found]
     hosts = list(dict.fromkeys(names))
-    return replace(topology, node_of_ranks=tuple(hosts.index(name) for name in names), hosts=tuple(hosts),
-                   local_world_size=names.count(names[topology.rank]))
+    return replace(
+        topology,
+        node_of_ranks=tuple(hosts.index(name) for name in names),
+        hosts=tuple(hosts),
+        local_world_size=names.count(names[topology.rank]),
+    )
 
 
 def free_port() -> int:

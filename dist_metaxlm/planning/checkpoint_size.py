@@ -27,5 +27,8 @@ def checkpoint_bytes(model: ModelConfig, phase: PhaseConfig) -> int:
 
 def shared_bytes(model: ModelConfig, phase: PhaseConfig) -> int:
     """Bytes of what all ranks hold alike and save in shares: xlco's averages and queue."""
-    return sum(4 * (momentum_parameters(model, objective) + objective.queue * model.hidden)
-               for objective in phase.objectives if isinstance(objective, CrossLingualContrast))
+    return sum(
+        4 * (momentum_parameters(model, objective) + objective.queue * model.hidden)
+        for objective in phase.objectives
+        if isinstance(objective, CrossLingualContrast)
+    )

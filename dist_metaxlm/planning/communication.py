@@ -44,8 +44,11 @@ class Traffic:
 def predict_traffic(recipe: Recipe, phase: str, nodes: int, ranks_a_node: int) -> Traffic:
     """The traffic of a step of `phase` where the recipe's layout lies on nodes that are filled one after another."""
     layout, config = recipe.parallel, recipe.phases[phase]  # type: ignore[index]
-    place = Placement(Topology(0, nodes * ranks_a_node, 0, ranks_a_node, "plan", filled_nodes([ranks_a_node] * nodes)),
-                      layout.tensor, layout.pipeline)
+    place = Placement(
+        Topology(0, nodes * ranks_a_node, 0, ranks_a_node, "plan", filled_nodes([ranks_a_node] * nodes)),
+        layout.tensor,
+        layout.pipeline,
+    )
     stages = model_stages(recipe.model, config.sequence_length, config.mask_rate, layout.pipeline)
     sent = [0.0] * nodes
     size = place.topology.world_size
@@ -55,14 +58,22 @@ def predict_traffic(recipe: Recipe, phase: str, nodes: int, ranks_a_node: int) -
         flows = [
             (_ring(rank, data, place.data, place.tensor), _gradients(recipe, stages[number], place.data)),
             (_ring(rank, tensor, place.tensor, 1), _inside_blocks(recipe, config, stages[number], place)),
-            *((other, _between_stages(recipe, config, place)) for other in (above, below)
-              if place.pipeline > 1 and 0 <= other < size)]
+            *(
+                (other, _between_stages(recipe, config, place))
+                for other in (above, below)
+                if place.pipeline > 1 and 0 <= other < size
+            ),
+        ]
         if place.pipeline > 1 and number in (0, place.pipeline - 1):
             first = number == 0
             other = rank + (size - place.data * place.tensor) * (1 if first else -1)
             # Gradients go both ways, new weights from the first to the last.
-            flows.append((other, (2 if first else 1) * _element(recipe) * count_parameters(recipe.model).word_embedding
-                          / place.tensor))
+            flows.append(
+                (
+                    other,
+                    (2 if first else 1) * _element(recipe) * count_parameters(recipe.model).word_embedding / place.tensor,
+                )
+            )
         for other, amount in flows:
             if place.topology.link(rank, other) == "network":
                 sent[rank // ranks_a_node] += amount

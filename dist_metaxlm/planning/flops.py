@@ -11,8 +11,9 @@ from __future__ import annotations
 from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, DenoisingAlignment, ModelConfig, PhaseConfig
 
 
-def training_flops(model: ModelConfig, tokens: float, squared_lengths: float, targets: float,
-                   layers: int | None = None) -> float:
+def training_flops(
+    model: ModelConfig, tokens: float, squared_lengths: float, targets: float, layers: int | None = None
+) -> float:
     """Operations of one forward and backward pass over packed documents.
 
     tokens: all tokens of the pack. squared_lengths: sum over documents of length^2. targets: positions that reach the

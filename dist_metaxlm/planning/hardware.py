@@ -23,7 +23,8 @@ class Device:
 # Dense figures; the data sheets of H100 and later print the double, "with sparsity".
 # NVIDIA data sheets: A100 (312), H100 (SXM 989.4, PCIe 756), H200 (SXM 989), HGX/DGX B200 (2,250 a GPU).
 DEVICES = {
-    device.name: device for device in (
+    device.name: device
+    for device in (
         Device("A100-40GB", 40 * 10**9, 312e12),
         Device("A100-80GB", 80 * 10**9, 312e12),
         Device("H100", 80 * 10**9, 989e12),

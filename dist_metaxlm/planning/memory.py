@@ -97,8 +97,15 @@ class HostMemory:
         return {**asdict(self), "total": self.total}
 
 
-def estimate_memory(model: ModelConfig, layout: Layout, precision: str, micro_batch_tokens: int, mask_rate: float,
-                    saving: ParallelConfig = KEEP_ALL, stages: Sequence[Stage] | None = None) -> MemoryEstimate:
+def estimate_memory(
+    model: ModelConfig,
+    layout: Layout,
+    precision: str,
+    micro_batch_tokens: int,
+    mask_rate: float,
+    saving: ParallelConfig = KEEP_ALL,
+    stages: Sequence[Stage] | None = None,
+) -> MemoryEstimate:
     """Bytes on the fullest rank, for micro-batches of `micro_batch_tokens` tokens; precision `fp32`, `bf16` or `fp16`.
 
     Of `saving` count what it recomputes and whether it offloads; the layout is `layout`. `stages` says what lies where in a
@@ -106,12 +113,25 @@ def estimate_memory(model: ModelConfig, layout: Layout, precision: str, micro_ba
     """
     stages = stages or [Stage(range(model.layers))]
     assert len(stages) == layout.pipeline, f"{len(stages)} stages for a pipeline of {layout.pipeline}"
-    return max((_stage_memory(model, layout, precision, micro_batch_tokens, mask_rate, saving, stage, len(stages) - number)
-                for number, stage in enumerate(stages)), key=lambda memory: memory.total)
+    return max(
+        (
+            _stage_memory(model, layout, precision, micro_batch_tokens, mask_rate, saving, stage, len(stages) - number)
+            for number, stage in enumerate(stages)
+        ),
+        key=lambda memory: memory.total,
+    )
 
 
-def _stage_memory(model: ModelConfig, layout: Layout, precision: str, tokens: int, mask_rate: float, saving: ParallelConfig,
-                  stage: Stage, in_flight: int) -> MemoryEstimate:
+def _stage_memory(
+    model: ModelConfig,
+    layout: Layout,
+    precision: str,
+    tokens: int,
+    mask_rate: float,
+    saving: ParallelConfig,
+    stage: Stage,
+    in_flight: int,
+) -> MemoryEstimate:
     """Bytes on a rank of one stage that holds the activations of `in_flight` micro-batches."""
     parameters, data, zero = stage_parameters(model, stage, layout.tensor), layout.data, layout.zero_stage
     half = precision != "fp32"
@@ -134,8 +154,15 @@ def _stage_memory(model: ModelConfig, layout: Layout, precision: str, tokens: in
     )
 
 
-def estimate_host_memory(model: ModelConfig, layout: Layout, precision: str, saving: ParallelConfig, background: bool,
-                         stages: Sequence[Stage], shared: int = 0) -> HostMemory:
+def estimate_host_memory(
+    model: ModelConfig,
+    layout: Layout,
+    precision: str,
+    saving: ParallelConfig,
+    background: bool,
+    stages: Sequence[Stage],
+    shared: int = 0,
+) -> HostMemory:
     """Host memory of a rank on CUDA devices; `background`: whether checkpoints are written beside training.
 
     shared: bytes that all ranks hold alike and save in shares (planning/checkpoint_size.py).
@@ -148,8 +175,9 @@ def estimate_host_memory(model: ModelConfig, layout: Layout, precision: str, sav
     return HostMemory(copied * (PINNED_ROUNDING if background else 1), -(-offload // layout.data))
 
 
-def _activations(model: ModelConfig, layout: Layout, element: int, tokens: int, saving: ParallelConfig, stage: Stage,
-                 in_flight: int) -> int:
+def _activations(
+    model: ModelConfig, layout: Layout, element: int, tokens: int, saving: ParallelConfig, stage: Stage, in_flight: int
+) -> int:
     modern = model.family == "modern"
     shared, split = layout.tensor, layout.tensor if layout.sequence else 1
     outside = (6 if modern else 4) * model.hidden / shared + 4 * model.hidden / split

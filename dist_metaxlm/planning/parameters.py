@@ -35,8 +35,16 @@ class ParameterCounts:
     @property
     def total(self) -> int:
         """All parameters, the tied word embedding counted once."""
-        return (self.word_embedding + self.positions + self.embedding_norm + self.blocks_split + self.blocks_whole
-                + self.final_norm + self.head + self.output_bias)
+        return (
+            self.word_embedding
+            + self.positions
+            + self.embedding_norm
+            + self.blocks_split
+            + self.blocks_whole
+            + self.final_norm
+            + self.head
+            + self.output_bias
+        )
 
     @property
     def without_embeddings(self) -> int:

@@ -68,16 +68,27 @@ class Plan:
     def overrides(self) -> list[str]:
         """The recipe's fields that ask for this layout, as `key=value`."""
         layout = self.layout
-        return [f"parallel.tensor={layout.tensor}", f"parallel.pipeline={layout.pipeline}",
-                f"parallel.sequence={str(layout.sequence).lower()}", f"parallel.zero_stage={layout.zero_stage}",
-                f"parallel.micro_batch_tokens={self.micro_batch_tokens}"]
+        return [
+            f"parallel.tensor={layout.tensor}",
+            f"parallel.pipeline={layout.pipeline}",
+            f"parallel.sequence={str(layout.sequence).lower()}",
+            f"parallel.zero_stage={layout.zero_stage}",
+            f"parallel.micro_batch_tokens={self.micro_batch_tokens}",
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, memory in bytes."""
-        return {**asdict(self.layout), "micro_batch_tokens": self.micro_batch_tokens,
-                "micro_batches": self.micro_batches, "memory": self.memory.as_dict(),
-                "host_memory": self.host.as_dict(),
-                "stage_blocks": self.stage_blocks, "idle_share": self.idle, "fits": self.fits, "overrides": self.overrides()}
+        return {
+            **asdict(self.layout),
+            "micro_batch_tokens": self.micro_batch_tokens,
+            "micro_batches": self.micro_batches,
+            "memory": self.memory.as_dict(),
+            "host_memory": self.host.as_dict(),
+            "stage_blocks": self.stage_blocks,
+            "idle_share": self.idle,
+            "fits": self.fits,
+            "overrides": self.overrides(),
+        }
 
 
 def parse_cluster(text: str) -> Cluster:
@@ -99,21 +110,33 @@ def plan(recipe: Recipe, cluster: Cluster) -> list[Plan]:
     """
     precision = "bf16" if recipe.training.precision == "auto" else recipe.training.precision
     layouts = list(_layouts(recipe, cluster, precision))
-    cuts: dict[int, Stages] = {count: {name: model_stages(recipe.model, phase.sequence_length, phase.mask_rate, count)
-                                       for name, phase in recipe.phases.items()}
-                               for count in {layout.pipeline for layout in layouts}}
+    cuts: dict[int, Stages] = {
+        count: {
+            name: model_stages(recipe.model, phase.sequence_length, phase.mask_rate, count)
+            for name, phase in recipe.phases.items()
+        }
+        for count in {layout.pipeline for layout in layouts}
+    }
     plans = [_fill(recipe, cluster, layout, precision, cuts[layout.pipeline]) for layout in layouts]
     if not plans:
-        raise UserError(f"recipe {recipe.name} cannot be cut over {counted(cluster.world_size, 'device')}: no number of "
-                        "data-parallel ranks divides the windows and pair groups of every phase; take fewer nodes or larger "
-                        "batches")
+        raise UserError(
+            f"recipe {recipe.name} cannot be cut over {counted(cluster.world_size, 'device')}: no number of "
+            "data-parallel ranks divides the windows and pair groups of every phase; take fewer nodes or larger "
+            "batches"
+        )
     return sorted(plans, key=_preference)
 
 
 def _preference(candidate: Plan) -> tuple[bool | int, ...]:
     layout = candidate.layout
-    return (not candidate.fits, layout.zero_stage == 3, layout.pipeline, layout.tensor, _ZERO_ORDER[layout.zero_stage],
-            layout.sequence)
+    return (
+        not candidate.fits,
+        layout.zero_stage == 3,
+        layout.pipeline,
+        layout.tensor,
+        _ZERO_ORDER[layout.zero_stage],
+        layout.sequence,
+    )
 
 
 def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layout]:
@@ -149,15 +172,18 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stag
     budget = int(MEMORY_SHARE * cluster.device.memory)
     while True:
         tokens = windows * length
-        memory = max((_memory(recipe, name, layout, precision, tokens, stages[name]) for name in stages),
-                     key=lambda found: found.total)
+        memory = max(
+            (_memory(recipe, name, layout, precision, tokens, stages[name]) for name in stages),
+            key=lambda found: found.total,
+        )
         if memory.total <= budget or windows == 1:
             break
         windows = -(-windows // 2)
     parts = [stage for cut in stages.values() for stage in cut]
     shared = max(shared_bytes(recipe.model, phase) for phase in recipe.phases.values())
-    host = estimate_host_memory(recipe.model, layout, precision, recipe.parallel, recipe.training.save_in_background, parts,
-                                shared)
+    host = estimate_host_memory(
+        recipe.model, layout, precision, recipe.parallel, recipe.training.save_in_background, parts, shared
+    )
     idle = max(_idle(recipe, phase, layout.data, tokens, stages[name]) for name, phase in recipe.phases.items())
     blocks = {name: [len(stage.blocks) for stage in cut] for name, cut in stages.items()}
     return Plan(layout, tokens, -(-share // tokens), memory, host, blocks, idle, memory.total <= budget)
@@ -172,15 +198,20 @@ def _memory(recipe: Recipe, name: str, layout: Layout, precision: str, tokens: i
 
 def _idle(recipe: Recipe, phase: PhaseConfig, data: int, tokens: int, stages: list[Stage]) -> float:
     """Idle share of a step by its micro-batches of windows; those of sentence pairs only make it smaller."""
-    passes = sum(-(-objective.batch_tokens // (data * tokens)) for objective in phase.objectives
-                 if not isinstance(objective, PairObjective))
+    passes = sum(
+        -(-objective.batch_tokens // (data * tokens))
+        for objective in phase.objectives
+        if not isinstance(objective, PairObjective)
+    )
     return idle_share(part_costs(recipe.model, phase.sequence_length, phase.mask_rate), stages, max(1, passes))
 
 
 def _share(phase: PhaseConfig, data: int) -> int:
     """Tokens that a data-parallel rank has of the phase's largest masked-LM objective."""
-    return max((objective.batch_tokens // data for objective in phase.objectives
-                if not isinstance(objective, PairObjective)), default=phase.sequence_length)
+    return max(
+        (objective.batch_tokens // data for objective in phase.objectives if not isinstance(objective, PairObjective)),
+        default=phase.sequence_length,
+    )
 
 
 def _group_tokens(phase: PhaseConfig, data: int, layers: int) -> int:
@@ -218,12 +249,22 @@ def summary(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         "recipe": recipe.name,
         "parameters": counts.total,
         "parameters_without_embeddings": counts.without_embeddings,
-        "cluster": {"nodes": cluster.nodes, "devices_per_node": cluster.devices_per_node, "device": cluster.device.name,
-                    "device_memory": cluster.device.memory, "memory_share": MEMORY_SHARE},
-        "phases": {name: {"steps": phase.total_steps, "tokens_per_step": phase.tokens_per_step,
-                          "tokens": phase.total_steps * phase.tokens_per_step,
-                          "flops": phase.total_steps * step_flops(recipe.model, phase)}
-                   for name, phase in recipe.phases.items()},
+        "cluster": {
+            "nodes": cluster.nodes,
+            "devices_per_node": cluster.devices_per_node,
+            "device": cluster.device.name,
+            "device_memory": cluster.device.memory,
+            "memory_share": MEMORY_SHARE,
+        },
+        "phases": {
+            name: {
+                "steps": phase.total_steps,
+                "tokens_per_step": phase.tokens_per_step,
+                "tokens": phase.total_steps * phase.tokens_per_step,
+                "flops": phase.total_steps * step_flops(recipe.model, phase),
+            }
+            for name, phase in recipe.phases.items()
+        },
     }
 
 
@@ -240,19 +281,35 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
     for found in plans[:top]:
         memory, layout = found.memory, found.layout
         states = memory.weights + memory.gradients + memory.optimizer + memory.buffers
-        table.add_row(str(layout.tensor), str(layout.pipeline), str(layout.data), "yes" if layout.sequence else "no",
-                      str(layout.zero_stage), f"{found.micro_batch_tokens:,}", str(found.micro_batches),
-                      f"{states / gigabyte:.1f}", f"{(memory.activations + memory.head) / gigabyte:.1f}",
-                      f"{memory.total / gigabyte:.1f}", f"{found.host.total / gigabyte:.1f}", f"{found.idle:.0%}",
-                      "yes" if found.fits else "no")
+        table.add_row(
+            str(layout.tensor),
+            str(layout.pipeline),
+            str(layout.data),
+            "yes" if layout.sequence else "no",
+            str(layout.zero_stage),
+            f"{found.micro_batch_tokens:,}",
+            str(found.micro_batches),
+            f"{states / gigabyte:.1f}",
+            f"{(memory.activations + memory.head) / gigabyte:.1f}",
+            f"{memory.total / gigabyte:.1f}",
+            f"{found.host.total / gigabyte:.1f}",
+            f"{found.idle:.0%}",
+            "yes" if found.fits else "no",
+        )
     fitting = sum(found.fits for found in plans)
-    lines = [f"{facts['parameters'] / 1e6:,.1f} M parameters, {facts['parameters_without_embeddings'] / 1e6:,.1f} M without "
-             "embeddings; memory is an estimate (planning/memory.py)"]
-    lines += [f"{name}: {counted(work['steps'], 'step', ',')}, {work['tokens'] / 1e9:,.1f} G tokens, "
-              f"{work['flops']:.2e} FLOP" for name, work in facts["phases"].items()]
-    lines.append("TP, PP, DP: tensor, pipeline, data parallel ranks; SP: sequence parallelism; tokens: of a micro-batch; "
-                 "host: host memory for saving and offload, at most; idle: share of a step lost while a pipeline fills and "
-                 "drains")
+    lines = [
+        f"{facts['parameters'] / 1e6:,.1f} M parameters, {facts['parameters_without_embeddings'] / 1e6:,.1f} M without "
+        "embeddings; memory is an estimate (planning/memory.py)"
+    ]
+    lines += [
+        f"{name}: {counted(work['steps'], 'step', ',')}, {work['tokens'] / 1e9:,.1f} G tokens, {work['flops']:.2e} FLOP"
+        for name, work in facts["phases"].items()
+    ]
+    lines.append(
+        "TP, PP, DP: tensor, pipeline, data parallel ranks; SP: sequence parallelism; tokens: of a micro-batch; "
+        "host: host memory for saving and offload, at most; idle: share of a step lost while a pipeline fills and "
+        "drains"
+    )
     closing = f"{fitting} of {counted(len(plans), 'legal layout')} fit."
     closing += f" Take the first: {' '.join(plans[0].overrides())}" if fitting else " Take more or larger devices."
     return [*lines, table, closing]

@@ -47,14 +47,19 @@ def balanced_stages(costs: Sequence[float], stages: int) -> list[Stage]:
     for cost in costs:
         before.append(before[-1] + cost)
     # best[end]: (largest sum, sum of squares, starts of the runs) of the first `end` parts, for a growing number of runs.
-    best: dict[int, tuple[float, float, tuple[int, ...]]] = {end: (before[end], before[end] ** 2, (0,))
-                                                             for end in range(1, parts + 1)}
+    best: dict[int, tuple[float, float, tuple[int, ...]]] = {
+        end: (before[end], before[end] ** 2, (0,)) for end in range(1, parts + 1)
+    }
     for run in range(2, stages + 1):
-        best = {end: min(_with_run(best[start], start, before[end] - before[start]) for start in range(run - 1, end))
-                for end in range(run, parts + 1)}
+        best = {
+            end: min(_with_run(best[start], start, before[end] - before[start]) for start in range(run - 1, end))
+            for end in range(run, parts + 1)
+        }
     bounds = [*best[parts][2], parts]
-    return [Stage(range(max(start, 1) - 1, min(stop, parts - 1) - 1), start == 0, stop == parts)
-            for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [
+        Stage(range(max(start, 1) - 1, min(stop, parts - 1) - 1), start == 0, stop == parts)
+        for start, stop in zip(bounds, bounds[1:], strict=False)
+    ]
 
 
 def _with_run(cut: tuple[float, float, tuple[int, ...]], start: int, cost: float) -> tuple[float, float, tuple[int, ...]]:
@@ -74,7 +79,8 @@ def idle_share(costs: Sequence[float], stages: Sequence[Stage], micro_batches: i
     by the largest; communication counts nothing. With equal costs of p stages this is (p - 1) / (m + p - 1), as in
     PipeDream-Flush (arXiv 2104.04473, section 2.2).
     """
-    by_stage = [costs[0] * stage.first + sum(costs[1 + block] for block in stage.blocks) + costs[-1] * stage.last
-                for stage in stages]
+    by_stage = [
+        costs[0] * stage.first + sum(costs[1 + block] for block in stage.blocks) + costs[-1] * stage.last for stage in stages
+    ]
     step = sum(by_stage) + (micro_batches - 1) * max(by_stage)
     return 1 - micro_batches * sum(by_stage) / len(stages) / step

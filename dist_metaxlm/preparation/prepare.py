@@ -89,7 +89,10 @@ def _first_steps(recipe: Recipe, directory: Path, log: Log, until: str, workers:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     write_settings(recipe)
     makers: dict[str, Callable[[Recipe, Path, Log], bool]] = {
-        "corpus": partial(_make_corpus, workers=workers), "heldout": _make_heldout, "tokenizer": _make_tokenizer}
+        "corpus": partial(_make_corpus, workers=workers),
+        "heldout": _make_heldout,
+        "tokenizer": _make_tokenizer,
+    }
     for step, make in makers.items():
         start = time.perf_counter()
         if make(recipe, directory, log):
@@ -122,11 +125,18 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     text, bitext = content["text"].values(), content["bitext"].values()
     note = dict(content.get("corpus") or {}).get("note")
     left_out: Counter[str] = sum((Counter(about.get("dropped", {})) for about in (*text, *bitext)), Counter())
-    return {"directory": str(directory), **({"note": note} if note else {}), "languages": len(text_sources(content["text"])),
-            "language_pairs": len(bitext), "documents": _total(text, "documents"),
-            "tokens": _total(text, "tokens"), "text_bytes": _total(text, "bytes"),
-            "pairs": _total(bitext, "pairs"), "pair_tokens": _total(bitext, "tokens"),
-            **({"left_out": dict(left_out)} if left_out else {})}
+    return {
+        "directory": str(directory),
+        **({"note": note} if note else {}),
+        "languages": len(text_sources(content["text"])),
+        "language_pairs": len(bitext),
+        "documents": _total(text, "documents"),
+        "tokens": _total(text, "tokens"),
+        "text_bytes": _total(text, "bytes"),
+        "pairs": _total(bitext, "pairs"),
+        "pair_tokens": _total(bitext, "tokens"),
+        **({"left_out": dict(left_out)} if left_out else {}),
+    }
 
 
 def _total(listed: Iterable[dict[str, Any]], what: str) -> int:
@@ -223,8 +233,11 @@ def _make_store(recipe: Recipe, directory: Path, log: Log, workers: int | None, 
     if recipe.data.corpus == "files":
         # Named sources stay corpora of their own, `en.books`: their weights mix them. The quickstart's files have none.
         text = {path.name.removesuffix(".txt"): [path] for paths in text.values() for path in paths}
-    weights = {f"{language}.{name}" if name else language: source.weight
-               for language, named in recipe.data.text.items() for name, source in named.items()}
+    weights = {
+        f"{language}.{name}" if name else language: source.weight
+        for language, named in recipe.data.text.items()
+        for name, source in named.items()
+    }
     make_store(directory, text, bitext, about, recipe.data.max_pair_tokens, log, workers, ranks, weights)
 
 
@@ -235,13 +248,17 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _check_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
     if tokenizer.vocab_size != recipe.model.vocab_size:
-        raise UserError(f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} ids with <mask> and model.vocab_size is "
-                        f"{recipe.model.vocab_size}; set model.vocab_size to {tokenizer.vocab_size}")
+        raise UserError(
+            f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} ids with <mask> and model.vocab_size is "
+            f"{recipe.model.vocab_size}; set model.vocab_size to {tokenizer.vocab_size}"
+        )
 
 
 def _check_match(directory: Path) -> None:
     known, found = TokenStore.open(directory / "store").tokenizer_hash, Tokenizer.load(directory / "tokenizer.model").hash
     if found != known:
-        raise UserError(f"{directory / 'tokenizer.model'} is not the tokenizer that the token store was written with "
-                        f"(SHA-256 {found[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
-                        "launch/prepare.py again")
+        raise UserError(
+            f"{directory / 'tokenizer.model'} is not the tokenizer that the token store was written with "
+            f"(SHA-256 {found[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
+            "launch/prepare.py again"
+        )

@@ -40,19 +40,26 @@ def check_settings(recipe: Recipe) -> None:
     try:
         made = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged, so nobody knows what the data in {directory} were made with; delete that "
-                        "folder and run launch/prepare.py again, or put the file back") from None
+        raise UserError(
+            f"{path} is damaged, so nobody knows what the data in {directory} were made with; delete that "
+            "folder and run launch/prepare.py again, or put the file back"
+        ) from None
     for field, value in settings(recipe).items():
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
-        stale = [name for name in _MADE[_MADE.index(user):] if (directory / name).exists()]
+        stale = [name for name in _MADE[_MADE.index(user) :] if (directory / name).exists()]
         if made.get(field) != value and stale:
             field, before, now = _difference(field, made.get(field), value)
             what = f"delete {', '.join(stale)} there" if user != "corpus" else "delete that folder"
-            keep = (f", and for a trained model data.tokenizer.path to {directory / 'tokenizer.model'}"
-                    if user == "corpus" and "tokenizer.model" in stale else "")
-            raise UserError(f"the data in {directory} were made with {field}={before!r} and the recipe has "
-                            f"{now!r}; set data.directory to another folder{keep}, or {what}, and run launch/prepare.py "
-                            "again")
+            keep = (
+                f", and for a trained model data.tokenizer.path to {directory / 'tokenizer.model'}"
+                if user == "corpus" and "tokenizer.model" in stale
+                else ""
+            )
+            raise UserError(
+                f"the data in {directory} were made with {field}={before!r} and the recipe has "
+                f"{now!r}; set data.directory to another folder{keep}, or {what}, and run launch/prepare.py "
+                "again"
+            )
 
 
 def _difference(field: str, before: Any, now: Any) -> tuple[str, Any, Any]:

@@ -104,8 +104,10 @@ class CleaningConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> CleaningConfig:
         if self.max_characters is not None and self.max_characters < self.min_characters:
-            raise ValueError(f"max_characters {self.max_characters} is less than min_characters {self.min_characters}; "
-                             "nothing would be left")
+            raise ValueError(
+                f"max_characters {self.max_characters} is less than min_characters {self.min_characters}; "
+                "nothing would be left"
+            )
         return self
 
 
@@ -144,8 +146,10 @@ class DataConfig(Section):
             if sources is None:
                 raise ValueError(f"{key} names no files; write {key}: [...], or leave it out")
             if isinstance(sources, dict) and isinstance(sources.get("files"), list):
-                raise ValueError(f"{key}: files stands where the name of a source belongs; write {key}: {{web: {{files: "
-                                 f"...}}}}, or {key}: [...] for files without a weight")
+                raise ValueError(
+                    f"{key}: files stands where the name of a source belongs; write {key}: {{web: {{files: "
+                    f"...}}}}, or {key}: [...] for files without a weight"
+                )
             if isinstance(sources, dict) and isinstance(sources.get("moses"), list):
                 raise ValueError(f"{key}: moses stands where a list of files belongs; write {key}: [{{moses: ...}}]")
         return {key: {"": {"files": sources}} if isinstance(sources, list) else sources for key, sources in value.items()}
@@ -153,8 +157,10 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
         if self.reading.pair_columns and len(set(self.reading.pair_columns)) == 1:
-            raise ValueError(f"reading.pair_columns {list(self.reading.pair_columns)} names one column for both sides; name "
-                             "the columns of the sentence and of its translation")
+            raise ValueError(
+                f"reading.pair_columns {list(self.reading.pair_columns)} names one column for both sides; name "
+                "the columns of the sentence and of its translation"
+            )
         if self.corpus == "quickstart" and (self.text or self.bitext):
             raise ValueError("corpus quickstart brings its own text; remove text and bitext, or set corpus: files")
         for pair in self.bitext:

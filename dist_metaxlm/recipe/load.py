@@ -25,8 +25,13 @@ from dist_metaxlm.recipe.yaml_text import read_yaml, write_yaml
 from dist_metaxlm.text import near
 
 _BRANCHES = ("", "list[AlphaPoint]", "list[str]", "literal['all']", "float", "str", "MosesPair", "EvaluationFiles", "[key]")
-_OBJECTIVES = {"mlm": MaskedLM, "tlm": TranslationLM, "contrast": Contrast, "xlco": CrossLingualContrast,
-               "dwa": DenoisingAlignment}
+_OBJECTIVES = {
+    "mlm": MaskedLM,
+    "tlm": TranslationLM,
+    "contrast": Contrast,
+    "xlco": CrossLingualContrast,
+    "dwa": DenoisingAlignment,
+}
 
 
 def shipped_recipes() -> list[str]:
@@ -52,8 +57,12 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         unknown = {item["loc"][1] for item in error.errors() if _is_unknown_phase(item)}
-        problems += [_describe(item) for item in error.errors() if not _is_other_branch(item) and (
-            _is_unknown_phase(item) or not (item["loc"][:1] == ("phases",) and unknown & set(item["loc"][1:2])))]
+        problems += [
+            _describe(item)
+            for item in error.errors()
+            if not _is_other_branch(item)
+            and (_is_unknown_phase(item) or not (item["loc"][:1] == ("phases",) and unknown & set(item["loc"][1:2])))
+        ]
     if problems:
         raise UserError(f"recipe {name_or_path}: " + "; ".join(problems))
     return recipe
@@ -75,8 +84,10 @@ def _read_yaml(name_or_path: str | Path) -> dict[str, Any]:
             raise UserError(f"recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     else:
         if path.suffix in (".yaml", ".yml"):
-            raise UserError(f"there is no file {path}; correct the path (it is relative to the working directory), or give "
-                            f"one of the shipped recipes: {', '.join(shipped_recipes())}")
+            raise UserError(
+                f"there is no file {path}; correct the path (it is relative to the working directory), or give "
+                f"one of the shipped recipes: {', '.join(shipped_recipes())}"
+            )
         close = difflib.get_close_matches(str(name_or_path), shipped_recipes(), 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"no recipe {str(name_or_path)!r}: {hint}give a YAML file or one of {', '.join(shipped_recipes())}")
@@ -117,7 +128,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
             node[step] = value
         else:
             # A copy, because under an anchor or in phases.defaults the same section serves other phases too.
-            child = node[step] if step in node else _default(tree, steps[:index + 1])
+            child = node[step] if step in node else _default(tree, steps[: index + 1])
             node[step] = node = list(child) if isinstance(child, list) else dict(child) if isinstance(child, dict) else child
     return None
 
@@ -134,8 +145,11 @@ def _no_item(items: list[Any], place: str, step: str) -> str:
     names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
     if step in names:
         return f"{step!r} is a section of {place}; set a field of it, {place}.{step}.FIELD=..."
-    return f"no {step!r} in {place}; there is {', '.join(names)}" if names else (
-        f"{place} is a list; give all of it, {place}=[...]")
+    return (
+        f"no {step!r} in {place}; there is {', '.join(names)}"
+        if names
+        else (f"{place} is a list; give all of it, {place}=[...]")
+    )
 
 
 def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:

@@ -150,22 +150,27 @@ class CrossLingualContrast(PairObjective):
     @model_validator(mode="after")
     def _consistent(self) -> CrossLingualContrast:
         if self.pairs % self.pairs_together:
-            raise ValueError(f"pairs {self.pairs} is odd, and mixup: {self.mixup} makes an example of two; nearest: "
-                             f"{self.pairs + 1}, or set mixup: none")
+            raise ValueError(
+                f"pairs {self.pairs} is odd, and mixup: {self.mixup} makes an example of two; nearest: "
+                f"{self.pairs + 1}, or set mixup: none"
+            )
         if self.group is None and not self.queue:
             raise ValueError(f"queue 0 without group leaves no negatives; set group, for example to pairs {self.pairs}")
         if self.group is not None:
             if self.group % self.pairs_together:
-                raise ValueError(f"group {self.group} is odd, and mixup: {self.mixup} makes an example of two; nearest: "
-                                 f"{self.group + 1}, or set mixup: none")
+                raise ValueError(
+                    f"group {self.group} is odd, and mixup: {self.mixup} makes an example of two; nearest: "
+                    f"{self.group + 1}, or set mixup: none"
+                )
             _check_group(self.pairs, self.group)
         return self
 
 
 def _check_group(pairs: int, group: int) -> None:
     if pairs % group:
-        raise ValueError(f"pairs {pairs} is not a multiple of group {group}; "
-                         f"nearest: {max(1, round(pairs / group)) * group}")
+        raise ValueError(
+            f"pairs {pairs} is not a multiple of group {group}; nearest: {max(1, round(pairs / group)) * group}"
+        )
 
 
 class DenoisingAlignment(Section):
@@ -249,8 +254,10 @@ class PhaseConfig(Section):
         for objective in self.objectives:
             batch = getattr(objective, "batch_tokens", length)
             if batch % length:
-                problems.append(f"{objective.name} batch_tokens {batch} is not a multiple of sequence_length {length}; "
-                                f"nearest: {max(1, round(batch / length)) * length}")
+                problems.append(
+                    f"{objective.name} batch_tokens {batch} is not a multiple of sequence_length {length}; "
+                    f"nearest: {max(1, round(batch / length)) * length}"
+                )
         problems += _alpha_problems("alpha", self.alpha) + _alpha_problems("pair_alpha", self.pair_alpha)
         problems += _share_problems(self.shares, self.languages)
         problems += _unlock_problems(self.unlock, self.languages)
@@ -285,11 +292,14 @@ def _alpha_problems(name: str, alpha: float | list[AlphaPoint]) -> list[str]:
 
 def _share_problems(shares: dict[str, float], languages: list[str] | Literal["all"]) -> list[str]:
     problems = [f"shares.{name} {share} is not between 0 and 1" for name, share in shares.items() if not 0 < share < 1]
-    problems += [f"shares names {name}, which is not in languages" for name in shares
-                 if languages != "all" and name not in languages]
+    problems += [
+        f"shares names {name}, which is not in languages" for name in shares if languages != "all" and name not in languages
+    ]
     if sum(shares.values()) >= 1:
-        problems.append(f"shares add up to {sum(shares.values()):g}, which leaves nothing for other languages; make them "
-                        "less than 1 together")
+        problems.append(
+            f"shares add up to {sum(shares.values()):g}, which leaves nothing for other languages; make them "
+            "less than 1 together"
+        )
     return problems
 
 

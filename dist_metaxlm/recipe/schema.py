@@ -37,11 +37,32 @@ from dist_metaxlm.recipe.phase import (
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
-    "AlphaPoint", "AnyObjective", "BitextSource", "CarryOver", "CleaningConfig", "Contrast", "CrossLingualContrast",
-    "DataConfig", "DenoisingAlignment", "EvaluationFiles", "LearningRate", "MaskedLM",
-    "ModelConfig", "MosesPair", "NearDuplicates", "Objective", "OptimizerConfig", "PairObjective", "ParallelConfig",
+    "AlphaPoint",
+    "AnyObjective",
+    "BitextSource",
+    "CarryOver",
+    "CleaningConfig",
+    "Contrast",
+    "CrossLingualContrast",
+    "DataConfig",
+    "DenoisingAlignment",
+    "EvaluationFiles",
+    "LearningRate",
+    "MaskedLM",
+    "ModelConfig",
+    "MosesPair",
+    "NearDuplicates",
+    "Objective",
+    "OptimizerConfig",
+    "PairObjective",
+    "ParallelConfig",
     "PhaseConfig",
-    "ReadingConfig", "Recipe", "TextSource", "TokenizerConfig", "TrainingConfig", "TranslationLM",
+    "ReadingConfig",
+    "Recipe",
+    "TextSource",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "TranslationLM",
 ]
 
 PHASE_NAMES = ("meta", "cross", "joint")
@@ -90,13 +111,17 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         if self.hidden % self.heads:
-            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}; "
-                             f"nearest: hidden {self.heads * max(1, round(self.hidden / self.heads))}")
+            raise ValueError(
+                f"hidden {self.hidden} is not a multiple of heads {self.heads}; "
+                f"nearest: hidden {self.heads * max(1, round(self.hidden / self.heads))}"
+            )
         if self.family == "modern" and self.norm != "pre":
             raise ValueError("family modern has its norms before the branches; set norm: pre")
         if self.norm_type == "rms" and self.family != "modern":
-            raise ValueError(f"norm_type rms is for family modern, whose norms have no bias, not for {self.family}; set "
-                             "norm_type: layer, or family: modern and norm: pre")
+            raise ValueError(
+                f"norm_type rms is for family modern, whose norms have no bias, not for {self.family}; set "
+                "norm_type: layer, or family: modern and norm: pre"
+            )
         return self
 
 
@@ -153,13 +178,16 @@ class ParallelConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> ParallelConfig:
         if self.pipeline > 1 and self.zero_stage > 1:
-            raise ValueError(f"pipeline {self.pipeline} works with zero_stage 0 or 1, not {self.zero_stage}; "
-                             "set zero_stage: 1")
+            raise ValueError(
+                f"pipeline {self.pipeline} works with zero_stage 0 or 1, not {self.zero_stage}; set zero_stage: 1"
+            )
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer is part of ZeRO; set zero_stage: 1, 2 or 3")
         if self.recompute_every > 1 and self.recompute != "blocks":
-            raise ValueError(f"recompute_every {self.recompute_every} says which blocks recompute: blocks takes, and "
-                             f"recompute is {self.recompute}; set recompute: blocks or leave it out")
+            raise ValueError(
+                f"recompute_every {self.recompute_every} says which blocks recompute: blocks takes, and "
+                f"recompute is {self.recompute}; set recompute: blocks or leave it out"
+            )
         if self.sequence and self.tensor == 1:
             raise ValueError("sequence parallelism needs tensor > 1; set sequence: false or tensor: 2")
         return self
@@ -234,26 +262,36 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         problems = [] if self.phases else [f"phases is empty; give at least one of {', '.join(PHASE_NAMES)}"]
         if self.training.probe_interval and not self.data.heldout_strings:
-            problems.append(f"training.probe_interval {self.training.probe_interval} probes on held-out strings and "
-                            "data.heldout_strings is 0; hold some out, or set training.probe_interval: 0")
+            problems.append(
+                f"training.probe_interval {self.training.probe_interval} probes on held-out strings and "
+                "data.heldout_strings is 0; hold some out, or set training.probe_interval: 0"
+            )
         for name, phase in self.phases.items():
             if phase.sequence_length > self.model.max_positions:
-                problems.append(f"phases.{name}.sequence_length {phase.sequence_length} is more than "
-                                f"model.max_positions {self.model.max_positions}")
+                problems.append(
+                    f"phases.{name}.sequence_length {phase.sequence_length} is more than "
+                    f"model.max_positions {self.model.max_positions}"
+                )
             longest_pair = self.data.max_pair_tokens
             whole = [o.name for o in phase.objectives if isinstance(o, TranslationLM | DenoisingAlignment)]
             if longest_pair > phase.sequence_length and whole:
-                problems.append(f"data.max_pair_tokens {longest_pair} is more than phases.{name}.sequence_length "
-                                f"{phase.sequence_length}, and {whole[0]} shows whole pairs only; set it to "
-                                f"{phase.sequence_length}")
+                problems.append(
+                    f"data.max_pair_tokens {longest_pair} is more than phases.{name}.sequence_length "
+                    f"{phase.sequence_length}, and {whole[0]} shows whole pairs only; set it to "
+                    f"{phase.sequence_length}"
+                )
             for objective in phase.objectives:
                 if isinstance(objective, PairObjective) and objective.layer > self.model.layers:
-                    problems.append(f"phases.{name} {objective.name}.layer {objective.layer} is more than "
-                                    f"model.layers {self.model.layers}")
+                    problems.append(
+                        f"phases.{name} {objective.name}.layer {objective.layer} is more than "
+                        f"model.layers {self.model.layers}"
+                    )
                 if isinstance(objective, PairObjective) and objective.longest > phase.sequence_length:
                     together = " (two together)" if objective.longest > objective.max_tokens else ""
-                    problems.append(f"phases.{name} {objective.name}.max_tokens {objective.max_tokens}{together} is more "
-                                    f"than sequence_length {phase.sequence_length}")
+                    problems.append(
+                        f"phases.{name} {objective.name}.max_tokens {objective.max_tokens}{together} is more "
+                        f"than sequence_length {phase.sequence_length}"
+                    )
                 if isinstance(objective, CrossLingualContrast):
                     problems += self._momentum_problems(name)
                 if isinstance(objective, DenoisingAlignment):
@@ -265,8 +303,11 @@ class Recipe(Section):
     @property
     def whole_model(self) -> bool:
         """Whether an objective needs the model's weights whole on every rank: data parallelism with ZeRO-0 or 1 only."""
-        return any(isinstance(o, CrossLingualContrast | DenoisingAlignment) for phase in self.phases.values()
-                   for o in phase.objectives)
+        return any(
+            isinstance(o, CrossLingualContrast | DenoisingAlignment)
+            for phase in self.phases.values()
+            for o in phase.objectives
+        )
 
     def _momentum_problems(self, phase: str) -> list[str]:
         layout = self.parallel
@@ -275,15 +316,23 @@ class Recipe(Section):
         if not wrong:
             return []
         values = ", ".join(f"parallel.{name} {most[name][0]}" for name in wrong)
-        return [f"phases.{phase} xlco follows the whole model with a momentum encoder on every rank, which goes with data "
-                f"parallelism and ZeRO-0 or 1, not with {values}; set {', '.join(f'{name}: 1' for name in wrong)}, or take "
-                "contrast instead of xlco"]
+        return [
+            f"phases.{phase} xlco follows the whole model with a momentum encoder on every rank, which goes with data "
+            f"parallelism and ZeRO-0 or 1, not with {values}; set {', '.join(f'{name}: 1' for name in wrong)}, or take "
+            "contrast instead of xlco"
+        ]
 
 
 def _dwa_problems(where: str, objective: DenoisingAlignment, model: ModelConfig, layout: ParallelConfig) -> list[str]:
-    problems = [f"{where} works with parallel.{field} {most} at most, not {value}; set it to {most}, or drop the objective"
-                for field, value, most in (("tensor", layout.tensor, 1), ("pipeline", layout.pipeline, 1),
-                                           ("zero_stage", layout.zero_stage, 1)) if value > most]
+    problems = [
+        f"{where} works with parallel.{field} {most} at most, not {value}; set it to {most}, or drop the objective"
+        for field, value, most in (
+            ("tensor", layout.tensor, 1),
+            ("pipeline", layout.pipeline, 1),
+            ("zero_stage", layout.zero_stage, 1),
+        )
+        if value > most
+    ]
     if objective.layer > model.layers:
         problems.append(f"{where}.layer {objective.layer} is more than model.layers {model.layers}")
     return problems

@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 
 _TAG = "tag:yaml.org,2002:"
-_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
-                    r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+    r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+)
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 
@@ -23,7 +25,8 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {
         first: [(tag, rule) for tag, rule in rules if tag.removeprefix(_TAG) not in ("bool", "int", "float", "timestamp")]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(f"{_TAG}bool", _BOOL, list("tTfF"))
@@ -73,7 +76,8 @@ def _check_keys(node: yaml.Node, known: set[int]) -> None:
             if isinstance(key, yaml.ScalarNode) and key.value in found:
                 raise yaml.MarkedYAMLError(
                     problem=f"{key.value} stands twice in a section, first in line {found[key.value].line + 1} and again",
-                    problem_mark=key.start_mark)
+                    problem_mark=key.start_mark,
+                )
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 found[key.value] = key.start_mark
             _check_keys(value, known)

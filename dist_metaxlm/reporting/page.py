@@ -41,12 +41,24 @@ def write_report(run_dir: Path | str) -> Path:
 def render(run: RunFiles, summary: dict[str, Any]) -> str:
     """The page as text; the same run gives the same bytes."""
     name = escape(run.recipe.get("name", run.folder.name))
-    parts = [_header(run, summary), _cards(summary), _losses(run), _sampling(run), _retrieval(run, summary),
-             _perplexity(run), _fill_mask(run), _throughput(run, summary), _setting(run)]
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{name} – dist_metaxlm</title><style>{CSS}</style></head>\n<body><main>\n"
-            + "\n".join(parts) + "\n</main></body></html>\n")
+    parts = [
+        _header(run, summary),
+        _cards(summary),
+        _losses(run),
+        _sampling(run),
+        _retrieval(run, summary),
+        _perplexity(run),
+        _fill_mask(run),
+        _throughput(run, summary),
+        _setting(run),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name} – dist_metaxlm</title><style>{CSS}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
+    )
 
 
 def _section(identity: str, title: str, note: str, body: str) -> str:
@@ -58,12 +70,13 @@ def _header(run: RunFiles, summary: dict[str, Any]) -> str:
     shape = f"{model.get('family', '')} {model.get('layers', '?')} × {model.get('hidden', '?')}"
     # joint begins from nothing: it does not follow the others
     phases = [" → ".join(phase for phase in run.metrics if phase != "joint"), *(["joint"] if "joint" in run.metrics else [])]
-    facts = [", ".join(filter(None, phases)) or "no phase run yet", shape,
-             f"vocabulary {model.get('vocab_size', 0):,}"]
+    facts = [", ".join(filter(None, phases)) or "no phase run yet", shape, f"vocabulary {model.get('vocab_size', 0):,}"]
     if summary["parameters"]:
         facts.insert(1, f"{short(summary['parameters'])} parameters")
-    return (f"<header><h1>{escape(run.recipe.get('name', run.folder.name))}</h1>"
-            f'<p class="facts">{escape(" · ".join(facts))}</p>{_lead(summary)}</header>')
+    return (
+        f"<header><h1>{escape(run.recipe.get('name', run.folder.name))}</h1>"
+        f'<p class="facts">{escape(" · ".join(facts))}</p>{_lead(summary)}</header>'
+    )
 
 
 def _lead(summary: dict[str, Any]) -> str:
@@ -73,12 +86,16 @@ def _lead(summary: dict[str, Any]) -> str:
     if last is None:
         return ""
     after = scored[last]
-    text = (f"After phase {last}, a held-out sentence finds its translation among {after['candidates_min']} or more "
-            f"candidates {100 * after['mean_p_at_1']:.0f}% of the time, on average over "
-            f"{counted(after['languages'], 'language')} and both directions (layer {after['best_layer']})")
+    text = (
+        f"After phase {last}, a held-out sentence finds its translation among {after['candidates_min']} or more "
+        f"candidates {100 * after['mean_p_at_1']:.0f}% of the time, on average over "
+        f"{counted(after['languages'], 'language')} and both directions (layer {after['best_layer']})"
+    )
     earlier = (("untrained", "untrained"), *([("meta", "after phase meta")] if last == "cross" else []))
-    before = [f"{words}{' it was' * (not number)} {100 * scored[name]['mean_p_at_1']:.0f}%" for number, (name, words)
-              in enumerate(pair for pair in earlier if pair[0] in scored)]
+    before = [
+        f"{words}{' it was' * (not number)} {100 * scored[name]['mean_p_at_1']:.0f}%"
+        for number, (name, words) in enumerate(pair for pair in earlier if pair[0] in scored)
+    ]
     if before:
         text += f"; {', '.join(before)}"
     return f'<p class="lead">{escape(text)}.</p>'
@@ -88,22 +105,35 @@ def _cards(summary: dict[str, Any]) -> str:
     evaluation, phases = summary["evaluation"], summary["phases"]
     last = next((name for name in ("cross", "joint", "meta") if name in evaluation), None)
     cards = []
-    for name, label, digits in (("mean_p_at_1", "retrieval P@1", 2), ("english_perplexity", "perplexity, English", 1),
-                                ("other_perplexity", "perplexity, others", 1)):
+    for name, label, digits in (
+        ("mean_p_at_1", "retrieval P@1", 2),
+        ("english_perplexity", "perplexity, English", 1),
+        ("other_perplexity", "perplexity, others", 1),
+    ):
         if last and evaluation[last].get(name) is not None:
-            course = [f"{number(e[name], digits if digits > 1 else 0)} {phase}" for phase, e in evaluation.items()
-                      if e.get(name) is not None and phase != last]
-            cards.append((label, number(evaluation[last][name], digits),
-                          f"after {last}{'; ' * bool(course)}{', '.join(course)}"))
+            course = [
+                f"{number(e[name], digits if digits > 1 else 0)} {phase}"
+                for phase, e in evaluation.items()
+                if e.get(name) is not None and phase != last
+            ]
+            cards.append(
+                (label, number(evaluation[last][name], digits), f"after {last}{'; ' * bool(course)}{', '.join(course)}")
+            )
     for phase, figures in phases.items():
         cards.append((f"loss, {phase}", number(figures["final_loss"]), _course(figures)))
     tokens = sum(figures["tokens"] or 0 for figures in phases.values())
     seconds = sum(figures["seconds"] or 0 for figures in phases.values())
     if tokens:
         cards.append(("tokens", short(tokens), f"in {_time(seconds)}" if seconds else ""))
-    return '<div class="cards">' + "".join(
-        f'<div class="card"><div class="label">{escape(label)}</div><div class="value">{escape(value)}</div>'
-        f'<div class="aside">{escape(aside)}</div></div>' for label, value, aside in cards) + "</div>"
+    return (
+        '<div class="cards">'
+        + "".join(
+            f'<div class="card"><div class="label">{escape(label)}</div><div class="value">{escape(value)}</div>'
+            f'<div class="aside">{escape(aside)}</div></div>'
+            for label, value, aside in cards
+        )
+        + "</div>"
+    )
 
 
 def _course(figures: dict[str, Any]) -> str:
@@ -124,16 +154,22 @@ def _losses(run: RunFiles) -> str:
     for phase, records in run.metrics.items():
         for objective in keys_of(records, "language_losses"):
             if len(keys_of(records, "language_losses", objective)) > 1:
-                panels.append(panel(f"Phase {phase}, {objective} by language",
-                                    plots.language_loss_chart(phase, objective, records)))
-    note = ("Training loss; the total weighs its objectives. By language: the mean over the last five logged lines; the "
-            "highest, the lowest, the middle ones and English carry their names, all others are grey.")
+                panels.append(
+                    panel(f"Phase {phase}, {objective} by language", plots.language_loss_chart(phase, objective, records))
+                )
+    note = (
+        "Training loss; the total weighs its objectives. By language: the mean over the last five logged lines; the "
+        "highest, the lowest, the middle ones and English carry their names, all others are grey."
+    )
     return _section("losses", "Losses", note, f'<div class="grid">{"".join(panels)}</div>' if panels else "")
 
 
 def _sampling(run: RunFiles) -> str:
-    panels = [sampling_bars(phase, objective, records[-1]) for phase, records in run.metrics.items()
-              for objective in records[-1].get("realised", {})]
+    panels = [
+        sampling_bars(phase, objective, records[-1])
+        for phase, records in run.metrics.items()
+        for objective in records[-1].get("realised", {})
+    ]
     note = "What each phase has read, by language or pair. Bar: the share realised. Line: the share asked for."
     return _section("sampling", "Sampling", note, f'<div class="grid">{"".join(panels)}</div>')
 
@@ -142,20 +178,28 @@ def _retrieval(run: RunFiles, summary: dict[str, Any]) -> str:
     per_layer = {name: e["per_layer_mean"] for name, e in run.evaluations.items() if e.get("per_layer_mean")}
     compared = {name: e for name, e in run.evaluations.items() if name != "untrained" and e.get("retrieval")}
     probes = _probes(run, summary)
-    note = ("Share of held-out sentences whose nearest neighbour by cosine, among the sentences of the other language, "
-            "is their translation. Vectors are means over all tokens of the sentence. Duplicates and untranslated "
-            "strings are left out.")
+    note = (
+        "Share of held-out sentences whose nearest neighbour by cosine, among the sentences of the other language, "
+        "is their translation. Vectors are means over all tokens of the sentence. Duplicates and untranslated "
+        "strings are left out."
+    )
     if not compared:
         return _section("retrieval", "Retrieval", note + " Not evaluated yet.", probes)
     chart = panel("Mean over languages and both directions", plots.layer_chart(per_layer)) if per_layer else ""
     scored = {name: e for name, e in summary["evaluation"].items() if e.get("mean_p_at_1") is not None}
-    rows = [[name, number(e["mean_p_at_1"], 3), str(e["best_layer"]), str(e["languages"]), str(e["candidates_min"])]
-            for name, e in scored.items()]
+    rows = [
+        [name, number(e["mean_p_at_1"], 3), str(e["best_layer"]), str(e["languages"]), str(e["candidates_min"])]
+        for name, e in scored.items()
+    ]
     if rows:
-        chart += panel("Best layer, and the least candidates of a language",
-                       table(["after", "P@1", "layer", "languages", "candidates"], rows))
-    heading = ('<p class="note below">By language and layer, per cent, mean of both directions; best languages of the '
-               "last checkpoint first. Pale: too few candidates to count in the mean. Hover for both directions.</p>")
+        chart += panel(
+            "Best layer, and the least candidates of a language",
+            table(["after", "P@1", "layer", "languages", "candidates"], rows),
+        )
+    heading = (
+        '<p class="note below">By language and layer, per cent, mean of both directions; best languages of the '
+        "last checkpoint first. Pale: too few candidates to count in the mean. Hover for both directions.</p>"
+    )
     return _section("retrieval", "Retrieval", note, f'<div class="grid">{chart}</div>{heading}{heat_map(compared)}{probes}')
 
 
@@ -167,14 +211,18 @@ def _probes(run: RunFiles, summary: dict[str, Any]) -> str:
     charts = "".join(panel(f"Phase {phase}", plots.probe_chart(phase, records)) for phase, records in probed.items())
     last = next(record["probe"] for record in reversed(list(probed.values())[-1]) if "probe" in record)
     cost = ", ".join(f"{100 * (summary['phases'][phase]['probe_share'] or 0):.1f}% of {phase}" for phase in probed)
-    return (f'<p class="note below">While training: P@1 among at most {counted(last["strings"], "string")} of a language at '
-            f'layer {last["layer"]}. Time it took: {cost}.</p>'
-            f'<div class="grid below">{charts}</div>')
+    return (
+        f'<p class="note below">While training: P@1 among at most {counted(last["strings"], "string")} of a language at '
+        f"layer {last['layer']}. Time it took: {cost}.</p>"
+        f'<div class="grid below">{charts}</div>'
+    )
 
 
 def _perplexity(run: RunFiles) -> str:
-    note = ("Masked-token perplexity of held-out text: 15% of the tokens hidden, the same ones for every checkpoint. "
-            "Compare along a row; between languages the figure depends on how finely the tokenizer cuts each.")
+    note = (
+        "Masked-token perplexity of held-out text: 15% of the tokens hidden, the same ones for every checkpoint. "
+        "Compare along a row; between languages the figure depends on how finely the tokenizer cuts each."
+    )
     if not any(e.get("perplexity") or e.get("prose_perplexity") for e in run.evaluations.values()):
         return _section("perplexity", "Perplexity", note + " Not evaluated yet.", "")
     return _section("perplexity", "Perplexity", note, perplexity_tables(run.evaluations))
@@ -190,16 +238,26 @@ def _fill_mask(run: RunFiles) -> str:
 def _throughput(run: RunFiles, summary: dict[str, Any]) -> str:
     if not run.metrics:
         return ""
-    rows = [[phase, f"{of['steps']:,}", short(of["tokens"]), number((of["seconds"] or 0) / 60, 1),
-             number(of["tokens_per_second"])] for phase, of in summary["phases"].items()]
+    rows = [
+        [
+            phase,
+            f"{of['steps']:,}",
+            short(of["tokens"]),
+            number((of["seconds"] or 0) / 60, 1),
+            number(of["tokens_per_second"]),
+        ]
+        for phase, of in summary["phases"].items()
+    ]
     body = panel("", plots.throughput_chart(run.metrics)) + panel(
-        "By phase", table(["phase", "steps", "tokens", "minutes", "tokens/s"], rows))
+        "By phase", table(["phase", "steps", "tokens", "minutes", "tokens/s"], rows)
+    )
     note = "Tokens a second over all ranks: as logged, and for each phase as a whole."
     return _section("throughput", "Speed", note, f'<div class="grid">{body}</div>')
 
 
 def _setting(run: RunFiles) -> str:
     recipe = f"<details><summary>Recipe</summary><pre>{escape(run.recipe_text)}</pre></details>"
-    environment = (f"<details><summary>Environment</summary>{fact_table(run.environment)}</details>"
-                   if run.environment else "")
+    environment = (
+        f"<details><summary>Environment</summary>{fact_table(run.environment)}</details>" if run.environment else ""
+    )
     return _section("setting", "How it was made", "Every setting of the run, and where it ran.", recipe + environment)

@@ -19,13 +19,32 @@ COLOURS = {name: f"#0000{index:02x}" for index, name in enumerate(_NAMES, start=
 """CSS variable -> the colour it is drawn in until the SVG is written."""
 
 _STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "dist_metaxlm", "font.size": 9.5, "axes.labelsize": 9.5,
-    "axes.edgecolor": COLOURS["grid"], "axes.labelcolor": COLOURS["muted"], "text.color": COLOURS["ink"],
-    "xtick.color": COLOURS["grid"], "ytick.color": COLOURS["grid"], "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["muted"], "axes.spines.top": False, "axes.spines.right": False,
-    "axes.spines.left": False, "axes.grid": True, "axes.grid.axis": "y", "grid.color": COLOURS["grid"],
-    "grid.linewidth": 0.7, "axes.axisbelow": True, "lines.linewidth": 1.7, "legend.frameon": False,
-    "legend.fontsize": 9.5, "ytick.major.size": 0, "xtick.major.size": 3, "lines.solid_capstyle": "round"}
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dist_metaxlm",
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.edgecolor": COLOURS["grid"],
+    "axes.labelcolor": COLOURS["muted"],
+    "text.color": COLOURS["ink"],
+    "xtick.color": COLOURS["grid"],
+    "ytick.color": COLOURS["grid"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "ytick.major.size": 0,
+    "xtick.major.size": 3,
+    "lines.solid_capstyle": "round",
+}
 _SIZE = (4.5, 2.7)
 HIGHLIGHTED = 5
 """Lines that carry a name in a chart of many languages."""
@@ -56,7 +75,7 @@ def draw(name: str, label: str, paint: Callable[[Any], None]) -> str:
 
 def _for_page(svg: str, name: str, label: str) -> str:
     """Strip what an inline SVG does not need, make its ids unique, hand its colours to the page."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg"):], flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box is not None
     svg = re.sub(r"<svg[^>]*>", f'<svg role="img" aria-label="{html.escape(label)}" {view_box.group()}>', svg, count=1)
@@ -103,8 +122,7 @@ def loss_chart(phase: str, records: Sequence[Record]) -> str:
 def language_loss_chart(phase: str, objective: str, records: Sequence[Record]) -> str:
     """Loss of one objective for every language: all in grey, English, the extremes and the middle with their names."""
     rows = list(records)
-    lines = {name: series(rows, "language_losses", objective, name)
-             for name in keys_of(rows, "language_losses", objective)}
+    lines = {name: series(rows, "language_losses", objective, name) for name in keys_of(rows, "language_losses", objective)}
     smooth = {name: (steps, _running_mean(values)) for name, (steps, values) in lines.items() if values}
 
     def paint(axes: Any) -> None:
@@ -123,8 +141,14 @@ def probe_chart(phase: str, records: Sequence[Record]) -> str:
     def paint(axes: Any) -> None:
         _language_lines(axes, {name: line for name, line in lines.items() if line[1]}, COLOURS["other"])
         if several:
-            _line(axes, *series(rows, "probe", "retrieval"), color=COLOURS.get(phase, COLOURS["other"]), linewidth=2.4,
-                  zorder=4, label="mean")
+            _line(
+                axes,
+                *series(rows, "probe", "retrieval"),
+                color=COLOURS.get(phase, COLOURS["other"]),
+                linewidth=2.4,
+                zorder=4,
+                label="mean",
+            )
             _legend_above(axes)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("P@1")
@@ -137,8 +161,15 @@ def _language_lines(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence
     named = _worth_naming({name: values[-1] for name, (_, values) in lines.items()})
     for name, (steps, values) in lines.items():
         bold = name in named
-        _line(axes, steps, values, color=colour if bold else COLOURS["muted"], linewidth=1.5 if bold else 0.6,
-              alpha=1.0 if bold else 0.45, zorder=3 if bold else 2)
+        _line(
+            axes,
+            steps,
+            values,
+            color=colour if bold else COLOURS["muted"],
+            linewidth=1.5 if bold else 0.6,
+            alpha=1.0 if bold else 0.45,
+            zorder=3 if bold else 2,
+        )
     axes.margins(x=0.01)
     _step_axis(axes)
     _name_ends(axes, {name: lines[name] for name in named})
@@ -146,12 +177,14 @@ def _language_lines(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence
 
 def layer_chart(per_layer: Mapping[str, Sequence[float]]) -> str:
     """Mean P@1 over layers for every evaluated checkpoint, the best layer of the trained ones with its figure."""
+
     def paint(axes: Any) -> None:
         bests: list[tuple[int, float, str]] = []
         for name, values in per_layer.items():
             best = max(range(len(values)), key=values.__getitem__)
-            axes.plot(range(len(values)), values, color=COLOURS.get(name, COLOURS["other"]), marker="o", markersize=3.5,
-                      label=name)
+            axes.plot(
+                range(len(values)), values, color=COLOURS.get(name, COLOURS["other"]), marker="o", markersize=3.5, label=name
+            )
             if name != "untrained":
                 bests.append((best, values[best], name))
         highest = max((max(values) for values in per_layer.values()), default=1.0)
@@ -174,13 +207,21 @@ def _best_figures(axes: Any, bests: Sequence[tuple[int, float, str]], layers: in
             if abs(other - layer) < 0.14 * layers and at < height + gap:
                 at = height + gap
         placed.append((layer, at))
-        axes.annotate(f"{value:.2f}", (layer, at), ha="center", va="center", fontsize=9.5, zorder=5,
-                      color=COLOURS.get(name, COLOURS["other"]),
-                      bbox={"facecolor": COLOURS["surface"], "edgecolor": "none", "pad": 0.6})
+        axes.annotate(
+            f"{value:.2f}",
+            (layer, at),
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            zorder=5,
+            color=COLOURS.get(name, COLOURS["other"]),
+            bbox={"facecolor": COLOURS["surface"], "edgecolor": "none", "pad": 0.6},
+        )
 
 
 def throughput_chart(metrics: Mapping[str, Sequence[Record]]) -> str:
     """Tokens a second over the steps of every phase."""
+
     def paint(axes: Any) -> None:
         for phase, records in metrics.items():
             steps, speeds = series(list(records), "tokens_per_second")
@@ -198,13 +239,22 @@ def throughput_chart(metrics: Mapping[str, Sequence[Record]]) -> str:
 def _legend_above(axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=len(handles), borderpad=0,
-                    handlelength=1.2, columnspacing=1.2, handletextpad=0.5)
+        axes.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=len(handles),
+            borderpad=0,
+            handlelength=1.2,
+            columnspacing=1.2,
+            handletextpad=0.5,
+        )
 
 
 def _running_mean(values: Sequence[float], width: int = 5) -> list[float]:
     """A language has few targets in one interval; the mean over the last lines shows its course."""
-    return [sum(values[max(0, i - width + 1):i + 1]) / min(i + 1, width) for i in range(len(values))]
+    return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
 def _worth_naming(final: Mapping[str, float]) -> list[str]:
@@ -235,5 +285,6 @@ def _name_ends(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence[floa
         heights[place] = max(heights[place], floor)
         floor = heights[place] + gap
     for at, (_, _, name) in zip(heights, ends, strict=True):
-        axes.annotate(name, (right, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5,
-                      annotation_clip=False)
+        axes.annotate(
+            name, (right, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False
+        )

@@ -53,11 +53,19 @@ def heat_map(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     numbers = "".join('<th class="gap"></th>' + "".join(f"<th>{layer}</th>" for layer in layers) for _ in scores)
     tables = []
     for part in _halves(order):
-        rows = "".join(f"<tr><td>{escape(lang)}</td>" + "".join(
-            '<td class="gap"></td>' + _heat_cells(table.get(lang), layers) for table in scores.values()) + "</tr>"
-            for lang in part)
-        tables.append(panel("", f'<table class="heat"><thead><tr><th></th>{head}</tr><tr><th>layer</th>{numbers}</tr>'
-                                f"</thead><tbody>{rows}</tbody></table>"))
+        rows = "".join(
+            f"<tr><td>{escape(lang)}</td>"
+            + "".join('<td class="gap"></td>' + _heat_cells(table.get(lang), layers) for table in scores.values())
+            + "</tr>"
+            for lang in part
+        )
+        tables.append(
+            panel(
+                "",
+                f'<table class="heat"><thead><tr><th></th>{head}</tr><tr><th>layer</th>{numbers}</tr>'
+                f"</thead><tbody>{rows}</tbody></table>",
+            )
+        )
     return f'<div class="grid below">{"".join(tables)}</div>'
 
 
@@ -80,8 +88,10 @@ def _heat_cells(scores: Mapping[str, Any] | None, layers: Sequence[int]) -> str:
         value = means[layer]
         tint = f"background:color-mix(in srgb,var(--heat) {100 * value:.0f}%,var(--soft))"
         ink = "var(--heat-ink)" if value > 0.8 else "var(--ink)"
-        title = (f"layer {layer}: to English {scores['to_english'][layer]:.3f}, from English "
-                 f"{scores['from_english'][layer]:.3f}, {scores['candidates']} candidates")
+        title = (
+            f"layer {layer}: to English {scores['to_english'][layer]:.3f}, from English "
+            f"{scores['from_english'][layer]:.3f}, {scores['candidates']} candidates"
+        )
         few = "" if scores["counted"] else ' class="few"'
         cells.append(f'<td{few} style="{tint};color:{ink}" title="{escape(title)}">{100 * value:.0f}</td>')
     return "".join(cells)
@@ -107,7 +117,8 @@ def sampling_bars(phase: str, objective: str, record: Record) -> str:
         f'style="width:{100 * shares[name] / full:.1f}%;background:var(--{_variable(objective)})"></span>'
         f'<span class="tick" style="left:{100 * asked.get(name, 0) / full:.1f}%"></span></span>'
         f'<span class="figure">{100 * shares[name]:.2f}%</span></div>'
-        for name in sorted(shares, key=lambda name: (-asked.get(name, 0), name)))
+        for name in sorted(shares, key=lambda name: (-asked.get(name, 0), name))
+    )
     furthest = max((abs(shares[name] - asked.get(name, 0)) for name in shares), default=0.0)
     title = f"{phase}, {objective}: largest difference {100 * furthest:.2f} points"
     return panel(title, f'<div class="bars">{bars}</div>', wide=True)
@@ -143,7 +154,8 @@ def fill_mask_examples(examples: Sequence[Mapping[str, Any]]) -> str:
             f'<span class="track"><span class="fill" '
             f'style="width:{100 * guess["score"]:.1f}%;background:var(--mlm)"></span></span>'
             f'<span class="figure">{100 * guess["score"]:.1f}%</span></div>'
-            for guess in example.get("predictions", []))
+            for guess in example.get("predictions", [])
+        )
         panels.append(panel(str(example.get("language", "")), f'<p class="mask" dir="auto">{text}</p>{guesses}'))
     return f'<div class="grid">{"".join(panels)}</div>'
 
@@ -157,8 +169,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def fact_table(facts: Mapping[str, Any], prefix: str = "") -> str:
     """A nested mapping as a two-column table with dotted names."""
-    rows = "".join(f'<tr><td><code>{escape(name)}</code></td><td class="text">{escape(value)}</td></tr>'
-                   for name, value in _flat(facts, prefix))
+    rows = "".join(
+        f'<tr><td><code>{escape(name)}</code></td><td class="text">{escape(value)}</td></tr>'
+        for name, value in _flat(facts, prefix)
+    )
     return f"<table><tbody>{rows}</tbody></table>"
 
 

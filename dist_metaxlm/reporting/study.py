@@ -17,11 +17,13 @@ _LIMITS = (
     "Intervals are Student's t over the seeds, 95%; differences are taken seed by seed. Many comparisons are made and "
     "none is corrected for it: of twenty without any effect about one counts as a difference. The figures hold for this "
     "model, text and number of tokens, and for no other. The hyper-parameters are ours: the body of arXiv 2109.11129 was "
-    "not available.")
+    "not available."
+)
 _ARMS = (
     "meta+cross: English for n1 tokens, then all languages for N - n1. joint: all languages for N. joint matched: one phase "
     "with the amounts of English, other languages and translations that meta+cross sees. cross only: all languages for "
-    "N - n1. meta only: English for N. The number behind an arm is n1/N.")
+    "N - n1. meta only: English for N. The number behind an arm is n1/N."
+)
 
 
 def write_study_report(folder: Path, study: Study) -> Path:
@@ -37,21 +39,29 @@ def write_study_report(folder: Path, study: Study) -> Path:
 
 def html(study: Study, charts: Mapping[str, str]) -> str:
     """The page as text; the same study gives the same bytes."""
-    parts = [f'<header><h1>Two phases or one: {escape(study["size"])}</h1><p class="facts">{escape(_facts(study))}</p>'
-             f'<p class="lead">{escape(study["verdict"])}</p></header>']
+    parts = [
+        f'<header><h1>Two phases or one: {escape(study["size"])}</h1><p class="facts">{escape(_facts(study))}</p>'
+        f'<p class="lead">{escape(study["verdict"])}</p></header>'
+    ]
     for title, note, head, rows in _tables(study):
-        parts.append(f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
-                     f'{panel("", table(head, rows), wide=True)}</section>')
+        parts.append(
+            f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
+            f"{panel('', table(head, rows), wide=True)}</section>"
+        )
     drawn = "".join(panel(title, svg) for title, svg in charts.items())
-    parts.append('<section><h2>Charts</h2><p class="note">Lines are means over seeds.</p>'
-                 f'<div class="grid">{drawn}</div></section>')
-    parts.append(f'<section><h2>How it was made</h2><p class="note">{escape(_LIMITS)}</p>'
-                 f'<details><summary>Environment</summary>{fact_table(study["environment"])}</details></section>')
-    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>Two-phase study, {escape(study['size'])} – dist_metaxlm</title><style>{CSS}</style></head>\n"
-            "<body><main>\n"
-            + "\n".join(parts) + "\n</main></body></html>\n")
+    parts.append(
+        f'<section><h2>Charts</h2><p class="note">Lines are means over seeds.</p><div class="grid">{drawn}</div></section>'
+    )
+    parts.append(
+        f'<section><h2>How it was made</h2><p class="note">{escape(_LIMITS)}</p>'
+        f"<details><summary>Environment</summary>{fact_table(study['environment'])}</details></section>"
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Two-phase study, {escape(study['size'])} – dist_metaxlm</title><style>{CSS}</style></head>\n"
+        "<body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
+    )
 
 
 def markdown(study: Study, charts: Mapping[str, str]) -> str:
@@ -77,9 +87,11 @@ def interval_text(figure: Mapping[str, Any] | None, sign: bool = False) -> str:
 def _facts(study: Study) -> str:
     state = "" if study["finished"] == study["asked"] else f", {study['finished']} of {study['asked']} runs finished"
     seconds = sum(result["seconds"] for result in study["results"])
-    return (f"{short(study['parameters'])} parameters, N = {short(study['tokens'])} tokens, n1/N = "
-            f"{', '.join(f'{ratio:g}' for ratio in study['ratios'])}, {counted(len(study['seeds']), 'seed')}{state}; "
-            f"training took {counted(round(seconds / 60), 'minute')} on {study['environment'].get('device', '?')}")
+    return (
+        f"{short(study['parameters'])} parameters, N = {short(study['tokens'])} tokens, n1/N = "
+        f"{', '.join(f'{ratio:g}' for ratio in study['ratios'])}, {counted(len(study['seeds']), 'seed')}{state}; "
+        f"training took {counted(round(seconds / 60), 'minute')} on {study['environment'].get('device', '?')}"
+    )
 
 
 def _tables(study: Study) -> list[tuple[str, str, list[str], list[list[str]]]]:
@@ -87,17 +99,37 @@ def _tables(study: Study) -> list[tuple[str, str, list[str], list[list[str]]]]:
     measures = study["measures"]
     names = list(measures)
     runs = {label: [run for run in study["results"] if run["label"] == label] for label in study["arms"]}
-    arms = [[label, short(runs[label][0]["tokens"]), _share(runs[label]), str(len(runs[label])),
-             *(interval_text(of.get(name)) for name in names)] for label, of in study["arms"].items()]
-    meanings = "; ".join(f"{name}: {of['meaning']}, {'higher' if of['higher_is_better'] else 'lower'} is better"
-                         for name, of in measures.items())
-    compared = [[f"{item['ratio']:g}", item["control"], item["measure"], interval_text(item["difference"], True),
-                 item["verdict"]] for item in study["comparisons"]]
-    note = (f"{_ARMS} Mean over seeds ± half the 95% interval. English: share of the mlm windows that were read. {meanings}"
-            "; all but English are means over the other languages.")
-    return [("Arms", note, ["arm", "tokens", "English", "seeds", *names], arms),
-            ("Differences", "meta+cross minus the arm it is compared with; better and worse where the interval leaves out "
-             "zero.", ["n1/N", "against", "measure", "difference", "two phases are"], compared)]
+    arms = [
+        [
+            label,
+            short(runs[label][0]["tokens"]),
+            _share(runs[label]),
+            str(len(runs[label])),
+            *(interval_text(of.get(name)) for name in names),
+        ]
+        for label, of in study["arms"].items()
+    ]
+    meanings = "; ".join(
+        f"{name}: {of['meaning']}, {'higher' if of['higher_is_better'] else 'lower'} is better"
+        for name, of in measures.items()
+    )
+    compared = [
+        [f"{item['ratio']:g}", item["control"], item["measure"], interval_text(item["difference"], True), item["verdict"]]
+        for item in study["comparisons"]
+    ]
+    note = (
+        f"{_ARMS} Mean over seeds ± half the 95% interval. English: share of the mlm windows that were read. {meanings}"
+        "; all but English are means over the other languages."
+    )
+    return [
+        ("Arms", note, ["arm", "tokens", "English", "seeds", *names], arms),
+        (
+            "Differences",
+            "meta+cross minus the arm it is compared with; better and worse where the interval leaves out zero.",
+            ["n1/N", "against", "measure", "difference", "two phases are"],
+            compared,
+        ),
+    ]
 
 
 def _share(runs: list[Any]) -> str:
@@ -109,13 +141,21 @@ def _charts(study: Study) -> dict[str, tuple[str, str]]:
     """File name -> (title, SVG of the page)."""
     results = study["results"]
     names = {name: of["meaning"] for name, of in study["measures"].items()}
-    charts = {"english-retrieval": ("English against retrieval, a dot a run",
-                                    plots.scatter(results, "english_nll", "retrieval", names)),
-              "english-others": ("English against the other languages, a dot a run",
-                                 plots.scatter(results, "english_nll", "others_nll", names))}
+    charts = {
+        "english-retrieval": (
+            "English against retrieval, a dot a run",
+            plots.scatter(results, "english_nll", "retrieval", names),
+        ),
+        "english-others": (
+            "English against the other languages, a dot a run",
+            plots.scatter(results, "english_nll", "others_nll", names),
+        ),
+    }
     for task in dict.fromkeys(name.split(":")[0] for name in names if name.endswith(":English")):
-        charts[f"task-{task}"] = (f"{task}: English against the others",
-                                  plots.scatter(results, f"{task}:English", f"{task}:others", names))
+        charts[f"task-{task}"] = (
+            f"{task}: English against the others",
+            plots.scatter(results, f"{task}:English", f"{task}:others", names),
+        )
     for name in ("retrieval", "english_nll", "others_nll", "cka"):
         charts[f"curve-{name}"] = (f"Over training: {names[name]}", plots.curve(results, name, names[name]))
     charts["curve-loss"] = ("Training loss", plots.loss_curve(results))

@@ -9,8 +9,13 @@ from typing import Any
 from dist_metaxlm.reporting.plots import COLOURS, draw
 from dist_metaxlm.reporting.style import CSS
 
-KIND_COLOURS = {"meta+cross": "cross", "joint": "joint", "joint matched": "contrast", "cross only": "tlm",
-                "meta only": "meta"}
+KIND_COLOURS = {
+    "meta+cross": "cross",
+    "joint": "joint",
+    "joint matched": "contrast",
+    "cross only": "tlm",
+    "meta only": "meta",
+}
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MARKERS = "os^D"
 
@@ -26,8 +31,15 @@ def scatter(results: Results, horizontal: str, vertical: str, names: Mapping[str
             points = [(run["figures"].get(horizontal), run["figures"].get(vertical)) for run in runs]
             known = [(x, y) for x, y in points if x is not None and y is not None]
             if known:
-                axes.scatter(*zip(*known, strict=True), s=26, label=label, color=_colour(runs[0]), alpha=0.85, linewidths=0,
-                             marker=_MARKERS[place[runs[0]["ratio"]] % len(_MARKERS)])
+                axes.scatter(
+                    *zip(*known, strict=True),
+                    s=26,
+                    label=label,
+                    color=_colour(runs[0]),
+                    alpha=0.85,
+                    linewidths=0,
+                    marker=_MARKERS[place[runs[0]["ratio"]] % len(_MARKERS)],
+                )
         axes.set(xlabel=names[horizontal], ylabel=names[vertical])
         axes.grid(True, axis="both")
         _legend(axes)
@@ -37,6 +49,7 @@ def scatter(results: Results, horizontal: str, vertical: str, names: Mapping[str
 
 def curve(results: Results, measure: str, name: str) -> str:
     """A figure over the tokens trained on, mean over seeds, for each arm."""
+
     def paint(axes: Any) -> None:
         _lines(axes, results, lambda run: {point["tokens"]: point.get(measure) for point in run["curve"]})
         axes.xaxis.set_major_formatter(_tokens)
@@ -47,6 +60,7 @@ def curve(results: Results, measure: str, name: str) -> str:
 
 def loss_curve(results: Results) -> str:
     """Masked-LM training loss over tokens, mean over seeds, for each arm."""
+
     def paint(axes: Any) -> None:
         _lines(axes, results, lambda run: {point["tokens"]: point["losses"].get("mlm") for point in run["loss"]})
         axes.xaxis.set_major_formatter(_tokens)
@@ -57,6 +71,7 @@ def loss_curve(results: Results) -> str:
 
 def by_layer(results: Results, figure: str, name: str) -> str:
     """A figure of the finished arms by layer, mean over seeds."""
+
     def paint(axes: Any) -> None:
         _lines(axes, results, lambda run: dict(enumerate(run["final"]["by_layer"].get(figure, []))))
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -67,10 +82,16 @@ def by_layer(results: Results, figure: str, name: str) -> str:
 
 def standalone(svg: str) -> str:
     """A chart of the page as an SVG file of its own, in the light colours."""
-    light = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", CSS[:CSS.index("@media")]))
+    light = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", CSS[: CSS.index("@media")]))
     svg = re.sub(r"var\(--([a-z]+)\)", lambda found: light[found[1]], svg)
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                                'font-family="sans-serif" ', 1) + "\n"
+    return (
+        svg.replace(
+            "<svg ",
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif" ',
+            1,
+        )
+        + "\n"
+    )
 
 
 def _lines(axes: Any, results: Results, points: Any) -> None:
@@ -81,9 +102,14 @@ def _lines(axes: Any, results: Results, points: Any) -> None:
         rows = [(x, [course[x] for course in courses]) for x in at]
         means = [(x, sum(values) / len(values)) for x, values in rows if all(value is not None for value in values)]
         if means:
-            axes.plot(*zip(*means, strict=True), label=label, color=_colour(runs[0]),
-                      linestyle=_DASHES[place[runs[0]["ratio"]] % len(_DASHES)], marker="o" if len(means) < 16 else None,
-                      markersize=3)
+            axes.plot(
+                *zip(*means, strict=True),
+                label=label,
+                color=_colour(runs[0]),
+                linestyle=_DASHES[place[runs[0]["ratio"]] % len(_DASHES)],
+                marker="o" if len(means) < 16 else None,
+                markersize=3,
+            )
     axes.margins(x=0.02)
     _legend(axes)
 
@@ -107,8 +133,18 @@ def _colour(run: Mapping[str, Any]) -> str:
 def _legend(axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderpad=0, fontsize=8,
-                    handlelength=1.8, columnspacing=1.0, handletextpad=0.5)
+        axes.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=3,
+            borderpad=0,
+            fontsize=8,
+            handlelength=1.8,
+            columnspacing=1.0,
+            handletextpad=0.5,
+        )
 
 
 def _tokens(value: float, _: Any) -> str:

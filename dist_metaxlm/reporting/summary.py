@@ -60,20 +60,36 @@ def read_run(run_dir: Path | str) -> RunFiles:
     metrics = {phase: read_metrics(folder / phase / "metrics.jsonl") for phase in PHASE_ORDER}
     evaluations = {name: read_json(folder / "evaluation" / f"{name}.json") for name in CHECKPOINT_ORDER}
     return RunFiles(
-        folder=folder, recipe=recipe, recipe_text=text, environment=read_json(folder / "environment.json") or {},
+        folder=folder,
+        recipe=recipe,
+        recipe_text=text,
+        environment=read_json(folder / "environment.json") or {},
         metrics={phase: records for phase, records in metrics.items() if records},
         evaluations={name: result for name, result in evaluations.items() if result},
-        fill_mask=_examples(read_json(folder / "export" / "fill_mask.json") or []))
+        fill_mask=_examples(read_json(folder / "export" / "fill_mask.json") or []),
+    )
 
 
 def _examples(raw: Any) -> list[dict[str, Any]]:
     """Filled masks as a list; they may also be written as {language: {text, predictions [[token, score]]}}."""
-    entries = raw if isinstance(raw, list) else [
-        {"language": language, **(entry if isinstance(entry, dict) else {"predictions": entry})}
-        for language, entry in raw.items()]
-    return [{**entry, "predictions": [
-        guess if isinstance(guess, dict) else {"token": guess[0], "score": guess[1]}
-        for guess in entry.get("predictions", [])]} for entry in entries]
+    entries = (
+        raw
+        if isinstance(raw, list)
+        else [
+            {"language": language, **(entry if isinstance(entry, dict) else {"predictions": entry})}
+            for language, entry in raw.items()
+        ]
+    )
+    return [
+        {
+            **entry,
+            "predictions": [
+                guess if isinstance(guess, dict) else {"token": guess[0], "score": guess[1]}
+                for guess in entry.get("predictions", [])
+            ],
+        }
+        for entry in entries
+    ]
 
 
 def write_summary(run_dir: Path | str) -> dict[str, Any]:
@@ -93,7 +109,8 @@ def build_summary(run_dir: Path | str) -> dict[str, Any]:
         "loss_lines": LOSS_LINES,
         "phases": {phase: _phase(records) for phase, records in run.metrics.items()},
         "evaluation": evaluation,
-        "retrieval_ratio": _ratio(evaluation)}
+        "retrieval_ratio": _ratio(evaluation),
+    }
     if run.fill_mask:
         summary["fill_mask"] = run.fill_mask
     summary["environment"] = run.environment
@@ -104,11 +121,17 @@ def _phase(records: list[Record]) -> dict[str, Any]:
     first, final = _ends(records, "loss")
     objectives = {name: _ends(records, "losses", name) for name in keys_of(records, "losses")}
     last = records[-1]
-    return {"first_loss": first, "final_loss": final,
-            "first_losses": {name: ends[0] for name, ends in objectives.items()},
-            "final_losses": {name: ends[1] for name, ends in objectives.items()},
-            "steps": last["step"], "tokens": last.get("tokens"), "seconds": last.get("seconds"),
-            "tokens_per_second": _speed(records), **_probed(records)}
+    return {
+        "first_loss": first,
+        "final_loss": final,
+        "first_losses": {name: ends[0] for name, ends in objectives.items()},
+        "final_losses": {name: ends[1] for name, ends in objectives.items()},
+        "steps": last["step"],
+        "tokens": last.get("tokens"),
+        "seconds": last.get("seconds"),
+        "tokens_per_second": _speed(records),
+        **_probed(records),
+    }
 
 
 def _speed(records: list[Record]) -> float | None:
@@ -124,8 +147,11 @@ def _probed(records: list[Record]) -> dict[str, Any]:
     found, seconds = series(records, "probe", "retrieval")[1], sum(series(records, "probe", "seconds")[1])
     if not found:
         return {}
-    return {"probe_retrieval": found[-1], "probe_seconds": seconds,
-            "probe_share": seconds / records[-1]["seconds"] if records[-1].get("seconds") else None}
+    return {
+        "probe_retrieval": found[-1],
+        "probe_seconds": seconds,
+        "probe_share": seconds / records[-1]["seconds"] if records[-1].get("seconds") else None,
+    }
 
 
 def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None]:
@@ -140,12 +166,16 @@ def _evaluation(result: dict[str, Any]) -> dict[str, Any]:
     short: dict[str, Any] = {
         "english_perplexity": perplexity.get("en"),
         "english_prose_perplexity": result.get("prose_perplexity", {}).get("en"),
-        "other_perplexity": other_perplexity(perplexity)}
+        "other_perplexity": other_perplexity(perplexity),
+    }
     if "retrieval" in result:
         counted = [scores for scores in result["retrieval"].values() if scores["counted"]]
-        short |= {"mean_p_at_1": result["mean_p_at_1"], "best_layer": result["best_layer"],
-                  "candidates_min": min((scores["candidates"] for scores in counted), default=None),
-                  "languages": len(counted)}
+        short |= {
+            "mean_p_at_1": result["mean_p_at_1"],
+            "best_layer": result["best_layer"],
+            "candidates_min": min((scores["candidates"] for scores in counted), default=None),
+            "languages": len(counted),
+        }
     return short
 
 

@@ -21,8 +21,11 @@ def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> Non
     console.print(_outcome(summary, console))
     without = [name for name, of in summary["evaluation"].items() if of.get("languages") == 0]
     if without:
-        console.print(f"no mean P@1 of {', '.join(without)}: no language has as many candidates as --min_candidates of "
-                      "evaluate.py asked for", soft_wrap=True)
+        console.print(
+            f"no mean P@1 of {', '.join(without)}: no language has as many candidates as --min_candidates of "
+            "evaluate.py asked for",
+            soft_wrap=True,
+        )
     if summary["retrieval_ratio"]:
         console.print(f"retrieval after cross: {summary['retrieval_ratio']:.1f} times that of meta")
 
@@ -35,14 +38,16 @@ def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None) -> N
     table = table_of(console, f"phase {result['phase']}")
     table.add_column("language")
     for heading in (["perplexity"] if perplexity else []) + (
-            ["candidates", "to English", "from English"] if retrieval else []):
+        ["candidates", "to English", "from English"] if retrieval else []
+    ):
         table.add_column(heading, justify="right")
     for language in dict.fromkeys([*perplexity, *retrieval]):
         row = [language] + ([number(perplexity.get(language), 1)] if perplexity else [])
         scores = retrieval.get(language)
         if retrieval and scores:
-            shown = [f"{max(scores[way]) if best is None else scores[way][best]:.3f}"
-                     for way in ("to_english", "from_english")]
+            shown = [
+                f"{max(scores[way]) if best is None else scores[way][best]:.3f}" for way in ("to_english", "from_english")
+            ]
             row += [str(scores["candidates"]), *shown]
         table.add_row(*row)
     if table.row_count:
@@ -54,8 +59,10 @@ def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
     """One line of an evaluation: perplexity in English and of the others, mean P@1."""
     parts = []
     if "perplexity" in result and not result["perplexity"]:
-        parts.append("prose perplexity " + ", ".join(
-            f"{language} {number(value, 1)}" for language, value in result.get("prose_perplexity", {}).items()))
+        parts.append(
+            "prose perplexity "
+            + ", ".join(f"{language} {number(value, 1)}" for language, value in result.get("prose_perplexity", {}).items())
+        )
     elif "perplexity" in result:
         parts.append(f"English perplexity {number(result['perplexity'].get('en'), 1)}")
         others = other_perplexity(result["perplexity"])
@@ -64,8 +71,10 @@ def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
     retrieval = result.get("retrieval", {})
     if result.get("mean_p_at_1") is not None:
         languages = sum(scores["counted"] for scores in retrieval.values())
-        parts.append(f"mean P@1 {result['mean_p_at_1']:.3f} at layer {result['best_layer']} over "
-                     f"{counted(languages, 'language')}, both directions")
+        parts.append(
+            f"mean P@1 {result['mean_p_at_1']:.3f} at layer {result['best_layer']} over "
+            f"{counted(languages, 'language')}, both directions"
+        )
     elif retrieval:
         parts.append(f"no mean P@1: no language has {result['min_candidates']} candidates, see --min_candidates")
     console_of(stream).print(f"{result['phase']}: {'; '.join(parts)} ({number(result['seconds'], 1)} s)", soft_wrap=True)

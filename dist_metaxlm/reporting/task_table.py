@@ -36,8 +36,11 @@ def shown(figure: Mapping[str, Any] | None) -> str:
 
 
 def _overview(results: Results, console: Console) -> Table:
-    table = table_of(console, "per cent, mean over seeds ± half the 95% interval; gap: English (or the language that was "
-                              "learnt, in brackets) minus the mean of the others")
+    table = table_of(
+        console,
+        "per cent, mean over seeds ± half the 95% interval; gap: English (or the language that was "
+        "learnt, in brackets) minus the mean of the others",
+    )
     for name in ("task", "score", "encoder", "English", "others", "gap", "languages"):
         table.add_column(name, justify="left" if name in ("task", "score", "encoder") else "right")
     for task in dict.fromkeys(task for of in results.values() for task in of):
@@ -47,19 +50,39 @@ def _overview(results: Results, console: Console) -> Table:
                 continue
             if result["kind"] == "retrieval":
                 layer = result["layer"]
-                table.add_row(task, f"P@1, layer {layer}", name, "", f"{100 * result['per_layer']['cosine'][layer]:.1f}", "",
-                              str(len(result["languages"])))
+                table.add_row(
+                    task,
+                    f"P@1, layer {layer}",
+                    name,
+                    "",
+                    f"{100 * result['per_layer']['cosine'][layer]:.1f}",
+                    "",
+                    str(len(result["languages"])),
+                )
                 continue
             if result["kind"] == "alignment":
                 layer, name_of = result["layer"], "aer" if "aer" in result["per_layer"] else "f1"
-                table.add_row(task, f"{name_of.upper()}, layer {layer}", name, "",
-                              f"{100 * result['per_layer'][name_of][layer]:.1f}", "", str(len(result["languages"])))
+                table.add_row(
+                    task,
+                    f"{name_of.upper()}, layer {layer}",
+                    name,
+                    "",
+                    f"{100 * result['per_layer'][name_of][layer]:.1f}",
+                    "",
+                    str(len(result["languages"])),
+                )
                 continue
             figures = result["table"]
             learnt = figures.get("source_language", "en")
-            table.add_row(task, result["metric"], name, shown(figures["source"]) + f" ({learnt})" * (learnt != "en"),
-                          shown(figures["others"]),
-                          shown(figures["gap"]), str(len(figures["languages"])))
+            table.add_row(
+                task,
+                result["metric"],
+                name,
+                shown(figures["source"]) + f" ({learnt})" * (learnt != "en"),
+                shown(figures["others"]),
+                shown(figures["gap"]),
+                str(len(figures["languages"])),
+            )
     return table
 
 
@@ -79,15 +102,23 @@ def cells_by_language(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """(script, language) -> figure of one result; for retrieval both directions by cosine and by CSLS, at its layer, for
     alignment error rate (lower is better), F1, precision and recall there."""
     if result["kind"] == "alignment":
-        return {(of["script"], language): "  ".join(
-            f"{name} {100 * of[key][result['layer']]:.1f}"
-            for key, name in (("aer", "AER"), ("f1", "F1"), ("precision", "P"), ("recall", "R")) if key in of)
-            for language, of in result["languages"].items()}
+        return {
+            (of["script"], language): "  ".join(
+                f"{name} {100 * of[key][result['layer']]:.1f}"
+                for key, name in (("aer", "AER"), ("f1", "F1"), ("precision", "P"), ("recall", "R"))
+                if key in of
+            )
+            for language, of in result["languages"].items()
+        }
     if result["kind"] != "retrieval":
         table = result["table"]
         cells = {(of["script"], language): shown(of) for language, of in table["languages"].items()}
         return cells | {(script, "(mean)"): shown(of) for script, of in table["scripts"].items()}
     layer = result["layer"]
-    return {(of["script"], language): "  ".join(
-        f"{name} {100 * of[name]['to_english'][layer]:.1f}/{100 * of[name]['from_english'][layer]:.1f}"
-        for name in ("cosine", "csls")) for language, of in result["languages"].items()}
+    return {
+        (of["script"], language): "  ".join(
+            f"{name} {100 * of[name]['to_english'][layer]:.1f}/{100 * of[name]['from_english'][layer]:.1f}"
+            for name in ("cosine", "csls")
+        )
+        for language, of in result["languages"].items()
+    }

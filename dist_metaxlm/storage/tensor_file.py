@@ -43,7 +43,7 @@ class HashedFile:
         """Append `content`. Raises OSError when the disk is full."""
         view = memoryview(content).cast("B")
         for start in range(0, len(view), CHUNK):
-            chunk = view[start:start + CHUNK]
+            chunk = view[start : start + CHUNK]
             self._digest.update(chunk)
             self._stream.write(chunk)
         self._bytes += len(view)

@@ -25,12 +25,18 @@ MEANING = {
     META_ONLY: "English for N tokens",
 }
 SIZES: dict[str, tuple[int, dict[str, Any]]] = {
-    "tiny": (3_276_800, {"model.layers": 4, "model.hidden": 96, "model.heads": 4, "model.ffn": 384,
-                         "model.vocab_size": 8000}),
-    "small": (200_000_000, {"model.layers": 6, "model.hidden": 384, "model.heads": 6, "model.ffn": 1536,
-                            "model.vocab_size": 32000}),
-    "base": (10_000_000_000, {"model.layers": 12, "model.hidden": 768, "model.heads": 12, "model.ffn": 3072,
-                              "model.vocab_size": 64000}),
+    "tiny": (
+        3_276_800,
+        {"model.layers": 4, "model.hidden": 96, "model.heads": 4, "model.ffn": 384, "model.vocab_size": 8000},
+    ),
+    "small": (
+        200_000_000,
+        {"model.layers": 6, "model.hidden": 384, "model.heads": 6, "model.ffn": 1536, "model.vocab_size": 32000},
+    ),
+    "base": (
+        10_000_000_000,
+        {"model.layers": 12, "model.hidden": 768, "model.heads": 12, "model.ffn": 3072, "model.vocab_size": 64000},
+    ),
 }
 """Size -> (N in tokens, recipe fields): about 1M, 23M and 135M parameters. Ours; nothing here is from the paper."""
 
@@ -66,8 +72,9 @@ class Arm:
         return sum(phase.total_steps * phase.tokens_per_step for phase in self.recipe.phases.values())
 
 
-def study_arms(base: Recipe, tokens: int, ratios: Sequence[float], seeds: Sequence[int], english: float,
-               points: int = 5) -> list[Arm]:
+def study_arms(
+    base: Recipe, tokens: int, ratios: Sequence[float], seeds: Sequence[int], english: float, points: int = 5
+) -> list[Arm]:
     """All arms, seed by seed, so that a study that is stopped early has whole seeds.
 
     Args:
@@ -127,8 +134,12 @@ def _arm(kind: str, ratio: float | None, seed: int, base: Recipe, phases: dict[s
     interval = max(1, min(-(-phase.total_steps // points) for phase in phases.values()))
     log = max(1, min(base.training.log_interval, shortest // 2, interval))
     every = -(-interval // log) * log
-    tree["training"] |= {"log_interval": log, "checkpoint_interval": every, "probe_interval": 0,
-                         "keep_checkpoints": max(phase.total_steps for phase in phases.values()) // every + 1}
+    tree["training"] |= {
+        "log_interval": log,
+        "checkpoint_interval": every,
+        "probe_interval": 0,
+        "keep_checkpoints": max(phase.total_steps for phase in phases.values()) // every + 1,
+    }
     return Arm(kind, ratio, seed, Recipe.model_validate(tree), tuple(phases))
 
 
@@ -142,8 +153,10 @@ def _lasting(phase: PhaseConfig, steps: int) -> PhaseConfig:
     tree = phase.model_dump(mode="json") | {"steps": steps, "tokens": None}
     rate = tree["learning_rate"]
     # a warm-up that was made for a longer phase must leave room for the schedule
-    tree["learning_rate"] = rate | {"warmup_steps": min(rate["warmup_steps"], steps // 4),
-                                    "decay_steps": min(rate["decay_steps"], steps // 4)}
+    tree["learning_rate"] = rate | {
+        "warmup_steps": min(rate["warmup_steps"], steps // 4),
+        "decay_steps": min(rate["decay_steps"], steps // 4),
+    }
     return PhaseConfig.model_validate(tree)
 
 

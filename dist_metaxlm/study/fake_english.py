@@ -49,15 +49,29 @@ SENTENCES, PAIRS, HELD_OUT = 6000, 4000, 500
 """Sentences read; of these, those that held-out strings may come from (at most 15% are taken); those asked for."""
 PHASE = "joint"
 RECIPE: dict[str, Any] = {
-    "name": "fake-english", "seed": 1,
+    "name": "fake-english",
+    "seed": 1,
     # under-parameterised models align better (arXiv 2005.00396); fewer layers and words than theirs, for a CPU
     "model": {"layers": 3, "hidden": 64, "heads": 1, "ffn": 256, "vocab_size": 2 * PIECES + UNK + 2, "max_positions": 64},
     "parallel": {"zero_stage": 0},
-    "training": {"log_interval": 50, "checkpoint_interval": 1000, "keep_checkpoints": 1, "probe_interval": 250,
-                 "probe_strings": 200},
-    "phases": {PHASE: {"steps": 4000, "alpha": 1.0, "sequence_length": 64, "mask_rate": 0.15,
-                       "objectives": [{"name": "mlm", "batch_tokens": 1024}],
-                       "learning_rate": {"peak": 3e-3, "schedule": "linear", "warmup_steps": 50}}}}
+    "training": {
+        "log_interval": 50,
+        "checkpoint_interval": 1000,
+        "keep_checkpoints": 1,
+        "probe_interval": 250,
+        "probe_strings": 200,
+    },
+    "phases": {
+        PHASE: {
+            "steps": 4000,
+            "alpha": 1.0,
+            "sequence_length": 64,
+            "mask_rate": 0.15,
+            "objectives": [{"name": "mlm", "batch_tokens": 1024}],
+            "learning_rate": {"peak": 3e-3, "schedule": "linear", "warmup_steps": 50},
+        }
+    },
+}
 """What is trained; every field may be overridden."""
 
 
@@ -84,8 +98,9 @@ def fake_english_study(options: FakeEnglishOptions, script: Path, log: Callable[
     recipe = make_languages(options, log)
     arm = Arm("fake English" if options.parallel else "fake English, no parallel text", None, recipe.seed, recipe, (PHASE,))
     directory = Path(recipe.data.directory)
-    english, shifted = held_out(Tokenizer.load(directory / "tokenizer.model"), directory / "heldout" / "strings.jsonl",
-                                window_of(recipe))
+    english, shifted = held_out(
+        Tokenizer.load(directory / "tokenizer.model"), directory / "heldout" / "strings.jsonl", window_of(recipe)
+    )
     untrained = measure(Encoder(recipe.model, recipe.seed), english, shifted, window_of(recipe))
     log(f"untrained: {_shown(untrained)}")
     with Workers(script, jobs=1, ranks=1) as workers:
@@ -95,15 +110,27 @@ def fake_english_study(options: FakeEnglishOptions, script: Path, log: Callable[
     records = read_metrics(options.output / PHASE / "metrics.jsonl")
     layer = fixed_layer(recipe.model.layers)
     result = {
-        "case": arm.label, "reached": trained["retrieval"][layer] > BAR, "bar": BAR, "layer": layer,
-        "retrieval": trained["retrieval"][layer], "candidates": len(english), "chance": 1 / len(english),
-        "untrained": untrained, "trained": trained,
-        "curve": [{"step": record["step"], "loss": record["loss"], "retrieval": record["probe"]["retrieval"]}
-                  for record in records if "probe" in record],
+        "case": arm.label,
+        "reached": trained["retrieval"][layer] > BAR,
+        "bar": BAR,
+        "layer": layer,
+        "retrieval": trained["retrieval"][layer],
+        "candidates": len(english),
+        "chance": 1 / len(english),
+        "untrained": untrained,
+        "trained": trained,
+        "curve": [
+            {"step": record["step"], "loss": record["loss"], "retrieval": record["probe"]["retrieval"]}
+            for record in records
+            if "probe" in record
+        ],
         "curve_candidates": next((record["probe"]["strings"] for record in records if "probe" in record), None),
-        "steps": records[-1]["step"], "tokens": records[-1]["tokens"], "seconds": round(records[-1]["seconds"], 1),
+        "steps": records[-1]["step"],
+        "tokens": records[-1]["tokens"],
+        "seconds": round(records[-1]["seconds"], 1),
         "recipe": {key: part for key, part in recipe.model_dump(mode="json").items() if key != "data"},
-        "environment": environment()}
+        "environment": environment(),
+    }
     write_json(options.output / "fake-english.json", result)
     return result
 
@@ -117,8 +144,10 @@ def make_languages(options: FakeEnglishOptions, log: Callable[[str], None]) -> R
     asked = {"text": list(options.text), "parallel": options.parallel}
     before = read_json(options.output / "plan.json")
     if before is not None and before != asked:
-        raise UserError(f"{options.output} holds the case of {' '.join(before['text'])}, parallel text: {before['parallel']}"
-                        "; give another --output")
+        raise UserError(
+            f"{options.output} holds the case of {' '.join(before['text'])}, parallel text: {before['parallel']}"
+            "; give another --output"
+        )
     if before is None:
         sentences = read_sentences(options.text)
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,12 +163,15 @@ def make_languages(options: FakeEnglishOptions, log: Callable[[str], None]) -> R
 
 
 def _recipe(output: Path, text: Path) -> dict[str, Any]:
-    data = {"directory": str(output / "data"), "heldout_strings": HELD_OUT,
-            "tokenizer": {"path": str(text / "doubled.model")},
-            "text": {name: [str(text / f"{name}.txt")] for name in (LANGUAGE, FAKE)},
-            "bitext": {f"{LANGUAGE}-{FAKE}": [str(text / f"{LANGUAGE}-{FAKE}.tsv")]},
-            # the sentences are as they should be
-            "cleaning": {"unicode": "none", "control_characters": False, "deduplicate": []}}
+    data = {
+        "directory": str(output / "data"),
+        "heldout_strings": HELD_OUT,
+        "tokenizer": {"path": str(text / "doubled.model")},
+        "text": {name: [str(text / f"{name}.txt")] for name in (LANGUAGE, FAKE)},
+        "bitext": {f"{LANGUAGE}-{FAKE}": [str(text / f"{LANGUAGE}-{FAKE}.tsv")]},
+        # the sentences are as they should be
+        "cleaning": {"unicode": "none", "control_characters": False, "deduplicate": []},
+    }
     return {**RECIPE, "data": data}
 
 
@@ -148,12 +180,16 @@ def read_sentences(text: Iterable[str]) -> list[str]:
     paths = [Path(name) for name in text]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise UserError(f"no text at {missing[0]}; run launch/prepare.py corpus --recipe quickstart, or name a file of "
-                        "English with --text")
+        raise UserError(
+            f"no text at {missing[0]}; run launch/prepare.py corpus --recipe quickstart, or name a file of "
+            "English with --text"
+        )
     found = list(fake_language.plain_sentences(paths, *WORDS))
     if len(found) < PAIRS:
-        raise UserError(f"{' '.join(text)} has {counted(len(found), 'different sentence')} of {WORDS[0]} to {WORDS[1]} "
-                        f"plain words, and {PAIRS} are needed; give more text with --text")
+        raise UserError(
+            f"{' '.join(text)} has {counted(len(found), 'different sentence')} of {WORDS[0]} to {WORDS[1]} "
+            f"plain words, and {PAIRS} are needed; give more text with --text"
+        )
     random.Random(0).shuffle(found)  # so that neighbours, and the halves without parallel text, are no topics
     return found[:SENTENCES]
 
@@ -161,8 +197,10 @@ def read_sentences(text: Iterable[str]) -> list[str]:
 def held_out(tokenizer: Tokenizer, path: Path, window: int) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of the held-out sentences in both languages, sentence by sentence; those that differ within the window."""
     rows = read_strings(path)
-    english, shifted = ([ids[:window - 2] for ids in tokenizer.encode_batch([row[language] for row in rows])]
-                        for language in (LANGUAGE, FAKE))
+    english, shifted = (
+        [ids[: window - 2] for ids in tokenizer.encode_batch([row[language] for row in rows])]
+        for language in (LANGUAGE, FAKE)
+    )
     kept = distinct_pairs(english, shifted)
     return [english[number] for number in kept], [shifted[number] for number in kept]
 
@@ -183,11 +221,16 @@ def measure(encoder: Encoder, english: Sequence[list[int]], shifted: Sequence[li
     lengths = torch.tensor([len(ids) for ids in english], device=one.device)
     words = (encoder.config.vocab_size - UNK - 2) // 2
     tokens = [[number] for number in range(UNK + 1, UNK + 1 + words)]
-    alone = [embed(encoder, [[number + shift] for [number] in tokens], window, include_special=False)
-             for shift in (0, words)]
-    return {"retrieval": _both_ways(one, other), "same_length": _within(one, other, lengths),
-            "shuffled": _within(one, shuffled, lengths), "translation": _both_ways(*alone),
-            "same_length_chance": lengths.unique().numel() / len(lengths)}
+    alone = [
+        embed(encoder, [[number + shift] for [number] in tokens], window, include_special=False) for shift in (0, words)
+    ]
+    return {
+        "retrieval": _both_ways(one, other),
+        "same_length": _within(one, other, lengths),
+        "shuffled": _within(one, shuffled, lengths),
+        "translation": _both_ways(*alone),
+        "same_length_chance": lengths.unique().numel() / len(lengths),
+    }
 
 
 def _both_ways(first: torch.Tensor, second: torch.Tensor) -> list[float]:
@@ -205,5 +248,7 @@ def _within(first: torch.Tensor, second: torch.Tensor, lengths: torch.Tensor) ->
 
 
 def _shown(figures: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {' '.join(f'{value:.3f}' for value in figures[name])}"
-                     for name in ("retrieval", "same_length", "shuffled", "translation"))
+    return ", ".join(
+        f"{name.replace('_', ' ')} {' '.join(f'{value:.3f}' for value in figures[name])}"
+        for name in ("retrieval", "same_length", "shuffled", "translation")
+    )

@@ -45,7 +45,7 @@ def doubled(model: bytes) -> bytes:
 
     proto: Any = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(model)
-    ordinary = [(piece.piece, piece.score) for piece in proto.pieces[UNK + 1:]]
+    ordinary = [(piece.piece, piece.score) for piece in proto.pieces[UNK + 1 :]]
     for piece, score in ordinary:
         proto.pieces.add(piece=fake(piece), score=score)
     proto.normalizer_spec.add_dummy_prefix = False

@@ -47,8 +47,7 @@ def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, 
     """
     rows = read_strings(heldout / "strings.jsonl")[:most]
     codes = sorted({code for row in rows for code in row} - {"en"})
-    losses = {code: _loss(encoder, tokenizer, [row[code] for row in rows if code in row], window)
-              for code in ("en", *codes)}
+    losses = {code: _loss(encoder, tokenizer, [row[code] for row in rows if code in row], window) for code in ("en", *codes)}
     layers: dict[str, list[list[float]]] = {}
     languages: dict[str, Any] = {}
     depth = 0
@@ -64,24 +63,31 @@ def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, 
     by_layer = {name: [sum(column) / len(column) for column in zip(*of, strict=True)] for name, of in layers.items()}
     layer = fixed_layer(depth)
     others = [loss for code in codes if (loss := losses[code]) is not None]
-    return {"english_nll": losses["en"], "others_nll": sum(others) / len(others) if others else None,
-            **{name: by_layer[name][layer] if by_layer else None
-               for name in ("retrieval", "retrieval_csls", "cka", "margin")},
-            "by_layer": by_layer, "layer": layer, "languages": languages}
+    return {
+        "english_nll": losses["en"],
+        "others_nll": sum(others) / len(others) if others else None,
+        **{name: by_layer[name][layer] if by_layer else None for name in ("retrieval", "retrieval_csls", "cka", "margin")},
+        "by_layer": by_layer,
+        "layer": layer,
+        "languages": languages,
+    }
 
 
 def _loss(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], window: int) -> float | None:
     distinct = list(dict.fromkeys(texts))
-    asked = [mask_sentence(text, ids, tokenizer.special)
-             for text, ids in zip(distinct, tokenizer.encode_batch(distinct), strict=True)]
+    asked = [
+        mask_sentence(text, ids, tokenizer.special)
+        for text, ids in zip(distinct, tokenizer.encode_batch(distinct), strict=True)
+    ]
     found = masked_perplexity(encoder, asked, tokenizer.mask_id, window)
     return None if found is None else math.log(found)
 
 
-def _pairs(encoder: Encoder, tokenizer: Tokenizer, rows: list[tuple[str, str]],
-           window: int) -> dict[str, list[float]] | None:
+def _pairs(
+    encoder: Encoder, tokenizer: Tokenizer, rows: list[tuple[str, str]], window: int
+) -> dict[str, list[float]] | None:
     """Figures by layer of one language against English; None where there are too few pairs."""
-    sides = [[ids[:window - 2] for ids in tokenizer.encode_batch([row[side] for row in rows])] for side in (0, 1)]
+    sides = [[ids[: window - 2] for ids in tokenizer.encode_batch([row[side] for row in rows])] for side in (0, 1)]
     kept = distinct_pairs(*sides)
     if len(kept) < MIN_PAIRS:
         return None
@@ -91,6 +97,9 @@ def _pairs(encoder: Encoder, tokenizer: Tokenizer, rows: list[tuple[str, str]],
     def both(score: Any) -> list[float]:
         return [(a + b) / 2 for a, b in zip(score(other, english), score(english, other), strict=True)]
 
-    return {"retrieval": both(precision_at_1), "retrieval_csls": both(csls_precision_at_1),
-            "cka": [value or 0.0 for value in space["cka"]],
-            "margin": [a - b for a, b in zip(space["translations"], space["random"], strict=True)]}
+    return {
+        "retrieval": both(precision_at_1),
+        "retrieval_csls": both(csls_precision_at_1),
+        "cka": [value or 0.0 for value in space["cka"]],
+        "margin": [a - b for a, b in zip(space["translations"], space["random"], strict=True)],
+    }

@@ -98,9 +98,11 @@ def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, 
     if missing:
         if begun:  # a finished study can be reported without its tasks' files
             _check_tasks(options, base)
-        log(f"training {len(missing)} of {counted(len(arms), 'arm')}, {options.jobs} at once; the first is "
+        log(
+            f"training {len(missing)} of {counted(len(arms), 'arm')}, {options.jobs} at once; the first is "
             f"{missing[0].label}, seed {missing[0].seed}, with its lines in "
-            f"{options.output / 'arms' / missing[0].name / 'log.txt'}")
+            f"{options.output / 'arms' / missing[0].name / 'log.txt'}"
+        )
 
     def write() -> dict[str, Any]:
         return _write(options, arms, [result for arm in arms if (result := found[arm.name]) is not None])
@@ -115,8 +117,10 @@ def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, 
         write_json(options.output / "arms" / arm.name / "result.json", result)
         found[arm.name], fresh = result, fresh + 1
         left = (time.monotonic() - began) / fresh * (len(missing) - fresh) / 60
-        log(f"arm {len(arms) - len(missing) + fresh} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about "
-            f"{counted(round(left), 'minute')} left")
+        log(
+            f"arm {len(arms) - len(missing) + fresh} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about "
+            f"{counted(round(left), 'minute')} left"
+        )
         write()
 
     with workers:
@@ -149,8 +153,14 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
     if unknown or not options.kinds:
         raise UserError(f"--arms {unknown[0] if unknown else ''!r} is none of {', '.join(map(repr, MEANING))}")
     tokens = options.tokens or SIZES[options.size][0]
-    plan = {"size": options.size, "tokens": tokens, "points": options.points, "curve_strings": options.curve_strings,
-            "tasks": list(options.tasks), "recipe": base.model_dump(mode="json")}
+    plan = {
+        "size": options.size,
+        "tokens": tokens,
+        "points": options.points,
+        "curve_strings": options.curve_strings,
+        "tasks": list(options.tasks),
+        "recipe": base.model_dump(mode="json"),
+    }
     # what cannot be trained is refused before any data is made
     for arm in study_arms(base, tokens, options.ratios, options.seeds, 0.5, options.points):
         for phase in arm.phases:
@@ -158,8 +168,10 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
     before = read_json(options.output / "plan.json")
     changed = [key for key in plan if before is not None and before.get(key) != plan[key]]
     if changed:
-        raise UserError(f"{options.output} holds a study with another {', '.join(changed)}; give another --output, or the "
-                        "settings of its plan.json")
+        raise UserError(
+            f"{options.output} holds a study with another {', '.join(changed)}; give another --output, or the "
+            "settings of its plan.json"
+        )
     prepare.prepare(base, log)
     write_json(options.output / "plan.json", plan)
     arms = study_arms(base, tokens, options.ratios, options.seeds, english_of_cross(base), options.points)
@@ -172,8 +184,9 @@ def english_of_cross(base: Recipe) -> float:
     tree = base.phases["cross"].model_dump(mode="json")
     tree["objectives"] = [of for of in tree["objectives"] if of["name"] == "mlm"]
     phase = PhaseConfig.model_validate(tree)
-    data = PhaseData(TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), "cross", phase,
-                     base.seed)
+    data = PhaseData(
+        TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), "cross", phase, base.seed
+    )
     windows = phase.total_steps * phase.tokens_per_step // phase.sequence_length
     return data.asked_so_far("mlm", windows).get("en", 0.0)
 
@@ -201,16 +214,27 @@ def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device
             point = figures(phase, step, options.curve_strings)
             curve.append({"phase": phase, "tokens": before + step * each, **{name: point[name] for name in MEASURES}})
         records = read_metrics(folder / phase / "metrics.jsonl")
-        loss += [{"phase": phase, "tokens": before + record["step"] * each, "losses": record["losses"]}
-                 for record in records]
+        loss += [
+            {"phase": phase, "tokens": before + record["step"] * each, "losses": record["losses"]} for record in records
+        ]
         before += arm.recipe.phases[phase].total_steps * each  # type: ignore[index]
     last = figures(arm.phases[-1], None, None)
     tasks = evaluate_run_tasks(folder, arm.phases[-1], options.tasks, options.task_options) if options.tasks else {}
-    return {"label": arm.label, "kind": arm.kind, "ratio": arm.ratio, "seed": arm.seed, "tokens": arm.tokens,
-            "english_share": _english_share(arm, folder), "final": last, "curve": curve, "loss": loss, "tasks": tasks,
-            "figures": {name: last[name] for name in MEASURES} | _task_figures(tasks),
-            "seconds": sum(read_metrics(folder / phase / "metrics.jsonl")[-1]["seconds"] for phase in arm.phases),
-            "recipe": arm.recipe.model_dump(mode="json")}
+    return {
+        "label": arm.label,
+        "kind": arm.kind,
+        "ratio": arm.ratio,
+        "seed": arm.seed,
+        "tokens": arm.tokens,
+        "english_share": _english_share(arm, folder),
+        "final": last,
+        "curve": curve,
+        "loss": loss,
+        "tasks": tasks,
+        "figures": {name: last[name] for name in MEASURES} | _task_figures(tasks),
+        "seconds": sum(read_metrics(folder / phase / "metrics.jsonl")[-1]["seconds"] for phase in arm.phases),
+        "recipe": arm.recipe.model_dump(mode="json"),
+    }
 
 
 def _english_share(arm: Arm, folder: Path) -> float | None:
@@ -229,16 +253,19 @@ def _task_figures(tasks: dict[str, Any]) -> dict[str, float]:
             of = "cosine" if result["kind"] == "retrieval" else "f1"
             figures[f"{name}:others"] = result["per_layer"][of][result["layer"]]
         elif "table" in result:
-            figures |= {f"{name}:{what}": result["table"][key]["mean"]
-                        for what, key in (("English", "source"), ("others", "others"), ("gap", "gap"))
-                        if result["table"][key]}
+            figures |= {
+                f"{name}:{what}": result["table"][key]["mean"]
+                for what, key in (("English", "source"), ("others", "others"), ("gap", "gap"))
+                if result["table"][key]
+            }
     return figures
 
 
 def _course(result: dict[str, Any]) -> str:
     figures = result["figures"]
-    return ", ".join(f"{name} {figures[name]:.3f}" for name in ("english_nll", "others_nll", "retrieval")
-                     if figures[name] is not None)
+    return ", ".join(
+        f"{name} {figures[name]:.3f}" for name in ("english_nll", "others_nll", "retrieval") if figures[name] is not None
+    )
 
 
 def _write(options: StudyOptions, arms: Sequence[Arm], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -248,12 +275,19 @@ def _write(options: StudyOptions, arms: Sequence[Arm], results: Sequence[dict[st
         if name not in measures:
             task, _, what = name.partition(":")
             measures[name] = (f"{task}, {what}", what != "gap")
-    study = {"size": options.size, "parameters": _parameters(arms[0].recipe),
-             "tokens": options.tokens or SIZES[options.size][0],
-             "ratios": list(options.ratios), "seeds": list(options.seeds), "finished": len(results), "asked": len(arms),
-             "measures": {name: {"meaning": meaning, "higher_is_better": higher}
-                          for name, (meaning, higher) in measures.items()},
-             **summarise(results, measures), "results": list(results), "environment": environment()}
+    study = {
+        "size": options.size,
+        "parameters": _parameters(arms[0].recipe),
+        "tokens": options.tokens or SIZES[options.size][0],
+        "ratios": list(options.ratios),
+        "seeds": list(options.seeds),
+        "finished": len(results),
+        "asked": len(arms),
+        "measures": {name: {"meaning": meaning, "higher_is_better": higher} for name, (meaning, higher) in measures.items()},
+        **summarise(results, measures),
+        "results": list(results),
+        "environment": environment(),
+    }
     write_json(options.output / "study.json", study)
     write_study_report(options.output, study)
     return study

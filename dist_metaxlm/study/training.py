@@ -39,8 +39,10 @@ class Workers:
         if jobs < 1:
             raise UserError(f"--jobs {jobs} is not a number of arms at once; give 1 or more")
         if devices and jobs > 1 and jobs * ranks > devices:
-            raise UserError(f"--jobs {jobs} with --ranks {ranks} need {jobs * ranks} CUDA devices and this machine has "
-                            f"{devices}; give --jobs {max(1, devices // ranks)}")
+            raise UserError(
+                f"--jobs {jobs} with --ranks {ranks} need {jobs * ranks} CUDA devices and this machine has "
+                f"{devices}; give --jobs {max(1, devices // ranks)}"
+            )
         self._script, self._jobs, self._ranks, self._devices = script, jobs, ranks, devices
         self._slots = iter(range(jobs))
         self._slot = threading.local()
@@ -83,18 +85,25 @@ class Workers:
         """
         recipe = folder / "study-recipe.yaml"
         write_text(recipe, dump_recipe(arm.recipe))
-        launcher = [sys.executable] if self._ranks == 1 else [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self._ranks)]
+        launcher = (
+            [sys.executable]
+            if self._ranks == 1
+            else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self._ranks)]
+        )
         for phase in arm.phases:
             command = [*launcher, str(self._script), "--phase", phase, "--recipe", str(recipe), "--run_dir", str(folder)]
             with (folder / "log.txt").open("a", encoding="utf-8") as output:
                 code = self._call(command, output)
             if code == EXIT_AGAIN:
-                raise StoppedInGoodOrder(f"the study stopped in arm {arm.name}, phase {phase}, and has saved what it did; "
-                                         "run the same command again to go on")
+                raise StoppedInGoodOrder(
+                    f"the study stopped in arm {arm.name}, phase {phase}, and has saved what it did; "
+                    "run the same command again to go on"
+                )
             if code:
-                raise UserError(f"arm {arm.name}, phase {phase} ended with exit code {code}: "
-                                f"{_last_error(folder / 'log.txt')}; the whole story is in {folder / 'log.txt'}")
+                raise UserError(
+                    f"arm {arm.name}, phase {phase} ended with exit code {code}: "
+                    f"{_last_error(folder / 'log.txt')}; the whole story is in {folder / 'log.txt'}"
+                )
 
     def _take_slot(self) -> None:
         with self._lock:
@@ -105,7 +114,7 @@ class Workers:
 
     def _share(self, things: Sequence[Item]) -> Sequence[Item]:
         each = len(things) // self._jobs
-        return things[self._slot.number * each:(self._slot.number + 1) * each]
+        return things[self._slot.number * each : (self._slot.number + 1) * each]
 
     def _call(self, command: Sequence[str], output: Any) -> int:
         """Exit code of a command; EXIT_AGAIN where we were asked to stop."""

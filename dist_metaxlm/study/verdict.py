@@ -28,8 +28,10 @@ def summarise(results: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple
     """
     labels = list(dict.fromkeys(result["label"] for result in results))
     figures = {label: {name: _over(results, label, name) for name in measures} for label in labels}
-    arms = {label: {name: interval(list(values.values())) for name, values in of.items() if values}
-            for label, of in figures.items()}
+    arms = {
+        label: {name: interval(list(values.values())) for name, values in of.items() if values}
+        for label, of in figures.items()
+    }
     comparisons = []
     for ratio in sorted({result["ratio"] for result in results if result["kind"] == TWO_PHASE}):
         ours = figures[f"{TWO_PHASE} {ratio:g}"]
@@ -39,14 +41,24 @@ def summarise(results: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple
                 seeds = sorted(set(ours[name]) & set(theirs[name]))
                 if seeds:
                     difference = interval([ours[name][seed] - theirs[name][seed] for seed in seeds])
-                    comparisons.append({"ratio": ratio, "control": control, "measure": name, "difference": difference,
-                                        "verdict": judge(difference, higher)})
+                    comparisons.append(
+                        {
+                            "ratio": ratio,
+                            "control": control,
+                            "measure": name,
+                            "difference": difference,
+                            "verdict": judge(difference, higher),
+                        }
+                    )
     return {"arms": arms, "comparisons": comparisons, "verdict": sentence(comparisons, measures)}
 
 
 def _over(results: Sequence[Mapping[str, Any]], label: str, measure: str) -> dict[int, float]:
-    return {result["seed"]: result["figures"][measure] for result in results
-            if result["label"] == label and result["figures"].get(measure) is not None}
+    return {
+        result["seed"]: result["figures"][measure]
+        for result in results
+        if result["label"] == label and result["figures"].get(measure) is not None
+    }
 
 
 def judge(difference: Mapping[str, Any], higher: bool) -> str:
@@ -64,17 +76,24 @@ def sentence(comparisons: Sequence[Mapping[str, Any]], measures: Mapping[str, tu
     if not asked:
         return "No two-phase arm and single-phase arm are both finished: there is no verdict yet."
     if all(item["verdict"] == "one seed" for item in asked):
-        return ("There is one seed an arm: differences between arms cannot be told from differences between seeds, and "
-                "there is no verdict.")
+        return (
+            "There is one seed an arm: differences between arms cannot be told from differences between seeds, and "
+            "there is no verdict."
+        )
     parts = []
     for control, name in ((JOINT, "joint training at equal tokens"), (MATCHED, "one phase over the same amounts of text")):
         mine = [item for item in asked if item["control"] == control]
         if not mine:
             continue
-        counts = {verdict: [item for item in mine if item["verdict"] == verdict]
-                  for verdict in ("better", "worse", "no difference shown")}
-        said = [f"{verdict} in {_listed(items, measures)}" for verdict, items in counts.items()
-                if items and verdict != "no difference shown"]
+        counts = {
+            verdict: [item for item in mine if item["verdict"] == verdict]
+            for verdict in ("better", "worse", "no difference shown")
+        }
+        said = [
+            f"{verdict} in {_listed(items, measures)}"
+            for verdict, items in counts.items()
+            if items and verdict != "no difference shown"
+        ]
         none = len(counts["no difference shown"])
         if none:
             said.append(f"no difference shown in {none} of {len(mine)} comparisons")
@@ -95,8 +114,11 @@ def _headline(better: int, worse: int, asked: int) -> str:
 
 
 def _listed(items: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, bool]]) -> str:
-    return ", ".join(f"{measures[item['measure']][0]} (n1/N = {item['ratio']:g}: {item['difference']['mean']:+.3f} ± "
-                     f"{item['difference']['half_width']:.3f})" for item in items)
+    return ", ".join(
+        f"{measures[item['measure']][0]} (n1/N = {item['ratio']:g}: {item['difference']['mean']:+.3f} ± "
+        f"{item['difference']['half_width']:.3f})"
+        for item in items
+    )
 
 
 def _upper(text: str) -> str:

@@ -90,8 +90,11 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     if folder.finished and options.resume == "auto" and not _goes_on(folder, recipe, options):
         folder.start(recipe) if topology.is_first else None
         steps, loss = counted(folder.finished["steps"], "step"), folder.finished["loss"]
-        _say(topology, f"phase {options.phase} of {folder.run_dir} is finished: {steps}, loss {loss:.3f}; --resume never "
-                       "trains it anew")
+        _say(
+            topology,
+            f"phase {options.phase} of {folder.run_dir} is finished: {steps}, loss {loss:.3f}; --resume never "
+            "trains it anew",
+        )
         warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides) if topology.is_first else None
         return
     warning = check_room(folder.checkpoints, recipe, options.phase, anew=options.resume == "never")
@@ -106,8 +109,14 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     probe = open_probe(recipe) if recipe.training.probe_interval else None
     bind_cores(topology)
     device = pick_device(topology)
-    with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline,
-                       join_seconds=recipe.parallel.join_seconds, facts=facts_to_share(recipe)):
+    with process_group(
+        topology,
+        device,
+        recipe.parallel.tensor,
+        recipe.parallel.pipeline,
+        join_seconds=recipe.parallel.join_seconds,
+        facts=facts_to_share(recipe),
+    ):
         topology = locate_ranks(topology, device)
         _show_place(recipe, topology)
         if topology.is_first and options.resume != "never":
@@ -121,9 +130,11 @@ def _goes_on(folder: PhaseFolder, recipe: Recipe, options: Options) -> bool:
     assert folder.finished is not None
     steps, longer = folder.finished["steps"], recipe.phases[options.phase].total_steps  # type: ignore[index]
     if options.change and longer <= steps:
-        raise UserError(f"phase {options.phase} of {folder.run_dir} is finished after {counted(steps, 'step')}, and the "
-                        f"recipe has {longer}: --change goes on with more of them, such as "
-                        f"phases.{options.phase}.steps={2 * steps}")
+        raise UserError(
+            f"phase {options.phase} of {folder.run_dir} is finished after {counted(steps, 'step')}, and the "
+            f"recipe has {longer}: --change goes on with more of them, such as "
+            f"phases.{options.phase}.steps={2 * steps}"
+        )
     return options.change
 
 
@@ -146,19 +157,28 @@ def open_data(recipe: Recipe, phase: str) -> tuple[Tokenizer, PhaseData]:
     return tokenizer, PhaseData(store, tokenizer, phase, recipe.phases[phase], recipe.seed)  # type: ignore[index]
 
 
-def _run(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder,
-         opened: tuple[Tokenizer, PhaseData], probe: Probe | None = None) -> None:
+def _run(
+    recipe: Recipe,
+    options: Options,
+    topology: Topology,
+    device: torch.device,
+    folder: PhaseFolder,
+    opened: tuple[Tokenizer, PhaseData],
+    probe: Probe | None = None,
+) -> None:
     phase = recipe.phases[options.phase]  # type: ignore[index]
     tokenizer, data = opened
     place = groups()
-    plan = StepPlan(phase, options.phase, recipe.seed, place.data_rank, place.data_size,
-                    recipe.parallel.micro_batch_tokens)
-    progress = Progress(options.phase, tokenizer.hash, recipe.model.vocab_size, device,
-                        schedule_offset(recipe, options, folder))
+    plan = StepPlan(phase, options.phase, recipe.seed, place.data_rank, place.data_size, recipe.parallel.micro_batch_tokens)
+    progress = Progress(
+        options.phase, tokenizer.hash, recipe.model.vocab_size, device, schedule_offset(recipe, options, folder)
+    )
     checkpoint = checkpoint_to_resume(folder.checkpoints, options.resume)
     if checkpoint is not None and checkpoint.facts["tokenizer"] != tokenizer.hash:
-        raise UserError(f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the data in "
-                        f"{recipe.data.directory} have {tokenizer.hash[:12]}; give the data.directory that it began with")
+        raise UserError(
+            f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the data in "
+            f"{recipe.data.directory} have {tokenizer.hash[:12]}; give the data.directory that it began with"
+        )
     model = build_model(recipe, phase)
     encoder, carried = model.encoder, None
     exact: Mapping[str, torch.Tensor] = {}
@@ -227,19 +247,32 @@ def finish(folder: PhaseFolder, progress: Progress, topology: Topology) -> None:
     import json
 
     last = json.loads(folder.metrics.read_text(encoding="utf-8").splitlines()[-1])
-    folder.finish({"steps": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, "loss": last["loss"],
-                   "losses": last["losses"], "ranks": topology.world_size})
-    _say(topology, f"phase {folder.phase} finished: {counted(progress.step, 'step')}, {progress.tokens:,} tokens, "
-                   f"{progress.seconds:.0f} s, loss {last['loss']:.3f}; checkpoint in {folder.checkpoints}")
+    folder.finish(
+        {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "seconds": progress.seconds,
+            "loss": last["loss"],
+            "losses": last["losses"],
+            "ranks": topology.world_size,
+        }
+    )
+    _say(
+        topology,
+        f"phase {folder.phase} finished: {counted(progress.step, 'step')}, {progress.tokens:,} tokens, "
+        f"{progress.seconds:.0f} s, loss {last['loss']:.3f}; checkpoint in {folder.checkpoints}",
+    )
 
 
 def missing_meta(folder: PhaseFolder, options: Options) -> None:
     """Refuse `cross` before any data is prepared when its meta phase is not there."""
     state = "an unfinished one" if folder.path.with_name("meta").exists() else "none"
     recipe = "" if options.recipe == "quickstart" else f" --recipe {options.recipe}"
-    raise UserError(f"--phase cross continues from a finished meta phase, and {folder.run_dir / 'meta'} holds {state}; run "
-                    f"`deepspeed launch/pretrain.py --phase meta{recipe} --run_dir {folder.run_dir}` first, or give "
-                    "--init_from an imported model")
+    raise UserError(
+        f"--phase cross continues from a finished meta phase, and {folder.run_dir / 'meta'} holds {state}; run "
+        f"`deepspeed launch/pretrain.py --phase meta{recipe} --run_dir {folder.run_dir}` first, or give "
+        "--init_from an imported model"
+    )
 
 
 def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
@@ -253,18 +286,33 @@ def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
     registry.force(recipe.training.kernels)
 
 
-def _announce(recipe: Recipe, options: Options, topology: Topology, device: torch.device, folder: PhaseFolder,
-              progress: Progress, carried: Carried | None) -> None:
+def _announce(
+    recipe: Recipe,
+    options: Options,
+    topology: Topology,
+    device: torch.device,
+    folder: PhaseFolder,
+    progress: Progress,
+    carried: Carried | None,
+) -> None:
     """Say at start what runs, how the phases differ, and what was carried over."""
     phase = recipe.phases[options.phase]  # type: ignore[index]
     parameters, layout = count_parameters(recipe.model).total, layout_name(recipe.parallel, topology.world_size)
-    _say(topology, f"{recipe.name}, phase {options.phase}: {parameters:,} parameters, "
-                   f"{counted(phase.total_steps, 'step')}, {counted(topology.world_size, 'rank')} on "
-                   f"{counted(topology.nodes, 'node')}, {device.type}, "
-                   f"{resolve_precision(recipe, device)}, {layout}, in {folder.path}")
+    _say(
+        topology,
+        f"{recipe.name}, phase {options.phase}: {parameters:,} parameters, "
+        f"{counted(phase.total_steps, 'step')}, {counted(topology.world_size, 'rank')} on "
+        f"{counted(topology.nodes, 'node')}, {device.type}, "
+        f"{resolve_precision(recipe, device)}, {layout}, in {folder.path}",
+    )
     if {"meta", "cross"} <= set(recipe.phases) and options.phase in ("meta", "cross"):
-        _say(topology, "meta -> cross changes: " + "; ".join(
-            f"{key} {_value(old)} -> {_value(new)}" for key, old, new in phase_difference(recipe, "meta", "cross")))
+        _say(
+            topology,
+            "meta -> cross changes: "
+            + "; ".join(
+                f"{key} {_value(old)} -> {_value(new)}" for key, old, new in phase_difference(recipe, "meta", "cross")
+            ),
+        )
     if carried is not None:
         write_json(folder.path / "carry_over.json", carried.report)
         for line in describe(carried.report):
@@ -286,8 +334,10 @@ def _show_place(recipe: Recipe, topology: Topology, always: bool = False) -> Non
     layout = recipe.parallel
     placement = check_placement(topology, layout.tensor, layout.pipeline, layout.tensor_across_nodes)
     if topology.world_size > 1 or always:
-        for line in [*placement_lines(placement), f"  {shown()}; {counted(threads(topology), 'thread')} a rank, started by "
-                                                  f"{topology.launcher}"]:
+        for line in [
+            *placement_lines(placement),
+            f"  {shown()}; {counted(threads(topology), 'thread')} a rank, started by {topology.launcher}",
+        ]:
             _say(topology, line)
 
 

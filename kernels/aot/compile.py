@@ -98,17 +98,28 @@ def compile_case(case: Case, configuration: dict[str, int], architecture: int) -
     module, name = case.kernel.split(":")
     function = getattr(importlib.import_module(module), name)
     options = {key: value for key, value in configuration.items() if key in ("num_warps", "num_stages", "maxnreg")}
-    constants = {**case.constants, **{key: value for key, value in configuration.items() if key not in options},
-                 **{key: None for key, kind in case.signature.items() if kind is None}}
-    constants = {key: getattr(tl, value[3:]) if isinstance(value, str) and value.startswith("tl.") else value
-                 for key, value in constants.items() if key in function.arg_names}
+    constants = {
+        **case.constants,
+        **{key: value for key, value in configuration.items() if key not in options},
+        **{key: None for key, kind in case.signature.items() if kind is None},
+    }
+    constants = {
+        key: getattr(tl, value[3:]) if isinstance(value, str) and value.startswith("tl.") else value
+        for key, value in constants.items()
+        if key in function.arg_names
+    }
     signature = {key: "constexpr" if key in constants else str(case.signature[key]) for key in function.arg_names}
     aligned = [key for key, kind in signature.items() if kind.startswith("*") or key in case.aligned]
     places = {key: (function.arg_names.index(key),) for key in function.arg_names}
-    source = ASTSource(function, signature, {places[key]: value for key, value in constants.items()},
-                       {places[key]: [["tt.divisibility", 16]] for key in aligned})
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32),
-                              options={**options, "enable_fp_fusion": True})
+    source = ASTSource(
+        function,
+        signature,
+        {places[key]: value for key, value in constants.items()},
+        {places[key]: [["tt.divisibility", 16]] for key in aligned},
+    )
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", architecture, 32), options={**options, "enable_fp_fusion": True}
+    )
     return _read(case, configuration, architecture, compiled)
 
 
@@ -129,12 +140,21 @@ def _read(case: Case, configuration: dict[str, int], architecture: int, compiled
         problems.append(f"spills {stack} bytes")
     if shared > SHARED_MEMORY[architecture]:
         problems.append(f"{shared} bytes of shared memory, {SHARED_MEMORY[architecture]} are there")
-    problems += [f"no {wanted}" for wanted in case.expects.get(architecture, ())
-                 if not any(re.match(wanted, op) for op in operations)]
+    problems += [
+        f"no {wanted}" for wanted in case.expects.get(architecture, ()) if not any(re.match(wanted, op) for op in operations)
+    ]
     return Compiled(
-        case.name, configuration, architecture, configuration == case.configurations[0], found.get("REG", 0), stack, shared,
+        case.name,
+        configuration,
+        architecture,
+        configuration == case.configurations[0],
+        found.get("REG", 0),
+        stack,
+        shared,
         sum(op.startswith(("LDG.E", "STG.E")) and ".128" in op for op in operations),
-        ", ".join(f"{count} {name}" for name, count in tensor.items() if count), tuple(problems))
+        ", ".join(f"{count} {name}" for name, count in tensor.items() if count),
+        tuple(problems),
+    )
 
 
 def cuobjdump(action: str, path: str) -> str:
@@ -143,15 +163,20 @@ def cuobjdump(action: str, path: str) -> str:
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"}  # it starts nvdisasm
-    return subprocess.run([tools / "cuobjdump", action, path], capture_output=True, text=True, check=True,
-                          env=environment).stdout
+    return subprocess.run(
+        [tools / "cuobjdump", action, path], capture_output=True, text=True, check=True, env=environment
+    ).stdout
 
 
 def compile_all(chosen: list[Case], architectures: tuple[int, ...], jobs: int, only_in_use: bool) -> list[Compiled]:
     """Every configuration (or the ones in use) of `chosen` for every architecture, over `jobs` processes."""
-    work = [(case, configuration, architecture) for case in chosen
-            for configuration in case.configurations[:1 if only_in_use else None]
-            for architecture in architectures if architecture in case.architectures]
+    work = [
+        (case, configuration, architecture)
+        for case in chosen
+        for configuration in case.configurations[: 1 if only_in_use else None]
+        for architecture in architectures
+        if architecture in case.architectures
+    ]
     if jobs == 1:
         return [compile_case(*item) for item in work]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -162,14 +187,19 @@ def table(rows: list[Compiled]) -> str:
     """A Markdown table, one line per case and configuration, the architectures side by side."""
     import triton
 
-    lines = [f"Triton {triton.__version__}. Registers per thread, spilled bytes per thread, shared memory in bytes, 16-byte "
-             "loads and stores, tensor-core instructions. `*`: the configuration in use.", "",
-             "| kernel | configuration | sm | registers | spilled | shared | wide | tensor cores | problems |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"Triton {triton.__version__}. Registers per thread, spilled bytes per thread, shared memory in bytes, 16-byte "
+        "loads and stores, tensor-core instructions. `*`: the configuration in use.",
+        "",
+        "| kernel | configuration | sm | registers | spilled | shared | wide | tensor cores | problems |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         configuration = " ".join(f"{key}={value}" for key, value in row.configuration.items())
-        lines.append(f"| {row.case}{' *' if row.in_use else ''} | {configuration} | {row.architecture} | {row.registers} | "
-                     f"{row.stack} | {row.shared} | {row.wide} | {row.tensor or '-'} | {'; '.join(row.problems) or '-'} |")
+        lines.append(
+            f"| {row.case}{' *' if row.in_use else ''} | {configuration} | {row.architecture} | {row.registers} | "
+            f"{row.stack} | {row.shared} | {row.wide} | {row.tensor or '-'} | {'; '.join(row.problems) or '-'} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -178,8 +208,14 @@ def main() -> int:
     parser.add_argument("--output", help="write the table to this Markdown file")
     parser.add_argument("--only", nargs="+", default=[""], help="only kernels whose name contains one of these")
     parser.add_argument("--in_use", action="store_true", help="only the first configuration of each list")
-    parser.add_argument("--sm", type=int, nargs="+", default=sorted(SHARED_MEMORY), choices=sorted(SHARED_MEMORY),
-                        help="compute capabilities (default: all)")
+    parser.add_argument(
+        "--sm",
+        type=int,
+        nargs="+",
+        default=sorted(SHARED_MEMORY),
+        choices=sorted(SHARED_MEMORY),
+        help="compute capabilities (default: all)",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     arguments = parser.parse_args()
     if importlib.util.find_spec("triton") is None:
@@ -192,6 +228,8 @@ def main() -> int:
     else:
         print(table(rows), end="")
     failed = [row for row in rows if row.in_use and row.problems]
-    print(f"{len(rows)} configurations compiled, {sum(bool(row.problems) for row in rows)} with problems, "
-          f"{len(failed)} of those in use")
+    print(
+        f"{len(rows)} configurations compiled, {sum(bool(row.problems) for row in rows)} with problems, "
+        f"{len(failed)} of those in use"
+    )
     return EXIT_BUG if failed else EXIT_DONE

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dist_metaxlm.kernels.aot.compile import SHARED_MEMORY, cuobjdump
-
 from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError, run_command
+from dist_metaxlm.kernels.aot.compile import SHARED_MEMORY, cuobjdump
 
 EXPECTED = {"portable": ("HMMA", "LDSM", "LDGSTS"), "hopper": ("HGMMA", "UTMALDG", "SYNCS", "USETMAXREG", "WARPGROUP")}
 """Instructions by which one sees that the machine code does what its source says: products on tensor cores, their operands
@@ -66,8 +65,11 @@ class KernelCode:
         found = [f"no {name}" for name, count in self.instructions.items() if not count]
         found += ["products wait for each other"] * (self.instructions.get("WARPGROUP", 0) > ORDERINGS)
         found += ["weights wait for products"] * (self.instructions.get(OVERLAPPED, BLOCK_SCORES) < BLOCK_SCORES)
-        return found + [f"spills {self.stack} bytes"] * (self.stack > 0) + [
-            f"{self.shared} bytes of shared memory, {room} are there"] * (self.shared > room)
+        return (
+            found
+            + [f"spills {self.stack} bytes"] * (self.stack > 0)
+            + [f"{self.shared} bytes of shared memory, {room} are there"] * (self.shared > room)
+        )
 
 
 def kernels_in(library: Path, shared_bytes: Callable[[int, str], int]) -> list[KernelCode]:
@@ -83,8 +85,17 @@ def kernels_in(library: Path, shared_bytes: Callable[[int, str], int]) -> list[K
         if variant == "hopper":
             counts[OVERLAPPED] = _exponentials_beside_products(code)
         used = {name: int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage[key])}
-        found.append(KernelCode(variant, width, architecture, used["REG"], max(used["STACK"], used["LOCAL"]),
-                                shared_bytes(width, variant), counts))
+        found.append(
+            KernelCode(
+                variant,
+                width,
+                architecture,
+                used["REG"],
+                max(used["STACK"], used["LOCAL"]),
+                shared_bytes(width, variant),
+                counts,
+            )
+        )
     return found
 
 
@@ -109,13 +120,18 @@ def _sections(listing: str) -> list[tuple[tuple[str, str, int], str]]:
 
 def table(kernels: list[KernelCode], compiler: str) -> str:
     """A Markdown table, one line per kernel and architecture."""
-    lines = [f"{compiler}.", "",
-             "| kernel | head dimension | architecture | registers | spilled | shared | instructions | problems |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"{compiler}.",
+        "",
+        "| kernel | head dimension | architecture | registers | spilled | shared | instructions | problems |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for kernel in sorted(kernels, key=lambda one: (one.variant, one.width, int(re.sub(r"\D", "", one.architecture)))):
         instructions = ", ".join(f"{count} {name}" for name, count in kernel.instructions.items())
-        lines.append(f"| {kernel.variant} | {kernel.width} | {kernel.architecture} | {kernel.registers} | {kernel.stack} | "
-                     f"{kernel.shared} | {instructions} | {'; '.join(kernel.problems) or '-'} |")
+        lines.append(
+            f"| {kernel.variant} | {kernel.width} | {kernel.architecture} | {kernel.registers} | {kernel.stack} | "
+            f"{kernel.shared} | {instructions} | {'; '.join(kernel.problems) or '-'} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -15,13 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from dist_metaxlm.kernels.attention.dispatch import AttentionPattern, uses_atomics
-from dist_metaxlm.kernels.attention.operator import (
-    attention_outputs,
-    backward,
-    channels_together,
-    save_for_backward,
-)
+from dist_metaxlm.kernels.attention.operator import attention_outputs, backward, channels_together, save_for_backward
 from dist_metaxlm.kernels.registry import forced
 
 LIBRARY = Path(__file__).parents[1] / "cuda" / "libmetaxlm_kernels.so"
@@ -34,8 +30,7 @@ _variant = "automatic"
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _MATRIX = [_POINTER, _LONG, _LONG]
-_ARGUMENTS: list[Any] = [*_MATRIX * 3, *[_POINTER] * 4, _INT, _INT, _LONG, _INT, _INT, ctypes.c_float, _INT,
-                         _POINTER]
+_ARGUMENTS: list[Any] = [*_MATRIX * 3, *[_POINTER] * 4, _INT, _INT, _LONG, _INT, _INT, ctypes.c_float, _INT, _POINTER]
 
 
 def missing() -> str | None:
@@ -51,9 +46,7 @@ def missing() -> str | None:
     return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
-def accepts(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
-) -> bool:
+def accepts(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None) -> bool:
     """Whether the kernel takes these, and is asked for: bf16 on sm_80 or newer, head dimension 32, 64 or 128."""
     fitting = queries.is_cuda and queries.dtype == torch.bfloat16 and queries.shape[2] in WIDTHS and queries.numel() > 0
     return fitting and forced() == "cuda" and torch.cuda.get_device_capability(queries.device) >= (8, 0)
@@ -81,7 +74,12 @@ def using(variant: str) -> Iterator[None]:
 
 @torch.library.custom_op("dist_metaxlm::cuda_attention_forward", mutates_args=())
 def cuda_attention_forward(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tiles: torch.Tensor,
+    bounds: torch.Tensor,
+    rows: int,
     atomic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `attention_operator.attention_forward`."""
@@ -123,15 +121,33 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def launch(
-    library: ctypes.CDLL, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, torch.Tensor], tiles: torch.Tensor,
-    bounds: torch.Tensor, rows: int, stream: int, variant: str = "automatic",
+    library: ctypes.CDLL,
+    inputs: tuple[torch.Tensor, ...],
+    outputs: tuple[torch.Tensor, torch.Tensor],
+    tiles: torch.Tensor,
+    bounds: torch.Tensor,
+    rows: int,
+    stream: int,
+    variant: str = "automatic",
 ) -> int:
     """Start a kernel of `VARIANTS` on aligned queries, keys and values; returns 0 or an error code of the library."""
     tokens, heads, width = inputs[0].shape
     matrices = [part for tensor in inputs for part in (tensor.data_ptr(), *tensor.stride()[:2])]
     return library.metaxlm_attention_forward(
-        *matrices, outputs[0].data_ptr(), outputs[1].data_ptr(), tiles.data_ptr(), bounds.data_ptr(), tiles.shape[0], rows,
-        tokens, heads, width, math.log2(math.e) / math.sqrt(width), VARIANTS[variant], stream)
+        *matrices,
+        outputs[0].data_ptr(),
+        outputs[1].data_ptr(),
+        tiles.data_ptr(),
+        bounds.data_ptr(),
+        tiles.shape[0],
+        rows,
+        tokens,
+        heads,
+        width,
+        math.log2(math.e) / math.sqrt(width),
+        VARIANTS[variant],
+        stream,
+    )
 
 
 def shared_bytes(library: ctypes.CDLL, width: int, variant: str) -> int:

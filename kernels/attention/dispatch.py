@@ -17,12 +17,12 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
+
+from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels.attention.short_rows import RowTable, block_mask, collected, row_table, spread
 from dist_metaxlm.kernels.attention.tiles import TileTable, tile_table
 from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout
 from dist_metaxlm.kernels.registry import VARIABLE, choose, forced, register
-
-from dist_metaxlm.errors import UserError
 
 BACKWARD_VARIABLE = "DIST_METAXLM_ATTENTION_BACKWARD"
 BACKWARDS = ("two_pass", "atomic")
@@ -58,8 +58,11 @@ class AttentionPattern:
         # As many documents as windows means one document in each: read off the shape, without waiting for a device.
         if reaches_all and self.cu_seqlens.numel() == windows + 1:
             return None
-        return block_mask(self.document_ids.view(windows, self.window), None if reaches_all else self.local_window,
-                          _working_dtype(self.dtype, self.document_ids.device))
+        return block_mask(
+            self.document_ids.view(windows, self.window),
+            None if reaches_all else self.local_window,
+            _working_dtype(self.dtype, self.document_ids.device),
+        )
 
     @cached_property
     def rows(self) -> RowTable | None:
@@ -67,8 +70,13 @@ class AttentionPattern:
         one_each = self.cu_seqlens.numel() == self.document_ids.numel() // self.window + 1
         if self.document_ids.device.type != "cpu" or one_each:
             return None
-        return row_table(self.document_ids, self.cu_seqlens, self.window, self.local_window,
-                         _working_dtype(self.dtype, self.document_ids.device))
+        return row_table(
+            self.document_ids,
+            self.cu_seqlens,
+            self.window,
+            self.local_window,
+            _working_dtype(self.dtype, self.document_ids.device),
+        )
 
     @cached_property
     def tiles(self) -> TileTable:
@@ -78,11 +86,7 @@ class AttentionPattern:
 
 
 def attention_pattern(
-    document_ids: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    window: int,
-    local_window: int | None,
-    dtype: torch.dtype,
+    document_ids: torch.Tensor, cu_seqlens: torch.Tensor, window: int, local_window: int | None, dtype: torch.dtype
 ) -> AttentionPattern:
     """The pattern for `document_ids` [T] and `cu_seqlens` [D + 1]; `dtype` is that of queries, keys and values.
 
@@ -99,7 +103,10 @@ def attention_pattern(
 
 
 def packed_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    pattern: AttentionPattern,
     dropout: AttentionDropout | None = None,
 ) -> torch.Tensor:
     """Softmax attention, scores divided by sqrt(D): [T, heads, D] three times -> [T, heads, D]; strides may be any.
@@ -114,8 +121,10 @@ def packed_attention(
         dtype = torch.get_autocast_dtype(queries.device.type)
         queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
     if dropout is not None and forced() == "cuda":
-        raise UserError(f"attention in CUDA C++ has no dropout, and model.attention_dropout is {dropout.rate}; "
-                        f"set it to 0, or training.kernels and {VARIABLE} to auto or triton")
+        raise UserError(
+            f"attention in CUDA C++ has no dropout, and model.attention_dropout is {dropout.rate}; "
+            f"set it to 0, or training.kernels and {VARIABLE} to auto or triton"
+        )
     if torch.compiler.is_compiling():
         return _traced(queries, keys, values, pattern, dropout)
     return choose("attention", queries, keys, values, pattern, dropout)(queries, keys, values, pattern, dropout)
@@ -141,7 +150,10 @@ def uses_atomics() -> bool:
 
 
 def _traced(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    pattern: AttentionPattern,
     dropout: AttentionDropout | None,
 ) -> torch.Tensor:
     """`packed_attention` for torch.compile: what asks a device for its capability is not for a graph."""
@@ -160,7 +172,10 @@ def _traced(
 
 
 def reference_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    pattern: AttentionPattern,
     dropout: AttentionDropout | None = None,
 ) -> torch.Tensor:
     """As `packed_attention`, in PyTorch."""
@@ -172,8 +187,9 @@ def reference_attention(
     if table is None:
         return _in_windows(inputs, pattern.window, pattern.mask).to(dtype)
     parts = spread(*inputs, table)
-    mixed = [_in_windows(parts[3 * number:3 * number + 3], length, mask)
-             for number, (_, length, mask) in enumerate(table.parts)]
+    mixed = [
+        _in_windows(parts[3 * number : 3 * number + 3], length, mask) for number, (_, length, mask) in enumerate(table.parts)
+    ]
     return collected(mixed, table).to(dtype)
 
 
@@ -201,7 +217,10 @@ def _in_windows_dropped(
 
 
 def accepts_triton(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    pattern: AttentionPattern | None,
     dropout: AttentionDropout | None,
 ) -> bool:
     """Whether the Triton kernels take these; here, so that choosing the reference does not import the operator."""
@@ -211,7 +230,10 @@ def accepts_triton(
 
 
 def accepts_cuda(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    pattern: AttentionPattern | None,
     dropout: AttentionDropout | None,
 ) -> bool:
     """Whether the CUDA C++ kernel takes these and is asked for; it has no dropout."""

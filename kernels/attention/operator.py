@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import triton.language as tl
+
 from dist_metaxlm.kernels.attention.dispatch import AttentionPattern, uses_atomics
 from dist_metaxlm.kernels.attention.triton_backward import (
     attention_backward_keys_kernel,
@@ -38,8 +39,9 @@ class Launch:
     """Depth of the software pipeline."""
 
 
-def launch(kernel: str, width: int, dtype: torch.dtype, capability: int, dropping: bool = False, atomic: bool = False
-           ) -> Launch:
+def launch(
+    kernel: str, width: int, dtype: torch.dtype, capability: int, dropping: bool = False, atomic: bool = False
+) -> Launch:
     """For `kernel` forward, backward_keys or backward_queries on compute capability `capability` (80, 90, ...).
 
     Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot/attention.py holds them to it, and says
@@ -70,9 +72,7 @@ def padded_width(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-def accepts(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None
-) -> bool:
+def accepts(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None) -> bool:
     """Whether the Triton kernels take these: fp16, bf16 or fp32 (fp64 in the interpreter), D 8 to 128 in eights.
 
     fp32 beyond 64 channels is left to the reference: its operands do not fit into registers.
@@ -86,7 +86,10 @@ def accepts(
 
 
 def triton_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    pattern: AttentionPattern,
     dropout: AttentionDropout | None = None,
 ) -> torch.Tensor:
     """As `reference_attention`: [T, H, D] three times -> [T, H, D]."""
@@ -97,8 +100,17 @@ def triton_attention(
 
 @torch.library.custom_op("dist_metaxlm::attention_forward", mutates_args=())
 def attention_forward(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int,
-    atomic: bool, token_keys: torch.Tensor | None, salt: int, first_head: int, rate: float,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tiles: torch.Tensor,
+    bounds: torch.Tensor,
+    rows: int,
+    atomic: bool,
+    token_keys: torch.Tensor | None,
+    salt: int,
+    first_head: int,
+    rate: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixture [T, H, D] contiguous and log2-sums [H, T] fp32 over the tiles of kernels/attention/tiles.py.
 
@@ -111,17 +123,41 @@ def attention_forward(
     plan = launch("forward", width, queries.dtype, _capability(queries), token_keys is not None)
     with _on(queries):
         attention_forward_kernel[(tiles.shape[0] * heads,)](
-            queries, keys, values, mixed, log_sums, tiles, bounds, bounds if token_keys is None else token_keys,
-            *_strides(queries, keys, values), tokens, heads, 1 / math.sqrt(width), *_drop_arguments(salt, first_head, rate),
-            **_constants(queries, plan, rows), DROP=token_keys is not None)
+            queries,
+            keys,
+            values,
+            mixed,
+            log_sums,
+            tiles,
+            bounds,
+            bounds if token_keys is None else token_keys,
+            *_strides(queries, keys, values),
+            tokens,
+            heads,
+            1 / math.sqrt(width),
+            *_drop_arguments(salt, first_head, rate),
+            **_constants(queries, plan, rows),
+            DROP=token_keys is not None,
+        )
     return mixed, log_sums
 
 
 @torch.library.custom_op("dist_metaxlm::attention_backward", mutates_args=())
 def attention_backward(
-    gradient: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mixed: torch.Tensor,
-    log_sums: torch.Tensor, tiles: torch.Tensor, bounds: torch.Tensor, rows: int, atomic: bool,
-    token_keys: torch.Tensor | None, salt: int, first_head: int, rate: float,
+    gradient: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mixed: torch.Tensor,
+    log_sums: torch.Tensor,
+    tiles: torch.Tensor,
+    bounds: torch.Tensor,
+    rows: int,
+    atomic: bool,
+    token_keys: torch.Tensor | None,
+    salt: int,
+    first_head: int,
+    rate: float,
 ) -> torch.Tensor:
     """Gradients of queries, keys and values side by side, [T, H, 3, D], from that of the mixture."""
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
@@ -133,23 +169,59 @@ def attention_backward(
     # Programs add to it in any order, so it is fp32 whatever the model computes in.
     buffer = torch.zeros(queries.shape, dtype=log_sums.dtype, device=queries.device) if atomic else joined
     row_sums = torch.empty_like(log_sums)
-    shared = (tiles, bounds, bounds if token_keys is None else token_keys, *_strides(queries, keys, values), tokens, heads,
-              1 / math.sqrt(width), *_drop_arguments(salt, first_head, rate))
+    shared = (
+        tiles,
+        bounds,
+        bounds if token_keys is None else token_keys,
+        *_strides(queries, keys, values),
+        tokens,
+        heads,
+        1 / math.sqrt(width),
+        *_drop_arguments(salt, first_head, rate),
+    )
     grid = (tiles.shape[0] * heads,)
     where = (width, queries.dtype, _capability(queries), token_keys is not None)
     constants = _constants(queries, launch("backward_keys", *where, atomic), rows)
     with _on(queries):
         row_sums_kernel[(-(-tokens // 64) * heads,)](
-            mixed, gradient, row_sums, tokens, heads, ROWS=64, WIDTH=width, PADDED=constants["PADDED"],
-            UPCAST=constants["UPCAST"], ACC=constants["ACC"])
+            mixed,
+            gradient,
+            row_sums,
+            tokens,
+            heads,
+            ROWS=64,
+            WIDTH=width,
+            PADDED=constants["PADDED"],
+            UPCAST=constants["UPCAST"],
+            ACC=constants["ACC"],
+        )
         attention_backward_keys_kernel[grid](
-            queries, keys, values, gradient, log_sums, row_sums, buffer, joined, *shared,
-            **constants, ATOMIC=atomic, DROP=token_keys is not None)
+            queries,
+            keys,
+            values,
+            gradient,
+            log_sums,
+            row_sums,
+            buffer,
+            joined,
+            *shared,
+            **constants,
+            ATOMIC=atomic,
+            DROP=token_keys is not None,
+        )
         if not atomic:
             attention_backward_queries_kernel[grid](
-                queries, keys, values, gradient, log_sums, row_sums, joined, *shared,
+                queries,
+                keys,
+                values,
+                gradient,
+                log_sums,
+                row_sums,
+                joined,
+                *shared,
                 **_constants(queries, launch("backward_queries", *where), rows),
-                DROP=token_keys is not None)
+                DROP=token_keys is not None,
+            )
     if atomic:
         joined[:, :, 0].copy_(buffer)
     return joined
@@ -186,8 +258,10 @@ def attention_outputs(queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     """Room for what a forward gives: mixture [T, H, D] and log2-sums [H, T]."""
     tokens, heads, _ = queries.shape
     sums = torch.float64 if queries.dtype == torch.float64 else torch.float32
-    return (torch.empty(queries.shape, dtype=queries.dtype, device=queries.device),
-            torch.empty((heads, tokens), dtype=sums, device=queries.device))
+    return (
+        torch.empty(queries.shape, dtype=queries.dtype, device=queries.device),
+        torch.empty((heads, tokens), dtype=sums, device=queries.device),
+    )
 
 
 def _side_by_side(queries: torch.Tensor) -> torch.Tensor:
@@ -214,7 +288,10 @@ def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, Any]
     # Three products of tf32 make one as exact as fp32; plain fp32 products would leave the tensor cores and spill.
     precision = "tf32" if queries.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     constants = {
-        "TILE": rows, "STEP": min(plan.step, rows), "WIDTH": width, "PADDED": padded_width(width),
+        "TILE": rows,
+        "STEP": min(plan.step, rows),
+        "WIDTH": width,
+        "PADDED": padded_width(width),
         "UPCAST": interpreted() and queries.dtype == torch.bfloat16,
         "ACC": tl.float64 if queries.dtype == torch.float64 else tl.float32,
         "PRECISION": "ieee" if interpreted() or queries.dtype != torch.float32 else precision,

@@ -24,9 +24,13 @@ def one_matrix(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) 
     strides = (3 * heads * width, 3 * width, 1)
     first, storage = queries.storage_offset(), queries.untyped_storage()._cdata
     side_by_side = all(
-        tensor.shape == queries.shape and tensor.dtype == queries.dtype and tensor.stride() == strides
-        and tensor.storage_offset() == first + number * width and tensor.untyped_storage()._cdata == storage
-        for number, tensor in enumerate((queries, keys, values)))
+        tensor.shape == queries.shape
+        and tensor.dtype == queries.dtype
+        and tensor.stride() == strides
+        and tensor.storage_offset() == first + number * width
+        and tensor.untyped_storage()._cdata == storage
+        for number, tensor in enumerate((queries, keys, values))
+    )
     return queries.as_strided((tokens, 3 * heads * width), (strides[0], 1)) if side_by_side else None
 
 

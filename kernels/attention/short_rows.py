@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from dist_metaxlm.kernels.attention.parts import one_matrix
 
 SMALLEST = 32
@@ -38,7 +39,11 @@ class RowTable:
 
 
 def row_table(
-    document_ids: torch.Tensor, cu_seqlens: torch.Tensor, window: int, local_window: int | None, dtype: torch.dtype,
+    document_ids: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    window: int,
+    local_window: int | None,
+    dtype: torch.dtype,
     always: bool = False,
 ) -> RowTable | None:
     """The table for documents [T] of `cu_seqlens` [D + 1] in windows of `window`; masks in `dtype`.
@@ -89,8 +94,9 @@ def collected(parts: list[torch.Tensor], table: RowTable) -> torch.Tensor:
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: RowTable
-                ) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: RowTable
+    ) -> tuple[torch.Tensor, ...]:
         ctx.table = table
         inputs = (queries, keys, values)
         shared = one_matrix(*inputs)  # its rows are gathered in one go

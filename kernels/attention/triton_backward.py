@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from dist_metaxlm.kernels.attention.triton_forward import (
     LOG2_E,
     dot,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from dist_metaxlm.kernels.pointwise.dropout_triton import key_words, query_words, stays
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)

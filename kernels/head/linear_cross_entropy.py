@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
 from torch.autograd.function import once_differentiable
+
+from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
 
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
 """Logits held at once unless the caller says otherwise: on CPU they stay near its caches, on a GPU each chunk costs a
@@ -89,8 +90,12 @@ def accepts(states: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 register("linear_cross_entropy", "reference", "dist_metaxlm.kernels.head.linear_cross_entropy:losses_and_gradients")
-register("linear_cross_entropy", "triton", "dist_metaxlm.kernels.head.linear_cross_entropy_triton:losses_and_gradients",
-         accepts=accepts)
+register(
+    "linear_cross_entropy",
+    "triton",
+    "dist_metaxlm.kernels.head.linear_cross_entropy_triton:losses_and_gradients",
+    accepts=accepts,
+)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+
 from dist_metaxlm.kernels.head.linear_cross_entropy import Gradients, VocabularyShard, chunk_rows, own_targets
 
 ALIGNMENT = 64

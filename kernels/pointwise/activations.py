@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
 from dist_metaxlm.kernels.registry import choose, chosen, interpreted, on_device, register
 
 

@@ -14,16 +14,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
 from dist_metaxlm.kernels.pointwise.dropout import DropoutMask
 from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
-from torch.autograd.function import once_differentiable
 
 WIDEST = 8192
 """Channels that one program of the Triton kernels holds at most."""
 
 
 def norm(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None = None,
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    mask: DropoutMask | None = None,
     rms: bool = False,
 ) -> torch.Tensor:
     """dropout(LayerNorm(states)): [T, H] -> [T, H] in the dtype of `states`; `weight` and `bias` [H]."""
@@ -31,8 +36,13 @@ def norm(
 
 
 def add_norm(
-    branch: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
-    mask: DropoutMask | None = None, rms: bool = False,
+    branch: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    mask: DropoutMask | None = None,
+    rms: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """sum = residual + dropout(branch), and LayerNorm(sum): [T, H] twice -> [T, H] twice, in the dtype of `residual`."""
     return choose("add_norm", branch, residual)(branch, residual, weight, bias, eps, mask, rms)
@@ -46,8 +56,15 @@ def add(branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMask | None =
 
 
 def embed_norm(
-    tokens: torch.Tensor, table: torch.Tensor, positions: torch.Tensor | None, position_table: torch.Tensor | None,
-    weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None = None, rms: bool = False,
+    tokens: torch.Tensor,
+    table: torch.Tensor,
+    positions: torch.Tensor | None,
+    position_table: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    mask: DropoutMask | None = None,
+    rms: bool = False,
 ) -> torch.Tensor:
     """dropout(LayerNorm(table[tokens] + position_table[positions])): ids [T] -> [T, H] in the dtype of `table` [V, H].
 
@@ -58,7 +75,11 @@ def embed_norm(
 
 
 def reference_norm(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None,
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    mask: DropoutMask | None,
     rms: bool = False,
 ) -> torch.Tensor:
     """`norm` in PyTorch."""
@@ -67,8 +88,13 @@ def reference_norm(
 
 
 def reference_add_norm(
-    branch: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
-    mask: DropoutMask | None, rms: bool = False,
+    branch: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    mask: DropoutMask | None,
+    rms: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`add_norm` in PyTorch."""
     summed = residual + (branch if mask is None else mask.apply(branch))
@@ -81,8 +107,15 @@ def reference_add(branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMas
 
 
 def reference_embed_norm(
-    tokens: torch.Tensor, table: torch.Tensor, positions: torch.Tensor | None, position_table: torch.Tensor | None,
-    weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None, rms: bool = False,
+    tokens: torch.Tensor,
+    table: torch.Tensor,
+    positions: torch.Tensor | None,
+    position_table: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    mask: DropoutMask | None,
+    rms: bool = False,
 ) -> torch.Tensor:
     """`embed_norm` in PyTorch."""
     states = F.embedding(tokens, table)
@@ -91,9 +124,7 @@ def reference_embed_norm(
     return reference_norm(states, weight, bias, eps, mask, rms)
 
 
-def _normed(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, rms: bool
-) -> torch.Tensor:
+def _normed(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, rms: bool) -> torch.Tensor:
     if not rms:
         return F.layer_norm(states, states.shape[-1:], weight, bias, eps)
     assert bias is None, "RMSNorm has no bias"
@@ -122,7 +153,8 @@ class _RmsOnCpu(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, scale = ctx.saved_tensors
         of_states, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            upstream, states, states.shape[-1:], torch.zeros_like(scale), scale, weight, None, (True, True, False))
+            upstream, states, states.shape[-1:], torch.zeros_like(scale), scale, weight, None, (True, True, False)
+        )
         along_one = (upstream @ weight).unsqueeze(-1) / states.shape[-1]
         return of_states.addcmul_(scale, along_one), of_weight, None
 
@@ -131,7 +163,8 @@ def accepts(*tensors: Any) -> bool:
     """Whether the Triton kernels take these rows: contiguous channels, not too many, floating point of at most 32 bits."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16, *((torch.float64,) if interpreted() else ()))
     return on_device(*tensors) and all(
-        tensor.dim() == 2 and tensor.shape[1] <= WIDEST and tensor.dtype in dtypes for tensor in tensors)
+        tensor.dim() == 2 and tensor.shape[1] <= WIDEST and tensor.dtype in dtypes for tensor in tensors
+    )
 
 
 for _name in ("norm", "add_norm", "add", "embed_norm"):

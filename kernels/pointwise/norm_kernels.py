@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from dist_metaxlm.kernels.pointwise.dropout_triton import keeps
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch.autograd.function import once_differentiable
+
 from dist_metaxlm.kernels.pointwise.dropout import DropoutMask, column_keys, keep_factor, threshold
 from dist_metaxlm.kernels.pointwise.norm_kernels import CONFIGURATIONS, drop_rows, norm_backward, norm_forward
-from torch.autograd.function import once_differentiable
 
 NO_DROPOUT, OF_BRANCH, OF_RESULT = 0, 1, 2
 NARROW = 1024

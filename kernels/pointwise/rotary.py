@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
 
 

@@ -47,9 +47,19 @@ def main() -> int:
         return EXIT_DONE
     from dist_metaxlm.launching.preflight.run import Wanted, preflight, report_lines
 
-    result = preflight(Wanted(arguments.hostfile, arguments.recipe, tuple(arguments.overrides), arguments.run_dir,
-                              arguments.master_port, arguments.min_free_gb, arguments.megabytes, arguments.seconds),
-                       Path(__file__).resolve())
+    result = preflight(
+        Wanted(
+            arguments.hostfile,
+            arguments.recipe,
+            tuple(arguments.overrides),
+            arguments.run_dir,
+            arguments.master_port,
+            arguments.min_free_gb,
+            arguments.megabytes,
+            arguments.seconds,
+        ),
+        Path(__file__).resolve(),
+    )
     print(json.dumps(result, indent=1) if arguments.json else "\n".join(report_lines(result)))
     return EXIT_DONE if result["ok"] else EXIT_BUG
 

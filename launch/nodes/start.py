@@ -19,14 +19,23 @@ from dist_metaxlm.errors import run_command
 def parse() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--hostfile", required=True, help="a line `host slots=N` for each node")
-    parser.add_argument("--launcher", default="deepspeed", choices=("deepspeed", "mpirun", "srun", "torchrun"),
-                        help="what starts the ranks (default: deepspeed, by pdsh and ssh)")
-    parser.add_argument("--topology", metavar="FILE", help="a line `host rack/switch` for each host: neighbours get "
-                                                           "neighbouring ranks")
+    parser.add_argument(
+        "--launcher",
+        default="deepspeed",
+        choices=("deepspeed", "mpirun", "srun", "torchrun"),
+        help="what starts the ranks (default: deepspeed, by pdsh and ssh)",
+    )
+    parser.add_argument(
+        "--topology", metavar="FILE", help="a line `host rack/switch` for each host: neighbours get neighbouring ranks"
+    )
     parser.add_argument("--master_port", type=int, default=29500, help="port of the first host (default: 29500)")
     parser.add_argument("--dry_run", action="store_true", help="print commands, placement and environment, start nothing")
-    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="-- SCRIPT ...",
-                        help="the script, such as launch/pretrain.py, and its arguments")
+    parser.add_argument(
+        "script",
+        nargs=argparse.REMAINDER,
+        metavar="-- SCRIPT ...",
+        help="the script, such as launch/pretrain.py, and its arguments",
+    )
     return parser.parse_args()
 
 
@@ -35,8 +44,16 @@ def main() -> None:
     from dist_metaxlm.launching.launch_job import Request, start
 
     script = arguments.script[1:] if arguments.script[:1] == ["--"] else arguments.script
-    start(Request(arguments.hostfile, arguments.launcher, arguments.topology, arguments.master_port, arguments.dry_run,
-                  tuple(script)))
+    start(
+        Request(
+            arguments.hostfile,
+            arguments.launcher,
+            arguments.topology,
+            arguments.master_port,
+            arguments.dry_run,
+            tuple(script),
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,11 @@ def _bitext(sides: list[tuple[int, int]], base: int) -> SimpleNamespace:
         seconds.append(len(tokens))
         tokens += [*range(base + len(tokens), base + len(tokens) + second), 2]
         starts.append(len(tokens))
-    return SimpleNamespace(tokens=np.array(tokens, np.int32), document_starts=np.array(starts, np.int64),
-                           second_starts=np.array(seconds, np.int64))
+    return SimpleNamespace(
+        tokens=np.array(tokens, np.int32),
+        document_starts=np.array(starts, np.int64),
+        second_starts=np.array(seconds, np.int64),
+    )
 
 
 @pytest.fixture(scope="session")

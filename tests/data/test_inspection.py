@@ -39,9 +39,9 @@ def test_documents_are_where_it_says(recipe: Recipe, sample: int) -> None:
             shown += len(document["targets"])
             if document["document"] is None:
                 continue
-            begin, end = corpus.document_starts[document["document"]:document["document"] + 2]
+            begin, end = corpus.document_starts[document["document"] : document["document"] + 2]
             assert begin <= document["offset"] < end
-            stored = [pieces[token] for token in corpus.tokens[document["offset"]:document["offset"] + last - first]]
+            stored = [pieces[token] for token in corpus.tokens[document["offset"] : document["offset"] + last - first]]
             assert sorted(stored) == sorted(seen) if name == "tlm" else stored == seen
             assert document["part"].startswith("whole") == ((document["offset"], last - first) == (begin, end - begin))
         assert shown == found["targets"]
@@ -56,10 +56,11 @@ def test_it_is_the_trainers_batch(recipe: Recipe) -> None:
     pieces = tokenizer.pieces()
     length = phase.sequence_length
     seen = [piece for document in found["documents"] for piece in document["seen"].split(" ")]
-    assert seen == [pieces[token] for token in batch.tokens[2 * length:3 * length].tolist()]
+    assert seen == [pieces[token] for token in batch.tokens[2 * length : 3 * length].tolist()]
     inside = (batch.targets >= 2 * length) & (batch.targets < 3 * length)
     assert [target["piece"] for document in found["documents"] for target in document["targets"]] == [
-        pieces[token] for token in batch.target_tokens[inside].tolist()]
+        pieces[token] for token in batch.target_tokens[inside].tolist()
+    ]
 
 
 def test_xlco_shows_query_and_key_with_their_masks(recipe: Recipe) -> None:
@@ -95,8 +96,11 @@ def test_text_form_and_errors(recipe: Recipe) -> None:
     text = as_text(inspect(recipe, "meta", None, 3))
     assert text.startswith("phase meta, objective mlm, sample 3: en, 32 tokens, 6 targets\ncorpus en, from en.txt\n")
     assert "<mask>" in text
-    for arguments, said in ((("best", None, 0), "has no phase 'best'; it has"), (("meta", "tlm", 0), "no objective 'tlm'"),
-                            (("meta", None, -1), "--sample -1 is negative"),
-                            (("meta", None, 1 << 64), "negative or more than any phase has")):
+    for arguments, said in (
+        (("best", None, 0), "has no phase 'best'; it has"),
+        (("meta", "tlm", 0), "no objective 'tlm'"),
+        (("meta", None, -1), "--sample -1 is negative"),
+        (("meta", None, 1 << 64), "negative or more than any phase has"),
+    ):
         with pytest.raises(UserError, match=said):
             inspect(recipe, *arguments)

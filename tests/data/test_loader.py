@@ -59,14 +59,24 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
         count = 300 - 200 * number
         sides = zip(_texts(number, count, 12), _texts(number + 10, count, 12), strict=True)
         write_bitext(folder / pair, sides, TOKENIZER, 64, {})
-    manifest.write(folder, {"tokenizer_hash": HASH, "vocab_size": VOCAB, "text": {language: {} for language in sizes},
-                            "bitext": {"de-en": {}, "en-sw": {}}})
+    manifest.write(
+        folder,
+        {
+            "tokenizer_hash": HASH,
+            "vocab_size": VOCAB,
+            "text": {language: {} for language in sizes},
+            "bitext": {"de-en": {}, "en-sw": {}},
+        },
+    )
     return TokenStore.open(folder)
 
 
 def _phase(**changes: object) -> PhaseConfig:
-    objectives = [{"name": "mlm", "batch_tokens": 8 * LENGTH}, {"name": "tlm", "batch_tokens": 4 * LENGTH},
-                  {"name": "contrast", "pairs": 16, "group": 8, "layer": 1, "max_tokens": 10}]
+    objectives = [
+        {"name": "mlm", "batch_tokens": 8 * LENGTH},
+        {"name": "tlm", "batch_tokens": 4 * LENGTH},
+        {"name": "contrast", "pairs": 16, "group": 8, "layer": 1, "max_tokens": 10},
+    ]
     fields = {"steps": 10, "sequence_length": LENGTH, "objectives": objectives, "learning_rate": {"peak": 1e-3}}
     return PhaseConfig(**{**fields, **changes})
 
@@ -76,8 +86,10 @@ def _sentences(batch: PackedBatch) -> list[tuple[list[int], list[int], int]]:
     assert batch.pair_languages is not None
     bounds = batch.cu_seqlens.tolist()
     document = [batch.tokens[start:end].tolist() for start, end in zip(bounds, bounds[1:], strict=False)]
-    return [(document[one], document[two], language)
-            for (one, two), language in zip(batch.pairs.tolist(), batch.pair_languages.tolist(), strict=True)]
+    return [
+        (document[one], document[two], language)
+        for (one, two), language in zip(batch.pairs.tolist(), batch.pair_languages.tolist(), strict=True)
+    ]
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,8 +123,10 @@ def test_batches_are_well_formed(store: TokenStore, number: int) -> None:
     assert batch.window == LENGTH
     assert total == LENGTH * batch.languages.numel()
     assert batch.cu_seqlens.dtype == torch.int32
-    assert all(getattr(batch, name).dtype == torch.int64 for name in
-               ("tokens", "positions", "samples", "languages", "targets", "target_tokens"))
+    assert all(
+        getattr(batch, name).dtype == torch.int64
+        for name in ("tokens", "positions", "samples", "languages", "targets", "target_tokens")
+    )
     assert bounds[0] == 0
     assert bounds[-1] == total
     assert bool((bounds[1:] > bounds[:-1]).all())

@@ -10,14 +10,23 @@ from dist_metaxlm.recipe.schema import PhaseConfig
 
 
 def phase(mixing: str = "sum", group: int = 8) -> PhaseConfig:
-    return PhaseConfig.model_validate({
-        "steps": 50, "sequence_length": 16, "mask_rate": 0.25, "mixing": mixing, "learning_rate": {"peak": 1.0},
-        "objectives": [{"name": "mlm", "batch_tokens": 256, "weight": 2.0}, {"name": "tlm", "batch_tokens": 128},
-                       {"name": "contrast", "pairs": 16, "group": group, "layer": 1, "max_tokens": 8}]})
+    return PhaseConfig.model_validate(
+        {
+            "steps": 50,
+            "sequence_length": 16,
+            "mask_rate": 0.25,
+            "mixing": mixing,
+            "learning_rate": {"peak": 1.0},
+            "objectives": [
+                {"name": "mlm", "batch_tokens": 256, "weight": 2.0},
+                {"name": "tlm", "batch_tokens": 128},
+                {"name": "contrast", "pairs": 16, "group": group, "layer": 1, "max_tokens": 8},
+            ],
+        }
+    )
 
 
-def taken(config: PhaseConfig, step: int, ranks: int,
-          micro: int | None) -> tuple[dict[str, list[int]], dict[str, float]]:
+def taken(config: PhaseConfig, step: int, ranks: int, micro: int | None) -> tuple[dict[str, list[int]], dict[str, float]]:
     """All samples of a step per objective over all ranks, and the sum of factor * items as a check of the weights."""
     samples: dict[str, list[int]] = defaultdict(list)
     factors = {}
@@ -63,8 +72,15 @@ def test_draw_takes_one_objective_a_step_by_weight_and_loses_no_sample() -> None
 
 def with_xlco(pairs: int = 48, **more: int) -> PhaseConfig:
     tree = phase().model_dump(mode="json")
-    return PhaseConfig.model_validate(tree | {"objectives": [
-        tree["objectives"][0], {"name": "xlco", "pairs": pairs, "layer": 1, "max_tokens": 8, "weight": 3.0, **more}]})
+    return PhaseConfig.model_validate(
+        tree
+        | {
+            "objectives": [
+                tree["objectives"][0],
+                {"name": "xlco", "pairs": pairs, "layer": 1, "max_tokens": 8, "weight": 3.0, **more},
+            ]
+        }
+    )
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])

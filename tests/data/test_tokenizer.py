@@ -89,8 +89,13 @@ def test_the_same_text_gives_the_same_file_and_hash(trained, tmp_path: Path) -> 
 def test_the_report_tells_of_each_language(trained) -> None:
     _, report = trained
     assert set(report) == {"aa", "zz"}
-    assert all(row["unknown_rate"] == 0 and row["byte_rate"] < 0.02 and row["tokens_per_word"] > 1
-               and 0 < row["vocabulary_share"] < 1 for row in report.values())
+    assert all(
+        row["unknown_rate"] == 0
+        and row["byte_rate"] < 0.02
+        and row["tokens_per_word"] > 1
+        and 0 < row["vocabulary_share"] < 1
+        for row in report.values()
+    )
 
 
 def test_the_report_counts_bytes_and_words(trained) -> None:
@@ -98,14 +103,20 @@ def test_the_report_counts_bytes_and_words(trained) -> None:
     text = "你 好"
     ids = tokenizer.encode(text)
     row = training_report(tokenizer, {"zh": [text]})["zh"]
-    assert row == {"bytes": 7, "tokens_per_word": len(ids) / 2, "bytes_per_token": round(7 / len(ids), 3), "unknown_rate": 0,
-                   "byte_rate": round(6 / len(ids), 6), "vocabulary_share": round(len(set(ids)) / VOCAB, 4)}
+    assert row == {
+        "bytes": 7,
+        "tokens_per_word": len(ids) / 2,
+        "bytes_per_token": round(7 / len(ids), 3),
+        "unknown_rate": 0,
+        "byte_rate": round(6 / len(ids), 6),
+        "vocabulary_share": round(len(set(ids)) / VOCAB, 4),
+    }
 
 
 def test_a_language_that_the_tokenizer_hardly_knows_is_named(trained) -> None:
     tokenizer, report = trained
     assert list(poorly_served(report)) == []
-    said, = poorly_served(report | training_report(tokenizer, {"zh": ["你好" * 9]}))
+    (said,) = poorly_served(report | training_report(tokenizer, {"zh": ["你好" * 9]}))
     assert re.match("the tokenizer knows little of 'zh': [0-9]+% of its tokens are single bytes or unknown", said)
 
 
@@ -171,8 +182,9 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model; make one of the Hugging Face folder that it is from"):
         Tokenizer.load(tmp_path / "tokenizer.json")
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(SAMPLES["aa"]), model_writer=model, vocab_size=200,
-                                             minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SAMPLES["aa"]), model_writer=model, vocab_size=200, minloglevel=2
+    )
     (tmp_path / "other.model").write_bytes(model.getvalue())
     with pytest.raises(UserError, match="train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3"):
         Tokenizer.load(tmp_path / "other.model")

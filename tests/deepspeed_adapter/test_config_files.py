@@ -16,13 +16,27 @@ from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.engine.engine import engine_config
 
 FOLDER = resources.files("dist_metaxlm.ds_configs")
-LAYOUTS = [(0, False, "fp32"), *((stage, offload, precision) for stage in (1, 2, 3) for offload in (False, True)
-                                 for precision in ("fp32", "bf16", "fp16"))]
+LAYOUTS = [
+    (0, False, "fp32"),
+    *(
+        (stage, offload, precision)
+        for stage in (1, 2, 3)
+        for offload in (False, True)
+        for precision in ("fp32", "bf16", "fp16")
+    ),
+]
 
 
 def recipe_for(stage: int, offload: bool, precision: str, *more: str) -> Any:
-    return load_recipe("quickstart", [f"parallel.zero_stage={stage}", f"parallel.offload_optimizer={str(offload).lower()}",
-                                      f"training.precision={precision}", *more])
+    return load_recipe(
+        "quickstart",
+        [
+            f"parallel.zero_stage={stage}",
+            f"parallel.offload_optimizer={str(offload).lower()}",
+            f"training.precision={precision}",
+            *more,
+        ],
+    )
 
 
 def values(tree: Any) -> list[Any]:
@@ -64,17 +78,25 @@ def test_a_file_decides_stage_offload_and_precision(layout: tuple[int, bool, str
     assert follow_file(wanted, None) is wanted
 
 
-@pytest.mark.parametrize(("content", "overrides", "words"), [
-    ({"bf16": {"enabled": True}}, ["training.precision=fp32"], "set training.precision=auto"),
-    ({"bf16": {"enabled": True}}, [], 'has bf16 without ZeRO'),
-    ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}, [], 'write "zero_optimization": {"stage": 1}'),
-    ({"bf16": {"enabled": "auto"}}, [], "enabled: auto, which the recipe has no value for; give a value there"),
-    ({"zero_optimization": {"stage": 7}}, [], "parallel.zero_stage: Input should be 0, 1, 2 or 3"),
-    ({"bf16": True}, [], "bf16: true, and it is a section"),
-    ({"zero_optimization": None}, [], "zero_optimization: null, and it is a section"),
-    ({"zero_optimization": {"stage": 1, "offload_optimizer": "cpu"}}, [], 'offload_optimizer: "cpu", and it is a section'),
-    ({"zero_optimization": {"stage": 2}}, ["parallel.pipeline=2"], "set zero_stage: 1"),
-    ({"optimizer": {}}, [], "which the recipe decides")])
+@pytest.mark.parametrize(
+    ("content", "overrides", "words"),
+    [
+        ({"bf16": {"enabled": True}}, ["training.precision=fp32"], "set training.precision=auto"),
+        ({"bf16": {"enabled": True}}, [], "has bf16 without ZeRO"),
+        ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}, [], 'write "zero_optimization": {"stage": 1}'),
+        ({"bf16": {"enabled": "auto"}}, [], "enabled: auto, which the recipe has no value for; give a value there"),
+        ({"zero_optimization": {"stage": 7}}, [], "parallel.zero_stage: Input should be 0, 1, 2 or 3"),
+        ({"bf16": True}, [], "bf16: true, and it is a section"),
+        ({"zero_optimization": None}, [], "zero_optimization: null, and it is a section"),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": "cpu"}},
+            [],
+            'offload_optimizer: "cpu", and it is a section',
+        ),
+        ({"zero_optimization": {"stage": 2}}, ["parallel.pipeline=2"], "set zero_stage: 1"),
+        ({"optimizer": {}}, [], "which the recipe decides"),
+    ],
+)
 def test_contradictions_are_refused(content: dict[str, Any], overrides: list[str], words: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(content))

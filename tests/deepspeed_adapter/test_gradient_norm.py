@@ -42,8 +42,11 @@ def engine_without_zero(largest: float = 1.0) -> SimpleNamespace:
     model = nn.Sequential(nn.Linear(40, 50), nn.Linear(50, 3), nn.Linear(2, 2))
     for p in model[:2].parameters():
         p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
-    engine = SimpleNamespace(optimizer=torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5), module=model,
-                             gradient_clipping=lambda: largest)
+    engine = SimpleNamespace(
+        optimizer=torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5),
+        module=model,
+        gradient_clipping=lambda: largest,
+    )
     use_exact_norms(engine)
     return engine
 

@@ -35,8 +35,13 @@ def engine_with(scale: float, window: int = 2, smallest: float = 1.0) -> Any:
         used.append(scaler.cur_scale)  # what gradients are divided by
 
     optimizer.step = step
-    engine = SimpleNamespace(optimizer=optimizer, skipped_steps=0, fp16_enabled=lambda: True, bfloat16_enabled=lambda: False,
-                             get_global_grad_norm=lambda: float("inf") if optimizer.overflow else 2.0)
+    engine = SimpleNamespace(
+        optimizer=optimizer,
+        skipped_steps=0,
+        fp16_enabled=lambda: True,
+        bfloat16_enabled=lambda: False,
+        get_global_grad_norm=lambda: float("inf") if optimizer.overflow else 2.0,
+    )
     prepare_scaler(engine)
     return engine
 

@@ -20,14 +20,33 @@ from layouts import FAMILIES, Case, Layout, deviation, run_cases, single_process
 
 STEPS = 20
 LAYOUTS = {
-    2: [Layout(1, 1), *(Layout(2, stage) for stage in range(4)), Layout(2, 1, sequence=True),
-        *(Layout(pipeline=2, zero_stage=stage) for stage in (0, 1))],
-    4: [Layout(1, 3), *(Layout(2, stage) for stage in range(4)), *(Layout(2, stage, True) for stage in range(4)),
-        Layout(4, 0), Layout(4, 1, True), Layout(4, 3), Layout(2, 1, micro_batch_tokens=32),
-        *(Layout(pipeline=stages, zero_stage=stage) for stages in (2, 4) for stage in (0, 1)), Layout(2, 0, pipeline=2),
-        Layout(2, 1, True, pipeline=2), Layout(pipeline=2, zero_stage=1, micro_batch_tokens=32)],
-    8: [Layout(4, 1), Layout(4, 2, True), Layout(4, 3, True), Layout(2, 2, True), Layout(2, 1, True, pipeline=2),
-        Layout(2, 0, pipeline=4, micro_batch_tokens=64)],
+    2: [
+        Layout(1, 1),
+        *(Layout(2, stage) for stage in range(4)),
+        Layout(2, 1, sequence=True),
+        *(Layout(pipeline=2, zero_stage=stage) for stage in (0, 1)),
+    ],
+    4: [
+        Layout(1, 3),
+        *(Layout(2, stage) for stage in range(4)),
+        *(Layout(2, stage, True) for stage in range(4)),
+        Layout(4, 0),
+        Layout(4, 1, True),
+        Layout(4, 3),
+        Layout(2, 1, micro_batch_tokens=32),
+        *(Layout(pipeline=stages, zero_stage=stage) for stages in (2, 4) for stage in (0, 1)),
+        Layout(2, 0, pipeline=2),
+        Layout(2, 1, True, pipeline=2),
+        Layout(pipeline=2, zero_stage=1, micro_batch_tokens=32),
+    ],
+    8: [
+        Layout(4, 1),
+        Layout(4, 2, True),
+        Layout(4, 3, True),
+        Layout(2, 2, True),
+        Layout(2, 1, True, pipeline=2),
+        Layout(2, 0, pipeline=4, micro_batch_tokens=64),
+    ],
 }
 
 
@@ -40,10 +59,16 @@ def measure(folder: Path) -> list[dict[str, Any]]:
             cases = [Case(layout, family=family) for layout in layouts]
             patient = partial(run, timeout=1800)
             for found in run_cases(patient, recipe, folder / f"{family}-{ranks}.json", ranks, cases, STEPS):
-                rows.append({"family": family, "ranks": ranks, "layout": found["name"],
-                             "same_initial_weights": found["initial"] == single["initial"],
-                             "loss": deviation(found["losses"], single["losses"]),
-                             "gradient_norm": deviation(found["norms"], single["norms"])})
+                rows.append(
+                    {
+                        "family": family,
+                        "ranks": ranks,
+                        "layout": found["name"],
+                        "same_initial_weights": found["initial"] == single["initial"],
+                        "loss": deviation(found["losses"], single["losses"]),
+                        "gradient_norm": deviation(found["norms"], single["norms"]),
+                    }
+                )
     return rows
 
 
@@ -51,18 +76,27 @@ def write(rows: list[dict[str, Any]], path: Path) -> bool:
     """The table as Markdown and JSON; whether all rows keep to the bounds."""
     facts = environment()
     kept = all(r["same_initial_weights"] and r["loss"] < 1e-5 and r["gradient_norm"] < 1e-4 for r in rows)
-    head = ["# Layouts against one process", "",
-            f"`make layouts` on {facts['date']}, commit {facts['commit']}, {facts['device']} ({facts['cpu_cores']} cores), "
-            + ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "deepspeed", "megatron-core"))
-            + ", gloo, fp32.", "",
-            f"Two blocks of width 32 with four heads, 383 ids (neither 2 nor 4 divide them), {STEPS} steps of the joint "
-            "phase (mlm, tlm, contrast). Reference: one process with torch's AdamW, without DeepSpeed and megatron-core. "
-            "Columns: initial weights equal bit for bit; largest relative deviation of any step's loss (bound 1e-5) and "
-            "gradient norm (bound 1e-4). In every row what several ranks hold is bit-equal at the end (a pipeline's "
-            "embedding and head included), and the vocabulary's padding still zero.", "",
-            "| family | layout | initial weights | loss | gradient norm |", "|---|---|---|---|---|"]
-    lines = [f"| {r['family']} | {r['layout']} | {'equal' if r['same_initial_weights'] else 'DIFFERENT'} | {r['loss']:.1e} "
-             f"| {r['gradient_norm']:.1e} |" for r in rows]
+    head = [
+        "# Layouts against one process",
+        "",
+        f"`make layouts` on {facts['date']}, commit {facts['commit']}, {facts['device']} ({facts['cpu_cores']} cores), "
+        + ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "deepspeed", "megatron-core"))
+        + ", gloo, fp32.",
+        "",
+        f"Two blocks of width 32 with four heads, 383 ids (neither 2 nor 4 divide them), {STEPS} steps of the joint "
+        "phase (mlm, tlm, contrast). Reference: one process with torch's AdamW, without DeepSpeed and megatron-core. "
+        "Columns: initial weights equal bit for bit; largest relative deviation of any step's loss (bound 1e-5) and "
+        "gradient norm (bound 1e-4). In every row what several ranks hold is bit-equal at the end (a pipeline's "
+        "embedding and head included), and the vocabulary's padding still zero.",
+        "",
+        "| family | layout | initial weights | loss | gradient norm |",
+        "|---|---|---|---|---|",
+    ]
+    lines = [
+        f"| {r['family']} | {r['layout']} | {'equal' if r['same_initial_weights'] else 'DIFFERENT'} | {r['loss']:.1e} "
+        f"| {r['gradient_norm']:.1e} |"
+        for r in rows
+    ]
     path.write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps({"environment": facts, "steps": STEPS, "rows": rows}, indent=1))
     return kept

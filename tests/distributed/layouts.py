@@ -40,14 +40,22 @@ class Layout:
     @property
     def overrides(self) -> list[str]:
         """The recipe's fields that ask for it."""
-        fields = [f"parallel.tensor={self.tensor}", f"parallel.zero_stage={self.zero_stage}",
-                  f"parallel.pipeline={self.pipeline}", f"parallel.sequence={str(self.sequence).lower()}"]
+        fields = [
+            f"parallel.tensor={self.tensor}",
+            f"parallel.zero_stage={self.zero_stage}",
+            f"parallel.pipeline={self.pipeline}",
+            f"parallel.sequence={str(self.sequence).lower()}",
+        ]
         return fields + ([f"parallel.micro_batch_tokens={self.micro_batch_tokens}"] if self.micro_batch_tokens else [])
 
     def name(self, ranks: int) -> str:
         """For tables and messages."""
-        words = [f"TP{self.tensor}", f"PP{self.pipeline}", f"DP{ranks // self.tensor // self.pipeline}",
-                 f"ZeRO-{self.zero_stage}"]
+        words = [
+            f"TP{self.tensor}",
+            f"PP{self.pipeline}",
+            f"DP{ranks // self.tensor // self.pipeline}",
+            f"ZeRO-{self.zero_stage}",
+        ]
         words += ["sequence"] if self.sequence else []
         return " ".join(words + ([f"micro-batch {self.micro_batch_tokens}"] if self.micro_batch_tokens else []))
 
@@ -72,12 +80,34 @@ class Case:
         return [*MODEL, *FAMILIES[self.family], *self.layout.overrides, *self.extra]
 
 
-def run_cases(run_ranks: Run, recipe: Path, output: Path, ranks: int, cases: Sequence[Case],
-              steps: int, worker: str = "worker_layouts.py", **more: Any) -> list[dict[str, Any]]:
+def run_cases(
+    run_ranks: Run,
+    recipe: Path,
+    output: Path,
+    ranks: int,
+    cases: Sequence[Case],
+    steps: int,
+    worker: str = "worker_layouts.py",
+    **more: Any,
+) -> list[dict[str, Any]]:
     """Train `steps` steps under every case in one start of `ranks` processes of `worker`, whose job has `more`."""
-    job = {**more, "recipe": str(recipe), "steps": steps, "output": str(output), "learning_rate": LEARNING_RATE,
-           "cases": [{"name": case.layout.name(ranks), "resume": case.resume, "save": case.save, "probe": case.probe,
-                      "overrides": case.overrides} for case in cases]}
+    job = {
+        **more,
+        "recipe": str(recipe),
+        "steps": steps,
+        "output": str(output),
+        "learning_rate": LEARNING_RATE,
+        "cases": [
+            {
+                "name": case.layout.name(ranks),
+                "resume": case.resume,
+                "save": case.save,
+                "probe": case.probe,
+                "overrides": case.overrides,
+            }
+            for case in cases
+        ],
+    }
     job_file = output.with_suffix(".job.json")
     job_file.write_text(json.dumps(job))
     run_ranks(ranks, Path(__file__).with_name(worker), job_file)
@@ -99,8 +129,9 @@ def single_process(recipe_path: Path, family: str, steps: int, extra: Sequence[s
     model = PretrainingModel(Encoder(recipe.model, recipe.seed), phase.objectives)
     named = {name.removeprefix("encoder."): p for name, p in model.named_parameters()}
     result: dict[str, Any] = {"initial": digest({name: p.detach() for name, p in named.items()}), "losses": [], "norms": []}
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=LEARNING_RATE, betas=(config.beta1, config.beta2),
-                                  eps=config.eps, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config), lr=LEARNING_RATE, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
     for step in range(steps):
         total = 0.0
         for micro in plan.at(step):

@@ -80,8 +80,9 @@ def anew(recipe: Recipe, source: dict[str, torch.Tensor], seen: torch.Tensor) ->
     return found
 
 
-def begun(recipe: Recipe, topology: Topology, root: Path, name: str, init_from: Path | None,
-          expected: dict[str, torch.Tensor]) -> list[str]:
+def begun(
+    recipe: Recipe, topology: Topology, root: Path, name: str, init_from: Path | None, expected: dict[str, torch.Tensor]
+) -> list[str]:
     """Names of what this rank holds otherwise than `expected` when training would begin; empty where all is right."""
     wrong, held = [], 0
 
@@ -91,7 +92,7 @@ def begun(recipe: Recipe, topology: Topology, root: Path, name: str, init_from: 
             whole = own_part(name, expected[name], engine.module.encoder.shard)
             start, piece = optimizer_state.own_piece(engine, param, None)
             held += piece.numel()
-            if piece.dtype != torch.float32 or not torch.equal(piece, whole.flatten()[start:start + piece.numel()]):
+            if piece.dtype != torch.float32 or not torch.equal(piece, whole.flatten()[start : start + piece.numel()]):
                 wrong.append(f"master of {name}")
             if param.dtype != torch.bfloat16 or (param.numel() and not torch.equal(param.data, whole.bfloat16())):
                 wrong.append(f"rounded {name}")

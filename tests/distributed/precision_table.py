@@ -21,10 +21,16 @@ from layouts import Case, Layout, deviation, run_cases, single_process
 
 STEPS = 5
 STAGES = (1, 2, 3)
-LAYOUTS = {2: [*(Layout(1, stage, micro_batch_tokens=64) for stage in STAGES), *(Layout(2, stage) for stage in STAGES)],
-           4: [Layout(2, stage, sequence=True, micro_batch_tokens=64) for stage in STAGES]}
-SAVINGS = {"": [], "blocks": ["parallel.recompute=blocks"], "selective": ["parallel.recompute=selective"],
-           "offload": ["parallel.offload_optimizer=true"]}
+LAYOUTS = {
+    2: [*(Layout(1, stage, micro_batch_tokens=64) for stage in STAGES), *(Layout(2, stage) for stage in STAGES)],
+    4: [Layout(2, stage, sequence=True, micro_batch_tokens=64) for stage in STAGES],
+}
+SAVINGS = {
+    "": [],
+    "blocks": ["parallel.recompute=blocks"],
+    "selective": ["parallel.recompute=selective"],
+    "offload": ["parallel.offload_optimizer=true"],
+}
 SCALE = {"fp16": ["training.fp16_scale_power=8"]}
 BOUNDS = {"fp32": 1e-5, "bf16": 3e-3, "fp16": 1e-3}
 """Of losses against one process in fp32."""
@@ -41,18 +47,40 @@ def measure(folder: Path, families: list[str]) -> list[dict[str, Any]]:
         single = single_process(recipe, family, STEPS)
         for ranks, layouts in LAYOUTS.items():
             # fp16 differs from bf16 in the loss scale alone, so it takes the layouts without savings.
-            chosen = [(precision, layout, saving) for precision in ("fp32", "bf16", *fp16) for layout in layouts
-                      for saving in SAVINGS if (saving == "" or precision == "bf16" or (precision == "fp32" and ranks == 4))]
-            cases = [Case(layout, family=family, extra=[f"training.precision={precision}", *SCALE.get(precision, []),
-                                                        *SAVINGS[saving]]) for precision, layout, saving in chosen]
+            chosen = [
+                (precision, layout, saving)
+                for precision in ("fp32", "bf16", *fp16)
+                for layout in layouts
+                for saving in SAVINGS
+                if (saving == "" or precision == "bf16" or (precision == "fp32" and ranks == 4))
+            ]
+            cases = [
+                Case(
+                    layout,
+                    family=family,
+                    extra=[f"training.precision={precision}", *SCALE.get(precision, []), *SAVINGS[saving]],
+                )
+                for precision, layout, saving in chosen
+            ]
             results = run_cases(run, recipe, folder / f"{family}-{ranks}.json", ranks, cases, STEPS)
-            plain = {(precision, result["name"]): result["losses"]
-                     for (precision, _, saving), result in zip(chosen, results, strict=True) if not saving}
+            plain = {
+                (precision, result["name"]): result["losses"]
+                for (precision, _, saving), result in zip(chosen, results, strict=True)
+                if not saving
+            }
             for (precision, _, saving), result in zip(chosen, results, strict=True):
-                rows.append({"family": family, "ranks": ranks, "layout": result["name"], "precision": precision,
-                             "saving": saving, "loss": deviation(result["losses"], single["losses"]),
-                             "gradient_norm": deviation(result["norms"], single["norms"]),
-                             "from_plain": deviation(result["losses"], plain[precision, result["name"]])})
+                rows.append(
+                    {
+                        "family": family,
+                        "ranks": ranks,
+                        "layout": result["name"],
+                        "precision": precision,
+                        "saving": saving,
+                        "loss": deviation(result["losses"], single["losses"]),
+                        "gradient_norm": deviation(result["norms"], single["norms"]),
+                        "from_plain": deviation(result["losses"], plain[precision, result["name"]]),
+                    }
+                )
     return rows
 
 
@@ -67,16 +95,25 @@ def write(rows: list[dict[str, Any]], path: Path) -> bool:
     facts = environment()
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "deepspeed", "megatron-core"))
     bounds = ", ".join(f"{precision} {bound:.0e}" for precision, bound in BOUNDS.items())
-    head = ["# Precision, recomputation and offload against one process in fp32", "",
-            f"`make precision` on {facts['date']}, commit {facts['commit']}, {facts['device']} ({facts['cpu_cores']} cores)"
-            f", {versions}, gloo.", "",
-            f"The model and data of the layouts' table, {STEPS} steps. Reference: one process in fp32 with torch's AdamW. "
-            f"Largest relative deviation of any step's loss (bounds: {bounds}) and gradient norm; in the last column of any "
-            "loss from the same layout without recomputation and offload (bounds: recomputation 0, offload 1e-6 in fp32 and "
-            "3e-4 in bf16).", "",
-            "| family | layout | precision | saving | loss | gradient norm | from plain |", "|---|---|---|---|---|---|---|"]
-    lines = [f"| {r['family']} | {r['layout']} | {r['precision']} | {r['saving'] or 'none'} | {r['loss']:.1e} "
-             f"| {r['gradient_norm']:.1e} | {r['from_plain']:.0e} |{'' if keeps(r) else ' BEYOND ITS BOUND'}" for r in rows]
+    head = [
+        "# Precision, recomputation and offload against one process in fp32",
+        "",
+        f"`make precision` on {facts['date']}, commit {facts['commit']}, {facts['device']} ({facts['cpu_cores']} cores)"
+        f", {versions}, gloo.",
+        "",
+        f"The model and data of the layouts' table, {STEPS} steps. Reference: one process in fp32 with torch's AdamW. "
+        f"Largest relative deviation of any step's loss (bounds: {bounds}) and gradient norm; in the last column of any "
+        "loss from the same layout without recomputation and offload (bounds: recomputation 0, offload 1e-6 in fp32 and "
+        "3e-4 in bf16).",
+        "",
+        "| family | layout | precision | saving | loss | gradient norm | from plain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines = [
+        f"| {r['family']} | {r['layout']} | {r['precision']} | {r['saving'] or 'none'} | {r['loss']:.1e} "
+        f"| {r['gradient_norm']:.1e} | {r['from_plain']:.0e} |{'' if keeps(r) else ' BEYOND ITS BOUND'}"
+        for r in rows
+    ]
     path.write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
     path.with_suffix(".json").write_text(json.dumps({"environment": facts, "steps": STEPS, "rows": rows}, indent=1))
     return all(keeps(row) for row in rows)

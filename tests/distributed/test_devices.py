@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from dist_metaxlm.kernels.head import linear_cross_entropy as head
 
 from dist_metaxlm.benchmarking.training import saving as saving_figures
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.deepspeed_adapter import gradient_norm
+from dist_metaxlm.kernels.head import linear_cross_entropy as head
 from dist_metaxlm.parallel import groups, process_group
 from dist_metaxlm.parallel.topology import Topology, locate_ranks
 from dist_metaxlm.training.checkpointing import checkpoint, saving
@@ -35,8 +35,12 @@ from dist_metaxlm.training.loop.progress import Progress
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("meta")
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "send", "isend", "recv", "gather")
-ELSEWHERE = {"links.py:_measure", "links.py:_there_and_back", "sharding.py:gather_whole",
-             "linear_cross_entropy.py:_exponentials"}
+ELSEWHERE = {
+    "links.py:_measure",
+    "links.py:_there_and_back",
+    "sharding.py:gather_whole",
+    "linear_cross_entropy.py:_exponentials",
+}
 """Not called here: the preflight's one buffer is made on the device of its group, parts of parameters lie where these do,
 and a chunk of logits where the states do."""
 
@@ -72,8 +76,14 @@ def exchanged() -> None:
 def piece_of(writer: int) -> Any:
     """Pieces of which rank 0 has the first half of one parameter and rank 1 the second."""
     sources = ((0, pieces.Holding(0, 0, 2)), (1, pieces.Holding(0, 2, 2)))
-    return made(pieces.Pieces, routes=[pieces.Route(writer, sources)], names=["final_norm.weight"], _shapes=[(4,)],
-                _group="gloo", _vocabulary=8)
+    return made(
+        pieces.Pieces,
+        routes=[pieces.Route(writer, sources)],
+        names=["final_norm.weight"],
+        _shapes=[(4,)],
+        _group="gloo",
+        _vocabulary=8,
+    )
 
 
 def saver(**attributes: Any) -> Any:
@@ -83,15 +93,19 @@ def saver(**attributes: Any) -> Any:
 def tied(method: Any) -> None:
     weight = on_device(4, 2)
     weight.ds_pipe_replicated = True  # type: ignore[attr-defined]
-    method(SimpleNamespace(tied_comms={"tokens": {"module": SimpleNamespace(weight=weight), "ranks": [0, 1],
-                                                  "group": "nccl"}}))
+    method(
+        SimpleNamespace(tied_comms={"tokens": {"module": SimpleNamespace(weight=weight), "ranks": [0, 1], "group": "nccl"}})
+    )
 
 
 def between_stages(stage: int) -> None:
     encoder = SimpleNamespace(
-        geometry=lambda batch: SimpleNamespace(positions=on_device(4)), config=SimpleNamespace(hidden=2),
-        parameters=lambda: iter([on_device(1)]), stage=SimpleNamespace(last=False),
-        through_stage=lambda states, *_: states if states.dim() == 2 else on_device(4, 2))
+        geometry=lambda batch: SimpleNamespace(positions=on_device(4)),
+        config=SimpleNamespace(hidden=2),
+        parameters=lambda: iter([on_device(1)]),
+        stage=SimpleNamespace(last=False),
+        through_stage=lambda states, *_: states if states.dim() == 2 else on_device(4, 2),
+    )
     states = PipelinedModel.states_after(SimpleNamespace(encoder=encoder), SimpleNamespace(tokens=on_device(4)), 1)
     assert states is None, stage
 
@@ -113,14 +127,16 @@ def fused_head() -> None:
 
 CALLS: dict[str, Callable[[], Any]] = {
     "names of nodes": lambda: locate_ranks(Topology(0, 2, 0, 2, "deepspeed"), DEVICE),
-    "losses": lambda: made(LossMeter, _before=torch.zeros(2, 3, dtype=torch.float64),
-                           _sums=on_device(2, 3, dtype=torch.float64))._counted(),
+    "losses": lambda: made(
+        LossMeter, _before=torch.zeros(2, 3, dtype=torch.float64), _sums=on_device(2, 3, dtype=torch.float64)
+    )._counted(),
     "tokens seen": lambda: Progress("meta", "hash", 8, DEVICE).tensors(),
     "newest checkpoint": lambda: checkpoint._agreed(3, "max"),
     "shares of a node": lambda: checkpoint._share_of_node("node1"),
     "end of a save": lambda: saver(_pending=Future()).finished(DEVICE),
-    "bytes of a save": lambda: saver(_pieces=SimpleNamespace(written=[]),
-                                     _replicas=SimpleNamespace(shapes={}))._bytes_of_all(),
+    "bytes of a save": lambda: saver(
+        _pieces=SimpleNamespace(written=[]), _replicas=SimpleNamespace(shapes={})
+    )._bytes_of_all(),
     "errors of a save": lambda: saver()._together(None, Path()),
     "digests of a save": lambda: saver()._sealed_by_all({}),
     "who holds what": exchanged,
@@ -138,8 +154,16 @@ CALLS: dict[str, Callable[[], Any]] = {
     "slowest rank": lambda: saving_figures._slowest(1.0, DEVICE),
     "one folder": lambda: saving_figures._shared_folder(Path(), DEVICE),
 }
-ON_HOST = ("bytes of a save", "errors of a save", "digests of a save", "who holds what", "pieces sent", "pieces received",
-           "requests to stop", "batches of a tensor group")
+ON_HOST = (
+    "bytes of a save",
+    "errors of a save",
+    "digests of a save",
+    "who holds what",
+    "pieces sent",
+    "pieces received",
+    "requests to stop",
+    "batches of a tensor group",
+)
 """All that these handle lies in host memory, and they go on with what they got."""
 
 
@@ -151,8 +175,13 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, set[str]]]
     def collective(*arguments: Any, group: Any = None, **_: Any) -> Any:
         flat = [part for value in arguments for part in (value if isinstance(value, list) else [value])]
         code = sys._getframe(1).f_code
-        found.append((f"{Path(code.co_filename).name}:{code.co_name}", group or "nccl",
-                      {tensor.device.type for tensor in flat if isinstance(tensor, torch.Tensor)}))
+        found.append(
+            (
+                f"{Path(code.co_filename).name}:{code.co_name}",
+                group or "nccl",
+                {tensor.device.type for tensor in flat if isinstance(tensor, torch.Tensor)},
+            )
+        )
         return SimpleNamespace(wait=lambda: None)
 
     for name in COLLECTIVES:

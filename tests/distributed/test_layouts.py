@@ -14,37 +14,71 @@ from layouts import Case, Layout, run_cases, single_process
 
 STEPS = 3
 # Every stage and size, with and without sequence parallelism; docs/results has the whole table (make layouts).
-SPREAD = {"xlmr": [Layout(2, 0), Layout(2, 2, sequence=True), Layout(4, 1), Layout(pipeline=2, zero_stage=1),
-                   Layout(2, 0, sequence=True, pipeline=2), Layout(pipeline=4, zero_stage=1, micro_batch_tokens=32)],
-          "modern": [Layout(2, 1, sequence=True, micro_batch_tokens=64), Layout(2, 3, sequence=True), Layout(4, 2),
-                     Layout(2, 1, sequence=True, pipeline=2, micro_batch_tokens=64)]}
+SPREAD = {
+    "xlmr": [
+        Layout(2, 0),
+        Layout(2, 2, sequence=True),
+        Layout(4, 1),
+        Layout(pipeline=2, zero_stage=1),
+        Layout(2, 0, sequence=True, pipeline=2),
+        Layout(pipeline=4, zero_stage=1, micro_batch_tokens=32),
+    ],
+    "modern": [
+        Layout(2, 1, sequence=True, micro_batch_tokens=64),
+        Layout(2, 3, sequence=True),
+        Layout(4, 2),
+        Layout(2, 1, sequence=True, pipeline=2, micro_batch_tokens=64),
+    ],
+}
 THREE_LAYERS = ["model.layers=3"]
 RMS = ["model.norm_type=rms"]
 DROPOUT = ["model.dropout=0.2", "model.attention_dropout=0.2"]
-DWA = ["phases.joint.objectives=[{name: mlm, batch_tokens: 128}, {name: dwa, batch_tokens: 256, layer: 1, weight: 3.0}]",
-       *DROPOUT]
+DWA = [
+    "phases.joint.objectives=[{name: mlm, batch_tokens: 128}, {name: dwa, batch_tokens: 256, layer: 1, weight: 3.0}]",
+    *DROPOUT,
+]
 # Among SPREAD and DROPOUT: a layout, its family and fields, with a probe after every step.
-PROBED = [Case(Layout(2, 2, sequence=True), probe=True), Case(Layout(pipeline=2, zero_stage=1), probe=True),
-          Case(Layout(1, 3), extra=DROPOUT, probe=True)]
+PROBED = [
+    Case(Layout(2, 2, sequence=True), probe=True),
+    Case(Layout(pipeline=2, zero_stage=1), probe=True),
+    Case(Layout(1, 3), extra=DROPOUT, probe=True),
+]
 # ranks, layout: the same run goes through all of them.
-CHAIN = [(4, Layout(2, 1, pipeline=2)), (4, Layout(pipeline=4)), (4, Layout(1, 3)), (1, Layout(1, 1)), (4, Layout(4, 1)),
-         (4, Layout(2, 3, sequence=True)), (4, Layout(1, 1))]
+CHAIN = [
+    (4, Layout(2, 1, pipeline=2)),
+    (4, Layout(pipeline=4)),
+    (4, Layout(1, 3)),
+    (1, Layout(1, 1)),
+    (4, Layout(4, 1)),
+    (4, Layout(2, 3, sequence=True)),
+    (4, Layout(1, 1)),
+]
 DRAWN = ["phases.joint.mixing=draw"]
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
-            run_ranks: Callable[..., str]) -> dict[str, list[dict[str, Any]]]:
+def trained(
+    tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., str]
+) -> dict[str, list[dict[str, Any]]]:
     """Results of all layouts by what they show: one start of four ranks for all, because starting is what takes long."""
     cases = {family: [Case(layout, family=family) for layout in layouts] for family, layouts in SPREAD.items()}
-    cases["dropout"] = [Case(layout, extra=DROPOUT)
-                        for layout in (Layout(2, 2, sequence=True), Layout(pipeline=2), Layout(1, 3))]
+    cases["dropout"] = [
+        Case(layout, extra=DROPOUT) for layout in (Layout(2, 2, sequence=True), Layout(pipeline=2), Layout(1, 3))
+    ]
     cases["three layers"] = [Case(Layout(pipeline=4), extra=THREE_LAYERS)]
     cases["rms"] = [Case(Layout(2, 1, sequence=True, pipeline=2), family="modern", extra=RMS)]
     cases["dwa"] = [Case(layout, extra=DWA) for layout in (Layout(), Layout(zero_stage=1, micro_batch_tokens=32))]
     cases["probed"] = PROBED
-    results = iter(run_cases(run_ranks, tiny_recipe, tmp_path_factory.mktemp("layouts") / "results.json", 4,
-                             [case for group in cases.values() for case in group], STEPS))
+    results = iter(
+        run_cases(
+            run_ranks,
+            tiny_recipe,
+            tmp_path_factory.mktemp("layouts") / "results.json",
+            4,
+            [case for group in cases.values() for case in group],
+            STEPS,
+        )
+    )
     return {name: [next(results) for _ in group] for name, group in cases.items()}
 
 
@@ -55,11 +89,20 @@ def check(found: dict[str, Any], single: dict[str, Any]) -> None:
     assert found["weights"] == pytest.approx(single["weights"], rel=1e-3), found["name"]
 
 
-@pytest.mark.parametrize(("what", "family", "extra"), [
-    ("xlmr", "xlmr", []), ("modern", "modern", []), ("dropout", "xlmr", DROPOUT), ("three layers", "xlmr", THREE_LAYERS),
-    ("rms", "modern", RMS), ("dwa", "xlmr", DWA)])
-def test_the_layout_changes_nothing(what: str, family: str, extra: list[str], tiny_recipe: Path,
-                                    trained: dict[str, list[dict[str, Any]]]) -> None:
+@pytest.mark.parametrize(
+    ("what", "family", "extra"),
+    [
+        ("xlmr", "xlmr", []),
+        ("modern", "modern", []),
+        ("dropout", "xlmr", DROPOUT),
+        ("three layers", "xlmr", THREE_LAYERS),
+        ("rms", "modern", RMS),
+        ("dwa", "xlmr", DWA),
+    ],
+)
+def test_the_layout_changes_nothing(
+    what: str, family: str, extra: list[str], tiny_recipe: Path, trained: dict[str, list[dict[str, Any]]]
+) -> None:
     single = single_process(tiny_recipe, family, STEPS, extra)
     assert ({"objectives.dwa.query.bias", "objectives.dwa.key.weight"} <= set(single["weights"])) == (what == "dwa")
     for found in trained[what]:
@@ -67,7 +110,8 @@ def test_the_layout_changes_nothing(what: str, family: str, extra: list[str], ti
 
 
 def test_a_probe_after_every_step_changes_no_bit_and_finds_the_same_in_every_layout(
-        trained: dict[str, list[dict[str, Any]]]) -> None:
+    trained: dict[str, list[dict[str, Any]]],
+) -> None:
     for found, case in zip(trained["probed"], PROBED, strict=True):
         others = trained["dropout" if case.extra == DROPOUT else "xlmr"]
         [same] = [other for other in others if other["name"] == found["name"]]
@@ -84,13 +128,14 @@ def test_seven_layers_on_three_stages(tiny_recipe: Path, tmp_path: Path, run_ran
     check(found, single_process(tiny_recipe, "xlmr", STEPS, extra))
 
 
-def test_checkpoints_go_through_a_chain_of_layouts_bit_by_bit(tiny_recipe: Path, tmp_path: Path,
-                                                              run_ranks: Callable[..., str]) -> None:
+def test_checkpoints_go_through_a_chain_of_layouts_bit_by_bit(
+    tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]
+) -> None:
     results: list[dict[str, Any]] = []
     while len(results) < len(CHAIN):
         ranks = CHAIN[len(results)][0]
-        links = [layout for other, layout in CHAIN[len(results):]]
-        same = next((i for i, (other, _) in enumerate(CHAIN[len(results):]) if other != ranks), len(links))
+        links = [layout for other, layout in CHAIN[len(results) :]]
+        same = next((i for i, (other, _) in enumerate(CHAIN[len(results) :]) if other != ranks), len(links))
         cases = [Case(layout, resume=bool(results) or i > 0, save=True) for i, layout in enumerate(links[:same])]
         results += run_cases(run_ranks, tiny_recipe, tmp_path / "results.json", ranks, cases, STEPS)
     assert [found["first"] for found in results] == [STEPS * index for index in range(len(CHAIN))]
@@ -99,8 +144,9 @@ def test_checkpoints_go_through_a_chain_of_layouts_bit_by_bit(tiny_recipe: Path,
     assert [loss for found in results for loss in found["losses"]] == pytest.approx(whole["losses"], rel=1e-5)
 
 
-def test_objectives_drawn_at_random_do_not_deadlock_and_no_gradient_is_used_twice(tiny_recipe: Path, tmp_path: Path,
-                                                                                  run_ranks: Callable[..., str]) -> None:
+def test_objectives_drawn_at_random_do_not_deadlock_and_no_gradient_is_used_twice(
+    tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]
+) -> None:
     cases = [Case(Layout(1, 3), extra=DRAWN), Case(Layout(pipeline=2), extra=DRAWN)]
     single = single_process(tiny_recipe, "xlmr", 40, DRAWN)
     for found in run_cases(run_ranks, tiny_recipe, tmp_path / "results.json", 2, cases, 200):

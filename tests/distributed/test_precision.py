@@ -35,21 +35,42 @@ CASES = {
     "fp16 pipeline": Case(Layout(1, 1, pipeline=2, micro_batch_tokens=64), extra=FP16),
 }
 # 2^16 is at the edge for this model: steps overflow, and every good step after another one doubles the scale again.
-RUN = ["training.precision=fp16", "training.fp16_scale_power=16", "training.fp16_scale_window=1", "training.log_interval=1",
-       "training.checkpoint_interval=3", "phases.joint.steps=6", "parallel.zero_stage=3"]
-MASTERS = [("meta", []), ("meta", ["parallel.zero_stage=3", "carry_over.unseen_embeddings=reinitialise"]),
-           ("imported", ["parallel.pipeline=2"]), ("imported", ["parallel.zero_stage=2", *OFFLOAD])]
+RUN = [
+    "training.precision=fp16",
+    "training.fp16_scale_power=16",
+    "training.fp16_scale_window=1",
+    "training.log_interval=1",
+    "training.checkpoint_interval=3",
+    "phases.joint.steps=6",
+    "parallel.zero_stage=3",
+]
+MASTERS = [
+    ("meta", []),
+    ("meta", ["parallel.zero_stage=3", "carry_over.unseen_embeddings=reinitialise"]),
+    ("imported", ["parallel.pipeline=2"]),
+    ("imported", ["parallel.zero_stage=2", *OFFLOAD]),
+]
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory,
-            run_ranks: Callable[..., str]) -> tuple[dict[str, dict[str, Any]], Path]:
+def trained(
+    tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., str]
+) -> tuple[dict[str, dict[str, Any]], Path]:
     """Results of CASES by name, and the folder with the fp16 runs `whole` and `resumed`; one start of two ranks."""
     folder = tmp_path_factory.mktemp("precision")
     cases = {name: case for name, case in CASES.items() if FP16_HERE or "fp16" not in name}
-    results = run_cases(run_ranks, tiny_recipe, folder / "results.json", 2, list(cases.values()), STEPS,
-                        worker="worker_precision.py", fp16=RUN if FP16_HERE else [], resume=3,
-                        masters=MASTERS)
+    results = run_cases(
+        run_ranks,
+        tiny_recipe,
+        folder / "results.json",
+        2,
+        list(cases.values()),
+        STEPS,
+        worker="worker_precision.py",
+        fp16=RUN if FP16_HERE else [],
+        resume=3,
+        masters=MASTERS,
+    )
     return dict(zip(cases, results, strict=True)), folder
 
 

@@ -30,8 +30,15 @@ WORKER = Path(__file__).with_name("worker_xlco.py")
 STEPS, RATE = 4, 0.3  # of worker_xlco.py
 EXAMPLES, QUEUE, LAYER, MOMENTUM = 8, 20, 1, 0.7
 # 8 keys a step and 20 places: the third step goes round the end of the queue.
-XLCO = {"name": "xlco", "pairs": 2 * EXAMPLES, "queue": QUEUE, "layer": LAYER, "momentum": MOMENTUM, "max_tokens": 14,
-        "mixup": "sides"}
+XLCO = {
+    "name": "xlco",
+    "pairs": 2 * EXAMPLES,
+    "queue": QUEUE,
+    "layer": LAYER,
+    "momentum": MOMENTUM,
+    "max_tokens": 14,
+    "mixup": "sides",
+}
 GROUPS = {"queue": None, "groups": 4}
 """Examples of a group: four ranks share each of the two, two ranks have one each."""
 
@@ -40,7 +47,7 @@ def sequences(batch: PackedBatch) -> list[torch.Tensor]:
     """Token ids of each example's sequence, in the order of the examples."""
     starts = batch.cu_seqlens.tolist()
     ends = dict(zip(starts, starts[1:], strict=False))
-    return [batch.tokens[start:ends[start]] for start in batch.starts.tolist()]
+    return [batch.tokens[start : ends[start]] for start in batch.starts.tolist()]
 
 
 def pooled(encoder: Encoder, tokens: torch.Tensor, mean: bool) -> torch.Tensor:
@@ -86,13 +93,19 @@ def reference(recipe_path: Path, group: int | None) -> dict[str, torch.Tensor]:
                 ours.copy_(MOMENTUM * ours + (1 - MOMENTUM) * theirs)
         queue = (queue + keys)[-QUEUE:]
     found["queue"] = torch.stack(queue)
-    return found | {f"momentum.{name}": value for name, value in [*slow.named_parameters(),
-                                                                  ("objectives.xlco.projection.weight", slow_matrix)]}
+    return found | {
+        f"momentum.{name}": value
+        for name, value in [*slow.named_parameters(), ("objectives.xlco.projection.weight", slow_matrix)]
+    }
 
 
 @pytest.fixture(scope="module", params=GROUPS.values(), ids=GROUPS)
-def trained(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., str],
-            request: pytest.FixtureRequest) -> Any:
+def trained(
+    tiny_recipe: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    run_ranks: Callable[..., str],
+    request: pytest.FixtureRequest,
+) -> Any:
     """(what `reference` finds, by number of ranks what those found, examples of a group)"""
     tree, group = yaml.safe_load(tiny_recipe.read_text()), request.param
     tree["phases"]["joint"]["objectives"] = [XLCO | ({"group": 2 * group, "pooling": "mean"} if group else {})]

@@ -55,8 +55,9 @@ def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
     return {name: value for part in everything for name, value in part.items()} if rank() == 0 else {}
 
 
-def train(engine: Any, recipe: Recipe, first: int, last: int, learning_rate: float,
-          probing: Probing | None = None) -> tuple[list[float], list[float], list[float]]:
+def train(
+    engine: Any, recipe: Recipe, first: int, last: int, learning_rate: float, probing: Probing | None = None
+) -> tuple[list[float], list[float], list[float]]:
     """Losses, gradient norms and, with `probing`, retrieval of the joint phase's steps."""
     tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
     phase = recipe.phases["joint"]
@@ -97,7 +98,7 @@ def check_ranks(engine: Any, recipe: Recipe) -> None:
             assert all(torch.equal(copy, mine) for copy in copies), f"{name} differs between ranks"
         if name == "embedding.tokens.weight":
             own = shard.own_vocabulary(recipe.model.vocab_size)
-            assert not mine[len(own):].any(), "the vocabulary's padding was trained"
+            assert not mine[len(own) :].any(), "the vocabulary's padding was trained"
 
 
 def check_tied(engine: Any) -> None:
@@ -135,8 +136,9 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     updates: list[float] = []
     weight = next(iter(optimizer_state.named_parameters(engine)))[1]
     before = optimizer_state.own_piece(engine, weight, "exp_avg")[1].clone()
-    hook = optimizer_state.before_each_update(engine, lambda: updates.append(float(
-        (optimizer_state.own_piece(engine, weight, "exp_avg")[1] - before).abs().sum())))
+    hook = optimizer_state.before_each_update(
+        engine, lambda: updates.append(float((optimizer_state.own_piece(engine, weight, "exp_avg")[1] - before).abs().sum()))
+    )
     probing = Probing(engine, 1, HeldoutProbe(recipe)) if case.get("probe") else None
     random_state = torch.get_rng_state()
     losses, norms, probes = train(engine, recipe, first, last, job["learning_rate"], probing)
@@ -149,8 +151,16 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     check_tied(engine)
     if case.get("save"):
         save_checkpoint(folder, engine, {"step": last, "phase": "joint"}, {"none": torch.zeros(1)}, 9)
-    result = {"name": case["name"], "initial": initial, "losses": losses, "norms": norms, "copied": copied, "first": first,
-              "retrieval": probes, "random_state_kept": kept}
+    result = {
+        "name": case["name"],
+        "initial": initial,
+        "losses": losses,
+        "norms": norms,
+        "copied": copied,
+        "first": first,
+        "retrieval": probes,
+        "random_state_kept": kept,
+    }
     weights = whole_weights(engine)
     if rank() == 0:
         result["weights"] = {name: float(value.double().norm()) for name, value in weights.items()}

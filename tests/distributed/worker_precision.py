@@ -30,8 +30,14 @@ def train(job: dict[str, Any], topology: Topology, run: Path, resume: str) -> No
     if topology.is_first:
         folder.start(recipe)
     barrier()
-    _run(recipe, Options("joint", job["recipe"], run_dir=str(run), resume=resume), topology, CPU, folder,
-         open_data(recipe, "joint"))
+    _run(
+        recipe,
+        Options("joint", job["recipe"], run_dir=str(run), resume=resume),
+        topology,
+        CPU,
+        folder,
+        open_data(recipe, "joint"),
+    )
     barrier()
 
 

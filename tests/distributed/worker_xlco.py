@@ -61,8 +61,11 @@ def main(recipe_path: str, output: str) -> None:
     dist.init_process_group("gloo")
     me, recipe = dist.get_rank(), load_recipe(recipe_path)
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
-    places = {1: groups.Groups(0, 1, 0, 1), 2: groups.Groups(0, 1, me % 2, 2, data=pairs[me // 2]),
-              4: groups.Groups(0, 1, me, 4, data=dist.new_group(list(range(4))))}
+    places = {
+        1: groups.Groups(0, 1, 0, 1),
+        2: groups.Groups(0, 1, me % 2, 2, data=pairs[me // 2]),
+        4: groups.Groups(0, 1, me, 4, data=dist.new_group(list(range(4)))),
+    }
     for ranks, place in places.items():
         found = steps_of(recipe, place, MICRO_BATCH_TOKENS[ranks])
         if me == 0:

@@ -13,8 +13,11 @@ from dist_metaxlm.interop.folders import export_folder
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
 
-NOUNS = {"en": ["house", "dog", "river", "stone"], "de": ["Haus", "Hund", "Fluss", "Stein"],
-         "th": ["บ้าน", "หมา", "แม่น้ำ", "หิน"]}
+NOUNS = {
+    "en": ["house", "dog", "river", "stone"],
+    "de": ["Haus", "Hund", "Fluss", "Stein"],
+    "th": ["บ้าน", "หมา", "แม่น้ำ", "หิน"],
+}
 VERBS = {"en": ["sees", "takes", "makes"], "de": ["sieht", "nimmt", "macht"], "th": ["เห็น", "เอา", "ทำ"]}
 
 
@@ -29,8 +32,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     lines = [" ".join(NOUNS[language] + VERBS[language]) for language in NOUNS]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines * 20), model_prefix=str(folder / "tokenizer"), vocab_size=400, hard_vocab_limit=False,
-        byte_fallback=True, bos_id=0, pad_id=1, eos_id=2, unk_id=3, minloglevel=2)
+        sentence_iterator=iter(lines * 20),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
     size = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).GetPieceSize() + 1
     config = ModelConfig(layers=2, hidden=32, heads=2, ffn=64, vocab_size=size, max_positions=64)
     export_folder(Encoder(config, 5).state_dict(), config, folder / "tokenizer.model", folder / "model")
@@ -58,7 +70,11 @@ def task_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"xquad/xquad.{language}.json" if split == "test" else f"squad/{split}-v1.1.json"
         (root / name).write_text(json.dumps({"data": [{"title": "t", "paragraphs": asked}]}), encoding="utf-8")
     for code, name in (("deu", "de"), ("tha", "th")):
-        lines = [f"{NOUNS['en'][a]} {VERBS['en'][b]} {NOUNS['en'][c]}\t{NOUNS[name][a]} {VERBS[name][b]} {NOUNS[name][c]}\n"
-                 for a in range(4) for b in range(3) for c in range(4)]
+        lines = [
+            f"{NOUNS['en'][a]} {VERBS['en'][b]} {NOUNS['en'][c]}\t{NOUNS[name][a]} {VERBS[name][b]} {NOUNS[name][c]}\n"
+            for a in range(4)
+            for b in range(3)
+            for c in range(4)
+        ]
         (root / "tatoeba" / f"{code}-eng.tsv").write_text("".join(lines), encoding="utf-8")
     return root

@@ -20,8 +20,17 @@ def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spm")
     parts = [ENGLISH, *ENGLISH.split()]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(parts * 20), vocab_size=400, model_prefix=str(folder / "tokenizer"), hard_vocab_limit=False,
-        byte_fallback=True, bos_id=0, pad_id=1, eos_id=2, unk_id=3, minloglevel=2)
+        sentence_iterator=iter(parts * 20),
+        vocab_size=400,
+        model_prefix=str(folder / "tokenizer"),
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
     return Tokenizer.load(folder / "tokenizer.model")
 
 

@@ -75,18 +75,27 @@ def test_text_without_translations_has_perplexity_and_no_retrieval(folder):
 
 
 def test_means_are_over_counted_languages_and_both_directions():
-    scores = {"aa": {"counted": True, "to_english": [0.1, 0.5], "from_english": [0.1, 0.3]},
-              "bb": {"counted": True, "to_english": [0.2, 0.7], "from_english": [0.4, 0.5]},
-              "cc": {"counted": False, "to_english": [1.0, 1.0], "from_english": [1.0, 1.0]}}
+    scores = {
+        "aa": {"counted": True, "to_english": [0.1, 0.5], "from_english": [0.1, 0.3]},
+        "bb": {"counted": True, "to_english": [0.2, 0.7], "from_english": [0.4, 0.5]},
+        "cc": {"counted": False, "to_english": [1.0, 1.0], "from_english": [1.0, 1.0]},
+    }
     means = retrieval_means(scores)
     assert means["per_layer_mean"] == pytest.approx([0.2, 0.5])
     assert (means["best_layer"], means["mean_p_at_1"]) == (1, pytest.approx(0.5))
     assert retrieval_means({"cc": scores["cc"]}) == {"per_layer_mean": [], "best_layer": None, "mean_p_at_1": None}
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (None, "no held-out strings"), ('{"en": "a"}\n{"en": \n', "line 2"), ('["en"]\n', "line 1"),
-    ('{"de": "a"}\n', "no English"), ("", "no English")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no held-out strings"),
+        ('{"en": "a"}\n{"en": \n', "line 2"),
+        ('["en"]\n', "line 1"),
+        ('{"de": "a"}\n', "no English"),
+        ("", "no English"),
+    ],
+)
 def test_a_bad_file_is_named(tmp_path, text, message):
     path = tmp_path / "strings.jsonl"
     if text is not None:

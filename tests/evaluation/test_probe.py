@@ -43,8 +43,9 @@ def test_it_finds_what_the_study_measures_of_the_same_strings(recipe, tiny_recip
     assert found["layer"] == expected["layer"] == 1
     assert found["strings"] == 20
     assert found["retrieval"] == pytest.approx(expected["retrieval"], abs=0.02)
-    assert found["languages"] == {code: pytest.approx(of["retrieval"], abs=0.03)
-                                  for code, of in expected["languages"].items()}
+    assert found["languages"] == {
+        code: pytest.approx(of["retrieval"], abs=0.03) for code, of in expected["languages"].items()
+    }
     assert found["seconds"] > 0
 
 
@@ -76,8 +77,11 @@ def test_ranks_share_the_windows_and_step_together(recipe, monkeypatch):
     for rank in range(3):
         monkeypatch.setattr(probe_module, "groups", lambda rank=rank: Groups(0, 1, rank, 3))
         read = []
-        parts.append(HeldoutProbe(recipe)._vectors(
-            lambda batch, layer, read=read: read.append(1) or engine.module.states_after(batch, layer), CPU))
+        parts.append(
+            HeldoutProbe(recipe)._vectors(
+                lambda batch, layer, read=read: read.append(1) or engine.module.states_after(batch, layer), CPU
+            )
+        )
         calls.append(len(read))
     assert calls[0] == calls[1] == calls[2]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-6)
@@ -105,9 +109,13 @@ def test_it_comes_every_so_many_steps_and_at_the_end():
     assert Probing(engine, 0, None).at(10, True) == {}
 
 
-@pytest.mark.parametrize(("rows", "words"), [
-    (None, r"needs a language with 10 translations of English held out, and the first 0 strings of .*strings\.jsonl"),
-    ([{"en": f"sentence {n}", "de": f"Satz {n}"} for n in range(9)], "the first 9 strings")])
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (None, r"needs a language with 10 translations of English held out, and the first 0 strings of .*strings\.jsonl"),
+        ([{"en": f"sentence {n}", "de": f"Satz {n}"} for n in range(9)], "the first 9 strings"),
+    ],
+)
 def test_without_held_out_strings_it_is_refused(recipe, tmp_path, tiny_recipe, rows, words):
     (tmp_path / "heldout").mkdir()
     (tmp_path / "tokenizer.model").write_bytes((tiny_recipe.parent / "data" / "tokenizer.model").read_bytes())
@@ -118,11 +126,15 @@ def test_without_held_out_strings_it_is_refused(recipe, tmp_path, tiny_recipe, r
         HeldoutProbe(moved)
 
 
-@pytest.mark.parametrize(("overrides", "words"), [
-    (["training.probe_interval=3"], "probe_interval 3 is not a multiple of log_interval 2; nearest: 4"),
-    (["training.probe_interval=3", "training.checkpoint_interval=5"], "checkpoint_interval 5 .*; probe_interval 3"),
-    (["training.probe_interval=4", "data.heldout_strings=0"], "data.heldout_strings is 0; hold some out"),
-    (["training.probe_strings=5"], "probe_strings")])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.probe_interval=3"], "probe_interval 3 is not a multiple of log_interval 2; nearest: 4"),
+        (["training.probe_interval=3", "training.checkpoint_interval=5"], "checkpoint_interval 5 .*; probe_interval 3"),
+        (["training.probe_interval=4", "data.heldout_strings=0"], "data.heldout_strings is 0; hold some out"),
+        (["training.probe_strings=5"], "probe_strings"),
+    ],
+)
 def test_a_recipe_that_cannot_be_probed_is_refused(tiny_recipe, overrides, words):
     with pytest.raises(UserError, match=words):
         load_recipe(tiny_recipe, overrides)

@@ -15,8 +15,30 @@ from dist_metaxlm.data.tokens.store import Corpus, TokenStore
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.store.writer import write_index
 
-TELLING = (0, 1, 2, 4, 5, 8, 9, 34, 127, 128, 255, 256, 65499, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1,
-           2**63, 2**64 - 1)
+TELLING = (
+    0,
+    1,
+    2,
+    4,
+    5,
+    8,
+    9,
+    34,
+    127,
+    128,
+    255,
+    256,
+    65499,
+    65535,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 TARGETS = ("en.idx", "en.bin", "en-de.idx", "en-de.bin", "manifest.json")
 VOCABULARY = 400
 
@@ -29,8 +51,17 @@ def make_store(folder: Path) -> None:
         rng.integers(0, VOCABULARY, int(lengths.sum())).astype(np.uint16).tofile(folder / f"{name}.bin")
         write_index(folder / f"{name}.idx", [lengths], np.uint16, sequences)
     counts = {"tokens": 1, "bytes": 1, "dropped": {}, "source": []}
-    manifest.write(folder, {"tokenizer_hash": "ab" * 32, "vocab_size": VOCABULARY, "dtype": "uint16", "settings": {},
-                            "text": {"en": {"documents": 40, **counts}}, "bitext": {"en-de": {"pairs": 25, **counts}}})
+    manifest.write(
+        folder,
+        {
+            "tokenizer_hash": "ab" * 32,
+            "vocab_size": VOCABULARY,
+            "dtype": "uint16",
+            "settings": {},
+            "text": {"en": {"documents": 40, **counts}},
+            "bitext": {"en-de": {"pairs": 25, **counts}},
+        },
+    )
 
 
 def damage(raw: bytes, rng: random.Random) -> bytes:
@@ -42,26 +73,41 @@ def damage(raw: bytes, rng: random.Random) -> bytes:
             case 0 if data:
                 data[min(at, len(data) - 1)] ^= 1 << rng.randrange(8)
             case 1:
-                value = struct.pack("<Q", rng.choice(TELLING))[:rng.choice((1, 2, 4, 8))]
-                data[at:at + len(value)] = value
+                value = struct.pack("<Q", rng.choice(TELLING))[: rng.choice((1, 2, 4, 8))]
+                data[at : at + len(value)] = value
             case 2:
                 del data[at:]
             case 3:
-                del data[at:at + rng.randrange(1, 40)]
+                del data[at : at + rng.randrange(1, 40)]
             case 4:
                 data[at:at] = rng.randbytes(rng.randrange(1, 40))
             case 5:
                 size = rng.randrange(1, 40)
-                data[at:at] = data[at:at + size]
+                data[at:at] = data[at : at + size]
             case _:
-                data[at:at + 8] = rng.randbytes(8)
+                data[at : at + 8] = rng.randbytes(8)
     return bytes(data)
 
 
 def damage_manifest(raw: bytes, rng: random.Random) -> bytes:
     """A manifest with a field removed, renamed or replaced; still JSON, unless the bytes are mutated as well."""
-    odd = (None, -1, 0, 1.5, 10**30, "", "../x", "/etc/passwd", "en\x00", [], {}, [[]], True, "en",
-           {"size": 1, "sha256": [1]})
+    odd = (
+        None,
+        -1,
+        0,
+        1.5,
+        10**30,
+        "",
+        "../x",
+        "/etc/passwd",
+        "en\x00",
+        [],
+        {},
+        [[]],
+        True,
+        "en",
+        {"size": 1, "sha256": [1]},
+    )
     names = ("../en.bin", "/tmp/en.bin", "en..bin", "a/../../b", "", "fr", "en-fr", "de.idx")
     content = json.loads(raw)
     place = content

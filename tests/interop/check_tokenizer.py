@@ -39,8 +39,9 @@ Encode = Callable[[str], list[int]]
 
 def script_of(sentence: str) -> str | None:
     """The script of most letters, by the first word of their Unicode names; Japanese is KANA."""
-    counts = Counter(unicodedata.name(letter, "?").split()[0] for letter in unicodedata.normalize("NFKC", sentence)
-                     if letter.isalpha())
+    counts = Counter(
+        unicodedata.name(letter, "?").split()[0] for letter in unicodedata.normalize("NFKC", sentence) if letter.isalpha()
+    )
     counts["KANA"] = sum(counts.pop(kana, 0) for kana in KANA)
     if counts["KANA"] and counts["KANA"] + counts[HAN] > sum(counts.values()) / 2:
         return "KANA"
@@ -66,8 +67,15 @@ def train(texts: Iterable[str], path: Path, pieces: int, **options: Any) -> Path
     """A SentencePiece unigram model, written to `path`."""
     with path.open("wb") as model:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=model, vocab_size=pieces, hard_vocab_limit=False, num_threads=1,
-            character_coverage=0.9995, minloglevel=2, **options)
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=pieces,
+            hard_vocab_limit=False,
+            num_threads=1,
+            character_coverage=0.9995,
+            minloglevel=2,
+            **options,
+        )
     return path
 
 
@@ -149,14 +157,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         everything = [text for sentences in texts.values() for text in sentences]
         result = compare(texts, folders(everything, arguments.pieces, Path(place)))
-    total = {key: sum(row[key] for row in result["other_ids"].values())
-             for key in ("sentences", *DIRECTIONS)}
+    total = {key: sum(row[key] for row in result["other_ids"].values()) for key in ("sentences", *DIRECTIONS)}
     command = f"python tests/interop/check_tokenizer.py PATH... --pieces {arguments.pieces} --limit {arguments.limit}"
     surroundings = environment()
     del surroundings["command"]  # as typed here, with this machine's paths
-    write_json(Path(arguments.output), {
-        "source": arguments.source, "command": command,
-        "scripts": len(texts), "total": total, **result, "environment": surroundings})
+    write_json(
+        Path(arguments.output),
+        {
+            "source": arguments.source,
+            "command": command,
+            "scripts": len(texts),
+            "total": total,
+            **result,
+            "environment": surroundings,
+        },
+    )
     print(json.dumps({"scripts": len(texts), **total, **result}, ensure_ascii=False, indent=1))
     return 1 if total["export"] else 0
 

@@ -50,8 +50,15 @@ def child(arguments: list[str]) -> int:
         runpy.run_path(str(ROOT / "launch" / "convert.py"), run_name="__main__")
     except SystemExit as stop:
         code = int(stop.code or 0)
-    print(json.dumps({"before_mb": round(before, 1), "growth_mb": round(status_mb("VmHWM") - before, 1),
-                      "seconds": round(time.perf_counter() - start, 1)}))
+    print(
+        json.dumps(
+            {
+                "before_mb": round(before, 1),
+                "growth_mb": round(status_mb("VmHWM") - before, 1),
+                "seconds": round(time.perf_counter() - start, 1),
+            }
+        )
+    )
     return code
 
 
@@ -69,8 +76,17 @@ def make_tokenizer(path: Path, pieces: int) -> None:
     from sentencepiece import sentencepiece_model_pb2
 
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS * 10), model_prefix=str(path.with_suffix("")), vocab_size=330, hard_vocab_limit=False,
-        byte_fallback=True, bos_id=0, pad_id=1, eos_id=2, unk_id=3, minloglevel=2)
+        sentence_iterator=iter(TEXTS * 10),
+        model_prefix=str(path.with_suffix("")),
+        vocab_size=330,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
     model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
     for number in range(pieces - len(model.pieces)):
         model.pieces.add(piece=f"▁#{number:x}", score=-20.0, type=1)
@@ -147,12 +163,16 @@ def measure(config: Any, place: Path) -> dict[str, Any]:
     from dist_metaxlm.interop.folders import open_folder
 
     tokenizer, given, imported, run_dir, exported = (
-        place / name for name in ("tokenizer.model", "given", "imported", "run", "exported"))
+        place / name for name in ("tokenizer.model", "given", "imported", "run", "exported")
+    )
     make_tokenizer(tokenizer, config.vocab_size - 1)
     make_folder(given, config, tokenizer)
     sizes = [spec.nbytes for spec in map(open_folder(given)[1].spec, open_folder(given)[1])]
     figures: dict[str, Any] = {
-        "model_mb": round(sum(sizes) / MB), "tensors": len(sizes), "largest_tensor_mb": round(max(sizes) / MB, 1)}
+        "model_mb": round(sum(sizes) / MB),
+        "tensors": len(sizes),
+        "largest_tensor_mb": round(max(sizes) / MB, 1),
+    }
     figures["import"] = convert("import", "--input", str(given), "--output", str(imported), "--max_shard_size", "1GB")
     make_run(run_dir, imported, config)
     figures["export"] = convert("export", "--run_dir", str(run_dir), "--phase", "meta", "--output", str(exported))
@@ -178,10 +198,17 @@ def main() -> int:
         figures = measure(config, Path(place))
     surroundings = environment()
     del surroundings["command"]  # as typed here, with this machine's paths
-    command = " ".join(["python tests/interop/conversion_memory.py --recipe", arguments.recipe,
-                        *(f"--{name} {value}" for name, value in changes.items())])
-    write_json(Path(arguments.output), {"command": command, "model": config.model_dump(mode="json"), **figures,
-                                        "environment": surroundings})
+    command = " ".join(
+        [
+            "python tests/interop/conversion_memory.py --recipe",
+            arguments.recipe,
+            *(f"--{name} {value}" for name, value in changes.items()),
+        ]
+    )
+    write_json(
+        Path(arguments.output),
+        {"command": command, "model": config.model_dump(mode="json"), **figures, "environment": surroundings},
+    )
     print(json.dumps(figures, indent=1))
     return 1 if figures["differing_tensors"] else 0
 

@@ -12,9 +12,18 @@ import pytest
 
 PATH = Path(__file__).with_name("check_tokenizer.py")
 LETTERS = {
-    "LATIN": (0x61, 0x17E), "GREEK": (0x3B1, 0x3C9), "CYRILLIC": (0x430, 0x45F), "ARMENIAN": (0x561, 0x586),
-    "HEBREW": (0x5D0, 0x5EA), "ARABIC": (0x620, 0x64A), "DEVANAGARI": (0x905, 0x94D), "THAI": (0xE01, 0xE4C),
-    "GEORGIAN": (0x10D0, 0x10F0), "HANGUL": (0xAC00, 0xAC80), "HIRAGANA": (0x3042, 0x3093), "CJK": (0x4E00, 0x4E80),
+    "LATIN": (0x61, 0x17E),
+    "GREEK": (0x3B1, 0x3C9),
+    "CYRILLIC": (0x430, 0x45F),
+    "ARMENIAN": (0x561, 0x586),
+    "HEBREW": (0x5D0, 0x5EA),
+    "ARABIC": (0x620, 0x64A),
+    "DEVANAGARI": (0x905, 0x94D),
+    "THAI": (0xE01, 0xE4C),
+    "GEORGIAN": (0x10D0, 0x10F0),
+    "HANGUL": (0xAC00, 0xAC80),
+    "HIRAGANA": (0x3042, 0x3093),
+    "CJK": (0x4E00, 0x4E80),
 }
 
 
@@ -53,4 +62,8 @@ def test_sentences_are_found_by_script(check, tmp_path):
     (tmp_path / "b.txt").write_text("晚上好。\n12 + 3\n", encoding="utf-8")
     (tmp_path / "c.bin").write_bytes(b"\xff")
     assert check.sentences_by_script([tmp_path], 10) == {
-        "CJK": ["晚上好。"], "CYRILLIC": ["Добрый вечер."], "KANA": ["こんばんは、皆さん。"], "LATIN": ["Good evening."]}
+        "CJK": ["晚上好。"],
+        "CYRILLIC": ["Добрый вечер."],
+        "KANA": ["こんばんは、皆さん。"],
+        "LATIN": ["Good evening."],
+    }

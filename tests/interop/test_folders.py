@@ -24,8 +24,18 @@ LINES = ["the cat sat on the mat", "der Hund lief durch den Garten", "le chat do
 def tokenizer_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spm")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES * 10), model_prefix=str(folder / "tokenizer"), vocab_size=330, model_type="unigram",
-        byte_fallback=True, hard_vocab_limit=False, bos_id=0, pad_id=1, eos_id=2, unk_id=3, minloglevel=2)
+        sentence_iterator=iter(LINES * 10),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=330,
+        model_type="unigram",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
     return folder / "tokenizer.model"
 
 

@@ -13,8 +13,17 @@ from dist_metaxlm.interop.folders import export_folder, import_run, open_folder,
 from dist_metaxlm.modeling.encoder import Encoder
 
 VOCAB = 331
-COMMON = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40,
-          "initializer_range": 0.2, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+}
 LEARNED = COMMON | {"max_position_embeddings": 42, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 CLASSES: dict[str, dict[str, Any]] = {
     "XLMRobertaForMaskedLM": LEARNED,
@@ -44,9 +53,15 @@ def tokens() -> torch.Tensor:
 def logits_of(encoder: Encoder) -> torch.Tensor:
     ids = tokens()
     batch = PackedBatch(
-        tokens=ids, positions=torch.arange(len(ids)), cu_seqlens=torch.tensor([0, len(ids)], dtype=torch.int32),
-        window=len(ids), samples=torch.zeros(1, dtype=torch.int64), languages=torch.zeros(1, dtype=torch.int64),
-        targets=torch.arange(1), target_tokens=ids[:1])
+        tokens=ids,
+        positions=torch.arange(len(ids)),
+        cu_seqlens=torch.tensor([0, len(ids)], dtype=torch.int32),
+        window=len(ids),
+        samples=torch.zeros(1, dtype=torch.int64),
+        languages=torch.zeros(1, dtype=torch.int64),
+        targets=torch.arange(1),
+        target_tokens=ids[:1],
+    )
     with torch.no_grad():
         return encoder.logits(encoder(batch))
 
@@ -59,8 +74,10 @@ def logits_of_huggingface(model: Any) -> torch.Tensor:
 def raw(folder: Path) -> dict[str, bytes]:
     """Every tensor of a folder as type, shape and bytes."""
     tensors = open_folder(folder)[1]
-    return {name: f"{tensor.dtype} {list(tensor.shape)}".encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-            for name, tensor in tensors.items()}
+    return {
+        name: f"{tensor.dtype} {list(tensor.shape)}".encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in tensors.items()
+    }
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -13,8 +13,12 @@ from safetensors.torch import load_file
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.shard_writer import INDEX, WEIGHTS, ShardWriter
 
-STATE = {"odd": torch.arange(3).bfloat16(), "wide": torch.randn(4, 6), "tall": torch.randn(50, 3),
-         "small": torch.randn(2, 2).half()}
+STATE = {
+    "odd": torch.arange(3).bfloat16(),
+    "wide": torch.randn(4, 6),
+    "tall": torch.randn(50, 3),
+    "small": torch.randn(2, 2).half(),
+}
 SPECS = {name: tensor.to("meta") for name, tensor in STATE.items()}
 
 
@@ -23,7 +27,7 @@ def test_rows_in_any_order_make_the_file(tmp_path):
     for name in ("small", "wide", "odd"):
         writer.write(name, STATE[name])
     for first in (40, 0, 20):
-        writer.write("tall", STATE["tall"][first:first + 20], first)
+        writer.write("tall", STATE["tall"][first : first + 20], first)
     writer.finish()
     assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
     loaded = load_file(tmp_path / WEIGHTS)
@@ -37,7 +41,7 @@ def test_every_tensor_begins_at_a_multiple_of_its_element(tmp_path):
     ShardWriter(tmp_path, SPECS)
     raw = (tmp_path / WEIGHTS).read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:8 + length])
+    header = json.loads(raw[8 : 8 + length])
     assert length % 8 == 0
     assert all(header[name]["data_offsets"][0] % tensor.itemsize == 0 for name, tensor in STATE.items())
 

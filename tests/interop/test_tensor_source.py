@@ -72,12 +72,14 @@ def test_a_mapping_that_reads_when_asked(path):
     assert tensors.spec("cube").shape == (6, 2, 3)
 
 
-@pytest.mark.parametrize("damage", ["short", "long", "empty", "header", "places", "shape", "gap", "negative", "overlap",
-                                    "list", "length", "depth"])
+@pytest.mark.parametrize(
+    "damage",
+    ["short", "long", "empty", "header", "places", "shape", "gap", "negative", "overlap", "list", "length", "depth"],
+)
 def test_damaged_files_are_refused_before_a_tensor_is_read(damage, path):
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8:8 + length])
+    header = json.loads(whole[8 : 8 + length])
     if damage == "places":
         header["matrix"]["data_offsets"][1] += 10**9
     if damage == "shape":
@@ -89,9 +91,15 @@ def test_damaged_files_are_refused_before_a_tensor_is_read(damage, path):
     if damage == "overlap":
         header["cube"] = header["half"]
     text = b"[" * 10**5 if damage == "depth" else json.dumps([header] if damage == "list" else header).encode()
-    path.write_bytes({"short": whole[:-1], "long": whole + b"\0", "empty": b"", "header": whole[:20],
-                      "length": b"\xff" * 8 + whole[8:]}.get(
-        damage, len(text).to_bytes(8, "little") + text + whole[8 + length:]))
+    path.write_bytes(
+        {
+            "short": whole[:-1],
+            "long": whole + b"\0",
+            "empty": b"",
+            "header": whole[:20],
+            "length": b"\xff" * 8 + whole[8:],
+        }.get(damage, len(text).to_bytes(8, "little") + text + whole[8 + length :])
+    )
     with pytest.raises(UserError, match=r"a\.safetensors is damaged or no safetensors file"):
         FileTensors([path])
 

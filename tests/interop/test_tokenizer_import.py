@@ -16,8 +16,13 @@ from dist_metaxlm.interop.tokenizer_import import TOKENIZER_JSON, import_tokeniz
 from dist_metaxlm.interop.tokenizers import SENTENCEPIECE_FILE, export_tokenizer
 from dist_metaxlm.recipe.schema import ModelConfig
 
-TEXTS = ["the cat sat on the mat", "der Hund lief durch den Garten",
-         "кошка сидит на столе", "le chat dort sur la chaise verte", "a 龘 b"]
+TEXTS = [
+    "the cat sat on the mat",
+    "der Hund lief durch den Garten",
+    "кошка сидит на столе",
+    "le chat dort sur la chaise verte",
+    "a 龘 b",
+]
 
 
 def config(vocab_size: int) -> ModelConfig:
@@ -28,8 +33,14 @@ def config(vocab_size: int) -> ModelConfig:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model in SentencePiece's default order, as XLM-R's is: <unk> <s> </s>, no padding piece."""
     place = tmp_path_factory.mktemp("xlmr")
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS[:4] * 20), model_prefix=str(place / "m"),
-                                             vocab_size=350, hard_vocab_limit=False, byte_fallback=True, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS[:4] * 20),
+        model_prefix=str(place / "m"),
+        vocab_size=350,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        minloglevel=2,
+    )
     (place / "m.model").rename(place / SENTENCEPIECE_FILE)
     return place
 
@@ -62,8 +73,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import XLMRobertaTokenizer
 
     given, place = tmp_path_factory.mktemp("given"), tmp_path_factory.mktemp("saved")
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS[:4] * 20), model_prefix=str(given / "m"),
-                                             vocab_size=90, hard_vocab_limit=False, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS[:4] * 20),
+        model_prefix=str(given / "m"),
+        vocab_size=90,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     model = sentencepiece_model_pb2.ModelProto.FromString((given / "m.model").read_bytes())
     for number in range(300):  # a model has more than 300 pieces
         model.pieces.add(piece=f"▁#{number}", score=-20.0, type=1)
@@ -115,16 +131,19 @@ def test_byte_level_tokenizers_are_left_out(tmp_path: Path) -> None:
     assert import_tokenizer(tmp_path, config(400)) is None
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda content: content["model"]["vocab"].pop(), "is not XLM-R's kind"),
-    (lambda content: content["model"]["vocab"].pop(1), "is not XLM-R's kind"),
-    (lambda content: content.update(normalizer=None), "is not a tokenizer"),
-    (lambda content: content["normalizer"].update(precompiled_charsmap="?"), "is not a tokenizer"),
-    (lambda content: content["model"]["vocab"].append(1), "is not a tokenizer"),
-    (lambda content: content.update(normalizer={"type": "NFC"}), "is not XLM-R's kind"),
-    (lambda content: content.update(pre_tokenizer=None), "gives other ids"),
-    (lambda content: content["model"]["vocab"].insert(5, content["model"]["vocab"][6]), "is no usable"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["model"]["vocab"].pop(), "is not XLM-R's kind"),
+        (lambda content: content["model"]["vocab"].pop(1), "is not XLM-R's kind"),
+        (lambda content: content.update(normalizer=None), "is not a tokenizer"),
+        (lambda content: content["normalizer"].update(precompiled_charsmap="?"), "is not a tokenizer"),
+        (lambda content: content["model"]["vocab"].append(1), "is not a tokenizer"),
+        (lambda content: content.update(normalizer={"type": "NFC"}), "is not XLM-R's kind"),
+        (lambda content: content.update(pre_tokenizer=None), "gives other ids"),
+        (lambda content: content["model"]["vocab"].insert(5, content["model"]["vocab"][6]), "is no usable"),
+    ],
+)
 def test_a_tokenizer_json_of_another_kind_or_damaged(change: Any, message: str, saved: Path, tmp_path: Path) -> None:
     content = json.loads((saved / TOKENIZER_JSON).read_text())
     change(content)

@@ -129,10 +129,7 @@ def test_exported_state_loads_and_returns(family: str) -> None:
     with torch.no_grad():
         span = documents(batch)[2]
         torch.testing.assert_close(
-            model(input_ids=batch.tokens[span][None]).logits[0],
-            encoder.logits(encoder(batch))[span],
-            atol=1e-4,
-            rtol=1e-4,
+            model(input_ids=batch.tokens[span][None]).logits[0], encoder.logits(encoder(batch))[span], atol=1e-4, rtol=1e-4
         )
     back = from_huggingface(state, config)
     assert all(torch.equal(back[name], tensor) for name, tensor in encoder.state_dict().items())
@@ -153,8 +150,16 @@ def test_configuration_returns(family: str) -> None:
 
 
 def test_configurations_of_published_models() -> None:
-    base = model_config({"model_type": "xlm-roberta", "vocab_size": 250002, "layer_norm_eps": 1e-5,
-                         "max_position_embeddings": 514, "type_vocab_size": 1, "output_past": True})
+    base = model_config(
+        {
+            "model_type": "xlm-roberta",
+            "vocab_size": 250002,
+            "layer_norm_eps": 1e-5,
+            "max_position_embeddings": 514,
+            "type_vocab_size": 1,
+            "output_past": True,
+        }
+    )
     assert (base.layers, base.hidden, base.max_positions, base.norm, base.dropout) == (12, 768, 512, "post", 0.1)
     xl = model_config({"model_type": "xlm-roberta-xl"})
     assert (xl.layers, xl.hidden, xl.max_positions, xl.norm) == (36, 2560, 512, "pre")
@@ -186,9 +191,21 @@ def test_unsupported_configuration_is_named(fields: dict[str, Any], named: str) 
 @pytest.mark.parametrize("model_type", ["xlm-roberta", "roberta", "xlm-roberta-xl", "modernbert"])
 @pytest.mark.parametrize("value", [None, "many", -1, 0, [1], {"a": 1}, 1e99, True, float("nan")])
 def test_a_configuration_with_nonsense_in_it_never_ends_in_a_traceback(model_type: str, value: Any) -> None:
-    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-            "max_position_embeddings", "layer_norm_eps", "norm_eps", "hidden_dropout_prob",
-            "attention_probs_dropout_prob", "attention_dropout", "rope_parameters", "layer_types")
+    keys = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "layer_norm_eps",
+        "norm_eps",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "attention_dropout",
+        "rope_parameters",
+        "layer_types",
+    )
     for key in keys:
         with contextlib.suppress(UserError):
             model_config({"model_type": model_type, "type_vocab_size": 1, key: value})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.head.linear_cross_entropy import linear_cross_entropy
 from dist_metaxlm.kernels.pointwise import activations, norm
 from dist_metaxlm.kernels.pointwise.dropout import DropoutMask
-from torch.utils.checkpoint import checkpoint
 
 MASK = DropoutMask(torch.arange(4), 77, 0.25)
 

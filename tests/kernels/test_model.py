@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dist_metaxlm.kernels import registry
 
 from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.kernels import registry
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
 
@@ -20,9 +20,15 @@ def a_batch() -> PackedBatch:
     tokens = torch.randint(5, 300, (24,), generator=torch.Generator().manual_seed(3))
     targets = torch.arange(0, 24, 5)
     return PackedBatch(
-        tokens=tokens, positions=torch.cat([torch.arange(length) for length in (1, 4, 7, 12)]),
-        cu_seqlens=torch.tensor([0, 1, 5, 12, 24], dtype=torch.int32), window=12, samples=torch.tensor([50, 2**33]),
-        languages=torch.zeros(2, dtype=torch.int64), targets=targets, target_tokens=targets + 9)
+        tokens=tokens,
+        positions=torch.cat([torch.arange(length) for length in (1, 4, 7, 12)]),
+        cu_seqlens=torch.tensor([0, 1, 5, 12, 24], dtype=torch.int32),
+        window=12,
+        samples=torch.tensor([50, 2**33]),
+        languages=torch.zeros(2, dtype=torch.int64),
+        targets=targets,
+        target_tokens=targets + 9,
+    )
 
 
 def run(model: Encoder, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist_metaxlm.kernels import registry
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.kernels import registry
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,8 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):
             registry.choose("square", torch.ones(2))
     assert [record.getMessage() for record in caplog.records] == [
-        "kernels: square runs on reference (triton: not for these arguments)"]
+        "kernels: square runs on reference (triton: not for these arguments)"
+    ]
 
 
 def test_choices_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,15 +21,35 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_figures_as_json(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"data_wait_share": 0.5}\n{"data_wait_share": 0.01}\n{"data_wait_share": 0.02}\n', encoding="utf-8")
-    done = subprocess.run([sys.executable, ROOT / "launch/benchmark.py", "data", "--tokens", "4000000", "--runs", "1",
-                           "--json", "--metrics", metrics], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "launch/benchmark.py",
+            "data",
+            "--tokens",
+            "4000000",
+            "--runs",
+            "1",
+            "--json",
+            "--metrics",
+            metrics,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     figures = json.loads(done.stdout)
     assert set(figures["opening"]) == {"small", "large"}
     assert figures["opening"]["large"]["tokens"] == 40_000_000
     assert all(row["seconds"] > 0 and row["resident_mb"] > 50 for row in figures["opening"].values())
     assert len(figures["loading"]["tokens_per_second"]) == 4
-    assert figures["data_wait_share"] == {"metrics": str(metrics), "intervals": 3, "median": 0.02, "first": 0.5,
-                                          "largest_after_first": 0.02}
+    assert figures["data_wait_share"] == {
+        "metrics": str(metrics),
+        "intervals": 3,
+        "median": 0.02,
+        "first": 0.5,
+        "largest_after_first": 0.02,
+    }
     assert figures["environment"]["command"][1] == "data"
 
 

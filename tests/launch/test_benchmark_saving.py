@@ -11,8 +11,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_figures_as_json(tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]) -> None:
     scratch = tmp_path / "scratch"
-    out = run_ranks(1, ROOT / "launch/benchmark.py", "saving", "--recipe", tiny_recipe, "--repeats", "2", "--tokens", "64",
-                    "--scratch", scratch, "--json", "training.checkpoint_interval=8")
+    out = run_ranks(
+        1,
+        ROOT / "launch/benchmark.py",
+        "saving",
+        "--recipe",
+        tiny_recipe,
+        "--repeats",
+        "2",
+        "--tokens",
+        "64",
+        "--scratch",
+        scratch,
+        "--json",
+        "training.checkpoint_interval=8",
+    )
     figures = json.loads(out)
     assert figures["checkpoint_interval"] == 8
     assert len(figures["rows"]) == figures["repeats"] == 2

@@ -53,8 +53,17 @@ def run(monkeypatch, capsys):
 def tokenizer(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES * 10), model_prefix=str(folder / "tokenizer"), vocab_size=330,
-        hard_vocab_limit=False, byte_fallback=True, bos_id=0, pad_id=1, eos_id=2, unk_id=3, minloglevel=2)
+        sentence_iterator=iter(LINES * 10),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=330,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
     return folder / "tokenizer.model"
 
 
@@ -83,8 +92,20 @@ def trained(tokenizer, config, tmp_path_factory) -> tuple[Path, dict[str, torch.
 
 
 def test_an_error_from_a_shell(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "launch/convert.py"), "import", "--input", str(tmp_path), "--output",
-                           str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "launch/convert.py"),
+            "import",
+            "--input",
+            str(tmp_path),
+            "--output",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
@@ -92,8 +113,18 @@ def test_an_error_from_a_shell(tmp_path):
 
 def test_a_checkpoint_goes_out_in_shards_and_comes_back_bit_for_bit(run, trained, config, tmp_path):
     run_dir, weights = trained
-    done = run("export", "--run_dir", run_dir, "--phase", "meta", "--output", tmp_path / "hf", "--max_shard_size", "0.004MB",
-               "--json")
+    done = run(
+        "export",
+        "--run_dir",
+        run_dir,
+        "--phase",
+        "meta",
+        "--output",
+        tmp_path / "hf",
+        "--max_shard_size",
+        "0.004MB",
+        "--json",
+    )
     assert done.code == 0, done.err
     assert json.loads(done.out)["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert len(list((tmp_path / "hf").glob("model-*-of-*.safetensors"))) > 1
@@ -150,11 +181,22 @@ def test_data_that_moved_are_named_and_must_be_those_of_the_run(run, trained, to
 
 
 def test_words_to_fill_are_hidden_before_anything_is_exported(run, trained, tokenizer, tmp_path):
-    export = ("export", "--run_dir", trained[0], "--phase", "meta", "--data_directory", tmp_path,
-              "--output", tmp_path / "out")
+    export = (
+        "export",
+        "--run_dir",
+        trained[0],
+        "--phase",
+        "meta",
+        "--data_directory",
+        tmp_path,
+        "--output",
+        tmp_path / "out",
+    )
     shutil.copy(tokenizer, tmp_path)
-    for rows, language, words in (((), "en", "no held-out strings at"),
-                                  (({"ru": LINES[3]},), "fr", "--fill_mask fr: there are no held-out")):
+    for rows, language, words in (
+        ((), "en", "no held-out strings at"),
+        (({"ru": LINES[3]},), "fr", "--fill_mask fr: there are no held-out"),
+    ):
         if rows:
             (tmp_path / "heldout").mkdir()
             (tmp_path / "heldout/strings.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -242,8 +284,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for a part of the weights."""
     place = tmp_path / "small"
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)],
-                                           capture_output=True, check=False).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("mounting a small file system needs root")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)

@@ -22,18 +22,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for one checkpoint of the tiny model (400 kB), not for two."""
     place = tmp_path / "small"
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(place)],
-                                           capture_output=True, check=False).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(place)], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("mounting a small file system needs root")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_full_disk_while_saving(small_disk: Path, tiny_recipe: Path,
-                                start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
+def test_full_disk_while_saving(
+    small_disk: Path, tiny_recipe: Path, start_ranks: Callable[..., list[subprocess.Popen[str]]]
+) -> None:
     run = small_disk / "run"
-    processes = start_ranks(2, ROOT / "launch" / "pretrain.py", "--phase", "meta", "--recipe", str(tiny_recipe),
-                            "--run_dir", str(run))
+    processes = start_ranks(
+        2, ROOT / "launch" / "pretrain.py", "--phase", "meta", "--recipe", str(tiny_recipe), "--run_dir", str(run)
+    )
     outcomes = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [74, 74], outcomes
     errors = [line for line in outcomes[0][1].splitlines() if line.startswith("error: ")]
@@ -47,8 +53,9 @@ def test_full_disk_while_saving(small_disk: Path, tiny_recipe: Path,
     assert not (run / "meta" / "done.json").exists()
 
 
-def test_a_disk_too_small_for_one_checkpoint_is_refused(small_disk: Path, tiny_recipe: Path,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_for_one_checkpoint_is_refused(
+    small_disk: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
     (small_disk / "other").write_bytes(b" " * 500_000)
     with pytest.raises(UserError, match="a checkpoint of recipe tiny takes") as raised:

@@ -19,8 +19,26 @@ from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.load import load_recipe
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "evaluate.py"
-WORDS = ["open", "close", "save", "file", "name", "user", "page", "list", "text",
-         "image", "search", "delete", "edit", "new", "old", "first", "last", "next"]
+WORDS = [
+    "open",
+    "close",
+    "save",
+    "file",
+    "name",
+    "user",
+    "page",
+    "list",
+    "text",
+    "image",
+    "search",
+    "delete",
+    "edit",
+    "new",
+    "old",
+    "first",
+    "last",
+    "next",
+]
 
 
 def sentence(number: int, upper: bool) -> str:
@@ -38,8 +56,17 @@ def data_dir(tmp_path_factory):
     (folder / "heldout" / "text" / "en.txt").write_text("\n\n".join(row["en"] for row in rows), encoding="utf-8")
     corpus = [sentence(n, upper) for n in range(400) for upper in (False, True)]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=400, hard_vocab_limit=False,
-        byte_fallback=True, bos_id=0, pad_id=1, eos_id=2, unk_id=3, minloglevel=2)
+        sentence_iterator=iter(corpus),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
     return folder
 
 
@@ -49,9 +76,12 @@ def run_dir(tmp_path, data_dir):
     size = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "tokenizer.model")).GetPieceSize() + 1
     objectives = [{"name": "mlm", "batch_tokens": 64}]
     phase = {"steps": 2, "sequence_length": 32, "objectives": objectives, "learning_rate": {"peak": 0.001}}
-    recipe = {"name": "small", "model": {"layers": 2, "hidden": 32, "heads": 2, "ffn": 64, "vocab_size": size,
-                                         "max_positions": 64},
-              "data": {"directory": str(data_dir)}, "phases": {"meta": phase, "cross": phase}}
+    recipe = {
+        "name": "small",
+        "model": {"layers": 2, "hidden": 32, "heads": 2, "ffn": 64, "vocab_size": size, "max_positions": 64},
+        "data": {"directory": str(data_dir)},
+        "phases": {"meta": phase, "cross": phase},
+    }
     folder = tmp_path / "small"
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -122,15 +152,19 @@ def test_the_initialisation_is_that_of_the_recipes_seed(run_dir):
     assert all(torch.equal(weight, again[name]) for name, weight in encoder.state_dict().items())
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--phase", "later"], "unknown phase 'later'"),
-    (["--phase", "meta", "data.directory=/new"], "data.directory=/new: a run is evaluated with the recipe that it was"),
-    (["seed=2", "--phase", "meta"], "evaluate.py has no use for seed=2; `evaluate.py --help` says"),
-    (["--phase", "meta"], "meta"),
-    (["--phase", "untrained", "--tasks", "perplexity,guessing"], "unknown task 'guessing'"),
-    (["--phase", "untrained", "--tasks", ""], "unknown task ''"),
-    ([], "neither --phase nor --report"),
-    (["--taks", "perplexity"], "evaluate.py has no option --taks, did you mean --tasks?")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--phase", "later"], "unknown phase 'later'"),
+        (["--phase", "meta", "data.directory=/new"], "data.directory=/new: a run is evaluated with the recipe that it was"),
+        (["seed=2", "--phase", "meta"], "evaluate.py has no use for seed=2; `evaluate.py --help` says"),
+        (["--phase", "meta"], "meta"),
+        (["--phase", "untrained", "--tasks", "perplexity,guessing"], "unknown task 'guessing'"),
+        (["--phase", "untrained", "--tasks", ""], "unknown task ''"),
+        ([], "neither --phase nor --report"),
+        (["--taks", "perplexity"], "evaluate.py has no option --taks, did you mean --tasks?"),
+    ],
+)
 def test_mistakes_exit_2_with_a_sentence(run_dir, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "--run_dir", run_dir, *arguments) == 2
     shown = capsys.readouterr()
@@ -153,8 +187,10 @@ def test_data_that_moved_are_named(run_dir, data_dir, monkeypatch, capsys):
     assert "name one with --phase" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"data": {"directory": "nowhere"}}, "no tokenizer at nowhere/tokenizer.model"), ({"vocab_size": 777}, "777")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"data": {"directory": "nowhere"}}, "no tokenizer at nowhere/tokenizer.model"), ({"vocab_size": 777}, "777")],
+)
 def test_a_wrong_tokenizer_is_named(run_dir, monkeypatch, capsys, change, message):
     recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
     recipe["data"] = change.get("data", recipe["data"])
@@ -166,8 +202,12 @@ def test_a_wrong_tokenizer_is_named(run_dir, monkeypatch, capsys, change, messag
 
 def test_no_run_exits_2_in_a_process_of_its_own(tmp_path):
     for arguments in (["--phase", "meta"], ["--report"]):
-        done = subprocess.run([sys.executable, str(SCRIPT), "--run_dir", str(tmp_path / "none"), *arguments],
-                              capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), "--run_dir", str(tmp_path / "none"), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 2
         assert done.stderr.startswith("error: no run at")
         assert done.stdout == ""

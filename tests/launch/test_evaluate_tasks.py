@@ -53,8 +53,25 @@ def test_a_run_and_a_folder_of_the_same_weights_score_the_same(run_dir, data, tm
     with exported_phase(run_dir, "untrained") as folder:
         shutil.copytree(folder, tmp_path / "copy")
     assert not folder.exists()
-    assert call(monkeypatch, "--run_dir", run_dir, "--phase", "untrained", "--model", tmp_path / "copy", "--tasks",
-                "tatoeba", "--task_data", data, "--output", tmp_path / "all.json", "--json") == 0
+    assert (
+        call(
+            monkeypatch,
+            "--run_dir",
+            run_dir,
+            "--phase",
+            "untrained",
+            "--model",
+            tmp_path / "copy",
+            "--tasks",
+            "tatoeba",
+            "--task_data",
+            data,
+            "--output",
+            tmp_path / "all.json",
+            "--json",
+        )
+        == 0
+    )
     shown = capsys.readouterr()
     assert shown.err.splitlines()[-2:] == [f"{name}: tatoeba: 3 pairs in 1 language" for name in ("untrained", "copy")]
     tasks = json.loads(shown.out)["tasks"]
@@ -68,15 +85,24 @@ def test_a_run_and_a_folder_of_the_same_weights_score_the_same(run_dir, data, tm
 
 def test_files_of_a_single_task_are_read_once_for_all_encoders(run_dir, data, tmp_path, monkeypatch):
     reads = []
-    monkeypatch.setattr("dist_metaxlm.evaluation.tasks.run.read_parallel",
-                        lambda *given: reads.append(given[0]) or read_parallel(*given))
+    monkeypatch.setattr(
+        "dist_metaxlm.evaluation.tasks.run.read_parallel", lambda *given: reads.append(given[0]) or read_parallel(*given)
+    )
     results = evaluate_encoders(str(run_dir), ["untrained"], [], ["tatoeba"], TaskOptions(data))
     assert (list(results), reads) == (["untrained"], ["tatoeba"])
 
 
 def test_keep_going_runs_the_rest_and_exits_2(run_dir, data, monkeypatch, capsys):
-    arguments = ["--run_dir", run_dir, "--phase", "untrained", "--tasks", "udpos,xnli,tatoeba,perplexity", "--task_data",
-                 data]
+    arguments = [
+        "--run_dir",
+        run_dir,
+        "--phase",
+        "untrained",
+        "--tasks",
+        "udpos,xnli,tatoeba,perplexity",
+        "--task_data",
+        data,
+    ]
     assert call(monkeypatch, *arguments, "--keep_going") == 2
     shown = capsys.readouterr().out
     assert "test-el.tsv, line 1 has the label 'ARTICLE'" in shown
@@ -114,14 +140,18 @@ def test_word_alignment_by_gold_in_the_table_and_what_is_wrong_with_it(run_dir, 
     assert "test.gold, line 1: the link 1-3 is outside the 3 words of its second sentence" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--model", "nowhere", "--tasks", "tatoeba"], "there is no folder nowhere; encoders are opened from this"),
-    (["--model", "nowhere"], "--model needs --tasks"),
-    (["--model", "nowhere", "--tasks", "perplexity"], "reads a run's held-out text"),
-    (["--model", "nowhere", "--tasks", "tatoba"], "unknown task 'tatoba', did you mean tatoeba?"),
-    (["--phase", "untrained", "--tasks", "tatoeba"], "need --run_dir"),
-    (["--model", "nowhere", "--tasks", "tatoeba", "--max_pairs", "-3"], "--max_pairs -3 leaves no choice"),
-    (["--model", "nowhere", "--tasks", "mine", "--tasks_file", "no.yaml"], "no.yaml does not exist")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere", "--tasks", "tatoeba"], "there is no folder nowhere; encoders are opened from this"),
+        (["--model", "nowhere"], "--model needs --tasks"),
+        (["--model", "nowhere", "--tasks", "perplexity"], "reads a run's held-out text"),
+        (["--model", "nowhere", "--tasks", "tatoba"], "unknown task 'tatoba', did you mean tatoeba?"),
+        (["--phase", "untrained", "--tasks", "tatoeba"], "need --run_dir"),
+        (["--model", "nowhere", "--tasks", "tatoeba", "--max_pairs", "-3"], "--max_pairs -3 leaves no choice"),
+        (["--model", "nowhere", "--tasks", "mine", "--tasks_file", "no.yaml"], "no.yaml does not exist"),
+    ],
+)
 def test_mistakes_exit_2_with_a_sentence(monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, *arguments) == 2
     shown = capsys.readouterr()

@@ -9,8 +9,23 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch._dynamo", "torch._inductor", "transformers", "deepspeed", "megatron", "sympy", "matplotlib", "pandas",
-         "sklearn", "scipy", "triton", "pyarrow", "datasketch", "mpi4py", "torch.utils.tensorboard")
+HEAVY = (
+    "torch._dynamo",
+    "torch._inductor",
+    "transformers",
+    "deepspeed",
+    "megatron",
+    "sympy",
+    "matplotlib",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "triton",
+    "pyarrow",
+    "datasketch",
+    "mpi4py",
+    "torch.utils.tensorboard",
+)
 HELP = """
 import contextlib, io, runpy
 for script in ("pretrain", "prepare", "evaluate", "convert", "plan", "benchmark", "study"):
@@ -36,8 +51,15 @@ with process_group(detect_topology(), torch.device("cpu")):
 def loaded(code: str, names: tuple[str, ...]) -> set[str]:
     """Those of `names` that are imported after `code` has run in a process of its own."""
     report = f"\nprint(json.dumps([name for name in {names!r} if name in sys.modules]))"
-    result = subprocess.run([sys.executable, "-c", f"import json, sys\n{code}{report}"], cwd=ROOT, capture_output=True,
-                            text=True, timeout=200, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    result = subprocess.run(
+        [sys.executable, "-c", f"import json, sys\n{code}{report}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert result.returncode == 0, result.stderr
     return set(json.loads(result.stdout.splitlines()[-1]))
 
@@ -53,6 +75,14 @@ def test_plans_and_data_do_without_torch() -> None:
 
 def test_a_rank_imports_the_heavy_where_it_uses_it_and_builds_nothing() -> None:
     muon = "deepspeed.runtime.zero.muon.muon_optimizer"
-    unused = ("torch.utils.cpp_extension", "setuptools", "torch._inductor.compile_fx", "megatron", "transformers",
-              "matplotlib", "sklearn", "dist_metaxlm.kernels.attention.cuda")
+    unused = (
+        "torch.utils.cpp_extension",
+        "setuptools",
+        "torch._inductor.compile_fx",
+        "megatron",
+        "transformers",
+        "matplotlib",
+        "sklearn",
+        "dist_metaxlm.kernels.attention.cuda",
+    )
     assert loaded(RANK, (*unused, muon)) == {muon}

@@ -45,14 +45,16 @@ def test_commands_of_the_pages(page: str, line: str, monkeypatch: pytest.MonkeyP
         hosts, lines = tmp_path / "hosts", []
         hosts.write_text("node1 slots=8\nnode2 slots=8\n")
         monkeypatch.setattr("dist_metaxlm.launching.commands.beside_python", lambda name: name)
-        starting.start(starting.Request(str(hosts), found.launcher, None, found.master_port, True, tuple(found.script[1:])),
-                       lines.append)
+        starting.start(
+            starting.Request(str(hosts), found.launcher, None, found.master_port, True, tuple(found.script[1:])),
+            lines.append,
+        )
         assert "16 ranks on 2 nodes" in lines[0]
         return
     if words[0] == "sbatch":
         script = next(word for word in words if word.endswith(".sbatch"))
         subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
-        words = ["pretrain", "launch/pretrain.py", "--phase", "meta", *words[words.index(script) + 1:]]
+        words = ["pretrain", "launch/pretrain.py", "--phase", "meta", *words[words.index(script) + 1 :]]
     assert words[0] in ("python", "deepspeed", "torchrun", "mpirun", "srun", "pretrain"), f"{page}: no rule for {line}"
     place = next(number for number, word in enumerate(words) if word.startswith("launch/"))
-    parsed(words[place], words[place + 1:], monkeypatch)
+    parsed(words[place], words[place + 1 :], monkeypatch)

@@ -38,10 +38,20 @@ def request(hostfile: Path, *script: str, launcher: str = "deepspeed", topology:
     return Request(str(hostfile), launcher, topology, 29500, False, script or (PRETRAIN, "--phase", "meta"))
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (None, "does not exist"), ("", "names no host"), ("a slots=1\na slots=1\n", "line 2"), ("a slots=-1\n", "line 1"),
-    ("a b slots=1\n", "line 1"), ("\ufeffa slots=1\n", "byte-order mark"), ("a slots=1\r\n", "carriage return"),
-    ("-oProxyCommand=id slots=1\n", "option"), ("host;id slots=1\n", "no host name")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        ("", "names no host"),
+        ("a slots=1\na slots=1\n", "line 2"),
+        ("a slots=-1\n", "line 1"),
+        ("a b slots=1\n", "line 1"),
+        ("\ufeffa slots=1\n", "byte-order mark"),
+        ("a slots=1\r\n", "carriage return"),
+        ("-oProxyCommand=id slots=1\n", "option"),
+        ("host;id slots=1\n", "no host name"),
+    ],
+)
 def test_bad_hostfiles_reach_nobody(tmp_path: Path, calls: Path, content: str | None, words: str) -> None:
     hostfile = tmp_path / "hosts"
     if content is not None:
@@ -53,16 +63,25 @@ def test_bad_hostfiles_reach_nobody(tmp_path: Path, calls: Path, content: str | 
     assert not calls.exists()
 
 
-@pytest.mark.parametrize(("script", "words"), [
-    ((PRETRAIN, "--phase", "meta", "parallel.tensor=2"), "parallel.tensor_across_nodes=true"),
-    ((PRETRAIN, "--phase", "meta", "sead=3"), "did you mean seed"), ((PRETRAIN, "--phase", "mta"), "--phase mta"),
-    ((PRETRAIN, "--phase", "meta", "--recipie", "mine.yaml"), "pretrain.py has no option --recipie, did you mean --recipe?"),
-    ((PRETRAIN, "seed=2"), "pretrain.py needs --phase"),
-    ((PRETRAIN, "--phase", "meta", "here"), "'here' is not of the form key=value"),
-    ((PRETRAIN, "--phase", "meta", "--deepspeed_config", "nowhere.json"), "nowhere.json: no such file"),
-    ((PRETRAIN, "--phase", "meta", "--expect_world_size", "3"), "hostfile has 2 slots"),
-    ((PRETRAIN, "--phase", "meta", "phases.meta.objectives=[{name: mlm, batch_tokens: 128}]"), "ranks"),
-    (("nowhere.py",), "no file here"), ((PRETRAIN, "--phase", "meta", "name=a\nb"), "control character")])
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ((PRETRAIN, "--phase", "meta", "parallel.tensor=2"), "parallel.tensor_across_nodes=true"),
+        ((PRETRAIN, "--phase", "meta", "sead=3"), "did you mean seed"),
+        ((PRETRAIN, "--phase", "mta"), "--phase mta"),
+        (
+            (PRETRAIN, "--phase", "meta", "--recipie", "mine.yaml"),
+            "pretrain.py has no option --recipie, did you mean --recipe?",
+        ),
+        ((PRETRAIN, "seed=2"), "pretrain.py needs --phase"),
+        ((PRETRAIN, "--phase", "meta", "here"), "'here' is not of the form key=value"),
+        ((PRETRAIN, "--phase", "meta", "--deepspeed_config", "nowhere.json"), "nowhere.json: no such file"),
+        ((PRETRAIN, "--phase", "meta", "--expect_world_size", "3"), "hostfile has 2 slots"),
+        ((PRETRAIN, "--phase", "meta", "phases.meta.objectives=[{name: mlm, batch_tokens: 128}]"), "ranks"),
+        (("nowhere.py",), "no file here"),
+        ((PRETRAIN, "--phase", "meta", "name=a\nb"), "control character"),
+    ],
+)
 def test_bad_jobs_reach_nobody(tmp_path: Path, calls: Path, script: tuple[str, ...], words: str) -> None:
     hostfile = tmp_path / "hosts"
     hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
@@ -98,15 +117,36 @@ def test_the_launcher_takes_over_with_what_was_checked(tmp_path: Path) -> None:
     for name in ("pdsh", "ssh"):
         fake.with_name(name).write_text(
             f"#!{sys.executable}\nimport json, sys\nfrom pathlib import Path\n"
-            f"log = Path({str(tmp_path)!r}, 'calls'); log.open('a').write(json.dumps(sys.argv[1:]) + '\\n')\n")
+            f"log = Path({str(tmp_path)!r}, 'calls'); log.open('a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+        )
         fake.with_name(name).chmod(0o755)
     script = tmp_path / "job.py"
     script.write_text("")
-    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}", "NCCL_DEBUG": "INFO", "SECRET_TOKEN": "hush",
-                   "MLFLOW_TRACKING_PASSWORD": "hush", "DS_ACCELERATOR": "cpu"}
-    result = subprocess.run([sys.executable, str(ROOT / "launch" / "nodes" / "start.py"), "--hostfile", str(hostfile), "--",
-                             str(script), "a;b", "x=[{name: $(id)}]"], env=environment, capture_output=True, text=True,
-                            timeout=120, check=False)
+    environment = {
+        **os.environ,
+        "PATH": f"{fake.parent}:{os.environ['PATH']}",
+        "NCCL_DEBUG": "INFO",
+        "SECRET_TOKEN": "hush",
+        "MLFLOW_TRACKING_PASSWORD": "hush",
+        "DS_ACCELERATOR": "cpu",
+    }
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "launch" / "nodes" / "start.py"),
+            "--hostfile",
+            str(hostfile),
+            "--",
+            str(script),
+            "a;b",
+            "x=[{name: $(id)}]",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     *_, launched = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
     line = " ".join(launched)
@@ -118,7 +158,8 @@ def test_the_launcher_takes_over_with_what_was_checked(tmp_path: Path) -> None:
 
 def test_a_host_that_ssh_does_not_reach_stops_all(tmp_path: Path, calls: Path) -> None:
     (tmp_path / "bin" / "ssh").write_text(
-        '#!/bin/sh\ncase "$*" in *node2*) echo "ssh: connect to host node2: No route to host" >&2; exit 255;; esac\n')
+        '#!/bin/sh\ncase "$*" in *node2*) echo "ssh: connect to host node2: No route to host" >&2; exit 255;; esac\n'
+    )
     hostfile = tmp_path / "hosts"
     hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
     for launcher in ("deepspeed", "mpirun"):
@@ -132,15 +173,29 @@ def test_pretrain_shows_its_place_and_counts_ranks_before_anything_starts(tmp_pa
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     shown = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, env=environment, timeout=120, check=True)
     assert "placement: 1 node, tensor 1 x pipeline 1 x data 1" in shown.stdout
-    refused = subprocess.run([*command, "--expect_world_size", "4"], capture_output=True, text=True, env=environment,
-                             timeout=120, check=False)
+    refused = subprocess.run(
+        [*command, "--expect_world_size", "4"], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
     assert refused.returncode == 2
     assert "--expect_world_size 4 was asked for" in refused.stderr
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("word", ["plain", "a b", "a;b", "$(id)", "a $HOME", 'say "x y"', "it's", "back\\slash and space",
-                                  "`id` x", "[{name: mlm, tokens: 3}]"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "plain",
+        "a b",
+        "a;b",
+        "$(id)",
+        "a $HOME",
+        'say "x y"',
+        "it's",
+        "back\\slash and space",
+        "`id` x",
+        "[{name: mlm, tokens: 3}]",
+    ],
+)
 def test_arguments_reach_the_other_nodes_shell_unchanged(word: str) -> None:
     ours = for_pdsh(word)
     joined = '"{}"'.format(ours.replace('"', '\\"')) if " " in ours else ours  # what DeepSpeed's pdsh runner does
@@ -161,7 +216,9 @@ def test_commands_of_the_other_launchers(monkeypatch: pytest.MonkeyPatch, calls:
 
 def test_only_listed_variables_travel() -> None:
     assert forwarded({"NCCL_IB_HCA": "mlx5_0", "AWS_SECRET": "x", "OMP_NUM_THREADS": "4"}) == {
-        "NCCL_IB_HCA": "mlx5_0", "OMP_NUM_THREADS": "4"}
+        "NCCL_IB_HCA": "mlx5_0",
+        "OMP_NUM_THREADS": "4",
+    }
     with pytest.raises(UserError, match="NCCL_DEBUG holds the character"):
         forwarded({"NCCL_DEBUG": "$(id)"})
 

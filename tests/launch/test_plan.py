@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "launch/plan.py"), *arguments], capture_output=True, text=True,
-                          check=False)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch/plan.py"), *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_json_is_one_object_with_every_layout():
@@ -36,8 +37,10 @@ def test_the_table_and_an_override():
 
 
 def test_mistakes_are_one_sentence_and_exit_2():
-    for arguments, said in ((("--recipe", "xlmr-base", "--cluster", "8"), "16x8xH100"),
-                            (("--recipe", "xlmr-bose", "--cluster", "8xH100"), "xlmr-base")):
+    for arguments, said in (
+        (("--recipe", "xlmr-base", "--cluster", "8"), "16x8xH100"),
+        (("--recipe", "xlmr-bose", "--cluster", "8xH100"), "xlmr-base"),
+    ):
         done = run(*arguments)
         assert done.returncode == 2
         assert said in done.stderr

@@ -16,8 +16,9 @@ MPIRUN = Path(sys.executable).with_name("mpirun")
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, str(SCRIPT), *words], cwd=folder, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -30,10 +31,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["year", "good", "river", "mountain", "summer", "window", "garden", "letter", "number", "question", "paper"]
     lines = (f"The {words[n % 11]} of {n} had a {words[n * 5 % 7]} near {words[n * 3 % 10]}." for n in range(300))
     (folder / "en.txt").write_text("\n\n".join(lines))
-    recipe = {"name": "tiny", "model": {"layers": 1, "hidden": 8, "heads": 1, "ffn": 8, "vocab_size": 320},
-              "data": {"directory": "data", "text": {"en": ["en.txt"]}},
-              "phases": {"meta": {"steps": 1, "sequence_length": 16, "objectives": [{"name": "mlm", "batch_tokens": 16}],
-                                  "learning_rate": {"peak": 0.001}}}}
+    recipe = {
+        "name": "tiny",
+        "model": {"layers": 1, "hidden": 8, "heads": 1, "ffn": 8, "vocab_size": 320},
+        "data": {"directory": "data", "text": {"en": ["en.txt"]}},
+        "phases": {
+            "meta": {
+                "steps": 1,
+                "sequence_length": 16,
+                "objectives": [{"name": "mlm", "batch_tokens": 16}],
+                "learning_rate": {"peak": 0.001},
+            }
+        },
+    }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 
@@ -60,8 +70,18 @@ def _mpi() -> bool:
 @pytest.mark.skipif(not _mpi(), reason="no MPI")
 def test_two_mpi_ranks_write_what_one_process_writes(folder: Path) -> None:
     assert call(folder, "--recipe", "tiny.yaml", "--workers", "1").returncode == 0
-    command = [str(MPIRUN), "-n", "2", sys.executable, str(SCRIPT), "store", "--recipe", "tiny.yaml", "--json",
-               "data.directory=mpi"]
+    command = [
+        str(MPIRUN),
+        "-n",
+        "2",
+        sys.executable,
+        str(SCRIPT),
+        "store",
+        "--recipe",
+        "tiny.yaml",
+        "--json",
+        "data.directory=mpi",
+    ]
     outcome = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
     assert outcome.returncode == 0, outcome.stderr
     assert json.loads(outcome.stdout)["documents"] == 300
@@ -78,8 +98,14 @@ def test_two_mpi_ranks_write_what_one_process_writes(folder: Path) -> None:
 def test_the_tokenizers_report_and_a_sample_are_printed(folder: Path) -> None:
     assert call(folder, "--recipe", "tiny.yaml").returncode == 0
     report = json.loads(call(folder, "tokenizer", "--recipe", "tiny.yaml", "--json").stdout)
-    assert set(report["languages"]["en"]) == {"bytes", "tokens_per_word", "bytes_per_token", "unknown_rate", "byte_rate",
-                                              "vocabulary_share"}
+    assert set(report["languages"]["en"]) == {
+        "bytes",
+        "tokens_per_word",
+        "bytes_per_token",
+        "unknown_rate",
+        "byte_rate",
+        "vocabulary_share",
+    }
     plain = call(folder, "tokenizer", "--recipe", "tiny.yaml").stdout
     assert "  en: bytes " in plain
     shown = call(folder, "inspect", "--recipe", "tiny.yaml", "--phase", "meta", "--sample", "12345", "--json")
@@ -93,8 +119,9 @@ def test_the_tokenizers_report_and_a_sample_are_printed(folder: Path) -> None:
 def test_bad_input_is_one_sentence_and_exit_2(folder: Path) -> None:
     outcome = call(folder, "--recipe", "tiny.yaml", "data.directory=other", "data.text.en=[none.txt]")
     assert outcome.returncode == 2
-    assert outcome.stderr == ("error: data.text.en: 'none.txt' names no file; correct the path or glob (it is relative to "
-                              "the working directory)\n")
+    assert outcome.stderr == (
+        "error: data.text.en: 'none.txt' names no file; correct the path or glob (it is relative to the working directory)\n"
+    )
     assert not (folder / "other").exists()
     outcome = call(folder, "verfy", "--recipe", "tiny.yaml")
     assert (outcome.returncode, outcome.stdout) == (2, "")

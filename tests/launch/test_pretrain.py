@@ -48,8 +48,17 @@ def curve(run: Path, phase: str) -> list[tuple[int, float, dict[str, float]]]:
 
 
 def command(recipe: Path, run: Path, phase: str, *more: str) -> list[str]:
-    return [str(SCRIPT), "--phase", phase, "--recipe", str(recipe), "--run_dir", str(run),
-            "training.probe_interval=4", *more]
+    return [
+        str(SCRIPT),
+        "--phase",
+        phase,
+        "--recipe",
+        str(recipe),
+        "--run_dir",
+        str(run),
+        "training.probe_interval=4",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +94,12 @@ def test_both_phases_run_and_are_recognised_as_finished(undisturbed: Path, tiny_
 
 
 def test_killed_in_the_middle_of_cross_the_resumed_curve_is_bitwise_the_undisturbed_one(
-        undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run,
-        start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
+    undisturbed: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    run_ranks: Run,
+    start_ranks: Callable[..., list[subprocess.Popen[str]]],
+) -> None:
     run = tmp_path / "killed"
     shutil.copytree(undisturbed / "meta", run / "meta")
     # Past the checkpoint of step 4 and before the end: the work after step 4 is lost and must come out the same again.
@@ -110,20 +123,28 @@ def test_killed_in_the_middle_of_cross_the_resumed_curve_is_bitwise_the_undistur
 
 @pytest.mark.parametrize("step", [4, 7])
 def test_sigterm_saves_and_exits_75_and_the_resumed_curve_is_the_undisturbed_one(
-        undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run,
-        start_ranks: Callable[..., list[subprocess.Popen[str]]], step: int) -> None:
+    undisturbed: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    run_ranks: Run,
+    start_ranks: Callable[..., list[subprocess.Popen[str]]],
+    step: int,
+) -> None:
     """After a line of metrics, and in the middle of the interval of the next, as where steps are long."""
     shutil.copytree(undisturbed / "meta", tmp_path / "meta")
-    processes = start_ranks(2, "-c", AFTER_STEP, str(step), "stop",
-                            *command(tiny_recipe, tmp_path, "cross", "training.checkpoint_interval=100"))
+    processes = start_ranks(
+        2, "-c", AFTER_STEP, str(step), "stop", *command(tiny_recipe, tmp_path, "cross", "training.checkpoint_interval=100")
+    )
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [75, 75], errors
     assert f"stopped after step {step} of 12 and saved; run the same command again" in errors[0]
     assert not (tmp_path / "cross" / "done.json").exists()
     run_ranks(2, *command(tiny_recipe, tmp_path, "cross"))
     assert curve(tmp_path, "cross") == curve(undisturbed, "cross")
-    realised = [json.loads((run / "cross" / "metrics.jsonl").read_text().splitlines()[-1])["realised"]
-                for run in (tmp_path, undisturbed)]
+    realised = [
+        json.loads((run / "cross" / "metrics.jsonl").read_text().splitlines()[-1])["realised"]
+        for run in (tmp_path, undisturbed)
+    ]
     assert realised[0] == realised[1]
 
 
@@ -135,11 +156,20 @@ def single_process(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, 
     return run
 
 
-@pytest.mark.parametrize(("ranks", "overrides"), [
-    (1, ["parallel.micro_batch_tokens=64"]), (2, []), (2, ["parallel.zero_stage=0"]), (2, ["parallel.zero_stage=2"]),
-    (2, ["parallel.zero_stage=3"]), (4, ["parallel.micro_batch_tokens=32"])])
-def test_no_layout_changes_the_losses(single_process: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run, ranks: int,
-                                      overrides: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        (1, ["parallel.micro_batch_tokens=64"]),
+        (2, []),
+        (2, ["parallel.zero_stage=0"]),
+        (2, ["parallel.zero_stage=2"]),
+        (2, ["parallel.zero_stage=3"]),
+        (4, ["parallel.micro_batch_tokens=32"]),
+    ],
+)
+def test_no_layout_changes_the_losses(
+    single_process: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run, ranks: int, overrides: list[str]
+) -> None:
     run_ranks(ranks, *command(tiny_recipe, tmp_path, "joint", *overrides))
     ours, reference = curve(tmp_path, "joint"), curve(single_process, "joint")
     assert [step for step, *_ in ours] == [step for step, *_ in reference] == [2, 4, 6]
@@ -147,18 +177,24 @@ def test_no_layout_changes_the_losses(single_process: Path, tiny_recipe: Path, t
         assert losses == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("overrides", "said"), [
-    (["parallel.tensor=2", "parallel.sequence=true"], "tensor 2 (sequence) x data 1, ZeRO-1"),
-    (["parallel.pipeline=2", "parallel.micro_batch_tokens=64"], "pipeline 2 x data 1, ZeRO-1")])
-def test_cross_goes_on_from_meta_on_another_layout(undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run,
-                                                   overrides: list[str], said: str) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["parallel.tensor=2", "parallel.sequence=true"], "tensor 2 (sequence) x data 1, ZeRO-1"),
+        (["parallel.pipeline=2", "parallel.micro_batch_tokens=64"], "pipeline 2 x data 1, ZeRO-1"),
+    ],
+)
+def test_cross_goes_on_from_meta_on_another_layout(
+    undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run, overrides: list[str], said: str
+) -> None:
     run = tmp_path / "other"
     shutil.copytree(undisturbed, run)
     shutil.rmtree(run / "cross")
     out = run_ranks(2, *command(tiny_recipe, run, "cross", *overrides))
     assert said in out
-    lines = [[json.loads(line) for line in (r / "cross" / "metrics.jsonl").read_text().splitlines()]
-             for r in (run, undisturbed)]
+    lines = [
+        [json.loads(line) for line in (r / "cross" / "metrics.jsonl").read_text().splitlines()] for r in (run, undisturbed)
+    ]
     for ours, expected in zip(*lines, strict=True):
         assert ours["losses"] == pytest.approx(expected["losses"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
@@ -181,8 +217,9 @@ def test_bf16_is_saved_and_resumed_bitwise(tiny_recipe: Path, tmp_path: Path, ru
     assert not torch.equal(masters, masters.bfloat16().float()), "fp32 masters were rounded on their way to the disk"
 
 
-def test_resuming_on_another_layout_goes_on_with_the_same_losses(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
-                                                                 run_ranks: Run) -> None:
+def test_resuming_on_another_layout_goes_on_with_the_same_losses(
+    undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run
+) -> None:
     run = tmp_path / "moved"
     shutil.copytree(undisturbed, run)
     (run / "cross" / "done.json").unlink()
@@ -191,8 +228,9 @@ def test_resuming_on_another_layout_goes_on_with_the_same_losses(undisturbed: Pa
     assert curve(run, "cross")[-1][2] == pytest.approx(curve(undisturbed, "cross")[-1][2], rel=1e-5)
 
 
-def test_denoising_word_alignment_joins_in_cross_and_is_resumed_on_two_ranks(undisturbed: Path, tiny_recipe: Path,
-                                                                             tmp_path: Path, run_ranks: Run) -> None:
+def test_denoising_word_alignment_joins_in_cross_and_is_resumed_on_two_ranks(
+    undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run
+) -> None:
     runs = [tmp_path / "one", tmp_path / "two"]
     objectives = "[{name: mlm, batch_tokens: 128}, {name: dwa, batch_tokens: 256, layer: 1}]"
     more = [f"phases.cross.objectives={objectives}", "phases.cross.steps=8", "carry_over.optimizer=carry"]
@@ -211,8 +249,9 @@ def test_denoising_word_alignment_joins_in_cross_and_is_resumed_on_two_ranks(und
         assert ours[2] == pytest.approx(expected[2], rel=1e-5)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_loudly(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
-                                                       start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
+def test_a_damaged_newest_checkpoint_falls_back_loudly(
+    undisturbed: Path, tiny_recipe: Path, tmp_path: Path, start_ranks: Callable[..., list[subprocess.Popen[str]]]
+) -> None:
     run = tmp_path / "damaged"
     shutil.copytree(undisturbed / "meta", run / "meta")
     (run / "meta" / "done.json").unlink()
@@ -228,8 +267,9 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly(undisturbed: Path, tiny_r
 
 
 def fails_with_one_sentence(*arguments: str, code: int = 2, cwd: Path = ROOT) -> str:
-    result = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, cwd=cwd,
-                            timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
+    )
     assert result.returncode == code, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
@@ -250,12 +290,18 @@ def test_all_mistakes_of_a_recipe_at_once(tiny_recipe: Path, tmp_path: Path) -> 
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("override", "words"), [
-    ("parallel.tensor=2", "does not divide 1 rank; nearest that divides: parallel.tensor=1"),
-    ("--resume=²", "neither auto, never nor the step"),
-    ("--deepspeed_config=missing.json", "no such file"), ("model.vocab_size=500", "vocab_size"),
-    ("phases.meta.languages=[fr]", "'fr' is not in the token store"),
-    ("phases.meta.sequence_length=64", "batch_tokens"), ("data.text={en: [nowhere.txt]}", "nowhere.txt")])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("parallel.tensor=2", "does not divide 1 rank; nearest that divides: parallel.tensor=1"),
+        ("--resume=²", "neither auto, never nor the step"),
+        ("--deepspeed_config=missing.json", "no such file"),
+        ("model.vocab_size=500", "vocab_size"),
+        ("phases.meta.languages=[fr]", "'fr' is not in the token store"),
+        ("phases.meta.sequence_length=64", "batch_tokens"),
+        ("data.text={en: [nowhere.txt]}", "nowhere.txt"),
+    ],
+)
 def test_bad_input_is_refused_in_one_sentence(tiny_recipe: Path, tmp_path: Path, override: str, words: str) -> None:
     extra = [override]
     if override.startswith("phases.meta.sequence_length"):
@@ -267,8 +313,9 @@ def test_bad_input_is_refused_in_one_sentence(tiny_recipe: Path, tmp_path: Path,
     assert not (tmp_path / "data" / "store").exists()
 
 
-def test_a_probe_without_strings_is_refused_before_anything_is_written(tiny_recipe: Path, tmp_path: Path,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_without_strings_is_refused_before_anything_is_written(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(tiny_recipe.parent / "data", data)
     (data / "heldout" / "strings.jsonl").write_text("")
@@ -279,13 +326,18 @@ def test_a_probe_without_strings_is_refused_before_anything_is_written(tiny_reci
     assert not (tmp_path / "run").exists()
 
 
-def test_a_phase_that_is_refused_is_not_set_aside(tiny_recipe: Path, tmp_path: Path,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_that_is_refused_is_not_set_aside(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "run" / "meta").mkdir(parents=True)
     monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
     with pytest.raises(UserError, match="'fr' is not in the token store"):
-        pretrain(Options("meta", str(tiny_recipe), ("phases.meta.languages=[fr]",), run_dir=str(tmp_path / "run"),
-                         resume="never"), HeldoutProbe)
+        pretrain(
+            Options(
+                "meta", str(tiny_recipe), ("phases.meta.languages=[fr]",), run_dir=str(tmp_path / "run"), resume="never"
+            ),
+            HeldoutProbe,
+        )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["meta"]
 
 
@@ -294,9 +346,9 @@ def test_another_recipe_in_the_same_run_is_refused(undisturbed: Path, tiny_recip
     assert "learning_rate.peak was 0.003, now 0.5" in message
 
 
-def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
-                                                                   run_ranks: Run, capsys: pytest.CaptureFixture[str],
-                                                                   ) -> None:
+def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(
+    undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     for phase in ("meta", "cross"):
         shutil.copytree(undisturbed / phase, tmp_path / phase)
     cross = Options("cross", str(tiny_recipe), ("training.probe_interval=4",), run_dir=str(tmp_path))
@@ -323,8 +375,9 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(undisturbed: 
     assert f"--phase cross --resume never --recipe {tiny_recipe} --run_dir {tmp_path} training.probe_in" in told.err
 
 
-def test_unseen_embeddings_are_reinitialised_and_the_optimiser_carried(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
-                                                                       run_ranks: Run) -> None:
+def test_unseen_embeddings_are_reinitialised_and_the_optimiser_carried(
+    undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run
+) -> None:
     overrides = ["carry_over.unseen_embeddings=reinitialise", "carry_over.optimizer=carry", "carry_over.schedule=continue"]
     shutil.copytree(undisturbed / "meta", tmp_path / "meta")
     run_ranks(2, *command(tiny_recipe, tmp_path, "cross", *overrides))
@@ -338,8 +391,9 @@ def test_unseen_embeddings_are_reinitialised_and_the_optimiser_carried(undisturb
     assert manifest["adam_step"] == 20
 
 
-def test_cross_starts_from_an_imported_hugging_face_folder(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
-                                                           run_ranks: Run) -> None:
+def test_cross_starts_from_an_imported_hugging_face_folder(
+    undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run
+) -> None:
     convert = ROOT / "launch" / "convert.py"
     run_ranks(1, convert, "export", "--run_dir", undisturbed, "--phase", "meta", "--output", tmp_path / "hf")
     run_ranks(1, convert, "import", "--input", tmp_path / "hf", "--output", tmp_path / "imported")
@@ -358,20 +412,36 @@ def test_deepspeed_launcher_with_two_ranks(undisturbed: Path, tiny_recipe: Path,
     # not the launcher's usual port, which the README's commands take in the other worker
     program = Path(sys.executable).with_name("deepspeed")
     launcher = [str(program), "--num_accelerators", "2", "--master_port", str(free_port())]
-    result = subprocess.run([*launcher, *command(tiny_recipe, tmp_path, "meta", *NO_PROBE)], capture_output=True, text=True,
-                            cwd=ROOT, timeout=180, check=False)
+    result = subprocess.run(
+        [*launcher, *command(tiny_recipe, tmp_path, "meta", *NO_PROBE)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=180,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     assert curve(tmp_path, "meta") == curve(undisturbed, "meta"), "probes changed the training"
     assert "probe" not in (tmp_path / "meta" / "metrics.jsonl").read_text()
-    result = subprocess.run([*launcher, *command(tiny_recipe, tmp_path, "meta", "sead=1")], capture_output=True, text=True,
-                            cwd=ROOT, timeout=180, check=False)
+    result = subprocess.run(
+        [*launcher, *command(tiny_recipe, tmp_path, "meta", "sead=1")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=180,
+        check=False,
+    )
     assert result.returncode == 2, (result.returncode, result.stderr)
     assert "did you mean seed" in result.stderr
 
 
-XLCO = ("phases.cross.objectives=[{name: mlm, batch_tokens: 256}, "
-        "{name: xlco, pairs: 16, queue: 20, layer: 1, momentum: 0.9, max_tokens: 14}]",
-        "phases.cross.steps=6", "training.checkpoint_interval=2", "training.keep_checkpoints=9")
+XLCO = (
+    "phases.cross.objectives=[{name: mlm, batch_tokens: 256}, "
+    "{name: xlco, pairs: 16, queue: 20, layer: 1, momentum: 0.9, max_tokens: 14}]",
+    "phases.cross.steps=6",
+    "training.checkpoint_interval=2",
+    "training.keep_checkpoints=9",
+)
 
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
@@ -380,8 +450,9 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
     return {f"{path.name.split('-')[0]}.{name}": tensor for path in files for name, tensor in load_file(path).items()}
 
 
-def test_xlco_in_cross_and_resumed_in_another_layout(undisturbed: Path, tiny_recipe: Path, tmp_path: Path,
-                                                     run_ranks: Run) -> None:
+def test_xlco_in_cross_and_resumed_in_another_layout(
+    undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run
+) -> None:
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     shutil.copytree(undisturbed / "meta", whole / "meta")
     run_ranks(1, *command(tiny_recipe, whole, "cross", *XLCO, "parallel.zero_stage=0", "parallel.micro_batch_tokens=64"))
@@ -397,8 +468,17 @@ def test_xlco_in_cross_and_resumed_in_another_layout(undisturbed: Path, tiny_rec
         assert step == expected_step
         assert losses == pytest.approx(expected, rel=1e-5)
     ours, expected = everything(moved), everything(whole)
-    assert {"objectives.objectives.xlco.projection.weight", "momentum.queue", "momentum.embedding.tokens.weight",
-            "progress.xlco.texts", "moments.exp_avg.objectives.xlco.projection.weight"} < set(expected) == set(ours)
+    assert (
+        {
+            "objectives.objectives.xlco.projection.weight",
+            "momentum.queue",
+            "momentum.embedding.tokens.weight",
+            "progress.xlco.texts",
+            "moments.exp_avg.objectives.xlco.projection.weight",
+        }
+        < set(expected)
+        == set(ours)
+    )
     assert not any(name.startswith(("momentum.blocks.1", "momentum.head")) for name in expected), "it ends at the layer"
     assert int(ours["progress.xlco.enqueued"]) == 6 * 8
     assert torch.equal(ours["progress.xlco.texts"], expected["progress.xlco.texts"])
@@ -409,10 +489,14 @@ def test_xlco_in_cross_and_resumed_in_another_layout(undisturbed: Path, tiny_rec
 def test_a_rank_hears_ctrl_c_under_a_launcher_that_is_deaf_to_it() -> None:
     """The Makefile has `trap '' INT` before `deepspeed`, which then waits for the save; what it starts inherits that."""
     assert "LAUNCH = trap '' INT; " in (ROOT / "Makefile").read_text(encoding="utf-8")
-    code = ("import signal, subprocess, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-            "sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]], check=False).returncode)")
-    script = (f"import os, runpy, signal, sys\nsys.argv = ['pretrain.py', '--phase', 'mata']\n"
-              f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-              "except SystemExit: os.kill(os.getpid(), signal.SIGINT)\n")
+    code = (
+        "import signal, subprocess, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]], check=False).returncode)"
+    )
+    script = (
+        f"import os, runpy, signal, sys\nsys.argv = ['pretrain.py', '--phase', 'mata']\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit: os.kill(os.getpid(), signal.SIGINT)\n"
+    )
     result = subprocess.run([sys.executable, "-c", code, script], capture_output=True, text=True, timeout=60, check=False)
     assert "KeyboardInterrupt" in result.stderr

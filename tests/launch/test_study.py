@@ -28,8 +28,18 @@ SHAPE = ("model.layers=2", "model.hidden=32", "model.heads=2", "model.ffn=64", "
 
 def options_of(recipe: Path, output: Path) -> StudyOptions:
     data = f"data.directory={recipe.parent / 'data'}"
-    return StudyOptions(output, "tiny", str(recipe), (*SHAPE, data), tokens=2048, ratios=(0.5,), seeds=(1,),
-                        kinds=("meta+cross",), points=2, curve_strings=15)
+    return StudyOptions(
+        output,
+        "tiny",
+        str(recipe),
+        (*SHAPE, data),
+        tokens=2048,
+        ratios=(0.5,),
+        seeds=(1,),
+        kinds=("meta+cross",),
+        points=2,
+        curve_strings=15,
+    )
 
 
 def call(monkeypatch, *arguments: object) -> int:
@@ -77,10 +87,12 @@ def test_an_arm_that_cannot_run_is_named_with_its_error(tiny_recipe, tmp_path):
 def test_a_request_to_stop_goes_on_to_the_arms_that_run_at_once(tiny_recipe, tmp_path, jobs):
     up, script = tmp_path / "up", tmp_path / "waits.py"
     up.mkdir()
-    script.write_text("import os, pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-                      f"cores, said = len(os.sched_getaffinity(0)), pathlib.Path({str(tmp_path)!r}) / str(os.getpid())\n"
-                      "said.write_text(f'{cores} {os.environ[\"OMP_NUM_THREADS\"]}')\n"
-                      f"said.rename(pathlib.Path({str(up)!r}) / said.name)  # seen only when whole\ntime.sleep(60)\n")
+    script.write_text(
+        "import os, pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        f"cores, said = len(os.sched_getaffinity(0)), pathlib.Path({str(tmp_path)!r}) / str(os.getpid())\n"
+        "said.write_text(f'{cores} {os.environ[\"OMP_NUM_THREADS\"]}')\n"
+        f"said.rename(pathlib.Path({str(up)!r}) / said.name)  # seen only when whole\ntime.sleep(60)\n"
+    )
 
     def stop() -> None:
         while len(list(up.iterdir())) < jobs:
@@ -103,8 +115,9 @@ def test_a_request_to_stop_goes_on_to_the_arms_that_run_at_once(tiny_recipe, tmp
 def plain_text(tmp_path_factory):
     """Sentences of made-up words, as many as the known case needs."""
     rng = random.Random(3)
-    words = ["".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(rng.randrange(1, 4)))
-             for _ in range(600)]
+    words = [
+        "".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(rng.randrange(1, 4))) for _ in range(600)
+    ]
     sentences = [" ".join(rng.choice(words) for _ in range(rng.randrange(4, 9))) + "." for _ in range(4200)]
     path = tmp_path_factory.mktemp("plain") / "text.txt"
     path.write_text("\n".join(sentences), encoding="utf-8")
@@ -112,8 +125,18 @@ def plain_text(tmp_path_factory):
 
 
 def test_the_known_case_from_text_to_figures(plain_text, tmp_path, monkeypatch, capsys):
-    asked = ["fake-english", "--text", plain_text, "--output", tmp_path / "case", "--no_parallel", "--json",
-             "phases.joint.steps=4", "training.log_interval=2", "training.probe_interval=2"]
+    asked = [
+        "fake-english",
+        "--text",
+        plain_text,
+        "--output",
+        tmp_path / "case",
+        "--no_parallel",
+        "--json",
+        "phases.joint.steps=4",
+        "training.log_interval=2",
+        "training.probe_interval=2",
+    ]
     assert call(monkeypatch, *asked) == 1, "four steps are not enough"
     found = json.loads(capsys.readouterr().out)
     assert found["reached"] is False
@@ -132,8 +155,10 @@ def test_the_known_case_from_text_to_figures(plain_text, tmp_path, monkeypatch, 
     assert "give another --output" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--text", "nowhere.txt"], "no text at nowhere.txt"), (["--ratios", "0.5"], "study.py has no option --ratios")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--text", "nowhere.txt"], "no text at nowhere.txt"), (["--ratios", "0.5"], "study.py has no option --ratios")],
+)
 def test_mistakes_in_the_known_case_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "fake-english", "--output", tmp_path / "case", *arguments) == 2
     assert message in capsys.readouterr().err
@@ -147,17 +172,26 @@ def test_too_little_text_for_the_known_case(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "case").exists()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--size", "huge"], "--size 'huge' is none of tiny, small, base"),
-    (["--arms", "joined"], "--arms 'joined' is none of"), (["--ratios", "2"], "--ratios 2.0"),
-    (["--tokens", "10"], "give --tokens"), (["--jobs", "0"], "--jobs 0 is not"),
-    (["--tasks", "tatoeba", "model.family=modern", "model.norm=pre", "model.norm_type=rms"],
-     "--tasks open every arm with transformers, and a model with model.norm_type rms cannot go to Hugging Face"),
-    (["--tasks", "udpos"], "task udpos: there is no folder data/xtreme; name the one"),
-    (["--tasks", "udops"], "did you mean udpos"),
-    (["--tasks", "udpos", "--finetune", "epoch=3"], "--finetune 'epoch=3' is not"),
-    (["parallel.tensor=2"], "parallel.tensor=2"),
-    (["--recipe", "nothing"], "no recipe 'nothing'"), (["model.lairs=2"], "lairs")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "huge"], "--size 'huge' is none of tiny, small, base"),
+        (["--arms", "joined"], "--arms 'joined' is none of"),
+        (["--ratios", "2"], "--ratios 2.0"),
+        (["--tokens", "10"], "give --tokens"),
+        (["--jobs", "0"], "--jobs 0 is not"),
+        (
+            ["--tasks", "tatoeba", "model.family=modern", "model.norm=pre", "model.norm_type=rms"],
+            "--tasks open every arm with transformers, and a model with model.norm_type rms cannot go to Hugging Face",
+        ),
+        (["--tasks", "udpos"], "task udpos: there is no folder data/xtreme; name the one"),
+        (["--tasks", "udops"], "did you mean udpos"),
+        (["--tasks", "udpos", "--finetune", "epoch=3"], "--finetune 'epoch=3' is not"),
+        (["parallel.tensor=2"], "parallel.tensor=2"),
+        (["--recipe", "nothing"], "no recipe 'nothing'"),
+        (["model.lairs=2"], "lairs"),
+    ],
+)
 def test_mistakes_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, "two-phase", "--output", tmp_path / "study", *arguments) == 2
     shown = capsys.readouterr()
@@ -166,10 +200,15 @@ def test_mistakes_exit_2_with_a_sentence(tmp_path, monkeypatch, capsys, argument
     assert not (tmp_path / "study").exists()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((), "no study is named; say which: python launch/study.py two-phase ... or"), (("seed=3",), "no study is named; say"),
-    (("--json", "phases.cross.alpha=0.3"), "no study is named; say"),
-    (("two-fase", "--size", "tiny"), "no study is named, did you mean two-phase? say which")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no study is named; say which: python launch/study.py two-phase ... or"),
+        (("seed=3",), "no study is named; say"),
+        (("--json", "phases.cross.alpha=0.3"), "no study is named; say"),
+        (("two-fase", "--size", "tiny"), "no study is named, did you mean two-phase? say which"),
+    ],
+)
 def test_without_the_name_of_a_study_one_sentence_asks_for_it(monkeypatch, capsys, arguments, message):
     assert call(monkeypatch, *arguments) == 2
     shown = capsys.readouterr()

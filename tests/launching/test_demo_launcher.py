@@ -43,7 +43,7 @@ def test_the_demo_does_not_train_with_a_command_that_failed(tmp_path: Path) -> N
     lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
     line = next(line for line in lines if line.startswith("LAUNCH = "))
     words = line.removeprefix("LAUNCH = ").replace("$(COMMAND)", "$(exit 2)").replace("$$", "$")
-    words = words.replace("$(DEVICE)", "cpu").replace('$(abspath $(BIN))', str(tmp_path))
+    words = words.replace("$(DEVICE)", "cpu").replace("$(abspath $(BIN))", str(tmp_path))
     done = subprocess.run(["sh", "-c", f"{words} touch {tmp_path / 'trained'}"], check=False)
     assert done.returncode == 2
     assert not (tmp_path / "trained").exists()

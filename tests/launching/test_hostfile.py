@@ -16,19 +16,38 @@ def test_hosts_come_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert read_hostfile(path) == (Host("node2", 8), Host("node1.example.org", 4), Host("10.0.0.7", 1))
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (b"", "names no host"), (b"# nothing\n\n", "names no host"),
-    (b"a slots=1\na slots=1\n", "line 2: a is there twice (line 1 too)"),
-    (b"a slots=1\nA slots=2\n", "line 2: A is there twice"),
-    (b"a slots=-1\n", "line 1: slots=-1"), (b"a slots=0\n", "slots=0"), (b"a slots=x\n", "slots=x"),
-    (b"a slots=\n", "slots= is not"), (b"a slots=99999\n", "slots=99999"),
-    (b"ok slots=1\na b slots=1\n", "line 2: 'a b slots=1' is not `host slots=N`"), (b"a\n", "line 1"), (b"a 4\n", "line 1"),
-    (b"\xef\xbb\xbfa slots=1\n", "byte-order mark"), (b"a slots=1\r\n", "carriage return"),
-    (b"-oProxyCommand=id slots=1\n", "ssh takes for an option"), (b"host;id slots=1\n", "'host;id' is no host name"),
-    (b"$(id) slots=1\n", "no host name"), (b"root@a slots=1\n", "~/.ssh/config"), (b"a..b slots=1\n", "no host name"),
-    (b"a- slots=1\n", "no host name"), (b"`id` slots=1\n", "no host name"), (b"a,b slots=1\n", "no host name"),
-    (b"n\xc3\xb6de slots=1\n", "not plain ASCII"), (b"%h slots=1\n", "no host name"), (b"[1-4] slots=1\n", "no host name"),
-    (b"a" * 300 + b" slots=1\n", "no host name"), (b"a slots=1 slots=2\n", "line 1")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "names no host"),
+        (b"# nothing\n\n", "names no host"),
+        (b"a slots=1\na slots=1\n", "line 2: a is there twice (line 1 too)"),
+        (b"a slots=1\nA slots=2\n", "line 2: A is there twice"),
+        (b"a slots=-1\n", "line 1: slots=-1"),
+        (b"a slots=0\n", "slots=0"),
+        (b"a slots=x\n", "slots=x"),
+        (b"a slots=\n", "slots= is not"),
+        (b"a slots=99999\n", "slots=99999"),
+        (b"ok slots=1\na b slots=1\n", "line 2: 'a b slots=1' is not `host slots=N`"),
+        (b"a\n", "line 1"),
+        (b"a 4\n", "line 1"),
+        (b"\xef\xbb\xbfa slots=1\n", "byte-order mark"),
+        (b"a slots=1\r\n", "carriage return"),
+        (b"-oProxyCommand=id slots=1\n", "ssh takes for an option"),
+        (b"host;id slots=1\n", "'host;id' is no host name"),
+        (b"$(id) slots=1\n", "no host name"),
+        (b"root@a slots=1\n", "~/.ssh/config"),
+        (b"a..b slots=1\n", "no host name"),
+        (b"a- slots=1\n", "no host name"),
+        (b"`id` slots=1\n", "no host name"),
+        (b"a,b slots=1\n", "no host name"),
+        (b"n\xc3\xb6de slots=1\n", "not plain ASCII"),
+        (b"%h slots=1\n", "no host name"),
+        (b"[1-4] slots=1\n", "no host name"),
+        (b"a" * 300 + b" slots=1\n", "no host name"),
+        (b"a slots=1 slots=2\n", "line 1"),
+    ],
+)
 def test_whatever_is_no_hostfile_is_refused_with_its_line(content: bytes, words: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_hostfile(content, "hosts")

@@ -26,9 +26,14 @@ def facts() -> dict[str, Any]:
     """What a healthy node with devices says."""
     found = collect("quickstart", [], None, 0)
     device = {"name": "H100", "healthy": True, "free_gb": 79.0, "total_gb": 80.0, "errors": 0}
-    return {**found, "devices": [device, dict(device)], "clock_offset": 0.01,
-            "free_gb": {"data": 50.0, "run": 50.0, "shm": 8.0},
-            "limits": {"open files": 65536, "locked memory": -1}, "port": "free"}
+    return {
+        **found,
+        "devices": [device, dict(device)],
+        "clock_offset": 0.01,
+        "free_gb": {"data": 50.0, "run": 50.0, "shm": 8.0},
+        "limits": {"open files": 65536, "locked memory": -1},
+        "port": "free",
+    }
 
 
 def reports(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -40,7 +45,8 @@ def reports(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_facts_of_this_machine(facts: dict[str, Any]) -> None:
     assert facts["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__.startswith(
-        facts["versions"]["torch"])
+        facts["versions"]["torch"]
+    )
     assert len(facts["checksums"]["recipe"]) == len(facts["checksums"]["code"]) == 64
     assert collect("quickstart", ["seed=9"], None, 0)["checksums"]["recipe"] != facts["checksums"]["recipe"]
     assert product_is_right(torch.device("cpu"))
@@ -50,20 +56,31 @@ def test_like_nodes_have_nothing_wrong(facts: dict[str, Any]) -> None:
     assert judge(HOSTS, reports(facts), 5.0) == []
 
 
-@pytest.mark.parametrize(("path", "value", "level", "words"), [
-    (("versions", "deepspeed"), "9.9.9", "refuse", "deepspeed is 9.9.9, on node1 and others it is"),
-    (("python",), "3.9.1", "refuse", "python is 3.9.1"), (("driver",), "535.1", "refuse", "driver is 535.1"),
-    (("checksums", "recipe"), "abc", "refuse", "recipe is abc"), (("checksums", "data"), "abc", "refuse", "data is abc"),
-    (("checksums", "tokenizer"), "abc", "refuse", "tokenizer is abc"),
-    (("checksums", "code"), "abc", "refuse", "code is abc"),
-    (("clock_offset",), -60.0, "refuse", "its clock is off by -60.0 s"), (("clock_offset",), 2.0, "warn", "off by +2.0 s"),
-    (("free_gb", "run"), 1.0, "refuse", "1.0 GB are free for run"), (("free_gb", "shm"), 0.06, "warn", "/dev/shm has 0.06"),
-    (("limits", "open files"), 1024, "warn", "1024 open files"), (("limits", "locked memory"), 64, "warn", "RDMA"),
-    (("devices", 1, "healthy"), False, "refuse", "device 1 (H100) fails"),
-    (("devices", 0, "free_gb"), 3.0, "warn", "3.0 of 80"),
-    (("devices", 0, "errors"), 4, "warn", "4 uncorrected memory errors"), (("devices",), [], "refuse", "no device")])
-def test_the_node_at_fault_is_named(facts: dict[str, Any], path: tuple[Any, ...], value: Any, level: str,
-                                    words: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "value", "level", "words"),
+    [
+        (("versions", "deepspeed"), "9.9.9", "refuse", "deepspeed is 9.9.9, on node1 and others it is"),
+        (("python",), "3.9.1", "refuse", "python is 3.9.1"),
+        (("driver",), "535.1", "refuse", "driver is 535.1"),
+        (("checksums", "recipe"), "abc", "refuse", "recipe is abc"),
+        (("checksums", "data"), "abc", "refuse", "data is abc"),
+        (("checksums", "tokenizer"), "abc", "refuse", "tokenizer is abc"),
+        (("checksums", "code"), "abc", "refuse", "code is abc"),
+        (("clock_offset",), -60.0, "refuse", "its clock is off by -60.0 s"),
+        (("clock_offset",), 2.0, "warn", "off by +2.0 s"),
+        (("free_gb", "run"), 1.0, "refuse", "1.0 GB are free for run"),
+        (("free_gb", "shm"), 0.06, "warn", "/dev/shm has 0.06"),
+        (("limits", "open files"), 1024, "warn", "1024 open files"),
+        (("limits", "locked memory"), 64, "warn", "RDMA"),
+        (("devices", 1, "healthy"), False, "refuse", "device 1 (H100) fails"),
+        (("devices", 0, "free_gb"), 3.0, "warn", "3.0 of 80"),
+        (("devices", 0, "errors"), 4, "warn", "4 uncorrected memory errors"),
+        (("devices",), [], "refuse", "no device"),
+    ],
+)
+def test_the_node_at_fault_is_named(
+    facts: dict[str, Any], path: tuple[Any, ...], value: Any, level: str, words: str
+) -> None:
     found = reports(facts)
     place = found["node2"]
     for step in path[:-1]:
@@ -107,8 +124,12 @@ def fake_ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
 
 
 def test_an_agent_is_asked_through_the_noise_of_a_login_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_ssh(tmp_path, monkeypatch, f"""echo "$@" > {tmp_path}/words; echo '{MARK}{{"ready": true}}'
-while read line; do echo '{MARK}{{"clock": 100.0}}'; done""")
+    fake_ssh(
+        tmp_path,
+        monkeypatch,
+        f"""echo "$@" > {tmp_path}/words; echo '{MARK}{{"ready": true}}'
+while read line; do echo '{MARK}{{"clock": 100.0}}'; done""",
+    )
     agent = Agent("node7", Path("/somewhere/preflight.py"))
     assert agent.answer(10.0) == {"ready": True}
     assert agent.clock_offset() < -1e9
@@ -137,8 +158,16 @@ def test_the_table_has_a_line_for_every_node_and_finding(facts: dict[str, Any]) 
     del found["node3"]
     findings = [finding.as_dict() for finding in judge(HOSTS, found, 5.0)]
     links = {"median_gbs": 1.0, "all_reduce_gbs": 0.5, "by_node_gbs": {"node1": 1.0, "node2": 1.0}}
-    lines = report_lines({"ok": False, "seconds": 3.0, "nodes": found, "links": links, "findings": findings,
-                          "hosts": {host.name: 2 for host in HOSTS}})
+    lines = report_lines(
+        {
+            "ok": False,
+            "seconds": 3.0,
+            "nodes": found,
+            "links": links,
+            "findings": findings,
+            "hosts": {host.name: 2 for host in HOSTS},
+        }
+    )
     assert lines[1].startswith("node1")
     assert lines[1].endswith("ok")
     assert "+60.00 s" in lines[2]

@@ -28,8 +28,9 @@ EVERY_SECOND = {"recompute": "blocks", "recompute_every": 2}
 
 def backward(family: str, dropout: float = 0.0, **layout: Any) -> tuple[int, dict[str, torch.Tensor | None], int]:
     """(bytes kept for the backward pass by embedding, blocks and norm; gradients; products made in the backward pass)."""
-    encoder = Encoder(config_of(family, hidden=HIDDEN, ffn=FFN, layers=LAYERS, dropout=dropout,
-                                attention_dropout=dropout)).train()
+    encoder = Encoder(
+        config_of(family, hidden=HIDDEN, ffn=FFN, layers=LAYERS, dropout=dropout, attention_dropout=dropout)
+    ).train()
     set_recompute(encoder, ParallelConfig(**layout))
     weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -45,8 +46,11 @@ def backward(family: str, dropout: float = 0.0, **layout: Any) -> tuple[int, dic
         states = encoder(packed_batch(), step=3)
     size = sum(storage.nbytes() for storage in kept.values())
     calls = []
-    handles = [module.register_forward_pre_hook(lambda *_: calls.append(1))
-               for module in encoder.modules() if isinstance(module, torch.nn.Linear)]
+    handles = [
+        module.register_forward_pre_hook(lambda *_: calls.append(1))
+        for module in encoder.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
     states.square().sum().backward()
     for handle in handles:
         handle.remove()
@@ -68,7 +72,8 @@ def test_gradients_are_the_same_bit_for_bit(family: str, dropout: float, layout:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_less_is_kept(family: str) -> None:
     (none, _, no_products), (selective, _, some), (blocks, _, all_products), (second, _, most) = (
-        backward(family, **layout) for layout in ({}, SELECTIVE, BLOCKS, EVERY_SECOND))
+        backward(family, **layout) for layout in ({}, SELECTIVE, BLOCKS, EVERY_SECOND)
+    )
     inside = (4 if family.startswith("modern") else 2) * FFN * TOKENS * LAYERS * 4
     assert none - selective == inside, "selective keeps nothing of the inside of the feed-forward layers, and all else"
     assert blocks < 0.15 * none, "of a block its input is kept"
@@ -85,8 +90,13 @@ def test_the_planner_estimates_what_is_kept(family: str, layout: dict[str, Any])
     found = estimate_memory(config, Layout(1, 1, 1, False, 0), "fp32", TOKENS, 0.2, ParallelConfig(**layout))
     size, _, _ = backward(family, **layout)
     # What is recomputed is there once at a time, in its own backward pass.
-    again = 0 if not layout else (4 if family.startswith("modern") else 2) * FFN if layout == SELECTIVE else (
-        backward(family)[0] // LAYERS // TOKENS // 4)
+    again = (
+        0
+        if not layout
+        else (4 if family.startswith("modern") else 2) * FFN
+        if layout == SELECTIVE
+        else (backward(family)[0] // LAYERS // TOKENS // 4)
+    )
     whole = size + again * TOKENS * 4
     assert found.activations == pytest.approx(whole, rel=0.15)
 
@@ -100,9 +110,14 @@ def test_nothing_is_kept_twice_without_gradients() -> None:
     assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
 
 
-@pytest.mark.parametrize(("override", "words"), [
-    ("parallel.recompute_every=2", "set recompute: blocks"), ("parallel.recompute=some", "none"),
-    ("parallel.offload_optimizer=true", "set zero_stage: 1, 2 or 3")])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("parallel.recompute_every=2", "set recompute: blocks"),
+        ("parallel.recompute=some", "none"),
+        ("parallel.offload_optimizer=true", "set zero_stage: 1, 2 or 3"),
+    ],
+)
 def test_contradictions_are_refused(override: str, words: str) -> None:
     with pytest.raises(UserError, match="recipe quickstart") as caught:
         load_recipe("quickstart", [override, *(["parallel.zero_stage=0"] if "offload" in override else [])])

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from dist_metaxlm.kernels.pointwise import dropout
 from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, token_keys
-
 from dist_metaxlm.modeling.dropout import DropoutKey, counter_dropout, dropout_mask
 
 
@@ -60,8 +60,13 @@ def test_masks_are_the_published_hash_in_parts_of_any_size(words: int, monkeypat
     """Against splitmix64 and murmur3 in Python's integers: no part and no shortcut may change a bit."""
     monkeypatch.setattr(dropout, "PART_WORDS", words)
     mask = dropout.DropoutMask(torch.tensor([0, 5, 2**62 + 11]), -(2**61) - 7, 0.3)
-    stays = [[finished(mixed((position ^ mask.salt) % 2**64) ^ mixed(channel)) % 2**31 >= dropout.threshold(0.3)
-              for channel in range(40)] for position in mask.positions.tolist()]
+    stays = [
+        [
+            finished(mixed((position ^ mask.salt) % 2**64) ^ mixed(channel)) % 2**31 >= dropout.threshold(0.3)
+            for channel in range(40)
+        ]
+        for position in mask.positions.tolist()
+    ]
     assert mask.stays(40).tolist() == stays
     for dtype in (torch.float32, torch.bfloat16):
         factors = torch.tensor(stays).to(dtype) * dropout.keep_factor(0.3)

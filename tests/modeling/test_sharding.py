@@ -25,14 +25,16 @@ def test_parts_make_the_whole(size: int) -> None:
         parts = [own_part(name, whole, shard) for shard in shards]
         axis = partition_axis(name)
         assert len({part.shape for part in parts}) == 1
-        assert all(whole_shape(name, part.shape, shard, CONFIG.vocab_size) == whole.shape
-                   for part, shard in zip(parts, shards, strict=True))
+        assert all(
+            whole_shape(name, part.shape, shard, CONFIG.vocab_size) == whole.shape
+            for part, shard in zip(parts, shards, strict=True)
+        )
         if axis is None:
             assert all(torch.equal(part, whole) for part in parts)
             continue
         joined = torch.cat(parts, dim=axis) if size > 1 else whole
-        assert torch.equal(joined[:CONFIG.vocab_size] if name in VOCABULARY else joined, whole)
-        assert not joined[CONFIG.vocab_size:].any() or name not in VOCABULARY
+        assert torch.equal(joined[: CONFIG.vocab_size] if name in VOCABULARY else joined, whole)
+        assert not joined[CONFIG.vocab_size :].any() or name not in VOCABULARY
 
 
 def test_every_matrix_of_a_block_is_cut_and_every_vector_of_a_norm_is_whole() -> None:
@@ -40,8 +42,9 @@ def test_every_matrix_of_a_block_is_cut_and_every_vector_of_a_norm_is_whole() ->
         config = CONFIG.model_copy(update={"family": family, "norm": "post" if family == "xlmr" else "pre"})
         for name, parameter in Encoder(config).named_parameters():
             in_block = name.startswith("blocks.") and parameter.dim() == 2
-            assert (partition_axis(name) is not None) == (in_block or name in VOCABULARY or name.endswith(
-                ("qkv.bias", "up.bias"))), name
+            assert (partition_axis(name) is not None) == (
+                in_block or name in VOCABULARY or name.endswith(("qkv.bias", "up.bias"))
+            ), name
 
 
 def test_own_vocabulary_leaves_out_the_padding() -> None:

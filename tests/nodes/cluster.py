@@ -28,8 +28,10 @@ _NUMBERS = itertools.count()
 _SBIN = "/usr/sbin:/sbin"
 _SSHD_FOLDER = Path("/run/sshd")
 # HOSTNAME NUMBER (SOURCE TARGET)... COMMAND...: files of a node's own lie over those of this machine, for it alone.
-_START = ('hostname "$1" && n=$2 && shift 2 && while [ "$n" -gt 0 ]; do mount --bind "$1" "$2" || exit 1; shift 2; '
-          'n=$((n - 1)); done; exec "$@"')
+_START = (
+    'hostname "$1" && n=$2 && shift 2 && while [ "$n" -gt 0 ]; do mount --bind "$1" "$2" || exit 1; shift 2; '
+    'n=$((n - 1)); done; exec "$@"'
+)
 
 
 def missing(packages: Mapping[str, str] = PACKAGES) -> str | None:
@@ -145,8 +147,24 @@ class Cluster:
                 if megabits is not None:
                     # The burst is what may pass at once: a packet, or what the kernel's clock lets through in 1 ms.
                     burst = max(64_000, round(megabits * 1e6 / 8 / 1000))
-                    subprocess.run([*words, "add", "dev", device, "root", "tbf", "rate", f"{megabits:g}mbit", "burst",
-                                    str(burst), "latency", "400ms"], capture_output=True, check=True)
+                    subprocess.run(
+                        [
+                            *words,
+                            "add",
+                            "dev",
+                            device,
+                            "root",
+                            "tbf",
+                            "rate",
+                            f"{megabits:g}mbit",
+                            "burst",
+                            str(burst),
+                            "latency",
+                            "400ms",
+                        ],
+                        capture_output=True,
+                        check=True,
+                    )
 
     def _ssh(self) -> None:
         self.keys.mkdir(mode=0o700)
@@ -155,12 +173,14 @@ class Cluster:
         (self.keys / "authorized").write_text((self.keys / "user.pub").read_text())
         (self.keys / "config").write_text(
             f"Host *\n  IdentityFile {self.keys / 'user'}\n  UserKnownHostsFile {self.keys / 'known'}\n"
-            "  StrictHostKeyChecking no\n  LogLevel ERROR\n")
+            "  StrictHostKeyChecking no\n  LogLevel ERROR\n"
+        )
         # ssh, pdsh and mpirun all find this one first: it names our own configuration and nothing of the user's.
         wrapper = self.folder / "bin" / "ssh"
         wrapper.parent.mkdir()
-        wrapper.write_text(f'#!/bin/sh\necho "$@" >> {self.ssh_log}\nexec {shutil.which("ssh")} -F '
-                           f'{self.keys / "config"} "$@"\n')
+        wrapper.write_text(
+            f'#!/bin/sh\necho "$@" >> {self.ssh_log}\nexec {shutil.which("ssh")} -F {self.keys / "config"} "$@"\n'
+        )
         wrapper.chmod(0o755)
         if not _SSHD_FOLDER.exists():
             _SSHD_FOLDER.mkdir()
@@ -171,7 +191,8 @@ class Cluster:
             config.write_text(
                 f"HostKey {self.keys / 'host'}\nAuthorizedKeysFile {self.keys / 'authorized'}\nListenAddress 0.0.0.0\n"
                 f"PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\nPrintMotd no\n"
-                f"MaxStartups 100\nLoginGraceTime {SSHD_SECONDS}\n" + (f"SetEnv {settings}\n" if settings else ""))
+                f"MaxStartups 100\nLoginGraceTime {SSHD_SECONDS}\n" + (f"SetEnv {settings}\n" if settings else "")
+            )
             self.start(node, "/usr/sbin/sshd", "-D", "-e", "-f", str(config))
         for node in self.nodes:
             self._wait_for(node)
@@ -188,25 +209,56 @@ class Cluster:
         """The words that run `command` as if on `node`: its network, its host name, its hosts file."""
         files = {Path("/etc/hosts"): self.hosts, **self.node_files.get(node, {})}
         pairs = [str(path) for target, source in files.items() for path in (source, target)]
-        return ["ip", "netns", "exec", self.namespace(node), "unshare", "--uts", "--mount", "sh", "-c", _START, "sh", node,
-                str(len(files)), *pairs, *command]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.namespace(node),
+            "unshare",
+            "--uts",
+            "--mount",
+            "sh",
+            "-c",
+            _START,
+            "sh",
+            node,
+            str(len(files)),
+            *pairs,
+            *command,
+        ]
 
     def environment(self) -> dict[str, str]:
         """Of commands on the nodes."""
         keep = ("HOME", "LANG", "USER")
-        return {**{name: os.environ[name] for name in keep if name in os.environ}, "OMP_NUM_THREADS": "1",
-                "PATH": f"{self.folder / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin:{_SBIN}",
-                "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        return {
+            **{name: os.environ[name] for name in keep if name in os.environ},
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{self.folder / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin:{_SBIN}",
+            "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
 
     def start(self, node: str, *command: str) -> subprocess.Popen[bytes]:
         """Start a service on a node; it ends with the cluster."""
         with (self.folder / f"{node}-{Path(command[0]).name}.log").open("ab") as log:
-            self.processes.append(subprocess.Popen(self.inside(node, command), stdout=log, stderr=log,
-                                                   stdin=subprocess.DEVNULL, env=self.environment()))
+            self.processes.append(
+                subprocess.Popen(
+                    self.inside(node, command), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment()
+                )
+            )
         return self.processes[-1]
 
-    def run(self, node: str, *command: str, timeout: float = 900, cwd: Path | None = None,
-            **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, node: str, *command: str, timeout: float = 900, cwd: Path | None = None, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command on a node to its end."""
-        return subprocess.run(self.inside(node, command), capture_output=True, text=True, timeout=timeout, check=False,
-                              env={**self.environment(), **more}, stdin=subprocess.DEVNULL, cwd=cwd)
+        return subprocess.run(
+            self.inside(node, command),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env={**self.environment(), **more},
+            stdin=subprocess.DEVNULL,
+            cwd=cwd,
+        )

@@ -18,10 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
 LOGGED = 10
 # The quickstart recipe with small batches: four ranks share two cores.
-QUICK = ("phases.joint.steps=20", "training.log_interval=2", "training.checkpoint_interval=20",
-         "phases.joint.learning_rate.warmup_steps=5", "phases.joint.objectives.mlm.batch_tokens=512",
-         "phases.joint.objectives.tlm.batch_tokens=512", "phases.joint.objectives.contrast.pairs=8",
-         "phases.joint.objectives.contrast.group=8", "phases.joint.objectives.contrast.max_tokens=16")
+QUICK = (
+    "phases.joint.steps=20",
+    "training.log_interval=2",
+    "training.checkpoint_interval=20",
+    "phases.joint.learning_rate.warmup_steps=5",
+    "phases.joint.objectives.mlm.batch_tokens=512",
+    "phases.joint.objectives.tlm.batch_tokens=512",
+    "phases.joint.objectives.contrast.pairs=8",
+    "phases.joint.objectives.contrast.group=8",
+    "phases.joint.objectives.contrast.max_tokens=16",
+)
 
 
 def joint(recipe: str | Path, run: Path, *more: str) -> list[str]:

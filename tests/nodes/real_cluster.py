@@ -28,8 +28,12 @@ with Cluster(Path(sys.argv[2]), 2) as cluster:
 
 
 def begin(folder: Path, *more: str) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(Path(__file__).parent), str(folder), *more],
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(Path(__file__).parent), str(folder), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
 

@@ -12,8 +12,9 @@ from jobs import ROOT, joint, mpi_library, same, start, train
 Losses = list[dict[str, float]]
 
 
-def test_two_nodes_by_hostfile_with_tensor_groups_inside(cluster: Cluster, quick: tuple[str, ...], tmp_path: Path,
-                                                         reference: Losses) -> None:
+def test_two_nodes_by_hostfile_with_tensor_groups_inside(
+    cluster: Cluster, quick: tuple[str, ...], tmp_path: Path, reference: Losses
+) -> None:
     script = joint("quickstart", tmp_path / "run", *quick, "parallel.tensor=2")
     out = train(cluster, start(tmp_path, 2, script, slots=2)).stdout
     assert re.search(r"node1 +\|0 d0 t0 \|1 d0 t1", out)
@@ -23,8 +24,9 @@ def test_two_nodes_by_hostfile_with_tensor_groups_inside(cluster: Cluster, quick
     same(tmp_path / "run", reference)
 
 
-def test_tensor_groups_inside_nodes_and_pipeline_stages_across(cluster: Cluster, quick: tuple[str, ...], tmp_path: Path,
-                                                               reference: Losses) -> None:
+def test_tensor_groups_inside_nodes_and_pipeline_stages_across(
+    cluster: Cluster, quick: tuple[str, ...], tmp_path: Path, reference: Losses
+) -> None:
     script = joint("quickstart", tmp_path / "run", *quick, "parallel.tensor=2", "parallel.pipeline=2")
     out = train(cluster, start(tmp_path, 2, script, slots=2)).stdout
     assert "tensor 2 x pipeline 2 x data 1" in out
@@ -34,8 +36,9 @@ def test_tensor_groups_inside_nodes_and_pipeline_stages_across(cluster: Cluster,
     same(tmp_path / "run", reference)
 
 
-def test_four_nodes_by_hostfile_in_the_order_of_their_racks(cluster: Cluster, quick: tuple[str, ...], tmp_path: Path,
-                                                            reference: Losses) -> None:
+def test_four_nodes_by_hostfile_in_the_order_of_their_racks(
+    cluster: Cluster, quick: tuple[str, ...], tmp_path: Path, reference: Losses
+) -> None:
     racks = tmp_path / "racks"
     racks.write_text("node1 a\nnode2 b\nnode3 a\nnode4 b\n")
     script = joint("quickstart", tmp_path / "run", *quick)
@@ -55,16 +58,23 @@ def test_two_nodes_by_mpi(cluster: Cluster, quick: tuple[str, ...], tmp_path: Pa
 
 def test_two_nodes_by_torchrun_on_each(cluster: Cluster, quick: tuple[str, ...], tmp_path: Path, reference: Losses) -> None:
     command = start(tmp_path, 2, joint("quickstart", tmp_path / "run", *quick), "--launcher", "torchrun")
-    second = subprocess.Popen(cluster.inside("node2", command), env=cluster.environment(), cwd=ROOT, text=True,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    second = subprocess.Popen(
+        cluster.inside("node2", command),
+        env=cluster.environment(),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     out = train(cluster, command).stdout
     assert second.wait(timeout=600) == 0
     assert "started by torchrun" in out
     same(tmp_path / "run", reference)
 
 
-def test_two_nodes_by_srun(cluster: Cluster, quick: tuple[str, ...], tmp_path: Path, reference: Losses,
-                           slurm: dict[str, str]) -> None:
+def test_two_nodes_by_srun(
+    cluster: Cluster, quick: tuple[str, ...], tmp_path: Path, reference: Losses, slurm: dict[str, str]
+) -> None:
     command = start(tmp_path, 2, joint("quickstart", tmp_path / "run", *quick), "--launcher", "srun")
     out = train(cluster, command, **slurm).stdout
     assert "started by slurm" in out

@@ -18,8 +18,15 @@ LINK, SLOW_LINK = 400.0, 40.0
 
 def single(rank: int, port: int) -> dict[str, str]:
     """Variables of one rank of two, of which the other does not come."""
-    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "node1",
-            "MASTER_PORT": str(port), "DIST_METAXLM_HOSTS": "node1:1,node2:1"}
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "node1",
+        "MASTER_PORT": str(port),
+        "DIST_METAXLM_HOSTS": "node1:1,node2:1",
+    }
 
 
 def test_a_node_that_does_not_come_is_named(cluster: Cluster, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -32,8 +39,9 @@ def test_a_node_that_does_not_come_is_named(cluster: Cluster, tiny_recipe: Path,
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "mpirun"])
-def test_a_node_without_a_cable_is_named_and_nothing_is_started(cluster: Cluster, tiny_recipe: Path, tmp_path: Path,
-                                                                launcher: str) -> None:
+def test_a_node_without_a_cable_is_named_and_nothing_is_started(
+    cluster: Cluster, tiny_recipe: Path, tmp_path: Path, launcher: str
+) -> None:
     cluster.ssh_log.write_text("")
     cluster.cut("node2")
     try:
@@ -59,8 +67,10 @@ def test_wrong_jobs_contact_nobody(cluster: Cluster, tiny_recipe: Path, tmp_path
 
 
 def test_a_taken_port_is_named_with_its_holder(cluster: Cluster, tiny_recipe: Path, tmp_path: Path) -> None:
-    code = ("import os, socket, time; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); "
-            "s.bind(('', 29512)); s.listen(); print(os.getpid(), flush=True); time.sleep(3600)")
+    code = (
+        "import os, socket, time; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); "
+        "s.bind(('', 29512)); s.listen(); print(os.getpid(), flush=True); time.sleep(3600)"
+    )
     holder = subprocess.Popen(cluster.inside("node1", [PYTHON, "-c", code]), stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
@@ -80,8 +90,19 @@ def test_a_rank_that_is_killed_is_named_and_ends_the_job(cluster: Cluster, tmp_p
 
 
 def preflight(cluster: Cluster, recipe: Path, hosts: Path, code: int) -> dict[str, Any]:
-    command = [PYTHON, "launch/nodes/preflight.py", "--hostfile", str(hosts), "--recipe", str(recipe), "--json",
-               "--megabytes", "4", "--seconds", "400"]
+    command = [
+        PYTHON,
+        "launch/nodes/preflight.py",
+        "--hostfile",
+        str(hosts),
+        "--recipe",
+        str(recipe),
+        "--json",
+        "--megabytes",
+        "4",
+        "--seconds",
+        "400",
+    ]
     return dict(json.loads(train(cluster, command, code).stdout))
 
 
@@ -120,19 +141,36 @@ def test_preflight_names_nodes_that_differ(nodes_possible: None, tiny_recipe: Pa
     recipe.write_text(tiny_recipe.read_text().replace("seed: 3", "seed: 4"))
     folder = tmp_path / "cluster"
     folder.mkdir()
-    with Cluster(folder, 4, {"node2": {"PYTHONPATH": str(package.parent)}, "node3": {"PYTHONPATH": str(clock)}},
-                 {"node4": {tiny_recipe: recipe}}) as cluster:
+    with Cluster(
+        folder,
+        4,
+        {"node2": {"PYTHONPATH": str(package.parent)}, "node3": {"PYTHONPATH": str(clock)}},
+        {"node4": {tiny_recipe: recipe}},
+    ) as cluster:
         result = preflight(cluster, tiny_recipe, hostfile(tmp_path, 4), 1)
         two = tmp_path / "two"
         two.write_text("node1 slots=1\nnode4 slots=1\n")
-        started = cluster.run("node1", PYTHON, "launch/nodes/start.py", "--hostfile", str(two), "--",
-                              *joint(tiny_recipe, tmp_path / "run"), cwd=ROOT)
+        started = cluster.run(
+            "node1",
+            PYTHON,
+            "launch/nodes/start.py",
+            "--hostfile",
+            str(two),
+            "--",
+            *joint(tiny_recipe, tmp_path / "run"),
+            cwd=ROOT,
+        )
     assert started.returncode != 0
-    assert re.search(r"error: recipe is \w+ on node4 \(rank 1\) and \w+ on node1 \(rank 0\); copy the recipe file",
-                     started.stdout + started.stderr)
+    assert re.search(
+        r"error: recipe is \w+ on node4 \(rank 1\) and \w+ on node1 \(rank 0\); copy the recipe file",
+        started.stdout + started.stderr,
+    )
     assert not (tmp_path / "run").exists()
     assert refusals(result) - {("bandwidth", f"node{n}") for n in (1, 2, 3, 4)} == {
-        ("deepspeed", "node2"), ("clock", "node3"), ("recipe", "node4")}
+        ("deepspeed", "node2"),
+        ("clock", "node3"),
+        ("recipe", "node4"),
+    }
     messages = " ".join(f["message"] for f in result["findings"])
     assert "deepspeed is 9.9.9" in messages
     assert "off by -60" in messages

@@ -9,16 +9,27 @@ from cluster import Cluster
 from jobs import PYTHON, train, wait_for
 
 
-def test_sbatch_runs_both_phases_and_goes_back_into_the_queue_when_asked(cluster: Cluster, tiny_recipe: Path, tmp_path: Path,
-                                                                         slurm: dict[str, str]) -> None:
+def test_sbatch_runs_both_phases_and_goes_back_into_the_queue_when_asked(
+    cluster: Cluster, tiny_recipe: Path, tmp_path: Path, slurm: dict[str, str]
+) -> None:
     def command(*words: str) -> str:
         return train(cluster, list(words), **slurm, PYTHON=PYTHON).stdout
 
     # The checkpoint interval is longer than the phase: only the signal makes one in the middle.
     steps = ("phases.meta.steps=200", "phases.cross.steps=6", "training.checkpoint_interval=1000")
-    job = command("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path}/job.out",
-                  "launch/nodes/slurm.sbatch", "--recipe", str(tiny_recipe), "--run_dir", str(tmp_path / "run"),
-                  *steps).strip()
+    job = command(
+        "sbatch",
+        "--parsable",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        f"--output={tmp_path}/job.out",
+        "launch/nodes/slurm.sbatch",
+        "--recipe",
+        str(tiny_recipe),
+        "--run_dir",
+        str(tmp_path / "run"),
+        *steps,
+    ).strip()
     metrics, log = tmp_path / "run" / "meta" / "metrics.jsonl", tmp_path / "job.out"
     wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 1, log)
     command("scancel", "--signal=USR1", job)

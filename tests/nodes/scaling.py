@@ -22,9 +22,13 @@ from dist_metaxlm.benchmarking.scaling.report import draw, table
 from dist_metaxlm.errors import UserError, run_command
 from dist_metaxlm.text import counted
 
-SHORT = ("phases.cross.objectives.mlm.batch_tokens=1024", "phases.cross.objectives.tlm.batch_tokens=1024",
-         "phases.cross.objectives.contrast.pairs=16", "phases.cross.objectives.contrast.group=16",
-         "phases.cross.objectives.contrast.max_tokens=24")
+SHORT = (
+    "phases.cross.objectives.mlm.batch_tokens=1024",
+    "phases.cross.objectives.tlm.batch_tokens=1024",
+    "phases.cross.objectives.contrast.pairs=16",
+    "phases.cross.objectives.contrast.group=16",
+    "phases.cross.objectives.contrast.max_tokens=24",
+)
 
 
 def main() -> None:
@@ -56,9 +60,26 @@ def write(results: dict[str, dict[str, Any]], output: Path) -> None:
 def measure(cluster: Cluster, folder: Path, megabits: float, steps: int, repeats: int) -> dict[str, Any]:
     """One run of the benchmark on node1, as a person would start it there; with how busy the machine was."""
     before = os.getloadavg()[0]
-    done = cluster.run("node1", PYTHON, "launch/benchmark.py", "scaling", "--hostfile", str(hostfile(folder, 4)), "--kinds",
-                       "strong", "--steps", str(steps), "--repeats", str(repeats), "--link_megabits", str(megabits),
-                       "--json", *SHORT, cwd=ROOT, timeout=7200)
+    done = cluster.run(
+        "node1",
+        PYTHON,
+        "launch/benchmark.py",
+        "scaling",
+        "--hostfile",
+        str(hostfile(folder, 4)),
+        "--kinds",
+        "strong",
+        "--steps",
+        str(steps),
+        "--repeats",
+        str(repeats),
+        "--link_megabits",
+        str(megabits),
+        "--json",
+        *SHORT,
+        cwd=ROOT,
+        timeout=7200,
+    )
     if done.returncode:
         raise RuntimeError(f"the benchmark ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-4000:]}")
     result = dict(json.loads(done.stdout))
@@ -80,7 +101,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "what it gains. Their links are shaped with tc (tbf), both ways. `MB sent` is what the kernel counted at the nodes' "
         "interfaces, `predicted` what `planning/communication.py` says of the layout. `s on the link` is how long the "
         "predicted bytes of the busiest node take at the link's speed. `in communication` includes waiting for other "
-        "ranks, of which there is much where all share the cores."]
+        "ranks, of which there is much where all share the cores.",
+    ]
     lines = [f"# Scaling over nodes, {found['date'][:10]}", "", text[0], "", text[1], ""]
     for name, result in results.items():
         load = f"Load average before {result['load_before']:.1f}, after {result['load_after']:.1f}."

@@ -47,21 +47,36 @@ def start_slurm(cluster: Cluster) -> dict[str, str]:
     folder = cluster.folder / "slurm"
     for path in (folder, folder / "state", *(folder / f"spool-{node}" for node in cluster.nodes)):
         path.mkdir(mode=0o755)
-    lines = [f"NodeName={node} NodeAddr={cluster.address(node)} CPUs=2 RealMemory=1000 State=UNKNOWN"
-             for node in cluster.nodes]
+    lines = [
+        f"NodeName={node} NodeAddr={cluster.address(node)} CPUs=2 RealMemory=1000 State=UNKNOWN" for node in cluster.nodes
+    ]
     (folder / "slurm.conf").write_text(_CONFIG.format(folder=folder, nodes="\n".join(lines)))
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
     variables = {"SLURM_CONF": str(folder / "slurm.conf")}
-    cluster.start("node1", "munged", "--foreground", "--force", f"--key-file={folder / 'munge.key'}",
-                  f"--socket={folder / 'munge.socket'}", f"--pid-file={folder / 'munge.pid'}",
-                  f"--log-file={folder / 'munge.log'}", f"--seed-file={folder / 'munge.seed'}")
+    cluster.start(
+        "node1",
+        "munged",
+        "--foreground",
+        "--force",
+        f"--key-file={folder / 'munge.key'}",
+        f"--socket={folder / 'munge.socket'}",
+        f"--pid-file={folder / 'munge.pid'}",
+        f"--log-file={folder / 'munge.log'}",
+        f"--seed-file={folder / 'munge.seed'}",
+    )
     _wait_for(folder / "munge.socket")
     cluster.start("node1", "env", f"SLURM_CONF={folder / 'slurm.conf'}", "slurmctld", "-D")
     for node in cluster.nodes:
-        cluster.start(node, "env", f"SLURM_CONF={folder / 'slurm.conf'}", "sh", "-c",
-                      f"mount -t cgroup2 none /sys/fs/cgroup; exec slurmd -D -N {node}")
+        cluster.start(
+            node,
+            "env",
+            f"SLURM_CONF={folder / 'slurm.conf'}",
+            "sh",
+            "-c",
+            f"mount -t cgroup2 none /sys/fs/cgroup; exec slurmd -D -N {node}",
+        )
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         states = cluster.run("node1", "sinfo", "-h", "-N", "-o", "%N %t", **variables).stdout.split("\n")

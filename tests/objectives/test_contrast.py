@@ -25,15 +25,24 @@ def pack(documents: list[list[int]], pairs: list[tuple[int, int]] | None = None)
     full = [2 * i for i in range(len(documents))]
     chosen = [(full[a], full[b]) for a, b in pairs or [(2 * i, 2 * i + 1) for i in range(len(documents) // 2)]]
     none = torch.zeros(0, dtype=torch.int64)
-    return PackedBatch(torch.tensor(tokens), torch.tensor(positions), torch.tensor(starts, dtype=torch.int32), L,
-                       torch.arange(len(documents)), torch.zeros(len(documents), dtype=torch.int64), none, none,
-                       torch.tensor(chosen), torch.arange(len(chosen)))
+    return PackedBatch(
+        torch.tensor(tokens),
+        torch.tensor(positions),
+        torch.tensor(starts, dtype=torch.int32),
+        L,
+        torch.arange(len(documents)),
+        torch.zeros(len(documents), dtype=torch.int64),
+        none,
+        none,
+        torch.tensor(chosen),
+        torch.arange(len(chosen)),
+    )
 
 
 def documents(count: int, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, L - 1, (count,), generator=generator).tolist()
-    return [[0, *torch.randint(10, 390, (n,), generator=generator).tolist(), 2][:L - 1] for n in lengths]
+    return [[0, *torch.randint(10, 390, (n,), generator=generator).tolist(), 2][: L - 1] for n in lengths]
 
 
 def test_pooling_is_the_mean_over_each_documents_tokens() -> None:

@@ -36,8 +36,13 @@ def recipe(tiny_recipe: Path) -> Recipe:
 @pytest.fixture(scope="module")
 def data(recipe: Recipe) -> PhaseData:
     directory = Path(recipe.data.directory)
-    return PhaseData(TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), "joint",
-                     recipe.phases["joint"], recipe.seed)
+    return PhaseData(
+        TokenStore.open(directory / "store"),
+        Tokenizer.load(directory / "tokenizer.model"),
+        "joint",
+        recipe.phases["joint"],
+        recipe.seed,
+    )
 
 
 def objective_of(recipe: Recipe) -> DenoisingAlignment:
@@ -76,8 +81,9 @@ def reference_labels(encoder: Encoder, batch: PackedBatch, config: DenoisingAlig
     return labels
 
 
-def reference_losses(model: PretrainingModel, states: torch.Tensor, batch: PackedBatch,
-                     labels: dict[int, tuple[int, list[int]]]) -> list[torch.Tensor]:
+def reference_losses(
+    model: PretrainingModel, states: torch.Tensor, batch: PackedBatch, labels: dict[int, tuple[int, list[int]]]
+) -> list[torch.Tensor]:
     weights = dict(model.named_parameters())
     losses = []
     for target in batch.targets.tolist():
@@ -92,8 +98,9 @@ def reference_losses(model: PretrainingModel, states: torch.Tensor, batch: Packe
 
 
 @pytest.mark.parametrize(("rounds", "iterations"), [(2, 2), (1, 0)])
-def test_losses_and_gradients_are_those_of_the_formula(recipe: Recipe, data: PhaseData, rounds: int,
-                                                       iterations: int) -> None:
+def test_losses_and_gradients_are_those_of_the_formula(
+    recipe: Recipe, data: PhaseData, rounds: int, iterations: int
+) -> None:
     config = objective_of(recipe).model_copy(update={"rounds": rounds, "sinkhorn_iterations": iterations})
     model = PretrainingModel(Encoder(recipe.model, recipe.seed), [config]).double()
     batch = data.batch(config, 40, 8)

@@ -40,8 +40,8 @@ def blocks(of: list[torch.Tensor], size: int) -> tuple[torch.Tensor, torch.Tenso
     values = torch.randn(block + 1, size, size, dtype=torch.float64)
     allowed = torch.zeros_like(values, dtype=torch.bool)
     for table, (b, r, c) in zip(of, places, strict=True):
-        values[b, r:r + table.shape[0], c:c + table.shape[1]] = table
-        allowed[b, r:r + table.shape[0], c:c + table.shape[1]] = True
+        values[b, r : r + table.shape[0], c : c + table.shape[1]] = table
+        allowed[b, r : r + table.shape[0], c : c + table.shape[1]] = True
     return values, allowed, places
 
 
@@ -52,7 +52,7 @@ def test_itermax_of_many_pairs_at_once_is_that_of_each_alone(rounds: int) -> Non
     found = itermax(values, allowed, rounds)
     assert not (found & ~allowed).any()
     for table, (block, row, column) in zip(cases, places, strict=True):
-        part = found[block, row:row + table.shape[0], column:column + table.shape[1]]
+        part = found[block, row : row + table.shape[0], column : column + table.shape[1]]
         assert links_of(part) == reference_itermax(table.tolist(), rounds)
 
 
@@ -68,8 +68,9 @@ def test_transport_of_many_pairs_at_once_is_that_of_each_alone(iterations: int) 
         for found, expected in zip((by_row, by_column), reference_sinkhorn(table.tolist(), iterations), strict=True):
             torch.testing.assert_close(found[where], torch.tensor(expected, dtype=torch.float64))
         exact = by_row[where].tolist(), by_column[where].tolist()
-        assert links_of(links[where]) == best_of_both(*exact, {(i, j) for i in range(table.shape[0])
-                                                               for j in range(table.shape[1])})
+        assert links_of(links[where]) == best_of_both(
+            *exact, {(i, j) for i in range(table.shape[0]) for j in range(table.shape[1])}
+        )
 
 
 def test_a_shuffled_sentence_is_found_again() -> None:

@@ -19,8 +19,9 @@ L, EXAMPLES = 12, 4
 
 
 def config(**fields: object) -> CrossLingualContrast:
-    return CrossLingualContrast.model_validate({"pairs": EXAMPLES, "queue": 6, "layer": 2, "mixup": "none", "momentum": 0.5,
-                                                **fields})
+    return CrossLingualContrast.model_validate(
+        {"pairs": EXAMPLES, "queue": 6, "layer": 2, "mixup": "none", "momentum": 0.5, **fields}
+    )
 
 
 def packed(seed: int) -> PackedBatch:
@@ -28,8 +29,17 @@ def packed(seed: int) -> PackedBatch:
     tokens = torch.randint(10, 390, (EXAMPLES, L), generator=torch.Generator().manual_seed(seed))
     tokens[:, 0] = 0
     bounds, none = torch.arange(0, EXAMPLES * L + 1, L), torch.empty(0, dtype=torch.int64)
-    return PackedBatch(tokens.view(-1), torch.arange(L).repeat(EXAMPLES), bounds.to(torch.int32), L, torch.arange(EXAMPLES),
-                       torch.zeros(EXAMPLES, dtype=torch.int64), none, none, starts=bounds[:-1])
+    return PackedBatch(
+        tokens.view(-1),
+        torch.arange(L).repeat(EXAMPLES),
+        bounds.to(torch.int32),
+        L,
+        torch.arange(EXAMPLES),
+        torch.zeros(EXAMPLES, dtype=torch.int64),
+        none,
+        none,
+        starts=bounds[:-1],
+    )
 
 
 def example(seed: int) -> PackedBatch:

@@ -39,14 +39,18 @@ def topology(rank: int, size: int = 3) -> Topology:
 def lines(size: int) -> tuple[list[Lifeline], queue.Queue[tuple[int, str]], dist.Store]:
     """The lifelines of `size` ranks, and the queue in which each says whose death it heard of."""
     store, heard = dist.HashStore(), queue.Queue[tuple[int, str]]()
-    return [Lifeline(topology(rank), store, end=lambda who, rank=rank: heard.put((rank, who)))
-            for rank in range(size)], heard, store
+    return (
+        [Lifeline(topology(rank), store, end=lambda who, rank=rank: heard.put((rank, who))) for rank in range(size)],
+        heard,
+        store,
+    )
 
 
 def test_a_killed_process_is_named_to_all_others() -> None:
     ours, heard, store = lines(2)
-    third = subprocess.Popen([sys.executable, "-c", DIE, *store.get("lifeline").decode().split(), "2"],
-                             stdin=subprocess.PIPE, text=True)
+    third = subprocess.Popen(
+        [sys.executable, "-c", DIE, *store.get("lifeline").decode().split(), "2"], stdin=subprocess.PIPE, text=True
+    )
     third.communicate("now\n")
     assert sorted(heard.get(timeout=60) for _ in ours) == [(0, "rank 2 on node7"), (1, "rank 2 on node7")]
     for line in ours:
@@ -118,8 +122,9 @@ def test_a_first_node_that_lets_nobody_in_is_named() -> None:
         Lifeline(topology(1), store, 1.0)
 
 
-def test_the_process_ends_only_if_it_has_not_left_by_then(monkeypatch: pytest.MonkeyPatch,
-                                                          capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_process_ends_only_if_it_has_not_left_by_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     codes: list[int] = []
     monkeypatch.setattr(lifeline, "GRACE_SECONDS", 0.05)
     monkeypatch.setattr(os, "_exit", codes.append)

@@ -15,7 +15,15 @@ def job(*sizes: int) -> Topology:
 def test_tensor_groups_inside_stages_across() -> None:
     found = check_placement(job(4, 4), tensor=2, pipeline=2, tensor_across_nodes=False)
     assert [found.coordinates(rank) for rank in range(8)] == [
-        (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)]
+        (0, 0, 0),
+        (0, 0, 1),
+        (0, 1, 0),
+        (0, 1, 1),
+        (1, 0, 0),
+        (1, 0, 1),
+        (1, 1, 0),
+        (1, 1, 1),
+    ]
     lines = placement_lines(found)
     assert lines[0].startswith("placement: 2 nodes, tensor 2 x pipeline 2 x data 2")
     assert lines[1] == "  node1 |0 s0 d0 t0 |1 s0 d0 t1 |2 s0 d1 t0 |3 s0 d1 t1"
@@ -35,11 +43,20 @@ def test_megatron_orders_ranks_the_same_way() -> None:
         assert [found.coordinates(rank)[0] for rank in group] == [0, 1]
 
 
-@pytest.mark.parametrize(("sizes", "tensor", "words"), [
-    ((2, 2), 4, "ranks 0 to 3 of one tensor group on node1, node2 (2 ranks a node), and they talk over the network in "
-                "every block; set parallel.tensor=2, or parallel.tensor_across_nodes=true"),
-    ((1, 1), 2, "set parallel.tensor=1"), ((3, 3), 2, "ranks 2 to 3 of one tensor group on node1, node2"),
-    ((2, 1, 1), 2, "ranks 2 to 3 of one tensor group on node2, node3")])
+@pytest.mark.parametrize(
+    ("sizes", "tensor", "words"),
+    [
+        (
+            (2, 2),
+            4,
+            "ranks 0 to 3 of one tensor group on node1, node2 (2 ranks a node), and they talk over the network in "
+            "every block; set parallel.tensor=2, or parallel.tensor_across_nodes=true",
+        ),
+        ((1, 1), 2, "set parallel.tensor=1"),
+        ((3, 3), 2, "ranks 2 to 3 of one tensor group on node1, node2"),
+        ((2, 1, 1), 2, "ranks 2 to 3 of one tensor group on node2, node3"),
+    ],
+)
 def test_a_tensor_group_across_nodes_is_refused_unless_asked_for(sizes: tuple[int, ...], tensor: int, words: str) -> None:
     with pytest.raises(UserError) as caught:
         check_placement(job(*sizes), tensor, 1, False)

@@ -21,20 +21,26 @@ def with_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-@pytest.mark.parametrize(("launcher", "devices", "words"), [
-    ("deepspeed", 2, "4 ranks on .*, where a rank sees 2 CUDA devices: .* start 2 .deepspeed --num_accelerators 2"),
-    ("torchrun", 1, "where a rank sees 1 CUDA device: .* torchrun --nproc_per_node 1"),
-    ("slurm", 1, "every rank has to see all devices of its node .* leave away --gpus-per-task")])
-def test_ranks_without_a_device_are_refused(launcher: str, devices: int, words: str,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "devices", "words"),
+    [
+        ("deepspeed", 2, "4 ranks on .*, where a rank sees 2 CUDA devices: .* start 2 .deepspeed --num_accelerators 2"),
+        ("torchrun", 1, "where a rank sees 1 CUDA device: .* torchrun --nproc_per_node 1"),
+        ("slurm", 1, "every rank has to see all devices of its node .* leave away --gpus-per-task"),
+    ],
+)
+def test_ranks_without_a_device_are_refused(
+    launcher: str, devices: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_devices(monkeypatch, devices)
     with pytest.raises(UserError, match=words):
         check_devices(Topology(0, 4, 0, 4, launcher))
 
 
 @pytest.mark.parametrize(("launcher", "devices"), [("deepspeed", 4), ("deepspeed", 8), ("torchrun", 0), ("environment", 2)])
-def test_ranks_with_a_device_each_or_without_any_are_taken(launcher: str, devices: int,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_with_a_device_each_or_without_any_are_taken(
+    launcher: str, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`environment` may say nothing of the node's ranks, which then seem to be all of the job's."""
     with_devices(monkeypatch, devices)
     check_devices(Topology(3, 4, 1, 4, launcher))

@@ -66,9 +66,14 @@ def test_ranks_of_another_hostfile_are_refused() -> None:
     assert second == first
 
 
-@pytest.mark.parametrize(("name", "remedy"), [
-    ("recipe", "copy the recipe file to all nodes"), ("data", "copy data.directory to all nodes"),
-    ("deepspeed", "install the same version on all nodes")])
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("recipe", "copy the recipe file to all nodes"),
+        ("data", "copy data.directory to all nodes"),
+        ("deepspeed", "install the same version on all nodes"),
+    ],
+)
 def test_ranks_that_differ_in_what_they_train_on_are_refused(name: str, remedy: str) -> None:
     alike = {"recipe": "aa", "data": "bb", "deepspeed": "1.0"}
     found = outcomes(*(topology(rank, 3) for rank in range(3)), facts=[alike, alike, {**alike, name: "other"}])

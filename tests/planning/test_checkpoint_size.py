@@ -17,16 +17,20 @@ from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 
 MLM = "{name: mlm, batch_tokens: 8192}"
 OBJECTIVES = {
-    "mlm": "", "xlco": ", {name: xlco, pairs: 64, queue: 500, layer: 2, max_tokens: 32}",
+    "mlm": "",
+    "xlco": ", {name: xlco, pairs: 64, queue: 500, layer: 2, max_tokens: 32}",
     "xlco without projection": ", {name: xlco, pairs: 64, queue: 500, layer: 3, max_tokens: 32, projection: false}",
-    "dwa": ", {name: dwa, batch_tokens: 8192, layer: 2}"}
+    "dwa": ", {name: dwa, batch_tokens: 8192, layer: 2}",
+}
 
 
-@pytest.mark.parametrize(("family", "objective"), [("xlmr", "mlm"), ("xlmr", "xlco"), ("modern", "xlco without projection"),
-                                                   ("xlmr", "dwa")])
+@pytest.mark.parametrize(
+    ("family", "objective"), [("xlmr", "mlm"), ("xlmr", "xlco"), ("modern", "xlco without projection"), ("xlmr", "dwa")]
+)
 def test_the_estimate_is_a_little_more_than_the_files(tmp_path: Path, family: str, objective: str) -> None:
-    recipe = load_recipe("quickstart", [f"model.family={family}", "model.norm=pre",
-                                        f"phases.cross.objectives=[{MLM}{OBJECTIVES[objective]}]"])
+    recipe = load_recipe(
+        "quickstart", [f"model.family={family}", "model.norm=pre", f"phases.cross.objectives=[{MLM}{OBJECTIVES[objective]}]"]
+    )
     phase = recipe.phases["cross"]
     model = PretrainingModel(Encoder(recipe.model), phase.objectives)
     engine = SimpleNamespace(module=model, optimizer=torch.optim.AdamW(model.parameters()))

@@ -26,13 +26,15 @@ def test_data_parallel_nodes_send_their_gradients_around() -> None:
     for stage in (1, 2, 3):
         assert predict_traffic(recipe(f"parallel.zero_stage={stage}"), "meta", 2, 1).busiest == 1.5 * two.busiest
     assert predict_traffic(recipe("training.precision=bf16", "parallel.zero_stage=1"), "meta", 2, 1).busiest == (
-        0.75 * two.busiest)
+        0.75 * two.busiest
+    )
 
 
 def test_nothing_leaves_a_node_that_is_alone_and_rings_leave_each_node_once() -> None:
     assert predict_traffic(recipe(), "meta", 1, 4).total == 0
     assert predict_traffic(recipe(), "meta", 2, 4).busiest == pytest.approx(
-        3 * 7 / 8 * 4 * count_parameters(recipe().model).total, rel=1e-6)
+        3 * 7 / 8 * 4 * count_parameters(recipe().model).total, rel=1e-6
+    )
 
 
 def test_tensor_groups_inside_nodes_send_only_gradients_out() -> None:
@@ -49,5 +51,8 @@ def test_stages_send_states_and_the_ends_the_word_embedding() -> None:
     states, words = 8192 * model.hidden * 4, 4 * model.vocab_size * model.hidden
     assert predict_traffic(recipe("parallel.pipeline=2"), "meta", 2, 1).by_node == (states + 2 * words, states + words)
     assert predict_traffic(recipe("parallel.pipeline=3"), "meta", 3, 1).by_node == (
-        states + 2 * words, 2 * states, states + words)
+        states + 2 * words,
+        2 * states,
+        states + words,
+    )
     assert predict_traffic(recipe("parallel.pipeline=2"), "cross", 2, 1).busiest > 0

@@ -16,8 +16,12 @@ def read(name: str) -> dict:
 
 def test_every_stage_is_there_in_every_precision_with_and_without_offload():
     # Without ZeRO DeepSpeed has no fp32 master weights of half-precision ones, and nothing to offload.
-    assert set(FILES) == {"zero0.json"} | {f"zero{stage}{offload}{precision}.json" for stage in (1, 2, 3)
-                                           for offload in ("", "_offload") for precision in ("", "_bf16", "_fp16")}
+    assert set(FILES) == {"zero0.json"} | {
+        f"zero{stage}{offload}{precision}.json"
+        for stage in (1, 2, 3)
+        for offload in ("", "_offload")
+        for precision in ("", "_bf16", "_fp16")
+    }
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -31,8 +35,11 @@ def test_every_key_is_known_and_means_what_the_name_says(name):
     assert [config[key] for key in automatic] == ["auto"] * 4
     assert set(config) <= {*automatic, "bf16", "fp16", "data_types", "zero_optimization", "zero_force_ds_cpu_optimizer"}
     zero = config["zero_optimization"]
-    for section, kind in ((zero, DeepSpeedZeroConfig), (config.get("fp16", {}), DeepSpeedFP16Config),
-                          (zero.get("offload_optimizer", {}), DeepSpeedZeroOffloadOptimizerConfig)):
+    for section, kind in (
+        (zero, DeepSpeedZeroConfig),
+        (config.get("fp16", {}), DeepSpeedFP16Config),
+        (zero.get("offload_optimizer", {}), DeepSpeedZeroOffloadOptimizerConfig),
+    ):
         assert set(section) <= {field.alias or key for key, field in kind.model_fields.items()}
     assert zero["stage"] == int(name[4])
     assert ("offload_optimizer" in zero) == ("offload" in name) == ("zero_force_ds_cpu_optimizer" in config)
@@ -46,6 +53,11 @@ def test_every_key_is_known_and_means_what_the_name_says(name):
 def test_overlap_only_where_the_engine_allows_it_with_our_own_accumulation(name):
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    zero = DeepSpeedZeroConfig(**{key: value for key, value in read(name)["zero_optimization"].items() if value != "auto"
-                                  and key != "offload_optimizer"})
+    zero = DeepSpeedZeroConfig(
+        **{
+            key: value
+            for key, value in read(name)["zero_optimization"].items()
+            if value != "auto" and key != "offload_optimizer"
+        }
+    )
     assert zero.stage >= 2 or not zero.overlap_comm

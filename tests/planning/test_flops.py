@@ -15,8 +15,9 @@ BASE = ModelConfig(layers=12, hidden=768, heads=12, ffn=3072, vocab_size=250112)
 LARGE = ModelConfig(layers=24, hidden=1024, heads=16, ffn=4096, vocab_size=250112)
 
 
-@pytest.mark.parametrize(("model", "rate", "giga"), [(BASE, 0.15, 0.740), (BASE, 0.30, 0.913),
-                                                     (LARGE, 0.15, 2.194), (LARGE, 0.30, 2.426)])
+@pytest.mark.parametrize(
+    ("model", "rate", "giga"), [(BASE, 0.15, 0.740), (BASE, 0.30, 0.913), (LARGE, 0.15, 2.194), (LARGE, 0.30, 2.426)]
+)
 def test_the_worked_table(model, rate, giga):
     assert flops_per_token(model, 512, rate) / 1e9 == pytest.approx(giga, abs=0.001)
 
@@ -48,8 +49,9 @@ def test_attention_grows_with_the_squared_lengths_only():
 
 
 def test_local_layers_attend_over_their_window():
-    modern = ModelConfig(family="modern", norm="pre", layers=4, hidden=64, heads=1, ffn=96, vocab_size=1000,
-                         local_window=128, global_every=3)
+    modern = ModelConfig(
+        family="modern", norm="pre", layers=4, hidden=64, heads=1, ffn=96, vocab_size=1000, local_window=128, global_every=3
+    )
     # Layers 0 and 3 are global.
     assert flops_per_token(modern, 1024, 0) - flops_per_token(modern, 0, 0) == 12 * 64 * (2 * 1024 + 2 * 128)
     assert flops_per_token(modern, 64, 0) - flops_per_token(modern, 0, 0) == 12 * 64 * 4 * 64
@@ -58,8 +60,9 @@ def test_local_layers_attend_over_their_window():
 def test_contrast_runs_only_its_layers():
     recipe = load_recipe("xlmr-base", [])
     cross, model = recipe.phases["cross"], recipe.model
-    masked = sum(training_flops(model, o.batch_tokens, o.batch_tokens * 512, o.batch_tokens // 512 * 77)
-                 for o in cross.objectives[:2])
+    masked = sum(
+        training_flops(model, o.batch_tokens, o.batch_tokens * 512, o.batch_tokens // 512 * 77) for o in cross.objectives[:2]
+    )
     contrast = training_flops(model, 2 * 2048 * 64, 2 * 2048 * 64 * 64, 0, layers=8)
     assert step_flops(model, cross) == masked + contrast
 

@@ -8,10 +8,17 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.hardware import device_named, device_of, model_flops_utilisation
 
 
-@pytest.mark.parametrize(("torch_name", "name", "peak"), [
-    ("NVIDIA A100-SXM4-40GB", "A100-40GB", 312e12), ("NVIDIA A100-SXM4-80GB", "A100-80GB", 312e12),
-    ("NVIDIA A100 80GB PCIe", "A100-80GB", 312e12), ("NVIDIA H100 80GB HBM3", "H100", 989e12),
-    ("NVIDIA H100 PCIe", "H100-PCIe", 756e12), ("NVIDIA H200", "H200", 989e12)])
+@pytest.mark.parametrize(
+    ("torch_name", "name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB", 312e12),
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", "H100", 989e12),
+        ("NVIDIA H100 PCIe", "H100-PCIe", 756e12),
+        ("NVIDIA H200", "H200", 989e12),
+    ],
+)
 def test_torch_names(torch_name, name, peak):
     device = device_of(torch_name)
     assert device is not None

@@ -20,8 +20,10 @@ def estimate(layout, precision="bf16", tokens=8192):
     return estimate_memory(MODEL, layout, precision, tokens, 0.15)
 
 
-@pytest.mark.parametrize(("stage", "weights", "gradients", "optimizer"), [
-    (0, 2, 4, 12), (1, 2, 4, 12 / 64), (2, 2, 4 / 64, 12 / 64), (3, 2 / 64, 4 / 64, 12 / 64)])
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [(0, 2, 4, 12), (1, 2, 4, 12 / 64), (2, 2, 4 / 64, 12 / 64), (3, 2 / 64, 4 / 64, 12 / 64)],
+)
 def test_zero_stages_divide_what_the_paper_says(stage, weights, gradients, optimizer):
     memory = estimate(replace(ALONE, data=64, zero_stage=stage))
     assert memory.weights == pytest.approx(weights * TOTAL, abs=1)
@@ -67,7 +69,11 @@ def test_stages_have_what_is_theirs_and_the_fullest_counts():
     tail = counts.final_norm + counts.head + counts.output_bias
     last = estimate_memory(MODEL, replace(ALONE, data=2, zero_stage=1), "bf16", 8192, 0.15, stages=[ends[1]])
     assert (last.weights, last.gradients, last.optimizer, last.activations) == (
-        2 * (tail + counts.word_embedding), 4 * (tail + counts.word_embedding), 6 * tail, 0)
+        2 * (tail + counts.word_embedding),
+        4 * (tail + counts.word_embedding),
+        6 * tail,
+        0,
+    )
 
 
 def test_a_save_beside_training_needs_host_memory_and_so_does_offload():
@@ -98,8 +104,10 @@ def test_parts_add_up():
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_offload_takes_the_optimiser_off_the_device(stage):
     layout = replace(ALONE, data=8, zero_stage=stage)
-    here, there = (estimate_memory(MODEL, layout, "bf16", 8192, 0.15, ParallelConfig(offload_optimizer=offload))
-                   for offload in (False, True))
+    here, there = (
+        estimate_memory(MODEL, layout, "bf16", 8192, 0.15, ParallelConfig(offload_optimizer=offload))
+        for offload in (False, True)
+    )
     assert there.optimizer == 0 < here.optimizer
     assert there.gradients == (0 if stage == 3 else here.gradients)
     assert (there.weights, there.activations, there.buffers) == (here.weights, here.activations, here.buffers)

@@ -16,8 +16,12 @@ SHAPES = [
     {"layers": 3, "hidden": 24, "heads": 2, "ffn": 50, "vocab_size": 301, "max_positions": 17},
     {"layers": 1, "hidden": 8, "heads": 4, "ffn": 8, "vocab_size": 1000, "max_positions": 64},
 ]
-FAMILIES = [{"norm": "post"}, {"norm": "pre"}, {"family": "modern", "norm": "pre"},
-            {"family": "modern", "norm": "pre", "norm_type": "rms"}]
+FAMILIES = [
+    {"norm": "post"},
+    {"norm": "pre"},
+    {"family": "modern", "norm": "pre"},
+    {"family": "modern", "norm": "pre", "norm_type": "rms"},
+]
 
 
 def parts(encoder: Encoder) -> dict[str, int]:
@@ -56,14 +60,18 @@ def test_equal_to_the_built_encoder_by_stage(shape, family):
             assert found.copied == (built[table].numel() if stage.last and not stage.first else 0)
             whole += found.own
             rows = -(-config.vocab_size // 2) * config.hidden
-            halved = {name: parameter.numel() // 2 if partition_axis(name) is not None else parameter.numel()
-                      for name, parameter in built.items()}
+            halved = {
+                name: parameter.numel() // 2 if partition_axis(name) is not None else parameter.numel()
+                for name, parameter in built.items()
+            }
             halved |= {name: size for name, size in ((table, rows), ("head.bias", rows // config.hidden)) if name in built}
             assert stage_parameters(config, stage, 2).total == sum(halved.values())
         assert whole == count_parameters(config).total
 
 
-@pytest.mark.parametrize(("name", "millions"), [("xlmr-base", 278), ("xlmr-large", 560), ("modern-base", 308),
-                                                ("xlmr-xl", 3483), ("xlmr-xxl", 10713)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("xlmr-base", 278), ("xlmr-large", 560), ("modern-base", 308), ("xlmr-xl", 3483), ("xlmr-xxl", 10713)],
+)
 def test_shipped_sizes(name, millions):
     assert count_parameters(load_recipe(name, []).model).total / 1e6 == pytest.approx(millions, abs=1)

@@ -19,8 +19,9 @@ def test_cluster_strings():
     assert parse_cluster("8xa100-80gb").nodes == 1
 
 
-@pytest.mark.parametrize("text", ["", "H100", "16x8", "x8xH100", "8xx8xH100", "-1x8xH100", "0x8xH100", "2x0xH100",
-                                  "1.5x8xH100"])
+@pytest.mark.parametrize(
+    "text", ["", "H100", "16x8", "x8xH100", "8xx8xH100", "-1x8xH100", "0x8xH100", "2x0xH100", "1.5x8xH100"]
+)
 def test_malformed_clusters_are_named_with_an_example(text):
     with pytest.raises(UserError, match="16x8xH100"):
         parse_cluster(text)
@@ -56,7 +57,10 @@ def test_every_layout_is_legal_and_listed_once(name):
         # What the plan proposes, the recipe accepts.
         parallel = load_recipe(name, found.overrides()).parallel
         assert (parallel.tensor, parallel.pipeline, parallel.zero_stage) == (
-            layout.tensor, layout.pipeline, layout.zero_stage)
+            layout.tensor,
+            layout.pipeline,
+            layout.zero_stage,
+        )
         for phase_name, phase in recipe.phases.items():
             check_batches(phase, phase_name, layout.data)
 
@@ -77,8 +81,9 @@ def test_plain_data_parallelism_is_first_where_it_fits():
 def test_the_largest_recipe_needs_more_than_zero_1():
     plans = plan(load_recipe("xlmr-xxl", []), parse_cluster("16x8xH100"))
     assert plans[0].fits
-    assert not any(found.fits for found in plans if found.layout.tensor == found.layout.pipeline == 1
-                   and found.layout.zero_stage == 1)
+    assert not any(
+        found.fits for found in plans if found.layout.tensor == found.layout.pipeline == 1 and found.layout.zero_stage == 1
+    )
     order = [(not p.fits, p.layout.zero_stage == 3, p.layout.pipeline, p.layout.tensor) for p in plans]
     assert order == sorted(order)
 
@@ -106,8 +111,10 @@ def test_a_smaller_memory_gets_smaller_micro_batches():
 def test_xlco_is_planned_on_whole_models_with_its_memory_and_work():
     cross = "phases.cross.objectives=[{{name: mlm, batch_tokens: 1048576}}, {}]"
     xlco = "{name: xlco, pairs: 4096, layer: 8, max_tokens: 64, projection: false}"
-    with_it, without = (load_recipe("xlmr-base", [cross.format(one), "phases.cross.objectives.mlm.weight=1"])
-                        for one in (xlco, "{name: contrast, pairs: 2048, group: 2048, layer: 8, max_tokens: 64}"))
+    with_it, without = (
+        load_recipe("xlmr-base", [cross.format(one), "phases.cross.objectives.mlm.weight=1"])
+        for one in (xlco, "{name: contrast, pairs: 2048, group: 2048, layer: 8, max_tokens: 64}")
+    )
     cluster = parse_cluster("2x8xH100")
     plans = plan(with_it, cluster)
     assert plans
@@ -116,8 +123,9 @@ def test_xlco_is_planned_on_whole_models_with_its_memory_and_work():
     buffers = {found.layout: found.memory.buffers for found in plan(without, cluster)}
     model = with_it.model
     weights = (model.vocab_size + model.max_positions + 3) * 768 + 2 * 768 + 8 * (4 * 768 + 2 * 3072) * 768
-    grouped = load_recipe("xlmr-base", [cross.format(xlco.replace("layer", "group: 512, layer")),
-                                        "phases.cross.objectives.mlm.weight=1"])
+    grouped = load_recipe(
+        "xlmr-base", [cross.format(xlco.replace("layer", "group: 512, layer")), "phases.cross.objectives.mlm.weight=1"]
+    )
     assert not undivided(grouped.phases["cross"], 8)
     assert undivided(grouped.phases["cross"], 3)
     same = next(found for found in plan(grouped, cluster) if found.layout.data == 16)

@@ -23,12 +23,22 @@ VOCAB = 400
 
 
 def make_recipe(folder: Path, vocab_size: int = VOCAB, **data) -> Recipe:
-    fields = {"directory": str(folder / "data"), "text": {"en": [str(folder / "en.txt")]},
-              "bitext": {"en-de": [str(folder / "en-de.tsv")]}, "heldout_strings": 10, **data}
-    phase = PhaseConfig(steps=1, sequence_length=16, objectives=[MaskedLM(batch_tokens=16)],
-                        learning_rate=LearningRate(peak=1e-3))
-    return Recipe(name="tiny", model=ModelConfig(layers=1, hidden=8, heads=1, ffn=8, vocab_size=vocab_size),
-                  data=DataConfig(**fields), phases={"meta": phase})
+    fields = {
+        "directory": str(folder / "data"),
+        "text": {"en": [str(folder / "en.txt")]},
+        "bitext": {"en-de": [str(folder / "en-de.tsv")]},
+        "heldout_strings": 10,
+        **data,
+    }
+    phase = PhaseConfig(
+        steps=1, sequence_length=16, objectives=[MaskedLM(batch_tokens=16)], learning_rate=LearningRate(peak=1e-3)
+    )
+    return Recipe(
+        name="tiny",
+        model=ModelConfig(layers=1, hidden=8, heads=1, ffn=8, vocab_size=vocab_size),
+        data=DataConfig(**fields),
+        phases={"meta": phase},
+    )
 
 
 def made_up(seed: int, letters: str) -> list[str]:
@@ -44,8 +54,7 @@ def write_sources(folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def silent(_: str) -> None:
@@ -71,10 +80,22 @@ def test_all_steps_then_nothing_more(recipe: Recipe, tmp_path: Path) -> None:
     assert [line.split()[0] for line in said if "ready" in line] == ["corpus", "heldout", "tokenizer", "store"]
     before = contents(tmp_path / "data")
     assert sorted(before) == [
-        ".lock", "corpus/bitext/en-de.tsv", "corpus/manifest.json", "corpus/text/en.txt",
-        "heldout/excluded.json", "heldout/manifest.json", "heldout/strings.jsonl", "settings.json",
-        "store/en-de.bin", "store/en-de.idx", "store/en.bin", "store/en.idx", "store/manifest.json", "tokenizer.model",
-        "tokenizer_report.json"]
+        ".lock",
+        "corpus/bitext/en-de.tsv",
+        "corpus/manifest.json",
+        "corpus/text/en.txt",
+        "heldout/excluded.json",
+        "heldout/manifest.json",
+        "heldout/strings.jsonl",
+        "settings.json",
+        "store/en-de.bin",
+        "store/en-de.idx",
+        "store/en.bin",
+        "store/en.idx",
+        "store/manifest.json",
+        "tokenizer.model",
+        "tokenizer_report.json",
+    ]
     said.clear()
     prepare(recipe, said.append)
     assert said == []
@@ -191,13 +212,18 @@ def test_only_the_language_that_differs_is_named(recipe: Recipe, tmp_path: Path)
         prepare(make_recipe(tmp_path, text={"en": {"": {"files": text["en"], "weight": 2.0}}}), silent)
 
 
-@pytest.mark.parametrize(("changed", "said", "stale"), [
-    ({"heldout_strings": 11}, r"data\.heldout_strings=10 and the recipe has 11", r"heldout, tokenizer\.model, store"),
-    ({"max_pair_tokens": 64}, r"data\.max_pair_tokens=128 and the recipe has 64", "store"),
-    ({"tokenizer": {"alpha": 0.7}}, r"data\.tokenizer\.alpha=0\.3 and the recipe has 0\.7", r"tokenizer\.model, store"),
-    ({"vocab_size": 410}, r"model\.vocab_size=400 and the recipe has 410", r"tokenizer\.model, store")])
-def test_data_of_other_settings_are_refused_by_field(recipe: Recipe, tmp_path: Path, changed: dict, said: str,
-                                                     stale: str) -> None:
+@pytest.mark.parametrize(
+    ("changed", "said", "stale"),
+    [
+        ({"heldout_strings": 11}, r"data\.heldout_strings=10 and the recipe has 11", r"heldout, tokenizer\.model, store"),
+        ({"max_pair_tokens": 64}, r"data\.max_pair_tokens=128 and the recipe has 64", "store"),
+        ({"tokenizer": {"alpha": 0.7}}, r"data\.tokenizer\.alpha=0\.3 and the recipe has 0\.7", r"tokenizer\.model, store"),
+        ({"vocab_size": 410}, r"model\.vocab_size=400 and the recipe has 410", r"tokenizer\.model, store"),
+    ],
+)
+def test_data_of_other_settings_are_refused_by_field(
+    recipe: Recipe, tmp_path: Path, changed: dict, said: str, stale: str
+) -> None:
     prepare(recipe, silent)
     with pytest.raises(UserError, match=said + "; set data.directory to another folder, or delete " + stale) as caught:
         prepare(make_recipe(tmp_path, **changed), silent)
@@ -219,11 +245,15 @@ def test_what_is_not_made_yet_may_still_change(recipe: Recipe, tmp_path: Path) -
         prepare(recipe, silent)
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    ({"text": {}}, r"data\.text names no language"),
-    ({"text": {"en": ["nowhere.txt"]}}, r"data\.text\.en: 'nowhere\.txt' names no file"),
-    ({"text": {"../en": ["nowhere.txt"]}}, r"language code '\.\./en'"),
-    ({"bitext": {"en-de": ["nowhere.tsv"]}}, r"data\.bitext\.en-de: 'nowhere\.tsv' names no file")])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"text": {}}, r"data\.text names no language"),
+        ({"text": {"en": ["nowhere.txt"]}}, r"data\.text\.en: 'nowhere\.txt' names no file"),
+        ({"text": {"../en": ["nowhere.txt"]}}, r"language code '\.\./en'"),
+        ({"bitext": {"en-de": ["nowhere.tsv"]}}, r"data\.bitext\.en-de: 'nowhere\.tsv' names no file"),
+    ],
+)
 def test_bad_text_is_refused_before_anything_is_written(recipe: Recipe, tmp_path: Path, data: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         prepare(make_recipe(tmp_path, **data), silent)
@@ -239,8 +269,9 @@ def test_text_that_is_not_utf8_leaves_no_step_half_done(recipe: Recipe, tmp_path
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".lock", "settings.json"]
 
 
-def test_a_full_disk_leaves_nothing_under_a_final_name(recipe: Recipe, tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_under_a_final_name(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare(recipe, silent, until="tokenizer")
 
     def full(*_: object) -> None:
@@ -299,12 +330,15 @@ def test_no_workers_are_the_users_mistake(recipe: Recipe) -> None:
 
 
 def test_weights_of_named_sources_reach_the_store_and_the_mix(recipe: Recipe, tmp_path: Path) -> None:
-    text = {"en": {"one": {"files": [str(tmp_path / "en.txt")], "weight": 3.0},
-                   "two": {"files": [str(tmp_path / "en2.txt")]}}}
+    text = {
+        "en": {"one": {"files": [str(tmp_path / "en.txt")], "weight": 3.0}, "two": {"files": [str(tmp_path / "en2.txt")]}}
+    }
     (tmp_path / "en2.txt").write_text("".join(f"{line}\n\n" for line in made_up(5, "abcdefghijklmnop")))
     weighted = make_recipe(tmp_path, text=text)
     prepare(weighted, silent)
     entries = TokenStore.open(tmp_path / "data" / "store").manifest["text"]
     assert {name: (about["language"], about["weight"]) for name, about in entries.items()} == {
-        "en.one": ("en", 3.0), "en.two": ("en", 1.0)}
+        "en.one": ("en", 3.0),
+        "en.two": ("en", 1.0),
+    }
     assert describe(weighted)["languages"] == 1

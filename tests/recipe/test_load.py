@@ -12,9 +12,16 @@ from dist_metaxlm.recipe.yaml_text import read_yaml
 
 
 def test_overrides_reach_nested_fields_and_objectives() -> None:
-    recipe = load_recipe("quickstart", ["seed=7", "phases.meta.learning_rate.peak=1e-3", "phases.meta.steps=20",
-                                        "phases.cross.objectives.contrast.temperature=0.1",
-                                        "phases.meta.languages=[en, de]"])
+    recipe = load_recipe(
+        "quickstart",
+        [
+            "seed=7",
+            "phases.meta.learning_rate.peak=1e-3",
+            "phases.meta.steps=20",
+            "phases.cross.objectives.contrast.temperature=0.1",
+            "phases.meta.languages=[en, de]",
+        ],
+    )
     assert recipe.seed == 7
     meta, cross = recipe.phases["meta"], recipe.phases["cross"]
     assert (meta.learning_rate.peak, meta.steps, meta.languages) == (1e-3, 20, ["en", "de"])
@@ -29,9 +36,15 @@ def test_steps_replace_tokens() -> None:
 
 
 def test_tokens_of_drawn_objectives_count_what_a_step_takes_on_average() -> None:
-    drawn = load_recipe("quickstart", [
-        "phases.cross.mixing=draw", "phases.cross.tokens=819200", "phases.cross.objectives=[{name: mlm, batch_tokens: 2048, "
-        "weight: 3}, {name: tlm, batch_tokens: 4096}, {name: contrast, pairs: 64, group: 64, layer: 3, weight: 4}]"])
+    drawn = load_recipe(
+        "quickstart",
+        [
+            "phases.cross.mixing=draw",
+            "phases.cross.tokens=819200",
+            "phases.cross.objectives=[{name: mlm, batch_tokens: 2048, "
+            "weight: 3}, {name: tlm, batch_tokens: 4096}, {name: contrast, pairs: 64, group: 64, layer: 3, weight: 4}]",
+        ],
+    )
     assert drawn.phases["cross"].tokens_per_step == (3 * 2048 + 4096) // 8
     assert drawn.phases["cross"].total_steps == 640
 
@@ -45,11 +58,24 @@ def test_dump_and_load_give_the_same_recipe(tmp_path: Path) -> None:
 
 def test_all_unknown_keys_are_reported_at_once_with_the_nearest_name() -> None:
     with pytest.raises(UserError) as caught:
-        load_recipe("quickstart", ["phases.meta.stepps=3", "model.hiden=3", "optimizer.beta3=0.1", "sead=1",
-                                   "phases.cross.objectives.contrast.temprature=1"])
+        load_recipe(
+            "quickstart",
+            [
+                "phases.meta.stepps=3",
+                "model.hiden=3",
+                "optimizer.beta3=0.1",
+                "sead=1",
+                "phases.cross.objectives.contrast.temprature=1",
+            ],
+        )
     message = str(caught.value)
-    for unknown, near in (("phases.meta.stepps", "steps"), ("model.hiden", "hidden"), ("optimizer.beta3", "beta"),
-                          ("sead", "seed"), ("temprature", "temperature")):
+    for unknown, near in (
+        ("phases.meta.stepps", "steps"),
+        ("model.hiden", "hidden"),
+        ("optimizer.beta3", "beta"),
+        ("sead", "seed"),
+        ("temprature", "temperature"),
+    ):
         assert unknown in message
         assert f"did you mean {near}" in message
 
@@ -71,8 +97,10 @@ phases:
 
 def test_an_override_changes_one_phase_where_phases_share_an_anchor(tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(SHARED)
-    recipe = load_recipe(tmp_path / "shared.yaml", [
-        "phases.cross.steps=20", "phases.cross.objectives.mlm.batch_tokens=1024", "phases.joint.objectives.mlm.weight=2"])
+    recipe = load_recipe(
+        tmp_path / "shared.yaml",
+        ["phases.cross.steps=20", "phases.cross.objectives.mlm.batch_tokens=1024", "phases.joint.objectives.mlm.weight=2"],
+    )
     found = {name: (phase.steps, phase.objectives[0].weight, phase.tokens_per_step) for name, phase in recipe.phases.items()}
     assert found == {"meta": (6, 1.0, 512), "cross": (20, 1.0, 1024), "joint": (6, 2.0, 512)}
 
@@ -100,20 +128,26 @@ def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
         load_recipe(tmp_path / "shared.yaml")
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    ("text: {en: {files: [a.txt], weight: 2}}", "write en: {web: {files: ...}}, or en: [...]"),
-    ("text: {en: {web: [a.txt]}}", "data.text.en.web is a list where a section with the keys files, weight belongs"),
-    ("text: {en: }", "en names no files; write en: [...]"),
-    ("text: {12: [a.txt]}", "data.text.12: Input should be a valid string (got 12); put it in quotes"),
-    ("text: {en: {web: {files: [a.txt], weight: .inf}}}", "data.text.en.web.weight: Input should be a finite number"),
-    ("bitext: {en-en: [a.tsv]}", "bitext key 'en-en' is not a pair of two language codes such as 'en-fr'"),
-    ("bitext: {en-fr: {moses: [a.en, a.fr]}}", "write en-fr: [{moses: ...}]"),
-    ("bitext: {en-fr: [{mose: [a.en, a.fr]}]}", "unknown key data.bitext.en-fr.files.0.mose, did you mean moses"),
-    ("reading: {pair_columns: [0, 1]}", "data.reading.pair_columns.0: Input should be greater than or equal to 1 (got 0)"),
-    ("reading: {pair_columns: [2, 2]}", "reading.pair_columns [2, 2] names one column for both sides"),
-    ("cleaning:", "data.cleaning is empty where a section with the keys unicode, control_characters"),
-    ("cleaning: {deduplicate: lines}", "deduplicate is 'lines' where a list belongs; write deduplicate: [...]"),
-])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("text: {en: {files: [a.txt], weight: 2}}", "write en: {web: {files: ...}}, or en: [...]"),
+        ("text: {en: {web: [a.txt]}}", "data.text.en.web is a list where a section with the keys files, weight belongs"),
+        ("text: {en: }", "en names no files; write en: [...]"),
+        ("text: {12: [a.txt]}", "data.text.12: Input should be a valid string (got 12); put it in quotes"),
+        ("text: {en: {web: {files: [a.txt], weight: .inf}}}", "data.text.en.web.weight: Input should be a finite number"),
+        ("bitext: {en-en: [a.tsv]}", "bitext key 'en-en' is not a pair of two language codes such as 'en-fr'"),
+        ("bitext: {en-fr: {moses: [a.en, a.fr]}}", "write en-fr: [{moses: ...}]"),
+        ("bitext: {en-fr: [{mose: [a.en, a.fr]}]}", "unknown key data.bitext.en-fr.files.0.mose, did you mean moses"),
+        (
+            "reading: {pair_columns: [0, 1]}",
+            "data.reading.pair_columns.0: Input should be greater than or equal to 1 (got 0)",
+        ),
+        ("reading: {pair_columns: [2, 2]}", "reading.pair_columns [2, 2] names one column for both sides"),
+        ("cleaning:", "data.cleaning is empty where a section with the keys unicode, control_characters"),
+        ("cleaning: {deduplicate: lines}", "deduplicate is 'lines' where a list belongs; write deduplicate: [...]"),
+    ],
+)
 def test_mistakes_in_the_data_section_are_told_in_words(tmp_path: Path, data: str, words: str) -> None:
     (tmp_path / "shared.yaml").write_text(SHARED.replace("data: {directory: data}", f"data:\n  directory: data\n  {data}"))
     with pytest.raises(UserError) as caught:
@@ -122,33 +156,36 @@ def test_mistakes_in_the_data_section_are_told_in_words(tmp_path: Path, data: st
     assert "Input should be a valid dictionary" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("override", "words"), [
-    ("model.heads=5", "not a multiple of heads 5"),
-    ("model.norm_type=rms", "rms is for family modern, whose norms have no bias, not for xlmr; set norm_type: layer"),
-    ("model.norm_type=batch", "model.norm_type"),
-    ("parallel.sequence=true", "set sequence: false or tensor: 2"),
-    ("phases.meta.objectives.mlm.batch_tokens=1000", "nearest: 1024"),
-    ("phases.cross.objectives.contrast.group=100", "not a multiple of group 100"),
-    ("phases.cross.objectives.contrast.layer=9", "more than model.layers 4"),
-    ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 5}]", "dwa.layer 5 is more than model.layers 4"),
-    ("phases.cross.objectives=[{name: dwa, batch_tokens: 1000, layer: 2}]", "dwa batch_tokens 1000 is not a multiple"),
-    ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, leyer: 2}]", "did you mean layer"),
-    ("phases.meta.sequence_length=4096", "more than model.max_positions 128"),
-    ("data.max_pair_tokens=256", "max_pair_tokens 256 is more than phases.cross.sequence_length 128"),
-    ("phases.cross.unlock=[{tokens: 5, languges: [de]}]", "did you mean languages"),
-    ("phases.cross.alpha=1.5", "alpha 1.5 is not between 0"),
-    ("phases.cross.pair_alpha=[]", "pair_alpha is an empty schedule"),
-    ("training.checkpoint_interval=15", "not a multiple of log_interval"),
-    ("phases.other.steps=3", "phases are meta, cross, joint"),
-    ("nonsense", "not of the form key=value"),
-    ("phases.cross.objectives.electra.weight=1", "there is mlm, tlm, contrast"),
-    ("model.layers=many", "model.layers"),
-    ("model=null", "model is empty where a section with the keys family, norm"),
-    ("phases.meta.languages.0=fr", "phases.meta.languages is a list; give all of it, phases.meta.languages=[...]"),
-    ("phases.meta.objectives.mlm=3", "set a field of it, phases.meta.objectives.mlm.FIELD=..."),
-    ("phases.meta.steps.most=1", "phases.meta.steps is a value, not a section; give all of it, phases.meta.steps=..."),
-    ("phases.meta.max_repetitions=inf", "phases.meta.max_repetitions"),
-])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.heads=5", "not a multiple of heads 5"),
+        ("model.norm_type=rms", "rms is for family modern, whose norms have no bias, not for xlmr; set norm_type: layer"),
+        ("model.norm_type=batch", "model.norm_type"),
+        ("parallel.sequence=true", "set sequence: false or tensor: 2"),
+        ("phases.meta.objectives.mlm.batch_tokens=1000", "nearest: 1024"),
+        ("phases.cross.objectives.contrast.group=100", "not a multiple of group 100"),
+        ("phases.cross.objectives.contrast.layer=9", "more than model.layers 4"),
+        ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 5}]", "dwa.layer 5 is more than model.layers 4"),
+        ("phases.cross.objectives=[{name: dwa, batch_tokens: 1000, layer: 2}]", "dwa batch_tokens 1000 is not a multiple"),
+        ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, leyer: 2}]", "did you mean layer"),
+        ("phases.meta.sequence_length=4096", "more than model.max_positions 128"),
+        ("data.max_pair_tokens=256", "max_pair_tokens 256 is more than phases.cross.sequence_length 128"),
+        ("phases.cross.unlock=[{tokens: 5, languges: [de]}]", "did you mean languages"),
+        ("phases.cross.alpha=1.5", "alpha 1.5 is not between 0"),
+        ("phases.cross.pair_alpha=[]", "pair_alpha is an empty schedule"),
+        ("training.checkpoint_interval=15", "not a multiple of log_interval"),
+        ("phases.other.steps=3", "phases are meta, cross, joint"),
+        ("nonsense", "not of the form key=value"),
+        ("phases.cross.objectives.electra.weight=1", "there is mlm, tlm, contrast"),
+        ("model.layers=many", "model.layers"),
+        ("model=null", "model is empty where a section with the keys family, norm"),
+        ("phases.meta.languages.0=fr", "phases.meta.languages is a list; give all of it, phases.meta.languages=[...]"),
+        ("phases.meta.objectives.mlm=3", "set a field of it, phases.meta.objectives.mlm.FIELD=..."),
+        ("phases.meta.steps.most=1", "phases.meta.steps is a value, not a section; give all of it, phases.meta.steps=..."),
+        ("phases.meta.max_repetitions=inf", "phases.meta.max_repetitions"),
+    ],
+)
 def test_contradictions_are_refused_in_words(override: str, words: str) -> None:
     with pytest.raises(UserError, match="recipe quickstart") as caught:
         load_recipe("quickstart", [override])
@@ -159,22 +196,40 @@ def test_contradictions_are_refused_in_words(override: str, words: str) -> None:
 XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco, {}}}]"
 
 
-@pytest.mark.parametrize(("fields", "override", "words"), [
-    ("pairs: 64, layer: 3, queue: 9", "parallel.tensor=2",
-     "not with parallel.tensor 2; set tensor: 1, or take contrast instead of xlco"),
-    ("pairs: 64, layer: 3, queue: 9", "parallel.pipeline=2", "not with parallel.pipeline 2; set pipeline: 1"),
-    ("pairs: 64, layer: 3, queue: 9", "parallel.zero_stage=3", "not with parallel.zero_stage 3; set zero_stage: 1"),
-    ("pairs: 65, layer: 3", "seed=1", "pairs 65 is odd, and mixup: order makes an example of two; nearest: 66"),
-    ("pairs: 64, layer: 3, max_tokens: 65", "seed=1",
-     "xlco.max_tokens 65 (two together) is more than sequence_length 128"),
-    ("pairs: 64, layer: 3, group: 24", "seed=1", "pairs 64 is not a multiple of group 24; nearest: 72"),
-    ("pairs: 64, layer: 3, group: 1", "seed=1", "xlco.group"),
-    ("pairs: 64, layer: 3, queue: 0", "seed=1", "queue 0 without group leaves no negatives; set group"),
-    ("pairs: 70, layer: 3, group: 35", "seed=1", "group 35 is odd, and mixup: order makes an example of two; nearest: 36"),
-    ("pairs: 64, layer: 5", "seed=1", "xlco.layer 5 is more than model.layers 4"),
-    ("pairs: 64, layer: 3, momentun: 0.9", "seed=1", "did you mean momentum"),
-    ("pairs: 64, layer: 3, momentum: 1.0", "seed=1", "momentum"),
-    ("pairs: 64, layer: 3, mixup: both", "seed=1", "xlco.mixup: Input should be 'none', 'order' or 'sides' (got 'both')")])
+@pytest.mark.parametrize(
+    ("fields", "override", "words"),
+    [
+        (
+            "pairs: 64, layer: 3, queue: 9",
+            "parallel.tensor=2",
+            "not with parallel.tensor 2; set tensor: 1, or take contrast instead of xlco",
+        ),
+        ("pairs: 64, layer: 3, queue: 9", "parallel.pipeline=2", "not with parallel.pipeline 2; set pipeline: 1"),
+        ("pairs: 64, layer: 3, queue: 9", "parallel.zero_stage=3", "not with parallel.zero_stage 3; set zero_stage: 1"),
+        ("pairs: 65, layer: 3", "seed=1", "pairs 65 is odd, and mixup: order makes an example of two; nearest: 66"),
+        (
+            "pairs: 64, layer: 3, max_tokens: 65",
+            "seed=1",
+            "xlco.max_tokens 65 (two together) is more than sequence_length 128",
+        ),
+        ("pairs: 64, layer: 3, group: 24", "seed=1", "pairs 64 is not a multiple of group 24; nearest: 72"),
+        ("pairs: 64, layer: 3, group: 1", "seed=1", "xlco.group"),
+        ("pairs: 64, layer: 3, queue: 0", "seed=1", "queue 0 without group leaves no negatives; set group"),
+        (
+            "pairs: 70, layer: 3, group: 35",
+            "seed=1",
+            "group 35 is odd, and mixup: order makes an example of two; nearest: 36",
+        ),
+        ("pairs: 64, layer: 5", "seed=1", "xlco.layer 5 is more than model.layers 4"),
+        ("pairs: 64, layer: 3, momentun: 0.9", "seed=1", "did you mean momentum"),
+        ("pairs: 64, layer: 3, momentum: 1.0", "seed=1", "momentum"),
+        (
+            "pairs: 64, layer: 3, mixup: both",
+            "seed=1",
+            "xlco.mixup: Input should be 'none', 'order' or 'sides' (got 'both')",
+        ),
+    ],
+)
 def test_xlco_is_refused_in_words(fields: str, override: str, words: str) -> None:
     with pytest.raises(UserError, match="recipe quickstart") as caught:
         load_recipe("quickstart", [XLCO.format(fields), override])
@@ -193,8 +248,16 @@ def test_xlco_begins_with_infoxlms_values() -> None:
     assert not load_recipe("quickstart").whole_model
 
 
-@pytest.mark.parametrize("override", ["phases.meta.steps=true", "seed=false", "phases.cross.alpha=true",
-                                      "training.probe_interval=false", "phases.cross.objectives.mlm.weight=true"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "phases.meta.steps=true",
+        "seed=false",
+        "phases.cross.alpha=true",
+        "training.probe_interval=false",
+        "phases.cross.objectives.mlm.weight=true",
+    ],
+)
 def test_a_flag_is_no_number(override: str) -> None:
     with pytest.raises(UserError, match=rf"{override.split('=')[0].split('.')[-1]} is a number, not (true|false)"):
         load_recipe("quickstart", [override])
@@ -209,8 +272,9 @@ def test_pipeline_with_zero_2_names_the_legal_layout() -> None:
 @pytest.mark.parametrize("layout", ["tensor", "pipeline", "zero_stage"])
 def test_denoising_word_alignment_refuses_what_it_does_not_work_with(layout: str) -> None:
     with pytest.raises(UserError, match=rf"phases.cross dwa works with parallel.{layout} 1 at most, not 2; set it to 1"):
-        load_recipe("quickstart", ["phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 2}]",
-                                   f"parallel.{layout}=2"])
+        load_recipe(
+            "quickstart", ["phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 2}]", f"parallel.{layout}=2"]
+        )
 
 
 def test_unknown_recipe_suggests_a_shipped_one(tmp_path: Path) -> None:
@@ -234,15 +298,28 @@ def test_an_unknown_phase_is_one_problem() -> None:
 
 
 def test_yaml_as_a_recipe_means_it(tmp_path: Path) -> None:
-    recipe = load_recipe("quickstart", ["phases.cross.languages=[no, en, on]", "phases.cross.tokens=1e6",
-                                        "phases.cross.whole_words=true", "name=2026-11-22"])
+    recipe = load_recipe(
+        "quickstart",
+        [
+            "phases.cross.languages=[no, en, on]",
+            "phases.cross.tokens=1e6",
+            "phases.cross.whole_words=true",
+            "name=2026-11-22",
+        ],
+    )
     cross = recipe.phases["cross"]
     assert (cross.languages, cross.tokens, cross.whole_words) == (["no", "en", "on"], 1_000_000, True)
     path = tmp_path / "again.yaml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(path) == recipe
     assert read_yaml("{no: 1, a: .5, b: 2_000, c: -1E+3, d: 'no', e: null}") == {
-        "no": 1, "a": 0.5, "b": 2000, "c": -1000.0, "d": "no", "e": None}
+        "no": 1,
+        "a": 0.5,
+        "b": 2000,
+        "c": -1000.0,
+        "d": "no",
+        "e": None,
+    }
     assert read_yaml("[010, 1:30, 0x10, -1_000, 0]") == ["010", "1:30", 16, -1000, 0]  # not eight and ninety
     assert read_yaml("a: &x {k: 1}\nb: {<<: *x, k: 2}") == {"a": {"k": 1}, "b": {"k": 2}}
     path.write_text("name: x\nmodel: {layers: 2,\n  hidden: 8, layers: 3}\n", encoding="utf-8")
@@ -258,9 +335,14 @@ def test_difference_between_phases() -> None:
     assert "sequence_length" not in rows
 
 
-@pytest.mark.parametrize(("shares", "message"), [
-    ("{en: 1.5}", "shares.en 1.5 is not between 0 and 1"), ("{en: 0.6, de: 0.5}", "shares add up to 1.1"),
-    ("{fr: 0.5}", "shares names fr, which is not in languages")])
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ("{en: 1.5}", "shares.en 1.5 is not between 0 and 1"),
+        ("{en: 0.6, de: 0.5}", "shares add up to 1.1"),
+        ("{fr: 0.5}", "shares names fr, which is not in languages"),
+    ],
+)
 def test_shares_leave_something_for_the_others(shares, message):
     with pytest.raises(UserError, match=message):
         load_recipe("quickstart", ["phases.cross.languages=[en, de]", f"phases.cross.shares={shares}"])

@@ -12,8 +12,14 @@ from dist_metaxlm.recipe.load import load_recipe, shipped_recipes
 from dist_metaxlm.recipe.schema import Contrast
 
 LARGE = ["annealed", "modern-base", "xlmr-base", "xlmr-large", "xlmr-xl", "xlmr-xxl"]
-SHAPES = {"annealed": (22, 768, 12, 1152), "modern-base": (22, 768, 12, 1152), "xlmr-base": (12, 768, 12, 3072),
-          "xlmr-large": (24, 1024, 16, 4096), "xlmr-xl": (36, 2560, 32, 10240), "xlmr-xxl": (48, 4096, 32, 16384)}
+SHAPES = {
+    "annealed": (22, 768, 12, 1152),
+    "modern-base": (22, 768, 12, 1152),
+    "xlmr-base": (12, 768, 12, 3072),
+    "xlmr-large": (24, 1024, 16, 4096),
+    "xlmr-xl": (36, 2560, 32, 10240),
+    "xlmr-xxl": (48, 4096, 32, 16384),
+}
 
 
 def text_of(name: str) -> str:
@@ -47,8 +53,11 @@ def test_joint_sees_as_much_of_every_objective_as_meta_and_cross_together(name):
     phases = load_recipe(name, []).phases
 
     def seen(phase: str, objective: str) -> int:
-        return sum(phases[phase].total_steps * (o.pairs if isinstance(o, Contrast) else o.batch_tokens)
-                   for o in phases[phase].objectives if o.name == objective)
+        return sum(
+            phases[phase].total_steps * (o.pairs if isinstance(o, Contrast) else o.batch_tokens)
+            for o in phases[phase].objectives
+            if o.name == objective
+        )
 
     for objective in ("mlm", "tlm", "contrast"):
         assert seen("joint", objective) == seen("meta", objective) + seen("cross", objective) > 0
@@ -68,8 +77,11 @@ def test_every_hyper_parameter_says_where_it_comes_from(name):
         spoken_for = "#" in section or key in ("seed", "peak", "warmup_steps", "decay_steps", "floor", "- {tokens")
         if number and "#" not in line and not spoken_for:
             bare.append(line)
-    sizes = [line for line in bare if name in ("xlmr-xl", "xlmr-xxl") and line.strip().split(":")[0] in (
-        "layers", "hidden", "heads", "ffn")]
+    sizes = [
+        line
+        for line in bare
+        if name in ("xlmr-xl", "xlmr-xxl") and line.strip().split(":")[0] in ("layers", "hidden", "heads", "ffn")
+    ]
     assert bare == sizes
     rates = [line for line in text_of(name).splitlines() if line.strip().startswith("learning_rate:")]
     assert len(rates) == 3
@@ -80,8 +92,9 @@ def test_every_hyper_parameter_says_where_it_comes_from(name):
 def test_planned_on_a_large_and_on_a_small_cluster(name):
     recipe = load_recipe(name, [])
     assert plan(recipe, parse_cluster("16x8xH100"))[0].fits
-    layouts = [(p.layout.tensor, p.layout.pipeline, p.layout.zero_stage) for p in plan(recipe, parse_cluster("16x8xH100"))
-               if p.fits]
+    layouts = [
+        (p.layout.tensor, p.layout.pipeline, p.layout.zero_stage) for p in plan(recipe, parse_cluster("16x8xH100")) if p.fits
+    ]
     assert (recipe.parallel.tensor, recipe.parallel.pipeline, recipe.parallel.zero_stage) in layouts
     assert plan(recipe, parse_cluster("8xH200"))
 
@@ -99,7 +112,8 @@ def test_the_annealed_recipe_unlocks_in_three_stages_with_mmberts_alphas():
         total = phase.total_steps * phase.tokens_per_step
         assert [round(point.tokens / total, 3) for point in phase.unlock] == [0.767, 0.967]
         assert [(point.tokens, point.alpha) for point in phase.alpha] == list(
-            zip([0, *(point.tokens for point in phase.unlock)], [0.7, 0.5, 0.3], strict=True))
+            zip([0, *(point.tokens for point in phase.unlock)], [0.7, 0.5, 0.3], strict=True)
+        )
 
 
 def point_languages(phase, tokens):

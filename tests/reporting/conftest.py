@@ -7,31 +7,54 @@ import json
 import pytest
 import yaml
 
-RECIPE = {"name": "hand<written>", "model": {"family": "xlmr", "layers": 2, "hidden": 32, "vocab_size": 400},
-          "phases": {"meta": {"steps": 60}, "cross": {"steps": 60}}}
+RECIPE = {
+    "name": "hand<written>",
+    "model": {"family": "xlmr", "layers": 2, "hidden": 32, "vocab_size": 400},
+    "phases": {"meta": {"steps": 60}, "cross": {"steps": 60}},
+}
 
 
 def record(step: int, objectives: dict[str, list[str]]) -> dict:
     """One line of metrics: the loss of every objective is 10 - step / 10."""
     value = 10 - step / 10
-    return {"step": step, "tokens": step * 100, "loss": value * len(objectives),
-            "losses": dict.fromkeys(objectives, value),
-            "language_losses": {name: {language: value + n / 10 for n, language in enumerate(languages)}
-                                for name, languages in objectives.items()},
-            "learning_rate": 1e-3, "grad_norm": 1.0, "tokens_per_second": 1000.0 + step, "seconds": step * 0.5,
-            "realised": {name: dict.fromkeys(languages, step) for name, languages in objectives.items()},
-            "asked": {name: dict.fromkeys(languages, 1 / len(languages)) for name, languages in objectives.items()}}
+    return {
+        "step": step,
+        "tokens": step * 100,
+        "loss": value * len(objectives),
+        "losses": dict.fromkeys(objectives, value),
+        "language_losses": {
+            name: {language: value + n / 10 for n, language in enumerate(languages)}
+            for name, languages in objectives.items()
+        },
+        "learning_rate": 1e-3,
+        "grad_norm": 1.0,
+        "tokens_per_second": 1000.0 + step,
+        "seconds": step * 0.5,
+        "realised": {name: dict.fromkeys(languages, step) for name, languages in objectives.items()},
+        "asked": {name: dict.fromkeys(languages, 1 / len(languages)) for name, languages in objectives.items()},
+    }
 
 
 def evaluation(phase: str, score: float, perplexity: float) -> dict:
     """Three languages, one of them with too few candidates."""
     layers = [score / 2, score, score / 4]
-    retrieval = {language: {"candidates": count, "counted": count >= 400, "to_english": layers, "from_english": layers}
-                 for language, count in (("de", 450), ("fr", 420), ("eu", 12))}
-    return {"phase": phase, "parameters": 123456, "window": 64,
-            "perplexity": {"en": perplexity, "de": perplexity, "fr": perplexity * 4, "eu": None},
-            "prose_perplexity": {"en": perplexity / 2}, "retrieval": retrieval, "per_layer_mean": layers,
-            "best_layer": 1, "mean_p_at_1": score, "min_candidates": 400, "seconds": 1.0}
+    retrieval = {
+        language: {"candidates": count, "counted": count >= 400, "to_english": layers, "from_english": layers}
+        for language, count in (("de", 450), ("fr", 420), ("eu", 12))
+    }
+    return {
+        "phase": phase,
+        "parameters": 123456,
+        "window": 64,
+        "perplexity": {"en": perplexity, "de": perplexity, "fr": perplexity * 4, "eu": None},
+        "prose_perplexity": {"en": perplexity / 2},
+        "retrieval": retrieval,
+        "per_layer_mean": layers,
+        "best_layer": 1,
+        "mean_p_at_1": score,
+        "min_candidates": 400,
+        "seconds": 1.0,
+    }
 
 
 @pytest.fixture
@@ -62,7 +85,12 @@ def probed_run(run_dir):
     path = run_dir / "cross" / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:-1]]
     for found in records[1::2]:
-        found["probe"] = {"retrieval": found["step"] / 100, "layer": 1, "strings": 64, "seconds": 0.3,
-                          "languages": {f"l{n:02}": (found["step"] + n) / 100 for n in range(11)}}
+        found["probe"] = {
+            "retrieval": found["step"] / 100,
+            "layer": 1,
+            "strings": 64,
+            "seconds": 0.3,
+            "languages": {f"l{n:02}": (found["step"] + n) / 100 for n in range(11)},
+        }
     path.write_text("".join(json.dumps(found) + "\n" for found in records), encoding="utf-8")
     return run_dir

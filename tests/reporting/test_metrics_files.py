@@ -37,8 +37,13 @@ def test_no_file_is_no_records(tmp_path):
 
 
 def test_series_and_keys_bridge_gaps():
-    records = [{"step": 1, "losses": {"mlm": 3.0}}, {"step": 2, "losses": {"tlm": 5.0}},
-               {"step": 3, "losses": {"mlm": math.nan}}, {"step": 4}, {"step": 5, "losses": {"mlm": 1}}]
+    records = [
+        {"step": 1, "losses": {"mlm": 3.0}},
+        {"step": 2, "losses": {"tlm": 5.0}},
+        {"step": 3, "losses": {"mlm": math.nan}},
+        {"step": 4},
+        {"step": 5, "losses": {"mlm": 1}},
+    ]
     assert series(records, "losses", "mlm") == ([1, 5], [3.0, 1.0])
     assert keys_of(records, "losses") == ["mlm", "tlm"]
     assert mean([1.0, None, math.inf, 3.0]) == 2.0

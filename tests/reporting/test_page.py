@@ -61,8 +61,15 @@ def test_every_section_is_there(page):
 def test_every_chart_is_there(checked, page):
     # Two phases, three objectives by language, layers, throughput.
     assert checked.tags["svg"] == 7
-    for name in ("loss-meta", "loss-cross", "languages-cross-mlm", "languages-cross-tlm", "languages-cross-contrast",
-                 "layers", "throughput"):
+    for name in (
+        "loss-meta",
+        "loss-cross",
+        "languages-cross-mlm",
+        "languages-cross-tlm",
+        "languages-cross-contrast",
+        "layers",
+        "throughput",
+    ):
         assert f'id="{name}-figure_1"' in page
 
 
@@ -139,8 +146,10 @@ def test_an_evaluation_without_counted_languages_has_a_page(run_dir):
 
 def test_the_lead_names_every_figure_it_is_compared_with(run_dir):
     page = write_report(run_dir).read_text(encoding="utf-8")
-    assert "50% of the time, on average over 2 languages and both directions (layer 1); untrained it was 1%, after phase " \
-           "meta 10%." in page
+    assert (
+        "50% of the time, on average over 2 languages and both directions (layer 1); untrained it was 1%, after phase "
+        "meta 10%." in page
+    )
     assert "after cross; 400 untrained, 100 meta" in page
     assert "from 24.0; mlm 5.00, tlm 5.00, contrast 5.00" in page
     shutil.copytree(run_dir / "cross", run_dir / "joint")

@@ -50,7 +50,8 @@ def test_filled_masks_may_be_written_by_language(run_dir):
     path.write_text(json.dumps({"de": {"text": "<mask>", "predictions": [["Datei", 0.5]]}, "fr": [["fichier", 0.25]]}))
     assert build_summary(run_dir)["fill_mask"] == [
         {"language": "de", "text": "<mask>", "predictions": [{"token": "Datei", "score": 0.5}]},
-        {"language": "fr", "predictions": [{"token": "fichier", "score": 0.25}]}]
+        {"language": "fr", "predictions": [{"token": "fichier", "score": 0.25}]},
+    ]
 
 
 def test_the_file_holds_the_summary(run_dir):

@@ -7,17 +7,7 @@ import pytest
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.study.arms import (
-    CROSS_ONLY,
-    JOINT,
-    MATCHED,
-    MEANING,
-    META_ONLY,
-    SIZES,
-    TWO_PHASE,
-    Arm,
-    study_arms,
-)
+from dist_metaxlm.study.arms import CROSS_ONLY, JOINT, MATCHED, MEANING, META_ONLY, SIZES, TWO_PHASE, Arm, study_arms
 from dist_metaxlm.study.verdict import judge, sentence, summarise
 
 TOKENS = 1_638_400
@@ -63,13 +53,16 @@ def test_arms_differ_in_what_defines_them_and_in_nothing_else():
 def test_the_matched_control_sees_what_two_phases_see(ratio):
     arms = arms_of(ratios=(ratio,), seeds=(1,), english=0.3)
     phases = only(arms, TWO_PHASE, ratio).recipe.phases
-    mlm, tlm = (sum(phase.steps * of.batch_tokens for phase in phases.values() for of in phase.objectives if of.name == name)
-                for name in ("mlm", "tlm"))
+    mlm, tlm = (
+        sum(phase.steps * of.batch_tokens for phase in phases.values() for of in phase.objectives if of.name == name)
+        for name in ("mlm", "tlm")
+    )
     english = phases["meta"].steps * 4096 + phases["cross"].steps * 2048 * 0.3
     matched = only(arms, MATCHED, ratio).recipe.phases["joint"]
     # batches come in whole windows
     assert sum(matched.steps * of.batch_tokens for of in matched.objectives if of.name == "tlm") == pytest.approx(
-        tlm, abs=matched.steps * 64)
+        tlm, abs=matched.steps * 64
+    )
     assert matched.shares["en"] == pytest.approx(english / mlm)
 
 
@@ -87,9 +80,15 @@ def test_sizes(size, millions):
     assert millions[0] < count_parameters(recipe.model).total / 1e6 < millions[1]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"ratios": (1.5,)}, "--ratios 1.5"), ({"ratios": ()}, "--ratios"), ({"seeds": (1, 1)}, "--seeds 1 1"),
-    ({"tokens": 5000}, "give --tokens 16384 at least")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ratios": (1.5,)}, "--ratios 1.5"),
+        ({"ratios": ()}, "--ratios"),
+        ({"seeds": (1, 1)}, "--seeds 1 1"),
+        ({"tokens": 5000}, "give --tokens 16384 at least"),
+    ],
+)
 def test_settings_that_make_no_study(arguments, message):
     with pytest.raises(UserError, match=message):
         arms_of(**arguments)
@@ -110,19 +109,38 @@ def results(values: dict[str, list[tuple[float, float]]]) -> list[dict]:
     rows = []
     for label, seeds in values.items():
         kind = next(kind for kind in sorted(MEANING, key=len, reverse=True) if label.startswith(kind))
-        rows += [{"label": label, "kind": kind, "ratio": None if kind in (JOINT, META_ONLY) else 0.5, "seed": seed,
-                  "figures": {"english_nll": loss, "retrieval": found}} for seed, (loss, found) in enumerate(seeds)]
+        rows += [
+            {
+                "label": label,
+                "kind": kind,
+                "ratio": None if kind in (JOINT, META_ONLY) else 0.5,
+                "seed": seed,
+                "figures": {"english_nll": loss, "retrieval": found},
+            }
+            for seed, (loss, found) in enumerate(seeds)
+        ]
     return rows
 
 
 def test_verdict_follows_from_paired_differences():
-    found = summarise(results({"meta+cross 0.5": [(3.0, 0.40), (3.5, 0.20), (4.0, 0.30)],
-                               "joint": [(3.2, 0.30), (3.7, 0.11), (4.2, 0.21)],
-                               "joint matched 0.5": [(3.0, 0.45), (3.6, 0.22), (3.9, 0.36)]}), MEASURES)
+    found = summarise(
+        results(
+            {
+                "meta+cross 0.5": [(3.0, 0.40), (3.5, 0.20), (4.0, 0.30)],
+                "joint": [(3.2, 0.30), (3.7, 0.11), (4.2, 0.21)],
+                "joint matched 0.5": [(3.0, 0.45), (3.6, 0.22), (3.9, 0.36)],
+            }
+        ),
+        MEASURES,
+    )
     # the seeds differ by far more than the arms; only seed by seed is there a difference
     table = {(item["control"], item["measure"]): item["verdict"] for item in found["comparisons"]}
-    assert table == {(JOINT, "english_nll"): "better", (JOINT, "retrieval"): "better",
-                     (MATCHED, "english_nll"): "no difference shown", (MATCHED, "retrieval"): "no difference shown"}
+    assert table == {
+        (JOINT, "english_nll"): "better",
+        (JOINT, "retrieval"): "better",
+        (MATCHED, "english_nll"): "no difference shown",
+        (MATCHED, "retrieval"): "no difference shown",
+    }
     assert "of 4 comparisons with the single-phase arms, 2 favour two phases and 0 are against them" in found["verdict"]
     assert "The numbers support two phases" in found["verdict"]
     assert "retrieval (n1/N = 0.5: +0.093 ±" in found["verdict"]

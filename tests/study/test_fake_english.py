@@ -20,8 +20,9 @@ WINDOW = 64
 def sentences() -> tuple[list[list[int]], list[list[int]]]:
     rng = random.Random(11)
     # as in text, few tokens are frequent and most are rare
-    english = [[UNK + 1 + min(int(rng.expovariate(0.02)), PIECES - 1) for _ in range(rng.randrange(8, 13))]
-               for _ in range(300)]
+    english = [
+        [UNK + 1 + min(int(rng.expovariate(0.02)), PIECES - 1) for _ in range(rng.randrange(8, 13))] for _ in range(300)
+    ]
     return english, [[token + PIECES for token in ids] for ids in english]
 
 
@@ -43,7 +44,7 @@ def test_a_model_that_takes_both_languages_for_one_is_right_about_everything(sen
     encoder = Encoder(CONFIG, 1)
     with torch.no_grad():
         tokens = encoder.embedding.tokens.weight
-        tokens[UNK + 1 + PIECES:UNK + 1 + 2 * PIECES] = tokens[UNK + 1:UNK + 1 + PIECES]
+        tokens[UNK + 1 + PIECES : UNK + 1 + 2 * PIECES] = tokens[UNK + 1 : UNK + 1 + PIECES]
     found = measure(encoder, *sentences, WINDOW)
     assert found["retrieval"] == found["same_length"] == found["translation"] == [1.0] * 4
     assert min(found["shuffled"]) > 0.5  # the same words, if not in their places

@@ -21,8 +21,9 @@ PIECES = 120
 @pytest.fixture(scope="module")
 def sentences() -> list[str]:
     rng = random.Random(5)
-    words = ["".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(rng.randrange(1, 4)))
-             for _ in range(200)] + ["isn't"]
+    words = [
+        "".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(rng.randrange(1, 4))) for _ in range(200)
+    ] + ["isn't"]
     return [" ".join(rng.choice(words) for _ in range(rng.randrange(2, 9))) for _ in range(400)]
 
 
@@ -64,7 +65,8 @@ def test_plain_sentences_are_whole_short_and_different(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(
         "One small house stands here. See https://example.org for it! One small house\tstands here.\n"
         "Return self.value, or None. We don't know well-made things, do we?\n\nToo short. No éclairs stand here now.\n",
-        encoding="utf-8")
+        encoding="utf-8",
+    )
     found = list(fake_language.plain_sentences([tmp_path / "text.txt"], 4, 10))
     assert found == ["one small house stands here", "we don't know well-made things, do we"]
     (tmp_path / "empty.txt").write_text("\n\n")

@@ -17,8 +17,14 @@ from dist_metaxlm.recipe.schema import PhaseConfig
 from dist_metaxlm.training.loop.batches import batches
 
 LENGTH, STEPS, VOCAB = 32, 12, 3000
-TOKENIZER = SimpleNamespace(hash="ab", path=Path("t.model"), vocab_size=VOCAB, mask_id=VOCAB - 1,
-                            special=np.isin(np.arange(VOCAB), [0, 1, 2, 3, VOCAB - 1]), word_begin=np.arange(VOCAB) % 2 == 0)
+TOKENIZER = SimpleNamespace(
+    hash="ab",
+    path=Path("t.model"),
+    vocab_size=VOCAB,
+    mask_id=VOCAB - 1,
+    special=np.isin(np.arange(VOCAB), [0, 1, 2, 3, VOCAB - 1]),
+    word_begin=np.arange(VOCAB) % 2 == 0,
+)
 
 
 class _Corpus:
@@ -39,25 +45,35 @@ class _Corpus:
 def runs(draw: st.DrawFn) -> tuple[SimpleNamespace, PhaseConfig]:
     """A store of a few languages, some with two sources, and a phase with any of the mix's features."""
     text, corpora = {}, {}
-    languages = ["de", "en", "sw", "yo"][:draw(st.integers(2, 4))]
+    languages = ["de", "en", "sw", "yo"][: draw(st.integers(2, 4))]
     for number, language in enumerate(languages):
-        for source in ("", ".web")[:draw(st.integers(1, 2))]:
+        for source in ("", ".web")[: draw(st.integers(1, 2))]:
             name = f"{language}{source}"
             text[name] = {"language": language, "weight": draw(st.sampled_from([0.5, 1.0, 3.0]))} if source else {}
             corpora[name] = _Corpus(number, draw(st.integers(3, 60)), pairs=False)
     bitext = {"de-en": _Corpus(9, draw(st.integers(1, 80)), pairs=True), "en-sw": _Corpus(8, 40, pairs=True)}
-    store = SimpleNamespace(tokenizer_hash="ab", manifest={"text": text}, pairs=sorted(bitext), text=corpora.get,
-                            bitext=bitext.get)
+    store = SimpleNamespace(
+        tokenizer_hash="ab", manifest={"text": text}, pairs=sorted(bitext), text=corpora.get, bitext=bitext.get
+    )
     taken = STEPS * 12 * LENGTH
     points = st.lists(st.tuples(st.integers(0, taken), st.sampled_from([0.0, 0.3, 1.0])), min_size=1, max_size=3)
     schedule = [{"tokens": tokens, "alpha": alpha} for tokens, alpha in draw(points)]
     windows = sum(len(corpus.tokens) // LENGTH for corpus in corpora.values())
-    fields = {"steps": STEPS, "sequence_length": LENGTH, "learning_rate": {"peak": 1e-3}, "alpha": schedule,
-              "pair_alpha": draw(st.sampled_from([0.3, schedule])), "mixing": draw(st.sampled_from(["sum", "draw"])),
-              # what the caps leave lasts for the phase, just or amply
-              "max_repetitions": draw(st.sampled_from([None, STEPS * 8 / windows * 1.1 + 1, 100.0])),
-              "objectives": [{"name": "mlm", "batch_tokens": 8 * LENGTH}, {"name": "tlm", "batch_tokens": 4 * LENGTH},
-                             {"name": "contrast", "pairs": 8, "group": 8, "layer": 1, "max_tokens": 10}]}
+    fields = {
+        "steps": STEPS,
+        "sequence_length": LENGTH,
+        "learning_rate": {"peak": 1e-3},
+        "alpha": schedule,
+        "pair_alpha": draw(st.sampled_from([0.3, schedule])),
+        "mixing": draw(st.sampled_from(["sum", "draw"])),
+        # what the caps leave lasts for the phase, just or amply
+        "max_repetitions": draw(st.sampled_from([None, STEPS * 8 / windows * 1.1 + 1, 100.0])),
+        "objectives": [
+            {"name": "mlm", "batch_tokens": 8 * LENGTH},
+            {"name": "tlm", "batch_tokens": 4 * LENGTH},
+            {"name": "contrast", "pairs": 8, "group": 8, "layer": 1, "max_tokens": 10},
+        ],
+    }
     late = draw(st.sampled_from([[], languages[3:], languages[2:3]]))
     if late and fields["max_repetitions"] in (None, 100.0):
         fields["unlock"] = [{"tokens": draw(st.integers(1, taken)), "languages": late}]
@@ -68,8 +84,12 @@ def read(data: PhaseData, phase: PhaseConfig, first: int, last: int, ranks: int,
     """The batches of steps first .. last - 1 of all ranks, step after step, rank after rank."""
     plans = [StepPlan(phase, "cross", 7, rank, ranks, micro) for rank in range(ranks)]
     streams = [batches(plan, data, first, last, torch.device("cpu")) for plan in plans]
-    return [next(stream) for step in range(first, last)
-            for plan, stream in zip(plans, streams, strict=True) for _ in plan.at(step)]
+    return [
+        next(stream)
+        for step in range(first, last)
+        for plan, stream in zip(plans, streams, strict=True)
+        for _ in plan.at(step)
+    ]
 
 
 def windows_of(batches: list[PackedBatch], contrast: bool) -> dict[int, tuple[int, ...]]:
@@ -85,12 +105,15 @@ def windows_of(batches: list[PackedBatch], contrast: bool) -> dict[int, tuple[in
 @settings(max_examples=20, deadline=None)
 @given(run=runs())
 def test_ranks_together_read_the_sequence_and_resuming_on_others_goes_on_with_it(
-        run: tuple[SimpleNamespace, PhaseConfig]) -> None:
+    run: tuple[SimpleNamespace, PhaseConfig],
+) -> None:
     store, phase = run
     data = PhaseData(store, TOKENIZER, "cross", phase, 7)  # type: ignore[arg-type]
-    resumed = [*read(data, phase, 0, 5, 1, None),
-               *read(PhaseData(store, TOKENIZER, "cross", phase, 7), phase, 5, 8, 2, 2 * LENGTH),  # type: ignore[arg-type]
-               *read(PhaseData(store, TOKENIZER, "cross", phase, 7), phase, 8, STEPS, 4, LENGTH)]  # type: ignore[arg-type]
+    resumed = [
+        *read(data, phase, 0, 5, 1, None),
+        *read(PhaseData(store, TOKENIZER, "cross", phase, 7), phase, 5, 8, 2, 2 * LENGTH),  # type: ignore[arg-type]
+        *read(PhaseData(store, TOKENIZER, "cross", phase, 7), phase, 8, STEPS, 4, LENGTH),
+    ]  # type: ignore[arg-type]
     plan = StepPlan(phase, "cross", 7, 0, 1, None)
     taken = {objective.name: 0 for objective in phase.objectives}
     for step in range(STEPS):
@@ -115,8 +138,7 @@ def _is_tlm(batch: PackedBatch, store: SimpleNamespace) -> bool:
 
 @settings(max_examples=20, deadline=None)
 @given(run=runs())
-def test_each_window_once_an_epoch_and_prefixes_of_the_mix_within_a_block(
-        run: tuple[SimpleNamespace, PhaseConfig]) -> None:
+def test_each_window_once_an_epoch_and_prefixes_of_the_mix_within_a_block(run: tuple[SimpleNamespace, PhaseConfig]) -> None:
     store, phase = run
     data = PhaseData(store, TOKENIZER, "cross", phase, 7)  # type: ignore[arg-type]
     mlm, total = phase.objectives[0], 2048

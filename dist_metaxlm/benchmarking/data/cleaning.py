@@ -44,27 +44,51 @@ def _run(megabytes: int) -> dict[str, Any]:
         seconds, peak = _prepare(folder)
         about = manifest.read(folder / "data" / "corpus")["text"]["en"]
     found = {step: numbers["documents"] for step, numbers in about["dropped"].items()}
-    return {"megabytes": megabytes, "documents": about["read"]["documents"], "seconds": round(seconds, 1),
-            "megabytes_per_second": round(megabytes / seconds, 2), "peak_resident_megabytes": round(peak / 1e6, 1),
-            "planted": planted, "dropped": found, "kept": about["kept"]["documents"]}
+    return {
+        "megabytes": megabytes,
+        "documents": about["read"]["documents"],
+        "seconds": round(seconds, 1),
+        "megabytes_per_second": round(megabytes / seconds, 2),
+        "peak_resident_megabytes": round(peak / 1e6, 1),
+        "planted": planted,
+        "dropped": found,
+        "kept": about["kept"]["documents"],
+    }
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
-    return {"name": "cleaning",
-            "model": {"layers": 1, "hidden": 8, "heads": 1, "ffn": 8, "vocab_size": 400},
-            "data": {"directory": str(folder / "data"), "text": {"en": [str(folder / "*.txt")]},
-                     "cleaning": {"deduplicate": ["documents", "lines"], "near_duplicates": {"threshold": 0.8},
-                                  "max_characters": 100_000, "decontaminate": [str(folder / "evaluation.tsv")]}},
-            "phases": {"meta": {"steps": 1, "sequence_length": 16, "learning_rate": {"peak": 1e-3},
-                                "objectives": [{"name": "mlm", "batch_tokens": 16}]}}}
+    return {
+        "name": "cleaning",
+        "model": {"layers": 1, "hidden": 8, "heads": 1, "ffn": 8, "vocab_size": 400},
+        "data": {
+            "directory": str(folder / "data"),
+            "text": {"en": [str(folder / "*.txt")]},
+            "cleaning": {
+                "deduplicate": ["documents", "lines"],
+                "near_duplicates": {"threshold": 0.8},
+                "max_characters": 100_000,
+                "decontaminate": [str(folder / "evaluation.tsv")],
+            },
+        },
+        "phases": {
+            "meta": {
+                "steps": 1,
+                "sequence_length": 16,
+                "learning_rate": {"peak": 1e-3},
+                "objectives": [{"name": "mlm", "batch_tokens": 16}],
+            }
+        },
+    }
 
 
 def _prepare(folder: Path) -> tuple[float, int]:
     """Seconds and peak resident bytes of the corpus step."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, str(ROOT / "launch" / "prepare.py"), "corpus", "--json", "--recipe",
-                                str(folder / "recipe.yaml")], stdout=subprocess.PIPE,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "launch" / "prepare.py"), "corpus", "--json", "--recipe", str(folder / "recipe.yaml")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     with process:
         said = process.stdout.read() if process.stdout else b""
         _, status, usage = os.wait4(process.pid, 0)
@@ -94,8 +118,9 @@ def _generate(folder: Path, size: int) -> dict[str, int]:
     return planted
 
 
-def _documents(rng: np.random.Generator, words: np.ndarray, sentences: list[str],
-               planted: dict[str, int]) -> Iterator[list[str]]:
+def _documents(
+    rng: np.random.Generator, words: np.ndarray, sentences: list[str], planted: dict[str, int]
+) -> Iterator[list[str]]:
     remembered: list[list[str]] = []
     while True:
         kind = rng.random()

@@ -46,8 +46,10 @@ def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None)
         folder = Path(name)
         needed = tokens * 11 // 20 + 2**29  # 20 bytes of index for about 400 tokens, twice the store, and the real tokens
         if shutil.disk_usage(folder).free < needed:
-            raise UserError(f"{folder.parent} has less than {needed / 2**30:.1f} GiB free; set TMPDIR to another folder, or "
-                            "give fewer --tokens")
+            raise UserError(
+                f"{folder.parent} has less than {needed / 2**30:.1f} GiB free; set TMPDIR to another folder, or "
+                "give fewer --tokens"
+            )
         sizes = {"small": tokens, "large": 10 * tokens}
         for title, size in sizes.items():
             write_store(folder / title, LANGUAGES, size, holes=True)
@@ -56,18 +58,27 @@ def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None)
         for _ in range(runs):
             for title in sizes:
                 opened[title].append(_open_in_a_fresh_process(folder / title))
-        opening = {title: {"tokens": sizes[title], **{key: statistics.median(row[key] for row in rows) for key in rows[0]}}
-                   for title, rows in opened.items()}
+        opening = {
+            title: {"tokens": sizes[title], **{key: statistics.median(row[key] for row in rows) for key in rows[0]}}
+            for title, rows in opened.items()
+        }
         for title in sizes:
             shutil.rmtree(folder / title)
         write_store(folder / "real", LANGUAGES, min(tokens, 30_000_000), holes=False)
         loading = measure_loading(folder / "real", runs)
     small, large = opening["small"], opening["large"]
-    return {"languages": LANGUAGES, "opening": opening,
-            "large_to_small_seconds": large["seconds"] / small["seconds"],
-            "large_to_small_resident": large["resident_mb"] / small["resident_mb"],
-            "loading": loading, "data_wait_share": waits, "tlm_packing": packing, "runs": runs,
-            "load_average": os.getloadavg()[0], "environment": environment()}
+    return {
+        "languages": LANGUAGES,
+        "opening": opening,
+        "large_to_small_seconds": large["seconds"] / small["seconds"],
+        "large_to_small_resident": large["resident_mb"] / small["resident_mb"],
+        "loading": loading,
+        "data_wait_share": waits,
+        "tlm_packing": packing,
+        "runs": runs,
+        "load_average": os.getloadavg()[0],
+        "environment": environment(),
+    }
 
 
 def measure_loading(folder: Path, runs: int) -> dict[str, Any]:
@@ -82,16 +93,22 @@ def measure_loading(folder: Path, runs: int) -> dict[str, Any]:
             read = partial(data.batch, phase.objectives[0], count=batch // length)
             timed = [_seconds(read, first * batch // length) for first in range(20 * runs)][runs:]
             name = f"window {length}, batch {batch}{', whole words' if whole_words else ''}"
-            result[name] = {"wall": batch / statistics.median(wall for wall, _ in timed),
-                            "cpu": batch / statistics.median(cpu for _, cpu in timed)}
+            result[name] = {
+                "wall": batch / statistics.median(wall for wall, _ in timed),
+                "cpu": batch / statistics.median(cpu for _, cpu in timed),
+            }
     data, phase = _phase_data(folder, 128, 8192, False)
     read = partial(data.batch, phase.objectives[0], count=64)
     near, far = [], []
     for number in range(20 * runs):
         near.append(_seconds(read, 64 * number)[1])
         far.append(_seconds(read, FAR + 64 * number)[1])
-    return {"tokens_per_second": result, "near_ms": 1e3 * statistics.median(near), "far_ms": 1e3 * statistics.median(far),
-            "far_to_near": statistics.median(b / a for a, b in zip(near, far, strict=True))}
+    return {
+        "tokens_per_second": result,
+        "near_ms": 1e3 * statistics.median(near),
+        "far_ms": 1e3 * statistics.median(far),
+        "far_to_near": statistics.median(b / a for a, b in zip(near, far, strict=True)),
+    }
 
 
 def wait_shares(path: Path) -> dict[str, Any]:
@@ -102,8 +119,13 @@ def wait_shares(path: Path) -> dict[str, Any]:
         shares = []
     if not shares:
         raise UserError(f"--metrics {path} holds no data_wait_share; give the metrics.jsonl of a run of this version")
-    return {"metrics": str(path), "intervals": len(shares), "median": statistics.median(shares), "first": shares[0],
-            "largest_after_first": max(shares[1:], default=shares[0])}
+    return {
+        "metrics": str(path),
+        "intervals": len(shares),
+        "median": statistics.median(shares),
+        "first": shares[0],
+        "largest_after_first": max(shares[1:], default=shares[0]),
+    }
 
 
 def open_once(folder: str) -> dict[str, float]:
@@ -113,21 +135,35 @@ def open_once(folder: str) -> dict[str, float]:
     ready = time.perf_counter()
     data.batch(phase.objectives[0], 0, 64)
     end = time.perf_counter()
-    return {"seconds": end - start, "cpu_seconds": time.process_time() - cpu, "open_seconds": ready - start,
-            "first_batch_seconds": end - ready, "resident_mb": _peak_mb(), "imports_resident_mb": before}
+    return {
+        "seconds": end - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "open_seconds": ready - start,
+        "first_batch_seconds": end - ready,
+        "resident_mb": _peak_mb(),
+        "imports_resident_mb": before,
+    }
 
 
 def _open_in_a_fresh_process(folder: Path) -> dict[str, float]:
-    code = ("import json, sys; from dist_metaxlm.benchmarking.data.loading import open_once; "
-            "print(json.dumps(open_once(sys.argv[1])))")
+    code = (
+        "import json, sys; from dist_metaxlm.benchmarking.data.loading import open_once; "
+        "print(json.dumps(open_once(sys.argv[1])))"
+    )
     result = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def _phase_data(folder: Path, length: int, batch: int, whole_words: bool) -> tuple[PhaseData, PhaseConfig]:
-    phase = PhaseConfig.model_validate({
-        "steps": 1000, "sequence_length": length, "whole_words": whole_words, "learning_rate": {"peak": 1.0},
-        "objectives": [{"name": "mlm", "batch_tokens": batch}]})
+    phase = PhaseConfig.model_validate(
+        {
+            "steps": 1000,
+            "sequence_length": length,
+            "whole_words": whole_words,
+            "learning_rate": {"peak": 1.0},
+            "objectives": [{"name": "mlm", "batch_tokens": batch}],
+        }
+    )
     return PhaseData(TokenStore.open(folder), SyntheticTokenizer(), "cross", phase, 1), phase  # type: ignore[arg-type]
 
 

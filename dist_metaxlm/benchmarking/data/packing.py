@@ -41,10 +41,15 @@ def measure_packing(folder: Path, lengths: tuple[int, ...] = (128, 512)) -> dict
             room += count * length
             placed_pairs += len(placed.pair)
         pairs = sum(map(len, corpora))
-        result[str(length)] = {"pairs": pairs, "tokens_per_pair": total / pairs, "grid_inert": cut / total,
-                               "padding": 1 - filled / room, "left_out": 1 - placed_pairs / pairs,
-                               "tokens_per_second": _rate(windows, len(corpora), 64 * length, True),
-                               "scattered_tokens_per_second": _rate(windows, len(corpora), 64 * length, False)}
+        result[str(length)] = {
+            "pairs": pairs,
+            "tokens_per_pair": total / pairs,
+            "grid_inert": cut / total,
+            "padding": 1 - filled / room,
+            "left_out": 1 - placed_pairs / pairs,
+            "tokens_per_second": _rate(windows, len(corpora), 64 * length, True),
+            "scattered_tokens_per_second": _rate(windows, len(corpora), 64 * length, False),
+        }
     return result
 
 

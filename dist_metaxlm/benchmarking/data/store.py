@@ -47,13 +47,20 @@ def measure_store(recipe_name: str, overrides: list[str], scratch: Path, repeats
             for name, command in commands.items():
                 runs[name].append(_timed(command))
                 same &= _take(place, name)
-        return {"recipe": recipe_name, "text_bytes": size, "repeats": repeats, "identical_files": same,
-                "commands": {name: " ".join(map(str, command[1:])) for name, command in commands.items()},
-                "seconds": {name: [round(wall, 2) for wall, _ in times] for name, times in runs.items()},
-                "cpu_seconds": {name: [round(cpu, 2) for _, cpu in times] for name, times in runs.items()},
-                "megabytes_per_second": {name: round(size / 1e6 / statistics.median(wall for wall, _ in times), 2)
-                                         for name, times in runs.items()},
-                **_ratios(runs), "environment": environment()}
+        return {
+            "recipe": recipe_name,
+            "text_bytes": size,
+            "repeats": repeats,
+            "identical_files": same,
+            "commands": {name: " ".join(map(str, command[1:])) for name, command in commands.items()},
+            "seconds": {name: [round(wall, 2) for wall, _ in times] for name, times in runs.items()},
+            "cpu_seconds": {name: [round(cpu, 2) for _, cpu in times] for name, times in runs.items()},
+            "megabytes_per_second": {
+                name: round(size / 1e6 / statistics.median(wall for wall, _ in times), 2) for name, times in runs.items()
+            },
+            **_ratios(runs),
+            "environment": environment(),
+        }
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -94,9 +101,12 @@ def _take(place: Path, name: str) -> bool:
 
 def _ratios(runs: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
     """Medians over repeats of slower seconds / faster seconds, side by side."""
-    pairs = {"ours_against_baseline_1_core": ("baseline_1", "ours_1"),
-             "ours_against_baseline_2_cores": ("baseline_2", "ours_2"),
-             "two_processes_against_one": ("ours_1", "ours_2"), "two_mpi_ranks_against_one": ("mpi_1", "mpi_2")}
+    pairs = {
+        "ours_against_baseline_1_core": ("baseline_1", "ours_1"),
+        "ours_against_baseline_2_cores": ("baseline_2", "ours_2"),
+        "two_processes_against_one": ("ours_1", "ours_2"),
+        "two_mpi_ranks_against_one": ("mpi_1", "mpi_2"),
+    }
     result = {}
     for name, (slow, fast) in pairs.items():
         if slow in runs:

@@ -65,7 +65,8 @@ def write_store(recipe: Recipe, target: Path, workers: int) -> None:
     text, bitext = corpus_files(recipe)
     streams: dict[str, Iterable[Item]] = {
         **{name: (" ".join(document) for document in readers.documents(paths)) for name, paths in text.items()},
-        **{name: readers.pairs(paths) for name, paths in bitext.items()}}
+        **{name: readers.pairs(paths) for name, paths in bitext.items()},
+    }
     with _mapper(tokenizer, workers) as encoded:
         for name, items in streams.items():
             builder = IndexedDatasetBuilder(str(target / f"{name}.bin"), dtype=dtype)

@@ -56,8 +56,14 @@ def write_store(folder: Path, languages: int, tokens: int, holes: bool) -> None:
             size = (folder / f"{name}.{end}").stat().st_size
             files[f"{name}.{end}"] = {"size": size, "sha256": [_HASH] * -(-size // _BLOCK)}
         text[name] = {"documents": count, "tokens": int(starts[-1])}
-    content = {"format": manifest.FORMAT, "tokenizer_hash": _HASH, "vocab_size": VOCAB, "text": text, "bitext": {},
-               "files": files}
+    content = {
+        "format": manifest.FORMAT,
+        "tokenizer_hash": _HASH,
+        "vocab_size": VOCAB,
+        "text": text,
+        "bitext": {},
+        "files": files,
+    }
     (folder / manifest.NAME).write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -25,12 +25,15 @@ def attention_cases(small: bool, device: torch.device) -> list[KernelCase]:
     local = window // 4
     whole = [window] * windows
     short = _document_lengths(windows, window, 8 if small else 60)
-    found = [_case("attention, one document a window", whole, window, None, heads, width, device),
-             _case("attention, documents of median length 60", short, window, None, heads, width, device),
-             _case("attention, local window of 128", whole, window, local, heads, width, device)]
-    dropping = [_case("attention with dropout, one document a window", whole, window, None, heads, width, device, RATE),
-                _case("attention with dropout, documents of median length 60", short, window, None, heads, width, device,
-                      RATE)]
+    found = [
+        _case("attention, one document a window", whole, window, None, heads, width, device),
+        _case("attention, documents of median length 60", short, window, None, heads, width, device),
+        _case("attention, local window of 128", whole, window, local, heads, width, device),
+    ]
+    dropping = [
+        _case("attention with dropout, one document a window", whole, window, None, heads, width, device, RATE),
+        _case("attention with dropout, documents of median length 60", short, window, None, heads, width, device, RATE),
+    ]
     found[0].peers.update(_backends(window), **_varlen(whole, None, device))
     found[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)}, **_varlen(short, None, device))
     found[2].peers.update(_varlen(whole, local, device))
@@ -56,12 +59,15 @@ def _cuda_library(cases: list[KernelCase], hopper: bool) -> list[KernelCase]:
         def with_library(*tensors: torch.Tensor) -> torch.Tensor:
             with registry.forcing("reference" if registry.forced() == "reference" else "cuda"), using(variant):
                 return call(*tensors)
+
         return with_library
 
     found = [replace(case, name=f"{case.name}, CUDA C++", call=forced(case.call, "automatic"), peers={}) for case in cases]
     if hopper:
-        portable = [replace(case, name=f"{case.name}, CUDA C++ portable", call=forced(case.call, "portable"), peers={})
-                    for case in cases]
+        portable = [
+            replace(case, name=f"{case.name}, CUDA C++ portable", call=forced(case.call, "portable"), peers={})
+            for case in cases
+        ]
         for case, other in zip(found, portable, strict=True):
             case.peers["CUDA C++ portable"] = other.call
         found += portable
@@ -74,8 +80,16 @@ def _document_lengths(windows: int, window: int, median: int) -> list[int]:
     return [length for _ in range(windows) for length in lognormal_lengths(rng, window, median)]
 
 
-def _case(name: str, lengths: list[int], window: int, local_window: int | None, heads: int, width: int,
-          device: torch.device, rate: float = 0.0) -> KernelCase:
+def _case(
+    name: str,
+    lengths: list[int],
+    window: int,
+    local_window: int | None,
+    heads: int,
+    width: int,
+    device: torch.device,
+    rate: float = 0.0,
+) -> KernelCase:
     ids, cuts = _documents(lengths, device)
     patterns: dict[torch.dtype, AttentionPattern] = {}
     dropout = AttentionDropout(token_keys(torch.arange(sum(lengths), device=device)), 77, 0, rate) if rate else None
@@ -94,8 +108,14 @@ def _case(name: str, lengths: list[int], window: int, local_window: int | None, 
     pairs = int((torch.minimum(ends, places + half + 1) - torch.maximum(firsts, places - half)).sum())
     shape = (len(places), heads, width)
     # Two products forward, five backward, two operations a multiplication; only pairs that see each other count.
-    return KernelCase(name, "attention", (shape, shape, shape), call, operations=14 * pairs * heads * width,
-                      forward_operations=4 * pairs * heads * width)
+    return KernelCase(
+        name,
+        "attention",
+        (shape, shape, shape),
+        call,
+        operations=14 * pairs * heads * width,
+        forward_operations=4 * pairs * heads * width,
+    )
 
 
 def _documents(lengths: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,10 +134,14 @@ def _backends(window: int, rate: float = 0.0) -> dict[str, Call]:
             with sdpa_kernel(backend):
                 mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=rate)
             return mixed.transpose(1, 2).flatten(0, 1)
+
         return call
 
-    return {"SDPA cuDNN": held_to(SDPBackend.CUDNN_ATTENTION), "SDPA flash": held_to(SDPBackend.FLASH_ATTENTION),
-            "SDPA efficient": held_to(SDPBackend.EFFICIENT_ATTENTION)}
+    return {
+        "SDPA cuDNN": held_to(SDPBackend.CUDNN_ATTENTION),
+        "SDPA flash": held_to(SDPBackend.FLASH_ATTENTION),
+        "SDPA efficient": held_to(SDPBackend.EFFICIENT_ATTENTION),
+    }
 
 
 def _padded(lengths: list[int], window: int, device: torch.device, rate: float = 0.0) -> Call:
@@ -130,8 +154,12 @@ def _padded(lengths: list[int], window: int, device: torch.device, rate: float =
 
     def call(*tensors: torch.Tensor) -> torch.Tensor:
         queries, keys, values = (
-            tensor.new_zeros(len(lengths) * window, *tensor.shape[1:]).index_copy(0, flat, tensor)
-            .unflatten(0, (-1, window)).transpose(1, 2) for tensor in tensors)
+            tensor.new_zeros(len(lengths) * window, *tensor.shape[1:])
+            .index_copy(0, flat, tensor)
+            .unflatten(0, (-1, window))
+            .transpose(1, 2)
+            for tensor in tensors
+        )
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=rate)
         return mixed.transpose(1, 2).flatten(0, 1).index_select(0, flat)
 
@@ -140,6 +168,7 @@ def _padded(lengths: list[int], window: int, device: torch.device, rate: float =
 
 def _varlen(lengths: list[int], local_window: int | None, device: torch.device) -> dict[str, Call]:
     """torch.nn.attention.varlen, a flash kernel over cumulative lengths; windows only where this torch has them."""
+
     def make() -> Call:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -152,6 +181,7 @@ def _varlen(lengths: list[int], local_window: int | None, device: torch.device) 
 
 def _flex(lengths: list[int], window: int, local_window: int | None, device: torch.device) -> dict[str, Call]:
     """FlexAttention, compiled, over the whole pack with a block mask of its documents."""
+
     def make() -> Call:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 

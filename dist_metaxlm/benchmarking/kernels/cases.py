@@ -71,9 +71,13 @@ def _head(rows: int, hidden: int, vocabulary: int, device: torch.device) -> Kern
 
     peers = {"torch": plain, **_compiled(plain, device), **head_peers(targets)}
     return KernelCase(
-        "masked-row head", "linear_cross_entropy", ((rows, hidden), (vocabulary, hidden), (vocabulary,)),
-        lambda *tensors: linear_cross_entropy(*tensors, targets).sum(), operations=6 * rows * hidden * vocabulary,
-        peers=peers)
+        "masked-row head",
+        "linear_cross_entropy",
+        ((rows, hidden), (vocabulary, hidden), (vocabulary,)),
+        lambda *tensors: linear_cross_entropy(*tensors, targets).sum(),
+        operations=6 * rows * hidden * vocabulary,
+        peers=peers,
+    )
 
 
 def _norms(tokens: int, hidden: int, device: torch.device) -> list[KernelCase]:
@@ -89,17 +93,37 @@ def _norms(tokens: int, hidden: int, device: torch.device) -> list[KernelCase]:
     ids = torch.randint(0, 1000, (tokens,), generator=torch.Generator().manual_seed(2)).to(device)
     positions = torch.arange(tokens, device=device) % 512
     return [
-        KernelCase("dropout + residual + LayerNorm", "add_norm", (matrix, matrix, vector, vector),
-                   lambda *t: norm.add_norm(*t, 1e-5, mask)[1], (4 * moved, 4 * moved),
-                   peers={"torch": torch_add_norm, **_compiled(torch_add_norm, device)}),
-        KernelCase("residual + LayerNorm, both results", "add_norm", (matrix, matrix, vector, vector),
-                   lambda *t: norm.add_norm(*t, 1e-5), (4 * moved, 4 * moved)),
-        KernelCase("LayerNorm", "norm", (matrix, vector, vector), lambda *t: norm.norm(*t, 1e-5), (2 * moved, 3 * moved),
-                   peers={"torch": torch_norm, **_compiled(torch_norm, device)}),
+        KernelCase(
+            "dropout + residual + LayerNorm",
+            "add_norm",
+            (matrix, matrix, vector, vector),
+            lambda *t: norm.add_norm(*t, 1e-5, mask)[1],
+            (4 * moved, 4 * moved),
+            peers={"torch": torch_add_norm, **_compiled(torch_add_norm, device)},
+        ),
+        KernelCase(
+            "residual + LayerNorm, both results",
+            "add_norm",
+            (matrix, matrix, vector, vector),
+            lambda *t: norm.add_norm(*t, 1e-5),
+            (4 * moved, 4 * moved),
+        ),
+        KernelCase(
+            "LayerNorm",
+            "norm",
+            (matrix, vector, vector),
+            lambda *t: norm.norm(*t, 1e-5),
+            (2 * moved, 3 * moved),
+            peers={"torch": torch_norm, **_compiled(torch_norm, device)},
+        ),
         KernelCase("dropout + residual", "add", (matrix, matrix), lambda *t: norm.add(*t, mask), (3 * moved, 2 * moved)),
-        KernelCase("embedding + position + LayerNorm", "embed_norm", ((1000, hidden), (512, hidden), vector, vector),
-                   lambda table, places, *t: norm.embed_norm(ids, table, positions, places, *t, 1e-5),
-                   (4 * moved, 3 * moved)),
+        KernelCase(
+            "embedding + position + LayerNorm",
+            "embed_norm",
+            ((1000, hidden), (512, hidden), vector, vector),
+            lambda table, places, *t: norm.embed_norm(ids, table, positions, places, *t, 1e-5),
+            (4 * moved, 3 * moved),
+        ),
     ]
 
 
@@ -116,14 +140,29 @@ def _rms_norms(tokens: int, hidden: int, device: torch.device) -> list[KernelCas
 
     ids = torch.randint(0, 1000, (tokens,), generator=torch.Generator().manual_seed(2)).to(device)
     return [
-        KernelCase("dropout + residual + RMSNorm, both results", "add_norm", (matrix, matrix, vector),
-                   lambda *t: norm.add_norm(*t, None, 1e-5, mask, rms=True), (4 * moved, 5 * moved),
-                   peers={"torch": torch_add_norm, **_compiled(torch_add_norm, device)}),
-        KernelCase("RMSNorm", "norm", (matrix, vector), lambda *t: norm.norm(*t, None, 1e-5, rms=True),
-                   (2 * moved, 3 * moved), peers={"torch": torch_norm, **_compiled(torch_norm, device)}),
-        KernelCase("embedding + RMSNorm", "embed_norm", ((1000, hidden), vector),
-                   lambda table, weight: norm.embed_norm(ids, table, None, None, weight, None, 1e-5, rms=True),
-                   (3 * moved, 3 * moved)),
+        KernelCase(
+            "dropout + residual + RMSNorm, both results",
+            "add_norm",
+            (matrix, matrix, vector),
+            lambda *t: norm.add_norm(*t, None, 1e-5, mask, rms=True),
+            (4 * moved, 5 * moved),
+            peers={"torch": torch_add_norm, **_compiled(torch_add_norm, device)},
+        ),
+        KernelCase(
+            "RMSNorm",
+            "norm",
+            (matrix, vector),
+            lambda *t: norm.norm(*t, None, 1e-5, rms=True),
+            (2 * moved, 3 * moved),
+            peers={"torch": torch_norm, **_compiled(torch_norm, device)},
+        ),
+        KernelCase(
+            "embedding + RMSNorm",
+            "embed_norm",
+            ((1000, hidden), vector),
+            lambda table, weight: norm.embed_norm(ids, table, None, None, weight, None, 1e-5, rms=True),
+            (3 * moved, 3 * moved),
+        ),
     ]
 
 
@@ -137,10 +176,22 @@ def _activations(tokens: int, ffn: int, device: torch.device) -> list[KernelCase
         return F.gelu(states) * gate
 
     return [
-        KernelCase("bias + GELU", "bias_gelu", (matrix, (ffn,)), activations.bias_gelu, (2 * moved, 3 * moved),
-                   peers=_compiled(torch_bias_gelu, device)),
-        KernelCase("GeGLU", "geglu", (matrix, matrix), activations.geglu, (3 * moved, 5 * moved),
-                   peers=_compiled(torch_geglu, device)),
+        KernelCase(
+            "bias + GELU",
+            "bias_gelu",
+            (matrix, (ffn,)),
+            activations.bias_gelu,
+            (2 * moved, 3 * moved),
+            peers=_compiled(torch_bias_gelu, device),
+        ),
+        KernelCase(
+            "GeGLU",
+            "geglu",
+            (matrix, matrix),
+            activations.geglu,
+            (3 * moved, 5 * moved),
+            peers=_compiled(torch_geglu, device),
+        ),
     ]
 
 

@@ -40,8 +40,11 @@ LISTS: dict[str, tuple[str, str, int]] = {
 }
 """Kernel with a list of configurations -> module of the list, case that runs it, pass in which it runs."""
 ATTENTION = {"forward": FORWARD, "backward_keys": BACKWARD, "backward_queries": BACKWARD}
-ATTENTION_CASES = ("attention, one document a window", "attention, documents of median length 60",
-                   "attention with dropout, one document a window")
+ATTENTION_CASES = (
+    "attention, one document a window",
+    "attention, documents of median length 60",
+    "attention with dropout, one document a window",
+)
 LAUNCHES = [(step, warps, stages) for step in (32, 64, 128) for warps in (4, 8) for stages in (2, 3)]
 """Keys of a block, warps and stages tried for the attention kernels, whose launch is a function and no list."""
 
@@ -56,8 +59,13 @@ class Candidate:
     """Makes it the one that runs."""
 
 
-def measure_configurations(device_name: str, repeats: int, only: Sequence[str] = ("",), seconds: float | None = None,
-                           keep: Callable[[dict[str, Any]], None] = lambda so_far: None) -> dict[str, Any]:
+def measure_configurations(
+    device_name: str,
+    repeats: int,
+    only: Sequence[str] = ("",),
+    seconds: float | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
+) -> dict[str, Any]:
     """Milliseconds of the pass that contains a kernel, for each configuration of each kernel whose name contains one of
     `only`. After `seconds` no other configuration than those in use is begun. `keep` is given the result so far.
 
@@ -80,20 +88,28 @@ def measure_configurations(device_name: str, repeats: int, only: Sequence[str] =
     wanted += [(f"attention {kernel}", case, when) for case in ATTENTION_CASES for kernel, when in ATTENTION.items()]
     wanted = [entry for entry in wanted if any(part in entry[0] for part in only)]
     if not wanted:
-        raise UserError(f"--only {' '.join(only)}: no kernel with configurations is named so; there are {', '.join(LISTS)} "
-                        "and attention")
+        raise UserError(
+            f"--only {' '.join(only)}: no kernel with configurations is named so; there are {', '.join(LISTS)} and attention"
+        )
     rows: list[dict[str, Any]] = []
-    found = {"device": device_name, "dtype": str(dtype).removeprefix("torch."), "repeats": repeats,
-             "interpreted": registry.interpreted(), "kernels": rows, "libraries": libraries(device),
-             "environment": environment()}
+    found = {
+        "device": device_name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "repeats": repeats,
+        "interpreted": registry.interpreted(),
+        "kernels": rows,
+        "libraries": libraries(device),
+        "environment": environment(),
+    }
     for kernel, case, when in wanted:
         rows.append(_measure(kernel, cases[case], when, dtype, device, repeats, deadline))
         keep(found)
     return found
 
 
-def _measure(kernel: str, case: KernelCase, when: int, dtype: torch.dtype, device: torch.device, repeats: int,
-             deadline: float | None) -> dict[str, Any]:
+def _measure(
+    kernel: str, case: KernelCase, when: int, dtype: torch.dtype, device: torch.device, repeats: int, deadline: float | None
+) -> dict[str, Any]:
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs_of(case, device, dtype)]
     candidates = _attention_candidates(kernel.split()[1], case, dtype) if " " in kernel else _listed(kernel)
     times: list[list[float]] = [[] for _ in candidates]
@@ -113,15 +129,25 @@ def _measure(kernel: str, case: KernelCase, when: int, dtype: torch.dtype, devic
             if turn >= 0:
                 times[number].append(1e3 * seconds)
     figures: list[dict[str, Any]] = [
-        {"settings": candidate.settings, "in_use": candidate.in_use, "problem": problems.get(number),
-         "milliseconds": None if number in problems else statistics.median(times[number])}
-        for number, candidate in enumerate(candidates)]
+        {
+            "settings": candidate.settings,
+            "in_use": candidate.in_use,
+            "problem": problems.get(number),
+            "milliseconds": None if number in problems else statistics.median(times[number]),
+        }
+        for number, candidate in enumerate(candidates)
+    ]
     ran = [row for row in figures if row["milliseconds"] is not None]
     best = min(ran, key=lambda row: row["milliseconds"], default=None)
     used = next((row for row in ran if row["in_use"]), None)
-    return {"kernel": kernel, "case": case.name, "pass": "backward" if when else "forward", "configurations": figures,
-            "best": best and best["settings"],
-            "gain": 1 - best["milliseconds"] / used["milliseconds"] if best and used else None}
+    return {
+        "kernel": kernel,
+        "case": case.name,
+        "pass": "backward" if when else "forward",
+        "configurations": figures,
+        "best": best and best["settings"],
+        "gain": 1 - best["milliseconds"] / used["milliseconds"] if best and used else None,
+    }
 
 
 def _listed(kernel: str) -> list[Candidate]:
@@ -130,8 +156,10 @@ def _listed(kernel: str) -> list[Candidate]:
     def using(settings: dict[str, int]) -> Callable[[], AbstractContextManager[None]]:
         return lambda: _replaced(module.CONFIGURATIONS, kernel, [settings])
 
-    return [Candidate(settings, number == 0, using(settings)) for number, settings in
-            enumerate(list(module.CONFIGURATIONS[kernel]))]
+    return [
+        Candidate(settings, number == 0, using(settings))
+        for number, settings in enumerate(list(module.CONFIGURATIONS[kernel]))
+    ]
 
 
 def _attention_candidates(kernel: str, case: KernelCase, dtype: torch.dtype) -> list[Candidate]:

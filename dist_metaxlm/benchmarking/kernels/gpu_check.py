@@ -49,20 +49,44 @@ def sections(device: str) -> list[Section]:
     """What is run, the most important first; with "cpu" small stand-ins, to try the command itself."""
     if device == "cpu":
         small = ("--documents", "generated", "--steps", "1", "--batch_tokens", "256", "--rows", "4")
-        return [Section("kernels", ("kernels", "--device", "cpu", "--repeats", "1"), 1),
-                Section("throughput quickstart", ("throughput", "--recipe", "quickstart", *small), 1)]
+        return [
+            Section("kernels", ("kernels", "--device", "cpu", "--repeats", "1"), 1),
+            Section("throughput quickstart", ("throughput", "--recipe", "quickstart", *small), 1),
+        ]
     documents: tuple[str, ...] = ("--documents", "store", f"data.directory={STORE}", "data.max_pair_tokens=128")
     if not (Path(STORE) / "store" / "manifest.json").is_file():
         documents = ("--documents", "generated")
-    throughput = [Section(f"throughput {recipe}", (
-        "throughput", "--recipe", recipe, "--batch_tokens", "32768", "--rows", "64", "--steps", "12", *documents,
-        "phases.cross.sequence_length=512"), 1.0) for recipe in MODELS]
+    throughput = [
+        Section(
+            f"throughput {recipe}",
+            (
+                "throughput",
+                "--recipe",
+                recipe,
+                "--batch_tokens",
+                "32768",
+                "--rows",
+                "64",
+                "--steps",
+                "12",
+                *documents,
+                "phases.cross.sequence_length=512",
+            ),
+            1.0,
+        )
+        for recipe in MODELS
+    ]
     kernels = [Section(f"kernels, {name}", ("kernels", "--only", *parts), 0.8) for name, parts in KERNELS.items()]
     return [*kernels, *throughput, Section("configurations", ("kernels", "--configurations", "--repeats", "10"), 0.8)]
 
 
-def check_gpu(device: str, minutes: float, say: Callable[[str], None], run: Runner,
-              keep: Callable[[dict[str, Any]], None] = lambda so_far: None) -> dict[str, Any]:
+def check_gpu(
+    device: str,
+    minutes: float,
+    say: Callable[[str], None],
+    run: Runner,
+    keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
+) -> dict[str, Any]:
     """Run all sections within about `minutes`, each through `run` (`runner` of launch/benchmark.py).
 
     `keep` is given the result so far after every section.
@@ -85,9 +109,13 @@ def check_gpu(device: str, minutes: float, say: Callable[[str], None], run: Runn
         say(f"{section.name}: {row['verdict']} after {row['seconds']:.0f} s")
         found.append(row)
         keep({"device": device, "minutes": minutes, "sections": found, "environment": about})
-    return {"device": device, "minutes": minutes, "sections": found,
-            **{kind: [f"{row['name']}: {what}" for row in found for what in row[kind]] for kind in KINDS},
-            "environment": about}
+    return {
+        "device": device,
+        "minutes": minutes,
+        "sections": found,
+        **{kind: [f"{row['name']}: {what}" for row in found for what in row[kind]] for kind in KINDS},
+        "environment": about,
+    }
 
 
 def _taken(section: Section, seconds: float, run: Runner, begun: bool) -> dict[str, Any]:
@@ -98,8 +126,9 @@ def _taken(section: Section, seconds: float, run: Runner, begun: bool) -> dict[s
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
-        code, printed, errors = run([name, "--json", "--output", str(output), "--seconds", f"{seconds:.0f}", *rest],
-                                    seconds + GRACE)
+        code, printed, errors = run(
+            [name, "--json", "--output", str(output), "--seconds", f"{seconds:.0f}", *rest], seconds + GRACE
+        )
         try:
             row["result"], problem = json.loads(printed), None
         except ValueError:
@@ -122,8 +151,9 @@ def runner(script: Path) -> Runner:
 
 def _run(script: Path, arguments: list[str], seconds: float) -> tuple[int, str, str]:
     try:
-        done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=seconds,
-                              check=False)
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=seconds, check=False
+        )
     except subprocess.TimeoutExpired as late:
         errors = late.stderr.decode("utf-8", "replace") if isinstance(late.stderr, bytes) else late.stderr or ""
         return -1, "", f"{errors}\nended after {seconds:.0f} s"

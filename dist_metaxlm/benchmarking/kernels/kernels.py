@@ -34,13 +34,20 @@ def device_or_refusal(name: str) -> torch.device:
         UserError: there is no CUDA device.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device here, so kernels cannot be measured; run this on a machine with a GPU, or give "
-                        "--device cpu to try the command itself on the PyTorch references")
+        raise UserError(
+            "no CUDA device here, so kernels cannot be measured; run this on a machine with a GPU, or give "
+            "--device cpu to try the command itself on the PyTorch references"
+        )
     return torch.device(name)
 
 
-def measure_kernels(device_name: str, repeats: int, only: Sequence[str] = ("",), seconds: float | None = None,
-                    keep: Callable[[dict[str, Any]], None] = lambda so_far: None) -> dict[str, Any]:
+def measure_kernels(
+    device_name: str,
+    repeats: int,
+    only: Sequence[str] = ("",),
+    seconds: float | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
+) -> dict[str, Any]:
     """Figures of all operators on `device_name` ("cuda"; "cpu" tries the command itself on small shapes).
 
     Only cases whose name contains one of `only`. After `seconds` what is left is compared with fp64 and its reference
@@ -61,22 +68,35 @@ def measure_kernels(device_name: str, repeats: int, only: Sequence[str] = ("",),
         raise UserError(f"--only {' '.join(only)}: no operator's case is named so")
     rows: list[dict[str, Any]] = []
     found: dict[str, Any] = {
-        "device": device_name, "dtype": str(dtype).removeprefix("torch."), "repeats": repeats, "cases": rows, "wrong": [],
-        "slower": [], "unfinished": [], "libraries": libraries(device), "environment": environment()}
+        "device": device_name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "repeats": repeats,
+        "cases": rows,
+        "wrong": [],
+        "slower": [],
+        "unfinished": [],
+        "libraries": libraries(device),
+        "environment": environment(),
+    }
     for case in cases:
         try:
             row = _measure(case, device, dtype, repeats, deadline)
         except Exception as error:  # a kernel that does not compile or run must not hide what the others do
-            row = {"name": case.name, "verdict": "failed", "problem": why_not(error),
-                   "traceback": traceback.format_exc()[-4000:]}
+            row = {
+                "name": case.name,
+                "verdict": "failed",
+                "problem": why_not(error),
+                "traceback": traceback.format_exc()[-4000:],
+            }
             found["unfinished"].append(f"{case.name}: {row['problem']}")
         rows.append(row)
         found["unfinished"] += _without_kernel(case, row, device)
         if row["verdict"] in ("wrong", "slower"):
             found[row["verdict"]].append(case.name)
         if row["verdict"] == "failed" and (problem := _broken(device)):
-            found["unfinished"] += [f"{other.name}: not run, the device answers with {problem}"
-                                    for other in cases[len(rows):]]
+            found["unfinished"] += [
+                f"{other.name}: not run, the device answers with {problem}" for other in cases[len(rows) :]
+            ]
             break
         keep(found)
     return found
@@ -86,9 +106,12 @@ def libraries(device: torch.device) -> dict[str, Any]:
     """Versions that `environment` does not know: what the device is, and what torch computes with on it."""
     if device.type != "cuda":
         return {}
-    return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-            "capability": torch.cuda.get_device_capability(device),
-            "memory": torch.cuda.get_device_properties(device).total_memory}
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "capability": torch.cuda.get_device_capability(device),
+        "memory": torch.cuda.get_device_properties(device).total_memory,
+    }
 
 
 def _without_kernel(case: KernelCase, row: dict[str, Any], device: torch.device) -> list[str]:
@@ -110,8 +133,9 @@ def _broken(device: torch.device) -> str | None:
     return None
 
 
-def _measure(case: KernelCase, device: torch.device, dtype: torch.dtype, repeats: int, deadline: float | None = None
-             ) -> dict[str, Any]:
+def _measure(
+    case: KernelCase, device: torch.device, dtype: torch.dtype, repeats: int, deadline: float | None = None
+) -> dict[str, Any]:
     exact = inputs_of(case, device, dtype)
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
     with registry.forcing("reference"):
@@ -125,21 +149,33 @@ def _measure(case: KernelCase, device: torch.device, dtype: torch.dtype, repeats
     del exact, truth, plain, ours
     seconds, failures = _timings(case, inputs, device, repeats, backend != "reference", deadline)
     slower = "reference" in seconds and sum(seconds["ours"]) > sum(seconds["reference"])
-    return {"name": case.name, "backend": backend, "shapes": [list(shape) for shape in case.shapes],
-            "errors": errors, "reference_errors": plain_errors,
-            "milliseconds": {name: {"forward": 1e3 * first, "backward": 1e3 * second}
-                             for name, (first, second) in seconds.items()},
-            **_rates(case, seconds["ours"], dtype), "peak_extra_bytes": _extra_memory(case, inputs, device),
-            "peers_that_failed": failures, "verdict": "wrong" if wrong else "slower" if slower else "ok"}
+    return {
+        "name": case.name,
+        "backend": backend,
+        "shapes": [list(shape) for shape in case.shapes],
+        "errors": errors,
+        "reference_errors": plain_errors,
+        "milliseconds": {
+            name: {"forward": 1e3 * first, "backward": 1e3 * second} for name, (first, second) in seconds.items()
+        },
+        **_rates(case, seconds["ours"], dtype),
+        "peak_extra_bytes": _extra_memory(case, inputs, device),
+        "peers_that_failed": failures,
+        "verdict": "wrong" if wrong else "slower" if slower else "ok",
+    }
 
 
 def inputs_of(case: KernelCase, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
     """fp64 values that `dtype` holds exactly; matrices of weights are scaled as in a trained model."""
     generator = torch.Generator(device).manual_seed(7)
-    scales = [1.0 if index == 0 or len(shape) != 2 or case.operator != "linear_cross_entropy" else shape[1] ** -0.5
-              for index, shape in enumerate(case.shapes)]
-    values = [torch.randn(shape, generator=generator, device=device) * scale
-              for shape, scale in zip(case.shapes, scales, strict=True)]
+    scales = [
+        1.0 if index == 0 or len(shape) != 2 or case.operator != "linear_cross_entropy" else shape[1] ** -0.5
+        for index, shape in enumerate(case.shapes)
+    ]
+    values = [
+        torch.randn(shape, generator=generator, device=device) * scale
+        for shape, scale in zip(case.shapes, scales, strict=True)
+    ]
     return [value.to(dtype).double().requires_grad_() for value in values]
 
 
@@ -147,8 +183,12 @@ def _outcome(call: Call, inputs: list[torch.Tensor], dtype: torch.dtype) -> list
     """Results and gradients; the upstream gradient is one that `dtype` holds exactly, whatever the inputs are."""
     results = call(*inputs)
     results = results if isinstance(results, tuple) else (results,)
-    upstream = [torch.linspace(-0.6, 1, result.numel(), device=result.device).view(result.shape).to(dtype).to(result.dtype)
-                if result.dim() else torch.ones_like(result) for result in results]
+    upstream = [
+        torch.linspace(-0.6, 1, result.numel(), device=result.device).view(result.shape).to(dtype).to(result.dtype)
+        if result.dim()
+        else torch.ones_like(result)
+        for result in results
+    ]
     return [*(result.detach() for result in results), *torch.autograd.grad(results, inputs, upstream)]
 
 
@@ -156,8 +196,14 @@ def _errors(found: list[torch.Tensor], truth: list[torch.Tensor]) -> list[float]
     return [float((one.double() - other).norm() / other.norm()) for one, other in zip(found, truth, strict=True)]
 
 
-def _timings(case: KernelCase, inputs: list[torch.Tensor], device: torch.device, repeats: int, with_reference: bool,
-             deadline: float | None) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+def _timings(
+    case: KernelCase,
+    inputs: list[torch.Tensor],
+    device: torch.device,
+    repeats: int,
+    with_reference: bool,
+    deadline: float | None,
+) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
     """Median seconds of forward and backward of each implementation, and why a peer could not run.
 
     After `deadline` no further peer is begun: its first call may compile for a minute.
@@ -225,8 +271,10 @@ def _rates(case: KernelCase, seconds: tuple[float, float], dtype: torch.dtype) -
             rates["forward_tflops"] = case.forward_operations / seconds[0] / 1e12
             rates["backward_tflops"] = (case.operations - case.forward_operations) / seconds[1] / 1e12
         return rates
-    return {f"{name}_terabytes_per_second": elements * dtype.itemsize / second / 1e12
-            for name, elements, second in zip(("forward", "backward"), case.bytes_moved, seconds, strict=True)}
+    return {
+        f"{name}_terabytes_per_second": elements * dtype.itemsize / second / 1e12
+        for name, elements, second in zip(("forward", "backward"), case.bytes_moved, seconds, strict=True)
+    }
 
 
 def _extra_memory(case: KernelCase, inputs: list[torch.Tensor], device: torch.device) -> int | None:
@@ -244,6 +292,7 @@ def line(row: dict[str, Any]) -> str:
     """One line of text for a case."""
     if row["verdict"] == "failed":
         return f"{row['name']}: failed, {row['problem']}"
-    times = ", ".join(f"{name} {time['forward']:.3f} + {time['backward']:.3f} ms"
-                      for name, time in row["milliseconds"].items())
+    times = ", ".join(
+        f"{name} {time['forward']:.3f} + {time['backward']:.3f} ms" for name, time in row["milliseconds"].items()
+    )
     return f"{row['name']} ({row['backend']}): {times}, largest error {max(row['errors']):.1e}: {row['verdict']}"

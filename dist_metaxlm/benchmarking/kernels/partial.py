@@ -11,6 +11,7 @@ from typing import Any
 
 def keeper(output: str | None) -> Callable[[dict[str, Any]], None]:
     """Writes each result it is given to `OUTPUT.part`, whole or not at all; nothing without an output."""
+
     def keep(so_far: dict[str, Any]) -> None:
         if output is not None:
             fresh = Path(f"{output}.part.new")

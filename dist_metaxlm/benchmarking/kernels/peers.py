@@ -38,6 +38,7 @@ def why_not(error: Exception) -> str:
 
 def head_peers(targets: torch.Tensor) -> dict[str, Call]:
     """The sum of losses of states [M, H] against `targets` [M], with weight [V, H] and bias [V]."""
+
     def cut() -> Call:
         form = importlib.import_module("cut_cross_entropy").linear_cross_entropy
         return lambda states, weight, bias: form(states, weight, targets, bias=bias, reduction="sum")

@@ -14,8 +14,9 @@ from dist_metaxlm.launching.hostfile import read_hostfile
 from dist_metaxlm.text import counted
 
 
-def on_nodes(hostfile: str, launcher: str, port: int, benchmark: Path,
-             link_megabits: float | None = None) -> tuple[Place, tuple[int, ...]]:
+def on_nodes(
+    hostfile: str, launcher: str, port: int, benchmark: Path, link_megabits: float | None = None
+) -> tuple[Place, tuple[int, ...]]:
     """The place, and the counts of nodes to measure: 1, 2, 4, ... and all.
 
     `benchmark` is launch/benchmark.py, which is there on every node.
@@ -26,16 +27,30 @@ def on_nodes(hostfile: str, launcher: str, port: int, benchmark: Path,
     hosts = read_hostfile(hostfile)
     slots = {host.slots for host in hosts}
     if len(slots) > 1:
-        raise UserError(f"hostfile {hostfile} has nodes of {sorted(slots)} slots, and scaling over nodes compares equal "
-                        "ones; give all hosts the same number")
+        raise UserError(
+            f"hostfile {hostfile} has nodes of {sorted(slots)} slots, and scaling over nodes compares equal "
+            "ones; give all hosts the same number"
+        )
 
     def run(count: int, job: Job) -> Job:
         with TemporaryDirectory() as folder:
             chosen = Path(folder) / "hosts"
             chosen.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts[:count]), encoding="ascii")
-            command = [sys.executable, str(benchmark.parent / "nodes" / "start.py"), "--hostfile", str(chosen),
-                       "--launcher", launcher, "--master_port", str(port), "--", str(benchmark), "scaling", "--job",
-                       json.dumps(job)]
+            command = [
+                sys.executable,
+                str(benchmark.parent / "nodes" / "start.py"),
+                "--hostfile",
+                str(chosen),
+                "--launcher",
+                launcher,
+                "--master_port",
+                str(port),
+                "--",
+                str(benchmark),
+                "scaling",
+                "--job",
+                json.dumps(job),
+            ]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         return reported(done.returncode, done.stdout, done.stderr, f"{counted(count, 'node')} with {job['overrides']}")
 

@@ -11,15 +11,36 @@ from dist_metaxlm.benchmarking.scaling.scaling import KINDS
 def table(result: dict[str, Any]) -> str:
     """The rows as a Markdown table; over nodes with the traffic between them."""
     nodes = result["unit"] == "nodes"
-    heads = ["scaling", "over", *(["nodes"] if nodes else []), "ranks", "tokens a step", "s a step", "tokens/s", "speed-up",
-             "efficiency", "in communication", *(_TRAFFIC if nodes else [])]
+    heads = [
+        "scaling",
+        "over",
+        *(["nodes"] if nodes else []),
+        "ranks",
+        "tokens a step",
+        "s a step",
+        "tokens/s",
+        "speed-up",
+        "efficiency",
+        "in communication",
+        *(_TRAFFIC if nodes else []),
+    ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in result["rows"]:
-        cells = [row["scaling"], row["kind"], *([str(row["nodes"])] if nodes else []), str(row["ranks"]),
-                 f"{row['tokens_per_step']:,}", f"{row['seconds_per_step']:.3f}", f"{row['tokens_per_second']:,.0f}",
-                 f"{row['speed_up']:.2f}", f"{row['efficiency']:.0%}",
-                 f"{row['communication_seconds']:.3f} s ({row['communication_share']:.0%})" if nodes
-                 else f"{row['communication_share']:.0%}", *(_traffic(row, result["link_megabits"]) if nodes else [])]
+        cells = [
+            row["scaling"],
+            row["kind"],
+            *([str(row["nodes"])] if nodes else []),
+            str(row["ranks"]),
+            f"{row['tokens_per_step']:,}",
+            f"{row['seconds_per_step']:.3f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['speed_up']:.2f}",
+            f"{row['efficiency']:.0%}",
+            f"{row['communication_seconds']:.3f} s ({row['communication_share']:.0%})"
+            if nodes
+            else f"{row['communication_share']:.0%}",
+            *(_traffic(row, result["link_megabits"]) if nodes else []),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -30,8 +51,10 @@ _TRAFFIC = ["MB sent a step", "predicted", "MB of the busiest node", "predicted"
 def _traffic(row: dict[str, Any], megabits: float | None) -> list[str]:
     if row["nodes"] == 1:
         return ["-"] * len(_TRAFFIC)
-    sent = [f"{row[name] / 1e6:.2f}" for name in ("sent_bytes", "predicted_bytes", "sent_bytes_of_busiest_node",
-                                                  "predicted_bytes_of_busiest_node")]
+    sent = [
+        f"{row[name] / 1e6:.2f}"
+        for name in ("sent_bytes", "predicted_bytes", "sent_bytes_of_busiest_node", "predicted_bytes_of_busiest_node")
+    ]
     least = row["predicted_bytes_of_busiest_node"] * 8 / 1e6
     return [*sent, "-" if megabits is None else f"{least / megabits:.3f}"]
 
@@ -62,13 +85,24 @@ def _panel(axes: Any, result: dict[str, Any], name: str) -> None:
     axes.plot(counts, ideal, ":", color="grey", label="free of cost")
     for number, kind in enumerate(KINDS):
         for scaling, line in (("strong", "-"), ("weak", "--")):
-            points = [(row[unit], row["speed_up"]) for row in result["rows"]
-                      if (row["scaling"], row["kind"]) == (scaling, kind)]
+            points = [
+                (row[unit], row["speed_up"]) for row in result["rows"] if (row["scaling"], row["kind"]) == (scaling, kind)
+            ]
             if points:
-                axes.plot(*zip((counts[0], 1.0), *points, strict=True), line, marker="o", color=f"C{number}",
-                          label=f"{kind}, {scaling}")
+                axes.plot(
+                    *zip((counts[0], 1.0), *points, strict=True),
+                    line,
+                    marker="o",
+                    color=f"C{number}",
+                    label=f"{kind}, {scaling}",
+                )
     title = f"{result['recipe']}, {environment['device']}, {environment['cpu_cores']} cores"
-    axes.set(xlabel=unit, ylabel=f"tokens/s against one {unit[:-1]}", xticks=counts, ylim=0,
-             title=f"{title}, {name}" if name else title)
+    axes.set(
+        xlabel=unit,
+        ylabel=f"tokens/s against one {unit[:-1]}",
+        xticks=counts,
+        ylim=0,
+        title=f"{title}, {name}" if name else title,
+    )
     axes.title.set_fontsize(9)
     axes.legend(fontsize=8)

@@ -81,9 +81,18 @@ def measure_scaling(experiment: Experiment, place: Place | None = None) -> dict[
     for row in rows:
         row["speed_up"] = round(row["tokens_per_second"] / alone["tokens_per_second"], 3)
         row["efficiency"] = round(row["speed_up"] * alone["ranks"] / row["ranks"], 3)
-    return {"recipe": recipe.name, "overrides": list(experiment.overrides), "phase": experiment.phase, "unit": place.unit,
-            "ranks_a_unit": place.ranks, "link_megabits": place.link_megabits,
-            "steps": experiment.steps, "repeats": experiment.repeats, "rows": rows, "environment": environment()}
+    return {
+        "recipe": recipe.name,
+        "overrides": list(experiment.overrides),
+        "phase": experiment.phase,
+        "unit": place.unit,
+        "ranks_a_unit": place.ranks,
+        "link_megabits": place.link_megabits,
+        "steps": experiment.steps,
+        "repeats": experiment.repeats,
+        "rows": rows,
+        "environment": environment(),
+    }
 
 
 def layouts(recipe: Recipe, experiment: Experiment, place: Place) -> dict[str, tuple[int, Job]]:
@@ -96,7 +105,9 @@ def layouts(recipe: Recipe, experiment: Experiment, place: Place) -> dict[str, t
             for count in (count for count in experiment.counts if count > 1):
                 larger = _larger_batch(recipe, experiment.phase, count) if scaling == "weak" else []
                 jobs[f"{scaling} {kind} {count}"] = (
-                    count, {**common, "overrides": [*own, *_layout(kind, count, place), *larger]})
+                    count,
+                    {**common, "overrides": [*own, *_layout(kind, count, place), *larger]},
+                )
     return jobs
 
 
@@ -111,8 +122,9 @@ def _larger_batch(recipe: Recipe, phase: str, times: int) -> list[str]:
     """Overrides that multiply every objective's batch; contrast gets more groups, of the same size."""
     found = []
     for objective in recipe.phases[phase].objectives:  # type: ignore[index]
-        field, value = (("pairs", objective.pairs) if isinstance(objective, PairObjective)
-                        else ("batch_tokens", objective.batch_tokens))
+        field, value = (
+            ("pairs", objective.pairs) if isinstance(objective, PairObjective) else ("batch_tokens", objective.batch_tokens)
+        )
         found.append(f"phases.{phase}.objectives.{objective.name}.{field}={value * times}")
     return found
 
@@ -123,9 +135,24 @@ def run_here(ranks: int, job: Job) -> Job:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "dist_metaxlm.benchmarking.scaling.worker", json.dumps(job)]
-    processes = [subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={
-        **os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}) for rank in range(ranks)]
+    processes = [
+        subprocess.Popen(
+            command,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(ranks)
+    ]
     outcomes = [process.communicate() for process in processes]
     code = max((process.returncode for process in processes), key=lambda code: (code == 2, abs(code)))
     errors = "\n".join(error for _, error in outcomes)
@@ -152,14 +179,25 @@ def _row(name: str, planned: tuple[int, Job], found: Sequence[Job], place: Place
     count, job = planned
     seconds = statistics.median(run["seconds_per_step"] for run in found)
     share = statistics.median(run["communication_share"] for run in found)
-    row = {"scaling": scaling, "kind": kind, "ranks": count * place.ranks, "tokens_per_step": found[0]["tokens_per_step"],
-           "seconds_per_step": round(seconds, 4), "seconds_of_runs": [round(run["seconds_per_step"], 4) for run in found],
-           "tokens_per_second": round(found[0]["tokens_per_step"] / seconds, 1),
-           "communication_share": round(share, 4), "communication_seconds": round(share * seconds, 4)}
+    row = {
+        "scaling": scaling,
+        "kind": kind,
+        "ranks": count * place.ranks,
+        "tokens_per_step": found[0]["tokens_per_step"],
+        "seconds_per_step": round(seconds, 4),
+        "seconds_of_runs": [round(run["seconds_per_step"], 4) for run in found],
+        "tokens_per_second": round(found[0]["tokens_per_step"] / seconds, 1),
+        "communication_share": round(share, 4),
+        "communication_seconds": round(share * seconds, 4),
+    }
     if place.unit == "nodes":
         recipe = load_recipe(job["recipe"], job["overrides"])
         predicted = predict_traffic(recipe, job["phase"], count, place.ranks)
-        row |= {"nodes": count, "sent_bytes": round(statistics.median(run["sent_bytes"] for run in found)),
-                "sent_bytes_of_busiest_node": round(statistics.median(run["busiest_bytes"] for run in found)),
-                "predicted_bytes": predicted.total, "predicted_bytes_of_busiest_node": predicted.busiest}
+        row |= {
+            "nodes": count,
+            "sent_bytes": round(statistics.median(run["sent_bytes"] for run in found)),
+            "sent_bytes_of_busiest_node": round(statistics.median(run["busiest_bytes"] for run in found)),
+            "predicted_bytes": predicted.total,
+            "predicted_bytes_of_busiest_node": predicted.busiest,
+        }
     return row

@@ -70,13 +70,19 @@ def measure(steps: Execution, count: int, device: torch.device, topology: Topolo
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         watched = time.perf_counter() - start
-    spans = [(event.time_range.start, event.time_range.end) for event in trace.events()
-             if event.name.startswith(COMMUNICATION)]
-    share, total, busiest = (torch.tensor([value], dtype=torch.float64, device=device)
-                             for value in (covered(spans) / 1e6 / watched, sent, sent))
+    spans = [
+        (event.time_range.start, event.time_range.end) for event in trace.events() if event.name.startswith(COMMUNICATION)
+    ]
+    share, total, busiest = (
+        torch.tensor([value], dtype=torch.float64, device=device) for value in (covered(spans) / 1e6 / watched, sent, sent)
+    )
     mean = float(all_reduce(share)) / torch.distributed.get_world_size()
-    return {"seconds_per_step": statistics.median(seconds[WARM_UP:]), "communication_share": mean,
-            "sent_bytes": float(all_reduce(total)), "busiest_bytes": float(all_reduce(busiest, "max"))}
+    return {
+        "seconds_per_step": statistics.median(seconds[WARM_UP:]),
+        "communication_share": mean,
+        "sent_bytes": float(all_reduce(total)),
+        "busiest_bytes": float(all_reduce(busiest, "max")),
+    }
 
 
 def sent_bytes(topology: Topology, table: Path = Path("/proc/self/net/dev")) -> int:

@@ -96,8 +96,9 @@ class Baseline:
 
 def torch_update(model: torch.nn.Module, config: OptimizerConfig, learning_rate: float) -> Callable[[], None]:
     """Clipping and fused AdamW of torch."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=learning_rate, fused=True,
-                                  betas=(config.beta1, config.beta2), eps=config.eps)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config), lr=learning_rate, fused=True, betas=(config.beta1, config.beta2), eps=config.eps
+    )
 
     def update() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -116,9 +117,15 @@ def padded_rows(batch: PackedBatch, rows: int) -> list[PaddedRows]:
     spans = [(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True) if int(batch.tokens[a]) != PAD]
     result = []
     for first in range(0, len(spans), rows):
-        chosen = spans[first:first + rows]
-        parts = [(batch.tokens[a:b], torch.ones(b - a, dtype=torch.int64, device=batch.tokens.device), labels[a:b])
-                 for a, b in chosen]
-        result.append(tuple(torch.nn.utils.rnn.pad_sequence(list(column), batch_first=True, padding_value=fill)
-                            for column, fill in zip(zip(*parts, strict=True), (PAD, 0, -100), strict=True)))
+        chosen = spans[first : first + rows]
+        parts = [
+            (batch.tokens[a:b], torch.ones(b - a, dtype=torch.int64, device=batch.tokens.device), labels[a:b])
+            for a, b in chosen
+        ]
+        result.append(
+            tuple(
+                torch.nn.utils.rnn.pad_sequence(list(column), batch_first=True, padding_value=fill)
+                for column, fill in zip(zip(*parts, strict=True), (PAD, 0, -100), strict=True)
+            )
+        )
     return result  # type: ignore[return-value]

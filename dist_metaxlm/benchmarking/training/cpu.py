@@ -58,8 +58,15 @@ def measure_cpu(recipe_name: str, overrides: list[str], phase: str, repeats: int
     measures = {"rows": measure_rows, "dropout": measure_dropout, "update": measure_updates}
     with process_group(topology, device):
         found = {part: measures[part](recipe, phase, repeats) for part in PARTS if part in parts}
-        return {"model": recipe.name, "phase": phase, "ranks": topology.world_size, "threads": torch.get_num_threads(),
-                "repeats": repeats, **found, "environment": environment()}
+        return {
+            "model": recipe.name,
+            "phase": phase,
+            "ranks": topology.world_size,
+            "threads": torch.get_num_threads(),
+            "repeats": repeats,
+            **found,
+            "environment": environment(),
+        }
 
 
 def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
@@ -72,8 +79,13 @@ def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any
         phase = given.model_copy(update={"sequence_length": window})
         data = stored_phase(recipe, phase_name, phase)
         for micro in StepPlan(phase, phase_name, recipe.seed, 0, 1, None).at(0):
-            found.append({"objective": micro.objective.name, "window": window,
-                          **compare_rows(data.batch(micro.objective, micro.first, micro.count), recipe, repeats)})
+            found.append(
+                {
+                    "objective": micro.objective.name,
+                    "window": window,
+                    **compare_rows(data.batch(micro.objective, micro.first, micro.count), recipe, repeats),
+                }
+            )
     windows = changed(short_rows, "MOVING_COST", math.inf, taking(recipe, phase_name, repeats))
     steps = alternate({"chosen": taking(recipe, phase_name, repeats), "windows": windows}, repeats)
     return {"attention": found, "step_windows_to_chosen": ratio(steps, "windows", "chosen")}
@@ -96,13 +108,20 @@ def compare_rows(batch: PackedBatch, recipe: Recipe, repeats: int) -> dict[str, 
 
     seconds = alternate({way: partial(run, way) for way in ("chosen", "windows", "rows")}, repeats)
     lengths = batch.cu_seqlens.diff()
-    chosen, moved = (row_table(ids, batch.cu_seqlens, batch.window, None, fused.dtype, always=always)
-                     for always in (False, True))
+    chosen, moved = (
+        row_table(ids, batch.cu_seqlens, batch.window, None, fused.dtype, always=always) for always in (False, True)
+    )
     assert moved is not None
-    return {"tokens": ids.numel(), "documents": lengths.numel(), "median_length": float(lengths.double().median()),
-            "moved": chosen is not None, "slots_per_token": moved.source.numel() / ids.numel(),
-            "windows_to_chosen": ratio(seconds, "windows", "chosen"), "windows_to_rows": ratio(seconds, "windows", "rows"),
-            "chosen_milliseconds": 1e3 * statistics.median(seconds["chosen"])}
+    return {
+        "tokens": ids.numel(),
+        "documents": lengths.numel(),
+        "median_length": float(lengths.double().median()),
+        "moved": chosen is not None,
+        "slots_per_token": moved.source.numel() / ids.numel(),
+        "windows_to_chosen": ratio(seconds, "windows", "chosen"),
+        "windows_to_rows": ratio(seconds, "windows", "rows"),
+        "chosen_milliseconds": 1e3 * statistics.median(seconds["chosen"]),
+    }
 
 
 def measure_dropout(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
@@ -113,17 +132,35 @@ def measure_dropout(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
     def hashed() -> None:
         mask.stays(channels)
 
-    masks = alternate({"parts": hashed, "at once": changed(dropout, "PART_WORDS", 2**62, hashed),
-                       "apply": lambda: mask.apply(states), "torch": lambda: F.dropout(states, RATE)}, 3 * repeats)
+    masks = alternate(
+        {
+            "parts": hashed,
+            "at once": changed(dropout, "PART_WORDS", 2**62, hashed),
+            "apply": lambda: mask.apply(states),
+            "torch": lambda: F.dropout(states, RATE),
+        },
+        3 * repeats,
+    )
     dropping = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dropout": RATE})})
-    steps = alternate({"none": taking(recipe, phase_name, repeats), "parts": taking(dropping, phase_name, repeats),
-                       "at once": changed(dropout, "PART_WORDS", 2**62, taking(dropping, phase_name, repeats))}, repeats)
+    steps = alternate(
+        {
+            "none": taking(recipe, phase_name, repeats),
+            "parts": taking(dropping, phase_name, repeats),
+            "at once": changed(dropout, "PART_WORDS", 2**62, taking(dropping, phase_name, repeats)),
+        },
+        repeats,
+    )
     share = [1 - plain / dropped for plain, dropped in zip(steps["none"], steps["parts"], strict=True)]
-    return {"rate": RATE, "mask_shape": [rows, channels], "mask_milliseconds": 1e3 * statistics.median(masks["parts"]),
-            "mask_at_once_to_parts": ratio(masks, "at once", "parts"),
-            "dropout_to_torch_dropout": ratio(masks, "apply", "torch"),
-            "step_with_dropout_to_without": ratio(steps, "parts", "none"),
-            "step_at_once_to_parts": ratio(steps, "at once", "parts"), "share_of_step": spread(share)}
+    return {
+        "rate": RATE,
+        "mask_shape": [rows, channels],
+        "mask_milliseconds": 1e3 * statistics.median(masks["parts"]),
+        "mask_at_once_to_parts": ratio(masks, "at once", "parts"),
+        "dropout_to_torch_dropout": ratio(masks, "apply", "torch"),
+        "step_with_dropout_to_without": ratio(steps, "parts", "none"),
+        "step_at_once_to_parts": ratio(steps, "at once", "parts"),
+        "share_of_step": spread(share),
+    }
 
 
 def taking(recipe: Recipe, phase_name: str, repeats: int) -> Callable[[], None]:
@@ -135,6 +172,7 @@ def taking(recipe: Recipe, phase_name: str, repeats: int) -> Callable[[], None]:
 
 def changed(module: ModuleType, name: str, value: float, call: Callable[[], object]) -> Callable[[], None]:
     """`call` while a constant of a module has another value."""
+
     def run() -> None:
         before = getattr(module, name)
         setattr(module, name, value)
@@ -150,18 +188,24 @@ def table(result: dict[str, Any]) -> str:
     """The ratios as sentences."""
     lines = []
     for row in result.get("rows", {}).get("attention", []):
-        lines.append(f"{row['objective']}, windows of {row['window']}, documents of {row['median_length']:.0f} tokens: "
-                     f"attention in windows takes {_times(row['windows_to_rows'])} the time of short rows, which are "
-                     f"{'taken' if row['moved'] else 'not taken'}")
+        lines.append(
+            f"{row['objective']}, windows of {row['window']}, documents of {row['median_length']:.0f} tokens: "
+            f"attention in windows takes {_times(row['windows_to_rows'])} the time of short rows, which are "
+            f"{'taken' if row['moved'] else 'not taken'}"
+        )
     if "rows" in result:
         lines.append(f"a step in windows takes {_times(result['rows']['step_windows_to_chosen'])} the time")
     if "dropout" in result:
         found = result["dropout"]
-        lines.append(f"dropout {found['rate']}: {_times(found['share_of_step'])} of a step; hashed at once a mask takes "
-                     f"{_times(found['mask_at_once_to_parts'])}, a step {_times(found['step_at_once_to_parts'])} the time")
+        lines.append(
+            f"dropout {found['rate']}: {_times(found['share_of_step'])} of a step; hashed at once a mask takes "
+            f"{_times(found['mask_at_once_to_parts'])}, a step {_times(found['step_at_once_to_parts'])} the time"
+        )
     for name, row in result.get("update", {}).get("kinds", {}).items():
-        lines.append(f"AdamW, {name}: {row['milliseconds']:.2f} ms, {_times(row['to_torch_fused'])} the time of torch's "
-                     f"fused one, {row['share_of_step']:.1%} of a step")
+        lines.append(
+            f"AdamW, {name}: {row['milliseconds']:.2f} ms, {_times(row['to_torch_fused'])} the time of torch's "
+            f"fused one, {row['share_of_step']:.1%} of a step"
+        )
     return "\n".join(lines)
 
 

@@ -31,8 +31,10 @@ def stored_batches(recipe: Recipe, batch_tokens: int, count: int) -> list[Packed
         raise UserError(f"no token store in {directory}; run `python launch/prepare.py` first")
     tokenizer = Tokenizer.load(directory / "tokenizer.model")
     if tokenizer.vocab_size > recipe.model.vocab_size:
-        raise UserError(f"the store in {directory} has {tokenizer.vocab_size} token ids, the model only "
-                        f"{recipe.model.vocab_size}; give a data.directory made for this recipe")
+        raise UserError(
+            f"the store in {directory} has {tokenizer.vocab_size} token ids, the model only "
+            f"{recipe.model.vocab_size}; give a data.directory made for this recipe"
+        )
     objective = TranslationLM(batch_tokens=batch_tokens)
     phase = recipe.phases["cross"].model_copy(update={"objectives": [objective], "languages": "all"})
     data = PhaseData(TokenStore.open(directory / "store"), tokenizer, "cross", phase, recipe.seed)
@@ -56,7 +58,16 @@ def generated_batches(recipe: Recipe, batch_tokens: int, count: int) -> list[Pac
         target_tokens = tokens[targets]
         tokens[targets] = recipe.model.vocab_size - 1
         positions = torch.arange(windows * window) - torch.repeat_interleave(cuts[:-1], counts)
-        batches.append(PackedBatch(
-            tokens, positions, cuts.to(torch.int32), window, torch.arange(windows) + step * windows,
-            torch.zeros(windows, dtype=torch.int64), targets, target_tokens))
+        batches.append(
+            PackedBatch(
+                tokens,
+                positions,
+                cuts.to(torch.int32),
+                window,
+                torch.arange(windows) + step * windows,
+                torch.zeros(windows, dtype=torch.int64),
+                targets,
+                target_tokens,
+            )
+        )
     return batches

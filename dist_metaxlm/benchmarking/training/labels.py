@@ -21,8 +21,12 @@ from dist_metaxlm.modeling.mlp import Mlp
 PREFIX = "part: "
 STEP, DATA, OPTIMISER, COMMUNICATION = "rest of the model", "waiting for data", "optimiser", "communication"
 MODULES: tuple[tuple[type[nn.Module], str], ...] = (
-    (Embedding, "embedding"), (Attention, "attention"), (Mlp, "MLP"), (Head, "head"),
-    (Norm, "norms, residual sums, dropout"))
+    (Embedding, "embedding"),
+    (Attention, "attention"),
+    (Mlp, "MLP"),
+    (Head, "head"),
+    (Norm, "norms, residual sums, dropout"),
+)
 """Component of the modules of each class; the innermost label counts."""
 ENGINE = (("_take_model_step", OPTIMISER), ("allreduce_gradients", COMMUNICATION))
 """Methods of DeepSpeed's engines (0.19.8): the update with its clipping, and reducing gradients, with one rank too."""

@@ -37,8 +37,14 @@ class PhaseSteps:
     meter: LossMeter
 
 
-def phase_steps(recipe: Recipe, phase_name: str, device: torch.device, total: int, watch: Watch = lambda it: it,
-                seen: Callable[[PackedBatch], None] = lambda _: None) -> PhaseSteps:
+def phase_steps(
+    recipe: Recipe,
+    phase_name: str,
+    device: torch.device,
+    total: int,
+    watch: Watch = lambda it: it,
+    seen: Callable[[PackedBatch], None] = lambda _: None,
+) -> PhaseSteps:
     """Engine and execution of the first `total` steps of a phase, inside a process group.
 
     `watch` wraps the stream of micro-batches, `seen` is called with each of them.
@@ -75,5 +81,6 @@ def stored_phase(recipe: Recipe, phase_name: str, phase: PhaseConfig) -> PhaseDa
     directory = Path(recipe.data.directory)
     if not (directory / "store" / "manifest.json").is_file():
         raise UserError(f"no token store in {directory}; run `python launch/prepare.py` first")
-    return PhaseData(TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), phase_name, phase,
-                     recipe.seed)
+    return PhaseData(
+        TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), phase_name, phase, recipe.seed
+    )

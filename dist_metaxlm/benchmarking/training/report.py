@@ -14,9 +14,16 @@ from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.run.environment import environment
 
 
-def measure_throughput(recipe_name: str, overrides: list[str], steps: int, batch_tokens: int, rows: int,
-                       documents: str = "store", seconds: float | None = None,
-                       keep: Callable[[dict[str, Any]], None] = lambda so_far: None) -> dict[str, Any]:
+def measure_throughput(
+    recipe_name: str,
+    overrides: list[str],
+    steps: int,
+    batch_tokens: int,
+    rows: int,
+    documents: str = "store",
+    seconds: float | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
+) -> dict[str, Any]:
     """Throughput of a recipe's model against Hugging Face, in one process, with the environment it was measured in.
 
     `keep` is given what is measured before the baseline is made, whose compilation may take minutes.
@@ -26,6 +33,9 @@ def measure_throughput(recipe_name: str, overrides: list[str], steps: int, batch
     device = pick_device(topology)
     engine = importlib.util.find_spec("deepspeed") is not None
     with process_group(topology, device) if engine else contextlib.nullcontext():
-        found = compare_with_huggingface(Setting(recipe, steps, batch_tokens, rows, documents, seconds), device,
-                                         lambda so_far: keep({**so_far, "environment": environment()}))
+        found = compare_with_huggingface(
+            Setting(recipe, steps, batch_tokens, rows, documents, seconds),
+            device,
+            lambda so_far: keep({**so_far, "environment": environment()}),
+        )
     return {**found, "environment": environment()}

@@ -49,32 +49,49 @@ def measure_saving(recipe_name: str, overrides: list[str], scratch: Path, repeat
         engine = build_engine(PretrainingModel(encoder), recipe, device, groups().data_size)
         folder = _shared_folder(scratch, device)
         rows = _alternate(engine, _training_step(engine, recipe, tokens, device), folder, repeats, device)
-    stalls, copies = ([row[name] / row["blocking_seconds"] for row in rows]
-                      for name in ("background_stall_seconds", "copy_seconds"))
+    stalls, copies = (
+        [row[name] / row["blocking_seconds"] for row in rows] for name in ("background_stall_seconds", "copy_seconds")
+    )
     medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     interval = recipe.training.checkpoint_interval * medians["step_seconds"]
     return {
-        "model": recipe.name, "parameters": parameters, "ranks": topology.world_size, "device": device.type,
-        "layout": recipe.parallel.model_dump(), "repeats": repeats, "tokens_per_rank": tokens, **medians,
-        "stall_share_of_blocking": statistics.median(stalls), "stall_share_min": min(stalls), "stall_share_max": max(stalls),
-        "copy_share_of_blocking": statistics.median(copies), "copy_share_min": min(copies), "copy_share_max": max(copies),
+        "model": recipe.name,
+        "parameters": parameters,
+        "ranks": topology.world_size,
+        "device": device.type,
+        "layout": recipe.parallel.model_dump(),
+        "repeats": repeats,
+        "tokens_per_rank": tokens,
+        **medians,
+        "stall_share_of_blocking": statistics.median(stalls),
+        "stall_share_min": min(stalls),
+        "stall_share_max": max(stalls),
+        "copy_share_of_blocking": statistics.median(copies),
+        "copy_share_min": min(copies),
+        "copy_share_max": max(copies),
         "checkpoint_interval": recipe.training.checkpoint_interval,
         "stall_share_of_interval": medians["background_stall_seconds"] / interval,
         "blocking_share_of_interval": medians["blocking_seconds"] / interval,
-        "rows": rows, "environment": environment()}
+        "rows": rows,
+        "environment": environment(),
+    }
 
 
-def _alternate(engine: Any, train: Callable[[], None], folder: Path, repeats: int,
-               device: torch.device) -> list[dict[str, float]]:
+def _alternate(
+    engine: Any, train: Callable[[], None], folder: Path, repeats: int, device: torch.device
+) -> list[dict[str, float]]:
     """One row a repeat: a blocking save, steps by themselves, then a save in the background with steps beside it."""
     rows = []
     try:
-        with CheckpointSaver(folder / "blocking", engine, 1, background=False) as blocking, \
-                CheckpointSaver(folder / "background", engine, 1, background=True) as background:
+        with (
+            CheckpointSaver(folder / "blocking", engine, 1, background=False) as blocking,
+            CheckpointSaver(folder / "background", engine, 1, background=True) as background,
+        ):
             for repeat in range(repeats + 1):
                 row = {"blocking_seconds": _seconds(lambda: blocking.save({"step": repeat}, {}), device)}  # noqa: B023
-                row["megabytes"] = sum(file.stat().st_size for file in
-                                       step_folder(folder / "blocking", repeat).iterdir()) / 1e6
+                row["megabytes"] = (
+                    sum(file.stat().st_size for file in step_folder(folder / "blocking", repeat).iterdir()) / 1e6
+                )
                 alone = [_seconds(train, device) for _ in range(3)]
                 begun, stalled = time.perf_counter(), background.stalled
                 background.save({"step": 2 * repeat}, {})
@@ -122,9 +139,16 @@ def _training_step(engine: Any, recipe: Recipe, tokens: int, device: torch.devic
     generator = torch.Generator().manual_seed(groups().data_rank)
     ids = torch.randint(recipe.model.vocab_size, (windows * window,), generator=generator)
     targets = torch.arange(0, ids.numel(), 7)
-    batch = PackedBatch(ids, torch.arange(window).repeat(windows), torch.arange(windows + 1, dtype=torch.int32) * window,
-                        window, torch.arange(windows), torch.zeros(windows, dtype=torch.int64), targets,
-                        ids[targets]).to(device)
+    batch = PackedBatch(
+        ids,
+        torch.arange(window).repeat(windows),
+        torch.arange(windows + 1, dtype=torch.int32) * window,
+        window,
+        torch.arange(windows),
+        torch.zeros(windows, dtype=torch.int64),
+        targets,
+        ids[targets],
+    ).to(device)
     objective = MaskedLM(batch_tokens=ids.numel())
 
     def step() -> None:

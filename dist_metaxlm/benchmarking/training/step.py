@@ -64,16 +64,28 @@ def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int,
         found, watched, busy = _profiled(take, loop.engine, count, device, trace_file if topology.is_first else None)
         tokens_per_step = tokens / count * groups().data_size
         loop.engine.destroy()
-    return {"model": recipe.name, "phase": phase, "device": device.type, "precision": resolve_precision(recipe, device),
-            "ranks": topology.world_size, "layout": recipe.parallel.model_dump(), "threads": torch.get_num_threads(),
-            "steps": count, "tokens_per_step": tokens_per_step, "seconds_per_step": statistics.median(seconds),
-            "tokens_per_second": tokens_per_step / statistics.median(seconds),
-            "profiled_seconds_per_step": watched / count, **shares(found, count, watched, busy),
-            "kernels": registry.choices(), "environment": environment()}
+    return {
+        "model": recipe.name,
+        "phase": phase,
+        "device": device.type,
+        "precision": resolve_precision(recipe, device),
+        "ranks": topology.world_size,
+        "layout": recipe.parallel.model_dump(),
+        "threads": torch.get_num_threads(),
+        "steps": count,
+        "tokens_per_step": tokens_per_step,
+        "seconds_per_step": statistics.median(seconds),
+        "tokens_per_second": tokens_per_step / statistics.median(seconds),
+        "profiled_seconds_per_step": watched / count,
+        **shares(found, count, watched, busy),
+        "kernels": registry.choices(),
+        "environment": environment(),
+    }
 
 
-def _timed(take: Callable[[int], None], count: int, device: torch.device, seen: list[torch.Tensor]
-           ) -> tuple[list[float], int]:
+def _timed(
+    take: Callable[[int], None], count: int, device: torch.device, seen: list[torch.Tensor]
+) -> tuple[list[float], int]:
     """Seconds of each of `count` steps after the warm-up, and the tokens of all of them; padding does not count."""
     seconds = []
     for step in range(WARM_UP + count):
@@ -86,8 +98,9 @@ def _timed(take: Callable[[int], None], count: int, device: torch.device, seen: 
     return seconds[WARM_UP:], sum(int((tokens != PAD).sum()) for tokens in seen)
 
 
-def _profiled(take: Callable[[int], None], engine: Any, count: int, device: torch.device,
-              trace_file: str | None) -> tuple[Breakdown, float, float | None]:
+def _profiled(
+    take: Callable[[int], None], engine: Any, count: int, device: torch.device, trace_file: str | None
+) -> tuple[Breakdown, float, float | None]:
     """Where the time of the next `count` steps goes, their seconds, and those in which the device worked (None: a CPU)."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with labelled(engine), profile(activities=activities) as watching:
@@ -113,26 +126,36 @@ def shares(found: Breakdown, count: int, seconds: float, busy: float | None) -> 
     return {
         "parts": {name: {kind: passes[kind] / whole for kind in PASSES if kind in passes} for name, passes in ranked},
         "rest": 1 - explained,
-        "host_waits_per_step": {name: {cause: number / count for cause, number in causes.items()}
-                                for name, causes in sorted(found.waits.items())},
-        "operators": [{"name": name, "component": component, "pass": kind, "share": time / whole}
-                      for (name, component, kind), time in
-                      sorted(found.operators.items(), key=lambda entry: -entry[1])[:OPERATORS]]}
+        "host_waits_per_step": {
+            name: {cause: number / count for cause, number in causes.items()} for name, causes in sorted(found.waits.items())
+        },
+        "operators": [
+            {"name": name, "component": component, "pass": kind, "share": time / whole}
+            for (name, component, kind), time in sorted(found.operators.items(), key=lambda entry: -entry[1])[:OPERATORS]
+        ],
+    }
 
 
 def table(result: dict[str, Any]) -> str:
     """The breakdown as a Markdown table."""
-    lines = [f"{result['model']}, phase {result['phase']}, {result['device']}, {result['precision']}: "
-             f"{result['seconds_per_step']:.4g} s a step, {result['tokens_per_second']:,.0f} tokens/s "
-             f"({result['profiled_seconds_per_step']:.4g} s under the profiler)", "",
-             f"| part of the step | {' | '.join(PASSES)} | together |", "|---|" + "---|" * (len(PASSES) + 1)]
+    lines = [
+        f"{result['model']}, phase {result['phase']}, {result['device']}, {result['precision']}: "
+        f"{result['seconds_per_step']:.4g} s a step, {result['tokens_per_second']:,.0f} tokens/s "
+        f"({result['profiled_seconds_per_step']:.4g} s under the profiler)",
+        "",
+        f"| part of the step | {' | '.join(PASSES)} | together |",
+        "|---|" + "---|" * (len(PASSES) + 1),
+    ]
     for name, passes in result["parts"].items():
         cells = [f"{passes[kind]:.1%}" if kind in passes else "" for kind in PASSES]
         lines.append(f"| {name} | {' | '.join(cells)} | {sum(passes.values()):.1%} |")
     rest = "the device idle" if result["device"] == "cuda" else "the interpreter and what no operator explains"
     lines += [f"| {rest} |{' |' * len(PASSES)} {result['rest']:.1%} |", ""]
-    waits = [f"{cause} {number:g} times a step ({name})" for name, causes in result["host_waits_per_step"].items()
-             for cause, number in causes.items()]
+    waits = [
+        f"{cause} {number:g} times a step ({name})"
+        for name, causes in result["host_waits_per_step"].items()
+        for cause, number in causes.items()
+    ]
     return "\n".join([*lines, "the host waits for results: " + ("; ".join(waits) if waits else "never")])
 
 

@@ -56,8 +56,9 @@ class Setting:
     learning_rate: float = 1e-4
 
 
-def compare_with_huggingface(setting: Setting, device: torch.device,
-                             keep: Callable[[dict[str, Any]], None] = lambda so_far: None) -> dict[str, Any]:
+def compare_with_huggingface(
+    setting: Setting, device: torch.device, keep: Callable[[dict[str, Any]], None] = lambda so_far: None
+) -> dict[str, Any]:
     """Alternate steps of both sides on the same batches and report real tokens per second, their ratio and both losses.
 
     The first steps are not timed, and ours come first: their speed goes to `keep` before the baseline is compiled.
@@ -72,13 +73,25 @@ def compare_with_huggingface(setting: Setting, device: torch.device,
     with_engine = importlib.util.find_spec("deepspeed") is not None
     ours = (_our_step if with_engine else _our_plain_step)(encoder, setting, device)
     baseline = Baseline(encoder, recipe, setting.rows, setting.learning_rate, device)
-    about = {"model": recipe.name, "parameters": sum(p.numel() for p in encoder.parameters()), "device": str(device),
-             "engine": "DeepSpeed" if with_engine else "torch AdamW", "threads": torch.get_num_threads(),
-             "documents": setting.documents}
+    about = {
+        "model": recipe.name,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "device": str(device),
+        "engine": "DeepSpeed" if with_engine else "torch AdamW",
+        "threads": torch.get_num_threads(),
+        "documents": setting.documents,
+    }
     for batch in batches[:WARM_UP]:
         seconds, loss = _timed(ours, batch.to(device), device)
-    keep({**about, **_speed(setting, device, [(seconds, batch)]), "ours_losses": [loss], "steps": 0,
-          "unfinished": ["the baseline was not reached"]})
+    keep(
+        {
+            **about,
+            **_speed(setting, device, [(seconds, batch)]),
+            "ours_losses": [loss],
+            "steps": 0,
+            "unfinished": ["the baseline was not reached"],
+        }
+    )
     for batch in batches[:WARM_UP]:
         baseline.load(batch)
         baseline.step()
@@ -90,8 +103,12 @@ def compare_with_huggingface(setting: Setting, device: torch.device,
         seconds_theirs, loss_theirs = _timed(lambda _: baseline.step(), batch, device)
         seconds_ours, loss_ours = _timed(ours, batch.to(device), device)
         rows.append((seconds_ours, seconds_theirs - baseline.lost, loss_ours, loss_theirs, batch))
-    return {**about, **figures(rows, replace(setting, rows=baseline.rows), device), "baseline_compiled": baseline.compiled,
-            "baseline_problem": baseline.problem}
+    return {
+        **about,
+        **figures(rows, replace(setting, rows=baseline.rows), device),
+        "baseline_compiled": baseline.compiled,
+        "baseline_problem": baseline.problem,
+    }
 
 
 def figures(rows: list[Row], setting: Setting, device: torch.device) -> dict[str, Any]:
@@ -108,22 +125,33 @@ def figures(rows: list[Row], setting: Setting, device: torch.device) -> dict[str
     difference = max(abs(row[2] - row[3]) for row in rows)
     wrong = not difference <= (0.02 * max(row[3] for row in rows) if half else 1e-3)
     return {
-        "steps": len(rows), "tokens_per_step": statistics.median(real), "targets_per_step": int(rows[0][4].targets.numel()),
-        "baseline_rows": setting.rows, "baseline_padding_share": 1.0 - sum(real) / sum(padded),
+        "steps": len(rows),
+        "tokens_per_step": statistics.median(real),
+        "targets_per_step": int(rows[0][4].targets.numel()),
+        "baseline_rows": setting.rows,
+        "baseline_padding_share": 1.0 - sum(real) / sum(padded),
         **_speed(setting, device, [(row[0], row[4]) for row in rows]),
         "huggingface_tokens_per_second": statistics.median(n / row[1] for n, row in zip(real, rows, strict=True)),
-        "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
-        "ours_losses": [row[2] for row in rows], "huggingface_losses": [row[3] for row in rows],
-        "largest_loss_difference": difference, "wrong": [setting.recipe.name] if wrong else [],
-        "slower": [setting.recipe.name] if device.type == "cuda" and statistics.median(ratios) < 1 else []}
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "ours_losses": [row[2] for row in rows],
+        "huggingface_losses": [row[3] for row in rows],
+        "largest_loss_difference": difference,
+        "wrong": [setting.recipe.name] if wrong else [],
+        "slower": [setting.recipe.name] if device.type == "cuda" and statistics.median(ratios) < 1 else [],
+    }
 
 
 def _speed(setting: Setting, device: torch.device, steps: list[tuple[float, PackedBatch]]) -> dict[str, Any]:
     """Our side's rates over (seconds, batch) of steps."""
     flops = statistics.median(_flops(setting, batch) / seconds for seconds, batch in steps)
     utilisation = model_flops_utilisation(flops, torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return {"ours_tokens_per_second": statistics.median(_real_tokens(batch) / seconds for seconds, batch in steps),
-            "ours_flops_per_second": flops, "ours_mfu": utilisation}
+    return {
+        "ours_tokens_per_second": statistics.median(_real_tokens(batch) / seconds for seconds, batch in steps),
+        "ours_flops_per_second": flops,
+        "ours_mfu": utilisation,
+    }
 
 
 def _real_tokens(batch: PackedBatch) -> int:

@@ -19,8 +19,14 @@ PASSES = (FORWARD, BACKWARD, AGAIN, UPDATE)
 ACCUMULATION = "sums of gradients"
 CARRIERS = ("gloo:", "nccl:", "c10d::", "ncclDevKernel", "ncclKernel")
 """Names of collectives and sends: the calls, gloo's own, NCCL's kernels."""
-WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal",
-         "aten::unique_consecutive")
+WAITS = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::equal",
+    "aten::unique_consecutive",
+)
 """Operators whose result a host must wait for."""
 CUDA_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 """Calls of CUDA that return when the device has come that far."""
@@ -72,8 +78,9 @@ def breakdown(events: Iterable[Any], on_device: bool) -> Breakdown:
     return found
 
 
-def _place(event: Any, places: dict[int, tuple[str, str] | None], nodes: dict[tuple[int, int], str]
-           ) -> tuple[str, str] | None:
+def _place(
+    event: Any, places: dict[int, tuple[str, str] | None], nodes: dict[tuple[int, int], str]
+) -> tuple[str, str] | None:
     """(component, pass) of an event whose parents have theirs; None outside the labelled steps."""
     parent = event.cpu_parent
     around = places.get(id(parent)) if parent is not None else None
@@ -120,8 +127,11 @@ def _device_time(event: Any) -> float:
 
 def device_busy(events: Iterable[Any]) -> float:
     """Microseconds in which a device ran at least one kernel or copy."""
-    spans = [(event.time_range.start, event.time_range.end) for event in events
-             if not _is_host(event) and not event.name.startswith(PREFIX)]
+    spans = [
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if not _is_host(event) and not event.name.startswith(PREFIX)
+    ]
     return covered(spans)
 
 

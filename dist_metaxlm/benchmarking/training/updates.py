@@ -38,7 +38,8 @@ KINDS: dict[str, Make] = {
     OURS: lambda groups, settings: torch.optim.AdamW(groups, fused=True, **settings),
     "torch foreach": lambda groups, settings: torch.optim.AdamW(groups, foreach=True, **settings),
     "torch, one at a time": lambda groups, settings: torch.optim.AdamW(groups, foreach=False, **settings),
-    DEEPSPEED: deepspeed_adam}
+    DEEPSPEED: deepspeed_adam,
+}
 
 
 def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
@@ -74,8 +75,12 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
                 seconds[name].append((sum(inside), update[-1], time.process_time() - start))
     holder.optimizer = own
     shards = [param.numel() for group in holder.optimizer.param_groups for param in group["params"]]
-    return {"shards": shards, "missing": missing, "kinds": _figures(seconds),
-            "differences_from_torch_fused": differences(shards, recipe.optimizer, learning_rate, list(kinds))}
+    return {
+        "shards": shards,
+        "missing": missing,
+        "kinds": _figures(seconds),
+        "differences_from_torch_fused": differences(shards, recipe.optimizer, learning_rate, list(kinds)),
+    }
 
 
 def _figures(seconds: dict[str, list[tuple[float, float, float]]]) -> dict[str, Any]:
@@ -88,7 +93,8 @@ def _figures(seconds: dict[str, list[tuple[float, float, float]]]) -> dict[str, 
             "update_milliseconds": 1e3 * statistics.median(row[1] for row in rows),
             "to_torch_fused": spread([row[0] / ours[0] for row, ours in pairs]),
             "share_of_step": statistics.median(row[0] for row in rows) / step,
-            "gain_of_step": spread([(ours[0] - row[0]) / step for row, ours in pairs])}
+            "gain_of_step": spread([(ours[0] - row[0]) / step for row, ours in pairs]),
+        }
     return found
 
 
@@ -96,8 +102,7 @@ def _settings(config: OptimizerConfig, learning_rate: float) -> dict[str, Any]:
     return {"lr": learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
 
 
-def _made(inner: torch.optim.Optimizer, config: OptimizerConfig
-          ) -> tuple[dict[str, torch.optim.Optimizer], dict[str, str]]:
+def _made(inner: torch.optim.Optimizer, config: OptimizerConfig) -> tuple[dict[str, torch.optim.Optimizer], dict[str, str]]:
     """Every kind over the groups of `inner`, and why one cannot be had."""
     kinds: dict[str, torch.optim.Optimizer] = {}
     missing: dict[str, str] = {}
@@ -111,8 +116,9 @@ def _made(inner: torch.optim.Optimizer, config: OptimizerConfig
     return kinds, missing
 
 
-def differences(shards: list[int], config: OptimizerConfig, learning_rate: float, names: list[str], updates: int = 3
-                ) -> dict[str, float]:
+def differences(
+    shards: list[int], config: OptimizerConfig, learning_rate: float, names: list[str], updates: int = 3
+) -> dict[str, float]:
     """Largest difference of any weight after `updates` of the same gradients, relative to the largest change of any."""
     weights: dict[str, torch.Tensor] = {}
     for name in names:

@@ -60,8 +60,7 @@ class BitextRead:
 class BitextWindows(OrderedPairs):
     """The windows of several pairs' streams, by (language pair, ordinal)."""
 
-    def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int,
-                 keys: tuple[str | int, ...]) -> None:
+    def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int, keys: tuple[str | int, ...]) -> None:
         """Pack the bitexts `corpora`, called `names`, into windows of `length`; `keys` name the random streams.
 
         Raises UserError for a corpus without pairs, or whose pairs are longer than a window.
@@ -70,10 +69,15 @@ class BitextWindows(OrderedPairs):
         for name, starts in zip(names, self._document_starts, strict=True):
             count = len(starts) - 1
             if count < 1 or int(starts[-1]) > count * length:
-                why = "no translation pair" if count < 1 else (
-                    f"pairs of {int(starts[-1]) // count} tokens on average, more than sequence_length {length}")
-                raise UserError(f"{name} has {why}; prepare the store again with bitext for it and max_pair_tokens up to "
-                                f"{length}, or leave it out of languages")
+                why = (
+                    "no translation pair"
+                    if count < 1
+                    else (f"pairs of {int(starts[-1]) // count} tokens on average, more than sequence_length {length}")
+                )
+                raise UserError(
+                    f"{name} has {why}; prepare the store again with bitext for it and max_pair_tokens up to "
+                    f"{length}, or leave it out of languages"
+                )
         self._plans = [plan_chunks(starts, length) for starts in self._document_starts]
         self._per_chunk = np.array([plan.windows for plan in self._plans], np.int64)
         self.counts = np.array([plan.chunks * plan.windows for plan in self._plans], np.int64)
@@ -135,15 +139,15 @@ class BitextWindows(OrderedPairs):
             pair, size = self._members(corpus, number, hash_u64(self._order_keys[corpus], epoch))
             made = np.stack([pair, size, pack(size, self._per_chunk[corpus], self.length)], axis=1)
             for chunk, packing in zip(missing.tolist(), made, strict=True):
-                found[tuple(chunk)] = self._kept[tuple(chunk)] = packing[:, :self._plans[chunk[0]].widest].copy()
-            for chunk in list(self._kept)[:-_KEPT * len(self._plans)]:
+                found[tuple(chunk)] = self._kept[tuple(chunk)] = packing[:, : self._plans[chunk[0]].widest].copy()
+            for chunk in list(self._kept)[: -_KEPT * len(self._plans)]:
                 self._kept.pop(chunk, None)
         result = np.zeros((3, len(keys), max(self._plans[chunk[0]].widest for chunk in keys)), np.int64)
         result[2] = -1
         for row, chunk in enumerate(keys):
             packing = found[chunk]
             assert packing is not None
-            result[:, row, :packing.shape[1]] = packing
+            result[:, row, : packing.shape[1]] = packing
         return result
 
     def _members(self, corpus: np.ndarray, chunk: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,8 +157,8 @@ class BitextWindows(OrderedPairs):
         for number, rows in groups(corpus):
             plan, starts = self._plans[number], self._document_starts[number]
             members, there = plan.members(chunk[rows], draws[rows])
-            pair[rows, :plan.widest] = members
-            size[rows, :plan.widest] = np.where(there, starts[members + 1] - starts[members], 0)
+            pair[rows, : plan.widest] = members
+            size[rows, : plan.widest] = np.where(there, starts[members + 1] - starts[members], 0)
         size[size > self.length] = 0
         return pair, size
 

@@ -78,8 +78,7 @@ class Masker:
         inputs.reshape(-1)[targets] = self._replacements(targets, target_tokens, samples, tokens.shape[1])
         return Masked(inputs, targets, target_tokens)
 
-    def _ranks(self, tokens: np.ndarray, samples: np.ndarray, documents: np.ndarray,
-               eligible: np.ndarray) -> np.ndarray:
+    def _ranks(self, tokens: np.ndarray, samples: np.ndarray, documents: np.ndarray, eligible: np.ndarray) -> np.ndarray:
         """[W, L] uint64, all different in a row: the order in which positions are taken; the top bit says never."""
         length = tokens.shape[1]
         position = np.arange(length, dtype=np.uint64)
@@ -103,8 +102,7 @@ class Masker:
         word = np.repeat(starts, lengths)
         return np.where(np.repeat(lengths > LONGEST_WORD, lengths), np.arange(begin.size), word)
 
-    def _replacements(self, targets: np.ndarray, target_tokens: np.ndarray, samples: np.ndarray,
-                      length: int) -> np.ndarray:
+    def _replacements(self, targets: np.ndarray, target_tokens: np.ndarray, samples: np.ndarray, length: int) -> np.ndarray:
         """[M] int64: what the model sees at the targets. One hash serves both draws, 32 bits each."""
         streams = hash_u64(self._action_key, samples)
         draws = hash_u64(streams[targets // length], targets % length)

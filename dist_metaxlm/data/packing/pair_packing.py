@@ -51,8 +51,9 @@ class ChunkPlan:
         strides = np.array([_stride(draw, self.pairs, self.widest) for draw in stride_draw.tolist()], np.int64)
         first = chunk * self.pairs // self.chunks
         count = (chunk + 1) * self.pairs // self.chunks - first
-        start = np.array([place * stride % self.pairs for place, stride in
-                          zip(first.tolist(), strides.tolist(), strict=True)], np.int64)  # Python's: it may pass 2**63
+        start = np.array(
+            [place * stride % self.pairs for place, stride in zip(first.tolist(), strides.tolist(), strict=True)], np.int64
+        )  # Python's: it may pass 2**63
         column = np.arange(self.widest)
         return (start[:, None] + strides[:, None] * column) % self.pairs, column < count[:, None]
 

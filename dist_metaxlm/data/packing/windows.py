@@ -42,8 +42,7 @@ class Pieces:
 class Windows(Ordered):
     """The windows of several corpora, by (corpus, ordinal)."""
 
-    def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int,
-                 keys: tuple[str | int, ...]) -> None:
+    def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int, keys: tuple[str | int, ...]) -> None:
         """Cut `corpora`, called `names`, into windows of `length` tokens; `keys` name the random streams.
 
         Raises UserError for a corpus shorter than one window.
@@ -52,8 +51,10 @@ class Windows(Ordered):
         self._corpora = list(corpora)
         for name, tokens in zip(names, self._tokens, strict=True):
             if len(tokens) < length:
-                raise UserError(f"{name} has {counted(len(tokens), 'token')}, less than one window of sequence_length "
-                                f"{length}; give it more text, set a smaller sequence_length, or leave it out of languages")
+                raise UserError(
+                    f"{name} has {counted(len(tokens), 'token')}, less than one window of sequence_length "
+                    f"{length}; give it more text, set a smaller sequence_length, or leave it out of languages"
+                )
         self._rows = [np.lib.stride_tricks.sliding_window_view(tokens, length) for tokens in self._tokens]
         self._totals = np.array([len(tokens) for tokens in self._tokens], np.int64)
         self._offset_keys = np.array([key(*keys, "offset", name) for name in names], np.uint64)
@@ -92,7 +93,7 @@ class Windows(Ordered):
             tokens[rows[where]] = self._rows[number][source[where]]
         for index in np.flatnonzero(pieces.size < self.length).tolist():
             begin, size, target = pieces.source[index], pieces.size[index], pieces.destination[index]
-            flat[target:target + size] = self._tokens[pieces.corpus[index]][begin:begin + size]
+            flat[target : target + size] = self._tokens[pieces.corpus[index]][begin : begin + size]
         return tokens, self._documents(pieces, groups(pieces.corpus))
 
     def _documents(self, pieces: Pieces, runs: list[tuple[int, slice]]) -> np.ndarray:

@@ -30,8 +30,15 @@ from dist_metaxlm.recipe.schema import CrossLingualContrast
 _TEXT_KEY = key("xlco", "text")
 
 
-def xlco_batch(pairs: ContrastPairs, masker: Masker, draw_key: int, config: CrossLingualContrast, samples: np.ndarray,
-               language: np.ndarray, ordinal: np.ndarray) -> PackedBatch:
+def xlco_batch(
+    pairs: ContrastPairs,
+    masker: Masker,
+    draw_key: int,
+    config: CrossLingualContrast,
+    samples: np.ndarray,
+    language: np.ndarray,
+    ordinal: np.ndarray,
+) -> PackedBatch:
     """The queries of the pairs `samples` [P], and in `keys` their keys; pair p is number `ordinal[p]` of `language[p]`.
 
     `samples` begin at a multiple of `config.pairs_together` and so do their number; `draw_key` names the random stream.
@@ -49,13 +56,16 @@ def xlco_batch(pairs: ContrastPairs, masker: Masker, draw_key: int, config: Cros
         rows = np.arange(len(tokens_SR)) * tokens_SR.shape[1]
         tokens_SR = masker.mask(tokens_SR, numbers_S, rows, config.mask_rate).inputs
     half = len(examples)
-    queries, keys = (_packed(tokens_SR[part], length_S[part], numbers_S[part], language[::together], pairs.length)
-                     for part in (slice(half), slice(half, None)))
+    queries, keys = (
+        _packed(tokens_SR[part], length_S[part], numbers_S[part], language[::together], pairs.length)
+        for part in (slice(half), slice(half, None))
+    )
     return replace(queries, pair_languages=torch.from_numpy(language), texts=texts, keys=keys)
 
 
-def sentences(pairs: ContrastPairs, corpus: np.ndarray, documents: np.ndarray,
-              longest: int) -> tuple[np.ndarray, np.ndarray]:
+def sentences(
+    pairs: ContrastPairs, corpus: np.ndarray, documents: np.ndarray, longest: int
+) -> tuple[np.ndarray, np.ndarray]:
     """([N, B] int64 sentences up to their `</s>`, without `<s>`, cut to B = `longest`, then `<pad>`; [N] their tokens)."""
     source, size, starts_anew = pairs.sentence_places(corpus, documents)
     source, size = source + 1 - starts_anew, size - 1 + starts_anew
@@ -80,8 +90,9 @@ def mixed(config: CrossLingualContrast, draws: np.ndarray) -> np.ndarray:
         first = 4 * np.arange(count)
         if config.mixup == "order":
             cross = np.zeros_like(cross)
-        sides = np.stack([_ordered(first, first + 2 + cross, reverse_first),
-                          _ordered(first + 1, first + 3 - cross, reverse_second)])
+        sides = np.stack(
+            [_ordered(first, first + 2 + cross, reverse_first), _ordered(first + 1, first + 3 - cross, reverse_second)]
+        )
     return np.where(swap[None, :, None] == 1, sides[::-1], sides)
 
 
@@ -112,8 +123,7 @@ def _text_hashes(bodies: np.ndarray, size: np.ndarray) -> np.ndarray:
     return hash_u64(_TEXT_KEY, hashes.sum(axis=1, dtype=np.uint64))
 
 
-def _packed(tokens: np.ndarray, length: np.ndarray, numbers: np.ndarray, languages: np.ndarray,
-            window: int) -> PackedBatch:
+def _packed(tokens: np.ndarray, length: np.ndarray, numbers: np.ndarray, languages: np.ndarray, window: int) -> PackedBatch:
     """A batch with the first `length` [E] tokens of the rows of `tokens` [E, R] as documents, packed into windows."""
     placed = place(length, window)
     flat = np.full(placed.windows * window, PAD, np.int64)

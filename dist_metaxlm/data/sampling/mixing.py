@@ -33,7 +33,7 @@ class Mixture:
         self._key = key
         self._before = np.zeros((len(self._starts), self._sources), np.int64)
         for number in range(1, len(self._starts)):
-            blocks, segments = self._starts[number:number + 1], np.array([number - 1])
+            blocks, segments = self._starts[number : number + 1], np.array([number - 1])
             self._before[number] = self._counts(blocks, segments)[0]
 
     def lookup(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

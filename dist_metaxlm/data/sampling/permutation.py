@@ -39,8 +39,9 @@ def permute(indices: np.ndarray, n: int | np.ndarray, key: int | np.ndarray) -> 
 
     Each index must lie in range(n), n at most 2**60. The cost does not depend on n.
     """
-    index, bound, stream = np.broadcast_arrays(np.asarray(indices, np.int64), np.asarray(n, np.int64),
-                                               np.asarray(key, np.uint64))
+    index, bound, stream = np.broadcast_arrays(
+        np.asarray(indices, np.int64), np.asarray(n, np.int64), np.asarray(key, np.uint64)
+    )
     half = ((np.frexp((bound - 1).astype(np.float64))[1] + 1) // 2).astype(np.uint64)
     columns = np.uint64(1) << half
     rows = (bound.astype(np.uint64) + columns - np.uint64(1)) >> half

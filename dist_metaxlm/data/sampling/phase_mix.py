@@ -14,23 +14,31 @@ from dist_metaxlm.recipe.schema import AlphaPoint, PairObjective, PhaseConfig
 from dist_metaxlm.text import counted
 
 
-def language_mix(phase: PhaseConfig, languages: Sequence[str], tokens: Sequence[Sequence[int]],
-                 weights: Sequence[Sequence[int]]) -> Mix:
+def language_mix(
+    phase: PhaseConfig, languages: Sequence[str], tokens: Sequence[Sequence[int]], weights: Sequence[Sequence[int]]
+) -> Mix:
     """The mix of `languages` for mlm, whose sources have `tokens` and share a language's windows by `weights`.
 
     Raises UserError where repetition caps or unlocks leave a part of the phase without text.
     """
     windows = [sum(count // phase.sequence_length for count in counts) for counts in tokens]
     late = {language: point.tokens for point in phase.unlock for language in point.languages}
-    mix = _mix(phase, "mlm", phase.alpha, [sum(counts) for counts in tokens],
-               [late.get(language, 0) for language in languages], phase.max_repetitions, windows, weights,
-               _fixed(phase, languages))
+    mix = _mix(
+        phase,
+        "mlm",
+        phase.alpha,
+        [sum(counts) for counts in tokens],
+        [late.get(language, 0) for language in languages],
+        phase.max_repetitions,
+        windows,
+        weights,
+        _fixed(phase, languages),
+    )
     _check(mix, phase, "mlm", f"text in languages {_listed(languages)}", "max_repetitions")
     return mix
 
 
-def pair_mix(phase: PhaseConfig, objective: str, pairs: Sequence[str], counts: Sequence[int],
-             samples: Sequence[int]) -> Mix:
+def pair_mix(phase: PhaseConfig, objective: str, pairs: Sequence[str], counts: Sequence[int], samples: Sequence[int]) -> Mix:
     """The mix of language `pairs` for tlm, contrast or xlco: `counts` translations, `samples` (windows or pairs) an epoch.
 
     Raises UserError where repetition caps or unlocks leave a part of the phase without translations.
@@ -45,8 +53,14 @@ def pair_mix(phase: PhaseConfig, objective: str, pairs: Sequence[str], counts: S
 def samples_per_token(phase: PhaseConfig, name: str) -> Fraction:
     """Samples of an objective that pass, on average, while the phase trains on one token."""
     length = phase.sequence_length
-    tokens = sum((_taken(phase, objective.name) * length for objective in phase.objectives
-                  if not isinstance(objective, PairObjective)), Fraction(0))
+    tokens = sum(
+        (
+            _taken(phase, objective.name) * length
+            for objective in phase.objectives
+            if not isinstance(objective, PairObjective)
+        ),
+        Fraction(0),
+    )
     return _taken(phase, name) / tokens if tokens else Fraction(0)
 
 
@@ -64,36 +78,57 @@ def _fixed(phase: PhaseConfig, languages: Sequence[str]) -> dict[int, float]:
     if unknown:
         raise UserError(f"shares names {unknown[0]!r}, of which the store has no text; it has {_listed(languages)}")
     if phase.shares and len(phase.shares) == len(languages):
-        raise UserError(f"shares gives every language of the phase a share, {sum(phase.shares.values()):g} together; take "
-                        "one out, which then has the rest")
+        raise UserError(
+            f"shares gives every language of the phase a share, {sum(phase.shares.values()):g} together; take "
+            "one out, which then has the rest"
+        )
     return {list(languages).index(language): share for language, share in phase.shares.items()}
 
 
-def _mix(phase: PhaseConfig, name: str, alpha: float | list[AlphaPoint], counts: Sequence[int], unlocks: Sequence[int],
-         repetitions: float | None, samples: Sequence[int], parts: Sequence[Sequence[int]] | None,
-         fixed: dict[int, float] | None = None) -> Mix:
+def _mix(
+    phase: PhaseConfig,
+    name: str,
+    alpha: float | list[AlphaPoint],
+    counts: Sequence[int],
+    unlocks: Sequence[int],
+    repetitions: float | None,
+    samples: Sequence[int],
+    parts: Sequence[Sequence[int]] | None,
+    fixed: dict[int, float] | None = None,
+) -> Mix:
     rate = samples_per_token(phase, name)
     points = [(0, alpha)] if isinstance(alpha, float) else [(point.tokens, point.alpha) for point in alpha]
     limits = None if repetitions is None else [int(Fraction(repetitions) * count) for count in samples]
     length = round(phase.total_steps * _taken(phase, name))
-    return Mix(counts, [(round(tokens * rate), value) for tokens, value in points],
-               [round(tokens * rate) for tokens in unlocks], limits, length, parts, fixed)
+    return Mix(
+        counts,
+        [(round(tokens * rate), value) for tokens, value in points],
+        [round(tokens * rate) for tokens in unlocks],
+        limits,
+        length,
+        parts,
+        fixed,
+    )
 
 
 def _check(mix: Mix, phase: PhaseConfig, name: str, what: str, field: str) -> None:
     assert mix.unlocks is not None
     if min(mix.unlocks):
-        raise UserError(f"{name}: all {what} is locked at the start of the phase; take a language out of unlock, or name "
-                        "one in languages that no unlock holds back")
+        raise UserError(
+            f"{name}: all {what} is locked at the start of the phase; take a language out of unlock, or name "
+            "one in languages that no unlock holds back"
+        )
     longest = mix.longest()
     if longest is None:
         return
     steps, rate = int(longest / _taken(phase, name)), samples_per_token(phase, name)
     tokens = f" or {int(longest / rate):,} tokens" if rate else ""
     there = f"{sum(mix.counts):,} {'pairs' if mix.parts is None else 'tokens'}"
-    raise UserError(f"{name}: there are {there} of {what}; with {field} {getattr(phase, field)} what is unlocked lasts for "
-                    f"{counted(steps, 'step', ',')}{tokens}, and the phase has "
-                    f"{counted(phase.total_steps, 'step', ',')}; set it to that length at most, raise {field}, or add text")
+    raise UserError(
+        f"{name}: there are {there} of {what}; with {field} {getattr(phase, field)} what is unlocked lasts for "
+        f"{counted(steps, 'step', ',')}{tokens}, and the phase has "
+        f"{counted(phase.total_steps, 'step', ',')}; set it to that length at most, raise {field}, or add text"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -93,8 +93,10 @@ class SharePlan:
         shares = np.stack(rows)
         if self._mix.limits is not None:
             total = -(-self._mix.samples // block)
-            lengths = [max(0, min(end, total) - start) * block for start, end in
-                       zip(starts, [*starts[1:], max(total, starts[-1])], strict=True)]
+            lengths = [
+                max(0, min(end, total) - start) * block
+                for start, end in zip(starts, [*starts[1:], max(total, starts[-1])], strict=True)
+            ]
             shares = _capped(shares, lengths, self._mix.limits)
         return np.array(starts, np.int64), shares
 
@@ -105,8 +107,11 @@ class SharePlan:
         return self._known[key]
 
     def _with_fixed(self, alpha: float, available: np.ndarray) -> np.ndarray:
-        fixed = {number: int(_CONTEXT.multiply(Decimal(str(share)), Decimal(WHOLE)))
-                 for number, share in (self._mix.fixed or {}).items() if available[number]}
+        fixed = {
+            number: int(_CONTEXT.multiply(Decimal(str(share)), Decimal(WHOLE)))
+            for number, share in (self._mix.fixed or {}).items()
+            if available[number]
+        }
         free = available.copy()
         free[list(fixed)] = False
         if not fixed:
@@ -114,8 +119,10 @@ class SharePlan:
         # Python's integers: the product of two shares does not fit into 64 bits
         rest, shares = WHOLE - sum(fixed.values()), [0] * len(free)
         if free.any():
-            shares = [max(1, share * rest // WHOLE) if share else 0
-                      for share in integer_shares(self._mix.counts, alpha, free.tolist()).tolist()]
+            shares = [
+                max(1, share * rest // WHOLE) if share else 0
+                for share in integer_shares(self._mix.counts, alpha, free.tolist()).tolist()
+            ]
         else:  # until others unlock
             fixed = {number: share * WHOLE // (WHOLE - rest) for number, share in fixed.items()}
         for number, share in fixed.items():

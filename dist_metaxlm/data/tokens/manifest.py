@@ -30,13 +30,13 @@ class BlockHasher:
         """Take in the next bytes of the file."""
         view = memoryview(data)
         while len(view):
-            part = view[:BLOCK - self._size % BLOCK]
+            part = view[: BLOCK - self._size % BLOCK]
             self._open.update(part)
             self._size += len(part)
             if self._size % BLOCK == 0:
                 self._blocks.append(self._open.hexdigest())
                 self._open = hashlib.sha256()
-            view = view[len(part):]
+            view = view[len(part) :]
 
     def description(self) -> dict[str, Any]:
         """`size` in bytes and `sha256` of each block."""
@@ -86,8 +86,9 @@ def read(folder: Path) -> dict[str, Any]:
         what = f" ({error})" if isinstance(error, _Repeated) else ""
         raise UserError(f"{path} is damaged{what}; delete {folder} and run launch/prepare.py again") from None
     if number != FORMAT:
-        raise UserError(f"{path} has format {number} and this version reads {FORMAT}; delete {folder} and run "
-                        "launch/prepare.py again")
+        raise UserError(
+            f"{path} has format {number} and this version reads {FORMAT}; delete {folder} and run launch/prepare.py again"
+        )
     files = content.get("files")
     if not isinstance(files, dict):
         raise UserError(f"{path} is damaged (it lists no files); delete {folder} and run launch/prepare.py again")
@@ -117,8 +118,10 @@ def verify(folder: Path) -> int:
         for number, found in enumerate(_block_hashes(folder / name)):
             if found != known["sha256"][number]:
                 last = min(known["size"], (number + 1) * BLOCK) - 1
-                raise UserError(f"{folder / name} is damaged between bytes {number * BLOCK} and {last}: the checksum is not "
-                                f"the one that was written; delete {folder} and run launch/prepare.py again")
+                raise UserError(
+                    f"{folder / name} is damaged between bytes {number * BLOCK} and {last}: the checksum is not "
+                    f"the one that was written; delete {folder} and run launch/prepare.py again"
+                )
     return len(content["files"])
 
 
@@ -148,17 +151,26 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_entry(path: Path, name: str, known: Any) -> None:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or name == NAME:
-        raise UserError(f"{path} names {name[:80]!r}, which is no file inside {path.parent}; do not use this data, "
-                        "prepare it again from a source that you trust")
+        raise UserError(
+            f"{path} names {name[:80]!r}, which is no file inside {path.parent}; do not use this data, "
+            "prepare it again from a source that you trust"
+        )
     try:
         size, blocks = known["size"], known["sha256"]
-        fits = type(size) is int and size >= 0 and len(blocks) == -(-size // BLOCK) and all(
-            isinstance(block, str) for block in blocks) and isinstance(blocks, list)
+        fits = (
+            type(size) is int
+            and size >= 0
+            and len(blocks) == -(-size // BLOCK)
+            and all(isinstance(block, str) for block in blocks)
+            and isinstance(blocks, list)
+        )
     except (KeyError, TypeError):
         fits = False
     if not fits:
-        raise UserError(f"{path} is damaged (its entry for {name[:80]!r} is not a size and the checksums of its blocks); "
-                        f"delete {path.parent} and run launch/prepare.py again")
+        raise UserError(
+            f"{path} is damaged (its entry for {name[:80]!r} is not a size and the checksums of its blocks); "
+            f"delete {path.parent} and run launch/prepare.py again"
+        )
 
 
 def _block_hashes(path: Path) -> Iterator[str]:

@@ -35,9 +35,11 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 def _check_content(directory: Path, content: dict[str, Any]) -> None:
     """Raise UserError unless the manifest has what a store needs and names only files that it also describes."""
+
     def damaged(why: str) -> UserError:
-        return UserError(f"{directory / manifest.NAME} is damaged ({why}); delete {directory} and run "
-                         "launch/prepare.py again")
+        return UserError(
+            f"{directory / manifest.NAME} is damaged ({why}); delete {directory} and run launch/prepare.py again"
+        )
 
     if not isinstance(content.get("tokenizer_hash"), str) or type(content.get("vocab_size")) is not int:
         raise damaged("it has no tokenizer_hash or vocab_size")
@@ -119,8 +121,9 @@ class Corpus:
         self._check(np.dtype(dtype).itemsize, lengths, pointers, documents, sequences)
         self._pointers, self._documents, self._itemsize = pointers, documents, np.dtype(dtype).itemsize
         self._has_pairs = sequences == 2
-        self.tokens: np.ndarray = (np.memmap(self._bin, dtype=dtype, mode="r") if self._bin.stat().st_size
-                                   else np.zeros(0, dtype))
+        self.tokens: np.ndarray = (
+            np.memmap(self._bin, dtype=dtype, mode="r") if self._bin.stat().st_size else np.zeros(0, dtype)
+        )
         """[tokens] uint16 or int32: all documents, one after the other."""
 
     @cached_property
@@ -148,12 +151,14 @@ class Corpus:
     def check_ids(self, vocab_size: int) -> None:
         """Read all tokens. Errors: UserError naming the file where an id is not in a vocabulary of this size."""
         for first in range(0, self.tokens.size, _SCAN):
-            part = self.tokens[first:first + _SCAN]
+            part = self.tokens[first : first + _SCAN]
             if part.max() >= vocab_size or part.min() < 0:
                 bad = int(np.flatnonzero((part >= vocab_size) | (part < 0))[0])
-                raise UserError(f"{self._bin} has token {int(part[bad])} at byte {(first + bad) * self._itemsize}, which is "
-                                f"not in the vocabulary of {vocab_size}; delete {self._bin.parent} and run "
-                                "launch/prepare.py again")
+                raise UserError(
+                    f"{self._bin} has token {int(part[bad])} at byte {(first + bad) * self._itemsize}, which is "
+                    f"not in the vocabulary of {vocab_size}; delete {self._bin.parent} and run "
+                    "launch/prepare.py again"
+                )
 
     def _read_index(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
         for path in (self._index, self._bin):
@@ -169,23 +174,27 @@ class Corpus:
         if code not in _DTYPES:
             raise self._damaged(f"its token type {code} is none of uint16, int32, int64")
         if not documents or self._index.stat().st_size != HEADER.size + 12 * sequences + 8 * documents:
-            raise self._damaged(f"it is not as long as {counted(sequences, 'sequence')} in "
-                                f"{counted(max(0, documents - 1), 'document')} would be")
+            raise self._damaged(
+                f"it is not as long as {counted(sequences, 'sequence')} in "
+                f"{counted(max(0, documents - 1), 'document')} would be"
+            )
         raw = np.memmap(self._index, dtype=np.uint8, mode="r", offset=HEADER.size)
         ends = np.cumsum([4 * sequences, 8 * sequences, 8 * documents])
-        lengths, pointers, starts = (part.view(kind) for part, kind in
-                                     zip(np.split(raw, ends[:-1]), (np.int32, np.int64, np.int64), strict=True))
+        lengths, pointers, starts = (
+            part.view(kind) for part, kind in zip(np.split(raw, ends[:-1]), (np.int32, np.int64, np.int64), strict=True)
+        )
         return _DTYPES[code], lengths, pointers, starts
 
-    def _check(self, itemsize: int, lengths: np.ndarray, pointers: np.ndarray, documents: np.ndarray,
-               sequences: int) -> None:
+    def _check(
+        self, itemsize: int, lengths: np.ndarray, pointers: np.ndarray, documents: np.ndarray, sequences: int
+    ) -> None:
         size, count = self._bin.stat().st_size, lengths.size
         if not documents.size or documents[0] or documents[-1] != count:
             raise self._damaged("its documents do not cover its sequences in order")
         # as many documents as sequences: one each, which is quicker to see than that they follow one another
         alone = documents.size - 1 == count
         for first, last in _parts(documents.size - 1, documents):
-            steps = np.diff(documents[first:last + 1])
+            steps = np.diff(documents[first : last + 1])
             if not (steps == 1).all() if alone else (steps < 1).any():
                 raise self._damaged("its documents do not cover its sequences in order")
             if sequences == 2 and (steps != 2).any():
@@ -195,15 +204,17 @@ class Corpus:
             if part.min() < 0:
                 raise self._damaged("a sequence has a negative length")
             # Sums that overflow cannot hide anything: from 0 on, equal steps modulo 2**64 are equal pointers.
-            steps = np.diff(pointers[first:last + 1])
-            if not np.array_equal(steps, np.multiply(part[:steps.size], itemsize, dtype=np.int64)):
+            steps = np.diff(pointers[first : last + 1])
+            if not np.array_equal(steps, np.multiply(part[: steps.size], itemsize, dtype=np.int64)):
                 raise self._damaged("its pointers do not follow from its lengths")
         if count and pointers[0]:
             raise self._damaged("its pointers do not follow from its lengths")
         end = int(pointers[-1]) + itemsize * int(lengths[-1]) if count else 0
         if size != end:
-            raise UserError(f"{self._bin} has {size} bytes where its index counts {end}; "
-                            f"delete {self._bin.parent} and run launch/prepare.py again")
+            raise UserError(
+                f"{self._bin} has {size} bytes where its index counts {end}; "
+                f"delete {self._bin.parent} and run launch/prepare.py again"
+            )
 
     def _damaged(self, why: str) -> UserError:
         return UserError(f"{self._index} is damaged: {why}; delete {self._index.parent} and run launch/prepare.py again")

@@ -32,8 +32,14 @@ def dictionary_counts(found: torch.Tensor, listed: torch.Tensor) -> torch.Tensor
     """[4] int64: links that touch a judged word, those of them in the dictionary, judged words, those linked rightly."""
     rows, columns = listed.any(-1, keepdim=True), listed.any(-2, keepdim=True)
     right = found & listed
-    return torch.stack([(found & (rows | columns)).sum(), right.sum(), rows.sum() + columns.sum(),
-                        right.any(-1).sum() + right.any(-2).sum()])
+    return torch.stack(
+        [
+            (found & (rows | columns)).sum(),
+            right.sum(),
+            rows.sum() + columns.sum(),
+            right.any(-1).sum() + right.any(-2).sum(),
+        ]
+    )
 
 
 def dictionary_figures(counts: list[int]) -> dict[str, float]:

@@ -36,8 +36,10 @@ def squad_normal(text: str) -> str:
 def mlqa_normal(text: str, language: str) -> str:
     """A text as MLQA compares it. Errors: UserError for a language that MLQA has no rules for."""
     if language not in MLQA_LANGUAGES:
-        raise UserError(f"MLQA has no rules for answers in {language!r}, only for {', '.join(MLQA_LANGUAGES)}; set metric: "
-                        "squad in --tasks_file")
+        raise UserError(
+            f"MLQA has no rules for answers in {language!r}, only for {', '.join(MLQA_LANGUAGES)}; set metric: "
+            "squad in --tasks_file"
+        )
     bare = "".join(character for character in text.lower() if not _is_punctuation(character))
     if language in _ARTICLES:
         bare = re.sub(_ARTICLES[language], " ", bare)
@@ -65,8 +67,9 @@ def word_f1(prediction: str, answer: str, normal: Callable[[str], str]) -> float
     return 2 * precision * recall / (precision + recall)
 
 
-def answer_scores(answers: Mapping[str, Sequence[str]], predictions: Mapping[str, str], metric: str,
-                  language: str) -> dict[str, float]:
+def answer_scores(
+    answers: Mapping[str, Sequence[str]], predictions: Mapping[str, str], metric: str, language: str
+) -> dict[str, float]:
     """{f1, exact_match} in [0, 1]: means over all questions of the best score against any right answer.
 
     Args:

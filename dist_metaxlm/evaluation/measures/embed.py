@@ -60,12 +60,18 @@ def pack_sentences(sentences: Sequence[Sequence[int]], window: int, max_tokens: 
     return packs
 
 
-def _pack(sentences: Sequence[Sequence[int]], members: np.ndarray, starts: np.ndarray, lengths: np.ndarray,
-          windows: int, window: int) -> SentencePack:
+def _pack(
+    sentences: Sequence[Sequence[int]],
+    members: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    windows: int,
+    window: int,
+) -> SentencePack:
     """Sentences `members` [S] at `starts` [S] of a batch, ascending; each window's rest becomes a `<pad>` document."""
     tokens = np.full(windows * window, PAD, np.int64)
     for number, start, length in zip(members.tolist(), starts.tolist(), lengths.tolist(), strict=True):
-        tokens[start:start + length] = (BOS, *sentences[number][:length - SPECIALS], EOS)
+        tokens[start : start + length] = (BOS, *sentences[number][: length - SPECIALS], EOS)
     filled = np.bincount(starts // window, weights=lengths, minlength=windows).astype(np.int64)
     padding = (np.arange(windows) * window + filled)[filled < window]
     documents = np.concatenate([starts, padding])
@@ -76,8 +82,13 @@ def _pack(sentences: Sequence[Sequence[int]], members: np.ndarray, starts: np.nd
     batch = PackedBatch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(np.arange(tokens.size) - np.repeat(bounds[:-1], np.diff(bounds))),
-        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)), window=window, samples=torch.arange(windows),
-        languages=torch.zeros(windows, dtype=torch.int64), targets=none, target_tokens=none)
+        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+        window=window,
+        samples=torch.arange(windows),
+        languages=torch.zeros(windows, dtype=torch.int64),
+        targets=none,
+        target_tokens=none,
+    )
     return SentencePack(batch, torch.from_numpy(index))
 
 
@@ -98,8 +109,13 @@ def mean_pool(states: torch.Tensor, batch: PackedBatch, include_special: bool = 
     return totals / counts[:, None]
 
 
-def embed(encoder: Encoder, sentences: Sequence[Sequence[int]], window: int = 128, max_tokens: int = 8192,
-          include_special: bool = True) -> torch.Tensor:
+def embed(
+    encoder: Encoder,
+    sentences: Sequence[Sequence[int]],
+    window: int = 128,
+    max_tokens: int = 8192,
+    include_special: bool = True,
+) -> torch.Tensor:
     """Mean-pooled vectors of all sentences after the embedding and after every block: [K, N, H] float32.
 
     Args:

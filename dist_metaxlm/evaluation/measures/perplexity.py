@@ -61,8 +61,7 @@ def _fraction(key: bytes, place: int) -> float:
     return int.from_bytes(digest, "little") / 2**48
 
 
-def read_prose(path: Path, tokenizer: Tokenizer, window: int,
-               max_tokens: int = MAX_PROSE_TOKENS) -> list[MaskedSentence]:
+def read_prose(path: Path, tokenizer: Tokenizer, window: int, max_tokens: int = MAX_PROSE_TOKENS) -> list[MaskedSentence]:
     """Held-out prose (a paragraph a line, a blank line between documents) as windows of masked text."""
     pieces: list[MaskedSentence] = []
     total = 0
@@ -70,7 +69,7 @@ def read_prose(path: Path, tokenizer: Tokenizer, window: int,
         text = " ".join(document.split())
         ids = tokenizer.encode(text)
         for first in range(0, len(ids), window - SPECIALS):
-            part = ids[first:first + window - SPECIALS]
+            part = ids[first : first + window - SPECIALS]
             pieces.append(mask_sentence(f"{first} {text}", part, tokenizer.special))
             total += len(part)
         if total >= max_tokens:
@@ -78,8 +77,9 @@ def read_prose(path: Path, tokenizer: Tokenizer, window: int,
     return pieces
 
 
-def masked_perplexity(encoder: Encoder, sentences: Sequence[MaskedSentence], mask_id: int, window: int = 128,
-                      max_tokens: int = 8192) -> float | None:
+def masked_perplexity(
+    encoder: Encoder, sentences: Sequence[MaskedSentence], mask_id: int, window: int = 128, max_tokens: int = 8192
+) -> float | None:
     """exp of the mean negative log likelihood over all hidden tokens; None where nothing is hidden.
 
     Args:
@@ -109,8 +109,7 @@ def _hide(sentence: MaskedSentence, mask_id: int) -> list[int]:
     return ids
 
 
-def _targets(pack: SentencePack, sentences: Sequence[MaskedSentence],
-             window: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _targets(pack: SentencePack, sentences: Sequence[MaskedSentence], window: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Flat positions [M] of the hidden tokens of a pack, ascending, and what stood there [M]."""
     places: list[int] = []
     answers: list[int] = []

@@ -22,13 +22,16 @@ def tagging_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
     try:
         from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
     except ImportError:
-        raise UserError("tagging is scored with seqeval, which is not installed; pip install "
-                        "'dist-metaxlm[evaluation]'") from None
+        raise UserError(
+            "tagging is scored with seqeval, which is not installed; pip install 'dist-metaxlm[evaluation]'"
+        ) from None
     truth, answers = [list(tags) for tags in gold], [list(tags) for tags in predicted]
     with warnings.catch_warnings():
         # one warning a tag without B- or I-, and one where nothing was found, whose score is 0 as it should be
         warnings.simplefilter("ignore")
-        return {"span_f1": float(f1_score(truth, answers, zero_division=0)),
-                "precision": float(precision_score(truth, answers, zero_division=0)),
-                "recall": float(recall_score(truth, answers, zero_division=0)),
-                "token_accuracy": float(accuracy_score(truth, answers))}
+        return {
+            "span_f1": float(f1_score(truth, answers, zero_division=0)),
+            "precision": float(precision_score(truth, answers, zero_division=0)),
+            "recall": float(recall_score(truth, answers, zero_division=0)),
+            "token_accuracy": float(accuracy_score(truth, answers)),
+        }

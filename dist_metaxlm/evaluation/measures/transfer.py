@@ -27,8 +27,11 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     from scipy.stats import t
 
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    return {"mean": mean, "half_width": float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count),
-            "n": count}
+    return {
+        "mean": mean,
+        "half_width": float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count),
+        "n": count,
+    }
 
 
 def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, str], source: str = "en") -> dict[str, Any]:
@@ -50,11 +53,16 @@ def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, 
         return [sum(row[language] for language in members) / len(members) for row in scores]
 
     table: dict[str, Any] = {
-        "source_language": source, "source": interval(over([source])) if source in languages else None,
-        "others": interval(over(others)) if others else None, "gap": None,
+        "source_language": source,
+        "source": interval(over([source])) if source in languages else None,
+        "others": interval(over(others)) if others else None,
+        "gap": None,
         "languages": {language: interval(over([language])) | {"script": scripts[language]} for language in languages},
-        "scripts": {script: interval(over([language for language in others if scripts[language] == script]))
-                    for script in sorted({scripts[language] for language in others})}}
+        "scripts": {
+            script: interval(over([language for language in others if scripts[language] == script]))
+            for script in sorted({scripts[language] for language in others})
+        },
+    }
     if table["source"] and others:
         gaps = [english - other for english, other in zip(over([source]), over(others), strict=True)]
         table["gap"] = interval(gaps)

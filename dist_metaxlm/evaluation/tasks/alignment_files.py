@@ -71,8 +71,10 @@ def read_gold(pairs: Sequence[tuple[str, str]], path: Path, settings: GoldSettin
     sure: list[set[Link]] = [set() for _ in pairs]
     possible: list[set[Link]] = [set() for _ in pairs]
     if form == "pharaoh" and len(found) != len(pairs):
-        raise UserError(f"{shown(path)} has {counted(len(found), 'line')} of links for {counted(len(pairs), 'pair')} of "
-                        "sentences; line n belongs to pair n, so give as many")
+        raise UserError(
+            f"{shown(path)} has {counted(len(found), 'line')} of links for {counted(len(pairs), 'pair')} of "
+            "sentences; line n belongs to pair n, so give as many"
+        )
     for where, pair, place, is_sure in _pharaoh(found) if form == "pharaoh" else _naacl(found, numbered, len(pairs)):
         sides = (english[pair], other[pair]) if settings.english_first else (other[pair], english[pair])
         link = _checked(place, sides, base, where)
@@ -96,16 +98,22 @@ def read_dictionary(pairs: Sequence[tuple[str, str]], path: Path, pivot_column: 
         if not line.strip():
             continue
         if len(cells) != 2 or not all(cell.strip() for cell in cells):
-            raise UserError(f"{shown(path)}, line {number} has {counted(len(cells), 'column')} where a word and its "
-                            "translation belong; write two words with a tab between them")
+            raise UserError(
+                f"{shown(path)}, line {number} has {counted(len(cells), 'column')} where a word and its "
+                "translation belong; write two words with a tab between them"
+            )
         first, second = map(_plain, cells)
         listed.add((first, second) if pivot_column == 1 else (second, first))
     _, english, other = _words(pairs, path)
-    links = [{(i, j) for i, a in enumerate(map(_plain, left)) for j, b in enumerate(map(_plain, right)) if (a, b) in listed}
-             for left, right in zip(english, other, strict=True)]
+    links = [
+        {(i, j) for i, a in enumerate(map(_plain, left)) for j, b in enumerate(map(_plain, right)) if (a, b) in listed}
+        for left, right in zip(english, other, strict=True)
+    ]
     if not any(links):
-        raise UserError(f"{shown(path)} lists no two words that are in a sentence and its translation; give the dictionary "
-                        "of these two languages, English in the column that pivot_column says")
+        raise UserError(
+            f"{shown(path)} lists no two words that are in a sentence and its translation; give the dictionary "
+            "of these two languages, English in the column that pivot_column says"
+        )
     return AlignedText(english, other, links, links, {"reference": "dictionary", "entries": len(listed)})
 
 
@@ -119,8 +127,10 @@ def _words(pairs: Sequence[tuple[str, str]], path: Path) -> tuple[dict[int, int]
         assert a is not None
         assert b is not None
         if int(a[1]) != int(b[1]) or int(a[1]) in numbers:
-            raise UserError(f"the sentences of {shown(path)}: pair {place + 1} is numbered {a[1]} and {b[1]}; number both "
-                            "sides alike, each pair once")
+            raise UserError(
+                f"the sentences of {shown(path)}: pair {place + 1} is numbered {a[1]} and {b[1]}; number both "
+                "sides alike, each pair once"
+            )
         numbers[int(a[1])] = place
     return numbers, [a[2].split() for a, _ in matches if a], [b[2].split() for _, b in matches if b]
 
@@ -130,8 +140,10 @@ def _pharaoh(found: list[tuple[str, str]]) -> Iterator[Found]:
         for word in line.split():
             match = _PHARAOH.fullmatch(word)
             if match is None:
-                raise UserError(f"{where} has {word!r}, which is no link; write 3-4, or 3p4 or 3?4 for a possible one, or "
-                                "name the format in gold_format")
+                raise UserError(
+                    f"{where} has {word!r}, which is no link; write 3-4, or 3p4 or 3?4 for a possible one, or "
+                    "name the format in gold_format"
+                )
             yield where, pair, (int(match[1]), int(match[3])), match[2] == "-"
 
 
@@ -140,15 +152,19 @@ def _naacl(found: list[tuple[str, str]], numbered: dict[int, int] | None, count:
     for where, line in found:
         match = _NAACL.fullmatch(line)
         if match is None and line:
-            raise UserError(f"{where} is no link ({line[:40]!r}); write `pair position position` and S or P, or name the "
-                            "format in gold_format")
+            raise UserError(
+                f"{where} is no link ({line[:40]!r}); write `pair position position` and S or P, or name the "
+                "format in gold_format"
+            )
         if match is not None and "-" not in line:
             links.append((where, int(match[1]), (int(match[2]), int(match[3])), match[4] != "P"))
     numbers = numbered if numbered is not None else _by_line(sorted({number for _, number, *_ in links}), count)
     for where, number, link, is_sure in links:
         if number not in numbers:
-            raise UserError(f"{where} names pair {number}, and there are {len(numbers)}, from {min(numbers)} to "
-                            f"{max(numbers)}; give the sentences that belong to these links")
+            raise UserError(
+                f"{where} names pair {number}, and there are {len(numbers)}, from {min(numbers)} to "
+                f"{max(numbers)}; give the sentences that belong to these links"
+            )
         yield where, numbers[number], link, is_sure
 
 
@@ -165,13 +181,15 @@ def _checked(link: Link, sides: tuple[list[str], list[str]], base: int, where: s
     """The link counted from 0."""
     for number, words, side in zip(link, sides, ("first", "second"), strict=True):
         if not base <= number < base + len(words):
-            raise UserError(f"{where}: the link {link[0]}-{link[1]} is outside the {counted(len(words), 'word')} of its "
-                            f"{side} sentence, counted from {base}; mend it, or set gold_base ({1 - base}) or gold_first in "
-                            "--tasks_file")
+            raise UserError(
+                f"{where}: the link {link[0]}-{link[1]} is outside the {counted(len(words), 'word')} of its "
+                f"{side} sentence, counted from {base}; mend it, or set gold_base ({1 - base}) or gold_first in "
+                "--tasks_file"
+            )
     return link[0] - base, link[1] - base
 
 
 def _plain(word: str) -> str:
     word = unicodedata.normalize("NFC", word.strip()).casefold()
     kept = [place for place, character in enumerate(word) if not unicodedata.category(character).startswith("P")]
-    return word[kept[0]:kept[-1] + 1] if kept else word
+    return word[kept[0] : kept[-1] + 1] if kept else word

@@ -40,10 +40,16 @@ class Classification:
 
     def features(self, examples: Sequence[LabelledPair], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
         """Pairs as inputs, the longer sentence cut first."""
-        encoded = tokenizer([pair.first for pair in examples], [pair.second for pair in examples], truncation=True,
-                            max_length=settings.max_length)
-        return [{"input_ids": ids, "attention_mask": mask, "labels": self.labels.index(pair.label)}
-                for ids, mask, pair in zip(encoded["input_ids"], encoded["attention_mask"], examples, strict=True)]
+        encoded = tokenizer(
+            [pair.first for pair in examples],
+            [pair.second for pair in examples],
+            truncation=True,
+            max_length=settings.max_length,
+        )
+        return [
+            {"input_ids": ids, "attention_mask": mask, "labels": self.labels.index(pair.label)}
+            for ids, mask, pair in zip(encoded["input_ids"], encoded["attention_mask"], examples, strict=True)
+        ]
 
     def collator(self, tokenizer: Any) -> Any:
         """Pads inputs."""
@@ -55,8 +61,9 @@ class Classification:
         """[B, labels] -> [B] labels."""
         return logits.argmax(-1)
 
-    def scores(self, examples: Sequence[LabelledPair], features: Sequence[dict[str, Any]], predictions: Any,
-               language: str) -> Scores:
+    def scores(
+        self, examples: Sequence[LabelledPair], features: Sequence[dict[str, Any]], predictions: Any, language: str
+    ) -> Scores:
         """Accuracy."""
         predicted = [self.labels[label] for label in predictions.tolist()]
         return {"accuracy": accuracy([pair.label for pair in examples], predicted)}

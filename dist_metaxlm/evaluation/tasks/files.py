@@ -54,8 +54,9 @@ class Question:
     """Character at which each answer begins in the context."""
 
 
-def read_pairs(path: Path, language: str, pivot: Path | None = None, pivot_column: int = 1,
-               pair_columns: tuple[int, int] | None = None) -> list[tuple[str, str]]:
+def read_pairs(
+    path: Path, language: str, pivot: Path | None = None, pivot_column: int = 1, pair_columns: tuple[int, int] | None = None
+) -> list[tuple[str, str]]:
     """(English, `language`) sentences of one file (any format of data.bitext), or of two files with a sentence a line.
 
     `pair_columns`: of a TSV file with more than two columns those of the English and the other sentence, from 1.
@@ -80,8 +81,9 @@ def read_pairs(path: Path, language: str, pivot: Path | None = None, pivot_colum
     return [(right, left) for left, right in found] if turned else found
 
 
-def read_tagged(path: Path, labels: Sequence[str] = (), token_column: int | None = None,
-                label_column: int | None = None) -> list[TaggedSentence]:
+def read_tagged(
+    path: Path, labels: Sequence[str] = (), token_column: int | None = None, label_column: int | None = None
+) -> list[TaggedSentence]:
     """Sentences of a file with a token a line and a blank line between sentences.
 
     Two columns are token and tag (XTREME's TSV, MasakhaNER; WikiANN's `en:` before tokens is taken off), three are
@@ -119,19 +121,24 @@ def read_tagged(path: Path, labels: Sequence[str] = (), token_column: int | None
     return _without_prefix(sentences)
 
 
-def _token_and_tag(cells: list[str], token_column: int | None, label_column: int | None,
-                   where: str) -> tuple[str, str] | None:
+def _token_and_tag(
+    cells: list[str], token_column: int | None, label_column: int | None, where: str
+) -> tuple[str, str] | None:
     """Token and tag of a line, None for a line of CoNLL-U that is no word."""
     if len(cells) == 10 and not re.fullmatch(r"\d+", cells[0]):
         return None
     if label_column is None and (len(cells) not in (1, 2, 3, 10) or (len(cells) == 3 and not cells[0].isdecimal())):
-        raise UserError(f"{where} has {len(cells)} columns, where 2 would be token and tag, 3 number, token and tag, and 10 "
-                        "CoNLL-U; say in --tasks_file which are the token_column and the label_column")
+        raise UserError(
+            f"{where} has {len(cells)} columns, where 2 would be token and tag, 3 number, token and tag, and 10 "
+            "CoNLL-U; say in --tasks_file which are the token_column and the label_column"
+        )
     token = token_column or {3: 2, 10: 2}.get(len(cells), 1)
     label = label_column or (4 if len(cells) == 10 else token + 1)
     if len(cells) < max(token, label):
-        raise UserError(f"{where} has {len(cells)} column{'s' * (len(cells) != 1)} and no column {max(token, label)}, where "
-                        "the label is; use a file with labels, or name the columns in --tasks_file")
+        raise UserError(
+            f"{where} has {len(cells)} column{'s' * (len(cells) != 1)} and no column {max(token, label)}, where "
+            "the label is; use a file with labels, or name the columns in --tasks_file"
+        )
     return cells[token - 1], cells[label - 1].strip()
 
 
@@ -140,7 +147,7 @@ def _without_prefix(sentences: list[TaggedSentence]) -> list[TaggedSentence]:
     first = re.match(r"[a-z]{2,3}(-[a-z]+)*:", sentences[0].tokens[0])
     if first is None or not all(token.startswith(first[0]) for s in sentences for token in s.tokens):
         return sentences
-    return [TaggedSentence([token[first.end():] for token in s.tokens], s.tags) for s in sentences]
+    return [TaggedSentence([token[first.end() :] for token in s.tokens], s.tags) for s in sentences]
 
 
 def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None = None) -> list[LabelledPair]:
@@ -161,8 +168,10 @@ def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None =
             continue
         where = f"{shown(path)}, line {number}"
         if len(cells) <= max(*columns, of or 0):
-            raise UserError(f"{where} has {counted(len(cells), 'tab-separated column')} where sentence, sentence and label "
-                            f"need {max(*columns, of or 0) + 1}; use a file with labels, or mend the line")
+            raise UserError(
+                f"{where} has {counted(len(cells), 'tab-separated column')} where sentence, sentence and label "
+                f"need {max(*columns, of or 0) + 1}; use a file with labels, or mend the line"
+            )
         if of is not None and language is not None and canonical(cells[of].strip(), where) != language:
             continue
         label = _ALIASES.get(cells[columns[2]].strip(), cells[columns[2]].strip())
@@ -200,8 +209,10 @@ def _header(cells: list[str]) -> tuple[int, int, int] | None:
 
 
 def _unknown_label(where: str, label: str, labels: Sequence[str]) -> UserError:
-    return UserError(f"{where} has the label {label!r}, which is none of {', '.join(labels)}; mend the line, or name the "
-                     "labels in --tasks_file")
+    return UserError(
+        f"{where} has the label {label!r}, which is none of {', '.join(labels)}; mend the line, or name the "
+        "labels in --tasks_file"
+    )
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -212,8 +223,9 @@ def read_questions(path: Path) -> list[Question]:
     try:
         tree = json.loads(decoded(whole(path), shown(path)))
     except json.JSONDecodeError as error:
-        raise UserError(f"{shown(path)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); mend "
-                        "it") from None
+        raise UserError(
+            f"{shown(path)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); mend it"
+        ) from None
     except (ValueError, RecursionError):
         raise UserError(f"{shown(path)} has a number or a nesting that is too large to read; mend it") from None
     questions = list(_questions(tree, path))
@@ -232,8 +244,9 @@ def _questions(tree: Any, path: Path) -> Iterator[Question]:
                 starts = [_get(answer, "answer_start", int, path) for answer in answers]
                 if not texts:
                     raise UserError(f"{shown(path)}: question {entry.get('id')!r} has no answers; use a file with answers")
-                yield Question(str(_get(entry, "id", (str, int), path)), _get(entry, "question", str, path), context,
-                               texts, starts)
+                yield Question(
+                    str(_get(entry, "id", (str, int), path)), _get(entry, "question", str, path), context, texts, starts
+                )
 
 
 def _get(node: Any, name: str, kind: Any, path: Path) -> Any:

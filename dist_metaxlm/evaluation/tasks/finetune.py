@@ -86,16 +86,24 @@ class Head(Protocol[Example]):
     def shrink(self, logits: Any) -> Any:
         """What of the logits is kept until scoring."""
 
-    def scores(self, examples: Sequence[Example], features: Sequence[dict[str, Any]], predictions: Any,
-               language: str) -> Scores:
+    def scores(
+        self, examples: Sequence[Example], features: Sequence[dict[str, Any]], predictions: Any, language: str
+    ) -> Scores:
         """Scores of `predictions`, what `shrink` kept of all features."""
 
 
 class TaskData(Generic[Example]):
     """The examples of a task: training, development, and test by language."""
 
-    def __init__(self, name: str, spec: TaskSpec, head: Head[Example], root: Path, settings: Settings,
-                 languages: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: TaskSpec,
+        head: Head[Example],
+        root: Path,
+        settings: Settings,
+        languages: list[str] | None = None,
+    ) -> None:
         """Read all files before anything is trained. Errors: UserError naming the file and what is wrong in it."""
         where = f"task {name}"
         self.source = spec.train_language
@@ -108,20 +116,30 @@ class TaskData(Generic[Example]):
         wanted = set(found) if languages is None else {*languages, self.source}
         if not wanted & set(found):
             raise UserError(f"{where}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
-        self.test = {language: _cut(head.read(path, language), spec.test_rows, settings.max_test)
-                     for language, (path, _) in found.items() if language in wanted}
+        self.test = {
+            language: _cut(head.read(path, language), spec.test_rows, settings.max_test)
+            for language, (path, _) in found.items()
+            if language in wanted
+        }
         if not self.train or not self.dev or not all(self.test.values()):
             raise UserError(f"{where}: a split has no examples; correct train_rows, dev_rows or test_rows in --tasks_file")
         self.scripts = {language: dominant_script(map(head.text, examples)) for language, examples in self.test.items()}
 
 
 def _cut(examples: list[Example], rows: tuple[int, int] | None, most: int | None) -> list[Example]:
-    chosen = examples if rows is None else examples[rows[0]:rows[1]]
+    chosen = examples if rows is None else examples[rows[0] : rows[1]]
     return chosen[:most]
 
 
-def finetune_task(folder: Path, name: str, data: TaskData[Any], head: Head[Any], seeds: Sequence[int], settings: Settings,
-                  log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def finetune_task(
+    folder: Path,
+    name: str,
+    data: TaskData[Any],
+    head: Head[Any],
+    seeds: Sequence[int],
+    settings: Settings,
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """Fine-tune an encoder on a task, whose files `head` has read, once a seed and score every language.
 
     Returns:
@@ -130,8 +148,10 @@ def finetune_task(folder: Path, name: str, data: TaskData[Any], head: Head[Any],
     """
     check_folder(folder)
     scores, dev = [], []
-    log(f"{name}: {counted(len(data.train), 'example', ',')} in {data.source!r} to learn, "
-        f"{counted(settings.epochs, 'epoch')}, {counted(len(seeds), 'seed')}, {counted(len(data.test), 'language')} to test")
+    log(
+        f"{name}: {counted(len(data.train), 'example', ',')} in {data.source!r} to learn, "
+        f"{counted(settings.epochs, 'epoch')}, {counted(len(seeds), 'seed')}, {counted(len(data.test), 'language')} to test"
+    )
     for seed in seeds:
         say = partial(_say_epoch, log, f"{name}, seed {seed}", count(1), settings.epochs, head.metric)
         best, by_language = _one_seed(folder, data, head, settings, seed, say)
@@ -139,19 +159,30 @@ def finetune_task(folder: Path, name: str, data: TaskData[Any], head: Head[Any],
         dev.append(best)
         scores.append(by_language)
     main = [{language: of[head.metric] for language, of in row.items()} for row in scores]
-    return {"metric": head.metric, "settings": settings.model_dump(), "seeds": list(seeds),
-            "examples": {"train": len(data.train), "dev": len(data.dev),
-                         "test": {language: len(examples) for language, examples in data.test.items()}},
-            "dev": dev, "scores": scores, "table": transfer_table(main, data.scripts, data.source)}
+    return {
+        "metric": head.metric,
+        "settings": settings.model_dump(),
+        "seeds": list(seeds),
+        "examples": {
+            "train": len(data.train),
+            "dev": len(data.dev),
+            "test": {language: len(examples) for language, examples in data.test.items()},
+        },
+        "dev": dev,
+        "scores": scores,
+        "table": transfer_table(main, data.scripts, data.source),
+    }
 
 
-def _say_epoch(log: Callable[[str], None], what: str, numbers: Iterator[int], epochs: int, metric: str,
-               score: float) -> None:
+def _say_epoch(
+    log: Callable[[str], None], what: str, numbers: Iterator[int], epochs: int, metric: str, score: float
+) -> None:
     log(f"{what}, epoch {next(numbers)} of {epochs}: {metric} {score:.3f} on the development set")
 
 
-def _one_seed(folder: Path, data: TaskData[Any], head: Head[Any], settings: Settings, seed: int,
-              say: Callable[[float], None]) -> tuple[float, Any]:
+def _one_seed(
+    folder: Path, data: TaskData[Any], head: Head[Any], settings: Settings, seed: int, say: Callable[[float], None]
+) -> tuple[float, Any]:
     """(best development score, {language: scores}) of one training."""
     import transformers
 
@@ -169,9 +200,14 @@ def _one_seed(folder: Path, data: TaskData[Any], head: Head[Any], settings: Sett
 
     with tempfile.TemporaryDirectory(prefix="dist_metaxlm-finetune-") as scratch:
         trainer = transformers.Trainer(
-            model=model, args=_arguments(scratch, head.metric, settings, seed), train_dataset=_shown(train),
-            eval_dataset=_shown(dev), data_collator=head.collator(tokenizer), compute_metrics=dev_score,
-            preprocess_logits_for_metrics=lambda logits, labels: head.shrink(logits))
+            model=model,
+            args=_arguments(scratch, head.metric, settings, seed),
+            train_dataset=_shown(train),
+            eval_dataset=_shown(dev),
+            data_collator=head.collator(tokenizer),
+            compute_metrics=dev_score,
+            preprocess_logits_for_metrics=lambda logits, labels: head.shrink(logits),
+        )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         scores = {}
@@ -187,12 +223,28 @@ def _arguments(scratch: str, metric: str, settings: Settings, seed: int) -> Any:
     import transformers
 
     arguments = transformers.TrainingArguments(
-        output_dir=scratch, seed=seed, learning_rate=settings.learning_rate, num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=4 * settings.batch_size,
-        warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="linear",
-        eval_strategy="epoch", save_strategy="epoch", save_only_model=True, save_total_limit=1,
-        load_best_model_at_end=True, metric_for_best_model=metric, greater_is_better=True, logging_strategy="no",
-        report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
+        output_dir=scratch,
+        seed=seed,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=4 * settings.batch_size,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="linear",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_only_model=True,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+        greater_is_better=True,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+    )
     # Of several GPUs a process would give each a batch, and learn from so many times the batch that the settings say.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments

@@ -44,8 +44,14 @@ _TWO_LETTERS = frozenset(_ISO_639_1_TEXT.split())
 _THREE_TO_TWO = dict(pair.split("=") for pair in _THREE_TO_TWO_TEXT.split())
 _THREE_ONLY = frozenset(_THREE_ONLY_TEXT.split())
 _SCRIPT_NAMES = {
-    "CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana", "HANGUL": "Hangul", "OLD": "Other", "FULLWIDTH": "Latin",
-    "MODIFIER": "Other", "HALFWIDTH": "Kana",
+    "CJK": "Han",
+    "HIRAGANA": "Kana",
+    "KATAKANA": "Kana",
+    "HANGUL": "Hangul",
+    "OLD": "Other",
+    "FULLWIDTH": "Latin",
+    "MODIFIER": "Other",
+    "HALFWIDTH": "Kana",
 }
 _SAMPLE = 20_000
 

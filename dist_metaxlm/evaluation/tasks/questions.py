@@ -52,16 +52,29 @@ class Questions:
         for number, example in enumerate(examples):
             question, used = _shortened(example.question.lstrip(), tokenizer, min(QUESTION_TOKENS, length // 4))
             room = length - used - tokenizer.num_special_tokens_to_add(pair=True)
-            encoded = tokenizer(question, example.context, truncation="only_second", max_length=length,
-                                stride=max(0, min(settings.stride, length // 4, room - 1)), return_overflowing_tokens=True,
-                                return_offsets_mapping=True)
+            encoded = tokenizer(
+                question,
+                example.context,
+                truncation="only_second",
+                max_length=length,
+                stride=max(0, min(settings.stride, length // 4, room - 1)),
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+            )
             for window, ids in enumerate(encoded["input_ids"]):
                 inside = [side == 1 for side in encoded.sequence_ids(window)]
                 spans = encoded["offset_mapping"][window]
                 start, end = _answer_tokens(example, spans, inside)
-                features.append({"input_ids": ids, "attention_mask": encoded["attention_mask"][window],
-                                 "start_positions": start, "end_positions": end, "_question": number,
-                                 "_spans": [span if there else None for span, there in zip(spans, inside, strict=True)]})
+                features.append(
+                    {
+                        "input_ids": ids,
+                        "attention_mask": encoded["attention_mask"][window],
+                        "start_positions": start,
+                        "end_positions": end,
+                        "_question": number,
+                        "_spans": [span if there else None for span, there in zip(spans, inside, strict=True)],
+                    }
+                )
         return features
 
     def collator(self, tokenizer: Any) -> Any:
@@ -74,15 +87,16 @@ class Questions:
         """(start, end) logits, all of them."""
         return logits[0], logits[1]
 
-    def scores(self, examples: Sequence[Question], features: Sequence[dict[str, Any]], predictions: Any,
-               language: str) -> Scores:
+    def scores(
+        self, examples: Sequence[Question], features: Sequence[dict[str, Any]], predictions: Any, language: str
+    ) -> Scores:
         """F1 and exact match."""
         best: dict[int, tuple[float, str]] = {}
         for feature, starts, ends in zip(features, *predictions[:2], strict=True):
             number = feature["_question"]
             found = _best_span(feature["_spans"], starts, ends)
             if found and (number not in best or found[0] > best[number][0]):
-                best[number] = (found[0], examples[number].context[found[1]:found[2]])
+                best[number] = (found[0], examples[number].context[found[1] : found[2]])
         answers = {str(number): example.answers for number, example in enumerate(examples)}
         said = {question: best[int(question)][1] if int(question) in best else "" for question in answers}
         return answer_scores(answers, said, self._rules, language)
@@ -94,7 +108,7 @@ def _shortened(question: str, tokenizer: Any, most: int) -> tuple[str, int]:
     The cut is looked for by characters: the offsets of characters that are spelled in bytes are those of their whole run.
     """
     while (used := len(tokenizer(question, add_special_tokens=False)["input_ids"])) > most and question:
-        question = question[:min(len(question) - 1, len(question) * most // used)]
+        question = question[: min(len(question) - 1, len(question) * most // used)]
     return question, used
 
 

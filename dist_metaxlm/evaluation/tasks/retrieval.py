@@ -35,15 +35,19 @@ def read_parallel(name: str, spec: TaskSpec, root: Path, languages: list[str] | 
         raise UserError(f"task {name}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
     missing = [language for language in chosen if pivots and language not in pivots]
     if missing:
-        raise UserError(f"task {name}: {chosen[missing[0]][0]} has no file with the English sentences beside it; add it, or "
-                        "leave the language out")
-    return {language: read_pairs(path, language, pivots[language] if pivots else None, spec.pivot_column,
-                                 spec.pair_columns)
-            for language, (path, _) in chosen.items()}
+        raise UserError(
+            f"task {name}: {chosen[missing[0]][0]} has no file with the English sentences beside it; add it, or "
+            "leave the language out"
+        )
+    return {
+        language: read_pairs(path, language, pivots[language] if pivots else None, spec.pivot_column, spec.pair_columns)
+        for language, (path, _) in chosen.items()
+    }
 
 
-def evaluate_parallel(encoder: TextEncoder, pairs: Pairs, include_special: bool = True, max_pairs: int | None = None,
-                      max_tokens: int = 8192) -> dict[str, Any]:
+def evaluate_parallel(
+    encoder: TextEncoder, pairs: Pairs, include_special: bool = True, max_pairs: int | None = None, max_tokens: int = 8192
+) -> dict[str, Any]:
     """Score an encoder on parallel sentences.
 
     Returns:
@@ -59,16 +63,23 @@ def evaluate_parallel(encoder: TextEncoder, pairs: Pairs, include_special: bool 
             raise UserError(f"language {language!r} has {counted(len(rows), 'pair')}; retrieval needs at least 2")
         english, other = (encoder.embed(list(side), include_special, max_tokens) for side in zip(*rows, strict=True))
         languages[language] = {
-            "script": dominant_script(text for _, text in rows), "candidates": len(rows),
+            "script": dominant_script(text for _, text in rows),
+            "candidates": len(rows),
             "distinct": min(len({a for a, _ in rows}), len({b for _, b in rows})),
             "cosine": {"to_english": precision_at_1(other, english), "from_english": precision_at_1(english, other)},
             "csls": {"to_english": csls_precision_at_1(other, english), "from_english": csls_precision_at_1(english, other)},
-            **alignment(english, other)}
+            **alignment(english, other),
+        }
     per_layer = _means(languages)
     depth = len(per_layer["cosine"]) - 1
-    return {"kind": "retrieval", "languages": languages, "per_layer": per_layer, "layer": fixed_layer(depth),
-            "best_layer": max(range(depth + 1), key=per_layer["cosine"].__getitem__),
-            "pooling": f"mean over tokens {'with' if include_special else 'without'} special tokens"}
+    return {
+        "kind": "retrieval",
+        "languages": languages,
+        "per_layer": per_layer,
+        "layer": fixed_layer(depth),
+        "best_layer": max(range(depth + 1), key=per_layer["cosine"].__getitem__),
+        "pooling": f"mean over tokens {'with' if include_special else 'without'} special tokens",
+    }
 
 
 def _means(languages: dict[str, Any]) -> dict[str, list[float]]:
@@ -78,7 +89,11 @@ def _means(languages: dict[str, Any]) -> dict[str, list[float]]:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else float("nan")
 
-    result = {name: [mean([of[name][way][layer] for of in languages.values() for way in WAYS]) for layer in layers]
-              for name in ("cosine", "csls")}
-    return result | {name: [mean([of[name][layer] for of in languages.values()]) for layer in layers]
-                     for name in ("cka", "translations", "random")}
+    result = {
+        name: [mean([of[name][way][layer] for of in languages.values() for way in WAYS]) for layer in layers]
+        for name in ("cosine", "csls")
+    }
+    return result | {
+        name: [mean([of[name][layer] for of in languages.values()]) for layer in layers]
+        for name in ("cka", "translations", "random")
+    }

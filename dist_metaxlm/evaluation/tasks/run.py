@@ -35,8 +35,7 @@ Log = Callable[[str], None]
 Opened = Callable[[Path, Log], dict[str, Any]]
 """A task whose files are read and whose settings are checked: (folder of an encoder, log) -> result."""
 
-HEADS: dict[str, Callable[[TaskSpec], Any]] = {
-    "tagging": Tagging, "classification": Classification, "questions": Questions}
+HEADS: dict[str, Callable[[TaskSpec], Any]] = {"tagging": Tagging, "classification": Classification, "questions": Questions}
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,14 @@ class TaskOptions:
     """Where a run's prepared data lie; empty: where its recipe says."""
 
 
-def evaluate_run_tasks(run_dir: str | Path, phase: str, names: Sequence[str], options: TaskOptions,
-                       log: Log = lambda line: None, opened: Mapping[str, Opened] | None = None) -> dict[str, Any]:
+def evaluate_run_tasks(
+    run_dir: str | Path,
+    phase: str,
+    names: Sequence[str],
+    options: TaskOptions,
+    log: Log = lambda line: None,
+    opened: Mapping[str, Opened] | None = None,
+) -> dict[str, Any]:
     """Tasks for a run's phase; each result is also written to evaluation/PHASE-TASK.json of the run."""
     with exported_phase(run_dir, phase, data_directory=options.data_directory) as folder:
         results = evaluate_tasks(folder, names, options, log, opened)
@@ -88,14 +93,22 @@ def split_tasks(given: str | None, has_run: bool, file: str | None, keep_going: 
     if not keep_going:
         load_tasks(others, file)
     if len(others) < len(names) and not has_run:
-        raise UserError(f"task {next(name for name in names if name in HELDOUT)} reads a run's held-out text; give "
-                        "--run_dir and --phase, or take it out of --tasks")
+        raise UserError(
+            f"task {next(name for name in names if name in HELDOUT)} reads a run's held-out text; give "
+            "--run_dir and --phase, or take it out of --tasks"
+        )
     return [name for name in names if name in HELDOUT], others
 
 
-def evaluate_encoders(run_dir: str | None, phases: Sequence[str], models: Sequence[str], names: Sequence[str],
-                      options: TaskOptions, output: str | None = None,
-                      log: Log = lambda line: None) -> dict[str, Any]:
+def evaluate_encoders(
+    run_dir: str | None,
+    phases: Sequence[str],
+    models: Sequence[str],
+    names: Sequence[str],
+    options: TaskOptions,
+    output: str | None = None,
+    log: Log = lambda line: None,
+) -> dict[str, Any]:
     """{encoder: {task: result}} of a run's phases and of Hugging Face folders, under names that a table can show.
 
     Everything is also written to the JSON file `output`, where one is named. Errors: as `evaluate_tasks`.
@@ -120,8 +133,13 @@ def _under(name: str, log: Log) -> Log:
     return lambda line: log(f"{name}: {line}")
 
 
-def evaluate_tasks(folder: str | Path, names: Sequence[str], options: TaskOptions, log: Log = lambda line: None,
-                   opened: Mapping[str, Opened] | None = None) -> dict[str, Any]:
+def evaluate_tasks(
+    folder: str | Path,
+    names: Sequence[str],
+    options: TaskOptions,
+    log: Log = lambda line: None,
+    opened: Mapping[str, Opened] | None = None,
+) -> dict[str, Any]:
     """{task: result} of an encoder in a folder; a task that failed under `keep_going` has {error: sentence}.
 
     Tasks that are not among the `opened` ones are read here, one after the other.
@@ -170,8 +188,10 @@ def _opened(name: str, options: TaskOptions) -> Opened:
         pairs = read_parallel(name, spec, options.data, languages)
 
         def retrieve(folder: Path, log: Log) -> dict[str, Any]:
-            log(f"{name}: {counted(sum(len(rows[:options.max_pairs]) for rows in pairs.values()), 'pair')} in "
-                f"{counted(len(pairs), 'language')}")
+            log(
+                f"{name}: {counted(sum(len(rows[: options.max_pairs]) for rows in pairs.values()), 'pair')} in "
+                f"{counted(len(pairs), 'language')}"
+            )
             return evaluate_parallel(TextEncoder(folder), pairs, options.include_special, options.max_pairs)
 
         return retrieve

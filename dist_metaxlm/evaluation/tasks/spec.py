@@ -26,8 +26,25 @@ from dist_metaxlm.recipe.yaml_text import read_yaml
 from dist_metaxlm.text import near
 
 PLACE = "{lang}"
-UPOS = ["ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
-        "VERB", "X"]
+UPOS = [
+    "ADJ",
+    "ADP",
+    "ADV",
+    "AUX",
+    "CCONJ",
+    "DET",
+    "INTJ",
+    "NOUN",
+    "NUM",
+    "PART",
+    "PRON",
+    "PROPN",
+    "PUNCT",
+    "SCONJ",
+    "SYM",
+    "VERB",
+    "X",
+]
 """Universal part-of-speech tags (universaldependencies.org/u/pos), XTREME's label set."""
 FLORES = ("flores", "flores200_dataset", "flores101_dataset")
 """Folders of FLORES: whatever it was called here, and the names of its archives."""
@@ -84,38 +101,83 @@ class TaskSpec(Section):
 
 
 BUILT_IN: dict[str, TaskSpec] = {
-    "tatoeba": TaskSpec(kind="retrieval", test=["tatoeba/{lang}-eng.tsv", "tatoeba/{lang}-en.{lang}",
-                                                "tatoeba/tatoeba.{lang}-eng.{lang}"],
-                        pivot=["tatoeba/{lang}-en.en", "tatoeba/tatoeba.{lang}-eng.eng"]),
+    "tatoeba": TaskSpec(
+        kind="retrieval",
+        test=["tatoeba/{lang}-eng.tsv", "tatoeba/{lang}-en.{lang}", "tatoeba/tatoeba.{lang}-eng.{lang}"],
+        pivot=["tatoeba/{lang}-en.en", "tatoeba/tatoeba.{lang}-eng.eng"],
+    ),
     "parallel": TaskSpec(kind="retrieval", test=["parallel/en-{lang}.tsv"]),
-    "flores": TaskSpec(kind="retrieval", test=[f"{folder}/devtest/{{lang}}.devtest" for folder in FLORES],
-                       pivot=[f"{folder}/devtest/{name}.devtest" for folder in FLORES for name in ("eng_Latn", "eng")]),
-    "alignment": TaskSpec(kind="alignment", test=["alignment/{lang}-en/test.{lang}", "alignment/en-{lang}/test.{lang}"],
-                          pivot=["alignment/{lang}-en/test.en", "alignment/en-{lang}/test.en"],
-                          gold=["alignment/{lang}-en/alignv2.txt", "alignment/en-{lang}/alignv2.txt",
-                                "alignment/{lang}-en/test.gold", "alignment/en-{lang}/test.gold"],
-                          dictionary=["alignment/{lang}-en/dictionary.txt", "alignment/en-{lang}/dictionary.txt"]),
-    "udpos": TaskSpec(kind="tagging", train=["udpos/train-{lang}.tsv", "udpos/{lang}_*-ud-train.conllu"],
-                      dev=["udpos/dev-{lang}.tsv", "udpos/{lang}_*-ud-dev.conllu"],
-                      test=["udpos/test-{lang}.tsv", "udpos/{lang}_*-ud-test.conllu"], labels=UPOS),
-    "wikiann": TaskSpec(kind="tagging", train=["panx/train-{lang}.tsv", "wikiann/{lang}/train"],
-                        dev=["panx/dev-{lang}.tsv", "wikiann/{lang}/dev"],
-                        test=["panx/test-{lang}.tsv", "wikiann/{lang}/test"]),
-    "masakhaner": TaskSpec(kind="tagging", train=["masakhaner/{lang}/train.txt"], dev=["masakhaner/{lang}/dev.txt"],
-                           test=["masakhaner/{lang}/test.txt"]),
-    "xnli": TaskSpec(kind="classification", train=["xnli/train-{lang}.tsv", "xnli/multinli.train.{lang}.tsv"],
-                     dev=["xnli/dev-{lang}.tsv", "xnli/xnli.dev.tsv"], test=["xnli/test-{lang}.tsv", "xnli/xnli.test.tsv"],
-                     labels=["contradiction", "entailment", "neutral"]),
-    "pawsx": TaskSpec(kind="classification", train=["pawsx/train-{lang}.tsv", "pawsx/{lang}/train.tsv"],
-                      dev=["pawsx/dev-{lang}.tsv", "pawsx/{lang}/dev_2k.tsv"],
-                      test=["pawsx/test-{lang}.tsv", "pawsx/{lang}/test_2k.tsv"], labels=["0", "1"]),
-    "xquad": TaskSpec(kind="questions", train=["squad/train-v1.1.json"], dev=["squad/dev-v1.1.json"],
-                      test=["xquad/xquad.{lang}.json"], metric="squad"),
-    "mlqa": TaskSpec(kind="questions", train=["squad/train-v1.1.json"], dev=["squad/dev-v1.1.json"],
-                     test=["mlqa/test-context-{lang}-question-{lang}.json", "mlqa/mlqa.{lang}.test.json"], metric="mlqa"),
-    "tydiqa": TaskSpec(kind="questions", train=["tydiqa/{lang}.train.json", "tydiqa/tydiqa.{lang}.train.json"],
-                       dev=["tydiqa/{lang}.dev.json", "tydiqa/tydiqa.{lang}.dev.json"],
-                       test=["tydiqa/{lang}.dev.json", "tydiqa/tydiqa.{lang}.dev.json"], metric="squad"),
+    "flores": TaskSpec(
+        kind="retrieval",
+        test=[f"{folder}/devtest/{{lang}}.devtest" for folder in FLORES],
+        pivot=[f"{folder}/devtest/{name}.devtest" for folder in FLORES for name in ("eng_Latn", "eng")],
+    ),
+    "alignment": TaskSpec(
+        kind="alignment",
+        test=["alignment/{lang}-en/test.{lang}", "alignment/en-{lang}/test.{lang}"],
+        pivot=["alignment/{lang}-en/test.en", "alignment/en-{lang}/test.en"],
+        gold=[
+            "alignment/{lang}-en/alignv2.txt",
+            "alignment/en-{lang}/alignv2.txt",
+            "alignment/{lang}-en/test.gold",
+            "alignment/en-{lang}/test.gold",
+        ],
+        dictionary=["alignment/{lang}-en/dictionary.txt", "alignment/en-{lang}/dictionary.txt"],
+    ),
+    "udpos": TaskSpec(
+        kind="tagging",
+        train=["udpos/train-{lang}.tsv", "udpos/{lang}_*-ud-train.conllu"],
+        dev=["udpos/dev-{lang}.tsv", "udpos/{lang}_*-ud-dev.conllu"],
+        test=["udpos/test-{lang}.tsv", "udpos/{lang}_*-ud-test.conllu"],
+        labels=UPOS,
+    ),
+    "wikiann": TaskSpec(
+        kind="tagging",
+        train=["panx/train-{lang}.tsv", "wikiann/{lang}/train"],
+        dev=["panx/dev-{lang}.tsv", "wikiann/{lang}/dev"],
+        test=["panx/test-{lang}.tsv", "wikiann/{lang}/test"],
+    ),
+    "masakhaner": TaskSpec(
+        kind="tagging",
+        train=["masakhaner/{lang}/train.txt"],
+        dev=["masakhaner/{lang}/dev.txt"],
+        test=["masakhaner/{lang}/test.txt"],
+    ),
+    "xnli": TaskSpec(
+        kind="classification",
+        train=["xnli/train-{lang}.tsv", "xnli/multinli.train.{lang}.tsv"],
+        dev=["xnli/dev-{lang}.tsv", "xnli/xnli.dev.tsv"],
+        test=["xnli/test-{lang}.tsv", "xnli/xnli.test.tsv"],
+        labels=["contradiction", "entailment", "neutral"],
+    ),
+    "pawsx": TaskSpec(
+        kind="classification",
+        train=["pawsx/train-{lang}.tsv", "pawsx/{lang}/train.tsv"],
+        dev=["pawsx/dev-{lang}.tsv", "pawsx/{lang}/dev_2k.tsv"],
+        test=["pawsx/test-{lang}.tsv", "pawsx/{lang}/test_2k.tsv"],
+        labels=["0", "1"],
+    ),
+    "xquad": TaskSpec(
+        kind="questions",
+        train=["squad/train-v1.1.json"],
+        dev=["squad/dev-v1.1.json"],
+        test=["xquad/xquad.{lang}.json"],
+        metric="squad",
+    ),
+    "mlqa": TaskSpec(
+        kind="questions",
+        train=["squad/train-v1.1.json"],
+        dev=["squad/dev-v1.1.json"],
+        test=["mlqa/test-context-{lang}-question-{lang}.json", "mlqa/mlqa.{lang}.test.json"],
+        metric="mlqa",
+    ),
+    "tydiqa": TaskSpec(
+        kind="questions",
+        train=["tydiqa/{lang}.train.json", "tydiqa/tydiqa.{lang}.train.json"],
+        dev=["tydiqa/{lang}.dev.json", "tydiqa/tydiqa.{lang}.dev.json"],
+        test=["tydiqa/{lang}.dev.json", "tydiqa/tydiqa.{lang}.dev.json"],
+        metric="squad",
+    ),
 }
 """XTREME's tasks where its download scripts and the original archives put them."""
 
@@ -128,8 +190,10 @@ def load_tasks(names: list[str], file: str | Path | None = None) -> dict[str, Ta
     known = {**BUILT_IN, **(_read(Path(file)) if file is not None else {})}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"unknown task {unknown[0]!r}{near(unknown[0], [*known, *HELDOUT])} choose from "
-                        f"{', '.join((*HELDOUT, *known))}, or describe it in --tasks_file")
+        raise UserError(
+            f"unknown task {unknown[0]!r}{near(unknown[0], [*known, *HELDOUT])} choose from "
+            f"{', '.join((*HELDOUT, *known))}, or describe it in --tasks_file"
+        )
     return {name: known[name] for name in names}
 
 
@@ -151,8 +215,9 @@ def _spec(path: Path, name: str, fields: dict[str, Any]) -> TaskSpec:
         return TaskSpec.model_validate({**base, **fields})
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise UserError(f"--tasks_file {path}, task {name}: {problems}; known fields are "
-                        f"{', '.join(TaskSpec.model_fields)}") from None
+        raise UserError(
+            f"--tasks_file {path}, task {name}: {problems}; known fields are {', '.join(TaskSpec.model_fields)}"
+        ) from None
 
 
 def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, tuple[Path, str]]:
@@ -171,8 +236,9 @@ def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, t
             found[language] = (path, code)
         found = _without_scripts(found)
         if PLACE not in pattern:
-            found = {language: (path, language) for path in _packed(root, pattern)[:1]
-                     for language in labelled_languages(path)}
+            found = {
+                language: (path, language) for path in _packed(root, pattern)[:1] for language in labelled_languages(path)
+            }
         if found:
             return dict(sorted(found.items()))
     raise nothing_there(root, patterns, what)
@@ -182,8 +248,10 @@ def nothing_there(root: Path, patterns: list[str], what: str) -> UserError:
     """The error for a task without any file."""
     if not root.is_dir():
         return UserError(f"{what}: there is no folder {root}; name the one that has the task's files with --task_data")
-    return UserError(f"{what}: no file {' or '.join(str(root / pattern) for pattern in patterns) or 'is named'}; give the "
-                     "folder of the task's files with --task_data, or say in --tasks_file where they lie")
+    return UserError(
+        f"{what}: no file {' or '.join(str(root / pattern) for pattern in patterns) or 'is named'}; give the "
+        "folder of the task's files with --task_data, or say in --tasks_file where they lie"
+    )
 
 
 def _without_scripts(found: dict[str, tuple[Path, str]]) -> dict[str, tuple[Path, str]]:
@@ -248,8 +316,11 @@ def _matches(root: Path, pattern: str) -> list[tuple[Path, str]]:
     expression = head + "(?P<lang>[A-Za-z]+(?:-[A-Za-z]+|_[A-Z][a-z]{3})?)" + "(?P=lang)".join(rest)
     matcher = re.compile(expression + f"({'|'.join(map(re.escape, PACKED))})?")
     found = {}
-    for path in sorted(path for pathname in {pattern, *(pattern + suffix for suffix in PACKED)}
-                       for path in root.glob(pathname.replace(PLACE, "*"))):
+    for path in sorted(
+        path
+        for pathname in {pattern, *(pattern + suffix for suffix in PACKED)}
+        for path in root.glob(pathname.replace(PLACE, "*"))
+    ):
         match = matcher.fullmatch(path.relative_to(root).as_posix())
         if match and path.is_file():
             found[path] = match["lang"]

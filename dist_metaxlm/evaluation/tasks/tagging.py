@@ -44,15 +44,25 @@ class Tagging:
         features = []
         for number, sentence in enumerate(examples):
             for words in _chunks(sentence, tokenizer, settings.max_length):
-                encoded = tokenizer([sentence.tokens[word] for word in words], is_split_into_words=True, truncation=True,
-                                    max_length=settings.max_length)
+                encoded = tokenizer(
+                    [sentence.tokens[word] for word in words],
+                    is_split_into_words=True,
+                    truncation=True,
+                    max_length=settings.max_length,
+                )
                 labels, before = [], None
                 for word in encoded.word_ids():
                     first = word is not None and word != before
                     labels.append(self.labels.index(sentence.tags[words[word]]) if first else IGNORED)
                     before = word
-                features.append({"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"],
-                                 "labels": labels, "_sentence": number})
+                features.append(
+                    {
+                        "input_ids": encoded["input_ids"],
+                        "attention_mask": encoded["attention_mask"],
+                        "labels": labels,
+                        "_sentence": number,
+                    }
+                )
         return features
 
     def collator(self, tokenizer: Any) -> Any:
@@ -65,8 +75,9 @@ class Tagging:
         """[B, L, labels] -> [B, L] labels."""
         return logits.argmax(-1)
 
-    def scores(self, examples: Sequence[TaggedSentence], features: Sequence[dict[str, Any]], predictions: Any,
-               language: str) -> Scores:
+    def scores(
+        self, examples: Sequence[TaggedSentence], features: Sequence[dict[str, Any]], predictions: Any, language: str
+    ) -> Scores:
         """Span F1, precision, recall and token accuracy over whole sentences."""
         gold: list[list[str]] = [[] for _ in examples]
         found: list[list[str]] = [[] for _ in examples]

@@ -51,8 +51,13 @@ class TextEncoder:
         """
         if not sentences:
             raise ValueError("there are no sentences to embed")
-        encoded = self.tokenizer(list(sentences), truncation=True, max_length=self.max_length,
-                                 return_special_tokens_mask=True, return_attention_mask=True)
+        encoded = self.tokenizer(
+            list(sentences),
+            truncation=True,
+            max_length=self.max_length,
+            return_special_tokens_mask=True,
+            return_attention_mask=True,
+        )
         ids, specials = encoded["input_ids"], encoded["special_tokens_mask"]
         pooled: torch.Tensor | None = None
         with inference(self.model):
@@ -69,7 +74,7 @@ class TextEncoder:
         weights = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
         for row, (tokens, marks) in enumerate(zip(ids, specials, strict=True)):
             inner = torch.tensor([1 - mark for mark in marks])
-            weights[row, :len(tokens)] = inner if not include_special and inner.any() else 1
+            weights[row, : len(tokens)] = inner if not include_special and inner.any() else 1
         share = (weights / weights.sum(1, keepdim=True)).to(self.device)
         return torch.stack([torch.einsum("blh,bl->bh", states.float(), share) for states in self.states(ids)])
 
@@ -79,8 +84,8 @@ class TextEncoder:
         inputs = torch.full((len(ids), max(map(len, ids))), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(inputs)
         for row, tokens in enumerate(ids):
-            inputs[row, :len(tokens)] = torch.tensor(tokens)
-            mask[row, :len(tokens)] = 1
+            inputs[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
         output = self.model(input_ids=inputs.to(self.device), attention_mask=mask.to(self.device), output_hidden_states=True)
         return tuple(output.hidden_states)
 
@@ -108,8 +113,10 @@ def longest_input(config: Any, tokenizer: Any) -> int:
 def check_folder(folder: Path) -> None:
     """UserError where there is no such folder, or it has no configuration or no tokenizer."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; encoders are opened from this machine: download the model first, "
-                        f"such as by `hf download {folder.name} --local-dir models/{folder.name}`, or correct the path")
+        raise UserError(
+            f"there is no folder {folder}; encoders are opened from this machine: download the model first, "
+            f"such as by `hf download {folder.name} --local-dir models/{folder.name}`, or correct the path"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or convert.py export wrote")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -134,13 +141,16 @@ def opening(folder: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} cannot be opened by transformers ({reason}); give a folder that save_pretrained wrote, "
-                        "with safetensors weights and its tokenizer") from None
+        raise UserError(
+            f"{folder} cannot be opened by transformers ({reason}); give a folder that save_pretrained wrote, "
+            "with safetensors weights and its tokenizer"
+        ) from None
 
 
 @contextmanager
-def exported_phase(run_dir: str | Path, phase: str, step: int | None = None,
-                   data_directory: str | None = None) -> Iterator[Path]:
+def exported_phase(
+    run_dir: str | Path, phase: str, step: int | None = None, data_directory: str | None = None
+) -> Iterator[Path]:
     """A run's phase (or its initialisation: `untrained`) as a Hugging Face folder that is gone afterwards.
 
     Errors: UserError for a run without that phase, an intact checkpoint of `step` or a tokenizer.

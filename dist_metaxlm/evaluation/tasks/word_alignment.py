@@ -39,8 +39,9 @@ class Pieces:
     """Word that each piece is of; None: a special token."""
 
 
-def read_alignment(name: str, spec: TaskSpec, root: Path, languages: list[str] | None = None,
-                   max_pairs: int | None = None) -> Texts:
+def read_alignment(
+    name: str, spec: TaskSpec, root: Path, languages: list[str] | None = None, max_pairs: int | None = None
+) -> Texts:
     """Language -> its pairs of sentences with gold links, or with a dictionary's where there are no gold ones.
 
     Errors: UserError as the readers say, and for a language with neither.
@@ -56,8 +57,9 @@ def read_alignment(name: str, spec: TaskSpec, root: Path, languages: list[str] |
         raise UserError(f"{what}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
     texts = {}
     for language, (path, _) in chosen.items():
-        pairs = read_pairs(path, language, pivots[language][0] if language in pivots else None, spec.pivot_column,
-                           spec.pair_columns)
+        pairs = read_pairs(
+            path, language, pivots[language][0] if language in pivots else None, spec.pivot_column, spec.pair_columns
+        )
         if language in gold:
             file, pattern = gold[language]
             english_first = "en-{lang}" in pattern if spec.gold_first is None else spec.gold_first == "pivot"
@@ -65,14 +67,17 @@ def read_alignment(name: str, spec: TaskSpec, root: Path, languages: list[str] |
         elif language in dictionaries:
             text = read_dictionary(pairs, dictionaries[language][0], spec.pivot_column)
         else:
-            raise UserError(f"{what}: {path} has neither a gold alignment nor a dictionary beside it; add one, or say in "
-                            "gold or dictionary of --tasks_file where it lies")
+            raise UserError(
+                f"{what}: {path} has neither a gold alignment nor a dictionary beside it; add one, or say in "
+                "gold or dictionary of --tasks_file where it lies"
+            )
         texts[language] = _first(text, max_pairs)
     return texts
 
 
-def evaluate_alignment(encoder: TextEncoder, texts: Texts, extraction: Extraction = "argmax", words: Words = "mean",
-                       max_tokens: int = 8192) -> dict[str, Any]:
+def evaluate_alignment(
+    encoder: TextEncoder, texts: Texts, extraction: Extraction = "argmax", words: Words = "mean", max_tokens: int = 8192
+) -> dict[str, Any]:
     """Score an encoder on word alignment.
 
     Returns:
@@ -84,51 +89,75 @@ def evaluate_alignment(encoder: TextEncoder, texts: Texts, extraction: Extractio
     for language, text in texts.items():
         sides = [[_pieces(encoder, sentence) for sentence in side] for side in (text.english, text.other)]
         counts = _counts(encoder, text, sides, extraction, words, max_tokens)
-        score = (alignment_scores.gold_figures if text.facts["reference"] == "gold" else alignment_scores.dictionary_figures)
+        score = alignment_scores.gold_figures if text.facts["reference"] == "gold" else alignment_scores.dictionary_figures
         figures = [score(row) for row in counts.tolist()]
         total = sum(map(len, (*text.english, *text.other)))
         seen = sum(len(set(piece.owners) - {None}) for side in sides for piece in side)
         languages[language] = {
-            "script": dominant_script(word for sentence in text.other for word in sentence), "sentences": len(text.other),
-            "words": total, "cut": total - seen, **text.facts,
-            **{name: [figure[name] for figure in figures] for name in figures[0]}}
+            "script": dominant_script(word for sentence in text.other for word in sentence),
+            "sentences": len(text.other),
+            "words": total,
+            "cut": total - seen,
+            **text.facts,
+            **{name: [figure[name] for figure in figures] for name in figures[0]},
+        }
     per_layer = {}
     for name in ("aer", "precision", "recall", "f1"):
         rows = [of[name] for of in languages.values() if name in of]
         if rows:
             per_layer[name] = [sum(layer) / len(rows) for layer in zip(*rows, strict=True)]
     depth = len(per_layer["f1"]) - 1
-    return {"kind": "alignment", "languages": languages, "per_layer": per_layer, "layer": round(depth * 2 / 3),
-            "best_layer": max(range(depth + 1), key=per_layer["f1"].__getitem__), "extraction": extraction, "words": words}
+    return {
+        "kind": "alignment",
+        "languages": languages,
+        "per_layer": per_layer,
+        "layer": round(depth * 2 / 3),
+        "best_layer": max(range(depth + 1), key=per_layer["f1"].__getitem__),
+        "extraction": extraction,
+        "words": words,
+    }
 
 
-def _counts(encoder: TextEncoder, text: AlignedText, sides: list[list[Pieces]], extraction: Extraction, words: Words,
-            max_tokens: int) -> torch.Tensor:
+def _counts(
+    encoder: TextEncoder, text: AlignedText, sides: list[list[Pieces]], extraction: Extraction, words: Words, max_tokens: int
+) -> torch.Tensor:
     """[K, 4] int64 counts of alignment_scores over all pairs, by layer."""
     total: torch.Tensor | None = None
     longest = [max(len(a.ids), len(b.ids)) for a, b in zip(*sides, strict=True)]
     with inference(encoder.model):
         for members in batches(longest, max_tokens):
             both = [[side[n] for n in members] for side in sides]
-            owned = [_membership(pieces, [len(of[n]) for n in members], words).to(encoder.device)
-                     for pieces, of in zip(both, (text.english, text.other), strict=True)]
+            owned = [
+                _membership(pieces, [len(of[n]) for n in members], words).to(encoder.device)
+                for pieces, of in zip(both, (text.english, text.other), strict=True)
+            ]
             states = [encoder.states([piece.ids for piece in pieces]) for pieces in both]
             size = (len(members), owned[0].shape[1], owned[1].shape[1])
-            sure, possible = (_marked([of[n] for n in members], size).to(encoder.device)
-                              for of in (text.sure, text.possible))
+            sure, possible = (
+                _marked([of[n] for n in members], size).to(encoder.device) for of in (text.sure, text.possible)
+            )
             rows = []
             for english, other in zip(*states, strict=True):
                 found = link_words(english.float(), other.float(), owned[0], owned[1], extraction, words)
-                rows.append(alignment_scores.gold_counts(found, sure, possible) if text.facts["reference"] == "gold"
-                            else alignment_scores.dictionary_counts(found, sure))
+                rows.append(
+                    alignment_scores.gold_counts(found, sure, possible)
+                    if text.facts["reference"] == "gold"
+                    else alignment_scores.dictionary_counts(found, sure)
+                )
             counts = torch.stack(rows)
             total = counts if total is None else total + counts
     assert total is not None
     return total.cpu()
 
 
-def link_words(english: torch.Tensor, other: torch.Tensor, english_owned: torch.Tensor, other_owned: torch.Tensor,
-               extraction: Extraction, words: Words) -> torch.Tensor:
+def link_words(
+    english: torch.Tensor,
+    other: torch.Tensor,
+    english_owned: torch.Tensor,
+    other_owned: torch.Tensor,
+    extraction: Extraction,
+    words: Words,
+) -> torch.Tensor:
     """[B, M, N] bool links of words, from states of pieces [B, L, H] and the weights of pieces in words [B, M or N, L].
 
     A word without pieces, or of the batch's padding, is linked with nothing.
@@ -167,8 +196,10 @@ def _pieces(encoder: TextEncoder, words: list[str]) -> Pieces:
     """A sentence of words in pieces, cut at the encoder's longest input."""
     encoded = encoder.tokenizer(words, is_split_into_words=True, truncation=True, max_length=encoder.max_length)
     if not encoded.is_fast:
-        raise UserError(f"{encoder.folder} has a tokenizer that does not tell which word a piece is of; add its "
-                        "tokenizer.json, as save_pretrained of a fast tokenizer writes it")
+        raise UserError(
+            f"{encoder.folder} has a tokenizer that does not tell which word a piece is of; add its "
+            "tokenizer.json, as save_pretrained of a fast tokenizer writes it"
+        )
     return Pieces(encoded["input_ids"], encoded.word_ids())
 
 

@@ -37,12 +37,18 @@ class Finding:
 
 def judge(hosts: Sequence[Host], reports: Mapping[str, Mapping[str, Any]], min_free_gb: float) -> list[Finding]:
     """All findings about nodes that answered (`reports` by host: what facts.collect gave, and `clock_offset` in seconds)."""
-    found = [finding for host in hosts if host.name in reports
-             for finding in _alone(host, reports[host.name], min_free_gb)]
+    found = [finding for host in hosts if host.name in reports for finding in _alone(host, reports[host.name], min_free_gb)]
     first = hosts[0].name
     if first in reports and reports[first]["port"] != "free":
-        found.append(Finding("refuse", "port", first, f"the port where ranks meet is taken by {reports[first]['port']}",
-                             "give another --master_port, here and to the launcher"))
+        found.append(
+            Finding(
+                "refuse",
+                "port",
+                first,
+                f"the port where ranks meet is taken by {reports[first]['port']}",
+                "give another --master_port, here and to the launcher",
+            )
+        )
     return [*found, *_differences(reports), *_same_machine(reports)]
 
 
@@ -55,13 +61,21 @@ def _alone(host: Host, report: Mapping[str, Any], min_free_gb: float) -> list[Fi
 
     offset = abs(report["clock_offset"])
     if offset > CLOCK_WARN:
-        add("refuse" if offset > CLOCK_REFUSE else "warn", "clock", f"its clock is off by {report['clock_offset']:+.1f} s",
-            "start chronyd or ntpd there")
+        add(
+            "refuse" if offset > CLOCK_REFUSE else "warn",
+            "clock",
+            f"its clock is off by {report['clock_offset']:+.1f} s",
+            "start chronyd or ntpd there",
+        )
     for name in ("data", "run"):
         free = report["free_gb"][name]
         if free is not None and free < min_free_gb:
-            add("refuse", "disk", f"{free} GB are free for {name}, {min_free_gb:g} are asked for",
-                "free some, or give --min_free_gb")
+            add(
+                "refuse",
+                "disk",
+                f"{free} GB are free for {name}, {min_free_gb:g} are asked for",
+                "free some, or give --min_free_gb",
+            )
     if (report["free_gb"]["shm"] or 0) < SHM_GB:
         add("warn", "shm", f"/dev/shm has {report['free_gb']['shm']} GB free", "mount it larger (containers: --shm-size=8g)")
     if report["limits"]["open files"] not in (-1,) and report["limits"]["open files"] < OPEN_FILES:
@@ -73,14 +87,26 @@ def _alone(host: Host, report: Mapping[str, Any], min_free_gb: float) -> list[Fi
         add("refuse", "devices", f"{there} for {counted(host.slots, 'slot')}", "correct the hostfile")
     for number, device in enumerate(report["devices"]):
         if not device["healthy"]:
-            add("refuse", "devices", f"device {number} ({device['name']}) fails: {device.get('reason', 'a wrong product')}",
-                "take the node out of the hostfile and have it looked at")
+            add(
+                "refuse",
+                "devices",
+                f"device {number} ({device['name']}) fails: {device.get('reason', 'a wrong product')}",
+                "take the node out of the hostfile and have it looked at",
+            )
         elif device["free_gb"] < DEVICE_FREE * device["total_gb"]:
-            add("warn", "devices", f"device {number} has {device['free_gb']} of {device['total_gb']} GB free",
-                "end what else runs on it")
+            add(
+                "warn",
+                "devices",
+                f"device {number} has {device['free_gb']} of {device['total_gb']} GB free",
+                "end what else runs on it",
+            )
         if device["errors"]:
-            add("warn", "devices", f"device {number} counts {device['errors']} uncorrected memory errors",
-                "reset or replace it")
+            add(
+                "warn",
+                "devices",
+                f"device {number} counts {device['errors']} uncorrected memory errors",
+                "reset or replace it",
+            )
     return found
 
 
@@ -91,22 +117,28 @@ def _differences(reports: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
         found += _unlike(reports, name, lambda r, n=name: r["versions"].get(n), remedy(name))
     for name in ("cuda", "driver"):
         found += _unlike(reports, name, lambda r, n=name: r[n], remedy(name))
-    found += _unlike(reports, "devices", lambda r: ", ".join(sorted({d["name"] for d in r["devices"]})) or "no device",
-                     "use nodes with the same devices")
+    found += _unlike(
+        reports,
+        "devices",
+        lambda r: ", ".join(sorted({d["name"] for d in r["devices"]})) or "no device",
+        "use nodes with the same devices",
+    )
     for name in SHARED_DATA:
         found += _unlike(reports, name, lambda r, n=name: r["checksums"][n][:12], remedy(name))
     return found
 
 
-def _unlike(reports: Mapping[str, Mapping[str, Any]], check: str, value: Callable[..., Any],
-            remedy: str) -> list[Finding]:
+def _unlike(reports: Mapping[str, Mapping[str, Any]], check: str, value: Callable[..., Any], remedy: str) -> list[Finding]:
     values = {host: value(report) for host, report in reports.items()}
     counts = Counter(values.values())
     usual = max(counts, key=lambda v: counts[v]) if counts else None  # the first of equally many
     others = [host for host, found in values.items() if found == usual]
     like = f"{others[0]} and others" if len(others) > 1 else "".join(others)
-    return [Finding("refuse", check, host, f"{check} is {found}, on {like} it is {usual}", remedy)
-            for host, found in values.items() if found != usual]
+    return [
+        Finding("refuse", check, host, f"{check} is {found}, on {like} it is {usual}", remedy)
+        for host, found in values.items()
+        if found != usual
+    ]
 
 
 def _same_machine(reports: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
@@ -115,8 +147,15 @@ def _same_machine(reports: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     for host, report in reports.items():
         first = seen.setdefault((report["host"], report["boot"]), host)
         if first != host:
-            found.append(Finding("refuse", "hosts", host, f"it is the same machine as {first} ({report['host']})",
-                                 "keep one line a node in the hostfile"))
+            found.append(
+                Finding(
+                    "refuse",
+                    "hosts",
+                    host,
+                    f"it is the same machine as {first} ({report['host']})",
+                    "keep one line a node in the hostfile",
+                )
+            )
     return found
 
 
@@ -129,6 +168,13 @@ def judge_links(hosts: Sequence[str], pairs: Mapping[tuple[int, int], float]) ->
     for number, host in enumerate(hosts):
         own = median(speed for pair, speed in pairs.items() if number in pair)
         if own < SLOW * usual:
-            found.append(Finding("refuse", "bandwidth", host, f"its links carry {own:.3f} GB/s, the median of all is "
-                                                              f"{usual:.3f}", "look at its cable, port and interface"))
+            found.append(
+                Finding(
+                    "refuse",
+                    "bandwidth",
+                    host,
+                    f"its links carry {own:.3f} GB/s, the median of all is {usual:.3f}",
+                    "look at its cable, port and interface",
+                )
+            )
     return found

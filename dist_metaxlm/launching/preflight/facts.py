@@ -36,16 +36,27 @@ def collect(recipe: str, overrides: Sequence[str], run_dir: str | None, port: in
     data = Path(loaded.data.directory)
     folder = Path(run_dir or Path("runs") / loaded.name)
     return {
-        "host": socket.gethostname(), "boot": _text("/proc/sys/kernel/random/boot_id"), "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "boot": _text("/proc/sys/kernel/random/boot_id"),
+        "python": platform.python_version(),
         "versions": {name: package_version(name) for name in PACKAGES},
-        "cuda": torch.version.cuda or "none", "driver": _driver(),
-        "checksums": {"code": code_digest(code_folders()),
-                      "recipe": recipe_digest(loaded),
-                      "tokenizer": file_digest(data / "tokenizer.model"), "data": _store_digest(data / "store")},
+        "cuda": torch.version.cuda or "none",
+        "driver": _driver(),
+        "checksums": {
+            "code": code_digest(code_folders()),
+            "recipe": recipe_digest(loaded),
+            "tokenizer": file_digest(data / "tokenizer.model"),
+            "data": _store_digest(data / "store"),
+        },
         "free_gb": {"data": _free(data), "run": _free(folder), "shm": _free(Path("/dev/shm"))},
-        "limits": {"open files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-                   "locked memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]},
-        "cores": len(os.sched_getaffinity(0)), "devices": devices(), "port": _port(port)}
+        "limits": {
+            "open files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            "locked memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
+        },
+        "cores": len(os.sched_getaffinity(0)),
+        "devices": devices(),
+        "port": _port(port),
+    }
 
 
 def _text(path: str) -> str:
@@ -70,8 +81,12 @@ def code_folders() -> list[Path]:
 
 def code_digest(folders: Sequence[Path]) -> str:
     """One SHA-256 of what `folders` hold of Python, CUDA, recipes and DeepSpeed configurations, in any order on disk."""
-    files = {path: f"{folder.name}/{path.relative_to(folder)}" for folder in folders
-             for path in folder.rglob("*") if path.suffix in CODE}
+    files = {
+        path: f"{folder.name}/{path.relative_to(folder)}"
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in CODE
+    }
     lines = (f"{name}:{file_digest(path)}\n" for path, name in sorted(files.items(), key=lambda item: item[1]))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -112,8 +127,11 @@ def devices() -> list[dict[str, Any]]:
         fact: dict[str, Any] = {"name": torch.cuda.get_device_name(number), "errors": _memory_errors(number)}
         try:
             free, total = torch.cuda.mem_get_info(number)
-            fact |= {"free_gb": round(free / 1e9, 1), "total_gb": round(total / 1e9, 1),
-                     "healthy": product_is_right(torch.device("cuda", number))}
+            fact |= {
+                "free_gb": round(free / 1e9, 1),
+                "total_gb": round(total / 1e9, 1),
+                "healthy": product_is_right(torch.device("cuda", number)),
+            }
         except RuntimeError as error:
             fact |= {"healthy": False, "reason": str(error).splitlines()[0]}
         found.append(fact)

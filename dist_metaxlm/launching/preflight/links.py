@@ -42,8 +42,13 @@ def measure(rank: int, hosts: Sequence[str], port: int, megabytes: float, limit:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     topology = Topology(rank, len(hosts), 0, 1, "preflight", tuple(range(len(hosts))), tuple(hosts))
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=meet(topology, limit), rank=rank,
-                            world_size=len(hosts), timeout=timedelta(seconds=limit))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=meet(topology, limit),
+        rank=rank,
+        world_size=len(hosts),
+        timeout=timedelta(seconds=limit),
+    )
     try:
         return _measure(rank, len(hosts), torch.zeros(int(megabytes * 250_000), device=device))
     finally:

@@ -24,9 +24,11 @@ SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliv
 
 def unreachable(hosts: Sequence[str]) -> dict[str, str]:
     """Hosts on which ssh cannot run a command without a question, with ssh's reason; all are tried at once."""
+
     def attempt(host: str) -> str:
-        done = subprocess.run([*SSH, "--", host, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              check=False)
+        done = subprocess.run(
+            [*SSH, "--", host, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
         lines = done.stderr.strip().splitlines()
         return "" if done.returncode == 0 else lines[-1] if lines else f"ssh ended with {done.returncode}"
 
@@ -45,8 +47,9 @@ class Agent:
         words = ["cd", os.getcwd(), "&&", "exec", sys.executable, str(script), "--agent"]
         line = " ".join(word if word == "&&" else shlex.quote(word) for word in words)
         self.host = host
-        self._process = subprocess.Popen([*SSH, "--", host, line], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [*SSH, "--", host, line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._errors: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()

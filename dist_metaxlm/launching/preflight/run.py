@@ -50,10 +50,14 @@ def preflight(wanted: Wanted, script: Path) -> dict[str, Any]:
     finally:
         for agent in agents.values():
             agent.close()
-    return {"ok": not any(finding.level == "refuse" for finding in findings),
-            "seconds": round(time.monotonic() - started, 1), "nodes": reports, "links": links,
-            "findings": [finding.as_dict() for finding in findings],
-            "hosts": {host.name: host.slots for host in hosts}}
+    return {
+        "ok": not any(finding.level == "refuse" for finding in findings),
+        "seconds": round(time.monotonic() - started, 1),
+        "nodes": reports,
+        "links": links,
+        "findings": [finding.as_dict() for finding in findings],
+        "hosts": {host.name: host.slots for host in hosts},
+    }
 
 
 Reports = dict[str, dict[str, Any]]
@@ -63,8 +67,14 @@ def _facts(pool: ThreadPoolExecutor, agents: dict[str, Agent], wanted: Wanted) -
     def ask(agent: Agent) -> dict[str, Any]:
         agent.answer(wanted.seconds)  # it is ready
         offset = agent.clock_offset()
-        facts = agent.ask("facts", wanted.seconds, recipe=wanted.recipe, overrides=wanted.overrides,
-                          run_dir=wanted.run_dir, port=wanted.port)
+        facts = agent.ask(
+            "facts",
+            wanted.seconds,
+            recipe=wanted.recipe,
+            overrides=wanted.overrides,
+            run_dir=wanted.run_dir,
+            port=wanted.port,
+        )
         return {**facts, "clock_offset": offset}
 
     answers, failures = _ask_all(pool, agents, ask)
@@ -78,8 +88,9 @@ def _remedy(reason: str, host: str) -> str:
     return f"make `ssh -o BatchMode=yes {host} true` work without a question, or leave the node out of the hostfile"
 
 
-def _ask_all(pool: ThreadPoolExecutor, agents: dict[str, Agent], ask: Callable[[Agent], dict[str, Any]],
-             ) -> tuple[Reports, dict[str, str]]:
+def _ask_all(
+    pool: ThreadPoolExecutor, agents: dict[str, Agent], ask: Callable[[Agent], dict[str, Any]]
+) -> tuple[Reports, dict[str, str]]:
     """Answers, and why there is none, by host."""
     answers: Reports = {}
     failures: dict[str, str] = {}
@@ -100,24 +111,40 @@ def _links(pool: ThreadPoolExecutor, agents: dict[str, Agent], wanted: Wanted) -
     names = list(agents)
 
     def ask(agent: Agent) -> dict[str, Any]:
-        return agent.ask("links", wanted.seconds + 10, rank=names.index(agent.host), hosts=names, port=wanted.port,
-                         megabytes=wanted.megabytes, limit=wanted.seconds)
+        return agent.ask(
+            "links",
+            wanted.seconds + 10,
+            rank=names.index(agent.host),
+            hosts=names,
+            port=wanted.port,
+            megabytes=wanted.megabytes,
+            limit=wanted.seconds,
+        )
 
     answers, failures = _ask_all(pool, agents, ask)
     if failures:
-        remedy = ("let the nodes reach one another on all TCP ports, and set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME where "
-                  "several interfaces exist")
+        remedy = (
+            "let the nodes reach one another on all TCP ports, and set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME where "
+            "several interfaces exist"
+        )
         return {}, [Finding("refuse", "collective", host, reason, remedy) for host, reason in failures.items()]
-    pairs = {(names.index(host), int(other)): speed for host, answer in answers.items()
-             for other, speed in answer["pairs"].items()}
+    pairs = {
+        (names.index(host), int(other)): speed
+        for host, answer in answers.items()
+        for other, speed in answer["pairs"].items()
+    }
     findings = judge_links(names, pairs)
-    findings += [Finding("refuse", "collective", host, "its all-reduce gave a wrong sum", "take it out of the hostfile")
-                 for host, answer in answers.items() if not answer["sum_is_right"]]
-    links = {"pairs_gbs": {f"{names[a]} - {names[b]}": round(speed, 4) for (a, b), speed in pairs.items()},
-             "median_gbs": round(median(pairs.values()), 4),
-             "all_reduce_gbs": round(min(answer["all_gbs"] for answer in answers.values()), 4),
-             "by_node_gbs": {name: round(median(s for pair, s in pairs.items() if n in pair), 4)
-                             for n, name in enumerate(names)}}
+    findings += [
+        Finding("refuse", "collective", host, "its all-reduce gave a wrong sum", "take it out of the hostfile")
+        for host, answer in answers.items()
+        if not answer["sum_is_right"]
+    ]
+    links = {
+        "pairs_gbs": {f"{names[a]} - {names[b]}": round(speed, 4) for (a, b), speed in pairs.items()},
+        "median_gbs": round(median(pairs.values()), 4),
+        "all_reduce_gbs": round(min(answer["all_gbs"] for answer in answers.values()), 4),
+        "by_node_gbs": {name: round(median(s for pair, s in pairs.items() if n in pair), 4) for n, name in enumerate(names)},
+    }
     return links, findings
 
 
@@ -132,14 +159,28 @@ def report_lines(result: dict[str, Any]) -> list[str]:
             rows.append((host, *["-"] * (len(head) - 2), "NO"))
             continue
         speed = result["links"].get("by_node_gbs", {}).get(host)
-        rows.append((host, report["python"], report["versions"]["torch"], report["versions"]["deepspeed"],
-                     str(len(report["devices"])), f"{report['clock_offset']:+.2f} s", str(report["free_gb"]["run"]),
-                     str(report["free_gb"]["shm"]), "-" if speed is None else f"{speed:.3f}", "NO" if host in bad else "ok"))
+        rows.append(
+            (
+                host,
+                report["python"],
+                report["versions"]["torch"],
+                report["versions"]["deepspeed"],
+                str(len(report["devices"])),
+                f"{report['clock_offset']:+.2f} s",
+                str(report["free_gb"]["run"]),
+                str(report["free_gb"]["shm"]),
+                "-" if speed is None else f"{speed:.3f}",
+                "NO" if host in bad else "ok",
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if result["links"]:
-        lines.append(f"links: median of all pairs {result['links']['median_gbs']} GB/s, all-reduce over all "
-                     f"{result['links']['all_reduce_gbs']} GB/s")
-    lines += [f"{finding['level']}: {finding['host']}: {finding['message']}; {finding['remedy']}"
-              for finding in result["findings"]]
+        lines.append(
+            f"links: median of all pairs {result['links']['median_gbs']} GB/s, all-reduce over all "
+            f"{result['links']['all_reduce_gbs']} GB/s"
+        )
+    lines += [
+        f"{finding['level']}: {finding['host']}: {finding['message']}; {finding['remedy']}" for finding in result["findings"]
+    ]
     return [*lines, f"{'ready' if result['ok'] else 'not ready'} ({result['seconds']} s)"]

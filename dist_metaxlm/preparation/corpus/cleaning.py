@@ -15,8 +15,9 @@ from typing import Any
 from dist_metaxlm.recipe.data import CleaningConfig
 
 # Zero-width joiner and non-joiner, zero-width space and the two direction marks stay: scripts need them.
-_REMOVED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"
-                      "\u00ad\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff]+")
+_REMOVED = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff]+"
+)
 _SPACES = re.compile("[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+")
 
 
@@ -77,11 +78,14 @@ class Counts:
 
     def as_json(self, unit: str) -> dict[str, Any]:
         """For the manifest; `unit` is "documents" or "pairs" (which have no lines to count)."""
+
         def both(documents: int, lines: int) -> dict[str, int]:
             return {unit: documents, "lines": lines} if unit == "documents" else {unit: documents}
 
         steps = sorted(name for name, number in (self.dropped_documents + self.dropped_lines).items() if number)
-        return {"read": both(self.read_documents, self.read_lines),
-                "kept": {**both(self.documents, self.lines), "bytes": self.bytes},
-                "changed_lines": dict(sorted(self.changed.items())),
-                "dropped": {step: both(self.dropped_documents[step], self.dropped_lines[step]) for step in steps}}
+        return {
+            "read": both(self.read_documents, self.read_lines),
+            "kept": {**both(self.documents, self.lines), "bytes": self.bytes},
+            "changed_lines": dict(sorted(self.changed.items())),
+            "dropped": {step: both(self.dropped_documents[step], self.dropped_lines[step]) for step in steps},
+        }

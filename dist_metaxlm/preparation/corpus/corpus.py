@@ -50,14 +50,18 @@ def sources(config: DataConfig) -> Sources:
     text that two languages claim.
     """
     if not config.text:
-        raise UserError("data.text names no language; give it files such as data.text: {en: [english.txt]}, "
-                        "or set data.corpus: quickstart")
+        raise UserError(
+            "data.text names no language; give it files such as data.text: {en: [english.txt]}, "
+            "or set data.corpus: quickstart"
+        )
     for language in {*config.text, *(code for pair in config.bitext for code in pair.split("-"))}:
         _check_name(language, "language code", "'en' or 'zh_Hant'")
     evaluation_files(config.cleaning.decontaminate)
     found: dict[str, dict[str, dict[str, Sequence[PairPlace]]]] = {"text": {}, "bitext": {}}
     declared: dict[str, Mapping[str, Mapping[str, TextSource | BitextSource]]] = {
-        "text": config.text, "bitext": config.bitext}
+        "text": config.text,
+        "bitext": config.bitext,
+    }
     for what, languages in declared.items():
         for language, named in sorted(languages.items()):
             if not named:
@@ -78,14 +82,17 @@ def _refuse_shared(text: Mapping[str, Mapping[str, Sequence[PairPlace]]]) -> Non
     for language, named in text.items():
         for place in (place for places in named.values() for place in places):
             if owners.setdefault(place, language) != language:
-                raise UserError(f"{named_files(place)} is in data.text.{owners[place]} and in data.text.{language}; take it "
-                                "out of one, or narrow the glob that names it")
+                raise UserError(
+                    f"{named_files(place)} is in data.text.{owners[place]} and in data.text.{language}; take it "
+                    "out of one, or narrow the glob that names it"
+                )
 
 
 def _check_name(name: str, what: str, example: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-        raise UserError(f"{what} {name!r} in data.text or data.bitext names files; use letters, digits and _ such as "
-                        f"{example}")
+        raise UserError(
+            f"{what} {name!r} in data.text or data.bitext names files; use letters, digits and _ such as {example}"
+        )
 
 
 def _places(entries: Sequence[str | MosesPair], where: str, what: str) -> list[PairPlace]:
@@ -94,8 +101,10 @@ def _places(entries: Sequence[str | MosesPair], where: str, what: str) -> list[P
         if isinstance(entry, MosesPair):
             left, right = (readers.expand([side], where) for side in entry.moses)
             if len(left) != len(right):
-                raise UserError(f"{where}: moses {entry.moses[0]!r} names {counted(len(left), 'file')} and "
-                                f"{entry.moses[1]!r} {len(right)}; give as many files on both sides")
+                raise UserError(
+                    f"{where}: moses {entry.moses[0]!r} names {counted(len(left), 'file')} and "
+                    f"{entry.moses[1]!r} {len(right)}; give as many files on both sides"
+                )
             found += zip(left, right, strict=True)
         else:
             places = readers.expand([entry], where)
@@ -128,10 +137,15 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
         found = sources(config)
     for place in (scratch, folder / TEXT.folder, folder / BITEXT.folder):
         place.mkdir(exist_ok=True)
-    tasks = [(shape, name, named) for shape, group in ((TEXT, found.text), (BITEXT, found.bitext))
-             for name, named in group.items()]
-    log(f"cleaning {counted(len(found.text), 'language')} and {counted(len(found.bitext), 'language pair')}, "
-        f"{sum(_sizes(tasks)) / 1e6:.1f} MB of files")
+    tasks = [
+        (shape, name, named)
+        for shape, group in ((TEXT, found.text), (BITEXT, found.bitext))
+        for name, named in group.items()
+    ]
+    log(
+        f"cleaning {counted(len(found.text), 'language')} and {counted(len(found.bitext), 'language pair')}, "
+        f"{sum(_sizes(tasks)) / 1e6:.1f} MB of files"
+    )
     maker = LanguageMaker(folder, config, _index(config, log))
     made: dict[str, Made] = {}
     for one in _all_made(maker, tasks, workers):
@@ -172,8 +186,10 @@ def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> I
             maker.stop.touch()
             pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
-                raise UserError("a worker process was killed, most often for want of memory; give fewer --workers and run "
-                                "launch/prepare.py again") from None
+                raise UserError(
+                    "a worker process was killed, most often for want of memory; give fewer --workers and run "
+                    "launch/prepare.py again"
+                ) from None
             raise
 
 
@@ -191,8 +207,10 @@ def _size(place: PairPlace) -> int:
 
 def _named(folder: Path) -> Sources:
     """The files of the quickstart as sources, so that each keeps its name."""
-    text, bitext = ({language: {".".join(path.name.split(".")[1:-1]): [path] for path in paths}
-                     for language, paths in group.items()} for group in files(folder))
+    text, bitext = (
+        {language: {".".join(path.name.split(".")[1:-1]): [path] for path in paths} for language, paths in group.items()}
+        for group in files(folder)
+    )
     return Sources(text, bitext)
 
 

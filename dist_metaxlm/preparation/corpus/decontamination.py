@@ -54,7 +54,7 @@ def window_hashes(codes: Codes, width: int) -> Codes:
         rest = width - longest
         if rest:
             tail, power = parts[rest]
-            hashes = hashes[:len(codes) - width + 1] * power + tail[longest:]
+            hashes = hashes[: len(codes) - width + 1] * power + tail[longest:]
     return hashes
 
 
@@ -168,8 +168,9 @@ class EvaluationIndex:
     def check(self, documents: Sequence[Sequence[str]]) -> list[Hit | None]:
         """For each document (a list of lines) the first evaluation text that it contains, or None."""
         normal = [[letters(line) for line in lines] for lines in documents]
-        found: list[int | None] = [next((self._short[line] for line in lines if line in self._short), None)
-                                   for lines in normal]
+        found: list[int | None] = [
+            next((self._short[line] for line in lines if line in self._short), None) for lines in normal
+        ]
         joined = ["".join(lines) for lines in normal]
         for number, text in self._windows(joined):
             if found[number] is None:
@@ -182,7 +183,7 @@ class EvaluationIndex:
         ends = np.cumsum([len(text) for text in joined])
         kinds = [self._long, *self._short_windows] if _UNSPACED.search(whole) else [self._long]
         for start in range(0, len(whole), PIECE):
-            codes = _codes(whole[start:start + PIECE + WINDOW - 1])
+            codes = _codes(whole[start : start + PIECE + WINDOW - 1])
             yield from self._owned(kinds, codes, start, ends)
 
     def _owned(self, kinds: list[_Windows], codes: Codes, start: int, ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

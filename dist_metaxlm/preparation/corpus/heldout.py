@@ -84,7 +84,7 @@ class Candidates:
                 known.append(translation)
 
     def _shrink(self) -> None:
-        kept = sorted(self._order, key=lambda key: (self._order[key], key))[:self.limit]
+        kept = sorted(self._order, key=lambda key: (self._order[key], key))[: self.limit]
         self._threshold = self._order[kept[-1]]
         self._order = {key: self._order[key] for key in kept}
         self.sources = {key: self.sources[key] for key in kept}
@@ -138,8 +138,9 @@ def choose(candidates: Candidates, count: int) -> list[tuple[str, dict[str, str]
 
 def _suitable(candidates: Candidates) -> list[tuple[str, dict[str, str]]]:
     ordered = candidates.ordered()
-    uses = Counter((language, text_key(texts[0])) for _, source in ordered
-                   for language, texts in source.translations.items())
+    uses = Counter(
+        (language, text_key(texts[0])) for _, source in ordered for language, texts in source.translations.items()
+    )
     result = []
     for key, source in ordered:
         if not MIN_WORDS <= len(key.split()) <= MAX_WORDS:
@@ -231,8 +232,9 @@ def training_documents(documents: Iterable[list[str]], keys: set[str], dropped: 
             yield " ".join(kept)
 
 
-def training_pairs(pairs: Iterable[tuple[str, str]], name: str, excluded: Excluded,
-                   dropped: dict[str, int]) -> Iterator[tuple[str, str]]:
+def training_pairs(
+    pairs: Iterable[tuple[str, str]], name: str, excluded: Excluded, dropped: dict[str, int]
+) -> Iterator[tuple[str, str]]:
     """Pairs of the language pair `name` of which no side is held out; the others are counted in `dropped`."""
     left_held, right_held = (HeldOut(excluded.get(language, set())) for language in name.split("-"))
     for left, right in pairs:

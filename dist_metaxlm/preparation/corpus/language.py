@@ -100,14 +100,23 @@ class LanguageMaker:
         self._write(shape, name, repeats, counts, drafts)
         shutil.rmtree(scratch)
         total = sum(counts.values(), Counts())
-        about = {**total.as_json(shape.unit), "sources": {
-            source: {**counts[source].as_json(shape.unit), "files": [named_files(place) for place in named[source]]}
-            for source in named}}
-        return Made(name, about, self._hits, f"{name}: {total.documents} of {total.read_documents} {shape.unit} kept, "
-                                             f"{total.bytes / 1e6:.1f} MB")
+        about = {
+            **total.as_json(shape.unit),
+            "sources": {
+                source: {**counts[source].as_json(shape.unit), "files": [named_files(place) for place in named[source]]}
+                for source in named
+            },
+        }
+        return Made(
+            name,
+            about,
+            self._hits,
+            f"{name}: {total.documents} of {total.read_documents} {shape.unit} kept, {total.bytes / 1e6:.1f} MB",
+        )
 
-    def _write(self, shape: Shape, name: str, repeats: Repeats, counts: Mapping[str, Counts],
-               drafts: Mapping[str, Draft]) -> None:
+    def _write(
+        self, shape: Shape, name: str, repeats: Repeats, counts: Mapping[str, Counts], drafts: Mapping[str, Draft]
+    ) -> None:
         stems: dict[str, list[str]] = {}
         for source in counts:
             # Sources of translations become one file: only text is mixed by source.
@@ -140,8 +149,9 @@ class LanguageMaker:
                 batch, size = [], 0
         yield from self._clean_of_evaluation(shape, name, place, batch, counts)
 
-    def _clean_of_evaluation(self, shape: Shape, name: str, place: PairPlace, batch: list[tuple[int, list[str]]],
-                             counts: Counts) -> Iterator[list[str]]:
+    def _clean_of_evaluation(
+        self, shape: Shape, name: str, place: PairPlace, batch: list[tuple[int, list[str]]], counts: Counts
+    ) -> Iterator[list[str]]:
         if self.stop.exists():
             raise InterruptedError(f"{self.stop} says that another process has failed")
         hits = _check(self._index, batch, shape.whole)
@@ -151,8 +161,14 @@ class LanguageMaker:
                 continue
             counts.drop("decontaminate", 1, len(lines))
             self._hits[hit.file] += 1
-            row = {shape.folder: name, "file": named_files(place), shape.unit.rstrip("s"): number,
-                   "characters": sum(map(len, lines)), "evaluation_file": hit.file, "sentence": hit.sentence[:QUOTED]}
+            row = {
+                shape.folder: name,
+                "file": named_files(place),
+                shape.unit.rstrip("s"): number,
+                "characters": sum(map(len, lines)),
+                "evaluation_file": hit.file,
+                "sentence": hit.sentence[:QUOTED],
+            }
             assert self._listed is not None
             self._listed.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -160,8 +176,10 @@ class LanguageMaker:
 def _refuse_empty(shape: Shape, stem: str, counts: Counts) -> None:
     """Raise UserError for a file of the corpus that has nothing in it: no later step could read it."""
     if not counts.documents:
-        raise UserError(f"data.{shape.folder}.{stem}: cleaning left none of {counts.read_documents} {shape.unit} "
-                        f"({dict(counts.dropped_documents)} dropped); loosen data.cleaning, or remove the files")
+        raise UserError(
+            f"data.{shape.folder}.{stem}: cleaning left none of {counts.read_documents} {shape.unit} "
+            f"({dict(counts.dropped_documents)} dropped); loosen data.cleaning, or remove the files"
+        )
 
 
 def _check(index: EvaluationIndex | None, batch: list[tuple[int, list[str]]], whole: bool) -> Iterable[Hit | None]:

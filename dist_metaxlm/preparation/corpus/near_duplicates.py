@@ -43,7 +43,7 @@ def shingles(text: str, words: int) -> NDArray[np.uint32]:
     hashes = np.fromiter((crc32(token.encode()) for token in tokens), np.uint64, len(tokens))
     mixed = np.zeros(count, np.uint64)
     for place in range(words):
-        mixed = (mixed ^ hashes[place:place + count]) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ hashes[place : place + count]) * np.uint64(0x9E3779B97F4A7C15)
     return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
 
 
@@ -69,12 +69,12 @@ class NearDuplicateFinder:
         found = shingles("\n".join(lines), self._config.words)
         sketch = self._empty.copy()
         for start in range(0, len(found), BATCH):
-            sketch.update_batch(found[start:start + BATCH].tolist())
+            sketch.update_batch(found[start : start + BATCH].tolist())
         signature = sketch.hashvalues.astype("<u4").tobytes()
         self._file.write(signature)
         if len(found):
             for band, start, stop in self._cuts:
-                part = signature[4 * start:4 * stop]
+                part = signature[4 * start : 4 * stop]
                 self._bands.add(blake2b(part, digest_size=16, key=band.to_bytes(2, "big")).digest(), ordinal)
 
     def find(self) -> Dropped:
@@ -85,9 +85,10 @@ class NearDuplicateFinder:
         with self._path.open("rb") as file:
             for ordinals, firsts in self._bands.find():
                 for start in range(0, len(ordinals), BATCH):
-                    part = ordinals[start:start + BATCH]
-                    same = self._signatures(file.fileno(), part) == self._signatures(file.fileno(),
-                                                                                     firsts[start:start + BATCH])
+                    part = ordinals[start : start + BATCH]
+                    same = self._signatures(file.fileno(), part) == self._signatures(
+                        file.fileno(), firsts[start : start + BATCH]
+                    )
                     dropped.add(part[same.mean(axis=1) >= self._config.threshold])
         self._path.unlink()
         return dropped

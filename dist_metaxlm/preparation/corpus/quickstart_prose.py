@@ -16,8 +16,21 @@ from pathlib import Path
 
 from dist_metaxlm.preparation.workers.processes import WORKERS, available_cores
 
-PACKAGES = ("numpy", "networkx", "matplotlib", "sympy", "torch", "huggingface_hub", "pydantic", "hypothesis",
-            "fsspec", "deepspeed", "megatron", "pip", "transformers")
+PACKAGES = (
+    "numpy",
+    "networkx",
+    "matplotlib",
+    "sympy",
+    "torch",
+    "huggingface_hub",
+    "pydantic",
+    "hypothesis",
+    "fsspec",
+    "deepspeed",
+    "megatron",
+    "pip",
+    "transformers",
+)
 PROSE_BYTES = 6_000_000
 DOCUMENT_WORDS = 200
 MIN_WORDS = 8
@@ -26,7 +39,8 @@ MAX_PROCESSES = 8
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_vendor", "__pycache__", "kernels"}
 _HEADING = re.compile(
     r"^\s*(?:[*`]{0,2}\w[\w.*, `]{0,60}(?: *\([^)]*\))? ?:(?!:)(?: .{0,80})?"  # parameter: its type; Section:
-    r"|[-=~^*#]{3,}|:\w+.*:.*|\.\. .*|@\w+.*)$")  # underlines, fields, directives, tags
+    r"|[-=~^*#]{3,}|:\w+.*:.*|\.\. .*|@\w+.*)$"
+)  # underlines, fields, directives, tags
 _ENTRY = re.compile(r"^\s*(?:[-*+•]\s+)?`{0,2}[\w.*]+`{0,2} *(?:\([^)]*\))?:\s+(?=[A-Z])")
 _CODE = re.compile(r"^\s*(?:>>>|\.\.\.|In \[|\$ |#|\||```|import |from \w+ import|@)")
 _ROLE = re.compile(r":[\w:+-]+:`~?\.?(?:[^`<]*?\s*<)?([^`<>]+)>?`")

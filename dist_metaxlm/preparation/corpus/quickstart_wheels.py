@@ -61,8 +61,9 @@ def find_packages(log: Callable[[str], None], cache: Path | None = None) -> tupl
             with zipfile.ZipFile(wheel) as archive:
                 packages.append(Package(f"{name} {version}", wheel, tuple(sorted(archive.namelist()))))
     if note:
-        packages += installed_packages(Path(sysconfig.get_paths()["purelib"]), {name.split()[0] for name in
-                                                                                (p.name for p in packages)})
+        packages += installed_packages(
+            Path(sysconfig.get_paths()["purelib"]), {name.split()[0] for name in (p.name for p in packages)}
+        )
     return packages, note
 
 
@@ -70,9 +71,25 @@ def download(names: list[str], cache: Path) -> str:
     """Bring the wheels of `names` into `cache`; returns why it failed, or nothing."""
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet",
-                   "--ignore-requires-python", "--disable-pip-version-check", "--retries", "2", "--timeout", "20",
-                   "-d", folder, *(f"{name}=={WHEELS[name]}" for name in names)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--quiet",
+            "--ignore-requires-python",
+            "--disable-pip-version-check",
+            "--retries",
+            "2",
+            "--timeout",
+            "20",
+            "-d",
+            folder,
+            *(f"{name}=={WHEELS[name]}" for name in names),
+        ]
         try:
             outcome = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:

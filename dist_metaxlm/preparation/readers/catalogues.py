@@ -43,8 +43,13 @@ def read_po(text: str) -> Iterator[tuple[str, str]]:
 
 def read_po_order(text: str) -> list[str]:
     """The msgids (singular and plural) of a `.po` file in the order of its source code; contexts and fuzziness ignored."""
-    return [message for entry in _po_entries(text) if not entry.obsolete
-            for message in (entry.msgid, entry.msgid_plural) if message]
+    return [
+        message
+        for entry in _po_entries(text)
+        if not entry.obsolete
+        for message in (entry.msgid, entry.msgid_plural)
+        if message
+    ]
 
 
 def _po_entries(text: str) -> list[Any]:

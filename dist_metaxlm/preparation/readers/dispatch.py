@@ -49,8 +49,9 @@ def documents(files: Iterable[Place], reading: ReadingConfig = PREPARED) -> Iter
             raise UserError(f"{shown(place)} holds no text, only blank lines; put text into it or take it out of the recipe")
 
 
-def pairs(files: Iterable[PairPlace], reading: ReadingConfig = PREPARED,
-          languages: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+def pairs(
+    files: Iterable[PairPlace], reading: ReadingConfig = PREPARED, languages: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Translation pairs (sentence, translation), white space at their ends taken off; a side may be empty.
 
     `.tsv`, `.jsonl`, `.json`, `.parquet`, `.tmx` and two Moses files: as docs/data.md says; `.po`, `.mo`: the source string
@@ -64,8 +65,9 @@ def pairs(files: Iterable[PairPlace], reading: ReadingConfig = PREPARED,
             yield pair
         if not any_text:
             name = " and ".join(map(shown, place)) if isinstance(place, tuple) else shown(place)
-            raise UserError(f"{name} holds no pairs{_languages_hint(place, languages)}; put pairs into it or take it out of "
-                            "the recipe")
+            raise UserError(
+                f"{name} holds no pairs{_languages_hint(place, languages)}; put pairs into it or take it out of the recipe"
+            )
 
 
 def _languages_hint(place: PairPlace, languages: Sequence[str]) -> str:
@@ -80,8 +82,10 @@ def check_formats(files: Iterable[Place], what: str, where: str) -> None:
     for place in files:
         if kind(place) not in known:
             also = " and {moses: [a.en, a.fr]}" if what == "bitext" else ""
-            raise UserError(f"{where}: {shown(place)} has no known format in its name; {what} is read from "
-                            f"{', '.join(known)}, each also with {', '.join(PACKED)}{also}: rename or convert the file")
+            raise UserError(
+                f"{where}: {shown(place)} has no known format in its name; {what} is read from "
+                f"{', '.join(known)}, each also with {', '.join(PACKED)}{also}: rename or convert the file"
+            )
 
 
 def _plain(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
@@ -110,8 +114,12 @@ def _column_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str
 
 def _parquet_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
     def choose(names: list[str]) -> list[str]:
-        field(dict.fromkeys(names), reading.text_field, f"{shown(place)}, header",
-              "name the right one in data.reading.text_field")
+        field(
+            dict.fromkeys(names),
+            reading.text_field,
+            f"{shown(place)}, header",
+            "name the right one in data.reading.text_field",
+        )
         return [reading.text_field]
 
     for where, row in parquet(place, choose, reading.max_line_characters):
@@ -122,8 +130,7 @@ def _catalogue(place: Place) -> Iterator[tuple[str, str]]:
     """Clean (source, translation) strings of a gettext catalogue, by the rules of the quickstart corpus."""
     content = whole(place)
     try:
-        found = (catalogues.read_mo(content) if kind(place) == ".mo"
-                 else catalogues.read_po(decoded(content, shown(place))))
+        found = catalogues.read_mo(content) if kind(place) == ".mo" else catalogues.read_po(decoded(content, shown(place)))
         for source, translation in found:
             source, translation = catalogues.clean(source), catalogues.clean(translation)
             if catalogues.usable(source, translation):
@@ -170,15 +177,29 @@ def _moses(first: Place, second: Place, reading: ReadingConfig) -> Iterator[tupl
     for left, right in both:
         if left is None or right is None:
             short, long, number = (first, second, right[0]) if left is None else (second, first, left[0])
-            raise UserError(f"{shown(short)} ends after line {number - 1} and {shown(long)} goes on; give two files of "
-                            "which line n of one translates line n of the other")
+            raise UserError(
+                f"{shown(short)} ends after line {number - 1} and {shown(long)} goes on; give two files of "
+                "which line n of one translates line n of the other"
+            )
         if left[1].strip() or right[1].strip():
             yield one_line(left[1]), one_line(right[1])
 
 
 _DOCUMENTS: dict[str, Callable[[Place, ReadingConfig], Iterator[list[str]]]] = {
-    ".txt": _plain, ".jsonl": _json_documents, ".json": _json_documents, ".tsv": _column_documents,
-    ".parquet": _parquet_documents, ".po": _catalogue_documents, ".mo": _catalogue_documents}
+    ".txt": _plain,
+    ".jsonl": _json_documents,
+    ".json": _json_documents,
+    ".tsv": _column_documents,
+    ".parquet": _parquet_documents,
+    ".po": _catalogue_documents,
+    ".mo": _catalogue_documents,
+}
 _PAIRS: dict[str, Callable[[Place, ReadingConfig, Sequence[str]], Iterator[tuple[str, str]]]] = {
-    ".tsv": _column_pairs, ".jsonl": _json_pairs, ".json": _json_pairs, ".parquet": _parquet_pairs, ".tmx": _tmx_pairs,
-    ".po": _catalogue_pairs, ".mo": _catalogue_pairs}
+    ".tsv": _column_pairs,
+    ".jsonl": _json_pairs,
+    ".json": _json_pairs,
+    ".parquet": _parquet_pairs,
+    ".tmx": _tmx_pairs,
+    ".po": _catalogue_pairs,
+    ".mo": _catalogue_pairs,
+}

@@ -36,8 +36,10 @@ def evaluation_files(entries: Iterable[str | EvaluationFiles]) -> list[tuple[Pla
             continue
         for place in expand([entry], FIELD):
             if kind(place) not in KNOWN:
-                raise UserError(f"{FIELD}: {shown(place)} has no known format in its name; known: {', '.join(KNOWN)}, and "
-                                "any file with one token a line as {files: [...], token_column: 1}")
+                raise UserError(
+                    f"{FIELD}: {shown(place)} has no known format in its name; known: {', '.join(KNOWN)}, and "
+                    "any file with one token a line as {files: [...], token_column: 1}"
+                )
             found.append((place, None))
     return found
 
@@ -49,8 +51,9 @@ def _texts(place: Place, limit: int) -> Iterator[str]:
             yield from _strings(json.loads(decoded(whole(place), shown(place))))
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":
-                raise UserError(f"{shown(place)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); mend "
-                                "it") from None
+                raise UserError(
+                    f"{shown(place)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); mend it"
+                ) from None
             suffix = ".jsonl"
         except (ValueError, RecursionError):
             raise UserError(f"{shown(place)} has a number or a nesting that is too large to read; mend it") from None
@@ -86,8 +89,10 @@ def _tokens(place: Place, column: int, limit: int) -> Iterator[str]:
         elif line.startswith("# ") and "\t" not in line:
             continue
         elif len(cells) < column:
-            raise UserError(f"{shown(place)}, line {number} has {counted(len(cells), 'column')} and no column {column}; "
-                            f"correct token_column in {FIELD}")
+            raise UserError(
+                f"{shown(place)}, line {number} has {counted(len(cells), 'column')} and no column {column}; "
+                f"correct token_column in {FIELD}"
+            )
         else:
             sentence.append(cells[column - 1])
     if sentence:

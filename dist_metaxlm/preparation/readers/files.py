@@ -60,8 +60,10 @@ def expand(patterns: Iterable[str], field: str) -> list[Place]:
     for pattern in patterns:
         files = _expand_url(pattern, field) if "://" in pattern else _expand_local(pattern)
         if not files:
-            raise UserError(f"{field}: {shown(pattern)!r} names no file; correct the path or glob (it is relative to the "
-                            "working directory)")
+            raise UserError(
+                f"{field}: {shown(pattern)!r} names no file; correct the path or glob (it is relative to the "
+                "working directory)"
+            )
         for place, size in files:
             if size == 0:
                 raise UserError(f"{field}: {shown(place)} is empty; put text into it or take it out of the recipe")
@@ -84,11 +86,15 @@ def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
         else:
             names = [path] if system.exists(path) else []
         files = [name for name in names if system.isfile(name)]
-        return [(_spelled(pattern, name) if "::" in pattern else system.unstrip_protocol(name), system.size(name))
-                for name in files]
+        return [
+            (_spelled(pattern, name) if "::" in pattern else system.unstrip_protocol(name), system.size(name))
+            for name in files
+        ]
     except (ImportError, ValueError, OSError, NotImplementedError) as error:  # the last: a protocol of fsspec's cannot list
-        raise UserError(f"{field}: {shown(pattern)!r} cannot be read ({_sentence(error)}); correct the URL, or install the "
-                        "package that its protocol needs") from None
+        raise UserError(
+            f"{field}: {shown(pattern)!r} cannot be read ({_sentence(error)}); correct the URL, or install the "
+            "package that its protocol needs"
+        ) from None
 
 
 def _spelled(pattern: str, name: str) -> str:
@@ -118,8 +124,10 @@ def opened(place: Place) -> Iterator[IO[bytes]]:
         if error.errno is None and suffix == ".zst":
             raise _damaged(place, suffix, error) from None
         if isinstance(place, str):
-            raise UserError(f"{shown(place)} cannot be read to its end ({_sentence(error)}); run the command again, or copy "
-                            "the file to this machine") from None
+            raise UserError(
+                f"{shown(place)} cannot be read to its end ({_sentence(error)}); run the command again, or copy "
+                "the file to this machine"
+            ) from None
         raise
 
 
@@ -162,8 +170,9 @@ def whole(place: Place) -> bytes:
     with opened(place) as file:
         content = file.read(WHOLE_FILE_BYTES + 1)
     if len(content) > WHOLE_FILE_BYTES:
-        raise UserError(f"{shown(place)} has more than {WHOLE_FILE_BYTES} bytes, too many for a file that is read at once; "
-                        "split it")
+        raise UserError(
+            f"{shown(place)} has more than {WHOLE_FILE_BYTES} bytes, too many for a file that is read at once; split it"
+        )
     return content
 
 
@@ -172,11 +181,15 @@ def decoded(raw: bytes, where: str, first: bool = True) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}, byte {error.start + 1} (0x{raw[error.start]:02X}) is not UTF-8; convert the file, for "
-                        "instance with iconv -f latin1 -t utf-8") from None
+        raise UserError(
+            f"{where}, byte {error.start + 1} (0x{raw[error.start]:02X}) is not UTF-8; convert the file, for "
+            "instance with iconv -f latin1 -t utf-8"
+        ) from None
     if "\0" in text:
-        raise UserError(f"{where}, byte {raw.index(0) + 1} is a NUL byte, which no text has; the file is binary or UTF-16: "
-                        "convert it, for instance with iconv -f utf-16 -t utf-8")
+        raise UserError(
+            f"{where}, byte {raw.index(0) + 1} is a NUL byte, which no text has; the file is binary or UTF-16: "
+            "convert it, for instance with iconv -f utf-16 -t utf-8"
+        )
     return text.removeprefix("\ufeff") if first else text
 
 
@@ -201,5 +214,7 @@ def lines(place: Place, limit: int = UNBOUNDED) -> Iterator[tuple[int, str]]:
 
 def too_long(place: Place, number: int, limit: int, unit: str = "line") -> UserError:
     """The error for a line, row or unit that is longer than the recipe allows."""
-    return UserError(f"{shown(place)}, {unit} {number} has more than {limit} characters; break it into lines, or raise "
-                     "data.reading.max_line_characters")
+    return UserError(
+        f"{shown(place)}, {unit} {number} has more than {limit} characters; break it into lines, or raise "
+        "data.reading.max_line_characters"
+    )

@@ -37,13 +37,15 @@ def json_lines(place: Place, limit: int) -> Iterator[tuple[str, dict[str, Any]]]
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where}, column {error.colno} is not JSON ({error.msg}); mend the line or leave it "
-                            "out") from None
+            raise UserError(
+                f"{where}, column {error.colno} is not JSON ({error.msg}); mend the line or leave it out"
+            ) from None
         except (ValueError, RecursionError):
             raise UserError(f"{where} has a number or a nesting that is too large to read; leave the line out") from None
         if not isinstance(value, dict):
-            raise UserError(f"{where} is not a JSON object with fields but {type(value).__name__}; mend the line or leave "
-                            "it out")
+            raise UserError(
+                f"{where} is not a JSON object with fields but {type(value).__name__}; mend the line or leave it out"
+            )
         yield where, value
 
 
@@ -63,8 +65,9 @@ def checked(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where} is not text but {type(value).__name__}; name a field that holds text")
     if found := _UNFIT.search(value):
-        raise UserError(f"{where}, character {found.start() + 1} is U+{ord(found[0]):04X}, which no text has; mend it or "
-                        "leave it out")
+        raise UserError(
+            f"{where}, character {found.start() + 1} is U+{ord(found[0]):04X}, which no text has; mend it or leave it out"
+        )
     return value
 
 
@@ -88,11 +91,15 @@ def columns(place: Place, wanted: Sequence[int] | None, setting: str, limit: int
         cells = line.split("\t")
         where = f"{shown(place)}, line {number}"
         if wanted is None and len(cells) != 2:
-            raise UserError(f"{where} has {counted(len(cells), 'tab-separated column')} where a sentence and its "
-                            f"translation are 2; mend the line or leave it out, or name the columns in {setting}")
+            raise UserError(
+                f"{where} has {counted(len(cells), 'tab-separated column')} where a sentence and its "
+                f"translation are 2; mend the line or leave it out, or name the columns in {setting}"
+            )
         if wanted is not None and len(cells) < max(wanted):
-            raise UserError(f"{where} has {counted(len(cells), 'tab-separated column')} and no column {max(wanted)}; mend "
-                            f"the line, or correct {setting}")
+            raise UserError(
+                f"{where} has {counted(len(cells), 'tab-separated column')} and no column {max(wanted)}; mend "
+                f"the line, or correct {setting}"
+            )
         yield where, [cells[index - 1].strip() for index in wanted or (1, 2)]
 
 
@@ -121,5 +128,6 @@ def parquet(place: Place, choose: Callable[[list[str]], list[str]], limit: int) 
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{shown(place)} is not a whole parquet file ({reason}); write or copy it again") from None
         except UnicodeDecodeError:
-            raise UserError(f"{shown(place)}, after row {number} there is text that is not UTF-8; write the column as UTF-8"
-                            ) from None
+            raise UserError(
+                f"{shown(place)}, after row {number} there is text that is not UTF-8; write the column as UTF-8"
+            ) from None

@@ -50,8 +50,9 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tu
         try:
             root: Any = None
             # defusedxml refuses entities and external references; a DOCTYPE alone is in most TMX files.
-            for event, element in iterparse(metered, events=("start", "end"), forbid_dtd=False, forbid_entities=True,
-                                            forbid_external=True):
+            for event, element in iterparse(
+                metered, events=("start", "end"), forbid_dtd=False, forbid_entities=True, forbid_external=True
+            ):
                 root = element if root is None else root
                 if event == "end" and element.tag == "tu":
                     metered.unit()
@@ -64,11 +65,14 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tu
                         if parent.tag == "body":
                             parent.clear()
         except DefusedXmlException as error:
-            raise UserError(f"{shown(place)} defines XML entities ({type(error).__name__}), which can blow up or fetch "
-                            "other files; remove the definitions from its DOCTYPE") from None
+            raise UserError(
+                f"{shown(place)} defines XML entities ({type(error).__name__}), which can blow up or fetch "
+                "other files; remove the definitions from its DOCTYPE"
+            ) from None
         except (ParseError, UnicodeError, LookupError) as error:
-            raise UserError(f"{shown(place)} is not well-formed XML ({error}) after unit {metered.units}; mend or export it "
-                            "again") from None
+            raise UserError(
+                f"{shown(place)} is not well-formed XML ({error}) after unit {metered.units}; mend or export it again"
+            ) from None
 
 
 def _unit(element: Any, where: str) -> dict[str, str]:

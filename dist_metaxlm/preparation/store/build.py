@@ -32,8 +32,17 @@ SHARDS = ".shards"
 Task = Callable[..., None]
 
 
-def make_store(directory: Path, text: Files, bitext: Files, about: dict[str, Any], max_pair_tokens: int, log: Log,
-               workers: int | None, ranks: Ranks, weights: Mapping[str, float] | None = None) -> None:
+def make_store(
+    directory: Path,
+    text: Files,
+    bitext: Files,
+    about: dict[str, Any],
+    max_pair_tokens: int,
+    log: Log,
+    workers: int | None,
+    ranks: Ranks,
+    weights: Mapping[str, float] | None = None,
+) -> None:
     """Write `directory`/store from the corpus files; `about` and the `weights` of text corpora go into its manifest.
 
     `workers`: processes of this rank, by default its share of the machine's cores. Called on all ranks at once.
@@ -62,10 +71,18 @@ def make_store(directory: Path, text: Files, bitext: Files, about: dict[str, Any
                 team(join_shards, job, making, tokenizer.vocab_size)
         with ranks.together():
             if ranks.first:
-                _commit(job, making, directory / "store", {
-                    "tokenizer_hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
-                    "dtype": str(token_dtype(tokenizer.vocab_size).__name__), **about,
-                    **_contents(job, text, bitext, weights or {})})
+                _commit(
+                    job,
+                    making,
+                    directory / "store",
+                    {
+                        "tokenizer_hash": tokenizer.hash,
+                        "vocab_size": tokenizer.vocab_size,
+                        "dtype": str(token_dtype(tokenizer.vocab_size).__name__),
+                        **about,
+                        **_contents(job, text, bitext, weights or {}),
+                    },
+                )
 
 
 @contextmanager
@@ -75,6 +92,7 @@ def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
         yield lambda task, *arguments: task(*arguments)
         return
     with ProcessPoolExecutor(workers - 1, WORKERS, end_with_parent) as pool:
+
         def run(task: Task, *arguments: Any) -> None:
             futures = [pool.submit(task, *arguments) for _ in range(workers - 1)]
             try:
@@ -82,11 +100,14 @@ def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
                 for future in futures:
                     future.result()
             except BrokenProcessPool:
-                raise UserError("a worker process was killed, most often for want of memory; give fewer --workers and run "
-                                "launch/prepare.py again, it goes on from the finished shards") from None
+                raise UserError(
+                    "a worker process was killed, most often for want of memory; give fewer --workers and run "
+                    "launch/prepare.py again, it goes on from the finished shards"
+                ) from None
             except BaseException:
                 job.stop()
                 raise
+
         yield run
 
 
@@ -109,10 +130,13 @@ def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]
                     dropped[why] = dropped.get(why, 0) + count
             totals = {key: sum(report[key] for _, report in mine) for key in ("sequences", "tokens", "bytes")}
             content[kind][name] = {
-                "language": mine[0][0].language, unit: totals["sequences"] // sequences, "tokens": totals["tokens"],
+                "language": mine[0][0].language,
+                unit: totals["sequences"] // sequences,
+                "tokens": totals["tokens"],
                 "bytes": totals["bytes"],
                 "source": [{"file": path.name, "bytes": path.stat().st_size} for path in paths],
-                "dropped": dict(sorted(dropped.items()))}
+                "dropped": dict(sorted(dropped.items())),
+            }
     for name in weights.keys() & content["text"].keys():
         content["text"][name]["weight"] = weights[name]
     return content

@@ -80,8 +80,12 @@ class _ShardEncoder:
         self._job = job
         self._tokenizer = Tokenizer.load(job.tokenizer)
         self._excluded = heldout.read_excluded(job.heldout)
-        self._settings = {"version": VERSION, "tokenizer": self._tokenizer.hash, "max_pair_tokens": job.max_pair_tokens,
-                          "excluded": manifest.file_hash(job.heldout / "excluded.json")}
+        self._settings = {
+            "version": VERSION,
+            "tokenizer": self._tokenizer.hash,
+            "max_pair_tokens": job.max_pair_tokens,
+            "excluded": manifest.file_hash(job.heldout / "excluded.json"),
+        }
 
     def encode(self, shard: Shard) -> None:
         """Write the shard's tokens, lengths and report, unless they are there already."""
@@ -97,8 +101,9 @@ class _ShardEncoder:
             kept = heldout.training_pairs(seen.count(shards.pairs(shard)), shard.language, self._excluded, dropped)
             arrays = pair_arrays(kept, self._tokenizer, self._job.max_pair_tokens, dropped, size)
         else:
-            texts = heldout.training_documents(seen.count(shards.documents(shard)),
-                                               self._excluded.get(shard.language, set()), dropped)
+            texts = heldout.training_documents(
+                seen.count(shards.documents(shard)), self._excluded.get(shard.language, set()), dropped
+            )
             arrays = text_arrays(size.of_texts(texts), self._tokenizer)
         lengths = []
         digest = hashlib.sha256()
@@ -110,9 +115,16 @@ class _ShardEncoder:
                 lengths.append(counts)
         all_lengths = np.concatenate([*lengths, np.zeros(0, np.int32)])
         all_lengths.tofile(place.with_suffix(".len"))
-        report = {"fingerprint": fingerprint, "seen": seen.total, "sequences": all_lengths.size,
-                  "tokens": int(all_lengths.sum()), "bytes": size.total, "dropped": dropped, "bin": digest.hexdigest(),
-                  "len": hashlib.sha256(all_lengths.tobytes()).hexdigest()}
+        report = {
+            "fingerprint": fingerprint,
+            "seen": seen.total,
+            "sequences": all_lengths.size,
+            "tokens": int(all_lengths.sum()),
+            "bytes": size.total,
+            "dropped": dropped,
+            "bin": digest.hexdigest(),
+            "len": hashlib.sha256(all_lengths.tobytes()).hexdigest(),
+        }
         scratch = place.with_suffix(".json.part")
         scratch.write_text(json.dumps(report), encoding="utf-8")
         os.replace(scratch, report_path)
@@ -136,7 +148,8 @@ def intact(place: Path, fingerprint: str) -> bool:
     try:
         report = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
         return report["fingerprint"] == fingerprint and all(
-            manifest.file_hash(place.with_suffix(f".{end}")) == report[end] for end in ("bin", "len"))
+            manifest.file_hash(place.with_suffix(f".{end}")) == report[end] for end in ("bin", "len")
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -117,8 +117,10 @@ def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
         columns = line.split("\t")
         if len(columns) != 2:
             place = f"{shard.path}, line {_lines_before(shard) + number + 1}"
-            raise UserError(f"{place} has {counted(len(columns), 'tab-separated column')} where a sentence and its "
-                            "translation are 2; mend the line or leave it out")
+            raise UserError(
+                f"{place} has {counted(len(columns), 'tab-separated column')} where a sentence and its "
+                "translation are 2; mend the line or leave it out"
+            )
         yield columns[0].strip(), columns[1].strip()
 
 
@@ -132,8 +134,10 @@ def _text(shard: Shard, whole: bool = True) -> str:
     except UnicodeDecodeError as error:
         line = _lines_before(shard) + raw.count(b"\n", 0, error.start) + 1
         column = error.start - raw.rfind(b"\n", 0, error.start)
-        raise UserError(f"{shard.path}, line {line}, byte {column} (0x{raw[error.start]:02X}) is not UTF-8; "
-                        "convert the file, for instance with iconv -f latin1 -t utf-8") from None
+        raise UserError(
+            f"{shard.path}, line {line}, byte {column} (0x{raw[error.start]:02X}) is not UTF-8; "
+            "convert the file, for instance with iconv -f latin1 -t utf-8"
+        ) from None
     return text.removeprefix("\ufeff") if not start else text
 
 
@@ -141,8 +145,10 @@ def span(shard: Shard, whole: bool = True) -> tuple[int, int]:
     """First byte of the shard and the one after its last; between documents if `whole`, else between lines."""
     size = shard.path.stat().st_size
     with shard.path.open("rb") as file:
-        first, last = (_boundary(file, shard, size * part // shard.parts, size, whole and not shard.pairs)
-                       for part in (shard.part, shard.part + 1))
+        first, last = (
+            _boundary(file, shard, size * part // shard.parts, size, whole and not shard.pairs)
+            for part in (shard.part, shard.part + 1)
+        )
     return first, last
 
 
@@ -161,8 +167,10 @@ def _boundary(file: BinaryIO, shard: Shard, at: int, size: int, whole: bool) -> 
 def _line(file: BinaryIO, path: Path) -> bytes:
     line = file.readline(LINE_BYTES)
     if len(line) == LINE_BYTES and not line.endswith(b"\n"):
-        raise UserError(f"{path} has a line of more than {LINE_BYTES >> 20} MiB at byte {file.tell() - LINE_BYTES}; "
-                        "break it into paragraphs")
+        raise UserError(
+            f"{path} has a line of more than {LINE_BYTES >> 20} MiB at byte {file.tell() - LINE_BYTES}; "
+            "break it into paragraphs"
+        )
     return line
 
 

@@ -36,8 +36,9 @@ def text_arrays(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np
         yield flat.astype(token_dtype(tokenizer.vocab_size)), lengths.astype(np.int32)
 
 
-def pair_arrays(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int,
-                dropped: dict[str, int], size: Bytes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def pair_arrays(
+    pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int, dropped: dict[str, int], size: Bytes
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`<s> a </s>` and `b </s>` of each pair, many at a time: ([tokens] ids, [2 * pairs] int32 lengths).
 
     Pairs longer than `max_tokens` or with a side without ids are counted in `dropped`, the others' bytes in `size`.
@@ -65,8 +66,9 @@ def write_text(prefix: Path, texts: Iterable[str], tokenizer: Tokenizer) -> dict
     return {"documents": documents, "tokens": tokens, "bytes": size.total}
 
 
-def write_bitext(prefix: Path, pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int,
-                 dropped: dict[str, int]) -> dict[str, int]:
+def write_bitext(
+    prefix: Path, pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int, dropped: dict[str, int]
+) -> dict[str, int]:
     """Write `<s> a </s>` and `b </s>` as one document a pair; what is left out is counted in `dropped`.
 
     Returns pairs, tokens and bytes of text.
@@ -93,8 +95,9 @@ class Bytes:
         self.total += sum(len(side.encode()) for pair in pairs for side in pair)
 
 
-def _write(prefix: Path, arrays: Iterable[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer,
-           sequences: int) -> tuple[int, int]:
+def _write(
+    prefix: Path, arrays: Iterable[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer, sequences: int
+) -> tuple[int, int]:
     """Write both files, or neither; `sequences` a document. Returns documents and tokens."""
     dtype = token_dtype(tokenizer.vocab_size)
     binary, index = prefix.with_name(f"{prefix.name}.bin"), prefix.with_name(f"{prefix.name}.idx")

@@ -30,9 +30,13 @@ class Sample:
         """Files of `language` or of its sources (`en.books`); where it has no text, its sides of the translations."""
         self._language, self._excluded = language, excluded
         names = [(name, False) for name in text if name.split(".")[0] == language] or [
-            (name, True) for name in bitext if language in name.split(".")[0].split("-")]
-        self._blocks = [Shard(0, name, pairs, path, 0, self._count(path))
-                        for name, pairs in names for path in (bitext if pairs else text)[name]]
+            (name, True) for name in bitext if language in name.split(".")[0].split("-")
+        ]
+        self._blocks = [
+            Shard(0, name, pairs, path, 0, self._count(path))
+            for name, pairs in names
+            for path in (bitext if pairs else text)[name]
+        ]
         self._ends = np.cumsum([shard.parts for shard in self._blocks], dtype=np.int64)
         self.size = sum(_unpacked(shard.path) // (2 if shard.pairs else 1) for shard in self._blocks)
         """About how many bytes of text there are."""

@@ -60,8 +60,9 @@ class TextSample:
         return _first(self._texts, quota)
 
 
-def train_tokenizer(samples: Mapping[str, Drawable], config: TokenizerConfig, vocab_size: int,
-                    path: Path) -> dict[str, dict[str, float]]:
+def train_tokenizer(
+    samples: Mapping[str, Drawable], config: TokenizerConfig, vocab_size: int, path: Path
+) -> dict[str, dict[str, float]]:
     """Train on the languages' paragraphs and write the model to `path`; returns a report by language.
 
     Memory: the sample (config.sample_bytes) and what SentencePiece makes of it, whatever the size of the corpus.
@@ -110,7 +111,7 @@ def _cut(texts: Iterable[str]) -> Iterator[str]:
             yield text
         else:
             step = SENTENCE_BYTES // 4
-            yield from (text[start:start + step] for start in range(0, len(text), step))
+            yield from (text[start : start + step] for start in range(0, len(text), step))
 
 
 def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> bytes:
@@ -135,25 +136,42 @@ def _interruptible() -> Iterator[None]:
 def _train_into(model: io.BytesIO, texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> None:
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_cut(texts), model_writer=model, model_type="unigram", vocab_size=vocab_size - 1,
-            bos_id=BOS, pad_id=PAD, eos_id=EOS, unk_id=UNK, byte_fallback=config.byte_fallback,
-            character_coverage=config.character_coverage, normalization_rule_name="nmt_nfkc", num_threads=THREADS,
+            sentence_iterator=_cut(texts),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size - 1,
+            bos_id=BOS,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNK,
+            byte_fallback=config.byte_fallback,
+            character_coverage=config.character_coverage,
+            normalization_rule_name="nmt_nfkc",
+            num_threads=THREADS,
             seed_sentencepiece_size=int(np.clip(SEED_FACTOR * vocab_size, *SEED_LIMITS)),
-            max_sentence_length=SENTENCE_BYTES + 200, train_extremely_large_corpus=False, minloglevel=2)
+            max_sentence_length=SENTENCE_BYTES + 200,
+            train_extremely_large_corpus=False,
+            minloglevel=2,
+        )
     except (RuntimeError, OSError) as error:
         message = str(error)
         if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
             most = int(found[1]) + 1
             less = f"set it to {most} or less, or" if most >= LEAST_VOCAB else f"it fills {most}, less than any model takes:"
-            raise UserError(f"model.vocab_size {vocab_size} is more than this text can fill; {less} give more text, of "
-                            f"which data.tokenizer.sample_bytes takes {config.sample_bytes} at most") from None
+            raise UserError(
+                f"model.vocab_size {vocab_size} is more than this text can fill; {less} give more text, of "
+                f"which data.tokenizer.sample_bytes takes {config.sample_bytes} at most"
+            ) from None
         if "(all_chars_count) > (0)" in message:
-            raise UserError("the text to train a tokenizer on is white space and control characters alone; name other files "
-                            "in data.text") from None
+            raise UserError(
+                "the text to train a tokenizer on is white space and control characters alone; name other files in data.text"
+            ) from None
         if found := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
-            raise UserError(f"model.vocab_size {vocab_size} is less than the {found[2]} pieces that characters, bytes and "
-                            f"special tokens take; set it to more than {found[2]}, or lower "
-                            "data.tokenizer.character_coverage") from None
+            raise UserError(
+                f"model.vocab_size {vocab_size} is less than the {found[2]} pieces that characters, bytes and "
+                f"special tokens take; set it to more than {found[2]}, or lower "
+                "data.tokenizer.character_coverage"
+            ) from None
         raise
 
 
@@ -177,7 +195,8 @@ def report(tokenizer: Tokenizer, drawn: Mapping[str, list[str]]) -> dict[str, di
             "bytes_per_token": round(_bytes(measured) / tokens, 3),
             "unknown_rate": round(float((ids == UNK).sum()) / tokens, 6),
             "byte_rate": round(float(spelled[ids].sum()) / tokens, 6),
-            "vocabulary_share": round(np.unique(ids).size / tokenizer.vocab_size, 4)}
+            "vocabulary_share": round(np.unique(ids).size / tokenizer.vocab_size, 4),
+        }
     return result
 
 
@@ -186,8 +205,10 @@ def poorly_served(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     for language, row in found.items():
         share = row["unknown_rate"] + row["byte_rate"]
         if share > POOR:
-            yield (f"the tokenizer knows little of {language!r}: {share:.0%} of its tokens are single bytes or unknown, so "
-                   "that its text is long and hardly learnt; take a tokenizer that was trained on this language too")
+            yield (
+                f"the tokenizer knows little of {language!r}: {share:.0%} of its tokens are single bytes or unknown, so "
+                "that its text is long and hardly learnt; take a tokenizer that was trained on this language too"
+            )
 
 
 def _first(texts: Iterable[str], quota: int) -> Iterator[str]:

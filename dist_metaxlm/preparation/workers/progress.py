@@ -49,8 +49,9 @@ def _bar(done: Callable[[], int], total: int, already: int, start: float, end: t
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    with Progress(TextColumn("store"), BarColumn(), TextColumn("{task.description}"),
-                  console=Console(stderr=True), transient=True) as bar:
+    with Progress(
+        TextColumn("store"), BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
+    ) as bar:
         task = bar.add_task("", total=max(total, 1))
         while not end.wait(POLL_SECONDS):
             now = done()

@@ -23,12 +23,7 @@ from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
 from dist_metaxlm.storage.tensor_file import TensorsOnDisk
-from dist_metaxlm.training.checkpointing.manifest import (
-    DamagedCheckpoint,
-    list_steps,
-    step_folder,
-    verify_manifest,
-)
+from dist_metaxlm.training.checkpointing.manifest import DamagedCheckpoint, list_steps, step_folder, verify_manifest
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 
 
@@ -51,8 +46,7 @@ class Checkpoint:
         return TensorsOnDisk([self.folder / name for name in sorted(self.facts["files"]) if name.split("-")[0] in kinds])
 
 
-def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: dict[str, torch.Tensor],
-                    keep: int) -> None:
+def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: dict[str, torch.Tensor], keep: int) -> None:
     """Write one checkpoint and wait for it (collective); see `CheckpointSaver.save`."""
     with CheckpointSaver(root, engine, keep, background=False) as saver:
         saver.save(facts, progress)
@@ -84,8 +78,10 @@ def checkpoint_to_resume(root: Path, resume: str) -> Checkpoint | None:
     checkpoint = newest_checkpoint(root, int(resume))
     if checkpoint is None:
         there = ", ".join(map(str, list_steps(root))) or "none"
-        raise UserError(f"--resume {resume}: no intact {step_folder(root, int(resume))}; give a step that is there "
-                        f"({there}), or --resume auto")
+        raise UserError(
+            f"--resume {resume}: no intact {step_folder(root, int(resume))}; give a step that is there "
+            f"({there}), or --resume auto"
+        )
     return checkpoint
 
 

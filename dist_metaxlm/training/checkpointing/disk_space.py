@@ -39,19 +39,24 @@ def check_room(root: Path, recipe: Recipe, phase_name: str, anew: bool = False) 
     if free is None:
         return None
     at_once = min(training.keep_checkpoints + 1, -(-phase.total_steps // training.checkpoint_interval))
-    asked = (f"training.keep_checkpoints {training.keep_checkpoints} has up to {at_once} there at once, "
-             f"{at_once * need:,} bytes")
+    asked = (
+        f"training.keep_checkpoints {training.keep_checkpoints} has up to {at_once} there at once, {at_once * need:,} bytes"
+    )
     # The next save begins by removing what a killed run has left.
     room = free + (0 if anew else _bytes_in(root, ".step-*.tmp"))
     if room < need:
-        raise UserError(f"a checkpoint of recipe {recipe.name} takes {need:,} bytes ({asked}), and {root} has {room:,} "
-                        "free; free some, or give a --run_dir on a larger disk")
+        raise UserError(
+            f"a checkpoint of recipe {recipe.name} takes {need:,} bytes ({asked}), and {root} has {room:,} "
+            "free; free some, or give a --run_dir on a larger disk"
+        )
     fitting = (room + (0 if anew else _bytes_in(root, "step-*"))) // need
     if fitting >= at_once:
         return None
     fewer = f"set training.keep_checkpoints={fitting - 1}, " if fitting > 1 else ""
-    return (f"{root} has {free:,} bytes free, room for {counted(fitting, 'checkpoint')} of {need:,} bytes, and {asked}: "
-            f"the run would stop with a full disk; {fewer}free some, or give a --run_dir on a larger disk")
+    return (
+        f"{root} has {free:,} bytes free, room for {counted(fitting, 'checkpoint')} of {need:,} bytes, and {asked}: "
+        f"the run would stop with a full disk; {fewer}free some, or give a --run_dir on a larger disk"
+    )
 
 
 def require_room(root: Path, need: int) -> None:

@@ -109,8 +109,11 @@ class Pieces:
 
     def live(self) -> dict[tuple[int, int], torch.Tensor]:
         """What others or this rank's own files need of this rank, by (kind, parameter), where it lies (not collective)."""
-        return {(kind, index): optimizer_state.own_piece(self._engine, self._parameters[index][1], moment)[1]
-                for index, _ in self._asked() for kind, moment in enumerate(KINDS)}
+        return {
+            (kind, index): optimizer_state.own_piece(self._engine, self._parameters[index][1], moment)[1]
+            for index, _ in self._asked()
+            for kind, moment in enumerate(KINDS)
+        }
 
     def copy(self, live: dict[tuple[int, int], torch.Tensor], stream: torch.cuda.Stream | None) -> None:
         """Copy `live` to the kept buffers; `stream` is one beside that of training, None without CUDA."""
@@ -151,8 +154,12 @@ class Pieces:
 
     def _asked(self) -> list[tuple[int, Holding]]:
         """Parameters of which this rank's piece is wanted, and the piece."""
-        return [(index, holding) for index, route in enumerate(self.routes)
-                for place, holding in route.sources if place == rank()]
+        return [
+            (index, holding)
+            for index, route in enumerate(self.routes)
+            for place, holding in route.sources
+            if place == rank()
+        ]
 
     def _exchange(self) -> dict[int, list[Holding]]:
         """What each of `writers()` holds of each parameter."""
@@ -166,7 +173,7 @@ class Pieces:
         most = torch.tensor([len(rows)])
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
         mine = torch.zeros(int(most), 3, dtype=torch.int64)
-        mine[:len(rows)] = torch.tensor(rows).view(-1, 3)
+        mine[: len(rows)] = torch.tensor(rows).view(-1, 3)
         tables = [torch.empty_like(mine) for _ in range(world_size())]
         dist.all_gather(tables, mine, group=self._group)
-        return {place: [Holding(*row) for row in tables[place][:len(rows)].tolist()] for place in writers()}
+        return {place: [Holding(*row) for row in tables[place][: len(rows)].tolist()] for place in writers()}

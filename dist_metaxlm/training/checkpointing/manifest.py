@@ -126,8 +126,9 @@ def _read(folder: Path) -> dict[str, Any]:
         if manifest.get(DIGEST, _own_digest(manifest)) != _own_digest(manifest):
             raise DamagedCheckpoint(f"{path} has another content than its own SHA-256 says")
         files = manifest["files"]
-        if not isinstance(files, dict) or not all(isinstance(file["bytes"], int) and isinstance(file["sha256"], str)
-                                                  for file in files.values()):
+        if not isinstance(files, dict) or not all(
+            isinstance(file["bytes"], int) and isinstance(file["sha256"], str) for file in files.values()
+        ):
             raise TypeError
     except FileNotFoundError:
         why = f"has no {MANIFEST}: it was never finished" if folder.is_dir() else "is not there"

@@ -186,7 +186,7 @@ class CheckpointSaver:
             raise
         if rank() == 0:
             # Later ones are damaged, a resumed run has passed them over: they must not push out what is intact.
-            for old in [step for step in list_steps(self._root) if step <= facts["step"]][:-self._keep]:
+            for old in [step for step in list_steps(self._root) if step <= facts["step"]][: -self._keep]:
                 shutil.rmtree(step_folder(self._root, old), ignore_errors=True)
 
     def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, Sealed]:
@@ -230,12 +230,19 @@ class CheckpointSaver:
         pieces, kept = self._pieces, self._replicas.copies
 
         def of(kinds: Iterable[int], encoder: bool, objectives: bool) -> Contents:
-            return {_key(pieces.names[index], kind): (pieces.shape(index), partial(pieces.whole, kind, index, copies))
-                    for kind in kinds for index in pieces.written
-                    if (objectives if pieces.names[index].startswith(OWN) else encoder)}
+            return {
+                _key(pieces.names[index], kind): (pieces.shape(index), partial(pieces.whole, kind, index, copies))
+                for kind in kinds
+                for index in pieces.written
+                if (objectives if pieces.names[index].startswith(OWN) else encoder)
+            }
 
-        return [of((0,), True, False), of((0,), False, True), of(range(1, len(KINDS)), True, True),
-                {name: (shape, partial(kept.__getitem__, name)) for name, shape in self._replicas.shapes.items()}]
+        return [
+            of((0,), True, False),
+            of((0,), False, True),
+            of(range(1, len(KINDS)), True, True),
+            {name: (shape, partial(kept.__getitem__, name)) for name, shape in self._replicas.shapes.items()},
+        ]
 
     def _bytes_of_all(self) -> int:
         """Bytes of the tensors that all ranks write in a save (collective)."""
@@ -266,8 +273,10 @@ class CheckpointSaver:
         if self._group is None:
             return files
         own = _files_of(rank())
-        row = b"".join(_SEALED.pack(files[name].bytes, bytes.fromhex(files[name].sha256)) if name in files
-                       else _SEALED.pack(-1, b"") for name in own)
+        row = b"".join(
+            _SEALED.pack(files[name].bytes, bytes.fromhex(files[name].sha256)) if name in files else _SEALED.pack(-1, b"")
+            for name in own
+        )
         mine = torch.frombuffer(bytearray(row), dtype=torch.uint8)
         rows = [torch.empty_like(mine) for _ in range(world_size())]
         dist.all_gather(rows, mine, group=self._group)

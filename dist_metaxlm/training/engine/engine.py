@@ -63,8 +63,9 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_f
     return config
 
 
-def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_size: int,
-                 config_file: str | None = None) -> Any:
+def build_engine(
+    model: nn.Module, recipe: Recipe, device: torch.device, data_size: int, config_file: str | None = None
+) -> Any:
     """A DeepSpeed engine around `model` with our AdamW over `data_size` data-parallel ranks; rates are set by the loop."""
     import deepspeed
 
@@ -74,11 +75,16 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     choose_backward(recipe.training.attention_backward)
     optimizer_config = recipe.optimizer
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, optimizer_config), lr=0.0, betas=(optimizer_config.beta1, optimizer_config.beta2),
-        eps=optimizer_config.eps, fused=True)
+        parameter_groups(model, optimizer_config),
+        lr=0.0,
+        betas=(optimizer_config.beta1, optimizer_config.beta2),
+        eps=optimizer_config.eps,
+        fused=True,
+    )
     config = engine_config(recipe, device, data_size, config_file)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False,
-                                      mpu=deepspeed_mpu())
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=config, dist_init_required=False, mpu=deepspeed_mpu()
+    )
     prepare_scaler(engine)
     optimizer_state.create_adam_state(engine)
     use_exact_norms(engine)

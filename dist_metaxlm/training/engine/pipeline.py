@@ -59,8 +59,11 @@ class PipelinedModel(PipelineModule):
         self._micro_steps: Iterator[MicroStep] = iter(())
         self._batches: deque[PackedBatch] = deque()
         self._count: Count | None = None
-        specs = [LayerSpec(Embedding, config, shard), *(LayerSpec(Block, config, i, shard) for i in range(config.layers)),
-                 LayerSpec(Head, config, shard)]
+        specs = [
+            LayerSpec(Embedding, config, shard),
+            *(LayerSpec(Block, config, i, shard) for i in range(config.layers)),
+            LayerSpec(Head, config, shard),
+        ]
         topology = PipeModelDataParallelTopology(num_pp=place.stages, num_mp=place.tensor_size, num_dp=place.data_size)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its partition, ours is in the log
             super().__init__(layers=specs, topology=topology, dynamic_shape=True)
@@ -131,8 +134,12 @@ class PipelinedModel(PipelineModule):
         apart = place.data_size * place.tensor_size
         geometry, states = encoder.geometry(batch), batch.tokens
         if place.stage > 0:
-            states = torch.empty(geometry.positions.numel(), encoder.config.hidden,
-                                 dtype=next(encoder.parameters()).dtype, device=batch.tokens.device)
+            states = torch.empty(
+                geometry.positions.numel(),
+                encoder.config.hidden,
+                dtype=next(encoder.parameters()).dtype,
+                device=batch.tokens.device,
+            )
             dist.recv(states, dist.get_rank() - apart)
         states = encoder.through_stage(states, geometry, layer)
         if encoder.stage.last:

@@ -69,16 +69,19 @@ def share_batch(batch: PackedBatch | None, group: Any) -> PackedBatch | None:
         return None
     buffer = torch.empty(sum(max(0, number) for number in numbers), dtype=torch.int64)
     if batch is not None:
-        torch.cat([getattr(batch, name).reshape(-1).to(torch.int64) for name in _TENSORS
-                   if getattr(batch, name) is not None], out=buffer)
+        torch.cat(
+            [getattr(batch, name).reshape(-1).to(torch.int64) for name in _TENSORS if getattr(batch, name) is not None],
+            out=buffer,
+        )
     dist.broadcast(buffer, first, group=group)
     return batch if batch is not None else _unpacked(buffer, numbers, window)
 
 
 def _unpacked(buffer: torch.Tensor, numbers: list[int], window: int) -> PackedBatch:
     parts = iter(torch.split(buffer, [number for number in numbers if number != _ABSENT]))
-    values: dict[str, Any] = {name: None if number == _ABSENT else next(parts)
-                              for name, number in zip(_TENSORS, numbers, strict=True)}
+    values: dict[str, Any] = {
+        name: None if number == _ABSENT else next(parts) for name, number in zip(_TENSORS, numbers, strict=True)
+    }
     values["cu_seqlens"] = values["cu_seqlens"].to(torch.int32)
     if values["pairs"] is not None:
         values["pairs"] = values["pairs"].view(-1, 2)

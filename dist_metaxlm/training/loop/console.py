@@ -19,9 +19,15 @@ class ProgressLine:
         self._start = time.monotonic()
         self._bar: Progress | None = None
         if shown and sys.stderr.isatty():
-            self._bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
-                                 MofNCompleteColumn(), TextColumn("{task.fields[news]}"), TimeRemainingColumn(),
-                                 console=Console(stderr=True))
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[news]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
             self._task = self._bar.add_task(phase, total=total_steps, completed=first_step, news="")
 
     def __enter__(self) -> ProgressLine:
@@ -46,5 +52,8 @@ class ProgressLine:
             return
         done = max(1, record["step"] - self._first)
         left = (time.monotonic() - self._start) / done * (self._total - record["step"])
-        print(f"{self._phase} step {record['step']}/{self._total}  loss {record['loss']:.3f}  {news}  "
-              f"learning rate {record['learning_rate']:.2e}  left {int(left // 60)}:{int(left % 60):02d}", flush=True)
+        print(
+            f"{self._phase} step {record['step']}/{self._total}  loss {record['loss']:.3f}  {news}  "
+            f"learning rate {record['learning_rate']:.2e}  left {int(left // 60)}:{int(left % 60):02d}",
+            flush=True,
+        )

@@ -16,14 +16,7 @@ from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.execution import execution
 from dist_metaxlm.training.loop.batches import batches
 from dist_metaxlm.training.loop.console import ProgressLine
-from dist_metaxlm.training.loop.metrics import (
-    Clock,
-    LossMeter,
-    MetricsWriter,
-    asked_shares,
-    asked_so_far,
-    weighted_loss,
-)
+from dist_metaxlm.training.loop.metrics import Clock, LossMeter, MetricsWriter, asked_shares, asked_so_far, weighted_loss
 from dist_metaxlm.training.loop.probing import Probe, Probing
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.loop.resilience import StopRequest
@@ -31,8 +24,15 @@ from dist_metaxlm.training.loop.schedule import learning_rate_at
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 
-def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, plan: StepPlan, progress: Progress,
-          probe: Probe | None = None) -> None:
+def train(
+    engine: Any,
+    recipe: Recipe,
+    folder: PhaseFolder,
+    data: PhaseData,
+    plan: StepPlan,
+    progress: Progress,
+    probe: Probe | None = None,
+) -> None:
     """Run the phase from `progress.step` to its end; checkpoints and metrics go to `folder`.
 
     `probe` is taken every `training.probe_interval` steps.
@@ -46,8 +46,7 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device))
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, probe)
-    saver = CheckpointSaver(folder.checkpoints, engine, recipe.training.keep_checkpoints,
-                            recipe.training.save_in_background)
+    saver = CheckpointSaver(folder.checkpoints, engine, recipe.training.keep_checkpoints, recipe.training.save_in_background)
     with saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
             learning_rate = learning_rate_at(step + behind, total + behind, phase.learning_rate)
@@ -71,15 +70,24 @@ def train(engine: Any, recipe: Recipe, folder: PhaseFolder, data: PhaseData, pla
                 progress.counts, progress.scaling = meter.counts(), scaler_state(engine)
                 saver.save(progress.facts(), progress.tensors())
             if stopping:
-                raise StoppedInGoodOrder(f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
-                                         "run the same command again to go on")
+                raise StoppedInGoodOrder(
+                    f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
+                    "run the same command again to go on"
+                )
     stop.restore()
     if writer:
         writer.close()
 
 
-def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: LossMeter, progress: Progress,
-                    learning_rate: float, speed: dict[str, float]) -> dict[str, Any]:
+def interval_record(
+    engine: Any,
+    phase: PhaseConfig,
+    data: PhaseData,
+    meter: LossMeter,
+    progress: Progress,
+    learning_rate: float,
+    speed: dict[str, float],
+) -> dict[str, Any]:
     """The metrics of a log interval; this reads from the device, once.
 
     Raises:
@@ -87,13 +95,21 @@ def interval_record(engine: Any, phase: PhaseConfig, data: PhaseData, meter: Los
     """
     read = meter.read()
     loss = weighted_loss(read["losses"], phase)
-    record = {"step": progress.step, "tokens": progress.tokens, "loss": loss, **read, "learning_rate": learning_rate,
-              **step_figures(engine), **speed,
-              "seconds": progress.seconds, "asked": asked_shares(phase, data, progress.tokens),
-              "asked_so_far": asked_so_far(data, read["realised"])}
+    record = {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "loss": loss,
+        **read,
+        "learning_rate": learning_rate,
+        **step_figures(engine),
+        **speed,
+        "seconds": progress.seconds,
+        "asked": asked_shares(phase, data, progress.tokens),
+        "asked_so_far": asked_so_far(data, read["realised"]),
+    }
     if not torch.isfinite(torch.tensor(loss)):
-        raise UserError(f"the loss is {loss} at step {progress.step}; lower phases.*.learning_rate.peak or raise "
-                        "warmup_steps, and go on from a checkpoint before it: --change --resume STEP")
+        raise UserError(
+            f"the loss is {loss} at step {progress.step}; lower phases.*.learning_rate.peak or raise "
+            "warmup_steps, and go on from a checkpoint before it: --change --resume STEP"
+        )
     return record
-
-

@@ -25,8 +25,9 @@ class LossMeter:
     """
 
     def __init__(self, phase: PhaseConfig, data: PhaseData, device: torch.device) -> None:
-        self.names: dict[str, list[str]] = {objective.name: data.languages if objective.name == "mlm" else data.pairs
-                                            for objective in phase.objectives}
+        self.names: dict[str, list[str]] = {
+            objective.name: data.languages if objective.name == "mlm" else data.pairs for objective in phase.objectives
+        }
         self._offsets: dict[str, int] = {}
         rows = 0
         for name, languages in self.names.items():
@@ -56,12 +57,13 @@ class LossMeter:
         self._seen_total += table[:, 2]
         losses, per_language, realised = {}, {}, {}
         for name, languages in self.names.items():
-            part = table[self._offsets[name]:self._offsets[name] + len(languages)]
+            part = table[self._offsets[name] : self._offsets[name] + len(languages)]
             if part[:, 1].sum() > 0:
                 losses[name] = float(part[:, 0].sum() / part[:, 1].sum())
-            per_language[name] = {language: float(row[0] / row[1])
-                                  for language, row in zip(languages, part, strict=True) if row[1] > 0}
-            seen = self._seen_total[self._offsets[name]:self._offsets[name] + len(languages)]
+            per_language[name] = {
+                language: float(row[0] / row[1]) for language, row in zip(languages, part, strict=True) if row[1] > 0
+            }
+            seen = self._seen_total[self._offsets[name] : self._offsets[name] + len(languages)]
             realised[name] = {language: int(count) for language, count in zip(languages, seen, strict=True)}
         return {"losses": losses, "language_losses": per_language, "realised": realised}
 

@@ -18,8 +18,9 @@ class Progress:
     The data cursor is not here: it follows from the step (data/steps.py).
     """
 
-    def __init__(self, phase: str, tokenizer_hash: str, vocab_size: int, device: torch.device,
-                 schedule_offset: int = 0) -> None:
+    def __init__(
+        self, phase: str, tokenizer_hash: str, vocab_size: int, device: torch.device, schedule_offset: int = 0
+    ) -> None:
         """`schedule_offset`: steps that the learning-rate schedule has behind it when the phase begins."""
         self.phase, self.tokenizer_hash = phase, tokenizer_hash
         self.step, self.tokens, self.seconds = 0, 0, 0.0
@@ -40,9 +41,16 @@ class Progress:
 
     def facts(self) -> dict[str, Any]:
         """What the manifest of a checkpoint says."""
-        return {"phase": self.phase, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
-                "tokenizer": self.tokenizer_hash, "vocab_size": self.seen.numel(), "loss_scaling": self.scaling,
-                "schedule_offset": self.schedule_offset}
+        return {
+            "phase": self.phase,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "tokenizer": self.tokenizer_hash,
+            "vocab_size": self.seen.numel(),
+            "loss_scaling": self.scaling,
+            "schedule_offset": self.schedule_offset,
+        }
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What progress.safetensors holds (collective)."""

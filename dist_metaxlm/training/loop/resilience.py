@@ -48,8 +48,10 @@ class StopRequest:
             self._asked = now
             if number == signal.SIGINT and rank() == 0:
                 # Not print: the line that is being written when the signal comes must not be written into.
-                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2,
-                         b"\nstopping: saving after one of the next steps; Ctrl-C again ends at once without\n")
+                os.write(
+                    sys.__stderr__.fileno() if sys.__stderr__ else 2,
+                    b"\nstopping: saving after one of the next steps; Ctrl-C again ends at once without\n",
+                )
 
     def agreed(self, step: int) -> bool:
         """True on all ranks when any of them was asked; to be called after each step, with the number of steps done.

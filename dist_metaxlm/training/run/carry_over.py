@@ -52,11 +52,16 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
     weights = dict(checkpoint.tensors("weights"))  # views of the mapped files: nothing is read yet
     unseen = ~checkpoint.tensors("progress")["seen"].bool()
     report: dict[str, Any] = {
-        "from": str(checkpoint.folder), "step": checkpoint.step, "weights": "carried",
+        "from": str(checkpoint.folder),
+        "step": checkpoint.step,
+        "weights": "carried",
         "weights_digest": weights_digest(checkpoint.folder),
-        "tokenizer": tokenizer_hash, "policy": recipe.carry_over.model_dump(),
-        "data_cursor": "own, from the start", "unseen_tokens": int(unseen.sum()),
-        "embeddings_before": embedding_statistics(weights[TABLE], unseen)}
+        "tokenizer": tokenizer_hash,
+        "policy": recipe.carry_over.model_dump(),
+        "data_cursor": "own, from the start",
+        "unseen_tokens": int(unseen.sum()),
+        "embeddings_before": embedding_statistics(weights[TABLE], unseen),
+    }
     if recipe.carry_over.unseen_embeddings == "reinitialise":
         for name in (TABLE, HEAD_BIAS):
             fresh = initial_values(name, weights[name].shape, encoder.seed, recipe.model.init_std)
@@ -78,8 +83,10 @@ def carry_own(model: torch.nn.Module, carried: Carried) -> None:
         own[name].copy_(found[name])
         carried.weights[name] = found[name]
     if own:
-        carried.report["objective_weights"] = {"carried": [name for name in own if name in found],
-                                               "fresh": [name for name in own if name not in found]}
+        carried.report["objective_weights"] = {
+            "carried": [name for name in own if name in found],
+            "fresh": [name for name in own if name not in found],
+        }
 
 
 def carry_optimizer(engine: Any, carried: Carried) -> None:
@@ -116,12 +123,17 @@ def embedding_statistics(table_VH: torch.Tensor, unseen_V: torch.Tensor) -> dict
 def describe(report: dict[str, Any]) -> list[str]:
     """The carry-over in lines for the log."""
     policy = report["policy"]
-    lines = [f"carried over from {report['from']}: weights; tokenizer {report['tokenizer'][:12]} (equal); "
-             f"optimiser {policy['optimizer']}; learning rate {policy['schedule']}; data cursor own; "
-             f"{report['unseen_tokens']} unseen embeddings {policy['unseen_embeddings']}"]
+    lines = [
+        f"carried over from {report['from']}: weights; tokenizer {report['tokenizer'][:12]} (equal); "
+        f"optimiser {policy['optimizer']}; learning rate {policy['schedule']}; data cursor own; "
+        f"{report['unseen_tokens']} unseen embeddings {policy['unseen_embeddings']}"
+    ]
     for when in ("before", "after"):
-        lines += [f"embeddings {when}, {kind}: {values['tokens']:.0f}, mean norm {values['mean_norm']:.3f}, "
-                  f"mean cosine {values['mean_cosine']:.3f}" for kind, values in report[f"embeddings_{when}"].items()]
+        lines += [
+            f"embeddings {when}, {kind}: {values['tokens']:.0f}, mean norm {values['mean_norm']:.3f}, "
+            f"mean cosine {values['mean_cosine']:.3f}"
+            for kind, values in report[f"embeddings_{when}"].items()
+        ]
     for state, names in report.get("objective_weights", {}).items():
         if names:
             word = "carried over" if state == "carried" else "freshly initialised, the phase before had none"
@@ -132,20 +144,29 @@ def describe(report: dict[str, Any]) -> list[str]:
 def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkpoint:
     if before.finished is None:
         state = "not finished" if before.path.exists() else "not there"
-        raise UserError(f"--phase cross needs the meta phase of {before.run_dir}, which is {state}; run "
-                        f"`deepspeed launch/pretrain.py --phase {before.phase} --run_dir {before.run_dir}` first")
+        raise UserError(
+            f"--phase cross needs the meta phase of {before.run_dir}, which is {state}; run "
+            f"`deepspeed launch/pretrain.py --phase {before.phase} --run_dir {before.run_dir}` first"
+        )
     checkpoint = newest_checkpoint(before.checkpoints)
     if checkpoint is None:
-        raise UserError(f"no intact checkpoint of the finished phase in {before.checkpoints}; restore it or train the phase "
-                        "again with --resume never")
+        raise UserError(
+            f"no intact checkpoint of the finished phase in {before.checkpoints}; restore it or train the phase "
+            "again with --resume never"
+        )
     if checkpoint.facts["tokenizer"] != tokenizer_hash:
-        raise UserError(f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the store "
-                        f"has {tokenizer_hash[:12]}; give the data.directory that the phase before used")
+        raise UserError(
+            f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the store "
+            f"has {tokenizer_hash[:12]}; give the data.directory that the phase before used"
+        )
     if checkpoint.facts["vocab_size"] != recipe.model.vocab_size:
-        raise UserError(f"{checkpoint.folder} has a vocabulary of {checkpoint.facts['vocab_size']}, the recipe "
-                        f"{recipe.model.vocab_size}; both phases share one model")
+        raise UserError(
+            f"{checkpoint.folder} has a vocabulary of {checkpoint.facts['vocab_size']}, the recipe "
+            f"{recipe.model.vocab_size}; both phases share one model"
+        )
     differing = differing_fields(recipe.model, load_recipe(before.path / "recipe.yaml").model)
     if differing:
-        raise UserError(f"{before.path} trained another model than the recipe has, and both phases share one; "
-                        f"set {differing}")
+        raise UserError(
+            f"{before.path} trained another model than the recipe has, and both phases share one; set {differing}"
+        )
     return checkpoint

@@ -17,10 +17,17 @@ def environment() -> dict[str, Any]:
     """Hardware, versions, commit and date: what every figure of a run stands beside."""
     packages = ("torch", "deepspeed", "megatron-core", "transformers", "sentencepiece", "numpy", "triton")
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
-    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": device,
-            "devices": torch.cuda.device_count(), "cpu_cores": torch.multiprocessing.cpu_count(),
-            "python": platform.python_version(), "system": platform.platform(), "commit": _commit(),
-            "versions": {name: _version(name) for name in packages}, "command": sys.argv}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "devices": torch.cuda.device_count(),
+        "cpu_cores": torch.multiprocessing.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "commit": _commit(),
+        "versions": {name: _version(name) for name in packages},
+        "command": sys.argv,
+    }
 
 
 def _version(package: str) -> str | None:
@@ -44,6 +51,7 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
-    result = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True,
-                            check=False)
+    result = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
     return result.stdout.strip() or None

@@ -38,9 +38,11 @@ def check_initial_weights(recipe: Recipe, folder: str | Path) -> None:
     found = file_digest(source) if source is not None and source.is_file() else None
     if found != hashlib.sha256(tokenizer).hexdigest():
         theirs = "one of their own" if found is None else found[:12]
-        raise UserError(f"--init_from {folder} has tokenizer {hashlib.sha256(tokenizer).hexdigest()[:12]}, and the data in "
-                        f"{recipe.data.directory} have {theirs}; prepare another data.directory with "
-                        f"data.tokenizer.path={Path(folder) / 'tokenizer.model'}")
+        raise UserError(
+            f"--init_from {folder} has tokenizer {hashlib.sha256(tokenizer).hexdigest()[:12]}, and the data in "
+            f"{recipe.data.directory} have {theirs}; prepare another data.directory with "
+            f"data.tokenizer.path={Path(folder) / 'tokenizer.model'}"
+        )
 
 
 def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, tokenizer_hash: str) -> str:

@@ -20,8 +20,10 @@ def check_layout(recipe: Recipe, phase_name: str, topology: Topology) -> None:
     layout, model, phase = recipe.parallel, recipe.model, recipe.phases[phase_name]  # type: ignore[index]
     tensor, stages = layout.tensor, layout.pipeline
     if stages > model.layers + 2:
-        raise UserError(f"parallel.pipeline={stages} is more stages than the {counted(model.layers, 'layer')}, embedding "
-                        f"and head of the model can fill; nearest: parallel.pipeline={model.layers + 2}")
+        raise UserError(
+            f"parallel.pipeline={stages} is more stages than the {counted(model.layers, 'layer')}, embedding "
+            f"and head of the model can fill; nearest: parallel.pipeline={model.layers + 2}"
+        )
     widths = {"model.heads": model.heads, "model.ffn": model.ffn}
     wrong = [f"{name}={value}" for name, value in widths.items() if value % tensor]
     if world_size % tensor:
@@ -30,13 +32,17 @@ def check_layout(recipe: Recipe, phase_name: str, topology: Topology) -> None:
         wrong.append(f"phases.{phase_name}.sequence_length={phase.sequence_length} (parallel.sequence cuts it)")
     if wrong:
         numbers = [world_size, *widths.values(), *([phase.sequence_length] if layout.sequence else [])]
-        raise UserError(f"parallel.tensor={tensor} does not divide {' nor '.join(wrong)}; nearest that divides: "
-                        f"parallel.tensor={_nearest_divisor(numbers, tensor)}")
+        raise UserError(
+            f"parallel.tensor={tensor} does not divide {' nor '.join(wrong)}; nearest that divides: "
+            f"parallel.tensor={_nearest_divisor(numbers, tensor)}"
+        )
     copies = world_size // tensor
     if copies % stages:
-        raise UserError(f"parallel.pipeline={stages} does not divide the {counted(copies, 'rank')} left by "
-                        f"parallel.tensor={tensor} of {world_size}; nearest that divides: "
-                        f"parallel.pipeline={_nearest_divisor([copies], stages)}")
+        raise UserError(
+            f"parallel.pipeline={stages} does not divide the {counted(copies, 'rank')} left by "
+            f"parallel.tensor={tensor} of {world_size}; nearest that divides: "
+            f"parallel.pipeline={_nearest_divisor([copies], stages)}"
+        )
     check_batches(phase, phase_name, copies // stages)
     check_placement(topology, tensor, stages, layout.tensor_across_nodes)
 

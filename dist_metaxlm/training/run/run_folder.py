@@ -39,8 +39,9 @@ class PhaseFolder:
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
         except (ValueError, TypeError):
-            raise UserError(f"{path} is damaged; delete it and run phase {self.phase} again, which then ends at its last "
-                            "checkpoint") from None
+            raise UserError(
+                f"{path} is damaged; delete it and run phase {self.phase} again, which then ends at its last checkpoint"
+            ) from None
 
     def check(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
         """Whether `recipe` trains the same thing as the one the phase was started with; nothing is written.
@@ -85,20 +86,28 @@ class PhaseFolder:
             named = [f"{key} was {changed[key][0]}, now {changed[key][1]}" for key in fixed or changed]
             more = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
             go_on = "" if fixed else "add --change to go on with the new ones, "
-            raise UserError(f"{self.path} was started with another recipe: {'; '.join(named[:SHOWN])}{more}; resume with "
-                            f"the old values (all are in {self.path / 'recipe.yaml'}), {go_on}or give another --run_dir or "
-                            "--resume never")
+            raise UserError(
+                f"{self.path} was started with another recipe: {'; '.join(named[:SHOWN])}{more}; resume with "
+                f"the old values (all are in {self.path / 'recipe.yaml'}), {go_on}or give another --run_dir or "
+                "--resume never"
+            )
         phase = recipe.phases[self.phase]  # type: ignore[index]
-        total, caps = phase.total_steps, [name for name in ("max_repetitions", "pair_max_repetitions")
-                                          if getattr(phase, name) is not None]
+        total, caps = (
+            phase.total_steps,
+            [name for name in ("max_repetitions", "pair_max_repetitions") if getattr(phase, name) is not None],
+        )
         lengths = [key for key in changed if key.endswith((".steps", ".tokens"))]
         if lengths and caps:  # the mix spreads what a cap cuts off over the whole phase, from its first step on
-            raise UserError(f"{lengths[0]} was {changed[lengths[0]][0]}, now {changed[lengths[0]][1]}, and with "
-                            f"phases.{self.phase}.{caps[0]} the length decides which text every step takes, also those that "
-                            "are done; keep the length, or give another --run_dir or --resume never")
+            raise UserError(
+                f"{lengths[0]} was {changed[lengths[0]][0]}, now {changed[lengths[0]][1]}, and with "
+                f"phases.{self.phase}.{caps[0]} the length decides which text every step takes, also those that "
+                "are done; keep the length, or give another --run_dir or --resume never"
+            )
         if total <= step:
-            raise UserError(f"{self.path} goes on from step {step}, and the phase would have {counted(total, 'step')}; "
-                            "give more, or an earlier checkpoint as --resume STEP")
+            raise UserError(
+                f"{self.path} goes on from step {step}, and the phase would have {counted(total, 'step')}; "
+                "give more, or an earlier checkpoint as --resume STEP"
+            )
 
     def set_aside(self) -> None:
         """Rename what is there, so that the phase starts anew and nothing is lost."""

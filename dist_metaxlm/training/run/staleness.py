@@ -38,7 +38,20 @@ def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[st
     """Say on standard error where `stale_cross` finds something, with the command that trains cross anew."""
     stale = stale_cross(run_dir)
     if stale is not None:
-        words = ["deepspeed", "launch/pretrain.py", "--phase", "cross", "--resume", "never",
-                 *([] if recipe == "quickstart" else ["--recipe", recipe]), "--run_dir", str(run_dir), *overrides]
-        print(f"warning: {stale}; `{shlex.join(words)}` trains cross anew from there and keeps the old one beside it",
-              file=sys.stderr, flush=True)
+        words = [
+            "deepspeed",
+            "launch/pretrain.py",
+            "--phase",
+            "cross",
+            "--resume",
+            "never",
+            *([] if recipe == "quickstart" else ["--recipe", recipe]),
+            "--run_dir",
+            str(run_dir),
+            *overrides,
+        ]
+        print(
+            f"warning: {stale}; `{shlex.join(words)}` trains cross anew from there and keeps the old one beside it",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -24,8 +24,10 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
     if not Path(run_dir).is_dir():
         raise UserError(f"there is no run in {run_dir}; name its folder with --run_dir")
     if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"no {phase} phase in {run_dir}; train it with `deepspeed launch/pretrain.py --phase {phase} "
-                        f"--run_dir {run_dir}` or name another --run_dir")
+        raise UserError(
+            f"no {phase} phase in {run_dir}; train it with `deepspeed launch/pretrain.py --phase {phase} "
+            f"--run_dir {run_dir}` or name another --run_dir"
+        )
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"no intact checkpoint in {folder / 'checkpoints'}; run the {phase} phase again")
@@ -33,13 +35,16 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
     tokenizer, trained = Path(recipe.data.directory) / "tokenizer.model", checkpoint.facts.get("tokenizer")
     there = file_digest(tokenizer) if tokenizer.is_file() else None
     if trained is not None and there is not None and there != trained:
-        raise UserError(f"{checkpoint.folder} was trained with tokenizer {trained[:12]}, and {tokenizer} is "
-                        f"{there[:12]}; give the folder of the data that it was trained on")
+        raise UserError(
+            f"{checkpoint.folder} was trained with tokenizer {trained[:12]}, and {tokenizer} is "
+            f"{there[:12]}; give the folder of the data that it was trained on"
+        )
     return recipe, checkpoint
 
 
-def load_weights(run_dir: str | Path, phase: str,
-                 data_directory: str | None = None) -> tuple[Recipe, dict[str, torch.Tensor]]:
+def load_weights(
+    run_dir: str | Path, phase: str, data_directory: str | None = None
+) -> tuple[Recipe, dict[str, torch.Tensor]]:
     """Recipe and fp32 weights, by logical name, of the checkpoint that `phase_checkpoint` finds."""
     recipe, checkpoint = phase_checkpoint(run_dir, phase, data_directory)
     return recipe, dict(checkpoint.tensors("weights"))

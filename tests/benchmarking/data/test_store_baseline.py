@@ -19,14 +19,19 @@ def test_both_ways_write_the_same_files(tiny_recipe: Path, tmp_path: Path) -> No
         write_store(recipe, target, workers)
         files = sorted(target.iterdir())
         assert [path.name for path in files] == [
-            f"{name}.{end}" for name in ("de", "el", "en-de", "en-el", "en") for end in ("bin", "idx")]
+            f"{name}.{end}" for name in ("de", "el", "en-de", "en-el", "en") for end in ("bin", "idx")
+        ]
         for path in files:
             assert (tmp_path / "data" / "store" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_ratios_are_medians_of_what_ran_side_by_side() -> None:
-    runs = {"baseline_1": [(4.0, 2.0), (9.0, 3.0), (8.0, 2.0)], "ours_1": [(2.0, 1.0), (3.0, 1.0), (8.0, 2.0)],
-            "baseline_2": [(4.0, 4.0)] * 3, "ours_2": [(1.0, 2.0)] * 3}
+    runs = {
+        "baseline_1": [(4.0, 2.0), (9.0, 3.0), (8.0, 2.0)],
+        "ours_1": [(2.0, 1.0), (3.0, 1.0), (8.0, 2.0)],
+        "baseline_2": [(4.0, 4.0)] * 3,
+        "ours_2": [(1.0, 2.0)] * 3,
+    }
     found = _ratios(runs)
     assert (found["ours_against_baseline_1_core"], found["ours_against_baseline_1_core_cpu"]) == (2.0, 2.0)
     assert (found["two_processes_against_one"], found["ours_against_baseline_2_cores"]) == (3.0, 4.0)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dist_metaxlm.kernels import registry
 
 from dist_metaxlm.benchmarking.kernels import attention_cases as module
+from dist_metaxlm.kernels import registry
 
 CPU = torch.device("cpu")
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 
 import pytest
-from dist_metaxlm.kernels.aot import compile as aot
-from dist_metaxlm.kernels.attention import operator as attention_operator
 
 from dist_metaxlm.benchmarking.kernels import configurations as module
 from dist_metaxlm.benchmarking.kernels.cases import kernel_cases
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.kernels.aot import compile as aot
+from dist_metaxlm.kernels.attention import operator as attention_operator
 
 
 def test_every_list_is_measured() -> None:
-    lists = {kernel: name for name in ("linear_cross_entropy_triton", "norm_kernels", "activations_triton", "rotary_triton")
-             for kernel in importlib.import_module(f"dist_metaxlm.kernels.{name}").CONFIGURATIONS}
+    lists = {
+        kernel: name
+        for name in ("linear_cross_entropy_triton", "norm_kernels", "activations_triton", "rotary_triton")
+        for kernel in importlib.import_module(f"dist_metaxlm.kernels.{name}").CONFIGURATIONS
+    }
     assert lists == {kernel: name for kernel, (name, _, _) in module.LISTS.items()}
     cases = {case.name for case in kernel_cases(True, module.torch.device("cpu"))}
     assert {case for _, case, _ in module.LISTS.values()} | set(module.ATTENTION_CASES) <= cases

@@ -21,8 +21,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def test_what_the_issue_names_is_run() -> None:
     named = [section.name for section in gpu_check.sections("cuda")]
-    assert named == ["kernels, head", "kernels, attention", "kernels, others", "throughput xlmr-base",
-                     "throughput xlmr-large", "throughput modern-base", "configurations"]
+    assert named == [
+        "kernels, head",
+        "kernels, attention",
+        "kernels, others",
+        "throughput xlmr-base",
+        "throughput xlmr-large",
+        "throughput modern-base",
+        "configurations",
+    ]
     for section in gpu_check.sections("cuda")[3:6]:
         overrides = [word for word in section.arguments if "=" in word]
         assert load_recipe(section.arguments[2], overrides).phases["cross"].sequence_length == 512

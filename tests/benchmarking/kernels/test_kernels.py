@@ -11,19 +11,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist_metaxlm.kernels import registry
 
 from dist_metaxlm.benchmarking.kernels import kernels
 from dist_metaxlm.benchmarking.kernels.cases import KernelCase, kernel_cases
 from dist_metaxlm.benchmarking.kernels.peers import made_late
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.kernels import registry
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_operator_has_a_case() -> None:
     assert {case.operator for case in kernel_cases(True, torch.device("cpu"))} >= {
-        "linear_cross_entropy", "norm", "add_norm", "add", "embed_norm", "bias_gelu", "geglu", "rotate"}
+        "linear_cross_entropy",
+        "norm",
+        "add_norm",
+        "add",
+        "embed_norm",
+        "bias_gelu",
+        "geglu",
+        "rotate",
+    }
 
 
 def test_rms_norm_is_measured_beside_torchs() -> None:
@@ -43,8 +51,14 @@ def doubling(monkeypatch: pytest.MonkeyPatch) -> KernelCase:
     registry.register("double", "reference", f"{__name__}:reference")
     registry.register("double", "triton", f"{__name__}:fast", lambda: None, lambda *arguments: True)
     monkeypatch.setattr(registry, "_on_cuda", lambda arguments: True)
-    return KernelCase("doubling", "double", ((64, 64),), lambda x: registry.choose("double", x)(x), (8192, 8192),
-                      peers={"broken": broken, "missing": made_late(lambda: importlib.import_module("none"))})
+    return KernelCase(
+        "doubling",
+        "double",
+        ((64, 64),),
+        lambda x: registry.choose("double", x)(x),
+        (8192, 8192),
+        peers={"broken": broken, "missing": made_late(lambda: importlib.import_module("none"))},
+    )
 
 
 def reference(x: torch.Tensor) -> torch.Tensor:
@@ -55,10 +69,15 @@ def broken(x: torch.Tensor) -> torch.Tensor:
     raise RuntimeError("no compiler")
 
 
-@pytest.mark.parametrize(("fast", "verdict"), [
-    (lambda x: x * 2.01, "wrong"),
-    (lambda x: sum((x @ x.detach() * 0 for _ in range(30)), x * 2), "slower"),
-    (lambda x: x * float("nan"), "wrong")], ids=["wrong", "slower", "nan"])
+@pytest.mark.parametrize(
+    ("fast", "verdict"),
+    [
+        (lambda x: x * 2.01, "wrong"),
+        (lambda x: sum((x @ x.detach() * 0 for _ in range(30)), x * 2), "slower"),
+        (lambda x: x * float("nan"), "wrong"),
+    ],
+    ids=["wrong", "slower", "nan"],
+)
 def test_verdicts(doubling: KernelCase, fast: object, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_load", lambda path: fast if path.endswith("fast") else reference)
     row = kernels._measure(doubling, torch.device("cpu"), torch.float32, 3)
@@ -89,8 +108,9 @@ def test_one_that_fails_does_not_hide_the_others(doubling: KernelCase, monkeypat
         kernels.measure_kernels("cpu", 1, ["tripling"])
 
 
-def test_a_gpu_that_runs_references_alone_has_not_checked_its_kernels(doubling: KernelCase,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_runs_references_alone_has_not_checked_its_kernels(
+    doubling: KernelCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else all would be well on a machine where Triton cannot compile."""
     monkeypatch.setattr(registry, "_REASONS", {(doubling.operator, "triton"): "there is no gcc"})
     row, gpu = {"backend": "reference"}, torch.device("cuda")
@@ -102,8 +122,26 @@ def test_a_gpu_that_runs_references_alone_has_not_checked_its_kernels(doubling: 
 def test_the_command(tmp_path: Path) -> None:
     output = tmp_path / "kernels.json"
     result = subprocess.run(
-        [sys.executable, "launch/benchmark.py", "kernels", "--device", "cpu", "--repeats", "1", "--only", "LayerNorm",
-         "--json", "--output", str(output)], capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
+        [
+            sys.executable,
+            "launch/benchmark.py",
+            "kernels",
+            "--device",
+            "cpu",
+            "--repeats",
+            "1",
+            "--only",
+            "LayerNorm",
+            "--json",
+            "--output",
+            str(output),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=200,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found == json.loads(output.read_text(encoding="utf-8"))

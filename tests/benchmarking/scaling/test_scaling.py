@@ -57,7 +57,8 @@ def test_nodes_are_started_by_the_checked_way_and_their_traffic_is_shown(tiny_re
         "hosts = Path(words[words.index('--hostfile') + 1]).read_text()\n"
         f"open({str(log)!r}, 'a').write(json.dumps([hosts, *words[words.index('--') + 1:]]) + '\\n')\n"
         f"print('node1: {RESULT}' + json.dumps(dict(tokens_per_step=384, seconds_per_step=1 / len(hosts.split()), "
-        "communication_share=0.25, sent_bytes=2e6, busiest_bytes=1e6)))\n")
+        "communication_share=0.25, sent_bytes=2e6, busiest_bytes=1e6)))\n"
+    )
     hosts.write_text("node1 slots=1\nnode2 slots=1\nnode3 slots=1\n")
     place, counts = on_nodes(str(hosts), "deepspeed", 29500, tmp_path / "benchmark.py", link_megabits=100)
     assert counts == (1, 2, 3)
@@ -84,8 +85,10 @@ def test_what_ranks_refuse_is_passed_on() -> None:
 
 def test_bytes_are_read_from_the_interface_that_leads_to_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "dev"
-    table.write_text("Inter-|   Receive  |  Transmit\n face |bytes packets |bytes packets\n"
-                     "    lo: 1 1 0 0 0 0 0 0 7 1 0 0 0 0 0 0\n  eth0: 2 1 0 0 0 0 0 0 12345 1 0 0 0 0 0 0\n")
+    table.write_text(
+        "Inter-|   Receive  |  Transmit\n face |bytes packets |bytes packets\n"
+        "    lo: 1 1 0 0 0 0 0 0 7 1 0 0 0 0 0 0\n  eth0: 2 1 0 0 0 0 0 0 12345 1 0 0 0 0 0 0\n"
+    )
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
     assert sent_bytes(Topology(0, 2, 0, 1, "test", (0, 1)), table) == 12345

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dist_metaxlm.kernels.pointwise import dropout
 
 from dist_metaxlm.benchmarking.training import cpu, turns, updates
 from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.kernels.pointwise import dropout
 from dist_metaxlm.recipe.load import load_recipe
 
 

@@ -75,9 +75,22 @@ def test_what_is_recomputed_is_told_from_the_backward_pass() -> None:
 
 
 def event(name: str, start: float, end: float, parent: Any = None, **fields: Any) -> Any:
-    return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start, end=end), cpu_parent=parent, **{
-        "is_async": False, "device_type": DeviceType.CPU, "thread": 1, "fwd_thread": 0, "sequence_nr": -1, "scope": 0,
-        "kernels": [], "self_cpu_time_total": end - start, **fields})
+    return SimpleNamespace(
+        name=name,
+        time_range=SimpleNamespace(start=start, end=end),
+        cpu_parent=parent,
+        **{
+            "is_async": False,
+            "device_type": DeviceType.CPU,
+            "thread": 1,
+            "fwd_thread": 0,
+            "sequence_nr": -1,
+            "scope": 0,
+            "kernels": [],
+            "self_cpu_time_total": end - start,
+            **fields,
+        },
+    )
 
 
 def kernel(name: str, duration: float) -> Any:
@@ -94,8 +107,10 @@ def test_on_a_gpu_the_kernels_count_and_backward_runs_in_a_thread_of_its_own() -
     read = event("aten::_local_scalar_dense", 40, 45, outer)
     wait = event("cudaStreamSynchronize", 41, 44, read)
     elsewhere = event("cudaStreamSynchronize", 41, 44, None, thread=9)
-    on_device = [event(name, start, end, device_type=DeviceType.CUDA)
-                 for name, start, end in (("gemm", 10, 40), ("gemm", 35, 95), ("part: attention", 0, 99))]
+    on_device = [
+        event(name, start, end, device_type=DeviceType.CUDA)
+        for name, start, end in (("gemm", 10, 40), ("gemm", 35, 95), ("part: attention", 0, 99))
+    ]
     found = breakdown([outer, part, product, node, inner, read, wait, elsewhere, *on_device], on_device=True)
     assert found.parts == {"attention": {"forward": 30, "backward": 60}}
     assert found.waits == {STEP: {"cudaStreamSynchronize in aten::_local_scalar_dense": 1}}
@@ -104,8 +119,16 @@ def test_on_a_gpu_the_kernels_count_and_backward_runs_in_a_thread_of_its_own() -
     assert figures["parts"]["attention"] == pytest.approx({"forward": 0.3, "backward": 0.6})
     assert figures["rest"] == pytest.approx(0.15)
     assert figures["host_waits_per_step"] == {STEP: {"cudaStreamSynchronize in aten::_local_scalar_dense": 0.5}}
-    result = {**figures, "model": "m", "phase": "cross", "device": "cuda", "precision": "bf16", "seconds_per_step": 0.1,
-              "tokens_per_second": 1e4, "profiled_seconds_per_step": 0.2}
+    result = {
+        **figures,
+        "model": "m",
+        "phase": "cross",
+        "device": "cuda",
+        "precision": "bf16",
+        "seconds_per_step": 0.1,
+        "tokens_per_second": 1e4,
+        "profiled_seconds_per_step": 0.2,
+    }
     assert "| attention | 30.0% | 60.0% |  |  | 90.0% |" in step.table(result)
     assert "the device idle" in step.table(result)
     assert "cudaStreamSynchronize in aten::_local_scalar_dense 0.5 times a step" in step.table(result)

@@ -34,8 +34,9 @@ def test_generated_batches_are_full_windows_with_the_share_of_targets() -> None:
 def test_without_deepspeed_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     importlib.import_module("accelerate.utils")  # imported first, it looks for DeepSpeed in vain, and later tests go without
     plain = importlib.util.find_spec
-    monkeypatch.setattr(throughput.importlib.util, "find_spec",
-                        lambda name, *rest: None if name == "deepspeed" else plain(name, *rest))
+    monkeypatch.setattr(
+        throughput.importlib.util, "find_spec", lambda name, *rest: None if name == "deepspeed" else plain(name, *rest)
+    )
     setting = throughput.Setting(load_recipe("quickstart", SMALL), 2, 256, 4, "generated")
     found = throughput.compare_with_huggingface(setting, CPU)
     assert found["engine"] == "torch AdamW"
@@ -50,11 +51,18 @@ def rows_of(ours: float, theirs: float, our_loss: float) -> list[Any]:
     return [(ours, theirs, our_loss, 9.0, batch)] * 3
 
 
-@pytest.mark.parametrize(("rows", "device", "verdict"), [
-    (rows_of(1.0, 2.0, 9.0), "cpu", (False, False)), (rows_of(1.0, 2.0, 9.1), "cpu", (True, False)),
-    (rows_of(1.0, 2.0, float("nan")), "cpu", (True, False)), (rows_of(2.0, 1.0, 9.0), "cpu", (False, False)),
-    (rows_of(2.0, 1.0, 9.1), "cuda", (False, True)), (rows_of(1.0, 2.0, 9.5), "cuda", (True, False))],
-    ids=["well", "wrong", "nan", "slow on a CPU", "slow on a GPU", "wrong in bf16"])
+@pytest.mark.parametrize(
+    ("rows", "device", "verdict"),
+    [
+        (rows_of(1.0, 2.0, 9.0), "cpu", (False, False)),
+        (rows_of(1.0, 2.0, 9.1), "cpu", (True, False)),
+        (rows_of(1.0, 2.0, float("nan")), "cpu", (True, False)),
+        (rows_of(2.0, 1.0, 9.0), "cpu", (False, False)),
+        (rows_of(2.0, 1.0, 9.1), "cuda", (False, True)),
+        (rows_of(1.0, 2.0, 9.5), "cuda", (True, False)),
+    ],
+    ids=["well", "wrong", "nan", "slow on a CPU", "slow on a GPU", "wrong in bf16"],
+)
 def test_verdicts(rows: list[Any], device: str, verdict: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)

@@ -22,7 +22,7 @@ def _pairs(corpora: list[SimpleNamespace]) -> dict[tuple[int, ...], bool]:
     for corpus in corpora:
         bounds = zip(corpus.document_starts, corpus.second_starts, corpus.document_starts[1:], strict=False)
         for start, second, end in bounds:
-            first_side, second_side = corpus.tokens[start + 1:second].tolist(), corpus.tokens[second:end].tolist()
+            first_side, second_side = corpus.tokens[start + 1 : second].tolist(), corpus.tokens[second:end].tolist()
             found[(0, *first_side, *second_side)] = False
             found[(0, *second_side, *first_side)] = True
     return found
@@ -47,8 +47,11 @@ def test_windows_hold_whole_pairs_and_padding(bitext, left: list, right: list, f
 
 
 @settings(max_examples=60, deadline=None)
-@given(sides=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=900),
-       length=st.sampled_from([64, 100, 256]), seed=st.integers(0, 99))
+@given(
+    sides=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=900),
+    length=st.sampled_from([64, 100, 256]),
+    seed=st.integers(0, 99),
+)
 def test_no_pair_comes_twice_in_an_epoch(bitext, sides: list, length: int, seed: int) -> None:
     windows = BitextWindows([bitext(sides, 4)], ["a-b"], length, (seed,))
     count = int(windows.counts[0])
@@ -90,7 +93,7 @@ def test_about_half_of_the_pairs_are_swapped_and_windows_do_not_depend_on_the_ba
     some = np.array([250, 7, 99])
     again = BitextWindows(corpora, ["a-b"], LENGTH, (3,)).read(np.zeros_like(some), some, some)
     assert np.array_equal(again.tokens, read.tokens[some])
-    
+
 
 def test_swapping_twice_gives_the_pair_back(bitext) -> None:
     corpus = bitext([(3, 5), (1, 1)], 10)

@@ -12,7 +12,7 @@ from dist_metaxlm.errors import UserError
 
 
 def _cut(sentence: list[int], most: int) -> list[int]:
-    return sentence if len(sentence) <= most else [*sentence[:most - 1], 2]
+    return sentence if len(sentence) <= most else [*sentence[: most - 1], 2]
 
 
 SIDES = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=1, max_size=30)
@@ -20,8 +20,9 @@ SIDES = st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), min_size=1, 
 
 @settings(max_examples=80, deadline=None)
 @given(left=SIDES, right=SIDES, length=st.integers(10, 40), most=st.integers(4, 10), first=st.integers(0, 100))
-def test_documents_are_the_sentences_of_the_store(bitext, left: list, right: list, length: int, most: int,
-                                                  first: int) -> None:
+def test_documents_are_the_sentences_of_the_store(
+    bitext, left: list, right: list, length: int, most: int, first: int
+) -> None:
     corpora = [bitext(left, 100), bitext(right, 10_000)]
     pairs = ContrastPairs(corpora, ["a-b", "a-c"], length, (1,))
     ordinal = np.arange(first, first + 20)
@@ -33,7 +34,7 @@ def test_documents_are_the_sentences_of_the_store(bitext, left: list, right: lis
     found = [flat[start:end].tolist() for start, end in zip(read.documents.tolist(), ends, strict=True)]
     for number, document, (one, two) in zip(corpus, documents, read.pairs, strict=True):
         store = corpora[number]
-        start, end = store.document_starts[document:document + 2]
+        start, end = store.document_starts[document : document + 2]
         second = store.second_starts[document]
         assert found[one] == _cut(store.tokens[start:second].tolist(), most)
         assert found[two] == _cut([0, *store.tokens[second:end].tolist()], most)

@@ -32,14 +32,18 @@ def _windows(seed: int, windows: int, length: int) -> tuple[np.ndarray, np.ndarr
     return tokens, np.unique(np.concatenate([inner, np.arange(windows) * length]))
 
 
-CASES = given(seed=st.integers(0, 10**6), windows=st.integers(1, 9), length=st.integers(8, 70),
-              share=st.floats(0.05, 0.9), whole_words=st.booleans())
+CASES = given(
+    seed=st.integers(0, 10**6),
+    windows=st.integers(1, 9),
+    length=st.integers(8, 70),
+    share=st.floats(0.05, 0.9),
+    whole_words=st.booleans(),
+)
 
 
 @settings(max_examples=100, deadline=None)
 @CASES
-def test_counts_are_exact_and_specials_stay(seed: int, windows: int, length: int, share: float,
-                                            whole_words: bool) -> None:
+def test_counts_are_exact_and_specials_stay(seed: int, windows: int, length: int, share: float, whole_words: bool) -> None:
     tokens, documents = _windows(seed, windows, length)
     count = max(1, round(share * length))
     tokenizer = _tokenizer()
@@ -59,15 +63,16 @@ def test_counts_are_exact_and_specials_stay(seed: int, windows: int, length: int
 
 @settings(max_examples=60, deadline=None)
 @CASES
-def test_a_window_is_masked_alike_in_any_batch(seed: int, windows: int, length: int, share: float,
-                                               whole_words: bool) -> None:
+def test_a_window_is_masked_alike_in_any_batch(
+    seed: int, windows: int, length: int, share: float, whole_words: bool
+) -> None:
     tokens, documents = _windows(seed, windows, length)
     masker = Masker(_tokenizer(), max(1, round(share * length)), whole_words, 5)
     samples = np.random.default_rng(seed).integers(0, 10**12, windows)
     together = masker.mask(tokens, samples, documents)
     for row in range(windows):
         mine = documents[documents // length == row] - row * length
-        alone = masker.mask(tokens[row:row + 1], samples[row:row + 1], mine)
+        alone = masker.mask(tokens[row : row + 1], samples[row : row + 1], mine)
         assert np.array_equal(alone.inputs[0], together.inputs[row])
         chosen = together.targets[together.targets // length == row] - row * length
         assert np.array_equal(alone.targets, chosen)
@@ -107,8 +112,7 @@ def test_whole_words_are_taken_whole_but_for_the_last(seed: int, length: int, co
         assert partial <= 1
 
 
-def _words(flat: np.ndarray, documents: np.ndarray, tokenizer: SimpleNamespace, start: int,
-           length: int) -> list[list[int]]:
+def _words(flat: np.ndarray, documents: np.ndarray, tokenizer: SimpleNamespace, start: int, length: int) -> list[list[int]]:
     words: list[list[int]] = []
     previous = None
     for place in range(start, start + length):

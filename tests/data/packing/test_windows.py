@@ -71,8 +71,11 @@ def test_order_differs_between_epochs_seeds_and_languages() -> None:
     zeros, ordinals = np.zeros(100, np.int64), np.arange(100)
     first = Windows(corpora, ["a", "b"], 10, (1,))
     starts = first.locate(zeros, ordinals)
-    others = [first.locate(zeros, ordinals + 100), first.locate(zeros + 1, ordinals),
-              Windows(corpora, ["a", "b"], 10, (2,)).locate(zeros, ordinals)]
+    others = [
+        first.locate(zeros, ordinals + 100),
+        first.locate(zeros + 1, ordinals),
+        Windows(corpora, ["a", "b"], 10, (2,)).locate(zeros, ordinals),
+    ]
     assert all(np.mean(starts == other) < 0.1 for other in others)
 
 

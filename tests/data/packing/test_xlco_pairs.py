@@ -14,8 +14,9 @@ from dist_metaxlm.data.packing.xlco import xlco_batch
 from dist_metaxlm.recipe.schema import CrossLingualContrast
 
 VOCAB, LENGTH, COUNT = 30_000, 48, 64
-TOKENIZER = SimpleNamespace(special=np.isin(np.arange(VOCAB), [0, 1, 2, 3, VOCAB - 1]), word_begin=np.ones(VOCAB, bool),
-                            mask_id=VOCAB - 1)
+TOKENIZER = SimpleNamespace(
+    special=np.isin(np.arange(VOCAB), [0, 1, 2, 3, VOCAB - 1]), word_begin=np.ones(VOCAB, bool), mask_id=VOCAB - 1
+)
 MASKER = Masker(TOKENIZER, 1, False, 5)  # type: ignore[arg-type]
 
 
@@ -35,7 +36,7 @@ def batch(pairs: ContrastPairs, first: int = 0, count: int = COUNT, **fields: ob
 def documents(found: PackedBatch) -> list[tuple[int, ...]]:
     bounds = found.cu_seqlens.tolist()
     ends = dict(zip(bounds, bounds[1:], strict=False))
-    return [tuple(found.tokens[start:ends[start]].tolist()) for start in found.starts.tolist()]
+    return [tuple(found.tokens[start : ends[start]].tolist()) for start in found.starts.tolist()]
 
 
 def sides(pairs: ContrastPairs, sample: int, most: int = 11) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -44,8 +45,8 @@ def sides(pairs: ContrastPairs, sample: int, most: int = 11) -> tuple[tuple[int,
     document = pairs.locate(corpus, ordinal)[0]
     starts, second = pairs._document_starts[sample % 2], pairs._second_starts[sample % 2][document]
     stream = pairs.tokens_of(sample % 2)
-    whole = stream[starts[document] + 1:second].tolist(), stream[second:starts[document + 1]].tolist()
-    return tuple(tuple(side) if len(side) <= most else (*side[:most - 1], 2) for side in whole)  # type: ignore[return-value]
+    whole = stream[starts[document] + 1 : second].tolist(), stream[second : starts[document + 1]].tolist()
+    return tuple(tuple(side) if len(side) <= most else (*side[: most - 1], 2) for side in whole)  # type: ignore[return-value]
 
 
 def test_without_mixup_an_example_is_a_pair_in_either_direction(pairs: ContrastPairs) -> None:
@@ -66,9 +67,19 @@ def test_mixup_puts_two_pairs_together_as_published(pairs: ContrastPairs, mixup:
     shapes = set()
     for number, (query, key) in enumerate(zip(documents(found), documents(found.keys), strict=True)):
         (x1, x2), (d1, d2) = sides(pairs, 2 * number), sides(pairs, 2 * number + 1)
-        ways = {(0, *a, *b): name for name, (a, b) in {
-            "x1d1": (x1, d1), "d1x1": (d1, x1), "x2d2": (x2, d2), "d2x2": (d2, x2),
-            "x1d2": (x1, d2), "d2x1": (d2, x1), "x2d1": (x2, d1), "d1x2": (d1, x2)}.items()}
+        ways = {
+            (0, *a, *b): name
+            for name, (a, b) in {
+                "x1d1": (x1, d1),
+                "d1x1": (d1, x1),
+                "x2d2": (x2, d2),
+                "d2x2": (d2, x2),
+                "x1d2": (x1, d2),
+                "d2x1": (d2, x1),
+                "x2d1": (x2, d1),
+                "d1x2": (d1, x2),
+            }.items()
+        }
         shapes.add((ways[query], ways[key]))
     straight = {(a, b) for a in ("x1d1", "d1x1") for b in ("x2d2", "d2x2")}
     crossed = {(a, b) for a in ("x1d2", "d2x1") for b in ("x2d1", "d1x2")}
@@ -86,8 +97,11 @@ def test_an_example_does_not_depend_on_the_batch_it_is_in(pairs: ContrastPairs, 
     assert documents(whole) == [one for part in parts for one in documents(part)]
     assert documents(whole.keys) == [one for part in parts for one in documents(part.keys)]
     assert whole.texts.tolist() == [row for part in parts for row in part.texts.tolist()]
-    numbers = [[int(part.samples[part.cu_seqlens.tolist().index(start)]) for start in part.starts.tolist()]
-               for side in ("queries", "keys") for part in ([whole] if side == "queries" else [whole.keys])]
+    numbers = [
+        [int(part.samples[part.cu_seqlens.tolist().index(start)]) for start in part.starts.tolist()]
+        for side in ("queries", "keys")
+        for part in ([whole] if side == "queries" else [whole.keys])
+    ]
     assert numbers == [list(range(0, 2 * len(whole.starts), 2)), list(range(1, 2 * len(whole.starts), 2))]
 
 

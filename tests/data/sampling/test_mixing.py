@@ -49,7 +49,7 @@ def test_each_ordinal_once_and_prefixes_within_one_block(mix: Mix, seed: int) ->
         segments = len(mix.schedule) + 3
         assert np.all(np.abs(by_language - asked) <= segments * sources + 1e-3)
         assert np.abs(by_language - asked).max() < mixture.block
-    within = np.abs(np.bincount(source[:end - 300], minlength=sources) - realised).max()
+    within = np.abs(np.bincount(source[: end - 300], minlength=sources) - realised).max()
     assert within <= 300
 
 
@@ -76,7 +76,7 @@ def test_caps_and_unlocks_hold(mix: Mix) -> None:
         shown = np.flatnonzero(language == number)
         assert not shown.size or shown[0] >= unlock - mixture.block / 2
     if mix.limits is not None:
-        realised = np.bincount(language[:mix.samples], minlength=len(mix.counts))
+        realised = np.bincount(language[: mix.samples], minlength=len(mix.counts))
         # what a cap leaves over goes by whole samples, so a few (one a source) may land on a capped language
         assert np.all(realised <= np.array(mix.limits) + mixture.block)
         whole = mix.samples // mixture.block * mixture.block == mix.samples
@@ -89,7 +89,7 @@ def test_a_cap_holds_from_the_start_and_its_surplus_goes_by_shares() -> None:
     assert mixture.shares(0) == pytest.approx([0.1, 0.3, 0.6], abs=1e-6)
     language, _ = mixture.lookup(np.arange(10 * 1024))
     assert np.bincount(language) == pytest.approx([1024, 3072, 6144], abs=2)
-    assert np.bincount(language[:5 * 1024]) == pytest.approx([512, 1536, 3072], abs=2)
+    assert np.bincount(language[: 5 * 1024]) == pytest.approx([512, 1536, 3072], abs=2)
 
 
 def test_a_cap_over_a_schedule_is_used_up_in_proportion() -> None:
@@ -143,8 +143,8 @@ def test_schedule_changes_the_shares_at_the_nearest_block_border() -> None:
     assert mixture.shares(5 * 1024 - 1)[0] > 0.999
     assert mixture.shares(5 * 1024).tolist() == [0.5, 0.5]
     language, ordinal = mixture.lookup(np.arange(7 * 1024))
-    assert np.count_nonzero(language[:5 * 1024]) <= 1
-    assert np.count_nonzero(language[5 * 1024:]) == 1024
+    assert np.count_nonzero(language[: 5 * 1024]) <= 1
+    assert np.count_nonzero(language[5 * 1024 :]) == 1024
     assert np.array_equal(np.sort(ordinal[language == 1]), np.arange(np.count_nonzero(language)))
 
 

@@ -25,7 +25,7 @@ def test_each_index_may_have_its_own_domain_and_key(data: st.DataObject) -> None
     index = bounds // 3
     together = permute(index, bounds, keys)
     assert np.all((together >= 0) & (together < bounds))
-    alone = [int(permute(index[i:i + 1], int(bounds[i]), int(keys[i]))[0]) for i in range(len(bounds))]
+    alone = [int(permute(index[i : i + 1], int(bounds[i]), int(keys[i]))[0]) for i in range(len(bounds))]
     assert together.tolist() == alone
 
 
@@ -43,7 +43,7 @@ def test_permutation_mixes_and_depends_on_the_key() -> None:
     assert np.mean(first == second) < 0.001
     assert abs(np.corrcoef(np.arange(n), first)[0, 1]) < 0.03
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.03
-    counts = np.histogram(first[:n // 10], 20, (0, n))[0]
+    counts = np.histogram(first[: n // 10], 20, (0, n))[0]
     assert np.sum((counts - counts.mean()) ** 2 / counts.mean()) < 45  # chi square, 19 degrees: one in a thousand is 44
 
 

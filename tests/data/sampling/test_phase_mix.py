@@ -19,18 +19,28 @@ LENGTH = 32
 
 
 def phase(**changes: object) -> PhaseConfig:
-    fields = {"steps": 100, "sequence_length": LENGTH, "learning_rate": {"peak": 1.0},
-              "objectives": [{"name": "mlm", "batch_tokens": 8 * LENGTH}, {"name": "tlm", "batch_tokens": 4 * LENGTH},
-                             {"name": "contrast", "pairs": 6, "group": 6, "layer": 1, "max_tokens": 8}]}
+    fields = {
+        "steps": 100,
+        "sequence_length": LENGTH,
+        "learning_rate": {"peak": 1.0},
+        "objectives": [
+            {"name": "mlm", "batch_tokens": 8 * LENGTH},
+            {"name": "tlm", "batch_tokens": 4 * LENGTH},
+            {"name": "contrast", "pairs": 6, "group": 6, "layer": 1, "max_tokens": 8},
+        ],
+    }
     return PhaseConfig.model_validate({**fields, **changes})
 
 
 def test_tokens_of_the_phase_become_samples_of_each_objective() -> None:
     assert samples_per_token(phase(), "mlm") == Fraction(8, 12 * LENGTH)
     assert samples_per_token(phase(), "contrast") == Fraction(6, 12 * LENGTH)
-    config = phase(alpha=[{"tokens": 0, "alpha": 0.7}, {"tokens": 1200 * LENGTH, "alpha": 0.3}],
-                   unlock=[{"tokens": 600 * LENGTH, "languages": ["sw"]}], max_repetitions=2.5,
-                   pair_alpha=[{"tokens": 240 * LENGTH, "alpha": 0.1}])
+    config = phase(
+        alpha=[{"tokens": 0, "alpha": 0.7}, {"tokens": 1200 * LENGTH, "alpha": 0.3}],
+        unlock=[{"tokens": 600 * LENGTH, "languages": ["sw"]}],
+        max_repetitions=2.5,
+        pair_alpha=[{"tokens": 240 * LENGTH, "alpha": 0.1}],
+    )
     mix = language_mix(config, ["en", "sw"], [[64_000, 33], [32_010]], [[3, 1], [1]])
     assert mix.counts == [64_033, 32_010]
     assert mix.schedule == [(0, 0.7), (800, 0.3)]
@@ -44,10 +54,14 @@ def test_tokens_of_the_phase_become_samples_of_each_objective() -> None:
 
 
 def test_repetitions_that_cannot_fill_the_phase_name_its_longest_length() -> None:
-    with pytest.raises(UserError, match=re.escape(
+    with pytest.raises(
+        UserError,
+        match=re.escape(
             "there are 960 tokens of text in languages en, sw; with max_repetitions 4.0 what is unlocked lasts for 15 steps "
             "or 5,760 tokens, and the phase has 100 steps; set it to that length at most, raise max_repetitions, or add "
-            "text")):
+            "text"
+        ),
+    ):
         language_mix(phase(max_repetitions=4.0), ["en", "sw"], [[640], [320]], [[1], [1]])
     language_mix(phase(max_repetitions=4.0, steps=15), ["en", "sw"], [[640], [320]], [[1], [1]])
     with pytest.raises(UserError, match="contrast: there are 20 pairs of translations in de-en; with pair_max_repetitions"):
@@ -79,7 +93,9 @@ def test_a_phase_that_begins_with_nothing_unlocked_is_refused() -> None:
 def test_sources_from_the_manifest() -> None:
     sources = text_sources({"en.web": {"language": "en"}, "de": {}, "en.books": {"language": "en", "weight": 2.5}})
     assert {name: [source.corpus for source in parts] for name, parts in sources.items()} == {
-        "de": ["de"], "en": ["en.books", "en.web"]}
+        "de": ["de"],
+        "en": ["en.books", "en.web"],
+    }
     books, web = part_weights(sources["en"], [1000, 500])
     assert books == 5 * web
     small = text_sources({"en.web": {"language": "en", "weight": 0.0001}, "en.wiki": {"language": "en", "weight": 0.0004}})

@@ -36,8 +36,15 @@ def store(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     folder.mkdir()
     text = write_text(folder / "en", TEXTS, tokenizer)
     bitext = write_bitext(folder / "en-de", PAIRS, tokenizer, 64, {})
-    manifest.write(folder, {"tokenizer_hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
-                            "text": {"en": text}, "bitext": {"en-de": bitext}})
+    manifest.write(
+        folder,
+        {
+            "tokenizer_hash": tokenizer.hash,
+            "vocab_size": tokenizer.vocab_size,
+            "text": {"en": text},
+            "bitext": {"en-de": bitext},
+        },
+    )
     return folder
 
 
@@ -49,7 +56,7 @@ def test_documents_come_back_with_their_special_tokens(store: Path, tokenizer: T
     assert corpus.tokens.dtype == np.uint16
     assert corpus.document_starts.dtype == np.int64
     for number in (0, 17, 599):
-        first, last = corpus.document_starts[number:number + 2]
+        first, last = corpus.document_starts[number : number + 2]
         assert corpus.tokens[first:last].tolist() == [BOS, *tokenizer.encode(TEXTS[number]), EOS]
     about = opened.manifest["text"]["en"]
     assert about == {"documents": 600, "tokens": corpus.tokens.size, "bytes": sum(len(text.encode()) for text in TEXTS)}
@@ -59,7 +66,7 @@ def test_pairs_come_back_as_two_sequences(store: Path, tokenizer: Tokenizer) -> 
     corpus = TokenStore.open(store).bitext("en-de")
     starts, seconds = corpus.document_starts, corpus.second_starts
     assert len(seconds) == len(PAIRS) == len(corpus)
-    tokens = corpus.tokens[starts[5]:starts[6]].tolist()
+    tokens = corpus.tokens[starts[5] : starts[6]].tolist()
     left, right = map(tokenizer.encode, PAIRS[5])
     assert tokens == [BOS, *left, EOS, *right, EOS]
     assert seconds[5] - starts[5] == len(left) + 2
@@ -71,7 +78,7 @@ def test_megatron_reads_what_we_write_and_we_read_what_it_writes(store: Path, tm
     theirs = IndexedDataset(str(store / "en-de"))
     ours = Corpus(store / "en-de", 2)
     assert len(theirs) == 2 * len(PAIRS)
-    assert theirs[10].tolist() == ours.tokens[ours.document_starts[5]:ours.second_starts[5]].tolist()
+    assert theirs[10].tolist() == ours.tokens[ours.document_starts[5] : ours.second_starts[5]].tolist()
     builder = IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=np.int32)
     for lengths in ([3], [2, 2], [1]):
         builder.add_document(np.arange(sum(lengths)), lengths)
@@ -152,8 +159,8 @@ def test_blocks_are_hashed_alike_in_any_pieces(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "f").write_bytes(data)
         hasher = manifest.BlockHasher()
         for start in range(0, size, 7):
-            hasher.update(data[start:start + 7])
-        known = {"size": size, "sha256": [hashlib.sha256(data[at:at + 10]).hexdigest() for at in range(0, size, 10)]}
+            hasher.update(data[start : start + 7])
+        known = {"size": size, "sha256": [hashlib.sha256(data[at : at + 10]).hexdigest() for at in range(0, size, 10)]}
         assert hasher.description() == manifest.describe_file(tmp_path / "f") == known
 
 
@@ -166,12 +173,18 @@ def test_a_manifest_does_not_reach_outside_its_folder(store: Path, name: str) ->
         TokenStore.open(store)
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ('"files": ', '"files": {}, "files": ', "names 'files' twice"), ('"en.idx": ', '"en.bin": ', "names 'en.bin' twice"),
-    ('"text": {', '"text": {"../en": {}, ', "'../en' in its text is no language code"),
-    ('"text": {', '"text": {"fr": {}, ', "no checksums for fr"), ('"size": ', '"size": -', "its entry for .* is not a size"),
-    ('"vocab_size": ', '"vocabulary": ', "no tokenizer_hash or vocab_size"),
-    ('"bitext": ', '"bitext": [], "b": ', "no table")])
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"files": ', '"files": {}, "files": ', "names 'files' twice"),
+        ('"en.idx": ', '"en.bin": ', "names 'en.bin' twice"),
+        ('"text": {', '"text": {"../en": {}, ', "'../en' in its text is no language code"),
+        ('"text": {', '"text": {"fr": {}, ', "no checksums for fr"),
+        ('"size": ', '"size": -', "its entry for .* is not a size"),
+        ('"vocab_size": ', '"vocabulary": ', "no tokenizer_hash or vocab_size"),
+        ('"bitext": ', '"bitext": [], "b": ', "no table"),
+    ],
+)
 def test_a_manifest_that_contradicts_itself_is_named(store: Path, old: str, new: str, said: str) -> None:
     body = (store / "manifest.json").read_text()
     assert old in body
@@ -197,30 +210,39 @@ def test_an_empty_corpus_can_be_opened(tmp_path: Path, tokenizer: Tokenizer) -> 
     assert (len(empty), empty.tokens.size, empty.document_starts.tolist()) == (0, 0, [0])
 
 
-@pytest.mark.parametrize(("offset", "value", "said"), [
-    (0, b"X", "no Megatron index"), (9, struct.pack("<Q", 2), "of version 1"), (17, b"\x06", "token type 6"),
-    (18, struct.pack("<Q", 10**12), "not as long as"), (34, struct.pack("<i", -5), "negative length"),
-    (34, struct.pack("<i", 1), "pointers do not follow"), (34 + 4 * 600 + 8, struct.pack("<q", 0), "pointers do not follow"),
-    (34 + 12 * 600, struct.pack("<q", 7), "do not cover")])
+@pytest.mark.parametrize(
+    ("offset", "value", "said"),
+    [
+        (0, b"X", "no Megatron index"),
+        (9, struct.pack("<Q", 2), "of version 1"),
+        (17, b"\x06", "token type 6"),
+        (18, struct.pack("<Q", 10**12), "not as long as"),
+        (34, struct.pack("<i", -5), "negative length"),
+        (34, struct.pack("<i", 1), "pointers do not follow"),
+        (34 + 4 * 600 + 8, struct.pack("<q", 0), "pointers do not follow"),
+        (34 + 12 * 600, struct.pack("<q", 7), "do not cover"),
+    ],
+)
 def test_an_index_that_contradicts_itself_is_named(store: Path, offset: int, value: bytes, said: str) -> None:
     raw = bytearray((store / "en.idx").read_bytes())
-    raw[offset:offset + len(value)] = value
+    raw[offset : offset + len(value)] = value
     (store / "en.idx").write_bytes(raw)
     with pytest.raises(UserError, match=rf"en\.idx is damaged: .*{said}"):
         TokenStore.open(store).text("en")
 
 
 @pytest.mark.parametrize("place", range(3, 13))
-@pytest.mark.parametrize("change", [-2, 1, 2**62, -2**63])
-def test_a_wrong_pointer_is_found_wherever_the_parts_of_the_check_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                                       place: int, change: int) -> None:
+@pytest.mark.parametrize("change", [-2, 1, 2**62, -(2**63)])
+def test_a_wrong_pointer_is_found_wherever_the_parts_of_the_check_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, change: int
+) -> None:
     monkeypatch.setattr(store_module, "_CHUNK", 4)
     (tmp_path / "a.bin").write_bytes(bytes(2 * 13 * 5))
     write_index(tmp_path / "a.idx", [np.full(13, 5, np.int32)], np.uint16, 1)
     assert Corpus(tmp_path / "a").document_starts.tolist() == list(range(0, 70, 5))
     raw = bytearray((tmp_path / "a.idx").read_bytes())
     at = 34 + 4 * 13 + 8 * place
-    raw[at:at + 8] = struct.pack("<q", (10 * place + change + 2**63) % 2**64 - 2**63)
+    raw[at : at + 8] = struct.pack("<q", (10 * place + change + 2**63) % 2**64 - 2**63)
     (tmp_path / "a.idx").write_bytes(raw)
     with pytest.raises(UserError, match=r"pointers do not follow"):
         Corpus(tmp_path / "a")

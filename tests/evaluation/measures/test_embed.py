@@ -23,8 +23,11 @@ def documents(batch: PackedBatch) -> list[list[int]]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.integers(4, 399), max_size=20), min_size=1, max_size=30), st.sampled_from([8, 16, 24]),
-       st.integers(1, 100))
+@given(
+    st.lists(st.lists(st.integers(4, 399), max_size=20), min_size=1, max_size=30),
+    st.sampled_from([8, 16, 24]),
+    st.integers(1, 100),
+)
 def test_every_sentence_is_packed_once_and_windows_are_whole(sentences, window, max_tokens):
     seen = []
     for pack in pack_sentences(sentences, window, max_tokens):
@@ -37,7 +40,7 @@ def test_every_sentence_is_packed_once_and_windows_are_whole(sentences, window, 
             if number < 0:
                 assert set(tokens) == {PAD}
             else:
-                assert tokens == [BOS, *sentences[number][:window - 2], EOS]
+                assert tokens == [BOS, *sentences[number][: window - 2], EOS]
                 seen.append(number)
         expected = [place for tokens in documents(batch) for place in range(len(tokens))]
         assert batch.positions.tolist() == expected
@@ -53,8 +56,16 @@ def test_packed_vectors_equal_one_sentence_at_a_time(include_special):
         tokens = torch.tensor([BOS, *ids[:30], EOS])
         length = tokens.numel()
         none = torch.zeros(0, dtype=torch.int64)
-        alone = PackedBatch(tokens, torch.arange(length), torch.tensor([0, length], dtype=torch.int32), length,
-                            torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), none, none)
+        alone = PackedBatch(
+            tokens,
+            torch.arange(length),
+            torch.tensor([0, length], dtype=torch.int32),
+            length,
+            torch.zeros(1, dtype=torch.int64),
+            torch.zeros(1, dtype=torch.int64),
+            none,
+            none,
+        )
         with torch.no_grad():
             states = torch.stack(encoder.hidden_states(alone))
         inside = states if include_special or not ids else states[:, 1:-1]

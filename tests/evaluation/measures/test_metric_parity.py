@@ -18,17 +18,20 @@ from dist_metaxlm.evaluation.measures.csls import csls_precision_at_1
 from dist_metaxlm.evaluation.measures.retrieval import precision_at_1
 from dist_metaxlm.evaluation.measures.span_f1 import tagging_scores
 
-WORDS = {language: words.split() for language, words in {
-    "en": "the a an House, house; don't \"quoted\" 1,000 U.S. of Anna —",
-    "es": "el la los un unas Casa casas ¿qué? niño, 3.5",
-    "de": "der die das ein eines Haus, Häuser „Zitat“ größer",
-    "vi": "của là cái những Nhà nước, Việt Nam",
-    "ar": "البيت بيت ال الكتاب، كتاب؟ في القاهرة",
-    "hi": "घर का पानी। दिल्ली, में",
-    "zh": "北京 是 中国的首都。 2008年 Olympic 奥运会 、 人",
-    "th": "กรุงเทพ มหานคร เป็น เมืองหลวง",
-    "ja": "東京は 日本の 首都です。 カタカナ",
-}.items()}
+WORDS = {
+    language: words.split()
+    for language, words in {
+        "en": 'the a an House, house; don\'t "quoted" 1,000 U.S. of Anna —',
+        "es": "el la los un unas Casa casas ¿qué? niño, 3.5",
+        "de": "der die das ein eines Haus, Häuser „Zitat“ größer",
+        "vi": "của là cái những Nhà nước, Việt Nam",
+        "ar": "البيت بيت ال الكتاب، كتاب؟ في القاهرة",
+        "hi": "घर का पानी। दिल्ली, में",
+        "zh": "北京 是 中国的首都。 2008年 Olympic 奥运会 、 人",
+        "th": "กรุงเทพ มหานคร เป็น เมืองหลวง",
+        "ja": "東京は 日本の 首都です。 カタカナ",
+    }.items()
+}
 
 
 def phrases(language: str, count: int, rng: random.Random) -> list[str]:
@@ -44,9 +47,12 @@ def reference_words(text: str, rules: str) -> list[str]:
         text = "".join(c for c in text.lower() if c not in set(string.punctuation))
         return [word for word in text.split() if word not in {"a", "an", "the"}]
     text = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
-    articles = {"en": {"a", "an", "the"}, "es": {"un", "una", "unos", "unas", "el", "la", "los", "las"},
-                "vi": {"của", "là", "cái", "chiếc", "những"},
-                "de": {"ein", "eine", "einen", "einem", "eines", "einer", "der", "die", "das", "den", "dem", "des"}}
+    articles = {
+        "en": {"a", "an", "the"},
+        "es": {"un", "una", "unos", "unas", "el", "la", "los", "las"},
+        "vi": {"của", "là", "cái", "chiếc", "những"},
+        "de": {"ein", "eine", "einen", "einem", "eines", "einer", "der", "die", "das", "den", "dem", "des"},
+    }
     if rules == "ar":
         return re.sub("ال", " ", text).split()
     if rules == "zh":
@@ -76,8 +82,10 @@ def reference_scores(prediction: str, answers: list[str], rules: str) -> tuple[f
     return best_f1, best_exact
 
 
-@pytest.mark.parametrize(("metric", "language"), [*(("mlqa", language) for language in MLQA_LANGUAGES),
-                                                  *(("squad", language) for language in WORDS)])
+@pytest.mark.parametrize(
+    ("metric", "language"),
+    [*(("mlqa", language) for language in MLQA_LANGUAGES), *(("squad", language) for language in WORDS)],
+)
 def test_answers_score_as_the_scripts_score_them(metric, language):
     rng = random.Random(f"{metric}{language}")
     right, near = 0, 0
@@ -131,9 +139,13 @@ def spans_of_runs(tags: list[str]) -> set[tuple[str, int, int]]:
     return {(tags[start], start, end) for start, end in zip(starts, [*starts[1:], len(tags)], strict=True)}
 
 
-@pytest.mark.parametrize(("labels", "spans"), [
-    (["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG"], spans_iob2),
-    (["NOUN", "VERB", "ADJ", "PUNCT", "DET"], spans_of_runs)])
+@pytest.mark.parametrize(
+    ("labels", "spans"),
+    [
+        (["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG"], spans_iob2),
+        (["NOUN", "VERB", "ADJ", "PUNCT", "DET"], spans_of_runs),
+    ],
+)
 def test_tagging_scores_are_those_of_spans(labels, spans):
     rng = random.Random(5)
     for _ in range(220):

@@ -41,8 +41,10 @@ def test_classification_is_learnt(model_folder, task_data):
     result = evaluate_tasks(model_folder, ["xnli"], options, lines.append)["xnli"]
     assert "xnli: no test file for fr; the means are without" in lines
     assert lines[0] == "xnli: 80 examples in 'en' to learn, 4 epochs, 1 seed, 2 languages to test"
-    assert [line.split(":")[0] for line in lines[1:6]] == [*(f"xnli, seed 3, epoch {n} of 4" for n in range(1, 5)),
-                                                           "xnli, seed 3"]
+    assert [line.split(":")[0] for line in lines[1:6]] == [
+        *(f"xnli, seed 3, epoch {n} of 4" for n in range(1, 5)),
+        "xnli, seed 3",
+    ]
     assert result["metric"] == "accuracy"
     assert result["table"]["source"]["mean"] > 0.8
     assert set(result["table"]["languages"]) == {"en", "th"}
@@ -150,8 +152,10 @@ def test_intervals_are_students():
 
 
 def test_the_gap_is_paired_by_seed():
-    table = transfer_table([{"en": 0.9, "de": 0.7, "ru": 0.5}, {"en": 0.8, "de": 0.6, "ru": 0.4}],
-                           {"en": "Latin", "de": "Latin", "ru": "Cyrillic"})
+    table = transfer_table(
+        [{"en": 0.9, "de": 0.7, "ru": 0.5}, {"en": 0.8, "de": 0.6, "ru": 0.4}],
+        {"en": "Latin", "de": "Latin", "ru": "Cyrillic"},
+    )
     assert table["gap"]["mean"] == pytest.approx(0.3)
     assert table["gap"]["half_width"] == pytest.approx(0.0, abs=1e-9)
     assert table["scripts"]["Cyrillic"]["mean"] == pytest.approx(0.45)

@@ -37,8 +37,11 @@ def test_tagging_formats_give_the_same_sentences(tmp_path):
     numbered = put(tmp_path / "b.conllu.gz", "0\tสวัสดี\tINTJ\n1\tโลก\tNOUN\n\n0\t#\tSYM\n1\tx\tX\n\n", gzip)
     spaced = put(tmp_path / "c.txt", "สวัสดี INTJ\nโลก NOUN\n\n# SYM\nx X")
     rest = "\t_" * 6
-    conllu = put(tmp_path / "d.conllu", f"# text = สวัสดีโลก\n1-2\tสวัสดีโลก\t_\t_{rest}\n1\tสวัสดี\t_\tINTJ{rest}\n"
-                                        f"2\tโลก\t_\tNOUN{rest}\n2.1\tจ๊ะ\t_\tPART{rest}\n\n1\t#\t_\tSYM{rest}\n2\tx\t_\tX{rest}\n")
+    conllu = put(
+        tmp_path / "d.conllu",
+        f"# text = สวัสดีโลก\n1-2\tสวัสดีโลก\t_\t_{rest}\n1\tสวัสดี\t_\tINTJ{rest}\n"
+        f"2\tโลก\t_\tNOUN{rest}\n2.1\tจ๊ะ\t_\tPART{rest}\n\n1\t#\t_\tSYM{rest}\n2\tx\t_\tX{rest}\n",
+    )
     for path in (xtreme, numbered, conllu):
         assert read_tagged(path) == expected
     # a line that begins with # and has no tab is a comment, as in CoNLL-U
@@ -60,18 +63,27 @@ def test_columns_of_other_files_are_named_and_never_guessed(tmp_path):
 
 
 def test_classification_with_and_without_headers(tmp_path):
-    xtreme = put(tmp_path / "x.tsv", "A b.\tC d.\tneutral\n\"Q\" e\tf\tcontradictory\n")
-    original = put(tmp_path / "y.tsv", "language\tgold_label\tsentence1\tsentence2\nde\tneutral\tA b.\tC d.\n"
-                                       "de\tcontradiction\t\"Q\" e\tf\n")
+    xtreme = put(tmp_path / "x.tsv", 'A b.\tC d.\tneutral\n"Q" e\tf\tcontradictory\n')
+    original = put(
+        tmp_path / "y.tsv",
+        'language\tgold_label\tsentence1\tsentence2\nde\tneutral\tA b.\tC d.\nde\tcontradiction\t"Q" e\tf\n',
+    )
     assert read_labelled(xtreme) == read_labelled(original)
     assert read_labelled(original)[1] == LabelledPair('"Q" e', "f", "contradiction")
 
 
 def test_one_file_of_all_languages_is_split_by_its_column(tmp_path):
     head = "language\tgold_label\tsentence1_parse\tsentence1\tsentence2\n"
-    put(tmp_path / "xnli" / "xnli.test.tsv.gz", head + "".join(
-        f"{language}\t{label}\t( x )\t{language} {label}\tb\n" for label in ("neutral", "entailment")
-        for language in ("de", "zh", "en")), gzip)
+    put(
+        tmp_path / "xnli" / "xnli.test.tsv.gz",
+        head
+        + "".join(
+            f"{language}\t{label}\t( x )\t{language} {label}\tb\n"
+            for label in ("neutral", "entailment")
+            for language in ("de", "zh", "en")
+        ),
+        gzip,
+    )
     found = files_by_language(tmp_path, BUILT_IN["xnli"].test, "xnli")
     assert list(found) == ["de", "en", "zh"]
     assert [pair.first for pair in read_labelled(found["zh"][0], language="zh")] == ["zh neutral", "zh entailment"]
@@ -103,26 +115,43 @@ def test_pairs_in_a_file_of_more_columns(tmp_path):
 
 
 def test_questions(tmp_path):
-    tree = {"data": [{"paragraphs": [{"context": "东京是首都。", "qas": [
-        {"id": 7, "question": "哪里?", "answers": [{"text": "东京", "answer_start": 0}]}]}]}]}
-    question, = read_questions(put(tmp_path / "q.json", json.dumps(tree)))
+    tree = {
+        "data": [
+            {
+                "paragraphs": [
+                    {
+                        "context": "东京是首都。",
+                        "qas": [{"id": 7, "question": "哪里?", "answers": [{"text": "东京", "answer_start": 0}]}],
+                    }
+                ]
+            }
+        ]
+    }
+    (question,) = read_questions(put(tmp_path / "q.json", json.dumps(tree)))
     assert (question.identity, question.answers, question.starts) == ("7", ["东京"], [0])
 
 
-@pytest.mark.parametrize(("reader", "text", "message"), [
-    (read_tagged, "a\tDET\nhouse\n", "line 2 has 1 column and no column 2"),
-    (lambda path: read_tagged(path, ["DET"]), "a\tDET\nb\tNAME\n", "line 2 has the label 'NAME'"),
-    (read_tagged, "\n\n", "holds no sentences"),
-    (read_labelled, "a\tb\tneutral\nc\td\n", "line 2 has 2 tab-separated columns"),
-    (lambda path: read_labelled(path, ["0", "1"]), "a\tb\t2\n", "label '2', which is none of 0, 1"),
-    (read_labelled, "", "holds no examples"),
-    (lambda path: read_pairs(path, "fr"), "a\tb\nc\n", "line 2 has 1 tab-separated column "),
-    (lambda path: read_pairs(path, "fr"), "a\tb\nc\t \n", "pair 2 has an empty side"),
-    (read_questions, "{", "is not JSON"),
-    (read_questions, '{"data": [{"paragraphs": [{"qas": []}]}]}', "no field 'context'"),
-    (read_questions, '{"data": []}', "holds no questions"),
-    (read_questions, '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": "1", "question": "q", "answers": []}]}]}]}',
-     "question '1' has no answers")])
+@pytest.mark.parametrize(
+    ("reader", "text", "message"),
+    [
+        (read_tagged, "a\tDET\nhouse\n", "line 2 has 1 column and no column 2"),
+        (lambda path: read_tagged(path, ["DET"]), "a\tDET\nb\tNAME\n", "line 2 has the label 'NAME'"),
+        (read_tagged, "\n\n", "holds no sentences"),
+        (read_labelled, "a\tb\tneutral\nc\td\n", "line 2 has 2 tab-separated columns"),
+        (lambda path: read_labelled(path, ["0", "1"]), "a\tb\t2\n", "label '2', which is none of 0, 1"),
+        (read_labelled, "", "holds no examples"),
+        (lambda path: read_pairs(path, "fr"), "a\tb\nc\n", "line 2 has 1 tab-separated column "),
+        (lambda path: read_pairs(path, "fr"), "a\tb\nc\t \n", "pair 2 has an empty side"),
+        (read_questions, "{", "is not JSON"),
+        (read_questions, '{"data": [{"paragraphs": [{"qas": []}]}]}', "no field 'context'"),
+        (read_questions, '{"data": []}', "holds no questions"),
+        (
+            read_questions,
+            '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": "1", "question": "q", "answers": []}]}]}]}',
+            "question '1' has no answers",
+        ),
+    ],
+)
 def test_mistakes_are_one_sentence_with_their_place(tmp_path, reader, text, message):
     path = put(tmp_path / "file.tsv", text)
     with pytest.raises(UserError, match=r"file\.tsv") as caught:
@@ -148,9 +177,19 @@ def test_language_codes():
         canonical("qq", "file q")
 
 
-@pytest.mark.parametrize(("text", "script"), [
-    ("Grüße", "Latin"), ("Привет", "Cyrillic"), ("你好", "Han"), ("東京に行きます", "Kana"), ("안녕", "Hangul"),
-    ("สวัสดี", "Thai"), ("مرحبا", "Arabic"), ("123 !", "Other")])
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("Grüße", "Latin"),
+        ("Привет", "Cyrillic"),
+        ("你好", "Han"),
+        ("東京に行きます", "Kana"),
+        ("안녕", "Hangul"),
+        ("สวัสดี", "Thai"),
+        ("مرحبا", "Arabic"),
+        ("123 !", "Other"),
+    ],
+)
 def test_scripts(text, script):
     assert dominant_script([text]) == script
 
@@ -170,8 +209,14 @@ def test_files_are_found_by_language_compressed_or_not(tmp_path):
 
 def test_flores_has_one_english_file_and_scripts_in_its_codes(tmp_path):
     folder = tmp_path / "flores200_dataset" / "devtest"
-    for code, text in (("eng_Latn", "One.\nTwo.\n"), ("jpn_Jpan", "一。\n二。\n"), ("zho_Hans", "一个\n二个\n"),
-                       ("zho_Hant", "一個\n二個\n"), ("plt_Latn", "a\nb\n"), ("quy_Latn", "c\nd\n")):
+    for code, text in (
+        ("eng_Latn", "One.\nTwo.\n"),
+        ("jpn_Jpan", "一。\n二。\n"),
+        ("zho_Hans", "一个\n二个\n"),
+        ("zho_Hant", "一個\n二個\n"),
+        ("plt_Latn", "a\nb\n"),
+        ("quy_Latn", "c\nd\n"),
+    ):
         put(folder / f"{code}.devtest", text)
     pairs = read_parallel("flores", BUILT_IN["flores"], tmp_path)
     assert sorted(pairs) == ["ja", "mg", "qu", "zh-Hans", "zh-Hant"]
@@ -186,7 +231,9 @@ def test_treebanks_of_universal_dependencies_are_found_as_they_are(tmp_path):
         put(tmp_path / "udpos" / f"{name}.conllu", f"# text = a\n1\ta\t_\tDET{rest}\n\n")
     found = files_by_language(tmp_path, BUILT_IN["udpos"].test, "udpos")
     assert {language: path.name for language, (path, _) in found.items()} == {
-        "en": "en_ewt-ud-test.conllu", "th": "th_pud-ud-test.conllu"}
+        "en": "en_ewt-ud-test.conllu",
+        "th": "th_pud-ud-test.conllu",
+    }
     assert file_of(tmp_path, BUILT_IN["udpos"].train, "en", "udpos").name == "en_ewt-ud-train.conllu"
     put(tmp_path / "udpos" / "en_gum-ud-test.conllu", "x")
     with pytest.raises(UserError, match="both of language 'en'; keep one"):
@@ -211,8 +258,9 @@ def test_files_that_are_not_as_they_should_be(tmp_path):
 
 
 def test_tasks_from_a_file_change_built_in_ones(tmp_path):
-    path = put(tmp_path / "tasks.yaml", "udpos: {test: ['udpos/dev-{lang}.tsv']}\n"
-                                        "mine: {kind: retrieval, test: ['{lang}.tsv']}\n")
+    path = put(
+        tmp_path / "tasks.yaml", "udpos: {test: ['udpos/dev-{lang}.tsv']}\nmine: {kind: retrieval, test: ['{lang}.tsv']}\n"
+    )
     tasks = load_tasks(["udpos", "mine", "xnli"], path)
     assert tasks["udpos"].test == ["udpos/dev-{lang}.tsv"]
     assert tasks["udpos"].train == BUILT_IN["udpos"].train
@@ -226,9 +274,15 @@ def test_the_tasks_of_the_page_are_read(tmp_path):
     assert (tasks["conll"].label_column, tasks["ner"].train_language, tasks["xnli"].train_rows) == (4, "ha", (0, 2000))
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("mine: {kind: tagging, test: [a], colour: red}", "colour"), ("mine: {test: [a]}", "kind"), ("[1]", "holds no tasks"),
-    ("a: {", "is not YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mine: {kind: tagging, test: [a], colour: red}", "colour"),
+        ("mine: {test: [a]}", "kind"),
+        ("[1]", "holds no tasks"),
+        ("a: {", "is not YAML"),
+    ],
+)
 def test_mistakes_in_a_tasks_file(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         load_tasks(["mine"], put(tmp_path / "tasks.yaml", text))

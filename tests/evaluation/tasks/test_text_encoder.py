@@ -63,8 +63,17 @@ def test_a_folder_without_tokenizer_weights_or_config_is_named(model_folder, tmp
 
 def test_a_run_with_rms_norm_is_refused_and_leaves_nothing(model_folder, tmp_path, monkeypatch):
     size = Tokenizer.load(model_folder.parent / "tokenizer.model").vocab_size
-    recipe = load_recipe("quickstart", [f"data.directory={model_folder.parent}", "model.family=modern", "model.norm=pre",
-                                        "model.norm_type=rms", f"model.vocab_size={size}", "model.hidden=16"])
+    recipe = load_recipe(
+        "quickstart",
+        [
+            f"data.directory={model_folder.parent}",
+            "model.family=modern",
+            "model.norm=pre",
+            "model.norm_type=rms",
+            f"model.vocab_size={size}",
+            "model.hidden=16",
+        ],
+    )
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

@@ -69,11 +69,15 @@ def test_a_dictionary_judges_only_words_with_a_translation_in_the_sentence():
     assert figures == pytest.approx({"precision": 1 / 3, "recall": 2 / 5, "f1": 4 / 11})
 
 
-@pytest.mark.parametrize(("name", "text", "settings", "form", "base"), [
-    ("a.gold", "0-0 1-1 2p2 3?3\n0p0 1-0\n", GoldSettings(True), "pharaoh", 0),
-    ("a.talp", "1-1 2-2 3p3 4p4\n1p1 1-2\n", GoldSettings(False, base=1), "pharaoh", 1),
-    ("a.txt", "1 1 1 S\n1 2 2\n1 5 -99 S\n1 3 3 P\n1 4 4 P 0.5\n\n2 1 1 P\n2 2 1 S\n", GoldSettings(True), "naacl", 1),
-    ("b.txt", "\n1 0 0 S\n1 1 1\n1 2 2 P\n1 3 3 P\n2 0 0 P\n2 1 0\n", GoldSettings(True, "naacl", 0), "naacl", 0)])
+@pytest.mark.parametrize(
+    ("name", "text", "settings", "form", "base"),
+    [
+        ("a.gold", "0-0 1-1 2p2 3?3\n0p0 1-0\n", GoldSettings(True), "pharaoh", 0),
+        ("a.talp", "1-1 2-2 3p3 4p4\n1p1 1-2\n", GoldSettings(False, base=1), "pharaoh", 1),
+        ("a.txt", "1 1 1 S\n1 2 2\n1 5 -99 S\n1 3 3 P\n1 4 4 P 0.5\n\n2 1 1 P\n2 2 1 S\n", GoldSettings(True), "naacl", 1),
+        ("b.txt", "\n1 0 0 S\n1 1 1\n1 2 2 P\n1 3 3 P\n2 0 0 P\n2 1 0\n", GoldSettings(True, "naacl", 0), "naacl", 0),
+    ],
+)
 def test_gold_formats(tmp_path, name, text, settings, form, base):
     (tmp_path / name).write_text(text, encoding="utf-8")
     read = read_gold(PAIRS, tmp_path / name, settings)
@@ -98,16 +102,24 @@ def test_pairs_are_numbered_as_the_shared_task_wraps_them(tmp_path):
         read_gold([(pairs[0][0], "<s snum=8> x </s>")], tmp_path / "a.txt", GoldSettings(True))
 
 
-@pytest.mark.parametrize(("text", "settings", "message"), [
-    ("0-0\n", GoldSettings(True), "has 1 line of links for 2 pairs of sentences"),
-    ("0-0\n2-0\n", GoldSettings(True), r"line 2: the link 2-0 is outside the 2 words of its first sentence, counted from 0"),
-    ("0-0\n0-1\n", GoldSettings(True), "outside the 1 word of its second sentence"),
-    ("0-0\n1-0\n", GoldSettings(False), "outside the 1 word of its first sentence"),
-    ("0-0\n\n", GoldSettings(True, base=1), r"outside .* counted from 1; mend it, or set gold_base \(0\)"),
-    ("0-0\n0:0\n", GoldSettings(True), "line 2 has '0:0', which is no link"),
-    ("1 1 1\n1 2 X\n", GoldSettings(True), "line 2 is no link"),
-    ("1 1 1\n2 1 1\n3 1 1\n", GoldSettings(True), "line 3 names pair 3, and there are 2, from 1 to 2"),
-    ("1 1 1\n1 6 1\n", GoldSettings(True), "line 2: the link 6-1 is outside the 5 words")])
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("0-0\n", GoldSettings(True), "has 1 line of links for 2 pairs of sentences"),
+        (
+            "0-0\n2-0\n",
+            GoldSettings(True),
+            r"line 2: the link 2-0 is outside the 2 words of its first sentence, counted from 0",
+        ),
+        ("0-0\n0-1\n", GoldSettings(True), "outside the 1 word of its second sentence"),
+        ("0-0\n1-0\n", GoldSettings(False), "outside the 1 word of its first sentence"),
+        ("0-0\n\n", GoldSettings(True, base=1), r"outside .* counted from 1; mend it, or set gold_base \(0\)"),
+        ("0-0\n0:0\n", GoldSettings(True), "line 2 has '0:0', which is no link"),
+        ("1 1 1\n1 2 X\n", GoldSettings(True), "line 2 is no link"),
+        ("1 1 1\n2 1 1\n3 1 1\n", GoldSettings(True), "line 3 names pair 3, and there are 2, from 1 to 2"),
+        ("1 1 1\n1 6 1\n", GoldSettings(True), "line 2: the link 6-1 is outside the 5 words"),
+    ],
+)
 def test_what_is_wrong_in_a_gold_file_is_named(tmp_path, text, settings, message):
     (tmp_path / "gold").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
@@ -131,8 +143,11 @@ def test_dictionary(tmp_path):
 def data(tmp_path):
     """A sentence beside itself as German (gold) and as Thai (dictionary); French has nothing to compare with."""
     english = ["house dog river stone sees", "takes makes", "stone house"]
-    more = {"de-en": {"test.de": english, "test.gold": ["0-0 1-1 2-2 3-3 4-4", "0-0 1p1", ""]},
-            "en-th": {"test.th": english, "dictionary.txt": ["house house", "dog dog"]}, "fr-en": {"test.fr": english}}
+    more = {
+        "de-en": {"test.de": english, "test.gold": ["0-0 1-1 2-2 3-3 4-4", "0-0 1p1", ""]},
+        "en-th": {"test.th": english, "dictionary.txt": ["house house", "dog dog"]},
+        "fr-en": {"test.fr": english},
+    }
     for place, files in more.items():
         files["test.en"] = english
         (tmp_path / "alignment" / place).mkdir(parents=True)

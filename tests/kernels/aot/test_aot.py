@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.aot import compile as aot
 from dist_metaxlm.kernels.head import linear_cross_entropy
@@ -25,8 +26,15 @@ OPERATORS = activations, linear_cross_entropy, norm, rotary  # imported, so regi
 def compile_some(*arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: in this one Triton interprets."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "dist_metaxlm.kernels.aot", "--in_use", "--jobs", "1", *arguments],
-                          capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "dist_metaxlm.kernels.aot", "--in_use", "--jobs", "1", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_what_is_in_use_neither_spills_nor_loads_narrowly() -> None:
@@ -39,14 +47,17 @@ def test_what_is_in_use_neither_spills_nor_loads_narrowly() -> None:
 
 def test_a_problem_in_use_fails(tmp_path: Path) -> None:
     output = tmp_path / "table.md"
-    script = ("import os; os.environ.pop('TRITON_INTERPRET', None)\n"
-              "import sys, dataclasses\nfrom dist_metaxlm.kernels import aot, aot_cases\n"
-              "case = next(c for c in aot_cases.CASES if c.name.startswith('drop_rows'))\n"
-              "aot_cases.CASES[:] = [dataclasses.replace(case, expects={80: ('HMMA',)})]\n"
-              f"sys.argv = ['aot', '--in_use', '--sm', '80', '--jobs', '1', '--output', {str(output)!r}]\n"
-              "raise SystemExit(aot.main())\n")
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=300,
-                            check=False)
+    script = (
+        "import os; os.environ.pop('TRITON_INTERPRET', None)\n"
+        "import sys, dataclasses\nfrom dist_metaxlm.kernels import aot, aot_cases\n"
+        "case = next(c for c in aot_cases.CASES if c.name.startswith('drop_rows'))\n"
+        "aot_cases.CASES[:] = [dataclasses.replace(case, expects={80: ('HMMA',)})]\n"
+        f"sys.argv = ['aot', '--in_use', '--sm', '80', '--jobs', '1', '--output', {str(output)!r}]\n"
+        "raise SystemExit(aot.main())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
+    )
     assert result.returncode == 1, result.stderr
     assert "no HMMA" in output.read_text(encoding="utf-8")
 
@@ -117,8 +128,9 @@ def test_devices_without_hoppers_memory_are_launched_within_theirs() -> None:
     assert aot.SHARED_MEMORY[80] == aot.SHARED_MEMORY[120] == 99 * 1024
     for kernel in ("forward", "backward_keys", "backward_queries"):
         for dropping in (False, True):
-            of_120, of_80, of_90 = ([launch(kernel, width, torch.bfloat16, sm, dropping) for width in (32, 64, 128)]
-                                    for sm in (120, 80, 90))
+            of_120, of_80, of_90 = (
+                [launch(kernel, width, torch.bfloat16, sm, dropping) for width in (32, 64, 128)] for sm in (120, 80, 90)
+            )
             assert of_120[:2] == of_80[:2]
             assert of_120[2].step <= of_90[2].step
     assert launch("backward_keys", 128, torch.bfloat16, 103) == launch("backward_keys", 128, torch.bfloat16, 100)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from dist_metaxlm.kernels.attention.dispatch import attention_pattern, packed_attention
-from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, token_keys
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.kernels.attention.dispatch import attention_pattern, packed_attention
+from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, token_keys
 
 WINDOW = 24
 LENGTHS = [24, 1, 15, 8, 3, 3, 18, 24]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention.dispatch import attention_pattern, packed_attention
 from dist_metaxlm.kernels.attention.tiles import tile_table
-
-from dist_metaxlm.errors import UserError
 
 pytest.importorskip("triton")  # its backward is the Triton one
 from dist_metaxlm.kernels.aot import cuda as aot_cuda
@@ -32,8 +32,25 @@ def compile_emulation(folder: Path, sources: Path = SOURCES, optimise: str = "-O
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     library = folder / "libemulated.so"
-    subprocess.run(["g++", optimise, "-std=c++17", "-w", "-fno-strict-aliasing", "-shared", "-fPIC", f"-I{sources}",
-                    "-I", "emulation", "emulation/attention.cpp", "-o", str(library)], cwd=Path(__file__).parents[1], check=True)
+    subprocess.run(
+        [
+            "g++",
+            optimise,
+            "-std=c++17",
+            "-w",
+            "-fno-strict-aliasing",
+            "-shared",
+            "-fPIC",
+            f"-I{sources}",
+            "-I",
+            "emulation",
+            "emulation/attention.cpp",
+            "-o",
+            str(library),
+        ],
+        cwd=Path(__file__).parents[1],
+        check=True,
+    )
     return library
 
 
@@ -48,8 +65,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed: the CUDA library cannot be built here")
     library = tmp_path_factory.mktemp("built") / "libmetaxlm_kernels.so"
-    said = subprocess.run(["make", "-s", "-C", str(ROOT), "kernels", f"KERNEL_LIBRARY={library}"], check=True,
-                          capture_output=True, text=True)
+    said = subprocess.run(
+        ["make", "-s", "-C", str(ROOT), "kernels", f"KERNEL_LIBRARY={library}"], check=True, capture_output=True, text=True
+    )
     library.with_suffix(".log").write_text(said.stdout + said.stderr)
     return library
 
@@ -77,13 +95,24 @@ def attend(
     return code, (outputs[0].cpu(), outputs[1].cpu())
 
 
-CASES = pytest.mark.parametrize(("variant", "lengths", "local_window", "heads", "width"), [
-    ("portable", [1, 3, 90, 2], None, 1, 64), ("portable", [131, 5], None, 2, 32), ("portable", [200], 24, 1, 32),
-    ("portable", [65, 1], None, 1, 128),
-    # Three blocks of keys and more fill a ring of stages again; two heads and tiles give a block of threads several tiles.
-    ("hopper", [1, 3, 90, 2], None, 1, 64), ("hopper", [131, 5, 400], None, 2, 64), ("hopper", [300], 24, 1, 64),
-    ("hopper", [65, 1], None, 1, 128), ("hopper", [1, 420], None, 1, 128), ("hopper", [260, 3], 100, 3, 128),
-    ("hopper", [131, 5], None, 2, 32), ("hopper", [420], 24, 1, 32)])
+CASES = pytest.mark.parametrize(
+    ("variant", "lengths", "local_window", "heads", "width"),
+    [
+        ("portable", [1, 3, 90, 2], None, 1, 64),
+        ("portable", [131, 5], None, 2, 32),
+        ("portable", [200], 24, 1, 32),
+        ("portable", [65, 1], None, 1, 128),
+        # Three and more blocks of keys refill a ring of stages; two heads and tiles give a block of threads several tiles.
+        ("hopper", [1, 3, 90, 2], None, 1, 64),
+        ("hopper", [131, 5, 400], None, 2, 64),
+        ("hopper", [300], 24, 1, 64),
+        ("hopper", [65, 1], None, 1, 128),
+        ("hopper", [1, 420], None, 1, 128),
+        ("hopper", [260, 3], 100, 3, 128),
+        ("hopper", [131, 5], None, 2, 32),
+        ("hopper", [420], 24, 1, 32),
+    ],
+)
 
 
 @CASES
@@ -103,8 +132,9 @@ def test_the_kernel_computes_attention_on_a_device(
     check(cuda.load(built), variant, lengths, local_window, heads, width, "cuda")
 
 
-def check(library: ctypes.CDLL, variant: str, lengths: list[int], local_window: int | None, heads: int, width: int,
-          device: str) -> None:
+def check(
+    library: ctypes.CDLL, variant: str, lengths: list[int], local_window: int | None, heads: int, width: int, device: str
+) -> None:
     torch.manual_seed(0)
     fused = torch.randn(sum(lengths), heads, 3, width).bfloat16()
     code, outputs = attend(library, variant, fused.to(device), lengths, local_window)
@@ -132,13 +162,20 @@ def test_strides_without_a_tensor_map_are_refused(emulated: Path) -> None:
     assert attend(cuda.load(emulated), "hopper", transposed, [70], None)[0] == -2
 
 
-@pytest.mark.parametrize(("right", "wrong", "said"), [
-    # The stage is left while the products still read it.
-    ("        wait_products<0>();\n        pin(run.mixed);\n        leave(&shared.values_empty[last.stage]);",
-     "        leave(&shared.values_empty[last.stage]);\n        wait_products<0>();", "an operand changed"),
-    ("        wait_barrier(&shared.values_full[last.stage], last.parity);\n", "", ""),
-    ("field(leading) << 16 | field(STRIDE) << 32", "field(STRIDE) << 16 | field(leading) << 32", ""),
-    ("const bf16* values) {\n    fence_products();", "const bf16* values) {", "without a fence")])
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        # The stage is left while the products still read it.
+        (
+            "        wait_products<0>();\n        pin(run.mixed);\n        leave(&shared.values_empty[last.stage]);",
+            "        leave(&shared.values_empty[last.stage]);\n        wait_products<0>();",
+            "an operand changed",
+        ),
+        ("        wait_barrier(&shared.values_full[last.stage], last.parity);\n", "", ""),
+        ("field(leading) << 16 | field(STRIDE) << 32", "field(STRIDE) << 16 | field(leading) << 32", ""),
+        ("const bf16* values) {\n    fence_products();", "const bf16* values) {", "without a fence"),
+    ],
+)
 def test_the_emulator_notices(tmp_path: Path, right: str, wrong: str, said: str) -> None:
     sources = shutil.copytree(SOURCES, tmp_path / "cuda")
     source = (sources / "attention_sm90.cuh").read_text()
@@ -175,7 +212,8 @@ def test_the_machine_code_fits_its_architecture(built: Path, tmp_path: Path, mon
     rows = [line for line in output.read_text().splitlines() if line.startswith(("| hopper", "| portable"))]
     assert [tuple(row.split(" | ")[:3]) for row in rows] == [
         *(("| hopper", width, "sm_90a") for width in ("32", "64", "128")),
-        *(("| portable", width, sm) for width in ("32", "64", "128") for sm in ("sm_80", "sm_90a", "sm_100a"))]
+        *(("| portable", width, sm) for width in ("32", "64", "128") for sm in ("sm_80", "sm_90a", "sm_100a")),
+    ]
     assert all(row.endswith("| - |") for row in rows)
     assert "serialized" not in built.with_suffix(".log").read_text()
     assert cuda.shared_bytes(cuda.load(built), 96, "hopper") == -1
@@ -185,8 +223,13 @@ def test_problems_of_machine_code_are_named(monkeypatch: pytest.MonkeyPatch, tmp
     good = aot_cuda.KernelCode("hopper", 64, "sm_90a", 168, 0, 1024, {"HGMMA": 4, "WARPGROUP": 8, aot_cuda.OVERLAPPED: 64})
     assert good.problems == []
     bad = replace(good, stack=8, shared=2**18, instructions={"HGMMA": 0, "WARPGROUP": 48, aot_cuda.OVERLAPPED: 2})
-    assert bad.problems == ["no HGMMA", "products wait for each other", "weights wait for products", "spills 8 bytes",
-                            "262144 bytes of shared memory, 232448 are there"]
+    assert bad.problems == [
+        "no HGMMA",
+        "products wait for each other",
+        "weights wait for products",
+        "spills 8 bytes",
+        "262144 bytes of shared memory, 232448 are there",
+    ]
     monkeypatch.setattr(sys, "argv", ["aot_cuda", "--library", str(tmp_path / "none.so")])
     with pytest.raises(UserError, match="cannot be loaded"):
         aot_cuda.main()
@@ -214,7 +257,7 @@ def test_a_damaged_library_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_unaligned_tensors_are_copied() -> None:
     storage = torch.arange(3 * 40, dtype=torch.bfloat16)
-    odd = storage[1:1 + 64].view(2, 1, 32)
+    odd = storage[1 : 1 + 64].view(2, 1, 32)
     assert cuda._aligned(odd).data_ptr() % 16 == 0
     assert torch.equal(cuda._aligned(odd), odd)
     even = storage[:64].view(2, 1, 32)

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels.attention import dispatch as attention
 from dist_metaxlm.kernels.attention.dispatch import AttentionPattern, attention_pattern, packed_attention
 from dist_metaxlm.kernels.attention.parts import parts_of
 from dist_metaxlm.kernels.attention.tiles import tile_table
 from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, token_keys
 from dist_metaxlm.kernels.registry import choices
-
-from dist_metaxlm.errors import UserError
 
 pytest.importorskip("triton")
 from dist_metaxlm.kernels.attention import operator
@@ -71,8 +71,16 @@ def inputs(lengths: list[int], heads: int, width: int, dtype: torch.dtype) -> tu
     return fused, torch.randn(sum(lengths), heads, width, dtype=dtype)
 
 
-def check(lengths: list[int], local_window: int | None, heads: int, width: int, dtype: torch.dtype, bound: float,
-          rows: int = 16, rate: float = 0.0) -> None:
+def check(
+    lengths: list[int],
+    local_window: int | None,
+    heads: int,
+    width: int,
+    dtype: torch.dtype,
+    bound: float,
+    rows: int = 16,
+    rate: float = 0.0,
+) -> None:
     dropout = AttentionDropout(token_keys(torch.arange(sum(lengths)) + 7), -12345, 3, rate) if rate else None
     pattern = pattern_of(lengths, local_window, dtype, rows)
     fused, weights = inputs(lengths, heads, width, dtype)
@@ -123,7 +131,8 @@ def test_gradcheck_in_fp64(backward: str, monkeypatch: pytest.MonkeyPatch) -> No
     fused, _ = inputs([18, 1, 4], 1, 16, torch.float64)
     for dropout in (None, AttentionDropout(token_keys(torch.arange(23)), 99, 0, 0.3)):
         assert torch.autograd.gradcheck(
-            lambda x, mask=dropout: packed_attention(*x.unbind(2), pattern, mask), (fused,), fast_mode=True)
+            lambda x, mask=dropout: packed_attention(*x.unbind(2), pattern, mask), (fused,), fast_mode=True
+        )
 
 
 def test_keys_far_below_and_above_do_not_overflow() -> None:
@@ -131,8 +140,9 @@ def test_keys_far_below_and_above_do_not_overflow() -> None:
     fused, weights = inputs([20, 4], 1, 16, torch.float32)
     fused = (fused.detach() * 40).requires_grad_()
     for backward in (False, True):
-        ours = operator.attention_forward(*fused.unbind(2), pattern.tiles.tiles, pattern.tiles.bounds, 16, backward,
-                                          None, 0, 0, 0.0)[0]
+        ours = operator.attention_forward(
+            *fused.unbind(2), pattern.tiles.tiles, pattern.tiles.bounds, 16, backward, None, 0, 0, 0.0
+        )[0]
         (gradient,) = torch.autograd.grad((ours * weights).sum(), fused)
         assert gradient.isfinite().all()
         torch.testing.assert_close(ours.double(), reference(fused, pattern), rtol=1e-4, atol=1e-3)
@@ -154,7 +164,8 @@ def test_other_documents_change_no_bit() -> None:
 
 @pytest.mark.parametrize("backward", ["two_pass", "atomic"])
 def test_gradients_of_the_parts_are_that_of_the_product_without_a_copy(
-        backward: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backward: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(attention.BACKWARD_VARIABLE, backward)
     pattern = pattern_of([9, 3, 20], None, torch.float32)
     fused, weights = inputs([9, 3, 20], 2, 16, torch.float32)
@@ -181,7 +192,8 @@ def test_it_is_an_operator_like_any_other() -> None:
     keys = token_keys(torch.arange(12))
     for dropped in ((None, 0, 0, 0.0), (keys, -5, 1, 0.3)):
         outcome = torch.library.opcheck(
-            operator.attention_forward, (*arguments, tiles.tiles, tiles.bounds, 16, False, *dropped))
+            operator.attention_forward, (*arguments, tiles.tiles, tiles.bounds, 16, False, *dropped)
+        )
         assert set(outcome.values()) == {"SUCCESS"}
 
 

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+
 from dist_metaxlm.kernels.attention import dispatch as attention
 from dist_metaxlm.kernels.attention import short_rows
 from dist_metaxlm.kernels.attention.dispatch import AttentionPattern, attention_pattern, packed_attention
@@ -45,8 +46,9 @@ def inputs(tokens: int, apart: bool, dtype: torch.dtype = torch.float64) -> list
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("local_window", [None, 7])
 @pytest.mark.parametrize("median", [6, 20])
-def test_equals_attention_in_windows(apart: bool, local_window: int | None, median: int,
-                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_attention_in_windows(
+    apart: bool, local_window: int | None, median: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lengths = [*lengths_of(3, median), WINDOW, *lengths_of(3, 5)]
     pattern = pattern_of(lengths, local_window)
     assert pattern.rows is not None
@@ -73,7 +75,7 @@ def test_other_documents_change_no_bit() -> None:
     *tensors, _ = inputs(sum(lengths), True, torch.float32)
     before = packed_attention(*tensors, pattern)
     touched = torch.zeros(sum(lengths), dtype=torch.bool)
-    touched[sum(lengths[:5]):sum(lengths[:7])] = True
+    touched[sum(lengths[:5]) : sum(lengths[:7])] = True
     after = packed_attention(*(torch.where(touched.view(-1, 1, 1), 1e4 * tensor, tensor) for tensor in tensors), pattern)
     assert torch.equal(before[~touched], after[~touched])
     assert not torch.equal(before[touched], after[touched])

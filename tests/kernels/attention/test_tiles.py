@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+
 from dist_metaxlm.kernels.attention.tiles import most_tiles, tile_table
 
 
@@ -49,8 +50,14 @@ def test_tiles_cover_every_pair_once_and_say_what_all_rows_see(seed: int) -> Non
 def test_short_documents_share_tiles_and_long_ones_do_not() -> None:
     table = tile_table(cuts_of([5, 5, 5, 40, 16, 3]), 74, 16, None)
     used = [tile[:4] for tile in table.tiles.tolist() if tile[1]]
-    assert sorted(used) == [[0, 15, 0, 15], [15, 31, 15, 55], [31, 47, 15, 55], [47, 55, 15, 55],
-                            [55, 71, 55, 71], [71, 74, 71, 74]]
+    assert sorted(used) == [
+        [0, 15, 0, 15],
+        [15, 31, 15, 55],
+        [31, 47, 15, 55],
+        [47, 55, 15, 55],
+        [55, 71, 55, 71],
+        [71, 74, 71, 74],
+    ]
     assert [tile[3] - tile[2] for tile in used] == sorted((tile[3] - tile[2] for tile in used), reverse=True)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+
 from dist_metaxlm.kernels.head import linear_cross_entropy as module
 from dist_metaxlm.kernels.head.linear_cross_entropy import linear_cross_entropy
 
@@ -112,13 +113,15 @@ def test_rows_in_cache_are_rows_of_the_chunk(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("row_weighted", [False, True])
-def test_padding_of_a_vocabulary_shard_takes_no_part(chunk_rows: int, row_weighted: bool,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_of_a_vocabulary_shard_takes_no_part(
+    chunk_rows: int, row_weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A shard of one rank: its reductions over the group leave everything as it is.
     monkeypatch.setattr(module.dist, "all_reduce", lambda tensor, **_: tensor)
     states, weight, bias, targets = inputs(9, 12)
-    padded_weight, padded_bias = (torch.cat([t.detach(), 50 * torch.ones_like(t[:3])]).requires_grad_()
-                                  for t in (weight, bias))
+    padded_weight, padded_bias = (
+        torch.cat([t.detach(), 50 * torch.ones_like(t[:3])]).requires_grad_() for t in (weight, bias)
+    )
     factors = torch.linspace(0.5, 2, 9, dtype=torch.float64) if row_weighted else torch.tensor(1.0)
     shard = module.VocabularyShard(0, 12, None)
     ours = linear_cross_entropy(states, padded_weight, padded_bias, targets, 0, shard)
@@ -127,8 +130,8 @@ def test_padding_of_a_vocabulary_shard_takes_no_part(chunk_rows: int, row_weight
     gradients = torch.autograd.grad((ours * factors).sum(), (states, padded_weight, padded_bias))
     reference = torch.autograd.grad((expected * factors).sum(), (states, weight, bias))
     for gradient, other in zip(gradients, reference, strict=True):
-        torch.testing.assert_close(gradient[:other.shape[0]], other)
-        assert not gradient[other.shape[0]:].any()
+        torch.testing.assert_close(gradient[: other.shape[0]], other)
+        assert not gradient[other.shape[0] :].any()
 
 
 def test_two_shards_give_what_the_whole_vocabulary_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +145,7 @@ def test_two_shards_give_what_the_whole_vocabulary_gives(monkeypatch: pytest.Mon
 
     def exchange(tensor: torch.Tensor, op: object = None, group: object = None) -> None:
         sent[current].append(tensor.clone())
-        others = sent[1 - current][len(sent[current]) - 1:len(sent[current])]
+        others = sent[1 - current][len(sent[current]) - 1 : len(sent[current])]
         for other in others:
             tensor.copy_(torch.maximum(tensor, other) if op == module.dist.ReduceOp.MAX else tensor + other)
 
@@ -153,7 +156,7 @@ def test_two_shards_give_what_the_whole_vocabulary_gives(monkeypatch: pytest.Mon
         current = turn % 2
         sent[current] = []
         first, rows = (0, 6) if current == 0 else (6, 5)
-        part = [t[6 * current:6 * current + 6].clone().requires_grad_() for t in padded]
+        part = [t[6 * current : 6 * current + 6].clone().requires_grad_() for t in padded]
         own = states.detach().clone().requires_grad_()
         losses = linear_cross_entropy(own, *part, targets, shard=module.VocabularyShard(first, rows, None))
         outcomes.append((losses, torch.autograd.grad(losses.sum(), (own, *part))))
@@ -161,5 +164,5 @@ def test_two_shards_give_what_the_whole_vocabulary_gives(monkeypatch: pytest.Mon
         torch.testing.assert_close(losses, expected)
         torch.testing.assert_close(of_states, reference[0])
         own = slice(6 * rank, min(6 * rank + 6, 11))
-        torch.testing.assert_close(of_weight[:own.stop - own.start], reference[1][own])
-        torch.testing.assert_close(of_bias[:own.stop - own.start], reference[2][own])
+        torch.testing.assert_close(of_weight[: own.stop - own.start], reference[1][own])
+        torch.testing.assert_close(of_bias[: own.stop - own.start], reference[2][own])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.head import linear_cross_entropy as reference
 
@@ -29,16 +30,21 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def inputs(rows: int, vocabulary: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in
-               ((rows, HIDDEN), (vocabulary, HIDDEN), (vocabulary,))]
+    tensors = [
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((rows, HIDDEN), (vocabulary, HIDDEN), (vocabulary,))
+    ]
     tensors[0] *= scale
-    return [*(tensor.to(dtype).requires_grad_() for tensor in tensors),
-            torch.randint(0, vocabulary, (rows,), generator=generator)]
+    return [
+        *(tensor.to(dtype).requires_grad_() for tensor in tensors),
+        torch.randint(0, vocabulary, (rows,), generator=generator),
+    ]
 
 
 def plain(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(F.linear(states.double(), weight.double(), None if bias is None else bias.double()), targets,
-                           reduction="none")
+    return F.cross_entropy(
+        F.linear(states.double(), weight.double(), None if bias is None else bias.double()), targets, reduction="none"
+    )
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -75,8 +81,11 @@ def test_rising_logits_move_the_offset_of_what_is_written() -> None:
     losses = reference.linear_cross_entropy(states, weight, None, targets)
     expected = plain(states, weight, None, targets)
     torch.testing.assert_close(losses, expected)
-    for gradient, other in zip(torch.autograd.grad(losses.sum(), (states, weight)),
-                               torch.autograd.grad(expected.sum(), (states, weight)), strict=True):
+    for gradient, other in zip(
+        torch.autograd.grad(losses.sum(), (states, weight)),
+        torch.autograd.grad(expected.sum(), (states, weight)),
+        strict=True,
+    ):
         torch.testing.assert_close(gradient, other)
 
 
@@ -145,8 +154,10 @@ def test_two_shards_give_what_the_whole_vocabulary_gives(where: str, monkeypatch
     for turn in range(4):
         rank = turn % 2
         group.start(rank)
-        own = [states.detach().clone().requires_grad_(),
-               *(t[19 * rank:19 * rank + 19].clone().requires_grad_() for t in padded)]
+        own = [
+            states.detach().clone().requires_grad_(),
+            *(t[19 * rank : 19 * rank + 19].clone().requires_grad_() for t in padded),
+        ]
         losses = reference.linear_cross_entropy(*own, targets, 0, reference.VocabularyShard(19 * rank, 19 - rank, None))
         outcomes[rank] = losses, torch.autograd.grad(losses.sum(), own)
     assert group.count == 4 * 3  # a gather for each of two chunks, and one sum of the states' gradient
@@ -154,8 +165,8 @@ def test_two_shards_give_what_the_whole_vocabulary_gives(where: str, monkeypatch
         torch.testing.assert_close(losses, expected)
         torch.testing.assert_close(of_states, whole[0])
         count = 19 - rank
-        torch.testing.assert_close(of_weight[:count], whole[1][19 * rank:19 * rank + count])
-        torch.testing.assert_close(of_bias[:count], whole[2][19 * rank:19 * rank + count])
+        torch.testing.assert_close(of_weight[:count], whole[1][19 * rank : 19 * rank + count])
+        torch.testing.assert_close(of_bias[:count], whole[2][19 * rank : 19 * rank + count])
         assert not of_weight[count:].any()
         assert not of_bias[count:].any()
 

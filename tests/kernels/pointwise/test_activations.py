@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.pointwise import activations, rotary
 

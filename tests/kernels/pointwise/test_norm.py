@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.pointwise import norm as operators
 from dist_metaxlm.kernels.pointwise.dropout import DropoutMask
@@ -126,24 +127,33 @@ def gradcheck(function: Callable[..., object], *tensors: torch.Tensor) -> None:
 
 def test_gradcheck() -> None:
     double = torch.float64
-    x, residual, weight, bias = (tensor(*shape, seed=i, dtype=double)
-                                 for i, shape in enumerate([(3, 6), (3, 6), (6,), (6,)]))
+    x, residual, weight, bias = (
+        tensor(*shape, seed=i, dtype=double) for i, shape in enumerate([(3, 6), (3, 6), (6,), (6,)])
+    )
     gradcheck(lambda *t: operators.norm(*t, EPS, a_mask(3)), x, weight, bias)
     gradcheck(lambda *t: operators.add_norm(*t, EPS, a_mask(3)), x, residual, weight, bias)
     gradcheck(lambda *t: operators.add(*t, a_mask(3)), x, residual)
     gradcheck(lambda *t: operators.add_norm(*t, None, EPS, a_mask(3), rms=True), x, residual, weight)
     tokens, positions = torch.tensor([1, 1, 2]), torch.tensor([0, 1, 0])
-    gradcheck(lambda table, places, *t: operators.embed_norm(tokens, table, positions, places, *t, EPS, None),
-              x, residual, weight, bias)
-    gradcheck(lambda table, *t: operators.embed_norm(tokens, table, None, None, *t, None, EPS, a_mask(3), rms=True),
-              x, weight)
+    gradcheck(
+        lambda table, places, *t: operators.embed_norm(tokens, table, positions, places, *t, EPS, None),
+        x,
+        residual,
+        weight,
+        bias,
+    )
+    gradcheck(
+        lambda table, *t: operators.embed_norm(tokens, table, None, None, *t, None, EPS, a_mask(3), rms=True), x, weight
+    )
 
 
 def test_only_the_norm_or_only_the_sum_is_used_and_no_rows() -> None:
     arguments = tensor(4, 12), tensor(4, 12, seed=2), tensor(12, seed=3), None
     for index in (0, 1):
-        ours, theirs = (torch.autograd.grad(form(*arguments, EPS, None)[index].sum(), arguments[:2 + index])
-                        for form in (norm_triton.add_norm, operators.reference_add_norm))
+        ours, theirs = (
+            torch.autograd.grad(form(*arguments, EPS, None)[index].sum(), arguments[: 2 + index])
+            for form in (norm_triton.add_norm, operators.reference_add_norm)
+        )
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     weight = tensor(12, seed=3)

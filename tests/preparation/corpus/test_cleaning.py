@@ -21,10 +21,15 @@ SENTENCE = "An evaluation sentence that is long enough to fill a window of forty
 
 def make(folder: Path, workers: int | None = None, **data: Any) -> tuple[dict[str, Any], list[str]]:
     """Run the corpus step; its manifest and what it logged."""
-    phase = PhaseConfig(steps=1, sequence_length=16, objectives=[MaskedLM(batch_tokens=16)],
-                        learning_rate=LearningRate(peak=1e-3))
-    recipe = Recipe(name="tiny", model=ModelConfig(layers=1, hidden=8, heads=1, ffn=8, vocab_size=400),
-                    data=DataConfig(directory=str(folder / "data"), **data), phases={"meta": phase})
+    phase = PhaseConfig(
+        steps=1, sequence_length=16, objectives=[MaskedLM(batch_tokens=16)], learning_rate=LearningRate(peak=1e-3)
+    )
+    recipe = Recipe(
+        name="tiny",
+        model=ModelConfig(layers=1, hidden=8, heads=1, ffn=8, vocab_size=400),
+        data=DataConfig(directory=str(folder / "data"), **data),
+        phases={"meta": phase},
+    )
     said: list[str] = []
     prepare(recipe, said.append, until="corpus", workers=workers)
     return manifest.read(folder / "data" / "corpus"), said
@@ -72,36 +77,59 @@ def test_lengths_are_of_the_cleaned_line() -> None:
 
 
 def test_text_steps_are_applied_and_counted(tmp_path: Path) -> None:
-    first = write(tmp_path, "a.txt", "One e\u0301lan here.", "no", "", "Second document.", "", "x", "", SENTENCE.upper(),
-                  "more")
+    first = write(
+        tmp_path, "a.txt", "One e\u0301lan here.", "no", "", "Second document.", "", "x", "", SENTENCE.upper(), "more"
+    )
     second = write(tmp_path, "b.txt", "Second document.", "", "One élan here.", "", "One élan here.", "and a new line")
     evaluation = write(tmp_path, "eval.tsv", f"{SENTENCE}\tlabel")
-    about, said = make(tmp_path, text={"en": [first, second]}, cleaning={
-        "min_characters": 4, "deduplicate": ["documents"], "decontaminate": [evaluation]})
-    assert corpus(tmp_path, "text/en.txt") == ["One élan here.", "", "Second document.", "", "One élan here.",
-                                               "and a new line", ""]
+    about, said = make(
+        tmp_path,
+        text={"en": [first, second]},
+        cleaning={"min_characters": 4, "deduplicate": ["documents"], "decontaminate": [evaluation]},
+    )
+    assert corpus(tmp_path, "text/en.txt") == [
+        "One élan here.",
+        "",
+        "Second document.",
+        "",
+        "One élan here.",
+        "and a new line",
+        "",
+    ]
     en = about["text"]["en"]
     assert en["read"] == {"documents": 7, "lines": 10}
     assert en["changed_lines"] == {"unicode": 1}
-    assert en["dropped"] == {"decontaminate": {"documents": 1, "lines": 2},
-                             "duplicate_documents": {"documents": 2, "lines": 2}, "length": {"documents": 1, "lines": 2}}
+    assert en["dropped"] == {
+        "decontaminate": {"documents": 1, "lines": 2},
+        "duplicate_documents": {"documents": 2, "lines": 2},
+        "length": {"documents": 1, "lines": 2},
+    }
     assert en["kept"] == {"documents": 3, "lines": 4, "bytes": 15 + 1 + 16 + 1 + 15 + 1 + 14 + 1}
     assert en["sources"][""]["files"] == [first, second]
     assert about["decontaminated"] == {evaluation: {"en": 1}}
     (row,) = map(json.loads, corpus(tmp_path, "decontaminated.jsonl"))
-    assert row == {"text": "en", "file": first, "document": 4, "characters": len(SENTENCE) + 4,
-                   "evaluation_file": evaluation, "sentence": SENTENCE}
+    assert row == {
+        "text": "en",
+        "file": first,
+        "document": 4,
+        "characters": len(SENTENCE) + 4,
+        "evaluation_file": evaluation,
+        "sentence": SENTENCE,
+    }
     assert "en: 3 of 7 documents kept, 0.0 MB" in said
     assert not list((tmp_path / "data" / "corpus").rglob(".*"))
 
 
 def test_lines_repeat_across_files_and_a_dropped_document_takes_no_line_with_it(tmp_path: Path) -> None:
-    text = write(tmp_path, "a.txt", "a menu", "first text", "", "a menu", "first text", "", "a menu", "second text", "",
-                 "a menu")
+    text = write(
+        tmp_path, "a.txt", "a menu", "first text", "", "a menu", "first text", "", "a menu", "second text", "", "a menu"
+    )
     about, _ = make(tmp_path, text={"en": [text]}, cleaning={"deduplicate": ["documents", "lines"]})
     assert corpus(tmp_path, "text/en.txt") == ["a menu", "first text", "", "second text", ""]
-    assert about["text"]["en"]["dropped"] == {"duplicate_documents": {"documents": 1, "lines": 2},
-                                              "duplicate_lines": {"documents": 1, "lines": 2}}
+    assert about["text"]["en"]["dropped"] == {
+        "duplicate_documents": {"documents": 1, "lines": 2},
+        "duplicate_lines": {"documents": 1, "lines": 2},
+    }
 
 
 def test_near_duplicates_are_dropped_where_asked(tmp_path: Path) -> None:
@@ -114,8 +142,16 @@ def test_near_duplicates_are_dropped_where_asked(tmp_path: Path) -> None:
 
 def test_pairs_stay_or_go_whole(tmp_path: Path) -> None:
     text = write(tmp_path, "a.txt", "Some text.")
-    pairs = write(tmp_path, "a.tsv", "a house\tune maison", "a house\tune maison", "a house\tla maison", "empty\t",
-                  f"x\t{SENTENCE}", "tab\x0bmore\tplus")
+    pairs = write(
+        tmp_path,
+        "a.tsv",
+        "a house\tune maison",
+        "a house\tune maison",
+        "a house\tla maison",
+        "empty\t",
+        f"x\t{SENTENCE}",
+        "tab\x0bmore\tplus",
+    )
     evaluation = write(tmp_path, "eval.txt", SENTENCE)
     about, _ = make(tmp_path, text={"en": [text]}, bitext={"en-fr": [pairs]}, cleaning={"decontaminate": [evaluation]})
     assert corpus(tmp_path, "bitext/en-fr.tsv") == ["a house\tune maison", "a house\tla maison", "tab more\tplus"]
@@ -128,8 +164,11 @@ def test_pairs_stay_or_go_whole(tmp_path: Path) -> None:
 def test_named_sources_keep_their_files_and_share_the_duplicates(tmp_path: Path) -> None:
     wiki, books = write(tmp_path, "w.txt", "shared", "", "wiki only"), write(tmp_path, "b.txt", "books only", "", "shared")
     left, right = write(tmp_path, "m.en", "one", "two"), write(tmp_path, "m.fr", "un", "deux")
-    about, _ = make(tmp_path, text={"en": {"wiki": {"files": [wiki]}, "books": {"files": [books], "weight": 2.5}}},
-                    bitext={"en-fr": {"web": {"files": [{"moses": [left, right]}]}}})
+    about, _ = make(
+        tmp_path,
+        text={"en": {"wiki": {"files": [wiki]}, "books": {"files": [books], "weight": 2.5}}},
+        bitext={"en-fr": {"web": {"files": [{"moses": [left, right]}]}}},
+    )
     assert corpus(tmp_path, "text/en.wiki.txt") == ["shared", "", "wiki only", ""]
     assert corpus(tmp_path, "text/en.books.txt") == ["books only", ""]
     assert corpus(tmp_path, "bitext/en-fr.tsv") == ["one\tun", "two\tdeux"]
@@ -143,18 +182,40 @@ def test_the_corpus_does_not_depend_on_the_number_of_processes(tmp_path: Path) -
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        text = {language: {source: {"files": [write(tmp_path, f"{language}{source}.txt", *(
-            f"{language} {n % (30 + number)} of {source}\n" for n in range(60)), SENTENCE)]} for source in ("web", "wiki")}
-            for number, language in enumerate(("de", "en", "fr"))}
+        text = {
+            language: {
+                source: {
+                    "files": [
+                        write(
+                            tmp_path,
+                            f"{language}{source}.txt",
+                            *(f"{language} {n % (30 + number)} of {source}\n" for n in range(60)),
+                            SENTENCE,
+                        )
+                    ]
+                }
+                for source in ("web", "wiki")
+            }
+            for number, language in enumerate(("de", "en", "fr"))
+        }
         pairs = write(tmp_path, "pairs.tsv", *(f"one {n % 20}\tein {n % 20}" for n in range(50)), f"a\t{SENTENCE}")
-        about, said = make(folder, workers, text=text, bitext={"en-de": [pairs]},
-                           cleaning={"decontaminate": [write(tmp_path, "eval.txt", SENTENCE)]})
+        about, said = make(
+            folder,
+            workers,
+            text=text,
+            bitext={"en-de": [pairs]},
+            cleaning={"decontaminate": [write(tmp_path, "eval.txt", SENTENCE)]},
+        )
         root = folder / "data" / "corpus"
         files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
         made.append((about, sorted(said[:-1]), files))
     assert made[0] == made[1]
-    assert list(made[1][2]) == ["bitext/en-de.tsv", "decontaminated.jsonl", "manifest.json", *(
-        f"text/{language}.{source}.txt" for language in ("de", "en", "fr") for source in ("web", "wiki"))]
+    assert list(made[1][2]) == [
+        "bitext/en-de.tsv",
+        "decontaminated.jsonl",
+        "manifest.json",
+        *(f"text/{language}.{source}.txt" for language in ("de", "en", "fr") for source in ("web", "wiki")),
+    ]
     assert made[1][0]["decontaminated"] == {str(tmp_path / "eval.txt"): {"de": 2, "en": 2, "en-de": 1, "fr": 2}}
 
 
@@ -175,13 +236,23 @@ def test_a_language_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
         make(tmp_path, text={"en": {"wiki": {"files": [text]}, "web": {"files": [text]}}})
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    ({"text": {"en": {"../x": {"files": ["a.txt"]}}}}, r"source '\.\./x'"),
-    ({"text": {"en": {}}}, r"data\.text\.en names no source"),
-    ({"text": {"en": ["*.txt"], "fr": {"web": {"files": ["a.txt"]}}}}, r"a\.txt is in data\.text\.en and in data\.text\.fr"),
-    ({"text": {"en": ["a.txt"]}, "cleaning": {"decontaminate": ["none.tsv"]}}, r"decontaminate: 'none\.tsv' names no file"),
-    ({"text": {"en": ["a.txt"]}, "bitext": {"en-fr": [{"moses": ["a.txt", "*.txt"]}]}}, r"names 1 file and '\*\.txt' 2"),
-    ({"text": {"en": {"wiki": {"files": ["none.txt"]}}}}, r"data\.text\.en\.wiki: 'none\.txt' names no file")])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"text": {"en": {"../x": {"files": ["a.txt"]}}}}, r"source '\.\./x'"),
+        ({"text": {"en": {}}}, r"data\.text\.en names no source"),
+        (
+            {"text": {"en": ["*.txt"], "fr": {"web": {"files": ["a.txt"]}}}},
+            r"a\.txt is in data\.text\.en and in data\.text\.fr",
+        ),
+        (
+            {"text": {"en": ["a.txt"]}, "cleaning": {"decontaminate": ["none.tsv"]}},
+            r"decontaminate: 'none\.tsv' names no file",
+        ),
+        ({"text": {"en": ["a.txt"]}, "bitext": {"en-fr": [{"moses": ["a.txt", "*.txt"]}]}}, r"names 1 file and '\*\.txt' 2"),
+        ({"text": {"en": {"wiki": {"files": ["none.txt"]}}}}, r"data\.text\.en\.wiki: 'none\.txt' names no file"),
+    ],
+)
 def test_bad_sources_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict, said: str) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "a.txt", "text")
@@ -190,14 +261,20 @@ def test_bad_sources_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         sources(DataConfig(directory="data", **data))
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("data.text={en: {wiki: {files: [a.txt], wieght: 2}}}",
-     r"unknown key data\.text\.en\.wiki\.wieght, did you mean weight\?"),
-    ("data.text={en: {wiki: {files: [a.txt], weight: 0}}}", r"data\.text\.en\.wiki\.weight: .*greater than 0"),
-    ("data.text={en: a.txt}", r"data\.text: en: a\.txt is one name where a list of files belongs; write en: \[a\.txt\]"),
-    ("data.cleaning.dedupliate=[lines]", r"unknown key data\.cleaning\.dedupliate, did you mean deduplicate\?"),
-    ("data.cleaning.near_duplicates={treshold: 0.7}", r"treshold, did you mean threshold\?"),
-    ("data.reading.pair_columns=[0]", r"data\.reading\.pair_columns")])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "data.text={en: {wiki: {files: [a.txt], wieght: 2}}}",
+            r"unknown key data\.text\.en\.wiki\.wieght, did you mean weight\?",
+        ),
+        ("data.text={en: {wiki: {files: [a.txt], weight: 0}}}", r"data\.text\.en\.wiki\.weight: .*greater than 0"),
+        ("data.text={en: a.txt}", r"data\.text: en: a\.txt is one name where a list of files belongs; write en: \[a\.txt\]"),
+        ("data.cleaning.dedupliate=[lines]", r"unknown key data\.cleaning\.dedupliate, did you mean deduplicate\?"),
+        ("data.cleaning.near_duplicates={treshold: 0.7}", r"treshold, did you mean threshold\?"),
+        ("data.reading.pair_columns=[0]", r"data\.reading\.pair_columns"),
+    ],
+)
 def test_mistakes_in_the_recipe_are_named_in_place(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_recipe("xlmr-base", [override])

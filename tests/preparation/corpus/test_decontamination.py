@@ -32,7 +32,7 @@ def found(made: EvaluationIndex, *documents: list[str]) -> list[str | None]:
 def test_window_hashes_are_those_of_each_window_alone(width: int) -> None:
     codes = np.random.default_rng(1).integers(0, 0x110000, 200).astype(np.uint64)
     together = window_hashes(codes, width)
-    alone = [int(window_hashes(codes[start:start + width], width)[0]) for start in range(200 - width + 1)]
+    alone = [int(window_hashes(codes[start : start + width], width)[0]) for start in range(200 - width + 1)]
     assert together.tolist() == alone
     assert len(set(alone)) == len(alone)
 
@@ -43,8 +43,13 @@ def test_letters_forget_case_width_and_punctuation() -> None:
 
 def test_a_sentence_is_found_inside_a_line_and_across_lines() -> None:
     made = index(SENTENCE)
-    documents = [[FILLER], [f"{FILLER} {SENTENCE.upper()} {FILLER}"], [FILLER, SENTENCE[:50], SENTENCE[50:], FILLER],
-                 [SENTENCE.replace(",", "").replace(" ", "  ")], [FILLER]]
+    documents = [
+        [FILLER],
+        [f"{FILLER} {SENTENCE.upper()} {FILLER}"],
+        [FILLER, SENTENCE[:50], SENTENCE[50:], FILLER],
+        [SENTENCE.replace(",", "").replace(" ", "  ")],
+        [FILLER],
+    ]
     assert found(made, *documents) == [None, SENTENCE, SENTENCE, SENTENCE, None]
 
 
@@ -64,7 +69,10 @@ def test_scripts_without_spaces_have_shorter_windows() -> None:
     made = index(JAPANESE, THAI)
     normal = letters(JAPANESE)
     assert found(made, [f"これは{normal[:16]}と書いてある"], [normal[:15]], ["まったく別の文章がここにあります。"]) == [
-        JAPANESE, None, None]
+        JAPANESE,
+        None,
+        None,
+    ]
     thai = letters(THAI)
     assert len(thai) > 32
     assert [text is not None for text in found(made, [f"ข่าว {thai[:32]} จบ"], [thai[:31]])] == [True, False]
@@ -73,8 +81,10 @@ def test_scripts_without_spaces_have_shorter_windows() -> None:
 def test_latin_letters_inside_of_chinese_text_need_a_long_window() -> None:
     made = index("中华人民共和国（People's Republic of China and its traditional provinces）位于亚洲东部，太平洋西岸。")
     assert found(made, ["the people's republic of China and others"], ["位于亚洲东部，太平洋西岸，首都。"]) == [None, None]
-    assert [text is not None for text in found(
-        made, ["sinces 位于亚洲东部，太平洋西岸"], ["s Republic of China and its traditional"])] == [True, False]
+    assert [
+        text is not None
+        for text in found(made, ["sinces 位于亚洲东部，太平洋西岸"], ["s Republic of China and its traditional"])
+    ] == [True, False]
 
 
 def test_a_mixed_text_without_any_window_of_its_script_counts_as_a_whole_line() -> None:
@@ -86,8 +96,9 @@ def test_a_mixed_text_without_any_window_of_its_script_counts_as_a_whole_line() 
 def test_short_texts_count_as_whole_lines_only_and_very_short_ones_never() -> None:
     made = index("How long are we supposed to stay?", "Yes, please.", "0")
     assert len(made) == 1
-    assert found(made, ["how long are we supposed to stay"], ["I ask: How long are we supposed to stay?"],
-                 ["Yes, please."], ["0"]) == ["How long are we supposed to stay?", None, None, None]
+    assert found(
+        made, ["how long are we supposed to stay"], ["I ask: How long are we supposed to stay?"], ["Yes, please."], ["0"]
+    ) == ["How long are we supposed to stay?", None, None, None]
 
 
 def test_a_text_in_two_files_is_named_by_the_first() -> None:
@@ -106,10 +117,16 @@ def test_agrees_with_a_plain_search_on_random_text(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(decontamination, "_BITS", 6)  # nearly every window passes the filter, so the exact search is tried
     rng = random.Random(5)
     texts = ["".join(rng.choices("ab", k=rng.randrange(24, 70))) for _ in range(40)]
-    documents = [["".join(rng.choices("ab", k=60)) + rng.choice(["", "", rng.choice(texts)]) + "b" * rng.randrange(9)]
-                 for _ in range(200)]
-    windows = {text[start:start + 48] for text in texts if len(text) >= 48
-               for start in [*range(0, len(text) - 47, 48), len(text) - 48]}
+    documents = [
+        ["".join(rng.choices("ab", k=60)) + rng.choice(["", "", rng.choice(texts)]) + "b" * rng.randrange(9)]
+        for _ in range(200)
+    ]
+    windows = {
+        text[start : start + 48]
+        for text in texts
+        if len(text) >= 48
+        for start in [*range(0, len(text) - 47, 48), len(text) - 48]
+    }
     expected = [any(window in line for window in windows) or line in texts for (line,) in documents]
     assert [hit is not None for hit in index(*texts).check(documents)] == expected
     assert 10 < sum(expected) < 150

@@ -31,8 +31,14 @@ def dropped(documents: list[list[str]], folder: Path, **config) -> list[int]:
 
 def test_almost_equal_documents_go_and_different_ones_stay(tmp_path: Path) -> None:
     first, second = text(1), text(2)
-    documents = [first, second, changed(first, [50]), changed(second, list(range(0, 200, 3))), text(3),
-                 changed(second, [9, 99])]
+    documents = [
+        first,
+        second,
+        changed(first, [50]),
+        changed(second, list(range(0, 200, 3))),
+        text(3),
+        changed(second, [9, 99]),
+    ]
     assert dropped(documents, tmp_path) == [2, 5]
 
 
@@ -45,8 +51,9 @@ def test_a_chain_of_small_changes_leaves_its_first_document(tmp_path: Path) -> N
 
 def test_case_and_line_ends_do_not_count_but_short_documents_stay(tmp_path: Path) -> None:
     words = text(1)
-    assert dropped([words, [word.upper() for word in words], ["too", "short"], ["too", "short"], words[:4], words[:4]],
-                   tmp_path) == [1]
+    assert dropped(
+        [words, [word.upper() for word in words], ["too", "short"], ["too", "short"], words[:4], words[:4]], tmp_path
+    ) == [1]
 
 
 @pytest.mark.parametrize(("threshold", "gone"), [(0.4, True), (0.9, False)])

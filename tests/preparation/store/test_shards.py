@@ -21,8 +21,9 @@ LINES = st.lists(st.text(LETTERS, max_size=9), min_size=1, max_size=40)
 
 @QUIET
 @given(lines=LINES, size=st.integers(1, 40), end=st.sampled_from(["", "\n", "\n\n"]))
-def test_text_shards_hold_the_documents_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str],
-                                                    size: int, end: str) -> None:
+def test_text_shards_hold_the_documents_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], size: int, end: str
+) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", size)
     file = tmp_path / "en.txt"
     file.write_bytes(("a\n" + "\n".join(lines) + end).encode())
@@ -35,8 +36,9 @@ def test_text_shards_hold_the_documents_of_the_file(tmp_path: Path, monkeypatch:
 
 @QUIET
 @given(lines=LINES, size=st.integers(1, 40))
-def test_pair_shards_hold_the_pairs_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str],
-                                                size: int) -> None:
+def test_pair_shards_hold_the_pairs_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], size: int
+) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", size)
     file = tmp_path / "en-de.tsv"
     file.write_bytes("".join(f"{line}\t{line[::-1]}\n" for line in ["a", *lines]).encode())

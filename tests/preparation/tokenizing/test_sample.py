@@ -26,8 +26,9 @@ def test_everything_once_where_the_quota_allows(text: dict[str, list[Path]]) -> 
     assert sorted(drawn) == sorted(known)
 
 
-def test_a_share_is_even_and_repeatable_and_little_is_read(text: dict[str, list[Path]],
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_is_even_and_repeatable_and_little_is_read(
+    text: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sample = Sample("en", text, {}, {})
     read: list[int] = []
     text_of = shards._text

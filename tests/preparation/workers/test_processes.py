@@ -22,6 +22,7 @@ print(__name__)
 def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
     for command in (["mine.py"], ["-m", "mine"]):
-        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                              check=False)
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
         assert (done.returncode, done.stdout) == (0, "script\n__main__\n"), done.stderr

@@ -23,8 +23,10 @@ def test_whole_copies_are_shared_by_size() -> None:
 
 def test_shards_go_to_the_rank_that_has_most() -> None:
     # ZeRO-1 lays parameters end to end and cuts the whole: "b" is on both ranks.
-    held = {0: [Holding(0, 0, 10), Holding(0, 0, 2), Holding(0, 0, 0)],
-            1: [Holding(0, 0, 0), Holding(0, 2, 8), Holding(0, 0, 4)]}
+    held = {
+        0: [Holding(0, 0, 10), Holding(0, 0, 2), Holding(0, 0, 0)],
+        1: [Holding(0, 0, 0), Holding(0, 2, 8), Holding(0, 0, 4)],
+    }
     routes = find_routes(["a", "b", "c"], [10, 10, 4], held)
     assert [route.writer for route in routes] == [0, 1, 1]
     assert routes[1].sources == ((0, Holding(0, 0, 2)), (1, Holding(0, 2, 8)))
@@ -43,8 +45,12 @@ def test_tensor_parts_come_from_one_data_rank_each() -> None:
 def test_tensor_parts_in_shards() -> None:
     held = {0: [Holding(0, 0, 4)], 1: [Holding(1, 0, 4)], 2: [Holding(0, 4, 4)], 3: [Holding(1, 4, 4)]}
     cut = find_routes(["embedding.tokens.weight"], [8], held)[0]
-    assert [(place, holding.part, holding.start) for place, holding in cut.sources] == [(0, 0, 0), (2, 0, 4), (1, 1, 0),
-                                                                                      (3, 1, 4)]
+    assert [(place, holding.part, holding.start) for place, holding in cut.sources] == [
+        (0, 0, 0),
+        (2, 0, 4),
+        (1, 1, 0),
+        (3, 1, 4),
+    ]
     same = find_routes(["blocks.0.norm.weight"], [8], held)[0]
     assert [place for place, _ in same.sources] == [0, 2]
 
@@ -56,13 +62,20 @@ def test_a_hole_is_noticed() -> None:
 
 @pytest.fixture()
 def written(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    tensors = {"weight": torch.randn(7, 5), "ключ": torch.randn(3), "scalar": torch.tensor(2.5), "none": torch.empty(0, 4),
-               "turned": torch.randn(4, 6).t()}
+    tensors = {
+        "weight": torch.randn(7, 5),
+        "ключ": torch.randn(3),
+        "scalar": torch.tensor(2.5),
+        "none": torch.empty(0, 4),
+        "turned": torch.randn(4, 6).t(),
+    }
     folder = tmp_path / "step-00000001"
     folder.mkdir()
     sealed = {}
-    for file_name, names in (("weights-00000.safetensors", list(tensors)[:3]), ("weights-00001.safetensors",
-                                                                                list(tensors)[3:])):
+    for file_name, names in (
+        ("weights-00000.safetensors", list(tensors)[:3]),
+        ("weights-00001.safetensors", list(tensors)[3:]),
+    ):
         file = TensorFile(folder / file_name, {name: tensors[name].shape for name in names})
         for name in names:
             file.append(tensors[name])
@@ -104,8 +117,9 @@ def test_a_file_is_never_written_over(written: tuple[Path, dict[str, torch.Tenso
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("victim", ["weights-00000.safetensors", "weights-00001.safetensors"])
-def test_exactly_one_of_the_sharing_ranks_finds_a_flipped_bit(written: tuple[Path, dict[str, torch.Tensor]], parts: int,
-                                                             victim: str) -> None:
+def test_exactly_one_of_the_sharing_ranks_finds_a_flipped_bit(
+    written: tuple[Path, dict[str, torch.Tensor]], parts: int, victim: str
+) -> None:
     content = bytearray((written[0] / victim).read_bytes())
     content[-3] ^= 4
     (written[0] / victim).write_bytes(content)

@@ -64,14 +64,18 @@ def test_both_ways_write_the_same_bytes(tmp_path: Path) -> None:
             saver.save({"step": 7}, PROGRESS)
     folders = [step_folder(tmp_path / str(background), 7) for background in (False, True)]
     names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
-    assert names[0] == names[1] == ["manifest.json", "moments-00000.safetensors", "progress-00000.safetensors",
-                                    "weights-00000.safetensors"]
+    assert (
+        names[0]
+        == names[1]
+        == ["manifest.json", "moments-00000.safetensors", "progress-00000.safetensors", "weights-00000.safetensors"]
+    )
     assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in names[0])
     assert equal(saved(tmp_path / "True"), state(engine))
 
 
 def test_training_goes_on_during_the_copy_and_its_update_is_not_in_the_checkpoint(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, asked, release = small_engine(), threading.Event(), threading.Event()
     copy, hold = Pieces.copy, CheckpointSaver.wait_for_copy
 
@@ -97,8 +101,9 @@ def test_training_goes_on_during_the_copy_and_its_update_is_not_in_the_checkpoin
     assert saver.stalled > 0
 
 
-def test_progress_that_changes_after_the_call_is_not_in_the_checkpoint(tmp_path: Path,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_that_changes_after_the_call_is_not_in_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy, release, progress = Pieces.copy, threading.Event(), {"realised": torch.arange(4)}
     monkeypatch.setattr(Pieces, "copy", lambda *arguments: release.wait() and copy(*arguments))
     with CheckpointSaver(tmp_path, small_engine(), 2, background=True) as saver:
@@ -162,8 +167,9 @@ def ways_of_learning() -> list[Callable[[CheckpointSaver], None]]:
 
 
 @pytest.mark.parametrize("learn", ways_of_learning(), ids=lambda way: way.__name__)
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                learn: Callable[[CheckpointSaver], None]) -> None:
+def test_a_full_disk_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learn: Callable[[CheckpointSaver], None]
+) -> None:
     engine = small_engine()
 
     def run() -> None:
@@ -181,8 +187,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     verify_manifest(tmp_path / "step-00000001")
 
 
-def test_another_error_is_not_hidden_by_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_error_is_not_hidden_by_a_failed_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(tensor_file.TensorFile, "seal", full_disk)
 
     def run() -> None:
@@ -208,7 +215,8 @@ def test_another_error_does_not_lose_the_save_that_goes_on(tmp_path: Path) -> No
 
 
 def test_killed_in_the_middle_of_a_save_the_one_before_is_the_newest(
-        tmp_path: Path, start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
+    tmp_path: Path, start_ranks: Callable[..., list[subprocess.Popen[str]]]
+) -> None:
     process = start_ranks(1, WORKER, "kill", str(tmp_path))[0]
     deadline = time.monotonic() + 120
     while not (tmp_path / "in the middle").exists() and process.poll() is None and time.monotonic() < deadline:
@@ -232,7 +240,8 @@ def test_killed_in_the_middle_of_a_save_the_one_before_is_the_newest(
 
 
 def test_what_one_rank_cannot_write_or_finds_damaged_all_ranks_are_told(
-        tmp_path: Path, start_ranks: Callable[..., list[subprocess.Popen[str]]]) -> None:
+    tmp_path: Path, start_ranks: Callable[..., list[subprocess.Popen[str]]]
+) -> None:
     outcomes = [process.communicate(timeout=120) for process in start_ranks(2, WORKER, "fail", str(tmp_path))]
     for rank, (out, err) in enumerate(outcomes):
         assert "training goes on" in out, err

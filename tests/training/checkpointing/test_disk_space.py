@@ -51,15 +51,22 @@ def test_too_little_for_one_is_refused_with_both_numbers(tmp_path: Path, disk: d
     disk["free"] = NEED - 1
     with pytest.raises(UserError) as raised:
         room(tmp_path / "not" / "there")
-    for part in (f"takes {NEED:,} bytes", f"{NEED - 1:,} free", "training.keep_checkpoints 3", f"{4 * NEED:,} bytes",
-                 "--run_dir", "xlmr-base"):
+    for part in (
+        f"takes {NEED:,} bytes",
+        f"{NEED - 1:,} free",
+        "training.keep_checkpoints 3",
+        f"{4 * NEED:,} bytes",
+        "--run_dir",
+        "xlmr-base",
+    ):
         assert part in str(raised.value)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("checkpoints", "remedy"), [(1, None), (2, 1), (3, 2)])
-def test_too_little_for_all_is_one_line_with_what_would_fit(tmp_path: Path, disk: dict[str, int], checkpoints: int,
-                                                            remedy: int | None) -> None:
+def test_too_little_for_all_is_one_line_with_what_would_fit(
+    tmp_path: Path, disk: dict[str, int], checkpoints: int, remedy: int | None
+) -> None:
     disk["free"] = checkpoints * NEED
     line = room(tmp_path)
     assert line is not None
@@ -89,16 +96,18 @@ def test_what_lies_there_counts_unless_it_is_set_aside(tmp_path: Path, disk: dic
 
 
 def test_a_short_phase_asks_for_no_more_than_it_saves(tmp_path: Path, disk: dict[str, int]) -> None:
-    recipe = load_recipe("xlmr-base", ["training.keep_checkpoints=50", "training.checkpoint_interval=500",
-                                       "phases.meta.steps=700"])
+    recipe = load_recipe(
+        "xlmr-base", ["training.keep_checkpoints=50", "training.checkpoint_interval=500", "phases.meta.steps=700"]
+    )
     disk["free"] = 2 * NEED
     assert check_room(tmp_path, recipe, "meta") is None
     disk["free"] = 2 * NEED - 1
     assert "2 there at once" in (check_room(tmp_path, recipe, "meta") or "")
 
 
-def test_a_run_is_refused_before_anything_is_written(tiny_recipe: Path, tmp_path: Path, disk: dict[str, int],
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_refused_before_anything_is_written(
+    tiny_recipe: Path, tmp_path: Path, disk: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
     data = tmp_path / "data"
     with pytest.raises(UserError, match="a checkpoint of recipe tiny takes"):

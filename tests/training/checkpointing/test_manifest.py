@@ -129,8 +129,12 @@ def test_an_older_manifest_loads_and_is_refused_in_a_sentence_where_it_is_damage
     (sealed / MANIFEST).write_text(json.dumps({**manifest, "format": 1}))
     with pytest.raises(DamagedCheckpoint, match="another content than its own SHA-256"):
         verify_manifest(sealed)
-    for files in ([], {"weights-00000.safetensors": 7}, {"weights-00000.safetensors": {"bytes": 10240}},
-                  {"weights-00000.safetensors": {"bytes": "10240", "sha256": "0"}}):
+    for files in (
+        [],
+        {"weights-00000.safetensors": 7},
+        {"weights-00000.safetensors": {"bytes": 10240}},
+        {"weights-00000.safetensors": {"bytes": "10240", "sha256": "0"}},
+    ):
         write_older(sealed, {**manifest, "files": files})
         with pytest.raises(DamagedCheckpoint, match="is not a checkpoint manifest"):
             verify_manifest(sealed)

@@ -58,8 +58,10 @@ class Training:
     def state(self) -> dict[str, torch.Tensor]:
         memory = self.model.memory
         assert memory is not None
-        return {name: value.clone() for name, value in [*self.model.named_parameters(), *memory.large().items(),
-                                                        *memory.small().items()]}
+        return {
+            name: value.clone()
+            for name, value in [*self.model.named_parameters(), *memory.large().items(), *memory.small().items()]
+        }
 
 
 def test_resuming_is_bitwise(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -70,8 +72,9 @@ def test_resuming_is_bitwise(tiny_recipe: Path, tmp_path: Path) -> None:
         losses = training.take(3, 6)
     checkpoint = newest_checkpoint(tmp_path / "root")
     assert checkpoint is not None
-    assert sorted(checkpoint.facts["files"]) == [f"{kind}-00000.safetensors" for kind in (
-        "moments", "momentum", "objectives", "progress", "weights")]
+    assert sorted(checkpoint.facts["files"]) == [
+        f"{kind}-00000.safetensors" for kind in ("moments", "momentum", "objectives", "progress", "weights")
+    ]
     other.take(0, 1)
     restore(other.engine, checkpoint)
     assert other.take(3, 6) == losses
@@ -91,8 +94,9 @@ def test_both_ways_of_saving_write_the_same_bytes(tiny_recipe: Path, tmp_path: P
     assert ways[0] == ways[1]
 
 
-def test_what_is_remembered_does_not_change_before_it_is_copied(tiny_recipe: Path, tmp_path: Path,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_does_not_change_before_it_is_copied(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = Training(tiny_recipe, tmp_path)
     training.take(0, 2)
     expected, memory = training.state(), training.model.memory
@@ -105,9 +109,10 @@ def test_what_is_remembered_does_not_change_before_it_is_copied(tiny_recipe: Pat
         saver.save({"step": 2}, {"seen": torch.ones(2)})
         threading.Thread(target=lambda: asked.wait() and release.set()).start()
         # As after a step that fp16 skips: AdamW is not called, and still the momentum encoder moves.
-        memory.update({name: value + 1 for name, value in expected.items()
-                       if name in memory.average} | {name.removeprefix("encoder."): value + 1
-                                                     for name, value in training.model.named_parameters()})
+        memory.update(
+            {name: value + 1 for name, value in expected.items() if name in memory.average}
+            | {name.removeprefix("encoder."): value + 1 for name, value in training.model.named_parameters()}
+        )
     checkpoint = newest_checkpoint(tmp_path / "root")
     assert checkpoint is not None
     saved = checkpoint.tensors("momentum")

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from dist_metaxlm.kernels import registry
-from dist_metaxlm.kernels.pointwise.dropout import column_keys
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.kernels import registry
+from dist_metaxlm.kernels.pointwise.dropout import column_keys
 from dist_metaxlm.modeling.checkpointing import set_recompute
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
@@ -28,10 +28,15 @@ from dist_metaxlm.training.engine.engine import engine_config
 from dist_metaxlm.training.loop.metrics import LossMeter
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "xlmr": {}, "xlmr-pre": {"norm": "pre"}, "modern": {"family": "modern", "norm": "pre", "local_window": 6},
-    "modern-rms": {"family": "modern", "norm": "pre", "local_window": 6, "norm_type": "rms"}}
+    "xlmr": {},
+    "xlmr-pre": {"norm": "pre"},
+    "modern": {"family": "modern", "norm": "pre", "local_window": 6},
+    "modern-rms": {"family": "modern", "norm": "pre", "local_window": 6, "norm_type": "rms"},
+}
 OBJECTIVES: dict[str, AnyObjective] = {
-    "mlm": MaskedLM(batch_tokens=48), "contrast": Contrast(pairs=2, group=2, layer=1, temperature=0.05, max_tokens=12)}
+    "mlm": MaskedLM(batch_tokens=48),
+    "contrast": Contrast(pairs=2, group=2, layer=1, temperature=0.05, max_tokens=12),
+}
 
 
 class NoCopies(TorchDispatchMode):
@@ -51,12 +56,17 @@ def a_batch(objective: AnyObjective) -> PackedBatch:
     tokens, targets = torch.arange(48) + 5, torch.arange(0, 48, 5)
     contrast = isinstance(objective, Contrast)
     return PackedBatch(
-        tokens=tokens, positions=torch.cat([torch.arange(length) for length in (1, 7, 16, 24)]),
-        cu_seqlens=torch.tensor([0, 1, 8, 24, 48], dtype=torch.int32), window=24,
-        samples=torch.tensor([0, 1, 2, 3] if contrast else [7, 8]), languages=torch.zeros(2, dtype=torch.int64),
-        targets=targets[:0] if contrast else targets, target_tokens=targets[:0] if contrast else targets + 9,
+        tokens=tokens,
+        positions=torch.cat([torch.arange(length) for length in (1, 7, 16, 24)]),
+        cu_seqlens=torch.tensor([0, 1, 8, 24, 48], dtype=torch.int32),
+        window=24,
+        samples=torch.tensor([0, 1, 2, 3] if contrast else [7, 8]),
+        languages=torch.zeros(2, dtype=torch.int64),
+        targets=targets[:0] if contrast else targets,
+        target_tokens=targets[:0] if contrast else targets + 9,
         pairs=torch.tensor([[0, 1], [2, 3]]) if contrast else None,
-        pair_languages=torch.zeros(2, dtype=torch.int64) if contrast else None)
+        pair_languages=torch.zeros(2, dtype=torch.int64) if contrast else None,
+    )
 
 
 @contextmanager
@@ -81,8 +91,9 @@ def without_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the registry take Triton for tensors of the meta device; launches do nothing."""
     pytest.importorskip("triton")
-    from dist_metaxlm.kernels.attention import operator as attention_operator
     from triton.runtime.jit import KernelInterface
+
+    from dist_metaxlm.kernels.attention import operator as attention_operator
 
     monkeypatch.setattr(registry, "interpreted", lambda: False)
     for name in ("_on_cuda", "on_device"):
@@ -109,8 +120,9 @@ def test_no_micro_step_waits(name: str, family: str, kernels: str, monkeypatch: 
     monkeypatch.delenv(registry.VARIABLE, raising=False)
     monkeypatch.setattr(registry, "_LOGGED", {})
     objective, real = OBJECTIVES[name], a_batch(OBJECTIVES[name])
-    config = ModelConfig(layers=2, hidden=16, heads=2, ffn=24, vocab_size=310, max_positions=32, dropout=0.2,
-                         **FAMILIES[family])
+    config = ModelConfig(
+        layers=2, hidden=16, heads=2, ffn=24, vocab_size=310, max_positions=32, dropout=0.2, **FAMILIES[family]
+    )
     if kernels == "triton":
         with_kernels(monkeypatch)
     with torch.device("meta"):
@@ -122,8 +134,9 @@ def test_no_micro_step_waits(name: str, family: str, kernels: str, monkeypatch: 
                 if parameter is not None:
                     module._parameters[key] = torch.nn.Parameter(torch.empty(parameter.shape, device="meta"))
         values = {field.name: getattr(real, field.name) for field in fields(real)}
-        batch = PackedBatch(**{key: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
-                               for key, value in values.items()}).to("meta")
+        batch = PackedBatch(
+            **{key: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for key, value in values.items()}
+        ).to("meta")
         loss, losses, languages = model(batch, objective, 3)
         (loss * 0.5).backward()
         meter_of(objective).add(objective, batch, losses, languages)
@@ -132,10 +145,19 @@ def test_no_micro_step_waits(name: str, family: str, kernels: str, monkeypatch: 
     assert set(registry.choices().values()) == {kernels}
 
 
-@pytest.mark.parametrize("reading", [
-    lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: x[x > 0], lambda x: torch.tensor([1.0], device="meta"),
-    lambda x: x.cpu(), lambda x: bool(x.any()), lambda x: torch.repeat_interleave(x.long())],
-    ids=["item", "tolist", "boolean index", "tensor", "cpu", "if", "repeat_interleave"])
+@pytest.mark.parametrize(
+    "reading",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: x[x > 0],
+        lambda x: torch.tensor([1.0], device="meta"),
+        lambda x: x.cpu(),
+        lambda x: bool(x.any()),
+        lambda x: torch.repeat_interleave(x.long()),
+    ],
+    ids=["item", "tolist", "boolean index", "tensor", "cpu", "if", "repeat_interleave"],
+)
 def test_a_wait_is_seen(reading: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with without_values(monkeypatch), pytest.raises((Exception, AssertionError)):
         reading(torch.ones(4, device="meta"))

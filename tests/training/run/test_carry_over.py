@@ -60,8 +60,9 @@ def test_what_an_objective_has_beside_the_encoder_is_carried_where_it_was_there(
     assert plain.report == {}
 
 
-def test_another_model_than_that_of_the_phase_before_is_refused(tiny_recipe: Path, tmp_path: Path,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_than_that_of_the_phase_before_is_refused(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the shapes of the weights do not show: the norm's epsilon, how many heads there are."""
     before, recipe = PhaseFolder(tmp_path, "meta"), load_recipe(tiny_recipe)
     before.path.mkdir()
@@ -88,7 +89,8 @@ def test_the_schedule_goes_on_from_meta_and_from_nothing_else(tiny_recipe: Path,
 
 
 def test_a_meta_phase_made_longer_does_not_move_the_schedule_of_a_cross_phase_on_its_way(
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     began = Progress("cross", "same", 3, torch.device("cpu"), schedule_offset=8)
     saved = Checkpoint(Path(), began.facts())
     monkeypatch.setattr(Checkpoint, "tensors", lambda self, kind: began.tensors())

@@ -32,25 +32,44 @@ def test_legal_layouts_pass_and_have_names() -> None:
         check_layout(found, "meta", on(ranks))
         assert layout_name(found.parallel, ranks).endswith("nothing sharded" if ranks == 1 else "ZeRO-1")
     assert layout_name(recipe("parallel.tensor=2", "parallel.sequence=true").parallel, 8) == (
-        "tensor 2 (sequence) x data 4, ZeRO-1")
+        "tensor 2 (sequence) x data 4, ZeRO-1"
+    )
     deep = recipe("parallel.tensor=2", "parallel.pipeline=2", "parallel.zero_stage=0")
     check_layout(deep, "cross", on(8))
     assert layout_name(deep.parallel, 8) == "tensor 2 x pipeline 2 x data 2, ZeRO-0"
 
 
-@pytest.mark.parametrize(("overrides", "ranks", "words"), [
-    (["parallel.tensor=2"], 3, "does not divide 3 ranks; nearest that divides: parallel.tensor=1"),
-    (["parallel.tensor=3"], 4, "4 ranks nor model.heads=4 nor model.ffn=512; nearest that divides: parallel.tensor=2"),
-    (["parallel.tensor=8"], 8, "model.heads=4; nearest that divides: parallel.tensor=4"),
-    (["parallel.tensor=4", "model.ffn=510"], 8, "model.ffn=510; nearest that divides: parallel.tensor=2"),
-    (["parallel.tensor=4", "parallel.sequence=true", "phases.meta.sequence_length=126", "phases.meta.objectives="
-      "[{name: mlm, batch_tokens: 1008}]"], 4, "sequence_length=126 (parallel.sequence cuts it); nearest"),
-    (["parallel.tensor=2", "phases.meta.objectives=[{name: mlm, batch_tokens: 384}]"], 4, "not a multiple of 2 ranks"),
-    (["parallel.pipeline=2"], 3, "does not divide the 3 ranks left by parallel.tensor=1 of 3; nearest that divides: "
-                                 "parallel.pipeline=1"),
-    (["parallel.pipeline=4", "parallel.tensor=2"], 4, "nearest that divides: parallel.pipeline=2"),
-    (["parallel.pipeline=8"], 8, "more stages than the 4 layers, embedding and head of the model can fill; nearest: "
-                                 "parallel.pipeline=6")])
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "words"),
+    [
+        (["parallel.tensor=2"], 3, "does not divide 3 ranks; nearest that divides: parallel.tensor=1"),
+        (["parallel.tensor=3"], 4, "4 ranks nor model.heads=4 nor model.ffn=512; nearest that divides: parallel.tensor=2"),
+        (["parallel.tensor=8"], 8, "model.heads=4; nearest that divides: parallel.tensor=4"),
+        (["parallel.tensor=4", "model.ffn=510"], 8, "model.ffn=510; nearest that divides: parallel.tensor=2"),
+        (
+            [
+                "parallel.tensor=4",
+                "parallel.sequence=true",
+                "phases.meta.sequence_length=126",
+                "phases.meta.objectives=[{name: mlm, batch_tokens: 1008}]",
+            ],
+            4,
+            "sequence_length=126 (parallel.sequence cuts it); nearest",
+        ),
+        (["parallel.tensor=2", "phases.meta.objectives=[{name: mlm, batch_tokens: 384}]"], 4, "not a multiple of 2 ranks"),
+        (
+            ["parallel.pipeline=2"],
+            3,
+            "does not divide the 3 ranks left by parallel.tensor=1 of 3; nearest that divides: parallel.pipeline=1",
+        ),
+        (["parallel.pipeline=4", "parallel.tensor=2"], 4, "nearest that divides: parallel.pipeline=2"),
+        (
+            ["parallel.pipeline=8"],
+            8,
+            "more stages than the 4 layers, embedding and head of the model can fill; nearest: parallel.pipeline=6",
+        ),
+    ],
+)
 def test_refusals_name_the_nearest_legal_layout(overrides: list[str], ranks: int, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         check_layout(recipe(*overrides), "meta", on(ranks))

@@ -15,8 +15,11 @@ def save(root: Path, step: int, weights: bytes) -> Path:
     folder.mkdir(parents=True)
     for name, content in (("weights-00000.safetensors", weights), ("progress-00000.safetensors", str(root).encode())):
         (folder / name).write_bytes(content)
-    write_manifest(folder, {"step": step, "seconds": len(str(root))}, {
-        path.name: Sealed(path.stat().st_size, file_digest(path)) for path in sorted(folder.iterdir())})
+    write_manifest(
+        folder,
+        {"step": step, "seconds": len(str(root))},
+        {path.name: Sealed(path.stat().st_size, file_digest(path)) for path in sorted(folder.iterdir())},
+    )
     return folder
 
 
