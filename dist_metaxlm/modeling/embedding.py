@@ -45,7 +45,7 @@ class Embedding(nn.Module):
         """[T] ids -> [T, H]; with sequence parallelism this rank's part of T."""
         table, positions = self._position_table(), None if self.positions is None else geometry.positions + POSITION_OFFSET
         mask = mask_at(geometry.dropout, SITE)
-        if self.shard.size == 1 and isinstance(self.norm, Norm):
+        if isinstance(self.tokens, nn.Embedding) and isinstance(self.norm, Norm):
             return embed_norm(
                 tokens, self.tokens.weight, positions, table, *self.norm.affine(), self.norm.eps, mask, self.norm.rms
             )

@@ -40,8 +40,9 @@ def column_linear(inputs: int, outputs: int, bias: bool, shard: TensorShard) -> 
 
 def gelu_of(linear: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """GELU of a `Linear` or column-parallel layer, whose bias is added wherever that costs least."""
-    if linear.bias is not None and wants_bias_apart(states):
-        return bias_gelu(linear(states, with_bias=False), linear.bias)
+    bias = linear.bias
+    if isinstance(bias, torch.Tensor) and wants_bias_apart(states):
+        return bias_gelu(linear(states, with_bias=False), bias)
     return F.gelu(linear(states))
 
 

@@ -36,7 +36,7 @@ def _case(
         constants,
         configurations or listed,
         aligned,
-        _WIDE if expects is None else expects,
+        dict(_WIDE) if expects is None else expects,
     )
 
 

@@ -186,7 +186,7 @@ def reference_attention(
     table = None if torch.compiler.is_compiling() else pattern.rows  # made by the host
     if table is None:
         return _in_windows(inputs, pattern.window, pattern.mask).to(dtype)
-    parts = spread(*inputs, table)
+    parts = spread(inputs[0], inputs[1], inputs[2], table)
     mixed = [
         _in_windows(parts[3 * number : 3 * number + 3], length, mask) for number, (_, length, mask) in enumerate(table.parts)
     ]

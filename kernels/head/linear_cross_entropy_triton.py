@@ -213,9 +213,10 @@ def _chunk(
     at_target = torch.ones_like(scales) if row_weights is None else row_weights
     at_target = at_target if is_own is None else at_target * is_own
     scaled = torch.empty_like(states) if gradients.weight is not None else None
+    own_gradients = None if gradients.states is None else gradients.states[chunk]
     finish_rows[(count,)](
-        products, states, weight, targets, scales, at_target, None if products is None else gradients.states[chunk], scaled,
-        first, own, width, WANT_STATES=products is not None, WANT_WEIGHT=scaled is not None, EXACT=exact,
+        products, states, weight, targets, scales, at_target, own_gradients, scaled, first, own, width,
+        WANT_STATES=products is not None, WANT_WEIGHT=scaled is not None, EXACT=exact,
         BLOCK=triton.next_power_of_2(width), num_warps=4)
     if gradients.weight is not None and scaled is not None:
         _accumulate(gradients.weight, e.t(), scaled, chunk.start == 0)

@@ -103,7 +103,8 @@ def compare_rows(batch: PackedBatch, recipe: Recipe, repeats: int) -> dict[str, 
         elif way == "rows":
             pattern.__dict__["rows"] = row_table(ids, batch.cu_seqlens, batch.window, None, fused.dtype, always=True)
         for _ in range(model.layers):
-            packed_attention(*fused.unbind(2), pattern).sum().backward()
+            queries, keys, values = fused.unbind(2)
+            packed_attention(queries, keys, values, pattern).sum().backward()
         fused.grad = None
 
     seconds = alternate({way: partial(run, way) for way in ("chosen", "windows", "rows")}, repeats)
