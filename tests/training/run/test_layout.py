@@ -42,10 +42,10 @@ def test_legal_layouts_pass_and_have_names() -> None:
 @pytest.mark.parametrize(
     ("overrides", "ranks", "words"),
     [
-        (["parallel.tensor=2"], 3, "does not divide 3 ranks; nearest that divides: parallel.tensor=1"),
-        (["parallel.tensor=3"], 4, "4 ranks nor model.heads=4 nor model.ffn=512; nearest that divides: parallel.tensor=2"),
-        (["parallel.tensor=8"], 8, "model.heads=4; nearest that divides: parallel.tensor=4"),
-        (["parallel.tensor=4", "model.ffn=510"], 8, "model.ffn=510; nearest that divides: parallel.tensor=2"),
+        (["parallel.tensor=2"], 3, "does not divide 3 ranks; nearest legal layout: parallel.tensor=1 parallel.pipeline=3"),
+        (["parallel.tensor=3"], 4, "4 ranks nor model.heads=4 nor model.ffn=512; nearest legal layout: parallel.tensor=2"),
+        (["parallel.tensor=8"], 8, "model.heads=4; nearest legal layout: parallel.tensor=4"),
+        (["parallel.tensor=4", "model.ffn=510"], 8, "model.ffn=510; nearest legal layout: parallel.tensor=2"),
         (
             [
                 "parallel.tensor=4",
@@ -60,13 +60,17 @@ def test_legal_layouts_pass_and_have_names() -> None:
         (
             ["parallel.pipeline=2"],
             3,
-            "does not divide the 3 ranks left by parallel.tensor=1 of 3; nearest that divides: parallel.pipeline=1",
+            "parallel.pipeline=2 does not divide 3 ranks; nearest legal layout: parallel.pipeline=3",
         ),
-        (["parallel.pipeline=4", "parallel.tensor=2"], 4, "nearest that divides: parallel.pipeline=2"),
+        (
+            ["parallel.pipeline=4", "parallel.tensor=2"],
+            4,
+            "does not divide the 2 ranks left by parallel.tensor=2 of 4; nearest legal layout: parallel.pipeline=2",
+        ),
         (
             ["parallel.pipeline=8"],
             8,
-            "more stages than the 4 layers, embedding and head of the model can fill; nearest: parallel.pipeline=6",
+            "more stages than the 4 layers, embedding and head of the model can fill; nearest legal layout: parallel.pipeline=4",
         ),
     ],
 )
