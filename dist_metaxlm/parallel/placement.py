@@ -7,6 +7,7 @@ a multiple of the tensor size, and stages (which talk least) begin on a new node
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -84,8 +85,7 @@ def describe_crossing(nodes: Nodes, group: range) -> str:
 
 
 def _smallest_node(nodes: Nodes) -> int:
-    numbers = nodes.ranks_to_nodes()
-    return min(numbers.count(node) for node in set(numbers))
+    return min(Counter(nodes.ranks_to_nodes()).values())
 
 
 def check_placement(topology: Topology, tensor: int, pipeline: int, tensor_across_nodes: bool) -> Placement:

@@ -148,7 +148,8 @@ def problems(
         for name in ("tensor", "pipeline", "sequence", "zero_stage")
         if getattr(near, name) != getattr(layout, name)
     }
-    remedy = "nearest legal layout: " + " ".join(assignment(name, value) for name, value in change.items())
+    remedy = "nearest that fits model and ranks: " if remaining else "nearest legal layout: "
+    remedy += " ".join(assignment(name, value) for name, value in change.items())
     across = replace(judge.settled(layout), tensor_across_nodes=True)
     if any(misfit.crosses for misfit in misfits) and judge.accepts(across):
         remedy += f", or {assignment(ACROSS, True)} if you want that"

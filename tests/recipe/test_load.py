@@ -204,8 +204,16 @@ XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco
             "parallel.tensor=2",
             "needs the whole model on every rank; set parallel.tensor=1, or leave the objective out",
         ),
-        ("pairs: 64, layer: 3, queue: 9", "parallel.pipeline=2", "parallel.pipeline=2 does not go with xlco in phases.cross"),
-        ("pairs: 64, layer: 3, queue: 9", "parallel.zero_stage=3", "parallel.zero_stage=3 does not go with xlco in phases.cross"),
+        (
+            "pairs: 64, layer: 3, queue: 9",
+            "parallel.pipeline=2",
+            "parallel.pipeline=2 does not go with xlco in phases.cross",
+        ),
+        (
+            "pairs: 64, layer: 3, queue: 9",
+            "parallel.zero_stage=3",
+            "parallel.zero_stage=3 does not go with xlco in phases.cross",
+        ),
         ("pairs: 65, layer: 3", "seed=1", "pairs 65 is odd, and mixup: order makes an example of two; nearest: 66"),
         (
             "pairs: 64, layer: 3, max_tokens: 65",
