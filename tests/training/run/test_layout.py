@@ -3,12 +3,13 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training.run.layout import check_layout, layout_name
+from dist_metaxlm.training.run.layout import automatic_precision, check_layout, layout_name
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -73,3 +74,15 @@ def test_legal_layouts_pass_and_have_names() -> None:
 def test_refusals_name_the_nearest_legal_layout(overrides: list[str], ranks: int, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         check_layout(recipe(*overrides), "meta", on(ranks))
+
+
+def test_auto_precision_without_zero_is_refused_where_the_device_computes_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = recipe("parallel.zero_stage=0")
+    assert automatic_precision(plain) is None, "no CUDA device here"
+    check_layout(plain, "meta", on(2), automatic_precision(plain))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert automatic_precision(plain) == "bf16"
+    assert automatic_precision(recipe()) is None, "with ZeRO-1 the layout does not depend on it"
+    with pytest.raises(UserError, match=r"zero_stage=0 with bf16 .* set parallel\.zero_stage=1"):
+        check_layout(plain, "meta", on(2), automatic_precision(plain))
