@@ -7,15 +7,36 @@ a multiple of the tensor size, and stages (which talk least) begin on a new node
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.text import counted
+
+if TYPE_CHECKING:  # it imports torch, which a plan does without
+    from dist_metaxlm.parallel.topology import Topology
 
 _SHOWN_NODES = 16
 """Rows of the picture; of more nodes the first and the last are shown."""
+
+
+class Nodes(Protocol):
+    """Ranks and the nodes that they are on: a job's `Topology`, or a cluster that is only planned."""
+
+    @property
+    def world_size(self) -> int:
+        """All ranks."""
+
+    def ranks_to_nodes(self) -> tuple[int, ...]:
+        """Number of the node of each rank."""
+
+    def host(self, rank: int) -> str:
+        """The host that a rank runs on."""
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -39,33 +60,49 @@ class Placement:
 
     def tensor_groups(self) -> Iterator[range]:
         """The ranks of each tensor group."""
-        return (range(first, first + self.tensor) for first in range(0, self.topology.world_size, self.tensor))
+        return _groups(self.topology.world_size, self.tensor)
 
-    def crossing(self) -> list[range]:
-        """Tensor groups that lie on more than one node."""
-        nodes = self.topology.ranks_to_nodes()
-        return [group for group in self.tensor_groups() if len({nodes[rank] for rank in group}) > 1]
+
+def _groups(ranks: int, tensor: int) -> Iterator[range]:
+    return (range(first, first + tensor) for first in range(0, ranks, tensor))
+
+
+@lru_cache(maxsize=64)
+def first_crossing(nodes: Nodes, tensor: int) -> range | None:
+    """The first tensor group that lies on more than one node; None where all are inside."""
+    numbers = nodes.ranks_to_nodes()
+    groups = _groups(nodes.world_size, tensor) if tensor > 1 else ()
+    return next((group for group in groups if len(set(numbers[group.start : group.stop])) > 1), None)
+
+
+def describe_crossing(nodes: Nodes, group: range) -> str:
+    """What is wrong with a tensor group on more than one node, without the remedy."""
+    hosts = list(dict.fromkeys(nodes.host(rank) for rank in group))
+    return (
+        f"parallel.tensor={len(group)} puts ranks {group[0]} to {group[-1]} of one tensor group on {', '.join(hosts)} "
+        f"({counted(_smallest_node(nodes), 'rank')} a node), and they talk over the network in every block"
+    )
+
+
+def _smallest_node(nodes: Nodes) -> int:
+    return min(Counter(nodes.ranks_to_nodes()).values())
 
 
 def check_placement(topology: Topology, tensor: int, pipeline: int, tensor_across_nodes: bool) -> Placement:
-    """The placement of a layout; refused where a tensor group crosses nodes and nobody asked for that.
+    """The placement of a layout; refused where a tensor group crosses nodes and the recipe does not allow it.
 
     Raises:
-        UserError: naming the group, its nodes and the nearest layout that stays inside.
+        UserError: naming the group, its nodes and the nearest tensor size that stays inside.
     """
-    placement = Placement(topology, tensor, pipeline)
-    crossing = placement.crossing()
-    if crossing and not tensor_across_nodes:
-        group, nodes = crossing[0], topology.ranks_to_nodes()
-        hosts = list(dict.fromkeys(topology.host(rank) for rank in group))
-        smallest = min(nodes.count(node) for node in set(nodes))
+    crossing = None if tensor_across_nodes else first_crossing(topology, tensor)
+    if crossing is not None:
+        smallest = _smallest_node(topology)
         inside = max(size for size in range(1, tensor + 1) if smallest % size == 0 and tensor % size == 0)
         raise UserError(
-            f"parallel.tensor={tensor} puts ranks {group[0]} to {group[-1]} of one tensor group on "
-            f"{', '.join(hosts)} ({counted(smallest, 'rank')} a node), and they talk over the network in every "
-            f"block; set parallel.tensor={inside}, or parallel.tensor_across_nodes=true if you want that"
+            f"{describe_crossing(topology, crossing)}; set parallel.tensor={inside}, or "
+            "parallel.tensor_across_nodes=true if you want that"
         )
-    return placement
+    return Placement(topology, tensor, pipeline)
 
 
 def placement_lines(placement: Placement) -> list[str]:

@@ -31,7 +31,8 @@ from dataclasses import asdict, dataclass
 from dist_metaxlm.planning.checkpoint_size import SAVED_BYTES
 from dist_metaxlm.planning.parameters import stage_parameters
 from dist_metaxlm.planning.stages import Stage
-from dist_metaxlm.recipe.schema import ModelConfig, ParallelConfig
+from dist_metaxlm.recipe.layout import Layout
+from dist_metaxlm.recipe.schema import ModelConfig
 
 BUCKET_ELEMENTS = 50_000_000
 """Elements of DeepSpeed's reduce and all-gather buckets, as in ds_configs/."""
@@ -41,20 +42,6 @@ LIVE_PARAMETERS = 1_000_000_000
 """ZeRO-3: gathered parameters that DeepSpeed keeps at most (its default stage3_max_live_parameters)."""
 PINNED_ROUNDING = 2
 """How many times a page-locked buffer may be as large as what was asked for, at most."""
-
-KEEP_ALL = ParallelConfig()
-"""Nothing recomputed, nothing offloaded."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How ranks are used: world size = tensor * pipeline * data."""
-
-    tensor: int
-    pipeline: int
-    data: int
-    sequence: bool
-    zero_stage: int
 
 
 @dataclass(frozen=True)
@@ -103,19 +90,17 @@ def estimate_memory(
     precision: str,
     micro_batch_tokens: int,
     mask_rate: float,
-    saving: ParallelConfig = KEEP_ALL,
     stages: Sequence[Stage] | None = None,
 ) -> MemoryEstimate:
     """Bytes on the fullest rank, for micro-batches of `micro_batch_tokens` tokens; precision `fp32`, `bf16` or `fp16`.
 
-    Of `saving` count what it recomputes and whether it offloads; the layout is `layout`. `stages` says what lies where in a
-    pipeline (planning/stages.py); without one it may be left out.
+    `stages` says what lies where in a pipeline (planning/stages.py); without one it may be left out.
     """
     stages = stages or [Stage(range(model.layers))]
     assert len(stages) == layout.pipeline, f"{len(stages)} stages for a pipeline of {layout.pipeline}"
     return max(
         (
-            _stage_memory(model, layout, precision, micro_batch_tokens, mask_rate, saving, stage, len(stages) - number)
+            _stage_memory(model, layout, precision, micro_batch_tokens, mask_rate, stage, len(stages) - number)
             for number, stage in enumerate(stages)
         ),
         key=lambda memory: memory.total,
@@ -123,14 +108,7 @@ def estimate_memory(
 
 
 def _stage_memory(
-    model: ModelConfig,
-    layout: Layout,
-    precision: str,
-    tokens: int,
-    mask_rate: float,
-    saving: ParallelConfig,
-    stage: Stage,
-    in_flight: int,
+    model: ModelConfig, layout: Layout, precision: str, tokens: int, mask_rate: float, stage: Stage, in_flight: int
 ) -> MemoryEstimate:
     """Bytes on a rank of one stage that holds the activations of `in_flight` micro-batches."""
     parameters, data, zero = stage_parameters(model, stage, layout.tensor), layout.data, layout.zero_stage
@@ -146,22 +124,16 @@ def _stage_memory(
         buffers += min(LIVE_PARAMETERS, parameters.own) * element
     return MemoryEstimate(
         weights=divided(element * parameters.total, 3),
-        gradients=0 if saving.offload_optimizer and zero == 3 else divided(4 * parameters.total, 2),
-        optimizer=0 if saving.offload_optimizer else divided((12 if half or zero in (1, 2) else 8) * parameters.own, 1),
-        activations=_activations(model, layout, element, tokens, saving, stage, in_flight),
+        gradients=0 if layout.offload_optimizer and zero == 3 else divided(4 * parameters.total, 2),
+        optimizer=0 if layout.offload_optimizer else divided((12 if half or zero in (1, 2) else 8) * parameters.own, 1),
+        activations=_activations(model, layout, element, tokens, stage, in_flight),
         head=_head(model, layout, element, round(mask_rate * tokens)) if stage.last else 0,
         buffers=buffers,
     )
 
 
 def estimate_host_memory(
-    model: ModelConfig,
-    layout: Layout,
-    precision: str,
-    saving: ParallelConfig,
-    background: bool,
-    stages: Sequence[Stage],
-    shared: int = 0,
+    model: ModelConfig, layout: Layout, precision: str, background: bool, stages: Sequence[Stage], shared: int = 0
 ) -> HostMemory:
     """Host memory of a rank on CUDA devices; `background`: whether checkpoints are written beside training.
 
@@ -169,25 +141,23 @@ def estimate_host_memory(
     """
     own = max(stage_parameters(model, stage, layout.tensor).own for stage in stages)
     offload = 0
-    if saving.offload_optimizer:
+    if layout.offload_optimizer:
         offload = 12 * own + (4 * own if layout.zero_stage == 3 else 0)
     copied = -(-SAVED_BYTES * own // layout.data) + -(-shared // (layout.tensor * layout.pipeline * layout.data))
     return HostMemory(copied * (PINNED_ROUNDING if background else 1), -(-offload // layout.data))
 
 
-def _activations(
-    model: ModelConfig, layout: Layout, element: int, tokens: int, saving: ParallelConfig, stage: Stage, in_flight: int
-) -> int:
+def _activations(model: ModelConfig, layout: Layout, element: int, tokens: int, stage: Stage, in_flight: int) -> int:
     modern = model.family == "modern"
     shared, split = layout.tensor, layout.tensor if layout.sequence else 1
     outside = (6 if modern else 4) * model.hidden / shared + 4 * model.hidden / split
     inside = (4 if modern else 2) * model.ffn / shared
     blocks = len(stage.blocks)
     per_token, once = blocks * (outside + inside), 0.0
-    if saving.recompute == "selective":
+    if layout.recompute == "selective":
         per_token, once = blocks * outside, inside
-    elif saving.recompute == "blocks":
-        again = sum(block % saving.recompute_every == 0 for block in stage.blocks)
+    elif layout.recompute == "blocks":
+        again = sum(block % layout.recompute_every == 0 for block in stage.blocks)
         per_token = (blocks - again) * (outside + inside) + again * model.hidden / split
         once = outside + inside
     return int((per_token * in_flight + once) * tokens * element)

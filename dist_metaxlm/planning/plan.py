@@ -12,22 +12,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.checkpoint_size import shared_bytes
 from dist_metaxlm.planning.flops import step_flops
 from dist_metaxlm.planning.hardware import Device, device_named
-from dist_metaxlm.planning.memory import HostMemory, Layout, MemoryEstimate, estimate_host_memory, estimate_memory
+from dist_metaxlm.planning.legality import is_legal
+from dist_metaxlm.planning.memory import HostMemory, MemoryEstimate, estimate_host_memory, estimate_memory
 from dist_metaxlm.planning.parameters import count_parameters, momentum_parameters
 from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, part_costs
+from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, PairObjective, PhaseConfig, Recipe
-from dist_metaxlm.recipe.sharing import undivided
 from dist_metaxlm.text import counted
 
 MEMORY_SHARE = 0.9
 """Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""
+_SHOWN = ("tensor", "pipeline", "data", "sequence", "zero_stage")
+"""Fields of a layout in a plan's JSON, beside its micro-batch; the others are the recipe's."""
 _ZERO_ORDER = {1: 0, 2: 1, 0: 2, 3: 3}
 Stages = dict[str, list[Stage]]
 """Pipeline stages by phase, whose windows and masks may weigh the parts differently."""
@@ -46,14 +50,21 @@ class Cluster:
         """All devices."""
         return self.nodes * self.devices_per_node
 
+    def ranks_to_nodes(self) -> tuple[int, ...]:
+        """Number of the node of each rank; nodes are filled one after another."""
+        return tuple(node for node in range(self.nodes) for _ in range(self.devices_per_node))
+
+    def host(self, rank: int) -> str:
+        """What a node is called that has no name yet."""
+        return f"node {rank // self.devices_per_node}"
+
 
 @dataclass(frozen=True)
 class Plan:
     """One legal layout with the largest micro-batch that fits (or the smallest there is, if none does)."""
 
     layout: Layout
-    micro_batch_tokens: int
-    """Tokens a rank takes through the model at once."""
+    """With the micro-batch."""
     micro_batches: int
     """Passes of the largest objective that a rank makes in a step."""
     memory: MemoryEstimate
@@ -65,21 +76,16 @@ class Plan:
     """Share of a step in which a stage waits for the others on average, by operations alone; of the worst phase."""
     fits: bool
 
-    def overrides(self) -> list[str]:
-        """The recipe's fields that ask for this layout, as `key=value`."""
-        layout = self.layout
-        return [
-            f"parallel.tensor={layout.tensor}",
-            f"parallel.pipeline={layout.pipeline}",
-            f"parallel.sequence={str(layout.sequence).lower()}",
-            f"parallel.zero_stage={layout.zero_stage}",
-            f"parallel.micro_batch_tokens={self.micro_batch_tokens}",
-        ]
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens a rank takes through the model at once."""
+        assert self.layout.micro_batch_tokens is not None, "a plan has one"
+        return self.layout.micro_batch_tokens
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, memory in bytes."""
         return {
-            **asdict(self.layout),
+            **{name: getattr(self.layout, name) for name in _SHOWN},
             "micro_batch_tokens": self.micro_batch_tokens,
             "micro_batches": self.micro_batches,
             "memory": self.memory.as_dict(),
@@ -87,7 +93,7 @@ class Plan:
             "stage_blocks": self.stage_blocks,
             "idle_share": self.idle,
             "fits": self.fits,
-            "overrides": self.overrides(),
+            "overrides": self.layout.overrides(),
         }
 
 
@@ -140,27 +146,22 @@ def _preference(candidate: Plan) -> tuple[bool | int, ...]:
 
 
 def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layout]:
-    model = recipe.model
-    zero_0 = precision == "fp32" and not recipe.parallel.offload_optimizer
-    for tensor in range(1, cluster.devices_per_node + 1):
-        # Tensor ranks talk in every layer, so they stay inside a node.
-        if cluster.devices_per_node % tensor or any(size % tensor for size in (model.heads, model.hidden, model.ffn)):
-            continue
-        for pipeline in range(1, model.layers + 3):  # embedding and head may have a stage each
-            if (cluster.world_size // tensor) % pipeline:
-                continue
-            data = cluster.world_size // (tensor * pipeline)
-            if any(undivided(phase, data) for phase in recipe.phases.values()):
-                continue
-            for stage in (0, 1, 2, 3):
-                # ZeRO needs more than one rank to divide by; in half precision ZeRO-0 takes an empty first Adam step.
-                if (stage > 1 and (pipeline > 1 or data == 1)) or (stage == 0 and not zero_0):
-                    continue
-                if recipe.whole_model and (tensor > 1 or pipeline > 1 or stage > 1):
-                    continue
-                yield Layout(tensor, pipeline, data, False, stage)
-                if tensor > 1:
-                    yield Layout(tensor, pipeline, data, True, stage)
+    """Every legal layout of all devices."""
+    asked = recipe.parallel.layout()
+    for tensor, pipeline in _grids(recipe, cluster):
+        for zero_stage, sequence in product((0, 1, 2, 3), (False, True)):
+            layout = replace(asked, tensor=tensor, pipeline=pipeline, zero_stage=zero_stage, sequence=sequence)
+            if is_legal(recipe, layout, cluster, precision=precision):
+                yield layout.on(cluster.world_size)
+
+
+def _grids(recipe: Recipe, cluster: Cluster) -> Iterator[tuple[int, int]]:
+    """Tensor ranks and stages whose layout without any further method is legal; no other of theirs is otherwise."""
+    asked = replace(recipe.parallel.layout(), zero_stage=1, sequence=False)
+    for tensor in range(1, min(recipe.model.heads, cluster.world_size) + 1):
+        for pipeline in range(1, recipe.model.layers + 3):  # embedding and head may have a stage each
+            if is_legal(recipe, replace(asked, tensor=tensor, pipeline=pipeline), cluster):
+                yield tensor, pipeline
 
 
 def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stages: Stages) -> Plan:
@@ -174,25 +175,25 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stag
         tokens = windows * length
         memory = max(
             (_memory(recipe, name, layout, precision, tokens, stages[name]) for name in stages),
-            key=lambda found: found.total,
+            key=lambda estimate: estimate.total,
         )
         if memory.total <= budget or windows == 1:
             break
         windows = -(-windows // 2)
     parts = [stage for cut in stages.values() for stage in cut]
     shared = max(shared_bytes(recipe.model, phase) for phase in recipe.phases.values())
-    host = estimate_host_memory(
-        recipe.model, layout, precision, recipe.parallel, recipe.training.save_in_background, parts, shared
-    )
+    host = estimate_host_memory(recipe.model, layout, precision, recipe.training.save_in_background, parts, shared)
     idle = max(_idle(recipe, phase, layout.data, tokens, stages[name]) for name, phase in recipe.phases.items())
     blocks = {name: [len(stage.blocks) for stage in cut] for name, cut in stages.items()}
-    return Plan(layout, tokens, -(-share // tokens), memory, host, blocks, idle, memory.total <= budget)
+    return Plan(
+        replace(layout, micro_batch_tokens=tokens), -(-share // tokens), memory, host, blocks, idle, memory.total <= budget
+    )
 
 
 def _memory(recipe: Recipe, name: str, layout: Layout, precision: str, tokens: int, stages: list[Stage]) -> MemoryEstimate:
     phase = recipe.phases[name]  # type: ignore[index]
     at_once = max(tokens, _group_tokens(phase, layout.data, recipe.model.layers))
-    memory = estimate_memory(recipe.model, layout, precision, at_once, phase.mask_rate, recipe.parallel, stages)
+    memory = estimate_memory(recipe.model, layout, precision, at_once, phase.mask_rate, stages)
     return replace(memory, buffers=memory.buffers + _momentum_bytes(phase, recipe, precision, tokens, layout.data))
 
 
@@ -311,5 +312,5 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
         "drains"
     )
     closing = f"{fitting} of {counted(len(plans), 'legal layout')} fit."
-    closing += f" Take the first: {' '.join(plans[0].overrides())}" if fitting else " Take more or larger devices."
+    closing += f" Take the first: {' '.join(plans[0].layout.overrides())}" if fitting else " Take more or larger devices."
     return [*lines, table, closing]

@@ -12,12 +12,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.layout import clashing_methods
 from dist_metaxlm.recipe.schema import (
+    LAYOUT_LATER,
     PHASE_NAMES,
     Contrast,
     CrossLingualContrast,
     DenoisingAlignment,
     MaskedLM,
+    ParallelConfig,
     Recipe,
     TranslationLM,
 )
@@ -40,8 +43,10 @@ def shipped_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), layout_later: bool = False) -> Recipe:
     """Read a shipped recipe by name or any YAML file, apply overrides such as `phases.meta.steps=20`, validate.
+
+    layout_later: the caller checks the layout with the ranks at hand (planning/legality.py), which names all its problems.
 
     Raises:
         UserError: naming every problem found, each with its place in the recipe and the nearest legal name.
@@ -54,7 +59,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
             problems.append(problem)
     _spread_defaults(tree, problems)
     try:
-        recipe = Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree, context={LAYOUT_LATER: layout_later})
     except ValidationError as error:
         unknown = {item["loc"][1] for item in error.errors() if _is_unknown_phase(item)}
         problems += [
@@ -63,9 +68,20 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
             if not _is_other_branch(item)
             and (_is_unknown_phase(item) or not (item["loc"][:1] == ("phases",) and unknown & set(item["loc"][1:2])))
         ]
+        if all(item["loc"] for item in error.errors()):  # sections are wrong, so nobody has looked at the layout
+            problems += _layout_problems(tree)
     if problems:
         raise UserError(f"recipe {name_or_path}: " + "; ".join(problems))
     return recipe
+
+
+def _layout_problems(tree: dict[str, Any]) -> list[str]:
+    """What is wrong with the layout by itself, if its section can be read."""
+    try:
+        layout = ParallelConfig.model_validate(tree.get("parallel", {})).layout()
+    except ValidationError:
+        return []
+    return [problem.message for problem in clashing_methods(layout)]
 
 
 def dump_recipe(recipe: Recipe) -> str:

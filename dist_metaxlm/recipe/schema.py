@@ -6,9 +6,10 @@ everything else (model, tokenizer, optimiser, layout) is shared by all phases of
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from dist_metaxlm.recipe.data import (
     BitextSource,
@@ -21,6 +22,7 @@ from dist_metaxlm.recipe.data import (
     TextSource,
     TokenizerConfig,
 )
+from dist_metaxlm.recipe.layout import Layout, contradictions
 from dist_metaxlm.recipe.phase import (
     AlphaPoint,
     AnyObjective,
@@ -68,6 +70,8 @@ __all__ = [
 PHASE_NAMES = ("meta", "cross", "joint")
 LEAST_VOCAB = 301
 """Special tokens and the pieces of single bytes take more than 260 ids."""
+LAYOUT_LATER = "layout later"
+"""Key of pydantic's validation context: true where the caller checks the layout itself, with the ranks at hand."""
 
 
 class ModelConfig(Section):
@@ -175,22 +179,10 @@ class ParallelConfig(Section):
     join_seconds: float = Field(300.0, gt=0)
     """Seconds that the ranks wait for one another at the start; after them the missing hosts are named."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> ParallelConfig:
-        if self.pipeline > 1 and self.zero_stage > 1:
-            raise ValueError(
-                f"pipeline {self.pipeline} works with zero_stage 0 or 1, not {self.zero_stage}; set zero_stage: 1"
-            )
-        if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError("offload_optimizer is part of ZeRO; set zero_stage: 1, 2 or 3")
-        if self.recompute_every > 1 and self.recompute != "blocks":
-            raise ValueError(
-                f"recompute_every {self.recompute_every} says which blocks recompute: blocks takes, and "
-                f"recompute is {self.recompute}; set recompute: blocks or leave it out"
-            )
-        if self.sequence and self.tensor == 1:
-            raise ValueError("sequence parallelism needs tensor > 1; set sequence: false or tensor: 2")
-        return self
+    def layout(self, ranks: int = 1) -> Layout:
+        """These settings as a layout of `ranks` ranks. Whether it is legal: planning/legality.py."""
+        values = {item.name: getattr(self, item.name) for item in fields(Layout) if item.name != "data"}
+        return Layout(**values).on(ranks)
 
 
 class TrainingConfig(Section):
@@ -259,7 +251,7 @@ class Recipe(Section):
     """The training phases."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _consistent(self, info: ValidationInfo) -> Recipe:
         problems = [] if self.phases else [f"phases is empty; give at least one of {', '.join(PHASE_NAMES)}"]
         if self.training.probe_interval and not self.data.heldout_strings:
             problems.append(
@@ -281,7 +273,7 @@ class Recipe(Section):
                     f"{phase.sequence_length}"
                 )
             for objective in phase.objectives:
-                if isinstance(objective, PairObjective) and objective.layer > self.model.layers:
+                if isinstance(objective, PairObjective | DenoisingAlignment) and objective.layer > self.model.layers:
                     problems.append(
                         f"phases.{name} {objective.name}.layer {objective.layer} is more than "
                         f"model.layers {self.model.layers}"
@@ -292,10 +284,8 @@ class Recipe(Section):
                         f"phases.{name} {objective.name}.max_tokens {objective.max_tokens}{together} is more "
                         f"than sequence_length {phase.sequence_length}"
                     )
-                if isinstance(objective, CrossLingualContrast):
-                    problems += self._momentum_problems(name)
-                if isinstance(objective, DenoisingAlignment):
-                    problems += _dwa_problems(f"phases.{name} dwa", objective, self.model, self.parallel)
+        if not (info.context or {}).get(LAYOUT_LATER):
+            problems += [problem.message for problem in contradictions(self, self.parallel.layout())]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -308,31 +298,3 @@ class Recipe(Section):
             for phase in self.phases.values()
             for o in phase.objectives
         )
-
-    def _momentum_problems(self, phase: str) -> list[str]:
-        layout = self.parallel
-        most = {"tensor": (layout.tensor, 1), "pipeline": (layout.pipeline, 1), "zero_stage": (layout.zero_stage, 1)}
-        wrong = [name for name, (value, limit) in most.items() if value > limit]
-        if not wrong:
-            return []
-        values = ", ".join(f"parallel.{name} {most[name][0]}" for name in wrong)
-        return [
-            f"phases.{phase} xlco follows the whole model with a momentum encoder on every rank, which goes with data "
-            f"parallelism and ZeRO-0 or 1, not with {values}; set {', '.join(f'{name}: 1' for name in wrong)}, or take "
-            "contrast instead of xlco"
-        ]
-
-
-def _dwa_problems(where: str, objective: DenoisingAlignment, model: ModelConfig, layout: ParallelConfig) -> list[str]:
-    problems = [
-        f"{where} works with parallel.{field} {most} at most, not {value}; set it to {most}, or drop the objective"
-        for field, value, most in (
-            ("tensor", layout.tensor, 1),
-            ("pipeline", layout.pipeline, 1),
-            ("zero_stage", layout.zero_stage, 1),
-        )
-        if value > most
-    ]
-    if objective.layer > model.layers:
-        problems.append(f"{where}.layer {objective.layer} is more than model.layers {model.layers}")
-    return problems

@@ -49,7 +49,7 @@ from dist_metaxlm.training.loop.probing import OpenProbe, Probe
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
 from dist_metaxlm.training.run.initial_weights import check_initial_weights, load_initial_weights
-from dist_metaxlm.training.run.layout import check_layout, layout_name
+from dist_metaxlm.training.run.layout import automatic_precision, check_layout, layout_name
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 from dist_metaxlm.training.run.staleness import warn_of_stale_cross
 
@@ -80,7 +80,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     """
     topology = detect_topology()
     check_world_size(topology, options.expect_world_size)
-    recipe = follow_file(load_recipe(options.recipe, options.overrides), options.deepspeed_config)
+    recipe = follow_file(load_recipe(options.recipe, options.overrides, layout_later=True), options.deepspeed_config)
     _check(recipe, options, topology)
     complete_environment(topology, torch.cuda.is_available(), recipe.parallel.tensor)
     if options.dry_run:
@@ -280,7 +280,7 @@ def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
         raise UserError(f"recipe {recipe.name} has no phase {options.phase!r}; it has {', '.join(recipe.phases)}")
     if options.resume not in ("auto", "never") and not options.resume.isdecimal():
         raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")
-    check_layout(recipe, options.phase, topology)
+    check_layout(recipe, options.phase, topology, automatic_precision(recipe))
     check_devices(topology)
     check_fp16(recipe.training.precision)
     registry.force(recipe.training.kernels)

@@ -16,36 +16,38 @@ from dist_metaxlm.training.run.run_folder import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import prepare_tiny_recipe, run
-from layouts import FAMILIES, Case, Layout, deviation, run_cases, single_process
+from layouts import FAMILIES, Case, deviation, run_cases, single_process
+
+from dist_metaxlm.recipe.layout import Layout
 
 STEPS = 20
 LAYOUTS = {
     2: [
-        Layout(1, 1),
-        *(Layout(2, stage) for stage in range(4)),
-        Layout(2, 1, sequence=True),
+        Layout(),
+        *(Layout(tensor=2, zero_stage=stage) for stage in range(4)),
+        Layout(tensor=2, sequence=True),
         *(Layout(pipeline=2, zero_stage=stage) for stage in (0, 1)),
     ],
     4: [
-        Layout(1, 3),
-        *(Layout(2, stage) for stage in range(4)),
-        *(Layout(2, stage, True) for stage in range(4)),
-        Layout(4, 0),
-        Layout(4, 1, True),
-        Layout(4, 3),
-        Layout(2, 1, micro_batch_tokens=32),
+        Layout(zero_stage=3),
+        *(Layout(tensor=2, zero_stage=stage) for stage in range(4)),
+        *(Layout(tensor=2, zero_stage=stage, sequence=True) for stage in range(4)),
+        Layout(tensor=4, zero_stage=0),
+        Layout(tensor=4, sequence=True),
+        Layout(tensor=4, zero_stage=3),
+        Layout(tensor=2, micro_batch_tokens=32),
         *(Layout(pipeline=stages, zero_stage=stage) for stages in (2, 4) for stage in (0, 1)),
-        Layout(2, 0, pipeline=2),
-        Layout(2, 1, True, pipeline=2),
-        Layout(pipeline=2, zero_stage=1, micro_batch_tokens=32),
+        Layout(tensor=2, pipeline=2, zero_stage=0),
+        Layout(tensor=2, pipeline=2, sequence=True),
+        Layout(pipeline=2, micro_batch_tokens=32),
     ],
     8: [
-        Layout(4, 1),
-        Layout(4, 2, True),
-        Layout(4, 3, True),
-        Layout(2, 2, True),
-        Layout(2, 1, True, pipeline=2),
-        Layout(2, 0, pipeline=4, micro_batch_tokens=64),
+        Layout(tensor=4),
+        Layout(tensor=4, zero_stage=2, sequence=True),
+        Layout(tensor=4, zero_stage=3, sequence=True),
+        Layout(tensor=2, zero_stage=2, sequence=True),
+        Layout(tensor=2, pipeline=2, sequence=True),
+        Layout(tensor=2, pipeline=4, zero_stage=0, micro_batch_tokens=64),
     ],
 }
 

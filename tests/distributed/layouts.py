@@ -17,6 +17,7 @@ from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.engine.engine import parameter_groups
 
@@ -27,37 +28,11 @@ MODEL = ["model.heads=4", "model.vocab_size=383"]
 Run = Callable[..., str]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """One layout; data-parallel ranks follow from the ranks that it is started on."""
-
-    tensor: int = 1
-    zero_stage: int = 0
-    sequence: bool = False
-    pipeline: int = 1
-    micro_batch_tokens: int | None = None
-
-    @property
-    def overrides(self) -> list[str]:
-        """The recipe's fields that ask for it."""
-        fields = [
-            f"parallel.tensor={self.tensor}",
-            f"parallel.zero_stage={self.zero_stage}",
-            f"parallel.pipeline={self.pipeline}",
-            f"parallel.sequence={str(self.sequence).lower()}",
-        ]
-        return fields + ([f"parallel.micro_batch_tokens={self.micro_batch_tokens}"] if self.micro_batch_tokens else [])
-
-    def name(self, ranks: int) -> str:
-        """For tables and messages."""
-        words = [
-            f"TP{self.tensor}",
-            f"PP{self.pipeline}",
-            f"DP{ranks // self.tensor // self.pipeline}",
-            f"ZeRO-{self.zero_stage}",
-        ]
-        words += ["sequence"] if self.sequence else []
-        return " ".join(words + ([f"micro-batch {self.micro_batch_tokens}"] if self.micro_batch_tokens else []))
+def table_name(layout: Layout, ranks: int) -> str:
+    """A layout on so many ranks, for tables and messages."""
+    words = [f"TP{layout.tensor}", f"PP{layout.pipeline}", f"DP{layout.on(ranks).data}", f"ZeRO-{layout.zero_stage}"]
+    words += ["sequence"] if layout.sequence else []
+    return " ".join(words + ([f"micro-batch {layout.micro_batch_tokens}"] if layout.micro_batch_tokens else []))
 
 
 @dataclass
@@ -77,7 +52,7 @@ class Case:
     @property
     def overrides(self) -> list[str]:
         """The recipe's fields that ask for it."""
-        return [*MODEL, *FAMILIES[self.family], *self.layout.overrides, *self.extra]
+        return [*MODEL, *FAMILIES[self.family], *self.layout.overrides(), *self.extra]
 
 
 def run_cases(
@@ -99,7 +74,7 @@ def run_cases(
         "learning_rate": LEARNING_RATE,
         "cases": [
             {
-                "name": case.layout.name(ranks),
+                "name": table_name(case.layout, ranks),
                 "resume": case.resume,
                 "save": case.save,
                 "probe": case.probe,
@@ -121,7 +96,7 @@ def deviation(ours: Sequence[float], reference: Sequence[float]) -> float:
 
 def single_process(recipe_path: Path, family: str, steps: int, extra: Sequence[str] = ()) -> dict[str, Any]:
     """The reference: the same steps in this process, with torch alone (no process group, no DeepSpeed)."""
-    recipe = load_recipe(recipe_path, Case(Layout(), family=family, extra=list(extra)).overrides)
+    recipe = load_recipe(recipe_path, Case(Layout(zero_stage=0), family=family, extra=list(extra)).overrides)
     phase, config = recipe.phases["joint"], recipe.optimizer
     tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
     data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), tokenizer, "joint", phase, recipe.seed)

@@ -17,13 +17,18 @@ from dist_metaxlm.training.run.run_folder import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import prepare_tiny_recipe, run
-from layouts import Case, Layout, deviation, run_cases, single_process
+from layouts import Case, deviation, run_cases, single_process
+
+from dist_metaxlm.recipe.layout import Layout
 
 STEPS = 5
 STAGES = (1, 2, 3)
 LAYOUTS = {
-    2: [*(Layout(1, stage, micro_batch_tokens=64) for stage in STAGES), *(Layout(2, stage) for stage in STAGES)],
-    4: [Layout(2, stage, sequence=True, micro_batch_tokens=64) for stage in STAGES],
+    2: [
+        *(Layout(zero_stage=stage, micro_batch_tokens=64) for stage in STAGES),
+        *(Layout(tensor=2, zero_stage=stage) for stage in STAGES),
+    ],
+    4: [Layout(tensor=2, zero_stage=stage, sequence=True, micro_batch_tokens=64) for stage in STAGES],
 }
 SAVINGS = {
     "": [],

@@ -10,24 +10,26 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from layouts import Case, Layout, run_cases, single_process
+from layouts import Case, run_cases, single_process
+
+from dist_metaxlm.recipe.layout import Layout
 
 STEPS = 3
 # Every stage and size, with and without sequence parallelism; docs/results has the whole table (make layouts).
 SPREAD = {
     "xlmr": [
-        Layout(2, 0),
-        Layout(2, 2, sequence=True),
-        Layout(4, 1),
-        Layout(pipeline=2, zero_stage=1),
-        Layout(2, 0, sequence=True, pipeline=2),
-        Layout(pipeline=4, zero_stage=1, micro_batch_tokens=32),
+        Layout(tensor=2, zero_stage=0),
+        Layout(tensor=2, zero_stage=2, sequence=True),
+        Layout(tensor=4),
+        Layout(pipeline=2),
+        Layout(tensor=2, pipeline=2, zero_stage=0, sequence=True),
+        Layout(pipeline=4, micro_batch_tokens=32),
     ],
     "modern": [
-        Layout(2, 1, sequence=True, micro_batch_tokens=64),
-        Layout(2, 3, sequence=True),
-        Layout(4, 2),
-        Layout(2, 1, sequence=True, pipeline=2, micro_batch_tokens=64),
+        Layout(tensor=2, sequence=True, micro_batch_tokens=64),
+        Layout(tensor=2, zero_stage=3, sequence=True),
+        Layout(tensor=4, zero_stage=2),
+        Layout(tensor=2, pipeline=2, sequence=True, micro_batch_tokens=64),
     ],
 }
 THREE_LAYERS = ["model.layers=3"]
@@ -39,19 +41,19 @@ DWA = [
 ]
 # Among SPREAD and DROPOUT: a layout, its family and fields, with a probe after every step.
 PROBED = [
-    Case(Layout(2, 2, sequence=True), probe=True),
-    Case(Layout(pipeline=2, zero_stage=1), probe=True),
-    Case(Layout(1, 3), extra=DROPOUT, probe=True),
+    Case(Layout(tensor=2, zero_stage=2, sequence=True), probe=True),
+    Case(Layout(pipeline=2), probe=True),
+    Case(Layout(zero_stage=3), extra=DROPOUT, probe=True),
 ]
 # ranks, layout: the same run goes through all of them.
 CHAIN = [
-    (4, Layout(2, 1, pipeline=2)),
-    (4, Layout(pipeline=4)),
-    (4, Layout(1, 3)),
-    (1, Layout(1, 1)),
-    (4, Layout(4, 1)),
-    (4, Layout(2, 3, sequence=True)),
-    (4, Layout(1, 1)),
+    (4, Layout(tensor=2, pipeline=2)),
+    (4, Layout(pipeline=4, zero_stage=0)),
+    (4, Layout(zero_stage=3)),
+    (1, Layout()),
+    (4, Layout(tensor=4)),
+    (4, Layout(tensor=2, zero_stage=3, sequence=True)),
+    (4, Layout()),
 ]
 DRAWN = ["phases.joint.mixing=draw"]
 
@@ -63,11 +65,12 @@ def trained(
     """Results of all layouts by what they show: one start of four ranks for all, because starting is what takes long."""
     cases = {family: [Case(layout, family=family) for layout in layouts] for family, layouts in SPREAD.items()}
     cases["dropout"] = [
-        Case(layout, extra=DROPOUT) for layout in (Layout(2, 2, sequence=True), Layout(pipeline=2), Layout(1, 3))
+        Case(layout, extra=DROPOUT)
+        for layout in (Layout(tensor=2, zero_stage=2, sequence=True), Layout(pipeline=2, zero_stage=0), Layout(zero_stage=3))
     ]
-    cases["three layers"] = [Case(Layout(pipeline=4), extra=THREE_LAYERS)]
-    cases["rms"] = [Case(Layout(2, 1, sequence=True, pipeline=2), family="modern", extra=RMS)]
-    cases["dwa"] = [Case(layout, extra=DWA) for layout in (Layout(), Layout(zero_stage=1, micro_batch_tokens=32))]
+    cases["three layers"] = [Case(Layout(pipeline=4, zero_stage=0), extra=THREE_LAYERS)]
+    cases["rms"] = [Case(Layout(tensor=2, pipeline=2, sequence=True), family="modern", extra=RMS)]
+    cases["dwa"] = [Case(layout, extra=DWA) for layout in (Layout(zero_stage=0), Layout(micro_batch_tokens=32))]
     cases["probed"] = PROBED
     results = iter(
         run_cases(
@@ -124,7 +127,9 @@ def test_a_probe_after_every_step_changes_no_bit_and_finds_the_same_in_every_lay
 
 def test_seven_layers_on_three_stages(tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]) -> None:
     extra = ["model.layers=7"]
-    [found] = run_cases(run_ranks, tiny_recipe, tmp_path / "results.json", 3, [Case(Layout(pipeline=3), extra=extra)], STEPS)
+    [found] = run_cases(
+        run_ranks, tiny_recipe, tmp_path / "results.json", 3, [Case(Layout(pipeline=3, zero_stage=0), extra=extra)], STEPS
+    )
     check(found, single_process(tiny_recipe, "xlmr", STEPS, extra))
 
 
@@ -147,7 +152,7 @@ def test_checkpoints_go_through_a_chain_of_layouts_bit_by_bit(
 def test_objectives_drawn_at_random_do_not_deadlock_and_no_gradient_is_used_twice(
     tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]
 ) -> None:
-    cases = [Case(Layout(1, 3), extra=DRAWN), Case(Layout(pipeline=2), extra=DRAWN)]
+    cases = [Case(Layout(zero_stage=3), extra=DRAWN), Case(Layout(pipeline=2, zero_stage=0), extra=DRAWN)]
     single = single_process(tiny_recipe, "xlmr", 40, DRAWN)
     for found in run_cases(run_ranks, tiny_recipe, tmp_path / "results.json", 2, cases, 200):
         assert len(found["losses"]) == 200

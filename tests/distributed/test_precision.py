@@ -16,7 +16,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from layouts import Case, Layout, run_cases, single_process
+from layouts import Case, run_cases, single_process
+
+from dist_metaxlm.recipe.layout import Layout
 
 STEPS = 2
 FP16_HERE = torch.ops.mkldnn._is_mkldnn_fp16_supported()
@@ -24,15 +26,15 @@ fp16_here = pytest.mark.skipif(not FP16_HERE, reason="this CPU has no fp16 instr
 BF16, FP16 = ["training.precision=bf16"], ["training.precision=fp16", "training.fp16_scale_power=8"]
 OFFLOAD = ["parallel.offload_optimizer=true"]
 CASES = {
-    "bf16 blocks": Case(Layout(2, 1, sequence=True, micro_batch_tokens=64), extra=[*BF16, "parallel.recompute=blocks"]),
-    "bf16 selective": Case(Layout(2, 3, sequence=True), extra=[*BF16, "parallel.recompute=selective"]),
-    "plain": Case(Layout(1, 2, micro_batch_tokens=64), extra=BF16),
-    "offload": Case(Layout(1, 2, micro_batch_tokens=64), extra=[*BF16, *OFFLOAD], save=True),
-    "from offload": Case(Layout(1, 3), extra=BF16, resume=True, save=True),
-    "to offload": Case(Layout(2, 1), extra=OFFLOAD, resume=True, save=True),
-    "bf16 pipeline": Case(Layout(1, 1, pipeline=2, micro_batch_tokens=64), extra=[*BF16, "parallel.recompute=blocks"]),
-    "fp16": Case(Layout(2, 2), extra=FP16),
-    "fp16 pipeline": Case(Layout(1, 1, pipeline=2, micro_batch_tokens=64), extra=FP16),
+    "bf16 blocks": Case(Layout(tensor=2, sequence=True, micro_batch_tokens=64), extra=[*BF16, "parallel.recompute=blocks"]),
+    "bf16 selective": Case(Layout(tensor=2, zero_stage=3, sequence=True), extra=[*BF16, "parallel.recompute=selective"]),
+    "plain": Case(Layout(zero_stage=2, micro_batch_tokens=64), extra=BF16),
+    "offload": Case(Layout(zero_stage=2, micro_batch_tokens=64), extra=[*BF16, *OFFLOAD], save=True),
+    "from offload": Case(Layout(zero_stage=3), extra=BF16, resume=True, save=True),
+    "to offload": Case(Layout(tensor=2), extra=OFFLOAD, resume=True, save=True),
+    "bf16 pipeline": Case(Layout(pipeline=2, micro_batch_tokens=64), extra=[*BF16, "parallel.recompute=blocks"]),
+    "fp16": Case(Layout(tensor=2, zero_stage=2), extra=FP16),
+    "fp16 pipeline": Case(Layout(pipeline=2, micro_batch_tokens=64), extra=FP16),
 }
 # 2^16 is at the edge for this model: steps overflow, and every good step after another one doubles the scale again.
 RUN = [

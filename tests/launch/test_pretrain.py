@@ -293,7 +293,7 @@ def test_all_mistakes_of_a_recipe_at_once(tiny_recipe: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("parallel.tensor=2", "does not divide 1 rank; nearest that divides: parallel.tensor=1"),
+        ("parallel.tensor=2", "does not divide 1 rank; nearest legal layout: parallel.tensor=1"),
         ("--resume=²", "neither auto, never nor the step"),
         ("--deepspeed_config=missing.json", "no such file"),
         ("model.vocab_size=500", "vocab_size"),

@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.modeling.checkpointing import set_recompute
 from dist_metaxlm.modeling.encoder import Encoder
-from dist_metaxlm.planning.memory import Layout, estimate_memory
+from dist_metaxlm.planning.memory import estimate_memory
+from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import ParallelConfig
 
@@ -87,7 +88,7 @@ def test_less_is_kept(family: str) -> None:
 @pytest.mark.parametrize("layout", [{}, SELECTIVE, BLOCKS, EVERY_SECOND], ids=str)
 def test_the_planner_estimates_what_is_kept(family: str, layout: dict[str, Any]) -> None:
     config = config_of(family, hidden=HIDDEN, ffn=FFN, layers=LAYERS)
-    found = estimate_memory(config, Layout(1, 1, 1, False, 0), "fp32", TOKENS, 0.2, ParallelConfig(**layout))
+    found = estimate_memory(config, Layout(zero_stage=0, **layout), "fp32", TOKENS, 0.2)
     size, _, _ = backward(family, **layout)
     # What is recomputed is there once at a time, in its own backward pass.
     again = (
@@ -113,9 +114,9 @@ def test_nothing_is_kept_twice_without_gradients() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("parallel.recompute_every=2", "set recompute: blocks"),
+        ("parallel.recompute_every=2", "set parallel.recompute=blocks"),
         ("parallel.recompute=some", "none"),
-        ("parallel.offload_optimizer=true", "set zero_stage: 1, 2 or 3"),
+        ("parallel.offload_optimizer=true", "set parallel.zero_stage=1"),
     ],
 )
 def test_contradictions_are_refused(override: str, words: str) -> None:

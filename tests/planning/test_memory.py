@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from dist_metaxlm.planning.memory import PINNED_ROUNDING, Layout, estimate_host_memory, estimate_memory
+from dist_metaxlm.planning.memory import PINNED_ROUNDING, estimate_host_memory, estimate_memory
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.planning.stages import Stage, model_stages
-from dist_metaxlm.recipe.schema import ModelConfig, ParallelConfig
+from dist_metaxlm.recipe.layout import Layout
+from dist_metaxlm.recipe.schema import ModelConfig
 
 MODEL = ModelConfig(layers=12, hidden=768, heads=12, ffn=3072, vocab_size=250002)
-ALONE = Layout(tensor=1, pipeline=1, data=1, sequence=False, zero_stage=0)
+ALONE = Layout(zero_stage=0)
 TOTAL = count_parameters(MODEL).total
 
 
@@ -79,8 +80,8 @@ def test_stages_have_what_is_theirs_and_the_fullest_counts():
 def test_a_save_beside_training_needs_host_memory_and_so_does_offload():
     layout, whole = replace(ALONE, data=8, zero_stage=3), [Stage(range(MODEL.layers))]
 
-    def host(background, **saving):
-        return estimate_host_memory(MODEL, layout, "bf16", ParallelConfig(**saving), background, whole)
+    def host(background, **offload):
+        return estimate_host_memory(MODEL, replace(layout, **offload), "bf16", background, whole)
 
     assert host(False).as_dict() == {"saving": -(-12 * TOTAL // 8), "offload": 0, "total": -(-12 * TOTAL // 8)}
     assert host(True).saving == PINNED_ROUNDING * host(False).saving
@@ -105,8 +106,7 @@ def test_parts_add_up():
 def test_offload_takes_the_optimiser_off_the_device(stage):
     layout = replace(ALONE, data=8, zero_stage=stage)
     here, there = (
-        estimate_memory(MODEL, layout, "bf16", 8192, 0.15, ParallelConfig(offload_optimizer=offload))
-        for offload in (False, True)
+        estimate_memory(MODEL, replace(layout, offload_optimizer=offload), "bf16", 8192, 0.15) for offload in (False, True)
     )
     assert there.optimizer == 0 < here.optimizer
     assert there.gradients == (0 if stage == 3 else here.gradients)
@@ -118,7 +118,7 @@ def test_fp16_needs_what_bf16_needs():
 
 
 def test_recomputing_less_often_keeps_more():
-    policies = [ParallelConfig(recompute="blocks", recompute_every=k) for k in (1, 2, 3, 6, 12)]
-    sizes = [estimate_memory(MODEL, ALONE, "bf16", 8192, 0.15, policy).activations for policy in policies]
+    layouts = [replace(ALONE, recompute="blocks", recompute_every=k) for k in (1, 2, 3, 6, 12)]
+    sizes = [estimate_memory(MODEL, layout, "bf16", 8192, 0.15).activations for layout in layouts]
     assert sizes == sorted(sizes)
     assert sizes[-1] < estimate(ALONE).activations * 13 / 12

@@ -55,7 +55,7 @@ def test_every_layout_is_legal_and_listed_once(name):
         assert found.micro_batch_tokens % 512 == 0
         assert found.fits == (found.memory.total <= MEMORY_SHARE * 80e9)
         # What the plan proposes, the recipe accepts.
-        parallel = load_recipe(name, found.overrides()).parallel
+        parallel = load_recipe(name, found.layout.overrides()).parallel
         assert (parallel.tensor, parallel.pipeline, parallel.zero_stage) == (
             layout.tensor,
             layout.pipeline,

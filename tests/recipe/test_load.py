@@ -162,7 +162,7 @@ def test_mistakes_in_the_data_section_are_told_in_words(tmp_path: Path, data: st
         ("model.heads=5", "not a multiple of heads 5"),
         ("model.norm_type=rms", "rms is for family modern, whose norms have no bias, not for xlmr; set norm_type: layer"),
         ("model.norm_type=batch", "model.norm_type"),
-        ("parallel.sequence=true", "set sequence: false or tensor: 2"),
+        ("parallel.sequence=true", "set parallel.sequence=false"),
         ("phases.meta.objectives.mlm.batch_tokens=1000", "nearest: 1024"),
         ("phases.cross.objectives.contrast.group=100", "not a multiple of group 100"),
         ("phases.cross.objectives.contrast.layer=9", "more than model.layers 4"),
@@ -202,10 +202,18 @@ XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco
         (
             "pairs: 64, layer: 3, queue: 9",
             "parallel.tensor=2",
-            "not with parallel.tensor 2; set tensor: 1, or take contrast instead of xlco",
+            "needs the whole model on every rank; set parallel.tensor=1, or leave the objective out",
         ),
-        ("pairs: 64, layer: 3, queue: 9", "parallel.pipeline=2", "not with parallel.pipeline 2; set pipeline: 1"),
-        ("pairs: 64, layer: 3, queue: 9", "parallel.zero_stage=3", "not with parallel.zero_stage 3; set zero_stage: 1"),
+        (
+            "pairs: 64, layer: 3, queue: 9",
+            "parallel.pipeline=2",
+            "parallel.pipeline=2 does not go with xlco in phases.cross",
+        ),
+        (
+            "pairs: 64, layer: 3, queue: 9",
+            "parallel.zero_stage=3",
+            "parallel.zero_stage=3 does not go with xlco in phases.cross",
+        ),
         ("pairs: 65, layer: 3", "seed=1", "pairs 65 is odd, and mixup: order makes an example of two; nearest: 66"),
         (
             "pairs: 64, layer: 3, max_tokens: 65",
@@ -265,13 +273,13 @@ def test_a_flag_is_no_number(override: str) -> None:
 
 
 def test_pipeline_with_zero_2_names_the_legal_layout() -> None:
-    with pytest.raises(UserError, match="set zero_stage: 1"):
+    with pytest.raises(UserError, match=r"takes ZeRO-0 or 1; set parallel\.zero_stage=1"):
         load_recipe("quickstart", ["parallel.pipeline=2", "parallel.zero_stage=2"])
 
 
 @pytest.mark.parametrize("layout", ["tensor", "pipeline", "zero_stage"])
 def test_denoising_word_alignment_refuses_what_it_does_not_work_with(layout: str) -> None:
-    with pytest.raises(UserError, match=rf"phases.cross dwa works with parallel.{layout} 1 at most, not 2; set it to 1"):
+    with pytest.raises(UserError, match=rf"parallel.{layout}=2 does not go with dwa in .* set parallel.{layout}=1"):
         load_recipe(
             "quickstart", ["phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 2}]", f"parallel.{layout}=2"]
         )

@@ -3,12 +3,13 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training.run.layout import check_layout, layout_name
+from dist_metaxlm.training.run.layout import automatic_precision, check_layout, layout_name
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -42,10 +43,10 @@ def test_legal_layouts_pass_and_have_names() -> None:
 @pytest.mark.parametrize(
     ("overrides", "ranks", "words"),
     [
-        (["parallel.tensor=2"], 3, "does not divide 3 ranks; nearest that divides: parallel.tensor=1"),
-        (["parallel.tensor=3"], 4, "4 ranks nor model.heads=4 nor model.ffn=512; nearest that divides: parallel.tensor=2"),
-        (["parallel.tensor=8"], 8, "model.heads=4; nearest that divides: parallel.tensor=4"),
-        (["parallel.tensor=4", "model.ffn=510"], 8, "model.ffn=510; nearest that divides: parallel.tensor=2"),
+        (["parallel.tensor=2"], 3, "does not divide 3 ranks; nearest legal layout: parallel.tensor=1 parallel.pipeline=3"),
+        (["parallel.tensor=3"], 4, "4 ranks nor model.heads=4 nor model.ffn=512; nearest legal layout: parallel.tensor=2"),
+        (["parallel.tensor=8"], 8, "model.heads=4; nearest legal layout: parallel.tensor=4"),
+        (["parallel.tensor=4", "model.ffn=510"], 8, "model.ffn=510; nearest legal layout: parallel.tensor=2"),
         (
             [
                 "parallel.tensor=4",
@@ -60,16 +61,28 @@ def test_legal_layouts_pass_and_have_names() -> None:
         (
             ["parallel.pipeline=2"],
             3,
-            "does not divide the 3 ranks left by parallel.tensor=1 of 3; nearest that divides: parallel.pipeline=1",
+            "parallel.pipeline=2 does not divide 3 ranks; nearest legal layout: parallel.pipeline=3",
         ),
-        (["parallel.pipeline=4", "parallel.tensor=2"], 4, "nearest that divides: parallel.pipeline=2"),
         (
-            ["parallel.pipeline=8"],
-            8,
-            "more stages than the 4 layers, embedding and head of the model can fill; nearest: parallel.pipeline=6",
+            ["parallel.pipeline=4", "parallel.tensor=2"],
+            4,
+            "does not divide the 2 ranks left by parallel.tensor=2 of 4; nearest legal layout: parallel.pipeline=2",
         ),
+        (["parallel.pipeline=8"], 8, "embedding and head of the model can fill; nearest legal layout: parallel.pipeline=4"),
     ],
 )
 def test_refusals_name_the_nearest_legal_layout(overrides: list[str], ranks: int, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         check_layout(recipe(*overrides), "meta", on(ranks))
+
+
+def test_auto_precision_without_zero_is_refused_where_the_device_computes_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = recipe("parallel.zero_stage=0")
+    assert automatic_precision(plain) is None, "no CUDA device here"
+    check_layout(plain, "meta", on(2), automatic_precision(plain))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert automatic_precision(plain) == "bf16"
+    assert automatic_precision(recipe()) is None, "with ZeRO-1 the layout does not depend on it"
+    with pytest.raises(UserError, match=r"zero_stage=0 with bf16 .* set parallel\.zero_stage=1"):
+        check_layout(plain, "meta", on(2), automatic_precision(plain))
