@@ -69,7 +69,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_plans_and_data_do_without_torch() -> None:
-    modules = "data.prepare, dist_metaxlm.planning.plan, dist_metaxlm.recipe.load, dist_metaxlm.reporting.page"
+    modules = "preparation.prepare, dist_metaxlm.planning.plan, dist_metaxlm.recipe.load, dist_metaxlm.reporting.page"
     assert loaded(f"import dist_metaxlm.{modules}", (*HEAVY, "torch")) == set()
 
 
