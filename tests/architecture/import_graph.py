@@ -65,12 +65,16 @@ def cycles(files: Mapping[str, Path], edges: Edges) -> list[list[str]]:
 
 
 def package_arrows(graph: ImportGraph, depth: int) -> Counter[tuple[str, str]]:
-    """How many imports lead from one package to another; a package is the first `depth` parts of a module's name."""
+    """How many imports lead from one package to another; a package is the first `depth` parts of a module's name.
+
+    Trees that hold no package (folders of scripts) have no arrows.
+    """
+    packages = {name.split(".")[0] for name, path in graph.files.items() if path.name == "__init__.py"}
     arrows: Counter[tuple[str, str]] = Counter()
     for name, targets in graph.all.items():
         for target in targets:
             ends = (package_of(name, depth), package_of(target, depth))
-            if ends[0] != ends[1] and "" not in ends:
+            if ends[0] != ends[1] and "" not in ends and name.split(".")[0] in packages:
                 arrows[ends] += 1
     return arrows
 

@@ -142,8 +142,7 @@ def _imports(graph: import_graph.ImportGraph, layers: dict[str, int]) -> dict[st
     every = import_graph.cycles(graph.files, graph.all)
     arrows = import_graph.package_arrows(graph, depth=2)
     if layers:
-        inside = Counter({ends: n for ends, n in arrows.items() if all(e.rpartition(".")[2] in layers for e in ends)})
-        upward = import_graph.upward_by_layers(inside, layers)
+        upward = import_graph.upward_by_layers(arrows, layers)
     else:
         upward = import_graph.upward_by_order(arrows)
     most = max(graph.imported, key=lambda name: (graph.imported[name], name))
