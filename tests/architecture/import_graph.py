@@ -23,6 +23,8 @@ class ImportGraph:
     """Imports inside functions, and those for type checkers only."""
     imported: dict[str, int] = field(default_factory=dict)
     """Of every module, how many different modules it imports, other distributions' included."""
+    packages: set[str] = field(default_factory=set)
+    """Top-level packages, as against folders of scripts."""
 
     @property
     def all(self) -> dict[str, set[str]]:
@@ -35,7 +37,8 @@ def build(roots: Mapping[str, Path], trees: Mapping[Path, ast.Module]) -> Import
     files = {
         _module_name(prefix, root, path): path for prefix, root in roots.items() for path in trees if root in path.parents
     }
-    graph = ImportGraph(files=files)
+    packages = {prefix.split(".")[0] for prefix, root in roots.items() if (root / "__init__.py").is_file()}
+    graph = ImportGraph(files=files, packages=packages)
     for name, path in files.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         targets = list(_imports(trees[path], package))
@@ -69,12 +72,11 @@ def package_arrows(graph: ImportGraph, depth: int) -> Counter[tuple[str, str]]:
 
     Trees that hold no package (folders of scripts) have no arrows.
     """
-    packages = {name.split(".")[0] for name, path in graph.files.items() if path.name == "__init__.py"}
     arrows: Counter[tuple[str, str]] = Counter()
     for name, targets in graph.all.items():
         for target in targets:
             ends = (package_of(name, depth), package_of(target, depth))
-            if ends[0] != ends[1] and "" not in ends and name.split(".")[0] in packages:
+            if ends[0] != ends[1] and "" not in ends and name.split(".")[0] in graph.packages:
                 arrows[ends] += 1
     return arrows
 

@@ -270,7 +270,7 @@ def main() -> int:
 def import_graph_of(paths: Sequence[Path]) -> import_graph.ImportGraph:
     """The import graph of the trees below `paths`."""
     files = files_below(paths)
-    return import_graph.build(roots_of(paths), {file: measure_file(file)[1] for file in files})
+    return import_graph.build(roots_of(paths), {file: ast.parse(file.read_text(encoding="utf-8")) for file in files})
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def on_files(files: Any, config: Any) -> Any:
 def pages() -> dict[str, str]:
     """Path below the site -> text."""
     layers = measure.layers_near(ROOT / "dist_metaxlm")
-    result = {target: with_site_links((ROOT / name).read_text(encoding="utf-8")) for name, target in TOP_LEVEL.items()}
+    result = top_level_pages()
     result["architecture.svg"] = _picture(layers)
     result["reference/recipes.md"] = _recipes()
     result["reference/recipe-fields.md"] = _fields()
@@ -45,6 +45,11 @@ def pages() -> dict[str, str]:
     result["reference/api.md"] = _api_index(packages, layers)
     result |= {f"reference/api/{name}.md": _api_page(name, modules) for name, modules in packages.items()}
     return result
+
+
+def top_level_pages() -> dict[str, str]:
+    """The pages that lie beside the README, as pages of the site."""
+    return {target: with_site_links((ROOT / name).read_text(encoding="utf-8")) for name, target in TOP_LEVEL.items()}
 
 
 def with_site_links(text: str) -> str:
