@@ -48,7 +48,7 @@ def pages() -> dict[str, str]:
 
 
 def top_level_pages() -> dict[str, str]:
-    """The pages that lie beside the README, as pages of the site."""
+    """The top-level pages, as pages of the site."""
     return {target: with_site_links((ROOT / name).read_text(encoding="utf-8")) for name, target in TOP_LEVEL.items()}
 
 
