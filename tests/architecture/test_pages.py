@@ -50,7 +50,7 @@ def test_paths_and_modules_exist(page: Path) -> None:
 
 
 def is_module(name: str) -> bool:
-    """Whether a dotted name begins with a module or package, of which at most the last two parts are names inside."""
+    """Whether a dotted name begins with a module; at most its last two parts are names inside that module."""
     parts = name.split(".")[1:]
     folder = ROOT if parts[0] in ("kernels", "ds_configs") else ROOT / "dist_metaxlm"
     for end in range(len(parts), max(0, len(parts) - 3), -1):
