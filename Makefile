@@ -17,7 +17,7 @@ DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_availa
 LAUNCH = trap '' INT; command=$(COMMAND) && DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $$command
 
 .PHONY: setup demo test test-nodes scaling-nodes fuzz layouts precision check-cleaning check-convert known-case kernels \
-	kernels-aot kernels-cuda-aot gpu-check lint format types clean
+	kernels-aot kernels-cuda-aot gpu-check lint format types docs measure clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
@@ -122,5 +122,19 @@ format: setup
 types: setup
 	$(BIN)/mypy
 
+# The documentation site in site/; fails for a dead link, a missing page or a warning. SITE= names another folder.
+SITE ?= site
+docs: setup $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir $(SITE)
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[docs]'
+	touch $@
+
+# Sizes, imports, documentation and types of the code beside those of other trainers.
+measure: setup
+	$(BIN)/python tests/architecture/measure.py dist_metaxlm kernels launch --compare \
+		--output docs/results/$$(date +%F)-architecture.md
+
 clean:
-	rm -rf $(VENV) runs data build *.egg-info
+	rm -rf $(VENV) runs data build site *.egg-info
