@@ -13,6 +13,8 @@ from dist_metaxlm.recipe.schema import Recipe
 NAME = "settings.json"
 _MADE = ("corpus", "heldout", "tokenizer.model", "store")
 """What is prepared, each from the ones before it."""
+_LATER_FIELDS = {"data.reading.on_error": "refuse", "data.reading.max_skipped": 0.01}
+"""Fields that older data know nothing of, and the values that change nothing; left out where they have these."""
 _USED_BY = {"data.heldout_strings": "heldout", "model.vocab_size": "tokenizer.model", "data.max_pair_tokens": "store"}
 """Settings that nothing before this one follows from; those of the tokenizer are its own, all others the corpus's."""
 
@@ -23,9 +25,16 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     for name, value in recipe.data.model_dump(mode="json").items():
         if name in ("tokenizer", "reading", "cleaning"):
             flat |= {f"data.{name}.{field}": part for field, part in value.items()}
+        elif name in ("text", "bitext"):
+            flat[f"data.{name}"] = {language: _said(sources) for language, sources in value.items()}
         elif name != "directory":
             flat[f"data.{name}"] = value
-    return flat
+    return {field: value for field, value in flat.items() if field not in _LATER_FIELDS or value != _LATER_FIELDS[field]}
+
+
+def _said(sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sources of a language without the fields that a recipe leaves empty."""
+    return {name: {field: value for field, value in source.items() if value is not None} for name, source in sources.items()}
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -44,11 +53,12 @@ def check_settings(recipe: Recipe) -> None:
             f"{path} is damaged, so nobody knows what the data in {directory} were made with; delete that "
             "folder and run launch/prepare.py again, or put the file back"
         ) from None
-    for field, value in settings(recipe).items():
+    for field, value in {**_LATER_FIELDS, **settings(recipe)}.items():
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
         stale = [name for name in _MADE[_MADE.index(user) :] if (directory / name).exists()]
-        if made.get(field) != value and stale:
-            field, before, now = _difference(field, made.get(field), value)
+        before = made.get(field, _LATER_FIELDS.get(field))
+        if before != value and stale:
+            field, before, now = _difference(field, before, value)
             what = f"delete {', '.join(stale)} there" if user != "corpus" else "delete that folder"
             keep = (
                 f", and for a trained model data.tokenizer.path to {directory / 'tokenizer.model'}"
