@@ -8,7 +8,8 @@ from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import Place, decoded, expand, kind, lines, shown, whole
-from dist_metaxlm.preparation.readers.records import json_lines
+from dist_metaxlm.preparation.readers.records import json_lines, paragraphs
+from dist_metaxlm.preparation.readers.token_lines import token_rows
 from dist_metaxlm.recipe.data import EvaluationFiles
 from dist_metaxlm.text import counted
 
@@ -71,7 +72,7 @@ def _strings(value: Any) -> Iterator[str]:
     while left:
         value = left.pop()
         if isinstance(value, str):
-            yield from (line for line in value.splitlines() if line.strip())
+            yield from paragraphs(value)
         elif isinstance(value, list):
             left += reversed(value)
         elif isinstance(value, dict):
@@ -80,20 +81,15 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _tokens(place: Place, column: int, limit: int) -> Iterator[str]:
     sentence: list[str] = []
-    for number, line in lines(place, limit):
-        cells = line.split("\t") if "\t" in line else line.split()
-        if not line.strip():
+    for row in token_rows(place, column, limit=limit, strict=False):
+        if row is None:
             if sentence:
                 yield " ".join(sentence)
             sentence = []
-        elif line.startswith("# ") and "\t" not in line:
             continue
-        elif len(cells) < column:
+        where, cells, _ = row
+        if len(cells) < column:
             raise UserError(
-                f"{shown(place)}, line {number} has {counted(len(cells), 'column')} and no column {column}; "
-                f"correct token_column in {FIELD}"
+                f"{where} has {counted(len(cells), 'column')} and no column {column}; correct token_column in {FIELD}"
             )
-        else:
-            sentence.append(cells[column - 1])
-    if sentence:
-        yield " ".join(sentence)
+        sentence.append(cells[column - 1])
