@@ -39,7 +39,6 @@ from dist_metaxlm.preparation import prepare
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
-from dist_metaxlm.reporting.metrics import json_lines
 from dist_metaxlm.text import counted
 from dist_metaxlm.training.checkpointing.checkpoint import checkpoint_to_resume, restore
 from dist_metaxlm.training.checkpointing.disk_space import check_room
@@ -247,7 +246,7 @@ def finish(folder: PhaseFolder, progress: Progress, topology: Topology) -> None:
     """Mark the phase as finished with its last logged loss."""
     import json
 
-    last = json.loads(json_lines(folder.metrics)[-1])
+    last = json.loads(folder.metrics.read_text(encoding="utf-8").rstrip("\n").split("\n")[-1])
     folder.finish(
         {
             "steps": progress.step,

@@ -50,8 +50,8 @@ class Questions:
             there = first.context[start : start + len(answer)] if start >= 0 else ""
             raise UserError(
                 f"{first.file}: answer_start of {len(wrong)} of {counted(len(train), 'question')} does not point at the "
-                f"answer (the first: {first.identity!r}, where {there[:40]!r} is at {start} instead of {answer[:40]!r}); correct "
-                "it, in characters of the context from 0, not bytes, or leave these questions out"
+                f"answer (the first: {first.identity!r}, where {there[:40]!r} is at {start} instead of {answer[:40]!r}); "
+                "correct it, in characters of the context from 0, not bytes, or leave these questions out"
             )
 
     def model(self, folder: str) -> Any:

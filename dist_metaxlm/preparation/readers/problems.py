@@ -57,15 +57,20 @@ class Problems(Report):
     """Problems that cannot be skipped."""
     quoted: list[str] = field(default_factory=list)
     """The first ones, of each kind at most QUOTED."""
+    first: str = ""
+    """The first one by which text is lost."""
 
     def record(self, error: UserError) -> None:
         """Count and quote."""
+        self.first = self.first or str(error)
         self.records += 1
         self._quote(error, self.records)
 
     def file(self, error: UserError) -> None:
         """Count by its kind, and quote."""
         kind = "empty" if isinstance(error, Empty) else "wrong" if isinstance(error, WrongRecipe) else "files"
+        if kind != "empty":
+            self.first = self.first or str(error)
         number = getattr(self, kind) + 1
         setattr(self, kind, number)
         self._quote(error, number)
@@ -88,20 +93,19 @@ class Problems(Report):
         `what` names the recipe's field, `files` and `records` count all that there were, the unreadable ones included.
         """
         if reading.on_error == "refuse":
+            if self.total == 1 and not self.wrong:
+                return [f"{self.quoted[0]}, or leave out what cannot be read with data.reading.on_error: skip"]
             hidden = self.total - len(self.quoted)
             return self.quoted + ([f"{what}: {counted(hidden, 'more problem', ',')} of these kinds"] if hidden else [])
         if self.wrong:
             return self.quoted
         shares = [
             f"{what}: {number:,} of {counted(of, unit, ',')} cannot be read, more than data.reading.max_skipped "
-            f"{reading.max_skipped:g} lets pass (the first: {self._first()}); mend them, or raise max_skipped"
+            f"{reading.max_skipped:g} lets pass (the first: {self.first}); mend them, or raise max_skipped"
             for number, of, unit in ((self.files, files, "file"), (self.records, records, "record"))
             if number > reading.max_skipped * of
         ]
         return shares
-
-    def _first(self) -> str:
-        return next((sentence for sentence in self.quoted if "is empty" not in sentence), self.quoted[0])
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest: what was left out, and the first reasons."""

@@ -73,7 +73,8 @@ def token_rows(
                 yield from _row(place, *row, layout, comments, strict)
         else:
             yield from _row(place, number, line, layout, comments, strict)
-    if layout is None and (words := [line for _, line in waiting if line.startswith("#")]):
+    words = [line for _, line in waiting if line.startswith("#") and not (comments and line.startswith(comments))]
+    if layout is None and words:
         layout = _layout(words[0], token_column)
         for row in waiting:
             yield from _row(place, *row, layout, comments, strict)
