@@ -52,8 +52,8 @@ class Sources:
 def sources(config: DataConfig) -> Sources:
     """The files of a recipe with `corpus: files`.
 
-    Errors: UserError for a pattern that names no file, an empty file, an unknown format, a name that cannot name files, and
-    text that two languages claim.
+    Errors: UserError for a name that cannot name files and for text that two languages claim; one for all patterns that
+    name no file and, as `data.reading.on_error` says, empty files and unknown formats.
     """
     if not config.text:
         raise UserError(
@@ -62,7 +62,6 @@ def sources(config: DataConfig) -> Sources:
         )
     for language in {*config.text, *(code for pair in config.bitext for code in pair.split("-"))}:
         _check_name(language, "language code", "'en' or 'zh_Hant'")
-    evaluation_files(config.cleaning.decontaminate)
     found: dict[str, dict[str, dict[str, Sequence[PairPlace]]]] = {"text": {}, "bitext": {}}
     declared: dict[str, Mapping[str, Mapping[str, TextSource | BitextSource]]] = {
         "text": config.text,
@@ -70,6 +69,10 @@ def sources(config: DataConfig) -> Sources:
     }
     problems: dict[str, Problems] = {}
     refused: list[str] = []
+    try:
+        evaluation_files(config.cleaning.decontaminate)
+    except UserError as error:
+        refused.append(str(error))
     for what, languages in declared.items():
         for language, named in sorted(languages.items()):
             if not named:

@@ -134,6 +134,6 @@ def raise_all(sentences: Sequence[str]) -> None:
         raise UserError(sentences[0])
     if sentences:
         raise UserError(
-            f"{counted(len(sentences), 'problem')} in the files of the recipe (with data.reading.on_error: skip those "
-            "that can be left out are left out and counted):\n  " + "\n  ".join(sentences)
+            f"{counted(len(sentences), 'problem')} in the files of the recipe (data.reading.on_error: skip leaves out and "
+            "counts those of data.text and data.bitext that can be left out):\n  " + "\n  ".join(sentences)
         )
