@@ -13,8 +13,9 @@ from dist_metaxlm.recipe.schema import Recipe
 NAME = "settings.json"
 _MADE = ("corpus", "heldout", "tokenizer.model", "store")
 """What is prepared, each from the ones before it."""
-_LATER_FIELDS = {"data.reading.on_error": "refuse", "data.reading.max_skipped": 0.01}
-"""Fields that older data know nothing of, and the values that change nothing; left out where they have these."""
+_POLICY, _STRICT = "data.reading.on_error", "refuse"
+"""Kept only where it is another: data in which nothing was left out are the same under every policy, and older data have
+no such field. How much may be left out (`max_skipped`) changes nothing in what was made."""
 _USED_BY = {"data.heldout_strings": "heldout", "model.vocab_size": "tokenizer.model", "data.max_pair_tokens": "store"}
 """Settings that nothing before this one follows from; those of the tokenizer are its own, all others the corpus's."""
 
@@ -29,7 +30,10 @@ def settings(recipe: Recipe) -> dict[str, Any]:
             flat[f"data.{name}"] = {language: _said(sources) for language, sources in value.items()}
         elif name != "directory":
             flat[f"data.{name}"] = value
-    return {field: value for field, value in flat.items() if field not in _LATER_FIELDS or value != _LATER_FIELDS[field]}
+    del flat["data.reading.max_skipped"]
+    if flat[_POLICY] == _STRICT:
+        del flat[_POLICY]
+    return flat
 
 
 def _said(sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -53,11 +57,11 @@ def check_settings(recipe: Recipe) -> None:
             f"{path} is damaged, so nobody knows what the data in {directory} were made with; delete that "
             "folder and run launch/prepare.py again, or put the file back"
         ) from None
-    for field, value in {**_LATER_FIELDS, **settings(recipe)}.items():
+    for field, value in {_POLICY: _STRICT, **settings(recipe)}.items():
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
         stale = [name for name in _MADE[_MADE.index(user) :] if (directory / name).exists()]
-        before = made.get(field, _LATER_FIELDS.get(field))
-        if before != value and stale:
+        before = made.get(field, _STRICT if field == _POLICY else None)
+        if before != value and stale and not (field == _POLICY and before == _STRICT):
             field, before, now = _difference(field, before, value)
             what = f"delete {', '.join(stale)} there" if user != "corpus" else "delete that folder"
             keep = (

@@ -32,7 +32,9 @@ from dist_metaxlm.evaluation.tasks.tagging import Tagging
 from dist_metaxlm.preparation.corpus import corpus
 from dist_metaxlm.preparation.readers import dispatch as readers
 from dist_metaxlm.preparation.readers.evaluation import evaluation_texts
+from dist_metaxlm.preparation.settings import check_settings, write_settings
 from dist_metaxlm.recipe.data import DataConfig, EvaluationFiles, ReadingConfig
+from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.reporting.metrics import read_metrics
 
 BREAKS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
@@ -186,6 +188,25 @@ def short_languages(folder: Path) -> Any:
     return Windows([Tokens(3), Tokens(90), Tokens(5)], ["language aa", "language bb", "language cc"], 64, ("k",))  # type: ignore[list-item]
 
 
+def policy_of_made_data(folder: Path) -> list[str]:
+    """What prepared data say of a recipe with another policy: nothing, unless files may have been left out of them."""
+    (folder / "corpus").mkdir()
+
+    def recipe(policy: str, most: float) -> Any:
+        fields = [f"data.directory={folder}", f"data.reading.on_error={policy}", f"data.reading.max_skipped={most}"]
+        return load_recipe("quickstart", fields)
+
+    said = []
+    for before, now in (("refuse", "skip"), ("skip", "skip"), ("skip", "refuse")):
+        write_settings(recipe(before, 0.01))
+        try:
+            check_settings(recipe(now, 0.2))
+            said.append("taken")
+        except UserError as error:
+            said.append("refused" if "data.reading.on_error='skip'" in str(error) else str(error))
+    return said
+
+
 # Row 6: comments exist in one format only; a label set is declared.
 MULTI = "_\t_\t_\t_\t_\t_"
 
@@ -337,6 +358,7 @@ CASES = [
         lambda f: made(f, on_error="skip", more={"part-4.jsonl": b"{\n" * 9}),
         refused("9 of 309 records", "max_skipped 0.01", "part-4.jsonl, line 1"),
     ),
+    Case(3, "policy of made data", policy_of_made_data, ["taken", "taken", "refused"]),
     Case(3, "short languages", short_languages, refused("language aa has 3 tokens, language cc has 5 tokens")),
     Case(3, "a folder", lambda f: readers.expand([str(f)], "data.text.en"), refused("is a folder", "/*.txt")),
     Case(
@@ -418,8 +440,6 @@ def spark(folder: Path) -> list[Any]:
 
 def recipes(folder: Path) -> None:
     """Print what the corpus step makes of every recipe below a folder, under both policies."""
-    from dist_metaxlm.recipe.load import load_recipe
-
     for path in sorted(folder.rglob("*.yaml")):
         for policy in ("refuse", "skip"):
             with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(path.parent):
