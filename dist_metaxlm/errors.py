@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import sys
@@ -33,6 +34,7 @@ class StoppedInGoodOrder(Exception):
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and turn its outcome into an exit code: no traceback for what a user or a disk caused."""
+    print_any_text()
     try:
         code = main() or EXIT_DONE
     except UserError as error:
@@ -53,6 +55,16 @@ def run_command(main: Callable[[], int | None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def print_any_text() -> None:
+    """Let standard output and error print any text: what their encoding lacks as an escape such as `\\u6c49`.
+
+    Else one character that a Latin-1 or ASCII terminal lacks would end a command whose work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _io_code(error: OSError) -> int:

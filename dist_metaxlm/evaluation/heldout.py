@@ -14,6 +14,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.embed import embed
 from dist_metaxlm.evaluation.measures.perplexity import mask_sentence, masked_perplexity, read_prose
 from dist_metaxlm.evaluation.measures.retrieval import distinct_pairs, precision_at_1
+from dist_metaxlm.preparation.readers.files import lines
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder
@@ -32,12 +33,12 @@ def read_strings(path: Path, english: bool = True) -> list[dict[str, str]]:
     if not path.is_file():
         raise UserError(f"no held-out strings at {path}; prepare the data first: python launch/prepare.py store")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in lines(path):  # not str.splitlines: a string may hold U+2028, which ends no line of JSON
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not all(isinstance(text, str) for text in row.values()):
             raise UserError(f"{path} line {number} is not an object of language: string; prepare the data again")

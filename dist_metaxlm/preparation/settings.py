@@ -13,6 +13,9 @@ from dist_metaxlm.recipe.schema import Recipe
 NAME = "settings.json"
 _MADE = ("corpus", "heldout", "tokenizer.model", "store")
 """What is prepared, each from the ones before it."""
+_POLICY, _STRICT = "data.reading.on_error", "refuse"
+"""Kept only where it is another: data in which nothing was left out are the same under every policy, and older data have
+no such field. How much may be left out (`max_skipped`) changes nothing in what was made."""
 _USED_BY = {"data.heldout_strings": "heldout", "model.vocab_size": "tokenizer.model", "data.max_pair_tokens": "store"}
 """Settings that nothing before this one follows from; those of the tokenizer are its own, all others the corpus's."""
 
@@ -23,9 +26,19 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     for name, value in recipe.data.model_dump(mode="json").items():
         if name in ("tokenizer", "reading", "cleaning"):
             flat |= {f"data.{name}.{field}": part for field, part in value.items()}
+        elif name in ("text", "bitext"):
+            flat[f"data.{name}"] = {language: _said(sources) for language, sources in value.items()}
         elif name != "directory":
             flat[f"data.{name}"] = value
+    del flat["data.reading.max_skipped"]
+    if flat[_POLICY] == _STRICT:
+        del flat[_POLICY]
     return flat
+
+
+def _said(sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sources of a language without the fields that a recipe leaves empty."""
+    return {name: {field: value for field, value in source.items() if value is not None} for name, source in sources.items()}
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -44,11 +57,12 @@ def check_settings(recipe: Recipe) -> None:
             f"{path} is damaged, so nobody knows what the data in {directory} were made with; delete that "
             "folder and run launch/prepare.py again, or put the file back"
         ) from None
-    for field, value in settings(recipe).items():
+    for field, value in {_POLICY: _STRICT, **settings(recipe)}.items():
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
         stale = [name for name in _MADE[_MADE.index(user) :] if (directory / name).exists()]
-        if made.get(field) != value and stale:
-            field, before, now = _difference(field, made.get(field), value)
+        before = made.get(field, _STRICT if field == _POLICY else None)
+        if before != value and stale and not (field == _POLICY and before == _STRICT):
+            field, before, now = _difference(field, before, value)
             what = f"delete {', '.join(stale)} there" if user != "corpus" else "delete that folder"
             keep = (
                 f", and for a trained model data.tokenizer.path to {directory / 'tokenizer.model'}"

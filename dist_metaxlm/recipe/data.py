@@ -27,6 +27,14 @@ class TokenizerConfig(Section):
     """Spell unknown characters as bytes instead of `<unk>`."""
 
 
+def _refuse_one_column(columns: tuple[int, int] | None, field: str) -> None:
+    if columns and len(set(columns)) == 1:
+        raise ValueError(
+            f"{field} {list(columns)} names one column for both sides; name the columns of the sentence and of "
+            "its translation"
+        )
+
+
 class TextSource(Section):
     """One source of text of a language."""
 
@@ -34,6 +42,12 @@ class TextSource(Section):
     """Paths, globs or fsspec URLs; the format follows from the name (docs/data.md)."""
     weight: float = Field(1.0, gt=0)
     """How often this source is drawn, relative to its size, beside the others of its language."""
+    format: Literal["txt", "jsonl", "json", "tsv", "parquet", "po", "mo"] | None = None
+    """Format of all files of this source, whatever their names end in; empty: by the name."""
+    text_field: str | None = None
+    """`reading.text_field` of this source."""
+    text_column: Column | None = None
+    """`reading.text_column` of this source."""
 
 
 class MosesPair(Section):
@@ -48,6 +62,15 @@ class BitextSource(Section):
 
     files: list[str | MosesPair] = Field(min_length=1)
     """Paths, globs or fsspec URLs, or `{moses: [a.en, a.fr]}`."""
+    format: Literal["tsv", "jsonl", "json", "parquet", "tmx", "po", "mo"] | None = None
+    """Format of all files of this source but Moses files, whatever their names end in; empty: by the name."""
+    pair_columns: tuple[Column, Column] | None = None
+    """`reading.pair_columns` of this source."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BitextSource:
+        _refuse_one_column(self.pair_columns, "pair_columns")
+        return self
 
 
 class ReadingConfig(Section):
@@ -61,6 +84,24 @@ class ReadingConfig(Section):
     """Columns, from 1, of a TSV file in `data.bitext` that hold the two sides; empty: a line has exactly two."""
     max_line_characters: int = Field(10_000_000, ge=1000, le=100_000_000)
     """Longest line or cell, in characters; a longer one is refused, so that reading takes bounded memory."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """Files without text, and files and records that cannot be read: `refuse` lists them all and stops; `skip` leaves
+    them out and counts them in the manifest and the log."""
+    max_skipped: float = Field(0.01, ge=0, le=1)
+    """With `on_error: skip`: largest share of the records, and of the files, of a language or pair that may be unreadable.
+    Files without text lose nothing and do not count."""
+
+    def of_source(self, source: TextSource | BitextSource | None) -> SourceReading:
+        """These settings with those that one source sets for itself."""
+        own = {} if source is None else source.model_dump(exclude={"files", "weight"}, exclude_none=True)
+        return SourceReading(**{**self.model_dump(), **own})
+
+
+class SourceReading(ReadingConfig):
+    """How the files of one source are read."""
+
+    format: str | None = None
+    """Format of its files, such as "jsonl"; empty: by their names."""
 
 
 class NearDuplicates(Section):
@@ -156,11 +197,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
-        if self.reading.pair_columns and len(set(self.reading.pair_columns)) == 1:
-            raise ValueError(
-                f"reading.pair_columns {list(self.reading.pair_columns)} names one column for both sides; name "
-                "the columns of the sentence and of its translation"
-            )
+        _refuse_one_column(self.reading.pair_columns, "reading.pair_columns")
         if self.corpus == "quickstart" and (self.text or self.bitext):
             raise ValueError("corpus quickstart brings its own text; remove text and bitext, or set corpus: files")
         for pair in self.bitext:

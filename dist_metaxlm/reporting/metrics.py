@@ -26,7 +26,7 @@ def read_metrics(path: Path) -> list[Record]:
     if not path.is_file():
         return []
     records: list[Record] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in json_lines(path):
         record = _parse(line)
         if record is None:
             continue
@@ -36,10 +36,15 @@ def read_metrics(path: Path) -> list[Record]:
     return records
 
 
+def json_lines(path: Path) -> list[str]:
+    """Lines of a file with a JSON value a line. `str.splitlines` would also end them at U+2028 inside of a string."""
+    return path.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
+
+
 def _parse(line: str) -> Record | None:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 

@@ -125,7 +125,9 @@ class Workers:
         with self._lock:
             if self._asked is not None:
                 return EXIT_AGAIN
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, text=True)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment, encoding="utf-8", errors="replace"
+            )
             self._running[process.pid] = process
         try:
             code = process.wait()

@@ -246,7 +246,7 @@ def finish(folder: PhaseFolder, progress: Progress, topology: Topology) -> None:
     """Mark the phase as finished with its last logged loss."""
     import json
 
-    last = json.loads(folder.metrics.read_text(encoding="utf-8").splitlines()[-1])
+    last = json.loads(folder.metrics.read_text(encoding="utf-8").rstrip("\n").split("\n")[-1])
     folder.finish(
         {
             "steps": progress.step,

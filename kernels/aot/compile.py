@@ -164,7 +164,12 @@ def cuobjdump(action: str, path: str) -> str:
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"}  # it starts nvdisasm
     return subprocess.run(
-        [tools / "cuobjdump", action, path], capture_output=True, text=True, check=True, env=environment
+        [tools / "cuobjdump", action, path],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        env=environment,
     ).stdout
 
 

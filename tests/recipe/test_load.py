@@ -132,7 +132,10 @@ def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
     ("data", "words"),
     [
         ("text: {en: {files: [a.txt], weight: 2}}", "write en: {web: {files: ...}}, or en: [...]"),
-        ("text: {en: {web: [a.txt]}}", "data.text.en.web is a list where a section with the keys files, weight belongs"),
+        (
+            "text: {en: {web: [a.txt]}}",
+            "data.text.en.web is a list where a section with the keys files, weight, format, text_field",
+        ),
         ("text: {en: }", "en names no files; write en: [...]"),
         ("text: {12: [a.txt]}", "data.text.12: Input should be a valid string (got 12); put it in quotes"),
         ("text: {en: {web: {files: [a.txt], weight: .inf}}}", "data.text.en.web.weight: Input should be a finite number"),

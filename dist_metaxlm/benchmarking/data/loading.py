@@ -26,6 +26,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import PhaseConfig
+from dist_metaxlm.reporting.metrics import json_lines
 from dist_metaxlm.training.run.run_folder import environment
 
 LANGUAGES = 100
@@ -114,7 +115,7 @@ def measure_loading(folder: Path, runs: int) -> dict[str, Any]:
 def wait_shares(path: Path) -> dict[str, Any]:
     """Share of its time that a training run waited for data: median and largest over the log intervals of `path`."""
     try:
-        shares = [json.loads(line)["data_wait_share"] for line in path.read_text(encoding="utf-8").splitlines()]
+        shares = [json.loads(line)["data_wait_share"] for line in json_lines(path)]
     except (OSError, ValueError, KeyError):
         shares = []
     if not shares:
@@ -150,7 +151,9 @@ def _open_in_a_fresh_process(folder: Path) -> dict[str, float]:
         "import json, sys; from dist_metaxlm.benchmarking.data.loading import open_once; "
         "print(json.dumps(open_once(sys.argv[1])))"
     )
-    result = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, encoding="utf-8", errors="replace", check=True
+    )
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -179,5 +182,5 @@ def _peak_mb() -> float:
     status = Path("/proc/self/status")
     if not status.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6

@@ -81,7 +81,14 @@ def _commands(words: list[str], baseline: Path) -> dict[str, list[str]]:
 def _timed(command: list[str]) -> tuple[float, float]:
     """Wall and CPU seconds of a command with all its processes."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise UserError(f"{' '.join(command[:6])} ... failed: {done.stderr.strip()[-500:]}")

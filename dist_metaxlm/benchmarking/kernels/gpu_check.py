@@ -152,7 +152,12 @@ def runner(script: Path) -> Runner:
 def _run(script: Path, arguments: list[str], seconds: float) -> tuple[int, str, str]:
     try:
         done = subprocess.run(
-            [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=seconds, check=False
+            [sys.executable, str(script), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired as late:
         errors = late.stderr.decode("utf-8", "replace") if isinstance(late.stderr, bytes) else late.stderr or ""

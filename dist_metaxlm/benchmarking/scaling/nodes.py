@@ -51,7 +51,9 @@ def on_nodes(
                 "--job",
                 json.dumps(job),
             ]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
         return reported(done.returncode, done.stdout, done.stderr, f"{counted(count, 'node')} with {job['overrides']}")
 
     counts = [1 << power for power in range(len(hosts).bit_length()) if 1 << power < len(hosts)]

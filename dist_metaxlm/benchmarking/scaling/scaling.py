@@ -138,7 +138,8 @@ def run_here(ranks: int, job: Job) -> Job:
     processes = [
         subprocess.Popen(
             command,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={

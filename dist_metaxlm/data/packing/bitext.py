@@ -63,21 +63,23 @@ class BitextWindows(OrderedPairs):
     def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int, keys: tuple[str | int, ...]) -> None:
         """Pack the bitexts `corpora`, called `names`, into windows of `length`; `keys` name the random streams.
 
-        Raises UserError for a corpus without pairs, or whose pairs are longer than a window.
+        Raises UserError naming all corpora without pairs, or whose pairs are longer than a window.
         """
         super().__init__(corpora, names, length, keys)
+        unfit = []
         for name, starts in zip(names, self._document_starts, strict=True):
             count = len(starts) - 1
-            if count < 1 or int(starts[-1]) > count * length:
-                why = (
-                    "no translation pair"
-                    if count < 1
-                    else (f"pairs of {int(starts[-1]) // count} tokens on average, more than sequence_length {length}")
-                )
-                raise UserError(
-                    f"{name} has {why}; prepare the store again with bitext for it and max_pair_tokens up to "
-                    f"{length}, or leave it out of languages"
-                )
+            if count < 1:
+                unfit.append(f"{name} has no translation pair")
+            elif int(starts[-1]) > count * length:
+                size = int(starts[-1]) // count
+                unfit.append(f"{name} has pairs of {size} tokens on average, more than sequence_length {length}")
+        if unfit:
+            it = "it" if len(unfit) == 1 else "them"
+            raise UserError(
+                f"{', '.join(unfit)}; prepare the store again with bitext for {it} and max_pair_tokens up to {length}, or "
+                f"leave {it} out of languages"
+            )
         self._plans = [plan_chunks(starts, length) for starts in self._document_starts]
         self._per_chunk = np.array([plan.windows for plan in self._plans], np.int64)
         self.counts = np.array([plan.chunks * plan.windows for plan in self._plans], np.int64)

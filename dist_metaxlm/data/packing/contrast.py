@@ -45,12 +45,13 @@ class ContrastPairs(OrderedPairs):
         """Pack pairs of `corpora`, called `names`, into windows of `length` tokens; `keys` name the random streams."""
         super().__init__(corpora, names, length, keys)
         self._counts = np.array([len(starts) - 1 for starts in self._document_starts], np.int64)
-        for name, count in zip(names, self._counts.tolist(), strict=True):
-            if count < 1:
-                raise UserError(
-                    f"{name} has no translation pair; prepare the store again with bitext for it, "
-                    "or list phases.*.languages without it"
-                )
+        empty = [name for name, count in zip(names, self._counts.tolist(), strict=True) if count < 1]
+        if empty:
+            verb, it = ("has", "it") if len(empty) == 1 else ("have", "them")
+            raise UserError(
+                f"{', '.join(empty)} {verb} no translation pair; prepare the store again with bitext for {it}, "
+                f"or list phases.*.languages without {it}"
+            )
 
     def locate(self, corpus: np.ndarray, ordinal: np.ndarray) -> np.ndarray:
         """[P] int64: document of `corpus` that is number `ordinal` of it (both [P]), from 0 for ever."""

@@ -45,16 +45,21 @@ class Windows(Ordered):
     def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int, keys: tuple[str | int, ...]) -> None:
         """Cut `corpora`, called `names`, into windows of `length` tokens; `keys` name the random streams.
 
-        Raises UserError for a corpus shorter than one window.
+        Raises UserError naming all corpora that are shorter than one window.
         """
         super().__init__(corpora, names, length, keys)
         self._corpora = list(corpora)
-        for name, tokens in zip(names, self._tokens, strict=True):
-            if len(tokens) < length:
-                raise UserError(
-                    f"{name} has {counted(len(tokens), 'token')}, less than one window of sequence_length "
-                    f"{length}; give it more text, set a smaller sequence_length, or leave it out of languages"
-                )
+        short = [
+            f"{name} has {counted(len(tokens), 'token')}"
+            for name, tokens in zip(names, self._tokens, strict=True)
+            if len(tokens) < length
+        ]
+        if short:
+            it = "it" if len(short) == 1 else "them"
+            raise UserError(
+                f"{', '.join(short)}, less than one window of sequence_length {length}; give {it} more text, set a smaller "
+                f"sequence_length, or leave {it} out of languages"
+            )
         self._rows = [np.lib.stride_tricks.sliding_window_view(tokens, length) for tokens in self._tokens]
         self._totals = np.array([len(tokens) for tokens in self._tokens], np.int64)
         self._offset_keys = np.array([key(*keys, "offset", name) for name in names], np.uint64)

@@ -65,7 +65,8 @@ def read_prose(path: Path, tokenizer: Tokenizer, window: int, max_tokens: int = 
     """Held-out prose (a paragraph a line, a blank line between documents) as windows of masked text."""
     pieces: list[MaskedSentence] = []
     total = 0
-    for document in path.read_text(encoding="utf-8").split("\n\n"):
+    # As bytes: reading as text would turn carriage returns inside of a paragraph into line ends.
+    for document in path.read_bytes().decode("utf-8").split("\n\n"):
         text = " ".join(document.split())
         ids = tokenizer.encode(text)
         for first in range(0, len(ids), window - SPECIALS):

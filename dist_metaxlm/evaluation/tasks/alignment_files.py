@@ -24,9 +24,9 @@ Format = Literal["pharaoh", "naacl"]
 Link = tuple[int, int]
 Found = tuple[str, int, Link, bool]
 """Where a link stands, the place of its pair, the link as it is written, whether it is sure."""
-_PHARAOH = re.compile(r"(\d+)([-p?])(\d+)")
-_NAACL = re.compile(r"(\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+([SP]))?(?:\s+[\d.]+)?")
-_NUMBERED = re.compile(r"<s snum=(\d+)>(.*)</s>")
+_PHARAOH = re.compile(r"(\d{1,9})([-p?])(\d{1,9})")
+_NAACL = re.compile(r"(\d{1,9})\s+(-?\d{1,9})\s+(-?\d{1,9})(?:\s+([SP]))?(?:\s+[\d.]+)?")
+_NUMBERED = re.compile(r"<s snum=(\d{1,9})>(.*)</s>", re.DOTALL)
 BASES: dict[str, int] = {"pharaoh": 0, "naacl": 1}
 """What each format counts words from, unless a task says otherwise."""
 

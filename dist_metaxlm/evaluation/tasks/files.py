@@ -17,11 +17,13 @@ from dist_metaxlm.evaluation.tasks.languages import canonical
 from dist_metaxlm.preparation.readers import dispatch as readers
 from dist_metaxlm.preparation.readers import records as readers_records
 from dist_metaxlm.preparation.readers.files import decoded, kind, lines, shown, whole
+from dist_metaxlm.preparation.readers.token_lines import CONLLU, Layout, token_rows
 from dist_metaxlm.recipe.data import ReadingConfig
 from dist_metaxlm.text import counted
 
 _ALIASES = {"contradictory": "contradiction"}
 """MultiNLI's spelling in the English training file of XNLI."""
+_SPAN_TAG = re.compile(r"O|[BIESLU]-\S+")
 _HEADERS = (("sentence1", "premise"), ("sentence2", "hypo", "hypothesis"), ("gold_label", "label"))
 
 
@@ -52,6 +54,14 @@ class Question:
     answers: list[str]
     starts: list[int]
     """Character at which each answer begins in the context."""
+    file: str = ""
+    """Where the question is from, for messages."""
+
+    def misplaced(self) -> bool:
+        """Whether the first answer, which is the one to learn, is not where its start says."""
+        start, answer = self.starts[0], self.answers[0]
+        inside = self.context[start : start + len(answer)] if start >= 0 else ""
+        return inside.split() != answer.split()
 
 
 def read_pairs(
@@ -82,64 +92,73 @@ def read_pairs(
 
 
 def read_tagged(
-    path: Path, labels: Sequence[str] = (), token_column: int | None = None, label_column: int | None = None
+    path: Path,
+    labels: Sequence[str] = (),
+    token_column: int | None = None,
+    label_column: int | None = None,
+    comments: str = "",
 ) -> list[TaggedSentence]:
-    """Sentences of a file with a token a line and a blank line between sentences.
+    """Sentences of a file with a token a line and a blank line between sentences (readers/token_lines.py).
 
     Two columns are token and tag (XTREME's TSV, MasakhaNER; WikiANN's `en:` before tokens is taken off), three are
-    number, token, tag, ten are CoNLL-U (form and UPOS; ranges such as 3-4 and empty nodes such as 5.1 are passed over).
-    Other files (CoNLL-2003 has four) need `label_column`; their -DOCSTART- lines are no words.
+    number, token, tag, ten are CoNLL-U (form and UPOS). Other files (CoNLL-2003 has four) need `label_column`.
 
-    Errors: UserError naming the line that lacks a column, has others without `label_column`, or whose tag is not among
-    `labels` (where any are given).
+    Errors: UserError naming the line that has other columns than the first, a file of others without `label_column`, the
+    line whose tag is not among `labels`, or, where none are given, is none of a scheme such as BIO that the others follow.
     """
     sentences: list[TaggedSentence] = []
     tokens: list[str] = []
     tags: list[str] = []
-    for number, line in lines(path):
-        if not line.strip():
+    first_of: dict[str, str] = {}
+    """Tag -> where it stands first."""
+    for row in token_rows(path, token_column, comments):
+        if row is None:
             if tokens:
                 sentences.append(TaggedSentence(tokens, tags))
                 tokens, tags = [], []
             continue
-        # not at other white space, which tokens hold, such as the no-break space in 10 000
-        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
-        if line.startswith("-DOCSTART-") or (line.startswith("#") and (len(cells) != 2 or "\t" not in line)):
-            continue
-        where = f"{shown(path)}, line {number}"
-        cell = _token_and_tag(cells, token_column, label_column, where)
-        if cell is None:
-            continue
-        if labels and cell[1] not in labels:
-            raise _unknown_label(where, cell[1], labels)
-        tokens.append(cell[0])
-        tags.append(cell[1])
-    if tokens:
-        sentences.append(TaggedSentence(tokens, tags))
+        where, cells, layout = row
+        token, tag = _token_and_tag(cells, layout, label_column, where)
+        if labels and tag not in labels:
+            raise _unknown_label(where, tag, labels)
+        first_of.setdefault(tag, where)
+        tokens.append(token)
+        tags.append(tag)
     if not sentences:
         raise UserError(f"{shown(path)} holds no sentences; put text into it or take the file away")
+    if not labels:
+        _check_scheme(first_of)
     return _without_prefix(sentences)
 
 
-def _token_and_tag(
-    cells: list[str], token_column: int | None, label_column: int | None, where: str
-) -> tuple[str, str] | None:
-    """Token and tag of a line, None for a line of CoNLL-U that is no word."""
-    if len(cells) == 10 and not re.fullmatch(r"\d+", cells[0]):
-        return None
-    if label_column is None and (len(cells) not in (1, 2, 3, 10) or (len(cells) == 3 and not cells[0].isdecimal())):
+def _token_and_tag(cells: list[str], layout: Layout, label_column: int | None, where: str) -> tuple[str, str]:
+    """Token and tag of a line."""
+    if label_column is None and not (layout.width in (1, 2) or (layout.numbered and layout.width in (3, CONLLU))):
         raise UserError(
-            f"{where} has {len(cells)} columns, where 2 would be token and tag, 3 number, token and tag, and 10 "
+            f"{where} has {layout.width} columns, where 2 would be token and tag, 3 number, token and tag, and 10 "
             "CoNLL-U; say in --tasks_file which are the token_column and the label_column"
         )
-    token = token_column or {3: 2, 10: 2}.get(len(cells), 1)
-    label = label_column or (4 if len(cells) == 10 else token + 1)
-    if len(cells) < max(token, label):
+    label = label_column or (4 if layout.width == CONLLU else layout.token + 1)
+    if len(cells) < max(layout.token, label):
         raise UserError(
-            f"{where} has {len(cells)} column{'s' * (len(cells) != 1)} and no column {max(token, label)}, where "
+            f"{where} has {counted(len(cells), 'column')} and no column {max(layout.token, label)}, where "
             "the label is; use a file with labels, or name the columns in --tasks_file"
         )
-    return cells[token - 1], cells[label - 1].strip()
+    tag = cells[label - 1].strip()
+    if not tag:
+        raise UserError(f"{where} has no label in column {label}; mend the line, or use a file with labels")
+    return cells[layout.token - 1], tag
+
+
+def _check_scheme(first_of: dict[str, str]) -> None:
+    """Raise UserError for a tag outside of the scheme that most follow: B-, I-, E-, S-, L-, U- and a class, or O."""
+    inside = [tag for tag in first_of if _SPAN_TAG.fullmatch(tag)]
+    strange = [tag for tag in first_of if tag not in inside]
+    if any(tag.startswith(("B-", "I-")) for tag in inside) and strange:
+        raise UserError(
+            f"{first_of[strange[0]]} has the label {strange[0]!r}, which is no B-, I- or O as the labels of the other lines "
+            "are; mend the line, or name the labels in --tasks_file"
+        )
 
 
 def _without_prefix(sentences: list[TaggedSentence]) -> list[TaggedSentence]:
@@ -158,15 +177,22 @@ def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None =
     Errors: UserError naming the line that lacks a column, or whose label is not among `labels` (where any are given).
     """
     rows: list[LabelledPair] = []
-    columns, of = (0, 1, 2), None
+    columns, of, width = (0, 1, 2), None, 3
     for number, line in lines(path):
         cells = line.split("\t")
         if not line.strip():
             continue
         if number == 1 and (header := _header(cells)):
-            columns, of = header, _language_column(cells)
+            columns, of, width = header, _language_column(cells), len(cells)
             continue
         where = f"{shown(path)}, line {number}"
+        while len(cells) > width and not cells[-1].strip():
+            cells.pop()
+        if len(cells) > width:
+            raise UserError(
+                f"{where} has {counted(len(cells), 'tab-separated column')} where {width} belong; take the tabs out of "
+                "its sentences, or use a file with a header"
+            )
         if len(cells) <= max(*columns, of or 0):
             raise UserError(
                 f"{where} has {counted(len(cells), 'tab-separated column')} where sentence, sentence and label "
@@ -175,6 +201,8 @@ def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None =
         if of is not None and language is not None and canonical(cells[of].strip(), where) != language:
             continue
         label = _ALIASES.get(cells[columns[2]].strip(), cells[columns[2]].strip())
+        if not label:
+            raise UserError(f"{where} has no label; use a file with labels, or mend the line")
         if labels and label not in labels:
             raise _unknown_label(where, label, labels)
         rows.append(LabelledPair(cells[columns[0]].strip(), cells[columns[1]].strip(), label))
@@ -216,9 +244,10 @@ def _unknown_label(where: str, label: str, labels: Sequence[str]) -> UserError:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Questions of a file in SQuAD's JSON (XQuAD, MLQA, TyDiQA GoldP), in its order.
+    """Questions of a file in SQuAD's JSON (XQuAD, MLQA, TyDiQA GoldP), in its order; answers without text are left out.
 
-    Errors: UserError naming the file and the field that is not there or not as it should be.
+    Errors: UserError naming the file and the field that is not there or not as it should be; how many questions have no
+    answer with text; that no answer of the file is in its context.
     """
     try:
         tree = json.loads(decoded(whole(path), shown(path)))
@@ -231,6 +260,18 @@ def read_questions(path: Path) -> list[Question]:
     questions = list(_questions(tree, path))
     if not questions:
         raise UserError(f"{shown(path)} holds no questions; put some into it or take the file away")
+    blank = [question for question in questions if not question.answers]
+    if blank:
+        raise UserError(
+            f"{shown(path)}: {len(blank)} of {counted(len(questions), 'question')} have no answer with text (the first: "
+            f"{blank[0].identity!r}), so nothing can be scored; use the file with its answers, which some download scripts "
+            "take out"
+        )
+    if not any(answer in question.context for question in questions for answer in question.answers):
+        raise UserError(
+            f"{shown(path)}: no answer of its {counted(len(questions), 'question')} is in the question's context; use a "
+            "file whose contexts, questions and answers belong together"
+        )
     return questions
 
 
@@ -240,12 +281,16 @@ def _questions(tree: Any, path: Path) -> Iterator[Question]:
             context = _get(paragraph, "context", str, path)
             for entry in _get(paragraph, "qas", list, path):
                 answers = _get(entry, "answers", list, path)
-                texts = [_get(answer, "text", str, path) for answer in answers]
-                starts = [_get(answer, "answer_start", int, path) for answer in answers]
-                if not texts:
+                found = [(_get(answer, "text", str, path), _get(answer, "answer_start", int, path)) for answer in answers]
+                if not found:
                     raise UserError(f"{shown(path)}: question {entry.get('id')!r} has no answers; use a file with answers")
                 yield Question(
-                    str(_get(entry, "id", (str, int), path)), _get(entry, "question", str, path), context, texts, starts
+                    str(_get(entry, "id", (str, int), path)),
+                    _get(entry, "question", str, path),
+                    context,
+                    [text for text, _ in found if text.strip()],
+                    [start for text, start in found if text.strip()],
+                    shown(path),
                 )
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.answers import answer_scores
 from dist_metaxlm.evaluation.tasks.files import Question, read_questions
 from dist_metaxlm.evaluation.tasks.finetune import Scores, Settings
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
+from dist_metaxlm.text import counted
 
 QUESTION_TOKENS, CANDIDATES, ANSWER_TOKENS = 64, 20, 30
 
@@ -37,7 +39,20 @@ class Questions:
         return example.context
 
     def observe(self, train: list[Question]) -> None:
-        """Nothing is taken from the training questions."""
+        """Nothing is taken from the training questions, but their answers must be where they say.
+
+        Errors: UserError counting the questions whose `answer_start` points at something else, which would be learned.
+        """
+        wrong = [question for question in train if question.misplaced()]
+        if wrong:
+            first = wrong[0]
+            start, answer = first.starts[0], first.answers[0]
+            there = first.context[start : start + len(answer)] if start >= 0 else ""
+            raise UserError(
+                f"{first.file}: answer_start of {len(wrong)} of {counted(len(train), 'question')} does not point at the "
+                f"answer (the first: {first.identity!r}, where {there[:40]!r} is at {start} instead of {answer[:40]!r}); "
+                "correct it, in characters of the context from 0, not bytes, or leave these questions out"
+            )
 
     def model(self, folder: str) -> Any:
         """The encoder with a start and an end score on every token."""

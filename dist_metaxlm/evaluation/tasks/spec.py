@@ -83,11 +83,14 @@ class TaskSpec(Section):
     words: Literal["mean", "first", "pieces"] = "mean"
     """Alignment: a word's state is the mean or the first of its pieces', or words are linked where any pieces are."""
     labels: list[str] = []
-    """Labels there are; empty: those of the training file."""
+    """All labels; a line with another one is an error. Empty: those of the training file, which must keep to B-, I- and O
+    where any of them does."""
     token_column: int | None = Field(None, ge=1)
     """Tagging: column of the token, from 1; empty: by the number of columns (2: 1, 3: 2, CoNLL-U: 2)."""
     label_column: int | None = Field(None, ge=1)
     """Tagging: column of the label, from 1; empty: the one after the token (CoNLL-U: 4)."""
+    comments: str = ""
+    """Tagging: what a comment line begins with, such as "# id"; empty: `#` where lines are numbered (CoNLL-U), else none."""
     metric: Literal["accuracy", "span_f1", "squad", "mlqa"] | None = None
     """Score of the task; empty: accuracy for classification, span F1 for tagging, SQuAD's for questions."""
     train_language: str = "en"
@@ -98,6 +101,11 @@ class TaskSpec(Section):
     """The same for `dev`, so that one parallel file can serve as several splits."""
     test_rows: tuple[int, int] | None = None
     """The same for `test`."""
+
+
+def _entities(*kinds: str) -> list[str]:
+    """Labels of these kinds of entities in BIO, sorted."""
+    return [*(f"{part}-{kind}" for part in "BI" for kind in kinds), "O"]
 
 
 BUILT_IN: dict[str, TaskSpec] = {
@@ -136,12 +144,14 @@ BUILT_IN: dict[str, TaskSpec] = {
         train=["panx/train-{lang}.tsv", "wikiann/{lang}/train"],
         dev=["panx/dev-{lang}.tsv", "wikiann/{lang}/dev"],
         test=["panx/test-{lang}.tsv", "wikiann/{lang}/test"],
+        labels=_entities("LOC", "ORG", "PER"),
     ),
     "masakhaner": TaskSpec(
         kind="tagging",
         train=["masakhaner/{lang}/train.txt"],
         dev=["masakhaner/{lang}/dev.txt"],
         test=["masakhaner/{lang}/test.txt"],
+        labels=_entities("DATE", "LOC", "ORG", "PER"),
     ),
     "xnli": TaskSpec(
         kind="classification",
@@ -314,12 +324,13 @@ def _matches(root: Path, pattern: str) -> list[tuple[Path, str]]:
         return []
     head, *rest = (re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split(PLACE))
     expression = head + "(?P<lang>[A-Za-z]+(?:-[A-Za-z]+|_[A-Z][a-z]{3})?)" + "(?P=lang)".join(rest)
+    # In the text of a pattern only * and {lang} stand for others; to glob, brackets and ? would as well.
     matcher = re.compile(expression + f"({'|'.join(map(re.escape, PACKED))})?")
     found = {}
     for path in sorted(
         path
         for pathname in {pattern, *(pattern + suffix for suffix in PACKED)}
-        for path in root.glob(pathname.replace(PLACE, "*"))
+        for path in root.glob(re.sub(r"[\[?]", r"[\g<0>]", pathname).replace(PLACE, "*"))
     ):
         match = matcher.fullmatch(path.relative_to(root).as_posix())
         if match and path.is_file():

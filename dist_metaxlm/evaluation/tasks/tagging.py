@@ -23,7 +23,8 @@ class Tagging:
 
     def read(self, path: Path, language: str) -> list[TaggedSentence]:
         """Sentences of a file; its tags must be known once the training file has been seen."""
-        return read_tagged(path, self.labels, self._spec.token_column, self._spec.label_column)
+        spec = self._spec
+        return read_tagged(path, self.labels, spec.token_column, spec.label_column, spec.comments)
 
     def text(self, example: TaggedSentence) -> str:
         """The sentence's words."""

@@ -152,7 +152,9 @@ def _memory_errors(number: int) -> int:
         return 0
     words = [tool, f"--id={number}", "--query-gpu=ecc.errors.uncorrected.volatile.total", "--format=csv,noheader"]
     try:
-        text = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+        text = subprocess.run(
+            words, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=False
+        ).stdout.strip()
     except subprocess.TimeoutExpired:
         return 0
     return int(text) if text.isdigit() else 0

@@ -27,7 +27,12 @@ def unreachable(hosts: Sequence[str]) -> dict[str, str]:
 
     def attempt(host: str) -> str:
         done = subprocess.run(
-            [*SSH, "--", host, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            [*SSH, "--", host, "true"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
         lines = done.stderr.strip().splitlines()
         return "" if done.returncode == 0 else lines[-1] if lines else f"ssh ended with {done.returncode}"
@@ -48,7 +53,12 @@ class Agent:
         line = " ".join(word if word == "&&" else shlex.quote(word) for word in words)
         self.host = host
         self._process = subprocess.Popen(
-            [*SSH, "--", host, line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*SSH, "--", host, line],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
         )
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._errors: list[str] = []

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,21 @@ from dist_metaxlm.preparation.corpus import quickstart
 from dist_metaxlm.preparation.corpus.decontamination import EvaluationIndex
 from dist_metaxlm.preparation.corpus.language import BITEXT, TEXT, LanguageMaker, Made, Named, Shape, named_files
 from dist_metaxlm.preparation.readers import dispatch as readers
-from dist_metaxlm.preparation.readers.dispatch import PairPlace
+from dist_metaxlm.preparation.readers.dispatch import PairPlace, Place
 from dist_metaxlm.preparation.readers.evaluation import evaluation_files, evaluation_texts
+from dist_metaxlm.preparation.readers.files import shown
+from dist_metaxlm.preparation.readers.problems import Empty, Problems, WrongRecipe, raise_all
 from dist_metaxlm.preparation.workers.processes import WORKERS, available_cores, end_with_parent
 from dist_metaxlm.recipe.data import BitextSource, DataConfig, MosesPair, TextSource
 from dist_metaxlm.text import counted
 
 Log = Callable[[str], None]
 Files = dict[str, list[Path]]
-Task = tuple[Shape, str, Named]
-"""A language or language pair, with its files."""
+Task = tuple[Shape, str, Named, Problems]
+"""A language or language pair, with its files, and what was found wrong before they were opened."""
 
+READ_TO_REFUSE_BYTES = 64 << 20
+"""So many bytes of a refused corpus are read to name the other problems in it."""
 ALONE_BYTES = 64 << 20
 """Less text than this is cleaned by one process, unless the user asks for more: they take a second to start."""
 
@@ -41,13 +45,15 @@ class Sources:
 
     text: Mapping[str, Named]
     bitext: Mapping[str, Named]
+    problems: Mapping[str, Problems] = field(default_factory=dict)
+    """Language or pair -> its files that are left out without being opened, as `data.reading.on_error` lets them be."""
 
 
 def sources(config: DataConfig) -> Sources:
     """The files of a recipe with `corpus: files`.
 
-    Errors: UserError for a pattern that names no file, an empty file, an unknown format, a name that cannot name files, and
-    text that two languages claim.
+    Errors: UserError for a name that cannot name files and for text that two languages claim; one for all patterns that
+    name no file and, as `data.reading.on_error` says, empty files and unknown formats.
     """
     if not config.text:
         raise UserError(
@@ -56,24 +62,64 @@ def sources(config: DataConfig) -> Sources:
         )
     for language in {*config.text, *(code for pair in config.bitext for code in pair.split("-"))}:
         _check_name(language, "language code", "'en' or 'zh_Hant'")
-    evaluation_files(config.cleaning.decontaminate)
     found: dict[str, dict[str, dict[str, Sequence[PairPlace]]]] = {"text": {}, "bitext": {}}
     declared: dict[str, Mapping[str, Mapping[str, TextSource | BitextSource]]] = {
         "text": config.text,
         "bitext": config.bitext,
     }
+    problems: dict[str, Problems] = {}
+    refused: list[str] = []
+    try:
+        evaluation_files(config.cleaning.decontaminate)
+    except UserError as error:
+        refused.append(str(error))
     for what, languages in declared.items():
         for language, named in sorted(languages.items()):
             if not named:
                 raise UserError(f"data.{what}.{language} names no source; give it files, or remove it")
+            problems[language] = Problems()
             for name, source in named.items():
                 if name:
                     _check_name(name, "source", "'wiki'")
                 where = f"data.{what}.{language}.{name}".rstrip(".")
-                files = _places(source.files, where, what)
+                files = _places(source, where, what, problems[language])
                 found[what].setdefault(language, {})[name] = files
+                if not files and config.reading.on_error == "skip" and not problems[language].wrong:
+                    refused.append(f"{where}: none of its files has text; give it others, or remove it")
     _refuse_shared(found["text"])
-    return Sources(found["text"], found["bitext"])
+    _refuse(config, found, problems, refused)
+    return Sources(found["text"], found["bitext"], problems)
+
+
+def _refuse(
+    config: DataConfig, found: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems], refused: list[str]
+) -> None:
+    """Raise one UserError with all that the recipe's policy does not let pass."""
+    if config.reading.on_error == "refuse" and any(problems.values()):
+        _read_small(config, found, problems)
+    for language, its in problems.items():
+        if its.wrong or config.reading.on_error == "refuse":
+            refused += its.refused(config.reading, language, 0, 0)
+    raise_all(refused)
+
+
+def _read_small(config: DataConfig, found: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems]) -> None:
+    """Read the smaller ones of files that are refused in any case, so that their own problems are said as well."""
+    left = READ_TO_REFUSE_BYTES
+    tasks = [
+        (shape, name, source, places)
+        for shape in (TEXT, BITEXT)
+        for name, of in found[shape.folder].items()
+        for source, places in of.items()
+    ]
+    for shape, name, source, places in tasks:
+        reading = shape.reading(config, name, source)
+        for place in places:
+            size = _size(place)
+            if size and size <= left:
+                left -= size
+                for _ in shape.read(place, reading, name, problems[name]):
+                    pass
 
 
 def _refuse_shared(text: Mapping[str, Mapping[str, Sequence[PairPlace]]]) -> None:
@@ -95,22 +141,47 @@ def _check_name(name: str, what: str, example: str) -> None:
         )
 
 
-def _places(entries: Sequence[str | MosesPair], where: str, what: str) -> list[PairPlace]:
+def _places(source: TextSource | BitextSource, where: str, what: str, problems: Problems) -> list[PairPlace]:
     found: list[PairPlace] = []
-    for entry in entries:
+    for entry in source.files:
         if isinstance(entry, MosesPair):
-            left, right = (readers.expand([side], where) for side in entry.moses)
-            if len(left) != len(right):
-                raise UserError(
-                    f"{where}: moses {entry.moses[0]!r} names {counted(len(left), 'file')} and "
-                    f"{entry.moses[1]!r} {len(right)}; give as many files on both sides"
-                )
-            found += zip(left, right, strict=True)
-        else:
-            places = readers.expand([entry], where)
-            readers.check_formats(places, what, where)
-            found += places
+            found += _moses_places(entry, where, problems)
+            continue
+        for place in readers.expand([entry], where, problems):
+            try:
+                if source.format is None:
+                    readers.check_formats([place], what, where)
+            except UserError as error:
+                problems.file(error)
+            else:
+                found.append(place)
     return list(dict.fromkeys(found))
+
+
+def _moses_places(entry: MosesPair, where: str, problems: Problems) -> list[PairPlace]:
+    """The pairs of files of two globs. An empty file keeps its place, or all behind it would be paired wrongly."""
+    sides: list[list[Place]] = []
+    for side in entry.moses:
+        its = Problems()
+        sides.append(readers.expand([side], where, its, keep_empty=True))
+        for sentence in its.quoted:
+            problems.file(WrongRecipe(sentence))
+    if all(sides) and len(sides[0]) != len(sides[1]):
+        problems.file(
+            WrongRecipe(
+                f"{where}: moses {entry.moses[0]!r} names {counted(len(sides[0]), 'file')} and "
+                f"{entry.moses[1]!r} {len(sides[1])}; give as many files on both sides"
+            )
+        )
+    found: list[PairPlace] = []
+    for pair in zip(*sides, strict=False) if len(sides[0]) == len(sides[1]) else ():
+        empty = [place for place in pair if isinstance(place, Path) and not place.stat().st_size]
+        if empty:
+            kind = Empty if len(empty) == 2 else WrongRecipe
+            problems.file(kind(f"{where}: {shown(empty[0])} is empty; put text into it or take it out of the recipe"))
+        else:
+            found.append((pair[0], pair[1]))
+    return found
 
 
 def files(folder: Path) -> tuple[Files, Files]:
@@ -126,7 +197,7 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
     """Write the corpus into `folder`; returns what went in and what every step dropped, for the manifest.
 
     `workers`: processes, each of which takes whole languages; what is written does not depend on them.
-    Errors: UserError for damaged text, and for a language of which nothing is left.
+    Errors: one UserError for all that `data.reading.on_error` does not let pass, and for languages of which nothing is left.
     """
     scratch = folder / ".scratch"
     origin: dict[str, Any] = {}
@@ -138,7 +209,7 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
     for place in (scratch, folder / TEXT.folder, folder / BITEXT.folder):
         place.mkdir(exist_ok=True)
     tasks = [
-        (shape, name, named)
+        (shape, name, named, found.problems.get(name, Problems()))
         for shape, group in ((TEXT, found.text), (BITEXT, found.bitext))
         for name, named in group.items()
     ]
@@ -150,14 +221,16 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
     made: dict[str, Made] = {}
     for one in _all_made(maker, tasks, workers):
         made[one.name] = one
-        log(one.line)
+        for line in one.line.split("\n"):
+            log(line)
+    raise_all([sentence for _, name, *_ in tasks for sentence in made[name].refused])
     if config.cleaning.decontaminate:
         with (folder / "decontaminated.jsonl").open("wb") as listed:
-            for _, name, _ in tasks:
+            for _, name, *_ in tasks:
                 with maker.listed(name).open("rb") as rows:
                     shutil.copyfileobj(rows, listed)
     shutil.rmtree(scratch)
-    about = {shape.folder: {name: made[name].about for of, name, _ in tasks if of is shape} for shape in (TEXT, BITEXT)}
+    about = {shape.folder: {name: made[name].about for of, name, *_ in tasks if of is shape} for shape in (TEXT, BITEXT)}
     return {**origin, **about, "cleaning": config.cleaning.model_dump(mode="json"), "decontaminated": _by_file(made)}
 
 
@@ -195,7 +268,7 @@ def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> I
 
 def _sizes(tasks: list[Task]) -> list[int]:
     """Bytes of the files of each."""
-    return [sum(_size(place) for places in named.values() for place in places) for _, _, named in tasks]
+    return [sum(_size(place) for places in named.values() for place in places) for _, _, named, _ in tasks]
 
 
 def _size(place: PairPlace) -> int:

@@ -6,18 +6,19 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.corpus.cleaning import Counts, LineCleaner
 from dist_metaxlm.preparation.corpus.decontamination import EvaluationIndex, Hit
 from dist_metaxlm.preparation.corpus.repeats import Draft, Repeats
 from dist_metaxlm.preparation.readers import dispatch as readers
 from dist_metaxlm.preparation.readers.dispatch import PairPlace
 from dist_metaxlm.preparation.readers.files import shown
-from dist_metaxlm.recipe.data import DataConfig, ReadingConfig
+from dist_metaxlm.preparation.readers.problems import Problems, Report
+from dist_metaxlm.recipe.data import DataConfig, ReadingConfig, SourceReading
+from dist_metaxlm.text import counted
 
 Named = Mapping[str, Sequence[PairPlace]]
 """Source name -> its files; the source without a name is ""."""
@@ -36,16 +37,21 @@ class Shape:
     unit: str
     suffix: str
     whole: bool
-    read: Callable[[PairPlace, ReadingConfig, str], Iterator[Sequence[str]]]
+    read: Callable[[PairPlace, ReadingConfig, str, Report], Iterator[Sequence[str]]]
+
+    def reading(self, config: DataConfig, name: str, source: str) -> SourceReading:
+        """How the files of a source of a language or pair are read."""
+        sources = config.bitext.get(name, {}) if self.whole else config.text.get(name, {})
+        return config.reading.of_source(sources.get(source))
 
 
-def _read_text(place: PairPlace, reading: ReadingConfig, name: str) -> Iterator[Sequence[str]]:
+def _read_text(place: PairPlace, reading: ReadingConfig, name: str, report: Report) -> Iterator[Sequence[str]]:
     assert not isinstance(place, tuple)
-    return readers.documents([place], reading)
+    return readers.documents([place], reading, report)
 
 
-def _read_bitext(place: PairPlace, reading: ReadingConfig, name: str) -> Iterator[Sequence[str]]:
-    return readers.pairs([place], reading, name.split("-"))
+def _read_bitext(place: PairPlace, reading: ReadingConfig, name: str, report: Report) -> Iterator[Sequence[str]]:
+    return readers.pairs([place], reading, name.split("-"), report)
 
 
 TEXT = Shape("text", "documents", ".txt", False, _read_text)
@@ -63,6 +69,8 @@ class Made:
     """Evaluation file -> documents dropped because of it."""
     line: str
     """For the log."""
+    refused: Sequence[str] = ()
+    """Why the corpus cannot be made of it; empty where all is well."""
 
 
 class LanguageMaker:
@@ -81,42 +89,60 @@ class LanguageMaker:
         """File of what contained evaluation text, a line of JSON a document."""
         return self._folder / ".scratch" / f"{name}.listed"
 
-    def make(self, shape: Shape, name: str, named: Named) -> Made:
-        """Write the files of one language or pair. Errors: UserError for damaged text, and where nothing is left."""
+    def make(self, shape: Shape, name: str, named: Named, problems: Problems | None = None) -> Made:
+        """Write the files of one language or pair; what cannot be read, and where nothing is left, is in `Made.refused`.
+
+        `problems`: what was found wrong before its files were opened.
+        """
         scratch = self._folder / ".scratch" / name
+        problems = replace(problems, quoted=list(problems.quoted)) if problems else Problems()
+        files = sum(map(len, named.values())) + problems.total
         self._hits = Counter()
         repeats = Repeats(scratch, self._config.cleaning, shape.whole)
         counts = {source: Counts() for source in named}
         drafts = {source: Draft(scratch / f"{source}.draft", shape.whole) for source in named}
+        records = 0
         with self.listed(name).open("w", encoding="utf-8") as self._listed:
             for source, places in named.items():
+                reading = shape.reading(self._config, name, source)
                 with drafts[source].writing() as write:
                     for place in places:
-                        for lines in self._cleaned(shape, name, place, counts[source]):
+                        before = replace(counts[source])
+                        for lines in self._cleaned(shape, name, place, reading, counts[source], problems):
                             repeats.add(lines)
                             write(lines)
+                        records += _records(place, reading, before, counts[source])
         self._listed = None
-        repeats.find(drafts.values())
-        self._write(shape, name, repeats, counts, drafts)
+        field = f"data.{shape.folder}.{name}"
+        refused = problems.refused(self._config.reading, field, files, records + problems.records)
+        if not refused:
+            repeats.find(drafts.values())
+            refused = self._write(shape, name, repeats, counts, drafts)
         shutil.rmtree(scratch)
+        return self._made(shape, name, named, counts, problems, refused)
+
+    def _made(
+        self, shape: Shape, name: str, named: Named, counts: Mapping[str, Counts], problems: Problems, refused: Sequence[str]
+    ) -> Made:
+        if refused:
+            return Made(name, {}, self._hits, f"{name}: {counted(len(refused), 'problem')}", refused)
         total = sum(counts.values(), Counts())
         about = {
             **total.as_json(shape.unit),
+            **({"left_out": problems.as_json()} if problems else {}),
             "sources": {
                 source: {**counts[source].as_json(shape.unit), "files": [named_files(place) for place in named[source]]}
                 for source in named
             },
         }
-        return Made(
-            name,
-            about,
-            self._hits,
-            f"{name}: {total.documents} of {total.read_documents} {shape.unit} kept, {total.bytes / 1e6:.1f} MB",
-        )
+        line = f"{name}: {total.documents} of {total.read_documents} {shape.unit} kept, {total.bytes / 1e6:.1f} MB"
+        return Made(name, about, self._hits, f"{line}\n{problems.line(name)}" if problems else line)
 
     def _write(
         self, shape: Shape, name: str, repeats: Repeats, counts: Mapping[str, Counts], drafts: Mapping[str, Draft]
-    ) -> None:
+    ) -> list[str]:
+        """Write the files of the corpus; returns a sentence for each in which nothing is left."""
+        empty = []
         stems: dict[str, list[str]] = {}
         for source in counts:
             # Sources of translations become one file: only text is mixed by source.
@@ -127,13 +153,21 @@ class LanguageMaker:
                     for lines in repeats.kept(drafts[source], counts[source]):
                         counts[source].keep(lines)
                         write(lines)
-            _refuse_empty(shape, stem, sum((counts[source] for source in members), Counts()))
+            total = sum((counts[source] for source in members), Counts())
+            if not total.documents:  # no later step could read it
+                empty.append(
+                    f"data.{shape.folder}.{stem}: cleaning left none of {total.read_documents} {shape.unit} "
+                    f"({dict(total.dropped_documents)} dropped); loosen data.cleaning, or remove the files"
+                )
+        return empty
 
-    def _cleaned(self, shape: Shape, name: str, place: PairPlace, counts: Counts) -> Iterator[list[str]]:
+    def _cleaned(
+        self, shape: Shape, name: str, place: PairPlace, reading: SourceReading, counts: Counts, report: Report
+    ) -> Iterator[list[str]]:
         """Documents of one file after the steps that look at one document alone."""
         batch: list[tuple[int, list[str]]] = []
         size = 0
-        for number, document in enumerate(shape.read(place, self._config.reading, name), 1):
+        for number, document in enumerate(shape.read(place, reading, name, report), 1):
             counts.read_documents += 1
             counts.read_lines += len(document)
             lines = [kept for line in document if (kept := self._cleaner.clean(line, counts)) is not None]
@@ -173,13 +207,11 @@ class LanguageMaker:
             self._listed.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _refuse_empty(shape: Shape, stem: str, counts: Counts) -> None:
-    """Raise UserError for a file of the corpus that has nothing in it: no later step could read it."""
-    if not counts.documents:
-        raise UserError(
-            f"data.{shape.folder}.{stem}: cleaning left none of {counts.read_documents} {shape.unit} "
-            f"({dict(counts.dropped_documents)} dropped); loosen data.cleaning, or remove the files"
-        )
+def _records(place: PairPlace, reading: SourceReading, before: Counts, after: Counts) -> int:
+    """Records read of a file: of plain text a record is a line."""
+    if not isinstance(place, tuple) and readers.form(place, reading) == ".txt":
+        return after.read_lines - before.read_lines
+    return after.read_documents - before.read_documents
 
 
 def _check(index: EvaluationIndex | None, batch: list[tuple[int, list[str]]], whole: bool) -> Iterable[Hit | None]:

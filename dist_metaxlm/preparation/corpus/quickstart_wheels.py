@@ -91,7 +91,9 @@ def download(names: list[str], cache: Path) -> str:
             *(f"{name}=={WHEELS[name]}" for name in names),
         ]
         try:
-            outcome = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            outcome = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=300, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"{type(error).__name__}"
         for wheel in sorted(Path(folder).glob("*.whl")):

@@ -5,6 +5,7 @@ Compiled catalogues hold only translated strings that no translator marked as fu
 
 from __future__ import annotations
 
+import codecs
 import html
 import re
 import struct
@@ -19,26 +20,96 @@ _BLOCK_TAG = re.compile(r"</?(?:br|p|li|ul|ol|div|h[1-6]|td|tr|hr)\b[^<>]*>", re
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _PLACEHOLDER = re.compile(r"%\([^)]*\)[#0\- +]*\d*(?:\.\d+)?[a-zA-Z]|%[-#0+]*\d*[sdifrx]|\{[^{}]*\}|https?://\S+|\S+@\S+")
 _SPACE = re.compile(r"\s+")
+_PO_HEADER = re.compile(r'^[ \t]*msgid[ \t]+""[ \t]*\r?\n[ \t]*msgstr((?:[ \t]*"(?:[^"\\\r\n]|\\.)*"[ \t]*\r?\n?)+)', re.M)
+"""The first empty message, in bytes read as Latin-1: the header, in every character set that gettext takes."""
+_PO_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_CHARSET = re.compile(r"(?:^|\\n)Content-Type:(?:(?!\\n).)*?charset=([\w.:-]+)", re.IGNORECASE)
+_ASCII = bytes(range(0x20, 0x7F)) + b"\\u0041\r\n"
+"""Must be itself in a catalogue's character set, because quotes, keywords and escapes are."""
+
+
+class _Lines(str):
+    """A text whose lines end at line feeds alone, as those of gettext do; `str` has others, such as U+2028 and form feed."""
+
+    __slots__ = ()
+
+    def splitlines(self, keepends: bool = False) -> list[str]:
+        """Lines without their ends. Where there is no line feed at all, carriage returns are the ends."""
+        return self.split("\n" if "\n" in self[:-1] else "\r")
 
 
 def read_mo(blob: bytes) -> Iterator[tuple[str, str]]:
     """Pairs (msgid, translation) of a compiled catalogue, contexts taken off, in the order of the file; see `_pairs`.
 
-    Errors: ValueError for a blob that is no UTF-8 `.mo` file.
+    Errors: ValueError for a blob that is no `.mo` file, or not in the character set of its header.
     """
     try:
-        catalogue = polib.mofile(blob)
+        encoding, declared = _charset(_mo_header(blob))
+        catalogue = polib.mofile(blob, encoding=encoding)
     except (OSError, struct.error) as error:
         raise ValueError(f"not a compiled catalogue: {error}") from None
+    except UnicodeDecodeError as error:
+        raise _undecodable(error, declared) from None
     return _pairs(catalogue)
 
 
-def read_po(text: str) -> Iterator[tuple[str, str]]:
+def read_po(blob: bytes) -> Iterator[tuple[str, str]]:
     """Pairs (msgid, translation) of a `.po` file; fuzzy, obsolete and untranslated messages are left out.
 
-    Errors: ValueError naming the line that is no part of a catalogue.
+    Errors: ValueError naming the line that is no part of a catalogue, or the byte that is not in its character set.
     """
-    return _pairs(entry for entry in _po_entries(text) if entry.translated())
+    return _pairs(entry for entry in _po_entries(decode_po(blob)) if entry.translated())
+
+
+def decode_po(blob: bytes) -> str:
+    """Text of a `.po` file: UTF-8 behind its byte order mark, else in the character set of its header, as `.mo` is.
+
+    Errors: ValueError naming the byte, from 1, that is not in that character set, or is NUL.
+    """
+    if blob.startswith(codecs.BOM_UTF8):
+        encoding, declared = "utf-8", ""
+    else:
+        header = _PO_HEADER.search(blob.decode("latin-1"))
+        encoding, declared = _charset("".join(_PO_STRING.findall(header[1])) if header else "")
+    try:
+        text = blob.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise _undecodable(error, declared) from None
+    if "\0" in text:
+        raise ValueError(f"byte {blob.index(0) + 1} is a NUL byte, which no text has")
+    return text.removeprefix("\ufeff")
+
+
+def _mo_header(blob: bytes) -> str:
+    """The translation of the empty string, which gettext sorts first; empty where the catalogue has none."""
+    magic = struct.unpack_from("<I", blob)[0]
+    if magic not in (polib.MOFile.MAGIC, polib.MOFile.MAGIC_SWAPPED):
+        raise struct.error("the magic number is another one")
+    order = "<" if magic == polib.MOFile.MAGIC else ">"
+    count, originals, translations = struct.unpack_from(f"{order}3I", blob, 8)
+    if not count or struct.unpack_from(f"{order}I", blob, originals)[0]:
+        return ""
+    size, start = struct.unpack_from(f"{order}2I", blob, translations)
+    return blob[start : start + size].decode("latin-1").replace("\n", "\\n")
+
+
+def _charset(header: str) -> tuple[str, str]:
+    """(encoding of a catalogue, character set that its header declares or "").
+
+    UTF-8 where the header declares none, the placeholder CHARSET, or one that is not known here.
+    """
+    found = _CHARSET.search(header)
+    declared = found[1] if found and found[1].upper() != "CHARSET" else ""
+    try:
+        known = bool(declared) and _ASCII.decode(declared) == _ASCII.decode("ascii")
+    except (LookupError, UnicodeError):
+        known = False
+    return (declared if known else "utf-8"), declared
+
+
+def _undecodable(error: UnicodeDecodeError, declared: str) -> ValueError:
+    of = f"{declared}, as its header says" if declared else "UTF-8, and no header names another character set"
+    return ValueError(f"byte {error.start + 1} (0x{error.object[error.start]:02X}) is not {of}")
 
 
 def read_po_order(text: str) -> list[str]:
@@ -55,7 +126,7 @@ def read_po_order(text: str) -> list[str]:
 def _po_entries(text: str) -> list[Any]:
     try:
         # The line break keeps polib from taking a short text for the name of a file.
-        return list(polib.pofile(text + "\n"))
+        return list(polib.pofile(_Lines(text + "\n"), encoding="utf-8"))
     except (OSError, ValueError) as error:
         found = re.search(r"\(line (\d+)\)", str(error))
         raise ValueError(f"syntax error in line {found[1]}" if found else "syntax error") from None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
+from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers import catalogues
-from dist_metaxlm.preparation.readers.files import PACKED, UNBOUNDED, Place, decoded, expand, kind, lines, shown, whole
+from dist_metaxlm.preparation.readers.files import PACKED, UNBOUNDED, Place, expand, kind, lines, lines_or_none, shown, whole
+from dist_metaxlm.preparation.readers.problems import REFUSE, Empty, Report, WrongRecipe
 from dist_metaxlm.preparation.readers.records import (
     checked,
     columns,
@@ -19,7 +21,7 @@ from dist_metaxlm.preparation.readers.records import (
     sides,
 )
 from dist_metaxlm.preparation.readers.tmx import tmx_pairs
-from dist_metaxlm.recipe.data import ReadingConfig
+from dist_metaxlm.recipe.data import ReadingConfig, SourceReading
 
 __all__ = ["PairPlace", "Place", "check_formats", "documents", "expand", "lines", "pairs"]
 
@@ -32,25 +34,28 @@ PREPARED = ReadingConfig.model_construct(max_line_characters=UNBOUNDED)
 """For our own corpus files: their lines have passed the recipe's limit."""
 
 
-def documents(files: Iterable[Place], reading: ReadingConfig = PREPARED) -> Iterator[list[str]]:
+def documents(files: Iterable[Place], reading: ReadingConfig = PREPARED, report: Report = REFUSE) -> Iterator[list[str]]:
     """Documents, each a list of paragraphs (lines without white space at their ends).
 
     `.txt`: a paragraph a line, a blank line or the end of a file ends a document; `.jsonl`, `.json`, `.tsv`, `.parquet`: a
-    document a record; `.po`, `.mo`: the translations, in runs. Errors: UserError naming file and place where the text
-    is damaged, too long, not UTF-8 or not where the recipe says, or a file without any text.
+    document a record; `.po`, `.mo`: the translations, in runs. Errors, to `report`: UserError naming file and place where
+    the text is damaged, too long, not UTF-8 or not where the recipe says, or a file without any text.
     """
     for place in files:
-        any_text = False
-        for document in _DOCUMENTS[kind(place)](place, reading):
-            if document:
-                any_text = True
-                yield document
-        if not any_text:
-            raise UserError(f"{shown(place)} holds no text, only blank lines; put text into it or take it out of the recipe")
+        any_text, before = False, report.records
+        try:
+            for document in _DOCUMENTS[form(place, reading)](place, reading, report):
+                if document:
+                    any_text = True
+                    yield document
+            if not any_text and report.records == before:
+                raise Empty(f"{shown(place)} holds no text, only blank lines; put text into it or take it out of the recipe")
+        except UserError as error:
+            report.file(error)
 
 
 def pairs(
-    files: Iterable[PairPlace], reading: ReadingConfig = PREPARED, languages: Sequence[str] = ()
+    files: Iterable[PairPlace], reading: ReadingConfig = PREPARED, languages: Sequence[str] = (), report: Report = REFUSE
 ) -> Iterator[tuple[str, str]]:
     """Translation pairs (sentence, translation), white space at their ends taken off; a side may be empty.
 
@@ -58,20 +63,37 @@ def pairs(
     is the first side. `languages`: codes of the two sides. Errors: as `documents`.
     """
     for place in files:
-        any_text = False
-        found = _moses(*place, reading) if isinstance(place, tuple) else _PAIRS[kind(place)](place, reading, languages)
-        for pair in found:
-            any_text = True
-            yield pair
-        if not any_text:
-            name = " and ".join(map(shown, place)) if isinstance(place, tuple) else shown(place)
-            raise UserError(
-                f"{name} holds no pairs{_languages_hint(place, languages)}; put pairs into it or take it out of the recipe"
-            )
+        any_text, before = False, report.records
+        try:
+            for pair in _pairs_of(place, reading, languages, report):
+                any_text = True
+                yield pair
+            if not any_text and report.records == before:
+                name = " and ".join(map(shown, place)) if isinstance(place, tuple) else shown(place)
+                raise Empty(
+                    f"{name} holds no pairs{_languages_hint(place, reading, languages)}; put pairs into it or take it out "
+                    "of the recipe"
+                )
+        except UserError as error:
+            report.file(error)
 
 
-def _languages_hint(place: PairPlace, languages: Sequence[str]) -> str:
-    if not isinstance(place, tuple) and kind(place) == ".tmx":
+def _pairs_of(
+    place: PairPlace, reading: ReadingConfig, languages: Sequence[str], report: Report
+) -> Iterator[tuple[str, str]]:
+    if isinstance(place, tuple):
+        return _moses(*place, reading, report)
+    return _PAIRS[form(place, reading)](place, reading, languages, report)
+
+
+def form(place: Place, reading: ReadingConfig) -> str:
+    """Format of a file as a suffix: what the recipe says of its source, else what its name ends in."""
+    said = reading.format if isinstance(reading, SourceReading) else None
+    return f".{said}" if said else kind(place)
+
+
+def _languages_hint(place: PairPlace, reading: ReadingConfig, languages: Sequence[str]) -> str:
+    if not isinstance(place, tuple) and form(place, reading) == ".tmx":
         return f" of {' and '.join(languages)}"
     return ", only blank lines"
 
@@ -84,14 +106,15 @@ def check_formats(files: Iterable[Place], what: str, where: str) -> None:
             also = " and {moses: [a.en, a.fr]}" if what == "bitext" else ""
             raise UserError(
                 f"{where}: {shown(place)} has no known format in its name; {what} is read from "
-                f"{', '.join(known)}, each also with {', '.join(PACKED)}{also}: rename or convert the file"
+                f"{', '.join(known)}, each also with {', '.join(PACKED)}{also}: say which it is in the source's format, or "
+                "rename or convert the file"
             )
 
 
-def _plain(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
+def _plain(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
     document: list[str] = []
     size = 0
-    for _, line in lines(place, reading.max_line_characters):
+    for _, line in lines(place, reading.max_line_characters, report):
         text = line.strip()
         if document and (not text or size >= DOCUMENT_BYTES):
             yield document
@@ -102,90 +125,126 @@ def _plain(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
     yield document
 
 
-def _json_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
-    for where, record in json_lines(place, reading.max_line_characters):
-        yield paragraphs(field(record, reading.text_field, where, "name the right one in data.reading.text_field"))
+def _json_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
+    advice = "name the right one in data.reading.text_field, or in the source's text_field"
+    for where, record in json_lines(place, reading.max_line_characters, report):
+        try:
+            document = paragraphs(field(record, reading.text_field, where, advice))
+        except UserError as error:
+            report.record(error)
+        else:
+            yield document
 
 
-def _column_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
-    for _, (text,) in columns(place, (reading.text_column,), "data.reading.text_column", reading.max_line_characters):
+def _column_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
+    limit = reading.max_line_characters
+    for _, (text,) in columns(place, (reading.text_column,), "data.reading.text_column", limit, report):
         yield paragraphs(text)
 
 
-def _parquet_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
+def _parquet_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
     def choose(names: list[str]) -> list[str]:
         field(
             dict.fromkeys(names),
             reading.text_field,
             f"{shown(place)}, header",
-            "name the right one in data.reading.text_field",
+            "name the right one in data.reading.text_field, or in the source's text_field",
         )
         return [reading.text_field]
 
-    for where, row in parquet(place, choose, reading.max_line_characters):
-        yield paragraphs(field(row, reading.text_field, where, ""))
+    for where, row in parquet(place, choose, reading.max_line_characters, report):
+        try:
+            document = paragraphs(field(row, reading.text_field, where, ""))
+        except UserError as error:
+            report.record(error)
+        else:
+            yield document
 
 
-def _catalogue(place: Place) -> Iterator[tuple[str, str]]:
+def _catalogue(place: Place, reading: ReadingConfig, report: Report) -> Iterator[tuple[str, str]]:
     """Clean (source, translation) strings of a gettext catalogue, by the rules of the quickstart corpus."""
     content = whole(place)
+    read = catalogues.read_mo if form(place, reading) == ".mo" else catalogues.read_po
     try:
-        found = catalogues.read_mo(content) if kind(place) == ".mo" else catalogues.read_po(decoded(content, shown(place)))
-        for source, translation in found:
-            source, translation = catalogues.clean(source), catalogues.clean(translation)
-            if catalogues.usable(source, translation):
-                yield checked(source, shown(place)), checked(translation, shown(place))
+        found = list(read(content))
     except ValueError as error:
         raise UserError(f"{shown(place)} is not a gettext catalogue ({error}); check it with msgfmt --check") from None
+    for number, (source, translation) in enumerate(found, 1):
+        source, translation = catalogues.clean(source), catalogues.clean(translation)
+        if catalogues.usable(source, translation):
+            where = f"{shown(place)}, message {number}"
+            try:
+                pair = checked(source, where), checked(translation, where)
+            except UserError as error:
+                report.record(error)
+            else:
+                yield pair
 
 
-def _catalogue_documents(place: Place, reading: ReadingConfig) -> Iterator[list[str]]:
-    yield from catalogues.runs(translation for _, translation in _catalogue(place))
+def _catalogue_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
+    yield from catalogues.runs(translation for _, translation in _catalogue(place, reading, report))
 
 
-def _column_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for _, (left, right) in columns(place, reading.pair_columns, "data.reading.pair_columns", reading.max_line_characters):
+def _column_pairs(
+    place: Place, reading: ReadingConfig, languages: Sequence[str], report: Report
+) -> Iterator[tuple[str, str]]:
+    limit = reading.max_line_characters
+    for _, (left, right) in columns(place, reading.pair_columns, "data.reading.pair_columns", limit, report):
         yield left, right
 
 
-def _json_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for where, record in json_lines(place, reading.max_line_characters):
-        yield sides(record, languages, where)
+def _json_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str], report: Report) -> Iterator[tuple[str, str]]:
+    return _sides_of(json_lines(place, reading.max_line_characters, report), languages, report)
 
 
-def _parquet_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _parquet_pairs(
+    place: Place, reading: ReadingConfig, languages: Sequence[str], report: Report
+) -> Iterator[tuple[str, str]]:
     def choose(names: list[str]) -> list[str]:
         if "translation" in names:
             return ["translation"]
         sides(dict.fromkeys(names), languages, f"{shown(place)}, header")
         return list(languages)
 
-    for where, row in parquet(place, choose, reading.max_line_characters):
-        yield sides(row, languages, where)
+    return _sides_of(parquet(place, choose, reading.max_line_characters, report), languages, report)
 
 
-def _tmx_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return tmx_pairs(place, languages, reading.max_line_characters)
+def _sides_of(
+    records: Iterable[tuple[str, dict[str, Any]]], languages: Sequence[str], report: Report
+) -> Iterator[tuple[str, str]]:
+    for where, record in records:
+        try:
+            pair = sides(record, languages, where)
+        except UserError as error:
+            report.record(error)
+        else:
+            yield pair
 
 
-def _catalogue_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return _catalogue(place)
+def _tmx_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str], report: Report) -> Iterator[tuple[str, str]]:
+    return tmx_pairs(place, languages, reading.max_line_characters, report)
 
 
-def _moses(first: Place, second: Place, reading: ReadingConfig) -> Iterator[tuple[str, str]]:
-    both = zip_longest(lines(first, reading.max_line_characters), lines(second, reading.max_line_characters))
-    for left, right in both:
+def _catalogue_pairs(
+    place: Place, reading: ReadingConfig, languages: Sequence[str], report: Report
+) -> Iterator[tuple[str, str]]:
+    return _catalogue(place, reading, report)
+
+
+def _moses(first: Place, second: Place, reading: ReadingConfig, report: Report) -> Iterator[tuple[str, str]]:
+    both = (lines_or_none(place, reading.max_line_characters, report) for place in (first, second))
+    for left, right in zip_longest(*both):
         if left is None or right is None:
             short, long, number = (first, second, right[0]) if left is None else (second, first, left[0])
-            raise UserError(
+            raise WrongRecipe(
                 f"{shown(short)} ends after line {number - 1} and {shown(long)} goes on; give two files of "
                 "which line n of one translates line n of the other"
             )
-        if left[1].strip() or right[1].strip():
+        if left[1] is not None and right[1] is not None and (left[1].strip() or right[1].strip()):
             yield one_line(left[1]), one_line(right[1])
 
 
-_DOCUMENTS: dict[str, Callable[[Place, ReadingConfig], Iterator[list[str]]]] = {
+_DOCUMENTS: dict[str, Callable[[Place, ReadingConfig, Report], Iterator[list[str]]]] = {
     ".txt": _plain,
     ".jsonl": _json_documents,
     ".json": _json_documents,
@@ -194,7 +253,7 @@ _DOCUMENTS: dict[str, Callable[[Place, ReadingConfig], Iterator[list[str]]]] = {
     ".po": _catalogue_documents,
     ".mo": _catalogue_documents,
 }
-_PAIRS: dict[str, Callable[[Place, ReadingConfig, Sequence[str]], Iterator[tuple[str, str]]]] = {
+_PAIRS: dict[str, Callable[[Place, ReadingConfig, Sequence[str], Report], Iterator[tuple[str, str]]]] = {
     ".tsv": _column_pairs,
     ".jsonl": _json_pairs,
     ".json": _json_pairs,

@@ -8,7 +8,9 @@ from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import Place, decoded, expand, kind, lines, shown, whole
-from dist_metaxlm.preparation.readers.records import json_lines
+from dist_metaxlm.preparation.readers.problems import Problems, raise_all
+from dist_metaxlm.preparation.readers.records import json_lines, paragraphs
+from dist_metaxlm.preparation.readers.token_lines import token_rows
 from dist_metaxlm.recipe.data import EvaluationFiles
 from dist_metaxlm.text import counted
 
@@ -17,30 +19,45 @@ KNOWN = (".txt", ".tsv", ".jsonl", ".json")
 
 
 def evaluation_texts(entries: Iterable[str | EvaluationFiles], limit: int) -> Iterator[tuple[str, str]]:
-    """(file, text) of all evaluation files. Errors: UserError for a pattern without files, an unknown format, bad text."""
+    """(file, text) of all evaluation files.
+
+    Errors, after the last file: UserError naming all that have no text or bad text; before the first: as `evaluation_files`.
+    """
+    problems = []
     for place, column in evaluation_files(entries):
         any_text = False
-        for text in _tokens(place, column, limit) if column else _texts(place, limit):
-            any_text = True
-            yield shown(place), text
-        if not any_text:
-            raise UserError(f"{FIELD}: {shown(place)} holds no text; put text into it or take it out of the recipe")
+        try:
+            for text in _tokens(place, column, limit) if column else _texts(place, limit):
+                any_text = True
+                yield shown(place), text
+            if not any_text:
+                raise UserError(f"{FIELD}: {shown(place)} holds no text; put text into it or take it out of the recipe")
+        except UserError as error:
+            problems.append(str(error))
+    raise_all(problems)
 
 
 def evaluation_files(entries: Iterable[str | EvaluationFiles]) -> list[tuple[Place, int | None]]:
-    """The files of the recipe's entries, each with its token column, if it has one."""
+    """The files of the recipe's entries, each with its token column, if it has one.
+
+    Errors: UserError naming all patterns without files, empty files and files of no known format.
+    """
     found: list[tuple[Place, int | None]] = []
+    problems = Problems()
     for entry in entries:
         if isinstance(entry, EvaluationFiles):
-            found += [(place, entry.token_column) for place in expand(entry.files, FIELD)]
+            found += [(place, entry.token_column) for place in expand(entry.files, FIELD, problems)]
             continue
-        for place in expand([entry], FIELD):
+        for place in expand([entry], FIELD, problems):
             if kind(place) not in KNOWN:
-                raise UserError(
-                    f"{FIELD}: {shown(place)} has no known format in its name; known: {', '.join(KNOWN)}, and "
-                    "any file with one token a line as {files: [...], token_column: 1}"
+                problems.file(
+                    UserError(
+                        f"{FIELD}: {shown(place)} has no known format in its name; known: {', '.join(KNOWN)}, and "
+                        "any file with one token a line as {files: [...], token_column: 1}"
+                    )
                 )
             found.append((place, None))
+    raise_all(problems.quoted)
     return found
 
 
@@ -71,7 +88,7 @@ def _strings(value: Any) -> Iterator[str]:
     while left:
         value = left.pop()
         if isinstance(value, str):
-            yield from (line for line in value.splitlines() if line.strip())
+            yield from paragraphs(value)
         elif isinstance(value, list):
             left += reversed(value)
         elif isinstance(value, dict):
@@ -80,20 +97,15 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _tokens(place: Place, column: int, limit: int) -> Iterator[str]:
     sentence: list[str] = []
-    for number, line in lines(place, limit):
-        cells = line.split("\t") if "\t" in line else line.split()
-        if not line.strip():
+    for row in token_rows(place, column, limit=limit, strict=False):
+        if row is None:
             if sentence:
                 yield " ".join(sentence)
             sentence = []
-        elif line.startswith("# ") and "\t" not in line:
             continue
-        elif len(cells) < column:
+        where, cells, _ = row
+        if len(cells) < column:
             raise UserError(
-                f"{shown(place)}, line {number} has {counted(len(cells), 'column')} and no column {column}; "
-                f"correct token_column in {FIELD}"
+                f"{where} has {counted(len(cells), 'column')} and no column {column}; correct token_column in {FIELD}"
             )
-        else:
-            sentence.append(cells[column - 1])
-    if sentence:
-        yield " ".join(sentence)
+        sentence.append(cells[column - 1])

@@ -9,14 +9,16 @@ import glob
 import gzip
 import io
 import lzma
+import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.preparation.readers.problems import REFUSE, Empty, Report, WrongRecipe
 
 Place = Path | str
 
@@ -25,11 +27,13 @@ WHOLE_FILE_BYTES = 256_000_000
 """Largest file of a format that is read at once (message catalogues, evaluation JSON)."""
 UNBOUNDED = 1 << 30
 """Line limit, in characters, for text that has already passed the recipe's limit."""
+_MARKER = re.compile(r"_(success|metadata|common_metadata|(started|committed|vacuum)_\d+)(\.crc)?")
+"""Names, in lower case, of what Spark, Hadoop and Databricks write beside the shards of a job."""
 
 
 def shown(place: Place) -> str:
-    """The place as errors and manifests name it: without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", str(place))
+    """The place as errors and manifests name it: without user name and password, bytes that are no text as `\\udce9`."""
+    return re.sub(r"//[^/@]*@", "//", str(place)).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def kind(place: Place) -> str:
@@ -51,28 +55,56 @@ def _of_the_web(url: str) -> bool:
     return url.lower().startswith(("http://", "https://"))
 
 
-def expand(patterns: Iterable[str], field: str) -> list[Place]:
+def expand(patterns: Iterable[str], field: str, report: Report = REFUSE, keep_empty: bool = False) -> list[Place]:
     """The files that paths, globs and URLs name, each once, sorted inside a glob.
 
-    Errors: UserError naming `field` (a recipe field) and the pattern that names no file, or an empty file.
+    Folders and files that are there are taken by their names as they stand, brackets and all; only what is not there is a
+    glob. Of several files those that Spark and others leave beside their shards (`_SUCCESS`) are passed over.
+
+    Errors, to `report`: UserError naming `field` (a recipe field) and the pattern that names no file, or an empty file
+    unless `keep_empty`.
     """
     found: dict[Place, None] = {}
     for pattern in patterns:
-        files = _expand_url(pattern, field) if "://" in pattern else _expand_local(pattern)
-        if not files:
-            raise UserError(
-                f"{field}: {shown(pattern)!r} names no file; correct the path or glob (it is relative to the "
-                "working directory)"
-            )
-        for place, size in files:
-            if size == 0:
-                raise UserError(f"{field}: {shown(place)} is empty; put text into it or take it out of the recipe")
-            found[place] = None
+        try:
+            files = _expand_url(pattern, field) if "://" in pattern else _expand_local(pattern)
+            if not files:
+                raise _names_nothing(pattern, field)
+        except UserError as error:
+            report.file(error)
+            continue
+        shards = [(place, size) for place, size in files if not _MARKER.fullmatch(_name(place).name)]
+        for place, size in shards or files:
+            if size == 0 and not keep_empty:
+                report.file(Empty(f"{field}: {shown(place)} is empty; put text into it or take it out of the recipe"))
+            else:
+                found[place] = None
     return list(found)
 
 
+def _names_nothing(pattern: str, field: str) -> UserError:
+    if "://" not in pattern and Path(pattern).is_dir():
+        return WrongRecipe(f"{field}: {shown(pattern)!r} is a folder; name the files in it, such as {shown(pattern)}/*.txt")
+    return WrongRecipe(
+        f"{field}: {shown(pattern)!r} names no file; correct the path or glob (it is relative to the working directory)"
+    )
+
+
+def _literal(pattern: str, exists: Callable[[str], bool]) -> str:
+    """The glob with its longest beginning that is there as it stands, such as `data[1]`, taken by its letters."""
+    ends = [match.start() for match in re.finditer("/", pattern)] + [len(pattern)]
+    for end in reversed(ends):
+        head = pattern[:end]
+        if end and exists(head):
+            return glob.escape(head) + pattern[end:]
+        if not glob.has_magic(head):
+            break
+    return pattern
+
+
 def _expand_local(pattern: str) -> list[tuple[Place, int | None]]:
-    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))] or [Path(pattern)]
+    names = sorted(glob.glob(_literal(pattern, os.path.lexists), recursive=True))
+    paths = [Path(name) for name in names] or [Path(pattern)]
     return [(path, path.stat().st_size) for path in paths if path.is_file()]
 
 
@@ -82,7 +114,7 @@ def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
     try:
         system, path = fsspec.core.url_to_fs(pattern)
         if glob.has_magic(re.sub(r"\?.*", "", path) if _of_the_web(path) else path):
-            names = sorted(system.glob(path))
+            names = sorted(system.glob(_literal(path, system.exists)))
         else:
             names = [path] if system.exists(path) else []
         files = [name for name in names if system.isfile(name)]
@@ -91,7 +123,7 @@ def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
             for name in files
         ]
     except (ImportError, ValueError, OSError, NotImplementedError) as error:  # the last: a protocol of fsspec's cannot list
-        raise UserError(
+        raise WrongRecipe(
             f"{field}: {shown(pattern)!r} cannot be read ({_sentence(error)}); correct the URL, or install the "
             "package that its protocol needs"
         ) from None
@@ -193,23 +225,41 @@ def decoded(raw: bytes, where: str, first: bool = True) -> str:
     return text.removeprefix("\ufeff") if first else text
 
 
-def lines(place: Place, limit: int = UNBOUNDED) -> Iterator[tuple[int, str]]:
+def lines(place: Place, limit: int = UNBOUNDED, report: Report = REFUSE) -> Iterator[tuple[int, str]]:
     """Line numbers from 1 and lines without their ends; a byte order mark is taken off.
 
-    Errors: UserError naming file and line where it has more than `limit` characters (found after 4 * limit bytes at
-    most), is not UTF-8 or has a NUL byte.
+    Errors, to `report`: UserError naming file and line where it has more than `limit` characters (found after 4 * limit
+    bytes at most), is not UTF-8 or has a NUL byte.
     """
+    for number, text in lines_or_none(place, limit, report):
+        if text is not None:
+            yield number, text
+
+
+def lines_or_none(place: Place, limit: int, report: Report) -> Iterator[tuple[int, str | None]]:
+    """As `lines`, with None for a line that was reported, so that the lines of two files stay side by side."""
     most = 4 * limit + 4
     with opened(place) as file:
         number = 0
         while raw := file.readline(most):
             number += 1
-            if len(raw) >= most and not raw.endswith(b"\n"):
-                raise too_long(place, number, limit)
-            text = decoded(raw, f"{shown(place)}, line {number}", number == 1).rstrip("\r\n")
-            if len(text) > limit:
-                raise too_long(place, number, limit)
+            text: str | None = None
+            try:
+                text = _line(raw, place, number, limit)
+            except UserError as error:
+                report.record(error)
+            while len(raw) >= most and not raw.endswith(b"\n"):
+                raw = file.readline(most)
             yield number, text
+
+
+def _line(raw: bytes, place: Place, number: int, limit: int) -> str:
+    if len(raw) >= 4 * limit + 4 and not raw.endswith(b"\n"):
+        raise too_long(place, number, limit)
+    text = decoded(raw, f"{shown(place)}, line {number}", number == 1).rstrip("\r\n")
+    if len(text) > limit:
+        raise too_long(place, number, limit)
+    return text
 
 
 def too_long(place: Place, number: int, limit: int, unit: str = "line") -> UserError:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import Place, lines, opened, shown, too_long
+from dist_metaxlm.preparation.readers.problems import REFUSE, Report
 from dist_metaxlm.text import counted
 
 _UNFIT = re.compile("[\0\ud800-\udfff]")
@@ -25,28 +26,35 @@ def one_line(text: str) -> str:
     return " ".join(text.split()) if _BREAK.search(text) or "\t" in text else text.strip()
 
 
-def json_lines(place: Place, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(place: Place, limit: int, report: Report = REFUSE) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects of a file with one JSON object a line; blank lines are left out.
 
-    Errors: UserError naming file, line and column where a line is no JSON object.
+    Errors, to `report`: UserError naming file, line and column where a line is no JSON object.
     """
-    for number, line in lines(place, limit):
+    for number, line in lines(place, limit, report):
         if not line.strip():
             continue
         where = f"{shown(place)}, line {number}"
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{where}, column {error.colno} is not JSON ({error.msg}); mend the line or leave it out"
-            ) from None
-        except (ValueError, RecursionError):
-            raise UserError(f"{where} has a number or a nesting that is too large to read; leave the line out") from None
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{where} is not a JSON object with fields but {type(value).__name__}; mend the line or leave it out"
-            )
-        yield where, value
+            value = _object(line, where)
+        except UserError as error:
+            report.record(error)
+        else:
+            yield where, value
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}, column {error.colno} is not JSON ({error.msg}); mend the line or leave it out") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{where} has a number or a nesting that is too large to read; leave the line out") from None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{where} is not a JSON object with fields but {type(value).__name__}; mend the line or leave it out"
+        )
+    return value
 
 
 def field(record: dict[str, Any], name: str, where: str, setting: str) -> str:
@@ -80,33 +88,43 @@ def sides(record: dict[str, Any], languages: Sequence[str], where: str) -> tuple
     return left, right
 
 
-def columns(place: Place, wanted: Sequence[int] | None, setting: str, limit: int) -> Iterator[tuple[str, list[str]]]:
+def columns(
+    place: Place, wanted: Sequence[int] | None, setting: str, limit: int, report: Report = REFUSE
+) -> Iterator[tuple[str, list[str]]]:
     """Columns (numbers from 1) of the lines of a TSV file that are not blank; exactly two columns where none are named.
 
-    Errors: UserError naming file and line where there are too few columns, or not two.
+    Errors, to `report`: UserError naming file and line where there are too few columns, or not two.
     """
-    for number, line in lines(place, limit):
+    for number, line in lines(place, limit, report):
         if not line.strip():
             continue
         cells = line.split("\t")
         where = f"{shown(place)}, line {number}"
         if wanted is None and len(cells) != 2:
-            raise UserError(
-                f"{where} has {counted(len(cells), 'tab-separated column')} where a sentence and its "
-                f"translation are 2; mend the line or leave it out, or name the columns in {setting}"
+            report.record(
+                UserError(
+                    f"{where} has {counted(len(cells), 'tab-separated column')} where a sentence and its "
+                    f"translation are 2; mend the line or leave it out, or name the columns in {setting}"
+                )
             )
-        if wanted is not None and len(cells) < max(wanted):
-            raise UserError(
-                f"{where} has {counted(len(cells), 'tab-separated column')} and no column {max(wanted)}; mend "
-                f"the line, or correct {setting}"
+        elif wanted is not None and len(cells) < max(wanted):
+            report.record(
+                UserError(
+                    f"{where} has {counted(len(cells), 'tab-separated column')} and no column {max(wanted)}; mend "
+                    f"the line, or correct {setting}"
+                )
             )
-        yield where, [cells[index - 1].strip() for index in wanted or (1, 2)]
+        else:
+            yield where, [cells[index - 1].strip() for index in wanted or (1, 2)]
 
 
-def parquet(place: Place, choose: Callable[[list[str]], list[str]], limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def parquet(
+    place: Place, choose: Callable[[list[str]], list[str]], limit: int, report: Report = REFUSE
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a parquet file, with the columns that `choose` picks from those there are. Memory: one page of a column.
 
-    Errors: UserError naming the file that is no whole parquet file, or the row with a cell that is too long or not UTF-8.
+    Errors: UserError naming the file that is no whole parquet file or has text that is not UTF-8; to `report` the row with
+    a cell that is too long.
     """
     import pyarrow
     import pyarrow.parquet
@@ -120,7 +138,8 @@ def parquet(place: Place, choose: Callable[[list[str]], list[str]], limit: int) 
                 for row in batch.to_pylist():
                     number += 1
                     if any(isinstance(value, str) and len(value) > limit for value in row.values()):
-                        raise too_long(place, number, limit, "row")
+                        report.record(too_long(place, number, limit, "row"))
+                        continue
                     yield f"{shown(place)}, row {number}", row
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:

@@ -13,6 +13,7 @@ from defusedxml.ElementTree import ParseError, iterparse
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import Place, opened, shown, too_long
+from dist_metaxlm.preparation.readers.problems import REFUSE, Report
 from dist_metaxlm.preparation.readers.records import checked, one_line
 
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
@@ -39,11 +40,13 @@ class _Metered:
         self._since = 0
 
 
-def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tuple[str, str]]:
+def tmx_pairs(place: Place, languages: Sequence[str], limit: int, report: Report = REFUSE) -> Iterator[tuple[str, str]]:
     """Both sides of every unit that has both languages; a regional variant (`en-US`) serves where the code is missing.
 
+    Elements count by their names, in the namespace of TMX 1.4b (`http://www.lisa.org/tmx14`), in another or in none.
+
     Errors: UserError where the file defines entities, is not well-formed (line and column), or one unit has more than
-    `limit` characters.
+    `limit` characters; to `report` a unit with what is no text.
     """
     with opened(place) as file:
         metered = _Metered(file, place, limit)
@@ -54,15 +57,19 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tu
                 metered, events=("start", "end"), forbid_dtd=False, forbid_entities=True, forbid_external=True
             ):
                 root = element if root is None else root
-                if event == "end" and element.tag == "tu":
+                if event == "end" and _name(element) == "tu":
                     metered.unit()
-                    found = _unit(element, f"{shown(place)}, unit {metered.units}")
+                    try:
+                        found = _unit(element, f"{shown(place)}, unit {metered.units}")
+                    except UserError as error:
+                        report.record(error)
+                        found = {}
                     left, right = (_pick(found, language) for language in languages)
                     if left is not None and right is not None:
                         yield one_line(left), one_line(right)
                     element.clear()
                     for parent in root:
-                        if parent.tag == "body":
+                        if _name(parent) == "body":
                             parent.clear()
         except DefusedXmlException as error:
             raise UserError(
@@ -77,16 +84,21 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int) -> Iterator[tu
 
 def _unit(element: Any, where: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for variant in element.iter("tuv"):
-        segment = variant.find("seg")
+    for variant in (child for child in element.iter() if _name(child) == "tuv"):
+        segment = next((child for child in variant if _name(child) == "seg"), None)
         code = variant.get(_LANGUAGE) or variant.get("lang")
         if segment is None or not code:
             continue
         for inner in segment.iter():
-            if inner.tag in _CODES:
+            if _name(inner) in _CODES:
                 inner.text = None
         found.setdefault(_folded(code), checked("".join(segment.itertext()), where))
     return found
+
+
+def _name(element: Any) -> str:
+    """An element's name without its namespace; empty for a comment or an instruction, whose tag is a function."""
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
 def _pick(found: dict[str, str], language: str) -> str | None:

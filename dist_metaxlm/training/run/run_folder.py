@@ -12,7 +12,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.reporting.metrics import write_text
+from dist_metaxlm.reporting.metrics import json_lines, write_text
 from dist_metaxlm.text import counted
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_json
 from dist_metaxlm.training.run.environment import environment
@@ -135,7 +135,7 @@ class PhaseFolder:
         if not self.metrics.is_file():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in json_lines(self.metrics):
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)

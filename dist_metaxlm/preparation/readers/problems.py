@@ -1,0 +1,139 @@
+"""What is wrong in the user's files: raised at once, or collected so that one run names all of it.
+
+Readers call a `Report` for a record (line, row, unit, message) or a file that cannot be read. `REFUSE` raises, and
+nothing behind the fault is read. `Problems` counts, quotes the first ones, and lets the reader go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.data import ReadingConfig
+from dist_metaxlm.text import counted
+
+QUOTED = 20
+"""Problems that are quoted of a language or pair; the others are counted."""
+
+
+class Empty(UserError):
+    """A file in which there is no text: nothing is lost where it is left out."""
+
+
+class WrongRecipe(UserError):
+    """A problem that no setting may skip, such as a pattern that names no file or sides of unequal length."""
+
+
+class Report:
+    """What readers tell of problems; this one raises the first."""
+
+    records = 0
+    """Records that could not be read."""
+
+    def record(self, error: UserError) -> None:
+        """A record cannot be read; the reader goes on with the next one if this returns."""
+        raise error
+
+    def file(self, error: UserError) -> None:
+        """A file, or its rest, cannot be read; the reader goes on with the next one if this returns."""
+        raise error
+
+
+REFUSE = Report()
+
+
+@dataclass
+class Problems(Report):
+    """Problems of one language or pair."""
+
+    empty: int = 0
+    """Files without text."""
+    files: int = 0
+    """Files that cannot be read, or not to their end."""
+    records: int = 0
+    wrong: int = 0
+    """Problems that cannot be skipped."""
+    quoted: list[str] = field(default_factory=list)
+    """The first ones, of each kind at most QUOTED."""
+    first: str = ""
+    """The first one by which text is lost."""
+
+    def record(self, error: UserError) -> None:
+        """Count and quote."""
+        self.first = self.first or str(error)
+        self.records += 1
+        self._quote(error, self.records)
+
+    def file(self, error: UserError) -> None:
+        """Count by its kind, and quote."""
+        kind = "empty" if isinstance(error, Empty) else "wrong" if isinstance(error, WrongRecipe) else "files"
+        if kind != "empty":
+            self.first = self.first or str(error)
+        number = getattr(self, kind) + 1
+        setattr(self, kind, number)
+        self._quote(error, number)
+
+    def _quote(self, error: UserError, number: int) -> None:
+        if number <= QUOTED:
+            self.quoted.append(str(error))
+
+    def __bool__(self) -> bool:
+        return self.total > 0
+
+    @property
+    def total(self) -> int:
+        """All problems."""
+        return self.empty + self.files + self.records + self.wrong
+
+    def refused(self, reading: ReadingConfig, what: str, files: int, records: int) -> list[str]:
+        """Why the recipe's policy does not let these problems pass; empty where it does.
+
+        `what` names the recipe's field, `files` and `records` count all that there were, the unreadable ones included.
+        """
+        if reading.on_error == "refuse":
+            if self.total == 1 and not self.wrong:
+                return [f"{self.quoted[0]}, or leave out what cannot be read with data.reading.on_error: skip"]
+            hidden = self.total - len(self.quoted)
+            return self.quoted + ([f"{what}: {counted(hidden, 'more problem', ',')} of these kinds"] if hidden else [])
+        if self.wrong:
+            return self.quoted
+        shares = [
+            f"{what}: {number:,} of {counted(of, unit, ',')} cannot be read, more than data.reading.max_skipped "
+            f"{reading.max_skipped:g} lets pass (the first: {self.first}); mend them, or raise max_skipped"
+            for number, of, unit in ((self.files, files, "file"), (self.records, records, "record"))
+            if number > reading.max_skipped * of
+        ]
+        return shares
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest: what was left out, and the first reasons."""
+        return {
+            "empty_files": self.empty,
+            "unreadable_files": self.files,
+            "unreadable_records": self.records,
+            "first": self.quoted,
+        }
+
+    def line(self, name: str) -> str:
+        """For the log."""
+        counts = (
+            counted(self.empty, "file", ",") + " without text",
+            counted(self.files, "unreadable file", ","),
+            counted(self.records, "unreadable record", ","),
+        )
+        return f"{name}: left out " + ", ".join(
+            part for part, number in zip(counts, (self.empty, self.files, self.records), strict=True) if number
+        )
+
+
+def raise_all(sentences: Sequence[str]) -> None:
+    """Raise one UserError with all of these sentences, one a line. Does nothing without any."""
+    if len(sentences) == 1:
+        raise UserError(sentences[0])
+    if sentences:
+        raise UserError(
+            f"{counted(len(sentences), 'problem')} in the files of the recipe (data.reading.on_error: skip leaves out and "
+            "counts those of data.text and data.bitext that can be left out):\n  " + "\n  ".join(sentences)
+        )
