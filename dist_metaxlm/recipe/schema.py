@@ -141,8 +141,10 @@ class CarryOver(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW; decay only on matrices (embeddings included), never on norms and biases."""
+    """AdamW, or Muon beside it; decay only on matrices (embeddings included), never on norms and biases."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`adamw` for all parameters, or `muon` for the matrices of the blocks (arXiv 2502.16982) and AdamW for the rest."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment."""
     beta2: float = Field(0.98, ge=0, lt=1)
@@ -153,6 +155,16 @@ class OptimizerConfig(Section):
     """Decoupled weight decay of matrices."""
     clip_norm: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
+    matrix_rate: float = Field(1.0, gt=0)
+    """`muon` only: learning rate of the matrices as a multiple of the phase's; updates have the size of AdamW's."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """`muon` only: share of the momentum that an update keeps."""
+    nesterov: bool = True
+    """`muon` only: whether the gradient is added to the momentum once more before the matrix is orthogonalised."""
+    newton_schulz_steps: int = Field(5, gt=0, le=20)
+    """`muon` only: iterations that orthogonalise a matrix."""
+    heads: Literal["together", "each"] = "together"
+    """`muon` only: queries, keys and values are orthogonalised with all heads `together`, or the matrix of `each` head."""
 
 
 class ParallelConfig(Section):

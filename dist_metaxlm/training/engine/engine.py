@@ -17,18 +17,34 @@ from dist_metaxlm.kernels.attention.dispatch import choose_backward
 from dist_metaxlm.modeling.checkpointing import set_recompute
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
+from dist_metaxlm.training.engine.muon import MuonWithAdamW, is_block_matrix
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay, vectors (norms, biases) without.
+    """Two groups: matrices with weight decay, vectors (norms, biases) without; with Muon a third, its matrices, first.
 
     The copy of the token embedding on a pipeline's last stage is in neither: it is sent there (training/engine/pipeline.py).
     """
-    own = [p for p in model.parameters() if not getattr(p, "ds_pipe_replicated", False)]
-    matrices = [p for p in own if p.ndim >= 2]
-    vectors = [p for p in own if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    own = [(name, p) for name, p in model.named_parameters() if not getattr(p, "ds_pipe_replicated", False)]
+    orthogonal = [p for name, p in own if config.name == "muon" and is_block_matrix(name, p)]
+    special = {id(p) for p in orthogonal}
+    matrices = [p for _, p in own if p.ndim >= 2 and id(p) not in special]
+    vectors = [p for _, p in own if p.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": orthogonal, "weight_decay": config.weight_decay, "orthogonal": True, "rate": config.matrix_rate},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """The recipe's optimiser over the parameters of `model`, with a learning rate of 0."""
+    config = recipe.optimizer
+    groups = parameter_groups(model, config)
+    if config.name == "muon":
+        return MuonWithAdamW(groups, config, recipe.model)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def resolve_precision(recipe: Recipe, device: torch.device) -> str:
@@ -53,6 +69,8 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_f
     fill_automatic(config, recipe, device, data_size)
     # DeepSpeed's throughput timer waits for the device before every micro-step; the loop has a clock of its own.
     config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
+    if recipe.optimizer.name != "adamw":
+        config["zero_allow_untested_optimizer"] = True  # DeepSpeed knows its own optimisers and torch's
     if recipe.parallel.pipeline > 1:
         # Cutting what travels over the tensor ranks remembers the first micro-batch's shape; ours differ by objective.
         config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
@@ -73,20 +91,15 @@ def build_engine(
     set_recompute(model, recipe.parallel)
     registry.force(recipe.training.kernels)
     choose_backward(recipe.training.attention_backward)
-    optimizer_config = recipe.optimizer
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, optimizer_config),
-        lr=0.0,
-        betas=(optimizer_config.beta1, optimizer_config.beta2),
-        eps=optimizer_config.eps,
-        fused=True,
-    )
+    optimizer = build_optimizer(model, recipe)
     config = engine_config(recipe, device, data_size, config_file)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False, mpu=deepspeed_mpu()
     )
     prepare_scaler(engine)
     optimizer_state.create_adam_state(engine)
+    if isinstance(optimizer, MuonWithAdamW):
+        optimizer.attach(engine)
     use_exact_norms(engine)
     if data_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # DeepSpeed would copy all gradients to average them with nobody's
@@ -113,4 +126,4 @@ def clear_gradients(engine: Any) -> None:
 def set_learning_rate(engine: Any, value: float) -> None:
     """Give every parameter group the learning rate of the coming step."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("rate", 1.0)

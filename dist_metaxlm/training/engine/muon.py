@@ -1,0 +1,117 @@
+"""Muon for the blocks' matrices and AdamW for all else, under every ZeRO stage and layout (arXiv 2502.16982).
+
+DeepSpeed hands an optimiser flat shards, of which no matrix can be made. Momentum is element by element and is updated on
+the shards; then `MatrixExchange` gathers every matrix whole on one rank, which orthogonalises it, and gives the shards
+their parts of the result. So all layouts make the same update, and ranks share the work.
+
+Adam's second moment has no meaning for these matrices: its memory holds the update on its way, and zeros in between, so
+checkpoints have the files and names that they have with AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.recipe.schema import ModelConfig, OptimizerConfig
+from dist_metaxlm.training.engine.matrix_exchange import Matrix, MatrixExchange
+from dist_metaxlm.training.engine.orthogonal import update_of
+
+_MOMENTUM, _UPDATE = "exp_avg", "exp_avg_sq"
+
+
+def is_block_matrix(name: str, parameter: torch.Tensor) -> bool:
+    """Whether Muon updates the parameter of this name: the matrices of the encoder's blocks."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return len(shape) == 2 and "blocks." in name
+
+
+class MuonWithAdamW(torch.optim.AdamW):
+    """AdamW that updates the groups marked `orthogonal` by Muon.
+
+    `attach` must be called once, after DeepSpeed has built its engine and the optimiser's state exists.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig, model: ModelConfig) -> None:
+        super().__init__(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+        self._config, self._heads = config, model.heads
+        self._exchanges: dict[int, MatrixExchange] = {}
+
+    def attach(self, engine: Any) -> None:
+        """Learn which matrices lie in which of DeepSpeed's shards (collective)."""
+        names = {id(param): name for name, param in optimizer_state.named_parameters(engine)}
+        for shard, params in _shards(engine):
+            own = [(names[id(p)], p) for p in params if id(p) in names and is_block_matrix(names[id(p)], p)]
+            if own:
+                pieces = [optimizer_state.own_piece(engine, p, _UPDATE) for _, p in own]
+                matrices = [
+                    Matrix(name=name, part_shape=tuple(getattr(p, "ds_shape", p.shape)), piece=partial(_piece, engine, p))
+                    for name, p in own
+                ]
+                self._exchanges[id(shard)] = MatrixExchange(matrices, [start for start, _ in pieces], engine.device)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients of all groups; DeepSpeed calls it for one group or shard at a time."""
+        every = self.param_groups
+        try:
+            self.param_groups = [group for group in every if not group.get("orthogonal")]
+            super().step(closure)
+        finally:
+            self.param_groups = every
+        for group in every:
+            if group.get("orthogonal"):
+                self._update(group)
+
+    def _update(self, group: dict[str, Any]) -> None:
+        momentum, rate, decay = self._config.momentum, group["lr"], group["weight_decay"]
+        for shard in group["params"]:
+            state = self.state[shard]
+            gradient = shard.grad if shard.grad is not None else torch.zeros_like(shard)
+            state["step"] += 1
+            state[_MOMENTUM].lerp_(gradient, 1 - momentum)
+            if self._config.nesterov:
+                torch.lerp(gradient, state[_MOMENTUM], momentum, out=state[_UPDATE])
+            else:
+                state[_UPDATE].copy_(state[_MOMENTUM])
+        for exchange in self._exchanges_of(group["params"]):
+            exchange.apply(self._orthogonal)
+        for shard in group["params"]:
+            update = self.state[shard][_UPDATE]
+            shard.mul_(1 - rate * decay).add_(update, alpha=-rate)
+            update.zero_()
+
+    def _orthogonal(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        each = self._config.heads == "each"
+        return update_of(name, whole, self._config.newton_schulz_steps, self._heads, each)
+
+    def _exchanges_of(self, shards: list[torch.Tensor]) -> Iterator[MatrixExchange]:
+        return (self._exchanges[id(shard)] for shard in shards if id(shard) in self._exchanges)
+
+
+def _piece(engine: Any, param: Any) -> torch.Tensor:
+    return optimizer_state.own_piece(engine, param, _UPDATE)[1]
+
+
+def _shards(engine: Any) -> Iterator[tuple[torch.Tensor, list[torch.nn.Parameter]]]:
+    """(what the optimiser updates, the parameters of which it is a shard), in the same order on all ranks.
+
+    DeepSpeed 0.19.8: ZeRO-3, ZeRO-1 and 2, and its bf16 optimiser name them differently; without ZeRO a parameter is
+    updated by itself, and all of them share one exchange, kept under the first.
+    """
+    zero = engine.optimizer
+    for flat, members in (
+        ("fp32_partitioned_groups_flat", "fp16_groups"),
+        ("single_partition_of_fp32_groups", "bit16_groups"),
+        ("fp32_groups_flat_partition", "bf16_groups"),
+    ):
+        if hasattr(zero, flat):
+            yield from zip(getattr(zero, flat), getattr(zero, members), strict=True)
+            return
+    for group in zero.param_groups:
+        if group.get("orthogonal"):
+            yield group["params"][0], group["params"]
