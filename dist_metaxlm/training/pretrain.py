@@ -128,7 +128,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
 def _goes_on(folder: PhaseFolder, recipe: Recipe, options: Options) -> bool:
     """Whether --change makes a finished phase longer."""
     assert folder.finished is not None
-    steps, longer = folder.finished["steps"], recipe.phases[options.phase].total_steps  # type: ignore[index]
+    steps, longer = folder.finished["steps"], recipe.phase(options.phase).total_steps
     if options.change and longer <= steps:
         raise UserError(
             f"phase {options.phase} of {folder.run_dir} is finished after {counted(steps, 'step')}, and the "
@@ -154,7 +154,7 @@ def open_data(recipe: Recipe, phase: str) -> tuple[Tokenizer, PhaseData]:
     directory = Path(recipe.data.directory)
     tokenizer = Tokenizer.load(directory / "tokenizer.model")
     store = TokenStore.open(directory / "store")
-    return tokenizer, PhaseData(store, tokenizer, phase, recipe.phases[phase], recipe.seed)  # type: ignore[index]
+    return tokenizer, PhaseData(store, tokenizer, phase, recipe.phase(phase), recipe.seed)
 
 
 def _run(
@@ -166,7 +166,7 @@ def _run(
     opened: tuple[Tokenizer, PhaseData],
     probe: Probe | None = None,
 ) -> None:
-    phase = recipe.phases[options.phase]  # type: ignore[index]
+    phase = recipe.phase(options.phase)
     tokenizer, data = opened
     place = groups()
     plan = StepPlan(phase, options.phase, recipe.seed, place.data_rank, place.data_size, recipe.parallel.micro_batch_tokens)
@@ -276,8 +276,7 @@ def missing_meta(folder: PhaseFolder, options: Options) -> None:
 
 
 def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
-    if options.phase not in recipe.phases:
-        raise UserError(f"recipe {recipe.name} has no phase {options.phase!r}; it has {', '.join(recipe.phases)}")
+    recipe.phase(options.phase)
     if options.resume not in ("auto", "never") and not options.resume.isdecimal():
         raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")
     check_layout(recipe, options.phase, topology)
@@ -296,7 +295,7 @@ def _announce(
     carried: Carried | None,
 ) -> None:
     """Say at start what runs, how the phases differ, and what was carried over."""
-    phase = recipe.phases[options.phase]  # type: ignore[index]
+    phase = recipe.phase(options.phase)
     parameters, layout = count_parameters(recipe.model).total, layout_name(recipe.parallel, topology.world_size)
     _say(
         topology,

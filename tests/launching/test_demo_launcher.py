@@ -20,7 +20,7 @@ def test_any_number_of_devices_gets_ranks_that_the_demo_takes(devices: int, rank
     recipe = load_recipe("quickstart", [])
     assert most_ranks(recipe, devices) == ranks
     for name in ("meta", "cross"):
-        check_batches(recipe.phases[name], name, ranks)  # type: ignore[index]
+        check_batches(recipe.phase(name), name, ranks)
 
 
 def test_devices_are_those_that_are_visible(capsys: pytest.CaptureFixture[str]) -> None:

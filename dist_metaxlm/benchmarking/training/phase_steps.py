@@ -52,24 +52,13 @@ def phase_steps(
     Raises:
         UserError: there is no token store for the recipe.
     """
-    place, phase = groups(), phase_of(recipe, phase_name)
+    place, phase = groups(), recipe.phase(phase_name)
     data = stored_phase(recipe, phase_name, phase)
     plan = StepPlan(phase, phase_name, recipe.seed, place.data_rank, place.data_size, recipe.parallel.micro_batch_tokens)
     engine = build_engine(build_model(recipe, phase), recipe, device, place.data_size)
     meter = LossMeter(phase, data, device)
     read = watch(batches(plan, data, 0, total, device))
     return PhaseSteps(engine, execution(engine, plan, read, seen, meter.add), plan, meter)
-
-
-def phase_of(recipe: Recipe, name: str) -> PhaseConfig:
-    """The phase that `--phase` names.
-
-    Raises:
-        UserError: the recipe has no such phase.
-    """
-    if name not in recipe.phases:
-        raise UserError(f"--phase {name}: recipe {recipe.name} has {', '.join(recipe.phases)}; give one of them")
-    return recipe.phases[name]  # type: ignore[index]
 
 
 def stored_phase(recipe: Recipe, phase_name: str, phase: PhaseConfig) -> PhaseData:

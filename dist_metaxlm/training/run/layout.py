@@ -17,7 +17,7 @@ def check_layout(recipe: Recipe, phase_name: str, topology: Topology) -> None:
         UserError: naming the value at fault and the nearest that is legal.
     """
     world_size = topology.world_size
-    layout, model, phase = recipe.parallel, recipe.model, recipe.phases[phase_name]  # type: ignore[index]
+    layout, model, phase = recipe.parallel, recipe.model, recipe.phase(phase_name)
     tensor, stages = layout.tensor, layout.pipeline
     if stages > model.layers + 2:
         raise UserError(

@@ -91,7 +91,7 @@ class PhaseFolder:
                 f"the old values (all are in {self.path / 'recipe.yaml'}), {go_on}or give another --run_dir or "
                 "--resume never"
             )
-        phase = recipe.phases[self.phase]  # type: ignore[index]
+        phase = recipe.phase(self.phase)
         total, caps = (
             phase.total_steps,
             [name for name in ("max_repetitions", "pair_max_repetitions") if getattr(phase, name) is not None],
