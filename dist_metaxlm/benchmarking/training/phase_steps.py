@@ -19,9 +19,9 @@ from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.engine.engine import build_engine
 from dist_metaxlm.training.engine.execution import Execution, execution
+from dist_metaxlm.training.engine.model import build_model
 from dist_metaxlm.training.loop.batches import batches
 from dist_metaxlm.training.loop.metrics import LossMeter
-from dist_metaxlm.training.pretrain import build_model
 
 Watch = Callable[[Iterator[PackedBatch]], Iterator[PackedBatch]]
 
