@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens.store import TokenStore
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
@@ -30,7 +30,7 @@ Watch = Callable[[Iterator[PackedBatch]], Iterator[PackedBatch]]
 class PhaseSteps:
     """What is needed to take steps."""
 
-    engine: Any
+    engine: Engine
     """DeepSpeed's."""
     steps: Execution
     plan: StepPlan

@@ -18,6 +18,7 @@ from dist_metaxlm.benchmarking.training.labels import STEP, label, labelled, wai
 from dist_metaxlm.benchmarking.training.phase_steps import phase_steps
 from dist_metaxlm.benchmarking.training.trace import PASSES, Breakdown, breakdown, device_busy
 from dist_metaxlm.data.tokenizer import PAD
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import pick_device, process_group
@@ -99,7 +100,7 @@ def _timed(
 
 
 def _profiled(
-    take: Callable[[int], None], engine: Any, count: int, device: torch.device, trace_file: str | None
+    take: Callable[[int], None], engine: Engine, count: int, device: torch.device, trace_file: str | None
 ) -> tuple[Breakdown, float, float | None]:
     """Where the time of the next `count` steps goes, their seconds, and those in which the device worked (None: a CPU)."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]

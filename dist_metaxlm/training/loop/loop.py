@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dist_metaxlm.data.steps import StepPlan
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import scaler_state, step_figures
 from dist_metaxlm.errors import StoppedInGoodOrder, UserError
 from dist_metaxlm.parallel.process_group import rank
@@ -22,7 +23,7 @@ from dist_metaxlm.training.loop.schedule import learning_rate_at
 from dist_metaxlm.training.run.context import RunContext
 
 
-def train(engine: Any, context: RunContext, plan: StepPlan, progress: Progress) -> None:
+def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progress) -> None:
     """Run the phase of `context` from `progress.step` to its end; checkpoints and metrics go to its folder."""
     recipe, folder, data = context.recipe, context.folder, context.data
     phase, total, behind = plan.phase, plan.phase.total_steps, progress.schedule_offset
@@ -68,7 +69,7 @@ def train(engine: Any, context: RunContext, plan: StepPlan, progress: Progress) 
 
 
 def interval_record(
-    engine: Any, context: RunContext, meter: LossMeter, progress: Progress, learning_rate: float, speed: dict[str, float]
+    engine: Engine, context: RunContext, meter: LossMeter, progress: Progress, learning_rate: float, speed: dict[str, float]
 ) -> dict[str, Any]:
     """The metrics of a log interval; this reads from the device, once.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import restore_scaler
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
@@ -57,7 +58,7 @@ class StartingPoint:
             UserError: when the weights are missing, or are those of another model or tokenizer.
         """
 
-    def install(self, engine: Any, progress: Progress) -> None:
+    def install(self, engine: Engine, progress: Progress) -> None:
         """Put into `engine` what the module cannot hold, and into `progress` how far the phase is (collective)."""
 
     def describe(self) -> list[str]:
@@ -85,7 +86,7 @@ class Imported(StartingPoint):
         """See `StartingPoint`."""
         self._line = load_initial_weights(model.encoder, self._recipe, self._source, tokenizer_hash)
 
-    def install(self, engine: Any, progress: Progress) -> None:
+    def install(self, engine: Engine, progress: Progress) -> None:
         """See `StartingPoint`."""
         optimizer_state.set_exact_weights(engine, read_import(self._source)[1])
 
@@ -130,7 +131,7 @@ class CarriedOver(StartingPoint):
         self._carried = carry_over(model.encoder, self._recipe, self._meta, tokenizer_hash)
         carry_own(model, self._carried)
 
-    def install(self, engine: Any, progress: Progress) -> None:
+    def install(self, engine: Engine, progress: Progress) -> None:
         """See `StartingPoint`."""
         assert self._carried is not None, "load comes before install"
         optimizer_state.set_exact_weights(engine, self._carried.weights)
@@ -168,7 +169,7 @@ class Resumed(StartingPoint):
         """See `StartingPoint`."""
         model.encoder.load_logical(self._checkpoint.tensors("weights"))
 
-    def install(self, engine: Any, progress: Progress) -> None:
+    def install(self, engine: Engine, progress: Progress) -> None:
         """See `StartingPoint`."""
         restore(engine, self._checkpoint)
         progress.resume(self._checkpoint)
