@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
@@ -52,7 +53,7 @@ class CheckpointSaver:
     In the background it keeps host memory for this rank's share of weights and moments (see `save_in_background`).
     """
 
-    def __init__(self, root: Path, engine: Any, keep: int, background: bool) -> None:
+    def __init__(self, root: Path, engine: Engine, keep: int, background: bool) -> None:
         """Collective. Checkpoints older than the newest `keep` are removed after each save."""
         self._root, self._engine, self._keep = root, engine, keep
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None
