@@ -10,8 +10,8 @@ the writing is shared, and any number of ranks in any layout reads it, one tenso
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
 from dist_metaxlm.storage.tensor_file import TensorsOnDisk
 from dist_metaxlm.training.checkpointing.manifest import DamagedCheckpoint, list_steps, step_folder, verify_manifest
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _verified(folder: Path) -> dict[str, Any] | None:
         damage = str(error)
     first = _agreed(rank() if damage else world_size(), "min")
     if first == rank():
-        print(f"warning: checkpoint passed over: {damage}", file=sys.stderr)
+        logger.warning("checkpoint passed over: %s", damage)
     return facts if first == world_size() else None
 
 

@@ -10,10 +10,10 @@ threads that issue collectives on one group would not agree on their order acros
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +39,7 @@ from dist_metaxlm.training.checkpointing.gather_plan import KINDS, Pieces
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, sync_folder, write_manifest
 from dist_metaxlm.training.checkpointing.replicated import Replicas
 
+logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=1)
 """How long a rank waits for the files of the others before it takes them for lost."""
 _SEALED = struct.Struct("<q32s")
@@ -134,7 +135,7 @@ class CheckpointSaver:
         except Exception as failure:
             if error is None or isinstance(error, StoppedInGoodOrder):
                 raise
-            print(f"warning: the checkpoint that was being saved is lost too: {failure}", file=sys.stderr)
+            logger.warning("the checkpoint that was being saved is lost too: %s", failure)
         self._hook.remove()
         if self._memory is not None:
             self._memory.before_change = lambda: None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.loop.resilience import StopRequest
 from dist_metaxlm.training.loop.schedule import learning_rate_at
 from dist_metaxlm.training.run.context import RunContext
+
+logger = logging.getLogger(__name__)
 
 
 def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progress) -> None:
@@ -58,6 +61,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling = meter.counts(), scaler_state(engine)
                 saver.save(progress.facts(), progress.tensors())
+                logger.debug("saving the checkpoint of step %d", progress.step)
             if stopping:
                 raise StoppedInGoodOrder(
                     f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "

@@ -144,7 +144,7 @@ def describe(report: dict[str, Any]) -> list[str]:
 
 def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkpoint:
     if before.finished is None:
-        state = "not finished" if before.path.exists() else "not there"
+        state = "not finished" if before.path.exists() else "missing"
         raise UserError(
             f"--phase cross needs the meta phase of {before.run_dir}, which is {state}; run "
             f"`deepspeed launch/pretrain.py --phase {before.phase} --run_dir {before.run_dir}` first"
