@@ -91,7 +91,7 @@ def test_both_phases_run_and_are_recognised_as_finished(undisturbed: Path, tiny_
     before = curve(undisturbed, "cross")
     out = run_ranks(1, *command(tiny_recipe, undisturbed, "cross"))
     assert re.search(
-        r"is already finished \(12 steps, loss \d\.\d{3}\)\. To retrain from scratch, pass `--resume never`\.", out
+        r"is already finished \(12 steps, loss \d+\.\d{3}\)\. To retrain from scratch, pass `--resume never`\.", out
     )
     assert curve(undisturbed, "cross") == before
 
