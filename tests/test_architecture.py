@@ -13,6 +13,7 @@ LAYERS = {
     "text": 0,
     "command_line": 1,
     "kernels": 1,
+    "logs": 1,
     "storage": 1,
     "recipe": 1,
     "reporting": 1,

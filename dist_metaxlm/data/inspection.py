@@ -25,7 +25,7 @@ def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample:
     Positions count tokens of the sample, offsets tokens of the corpus. Errors: UserError for a phase or objective that
     the recipe has not, a negative number, or data that are not prepared.
     """
-    phase = _phase(recipe, phase_name)
+    phase = recipe.phase(phase_name)
     objective = _objective(phase_name, phase, objective_name)
     if not 0 <= sample < LAST:
         raise UserError(f"--sample {sample} is negative or more than any phase has; samples count from 0")
@@ -58,13 +58,6 @@ def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample:
         "targets": batch.targets.numel(),
         "documents": _documents(batch, runs, corpus, tokenizer),
     }
-
-
-def _phase(recipe: Recipe, wanted: str) -> PhaseConfig:
-    for name, phase in recipe.phases.items():
-        if name == wanted:
-            return phase
-    raise UserError(f"recipe {recipe.name} has no phase {wanted!r}; it has {', '.join(recipe.phases)}")
 
 
 def _objective(phase_name: str, phase: PhaseConfig, name: str | None) -> AnyObjective:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.parallel.groups import groups
 
 ROW = 1024
@@ -33,7 +34,7 @@ def exact_norm(values: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(torch.cat(norms).double())
 
 
-def use_exact_norms(engine: Any) -> None:
+def use_exact_norms(engine: Engine) -> None:
     """Let `engine` clip by exact norms, and report them by `get_global_grad_norm()`, at any ZeRO stage.
 
     Without ZeRO its updates are then those of ZeRO in two more ways: a parameter that no objective of the step reached has
@@ -82,7 +83,7 @@ def _condensed(gradient: torch.Tensor) -> torch.Tensor:
     return norm
 
 
-def _clip_in_each_update(engine: Any) -> None:
+def _clip_in_each_update(engine: Engine) -> None:
     """DeepSpeed asks for clipping only where there is a largest norm, but the norm is reported in any case."""
     update = engine.optimizer.step
     engine.clip_fp32_gradients = lambda: None

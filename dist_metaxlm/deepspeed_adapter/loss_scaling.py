@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import UserError
 
 _STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -39,11 +40,11 @@ def check_fp16(precision: str) -> None:
         )
 
 
-def _scaler(engine: Any) -> Any | None:
+def _scaler(engine: Engine) -> Any | None:
     return getattr(engine.optimizer, "loss_scaler", None) if engine.fp16_enabled() else None
 
 
-def prepare_scaler(engine: Any) -> None:
+def prepare_scaler(engine: Engine) -> None:
     """Mend two habits of DeepSpeed's (0.19.8) dynamic loss scale.
 
     At the smallest scale it ends the run with a bare exception; we say a sentence instead (`step_figures`). And it doubles
@@ -71,7 +72,7 @@ def prepare_scaler(engine: Any) -> None:
     scaler.update_scale, engine.optimizer.step = decide, step
 
 
-def scaler_state(engine: Any) -> dict[str, Any]:
+def scaler_state(engine: Engine) -> dict[str, Any]:
     """What a resumed run needs so that it scales and skips as the first one would have, for a checkpoint's manifest."""
     state: dict[str, Any] = {"skipped_steps": engine.skipped_steps}
     scaler = _scaler(engine)
@@ -80,7 +81,7 @@ def scaler_state(engine: Any) -> dict[str, Any]:
     return state
 
 
-def restore_scaler(engine: Any, state: dict[str, Any]) -> None:
+def restore_scaler(engine: Engine, state: dict[str, Any]) -> None:
     """Go on from what `scaler_state` returned; the scale begins anew where another precision or version saved it."""
     engine.skipped_steps = int(state.get("skipped_steps", 0))
     scaler = _scaler(engine)
@@ -89,7 +90,7 @@ def restore_scaler(engine: Any, state: dict[str, Any]) -> None:
             setattr(scaler, name, type(getattr(scaler, name))(state[name]))
 
 
-def step_figures(engine: Any) -> dict[str, float | int | None]:
+def step_figures(engine: Engine) -> dict[str, float | int | None]:
     """For the metrics: norm of the last step's gradient (None where it overflowed), steps skipped so far, loss scale.
 
     Raises:

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.modeling.sharding import own_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def _inner(engine: Any) -> torch.optim.Optimizer:
+def _inner(engine: Engine) -> torch.optim.Optimizer:
     """The torch optimiser inside DeepSpeed's wrapper (with ZeRO-0 in fp32 there is no wrapper)."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def before_each_update(engine: Any, action: Callable[[], None]) -> RemovableHandle:
+def before_each_update(engine: Engine, action: Callable[[], None]) -> RemovableHandle:
     """Call `action` before AdamW changes anything; `remove()` of what is returned ends that.
 
     ZeRO makes an update of several steps of AdamW (groups, shards): it is called before each of them.
@@ -35,7 +36,7 @@ def before_each_update(engine: Any, action: Callable[[], None]) -> RemovableHand
     return _inner(engine).register_step_pre_hook(hook)
 
 
-def own_piece(engine: Any, param: Any, moment: str | None) -> tuple[int, torch.Tensor]:
+def own_piece(engine: Engine, param: Any, moment: str | None) -> tuple[int, torch.Tensor]:
     """What this rank holds of an fp32 weight (`moment` None) or of one of its Adam moments; not collective.
 
     Returns:
@@ -57,7 +58,7 @@ def own_piece(engine: Any, param: Any, moment: str | None) -> tuple[int, torch.T
     return 0, value.detach().view(-1)
 
 
-def set_full_weight(engine: Any, name: str, param: torch.nn.Parameter, value: torch.Tensor) -> None:
+def set_full_weight(engine: Engine, name: str, param: torch.nn.Parameter, value: torch.Tensor) -> None:
     """Write this rank's part of a whole fp32 weight into its master copy, and into the model's own copy."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
@@ -73,7 +74,7 @@ def set_full_weight(engine: Any, name: str, param: torch.nn.Parameter, value: to
     param.data.copy_(value)
 
 
-def set_exact_weights(engine: Any, weights: Mapping[str, torch.Tensor]) -> None:
+def set_exact_weights(engine: Engine, weights: Mapping[str, torch.Tensor]) -> None:
     """Give the fp32 master copies the values in `weights`, whole and by logical name, of those that are there.
 
     DeepSpeed makes the masters of a half-precision engine from a module that it has rounded to 16 bits before. The model's
@@ -84,7 +85,7 @@ def set_exact_weights(engine: Any, weights: Mapping[str, torch.Tensor]) -> None:
             set_full_weight(engine, name, param, weights[name].float())
 
 
-def set_full_moment(engine: Any, name: str, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
+def set_full_moment(engine: Engine, name: str, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
     """Write this rank's part of a whole Adam moment into its shard."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
@@ -107,7 +108,7 @@ def _zero3_piece(param: Any, value: torch.Tensor) -> torch.Tensor:
     return flat.chunk(pieces)[torch.distributed.get_rank(param.ds_process_group)]
 
 
-def adam_step(engine: Any) -> int:
+def adam_step(engine: Engine) -> int:
     """Updates that Adam has made; 0 before the first."""
     for state in _inner(engine).state.values():
         if "step" in state:
@@ -115,7 +116,7 @@ def adam_step(engine: Any) -> int:
     return 0
 
 
-def create_adam_state(engine: Any) -> None:
+def create_adam_state(engine: Engine) -> None:
     """Give AdamW the state that it would make at its first update, so that saved moments can be written into it before.
 
     A fresh run needs it too: DeepSpeed (0.19.8) updates one parameter group after another and links the shards of all of
@@ -135,14 +136,14 @@ def create_adam_state(engine: Any) -> None:
         link()
 
 
-def set_adam_step(engine: Any, step: int) -> None:
+def set_adam_step(engine: Engine, step: int) -> None:
     """Let AdamW believe that it has made `step` updates (its bias correction depends on it)."""
     for state in _inner(engine).state.values():
         if "step" in state:
             state["step"].fill_(float(step))
 
 
-def named_parameters(engine: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def named_parameters(engine: Engine) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """(logical name, parameter) of this rank's stage of the encoder, in a fixed order; each name on one stage only."""
     for name, param in engine.module.named_parameters():
         if not getattr(param, "ds_pipe_replicated", False):

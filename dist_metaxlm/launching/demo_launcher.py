@@ -8,16 +8,20 @@ devices of the machine, whatever CUDA_VISIBLE_DEVICES says, so the devices are n
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 
+from dist_metaxlm import logs
 from dist_metaxlm.errors import UserError, run_command
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.recipe.sharing import undivided
 from dist_metaxlm.text import counted
+
+logger = logging.getLogger(__name__)
 
 
 def most_ranks(recipe: Recipe, devices: int) -> int:
@@ -43,10 +47,9 @@ def command(recipe: Recipe, visible: Sequence[str], cores: int) -> list[str]:
         return [*launcher, "--num_accelerators", str(min(2, cores))]
     ranks = most_ranks(recipe, len(visible))
     if ranks < len(visible):
-        print(
-            f"{ranks} of {counted(len(visible), 'device')}: the batches of recipe {recipe.name} are not to be shared "
-            "evenly by more",
-            file=sys.stderr,
+        logger.warning(
+            f"using {ranks} of {counted(len(visible), 'device')}: no larger number divides the batches of recipe "
+            f"{recipe.name} evenly"
         )
     if ranks == 1:
         return ["python"]  # which sees the first of them, by whatever name
@@ -61,6 +64,7 @@ def command(recipe: Recipe, visible: Sequence[str], cores: int) -> list[str]:
 def main() -> None:
     import torch
 
+    logs.set_up(all_to_stderr=True)  # standard output is the command that make runs
     recipe = load_recipe("quickstart", sys.argv[1:])
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]

@@ -125,8 +125,7 @@ def _placement(job: Job, hosts: tuple[Host, ...]) -> list[str]:
         return []
     known = pretrain_parser().parse_intermixed_args(job.script[1:])
     recipe = follow_file(load_recipe(known.recipe, known.overrides, layout_later=True), known.deepspeed_config)
-    if known.phase not in recipe.phases:
-        raise UserError(f"--phase {known.phase}: recipe {recipe.name} has {', '.join(recipe.phases)}; give one of them")
+    recipe.phase(known.phase)
     if known.expect_world_size is not None and known.expect_world_size != job.ranks:
         raise UserError(
             f"--expect_world_size {known.expect_world_size}, and the hostfile has {counted(job.ranks, 'slot')}; change one"

@@ -118,6 +118,7 @@ class Lifeline:
             return
         # One line a job, or one a node where the first rank is the dead one.
         if self._topology.is_first or (who.startswith("rank 0 ") and self._topology.local_rank == 0):
+            # Not to the log: another thread may hold its lock for as long as nobody reads standard output.
             print(
                 f"error: {who} has died and the other ranks wait for it, so they end; its own output says why (nothing "
                 "there: look for the kernel's out-of-memory killer); the same command goes on from the last checkpoint",

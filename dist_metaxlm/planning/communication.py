@@ -43,7 +43,7 @@ class Traffic:
 
 def predict_traffic(recipe: Recipe, phase: str, nodes: int, ranks_a_node: int) -> Traffic:
     """The traffic of a step of `phase` where the recipe's layout lies on nodes that are filled one after another."""
-    layout, config = recipe.parallel, recipe.phases[phase]  # type: ignore[index]
+    layout, config = recipe.parallel, recipe.phase(phase)
     place = Placement(
         Topology(0, nodes * ranks_a_node, 0, ranks_a_node, "plan", filled_nodes([ranks_a_node] * nodes)),
         layout.tensor,

@@ -191,7 +191,7 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stag
 
 
 def _memory(recipe: Recipe, name: str, layout: Layout, precision: str, tokens: int, stages: list[Stage]) -> MemoryEstimate:
-    phase = recipe.phases[name]  # type: ignore[index]
+    phase = recipe.phase(name)
     at_once = max(tokens, _group_tokens(phase, layout.data, recipe.model.layers))
     memory = estimate_memory(recipe.model, layout, precision, at_once, phase.mask_rate, stages)
     return replace(memory, buffers=memory.buffers + _momentum_bytes(phase, recipe, precision, tokens, layout.data))

@@ -23,7 +23,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def phase_difference(recipe: Recipe, before: str, after: str) -> list[tuple[str, Any, Any]]:
     """Rows (field, value in `before`, value in `after`) where two phases of a recipe differ; None: not set there."""
-    old = flatten(recipe.phases[before].model_dump(mode="json"))  # type: ignore[index]
-    new = flatten(recipe.phases[after].model_dump(mode="json"))  # type: ignore[index]
+    old = flatten(recipe.phase(before).model_dump(mode="json"))
+    new = flatten(recipe.phase(after).model_dump(mode="json"))
     keys = [*old, *(key for key in new if key not in old)]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]

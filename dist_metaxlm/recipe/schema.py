@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.data import (
     BitextSource,
     CleaningConfig,
@@ -301,6 +302,17 @@ class Recipe(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def phase(self, name: str) -> PhaseConfig:
+        """The phase called `name`.
+
+        Raises:
+            UserError: when the recipe has no such phase; the message lists those that it has.
+        """
+        for key, phase in self.phases.items():
+            if key == name:
+                return phase
+        raise UserError(f"recipe {self.name} has no phase {name!r}; it has {', '.join(self.phases)}")
 
     @property
     def whole_model(self) -> bool:

@@ -88,9 +88,9 @@ def study_arms(
     Errors: UserError for a ratio, a budget or a recipe of which no study can be made.
     """
     _check(base, ratios, seeds)
-    many = _without_contrast(base.phases["cross"])
+    many = _without_contrast(base.phase("cross"))
     size = many.tokens_per_step
-    one = _english(base.phases["meta"], size)
+    one = _english(base.phase("meta"), size)
     steps = tokens // size
     if steps < 4:
         raise UserError(f"{tokens} tokens are {counted(steps, 'step')} of {size} tokens; give --tokens {4 * size} at least")
@@ -116,12 +116,12 @@ def _check(base: Recipe, ratios: Sequence[float], seeds: Sequence[int]) -> None:
         raise UserError(f"--ratios {wrong[0] if wrong else ''} is not between 0 and 1; give shares of N such as 0.5")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"--seeds {' '.join(map(str, seeds))} are not different numbers from 0 on")
-    if not any(objective.name == "mlm" for objective in base.phases["cross"].objectives):
+    if not any(objective.name == "mlm" for objective in base.phase("cross").objectives):
         raise UserError("phases.cross has no objective mlm; a study compares the languages of its text")
-    languages = base.phases["cross"].languages
+    languages = base.phase("cross").languages
     if languages != "all" and "en" not in languages:
         raise UserError("phases.cross leaves out English, which the single-phase arms must see; add en to it")
-    if base.phases["meta"].sequence_length != base.phases["cross"].sequence_length:
+    if base.phase("meta").sequence_length != base.phase("cross").sequence_length:
         raise UserError("phases.meta and phases.cross have different sequence_length; make it one")
 
 

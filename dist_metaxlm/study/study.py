@@ -181,7 +181,7 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
 def english_of_cross(base: Recipe) -> float:
     """English share of the mlm windows that the cross phase asks for, over its whole length."""
     directory = Path(base.data.directory)
-    tree = base.phases["cross"].model_dump(mode="json")
+    tree = base.phase("cross").model_dump(mode="json")
     tree["objectives"] = [of for of in tree["objectives"] if of["name"] == "mlm"]
     phase = PhaseConfig.model_validate(tree)
     data = PhaseData(
@@ -209,7 +209,7 @@ def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device
 
     curve, loss, before = [], [], 0
     for phase in arm.phases:
-        each = arm.recipe.phases[phase].tokens_per_step  # type: ignore[index]
+        each = arm.recipe.phase(phase).tokens_per_step
         for step in list_steps(folder / phase / "checkpoints"):
             point = figures(phase, step, options.curve_strings)
             curve.append({"phase": phase, "tokens": before + step * each, **{name: point[name] for name in MEASURES}})
@@ -217,7 +217,7 @@ def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device
         loss += [
             {"phase": phase, "tokens": before + record["step"] * each, "losses": record["losses"]} for record in records
         ]
-        before += arm.recipe.phases[phase].total_steps * each  # type: ignore[index]
+        before += arm.recipe.phase(phase).total_steps * each
     last = figures(arm.phases[-1], None, None)
     tasks = evaluate_run_tasks(folder, arm.phases[-1], options.tasks, options.task_options) if options.tasks else {}
     return {

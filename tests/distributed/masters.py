@@ -26,10 +26,13 @@ from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.storage.tensor_file import HashedFile, TensorFile
-from dist_metaxlm.training import pretrain
 from dist_metaxlm.training.checkpointing.manifest import step_folder, write_manifest
+from dist_metaxlm.training.run import run_phase
 from dist_metaxlm.training.run.carry_over import HEAD_BIAS, TABLE
+from dist_metaxlm.training.run.context import Options, RunContext
+from dist_metaxlm.training.run.prepared_data import open_data
 from dist_metaxlm.training.run.run_folder import PhaseFolder
+from dist_metaxlm.training.run.starting_point import origin_of
 
 ANEW = "carry_over.unseen_embeddings=reinitialise"
 
@@ -99,16 +102,20 @@ def begun(
         check_tied(engine)
         engine.destroy()
 
-    train, finish, pretrain.train, pretrain.finish = pretrain.train, pretrain.finish, look, lambda *_: None
+    train, finish, run_phase.train, run_phase.finish = run_phase.train, run_phase.finish, look, lambda *_: None
     form_groups(recipe.parallel.tensor, recipe.parallel.pipeline, CPU)
     # Beside the meta phase, in a folder for each case.
     folder = PhaseFolder(root, "cross")
     folder.path = root / name
     folder.checkpoints, folder.metrics = folder.path / "checkpoints", folder.path / "metrics.jsonl"
     folder.path.mkdir(exist_ok=True)
-    options = pretrain.Options("cross", run_dir=str(root), init_from=None if init_from is None else str(init_from))
-    pretrain._run(recipe, options, topology, CPU, folder, pretrain.open_data(recipe, "cross"))
-    pretrain.train, pretrain.finish = train, finish
+    options = Options("cross", run_dir=str(root), init_from=None if init_from is None else str(init_from))
+    tokenizer, data = open_data(recipe, "cross")
+    context = RunContext(
+        recipe=recipe, options=options, topology=topology, device=CPU, folder=folder, tokenizer=tokenizer, data=data
+    )
+    run_phase.run_phase(context, origin_of(recipe, folder, options))
+    run_phase.train, run_phase.finish = train, finish
     barrier()
     forget_groups()
     if not count_parameters(recipe.model).total // 8 < held:

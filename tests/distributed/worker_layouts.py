@@ -30,9 +30,9 @@ from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training.checkpointing.checkpoint import newest_checkpoint, restore, save_checkpoint
 from dist_metaxlm.training.engine.engine import build_engine
 from dist_metaxlm.training.engine.execution import execution
+from dist_metaxlm.training.engine.model import build_model
 from dist_metaxlm.training.loop.batches import batches
 from dist_metaxlm.training.loop.probing import Probing
-from dist_metaxlm.training.pretrain import build_model
 
 CPU = torch.device("cpu")
 

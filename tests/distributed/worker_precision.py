@@ -20,8 +20,11 @@ from worker_layouts import CPU, run_case
 from dist_metaxlm.parallel.process_group import barrier, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.pretrain import Options, _run, open_data
+from dist_metaxlm.training.run.context import Options, RunContext
+from dist_metaxlm.training.run.prepared_data import open_data
 from dist_metaxlm.training.run.run_folder import PhaseFolder
+from dist_metaxlm.training.run.run_phase import run_phase
+from dist_metaxlm.training.run.starting_point import Fresh
 
 
 def train(job: dict[str, Any], topology: Topology, run: Path, resume: str) -> None:
@@ -30,14 +33,17 @@ def train(job: dict[str, Any], topology: Topology, run: Path, resume: str) -> No
     if topology.is_first:
         folder.start(recipe)
     barrier()
-    _run(
-        recipe,
-        Options("joint", job["recipe"], run_dir=str(run), resume=resume),
-        topology,
-        CPU,
-        folder,
-        open_data(recipe, "joint"),
+    tokenizer, data = open_data(recipe, "joint")
+    context = RunContext(
+        recipe=recipe,
+        options=Options("joint", job["recipe"], run_dir=str(run), resume=resume),
+        topology=topology,
+        device=CPU,
+        folder=folder,
+        tokenizer=tokenizer,
+        data=data,
     )
+    run_phase(context, Fresh())
     barrier()
 
 

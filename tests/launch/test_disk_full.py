@@ -44,7 +44,7 @@ def test_full_disk_while_saving(
     assert [process.returncode for process in processes] == [74, 74], outcomes
     errors = [line for line in outcomes[0][1].splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    warnings = [line for line in outcomes[0][1].splitlines() if line.startswith("warning: ") and "--run_dir" in line]
+    warnings = [line for line in outcomes[0][1].splitlines() if " warning: " in line and "--run_dir" in line]
     assert len(warnings) == 1
     assert "room for 1 checkpoint" in warnings[0]
     assert "No space left on device" in errors[0]

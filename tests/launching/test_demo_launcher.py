@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_metaxlm import logs
 from dist_metaxlm.data.steps import check_batches
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.launching.demo_launcher import command, most_ranks
@@ -20,15 +21,18 @@ def test_any_number_of_devices_gets_ranks_that_the_demo_takes(devices: int, rank
     recipe = load_recipe("quickstart", [])
     assert most_ranks(recipe, devices) == ranks
     for name in ("meta", "cross"):
-        check_batches(recipe.phases[name], name, ranks)  # type: ignore[index]
+        check_batches(recipe.phase(name), name, ranks)
 
 
 def test_devices_are_those_that_are_visible(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(all_to_stderr=True)
     recipe = load_recipe("quickstart", [])
     assert command(recipe, [], 8) == ["deepspeed", "--log_level", "error", "--num_accelerators", "2"]
     assert command(recipe, ["2", "5"], 8) == ["deepspeed", "--log_level", "error", "--include", "localhost:2,5"]
     assert command(recipe, ["1", "4", "6"], 8)[-1] == "localhost:1,4"
-    assert "2 of 3 devices: the batches of recipe quickstart are not to be shared evenly by more" in capsys.readouterr().err
+    assert (
+        "using 2 of 3 devices: no larger number divides the batches of recipe quickstart evenly" in capsys.readouterr().err
+    )
     assert command(recipe, ["MIG-4a2f"], 8) == ["python"]
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=GPU-1,GPU-2 names devices by other than numbers"):
         command(recipe, ["GPU-1", "GPU-2"], 8)

@@ -357,3 +357,10 @@ def test_difference_between_phases() -> None:
 def test_shares_leave_something_for_the_others(shares, message):
     with pytest.raises(UserError, match=message):
         load_recipe("quickstart", ["phases.cross.languages=[en, de]", f"phases.cross.shares={shares}"])
+
+
+def test_a_phase_is_looked_up_by_name_and_an_unknown_one_is_refused() -> None:
+    recipe = load_recipe("quickstart")
+    assert recipe.phase("meta") is recipe.phases["meta"]
+    with pytest.raises(UserError, match="recipe quickstart has no phase 'mata'; it has meta, cross, joint"):
+        recipe.phase("mata")

@@ -68,8 +68,7 @@ def measure_scaling(experiment: Experiment, place: Place | None = None) -> dict[
     """
     place = place or Place("ranks", 1, run_here)
     recipe = load_recipe(experiment.recipe, experiment.overrides)
-    if experiment.phase not in recipe.phases:
-        raise UserError(f"recipe {recipe.name} has no phase {experiment.phase!r}; it has {', '.join(recipe.phases)}")
+    recipe.phase(experiment.phase)
     prepare(recipe, lambda line: None)
     jobs = layouts(recipe, experiment, place)
     runs: dict[str, list[Job]] = {name: [] for name in jobs}
@@ -121,7 +120,7 @@ def _layout(kind: str, count: int, place: Place) -> list[str]:
 def _larger_batch(recipe: Recipe, phase: str, times: int) -> list[str]:
     """Overrides that multiply every objective's batch; contrast gets more groups, of the same size."""
     found = []
-    for objective in recipe.phases[phase].objectives:  # type: ignore[index]
+    for objective in recipe.phase(phase).objectives:
         field, value = (
             ("pairs", objective.pairs) if isinstance(objective, PairObjective) else ("batch_tokens", objective.batch_tokens)
         )

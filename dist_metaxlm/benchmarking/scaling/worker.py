@@ -33,7 +33,7 @@ COMMUNICATION = ("gloo:", "nccl", "c10d::")
 def main(job: dict[str, Any]) -> None:
     """Measure the recipe, phase and overrides of `job` over the ranks that were started."""
     topology, recipe = detect_topology(), load_recipe(job["recipe"], job["overrides"])
-    phase, device = recipe.phases[job["phase"]], pick_device(topology)
+    phase, device = recipe.phase(job["phase"]), pick_device(topology)
     check_layout(recipe, job["phase"], topology)
     complete_environment(topology, device.type == "cuda", recipe.parallel.tensor)
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dist_metaxlm.benchmarking.training.phase_steps import phase_of, phase_steps, stored_phase
+from dist_metaxlm.benchmarking.training.phase_steps import phase_steps, stored_phase
 from dist_metaxlm.benchmarking.training.turns import WARM_UP, alternate, ratio, spread
 from dist_metaxlm.benchmarking.training.updates import measure_updates
 from dist_metaxlm.data.batch import PackedBatch
@@ -54,7 +54,7 @@ def measure_cpu(recipe_name: str, overrides: list[str], phase: str, repeats: int
         UserError: for a phase that the recipe does not have, or without a token store.
     """
     recipe, topology, device = load_recipe(recipe_name, overrides), detect_topology(), torch.device("cpu")
-    phase_of(recipe, phase)
+    recipe.phase(phase)
     measures = {"rows": measure_rows, "dropout": measure_dropout, "update": measure_updates}
     with process_group(topology, device):
         found = {part: measures[part](recipe, phase, repeats) for part in PARTS if part in parts}
@@ -74,7 +74,7 @@ def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any
 
     Attention by objective and window: the recipe's, and `LONG`.
     """
-    given, found = phase_of(recipe, phase_name), []
+    given, found = recipe.phase(phase_name), []
     for window in sorted({given.sequence_length, LONG}):
         phase = given.model_copy(update={"sequence_length": window})
         data = stored_phase(recipe, phase_name, phase)
@@ -167,7 +167,7 @@ def measure_dropout(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
 def taking(recipe: Recipe, phase_name: str, repeats: int) -> Callable[[], None]:
     """An engine of its own, which takes the phase's next step at each call."""
     loop = phase_steps(recipe, phase_name, torch.device("cpu"), WARM_UP + repeats)
-    learning_rate, numbers = phase_of(recipe, phase_name).learning_rate.peak, iter(range(WARM_UP + repeats))
+    learning_rate, numbers = recipe.phase(phase_name).learning_rate.peak, iter(range(WARM_UP + repeats))
     return lambda: loop.steps.take(next(numbers), learning_rate)
 
 

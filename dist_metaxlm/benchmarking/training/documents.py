@@ -36,7 +36,7 @@ def stored_batches(recipe: Recipe, batch_tokens: int, count: int) -> list[Packed
             f"{recipe.model.vocab_size}; give a data.directory made for this recipe"
         )
     objective = TranslationLM(batch_tokens=batch_tokens)
-    phase = recipe.phases["cross"].model_copy(update={"objectives": [objective], "languages": "all"})
+    phase = recipe.phase("cross").model_copy(update={"objectives": [objective], "languages": "all"})
     data = PhaseData(TokenStore.open(directory / "store"), tokenizer, "cross", phase, recipe.seed)
     windows = batch_tokens // phase.sequence_length
     return [data.batch(objective, step * windows, windows) for step in range(count)]
@@ -44,7 +44,7 @@ def stored_batches(recipe: Recipe, batch_tokens: int, count: int) -> list[Packed
 
 def generated_batches(recipe: Recipe, batch_tokens: int, count: int) -> list[PackedBatch]:
     """`count` batches of random ids in documents of lognormal lengths, windows full, with the recipe's share of targets."""
-    phase, rng = recipe.phases["cross"], random.Random(recipe.seed)
+    phase, rng = recipe.phase("cross"), random.Random(recipe.seed)
     window = phase.sequence_length
     windows, share = max(1, batch_tokens // window), round(phase.mask_rate * window)
     generator = torch.Generator().manual_seed(recipe.seed)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.profiler import record_function
 
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.modeling.attention import Attention
 from dist_metaxlm.modeling.embedding import Embedding
 from dist_metaxlm.modeling.head import Head
@@ -33,7 +34,7 @@ ENGINE = (("_take_model_step", OPTIMISER), ("allreduce_gradients", COMMUNICATION
 
 
 @contextmanager
-def labelled(engine: Any) -> Iterator[None]:
+def labelled(engine: Engine) -> Iterator[None]:
     """Label the modules of `engine` and its update."""
     with ExitStack() as stack:
         for module in engine.module.modules():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,14 +13,15 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens.store import TokenStore
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.engine.engine import build_engine
 from dist_metaxlm.training.engine.execution import Execution, execution
+from dist_metaxlm.training.engine.model import build_model
 from dist_metaxlm.training.loop.batches import batches
 from dist_metaxlm.training.loop.metrics import LossMeter
-from dist_metaxlm.training.pretrain import build_model
 
 Watch = Callable[[Iterator[PackedBatch]], Iterator[PackedBatch]]
 
@@ -30,7 +30,7 @@ Watch = Callable[[Iterator[PackedBatch]], Iterator[PackedBatch]]
 class PhaseSteps:
     """What is needed to take steps."""
 
-    engine: Any
+    engine: Engine
     """DeepSpeed's."""
     steps: Execution
     plan: StepPlan
@@ -52,24 +52,13 @@ def phase_steps(
     Raises:
         UserError: there is no token store for the recipe.
     """
-    place, phase = groups(), phase_of(recipe, phase_name)
+    place, phase = groups(), recipe.phase(phase_name)
     data = stored_phase(recipe, phase_name, phase)
     plan = StepPlan(phase, phase_name, recipe.seed, place.data_rank, place.data_size, recipe.parallel.micro_batch_tokens)
     engine = build_engine(build_model(recipe, phase), recipe, device, place.data_size)
     meter = LossMeter(phase, data, device)
     read = watch(batches(plan, data, 0, total, device))
     return PhaseSteps(engine, execution(engine, plan, read, seen, meter.add), plan, meter)
-
-
-def phase_of(recipe: Recipe, name: str) -> PhaseConfig:
-    """The phase that `--phase` names.
-
-    Raises:
-        UserError: the recipe has no such phase.
-    """
-    if name not in recipe.phases:
-        raise UserError(f"--phase {name}: recipe {recipe.name} has {', '.join(recipe.phases)}; give one of them")
-    return recipe.phases[name]  # type: ignore[index]
 
 
 def stored_phase(recipe: Recipe, phase_name: str, phase: PhaseConfig) -> PhaseData:

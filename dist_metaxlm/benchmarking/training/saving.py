@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import tensor_shard
 from dist_metaxlm.objectives.model import PretrainingModel
@@ -78,7 +79,7 @@ def measure_saving(recipe_name: str, overrides: list[str], scratch: Path, repeat
 
 
 def _alternate(
-    engine: Any, train: Callable[[], None], folder: Path, repeats: int, device: torch.device
+    engine: Engine, train: Callable[[], None], folder: Path, repeats: int, device: torch.device
 ) -> list[dict[str, float]]:
     """One row a repeat: a blocking save, steps by themselves, then a save in the background with steps beside it."""
     rows = []
@@ -132,7 +133,7 @@ def _slowest(seconds: float, device: torch.device) -> float:
     return float(all_reduce(torch.tensor([seconds], dtype=torch.float64, device=device), "max"))
 
 
-def _training_step(engine: Any, recipe: Recipe, tokens: int, device: torch.device) -> Callable[[], None]:
+def _training_step(engine: Engine, recipe: Recipe, tokens: int, device: torch.device) -> Callable[[], None]:
     """Forward, backward and update on random tokens in windows of 128."""
     window = min(128, recipe.model.max_positions, tokens)
     windows = max(1, tokens // window)

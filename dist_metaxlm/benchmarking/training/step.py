@@ -15,9 +15,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dist_metaxlm.benchmarking.training.labels import STEP, label, labelled, waiting
-from dist_metaxlm.benchmarking.training.phase_steps import phase_of, phase_steps
+from dist_metaxlm.benchmarking.training.phase_steps import phase_steps
 from dist_metaxlm.benchmarking.training.trace import PASSES, Breakdown, breakdown, device_busy
 from dist_metaxlm.data.tokenizer import PAD
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import pick_device, process_group
@@ -49,13 +50,13 @@ def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int,
         UserError: for a phase that the recipe does not have, or without a token store.
     """
     recipe, topology = load_recipe(recipe_name, overrides), detect_topology()
-    phase_of(recipe, phase)
+    recipe.phase(phase)
     check_layout(recipe, phase, topology)
     device = pick_device(topology)
     seen: list[torch.Tensor] = []
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
         loop = phase_steps(recipe, phase, device, WARM_UP + 2 * count, waiting, lambda batch: seen.append(batch.tokens))
-        learning_rate = phase_of(recipe, phase).learning_rate.peak
+        learning_rate = recipe.phase(phase).learning_rate.peak
 
         def take(step: int) -> None:
             loop.steps.take(step, learning_rate)
@@ -99,7 +100,7 @@ def _timed(
 
 
 def _profiled(
-    take: Callable[[int], None], engine: Any, count: int, device: torch.device, trace_file: str | None
+    take: Callable[[int], None], engine: Engine, count: int, device: torch.device, trace_file: str | None
 ) -> tuple[Breakdown, float, float | None]:
     """Where the time of the next `count` steps goes, their seconds, and those in which the device worked (None: a CPU)."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]

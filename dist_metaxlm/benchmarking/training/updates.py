@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dist_metaxlm.benchmarking.training.phase_steps import phase_of, phase_steps
+from dist_metaxlm.benchmarking.training.phase_steps import phase_steps
 from dist_metaxlm.benchmarking.training.turns import WARM_UP, spread
 from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
 from dist_metaxlm.errors import UserError
@@ -52,7 +52,7 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
         raise UserError("parallel.zero_stage=3: updates are compared under ZeRO-0, 1 and 2; give 1")
     turns = WARM_UP + repeats
     loop = phase_steps(recipe, phase_name, torch.device("cpu"), turns * len(KINDS))
-    engine, learning_rate = loop.engine, phase_of(recipe, phase_name).learning_rate.peak
+    engine, learning_rate = loop.engine, recipe.phase(phase_name).learning_rate.peak
     holder = engine.optimizer if hasattr(engine.optimizer, "optimizer") else engine  # without ZeRO nothing is around it
     own = holder.optimizer
     kinds, missing = _made(own, recipe.optimizer)

@@ -10,8 +10,8 @@ the writing is shared, and any number of ranks in any layout reads it, one tenso
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,14 @@ from typing import Any
 import torch
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
 from dist_metaxlm.storage.tensor_file import TensorsOnDisk
 from dist_metaxlm.training.checkpointing.manifest import DamagedCheckpoint, list_steps, step_folder, verify_manifest
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Checkpoint:
         return TensorsOnDisk([self.folder / name for name in sorted(self.facts["files"]) if name.split("-")[0] in kinds])
 
 
-def save_checkpoint(root: Path, engine: Any, facts: dict[str, Any], progress: dict[str, torch.Tensor], keep: int) -> None:
+def save_checkpoint(root: Path, engine: Engine, facts: dict[str, Any], progress: dict[str, torch.Tensor], keep: int) -> None:
     """Write one checkpoint and wait for it (collective); see `CheckpointSaver.save`."""
     with CheckpointSaver(root, engine, keep, background=False) as saver:
         saver.save(facts, progress)
@@ -98,7 +101,7 @@ def _verified(folder: Path) -> dict[str, Any] | None:
         damage = str(error)
     first = _agreed(rank() if damage else world_size(), "min")
     if first == rank():
-        print(f"warning: checkpoint passed over: {damage}", file=sys.stderr)
+        logger.warning("checkpoint passed over: %s", damage)
     return facts if first == world_size() else None
 
 
@@ -123,7 +126,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() and world_size() > 1 else "cpu"
 
 
-def restore(engine: Any, checkpoint: Checkpoint) -> None:
+def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     """Weights, Adam state and the objectives' memory of a checkpoint into an engine, in any layout (collective)."""
     weights, moments = checkpoint.tensors("weights", "objectives"), checkpoint.tensors("moments")
     optimizer_state.set_adam_step(engine, int(checkpoint.facts["adam_step"]))

@@ -34,7 +34,7 @@ def check_room(root: Path, recipe: Recipe, phase_name: str, anew: bool = False) 
     Raises:
         UserError: when there is no room for a single one.
     """
-    phase, training = recipe.phases[phase_name], recipe.training  # type: ignore[index]
+    phase, training = recipe.phase(phase_name), recipe.training
     free, need = free_bytes(root), checkpoint_bytes(recipe.model, phase)
     if free is None:
         return None

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.modeling.sharding import VOCABULARY, partition_axis, tensor_shard, whole_shape
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import rank, world_size
@@ -84,7 +84,7 @@ def _cover(own: dict[int, Holding], part: int, size: int, writer: int) -> list[t
 class Pieces:
     """This rank's share in the saving of an engine's weights and moments."""
 
-    def __init__(self, engine: Any, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, engine: Engine, group: dist.ProcessGroup | None) -> None:
         """Exchange who holds what (collective over `group`, a gloo group of all ranks; None where there is only one)."""
         self._engine, self._group, self._shard = engine, group, tensor_shard(False)
         self._vocabulary = engine.module.encoder.config.vocab_size

@@ -10,10 +10,10 @@ threads that issue collectives on one group would not agree on their order acros
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
@@ -38,6 +39,7 @@ from dist_metaxlm.training.checkpointing.gather_plan import KINDS, Pieces
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, sync_folder, write_manifest
 from dist_metaxlm.training.checkpointing.replicated import Replicas
 
+logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=1)
 """How long a rank waits for the files of the others before it takes them for lost."""
 _SEALED = struct.Struct("<q32s")
@@ -52,7 +54,7 @@ class CheckpointSaver:
     In the background it keeps host memory for this rank's share of weights and moments (see `save_in_background`).
     """
 
-    def __init__(self, root: Path, engine: Any, keep: int, background: bool) -> None:
+    def __init__(self, root: Path, engine: Engine, keep: int, background: bool) -> None:
         """Collective. Checkpoints older than the newest `keep` are removed after each save."""
         self._root, self._engine, self._keep = root, engine, keep
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None
@@ -133,7 +135,7 @@ class CheckpointSaver:
         except Exception as failure:
             if error is None or isinstance(error, StoppedInGoodOrder):
                 raise
-            print(f"warning: the checkpoint that was being saved is lost too: {failure}", file=sys.stderr)
+            logger.warning("the checkpoint that was being saved is lost too: %s", failure)
         self._hook.remove()
         if self._memory is not None:
             self._memory.before_change = lambda: None

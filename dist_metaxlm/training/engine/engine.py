@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.config_files import fill_automatic, read_config, shipped_file
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, prepare_scaler
 from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
@@ -83,7 +84,7 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_f
 
 def build_engine(
     model: nn.Module, recipe: Recipe, device: torch.device, data_size: int, config_file: str | None = None
-) -> Any:
+) -> Engine:
     """A DeepSpeed engine around `model` with our AdamW over `data_size` data-parallel ranks; rates are set by the loop."""
     import deepspeed
 
@@ -105,10 +106,10 @@ def build_engine(
         engine.enable_backward_allreduce = False  # DeepSpeed would copy all gradients to average them with nobody's
     if isinstance(model, PretrainingModel):
         _ = model.memory  # made now, from the weights that the phase begins with
-    return engine
+    return cast(Engine, engine)
 
 
-def clear_gradients(engine: Any) -> None:
+def clear_gradients(engine: Engine) -> None:
     """Leave no gradient of an earlier step behind; to be called before a step's first backward pass.
 
     ZeRO-3 (DeepSpeed 0.19.8) overwrites a parameter's part in the first micro-step and adds in the others, so a parameter
@@ -123,7 +124,7 @@ def clear_gradients(engine: Any) -> None:
             master.grad.zero_()
 
 
-def set_learning_rate(engine: Any, value: float) -> None:
+def set_learning_rate(engine: Engine, value: float) -> None:
     """Give every parameter group the learning rate of the coming step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = value * group.get("rate", 1.0)

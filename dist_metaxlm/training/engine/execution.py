@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import StepPlan
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine, StageEngine
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.training.engine.engine import clear_gradients, set_learning_rate
 
@@ -24,7 +25,7 @@ class Execution(Protocol):
 class Accumulation:
     """The whole model on this rank (or its tensor group): micro-step after micro-step, gradients summed."""
 
-    def __init__(self, engine: Any, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> None:
+    def __init__(self, engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> None:
         self._engine, self._plan, self._batches, self._see, self._count = engine, plan, batches, see, count
 
     def take(self, step: int, learning_rate: float) -> None:
@@ -47,7 +48,7 @@ class Accumulation:
 class Pipeline:
     """A stage of the model on this rank: DeepSpeed runs the micro-steps through the stages (1F1B, arXiv 2104.04473)."""
 
-    def __init__(self, engine: Any, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> None:
+    def __init__(self, engine: StageEngine, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> None:
         self._engine, self._plan, self._batches, self._see, self._count = engine, plan, batches, see, count
         self._loaded: deque[PackedBatch] = deque()
         engine.module.share_tied()  # a restored checkpoint is in the first stage's copy
@@ -73,8 +74,10 @@ class Pipeline:
             yield departing(batch), None
 
 
-def execution(engine: Any, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> Execution:
+def execution(engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> Execution:
     """The way that fits the layout. `see(batch)` is called once for each micro-batch of this rank's share, and
     `count(objective, batch, losses, languages)` with its losses, on the stage that has them.
     """
-    return (Pipeline if groups().stages > 1 else Accumulation)(engine, plan, batches, see, count)
+    if groups().stages > 1:
+        return Pipeline(cast(StageEngine, engine), plan, batches, see, count)
+    return Accumulation(engine, plan, batches, see, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from types import TracebackType
@@ -9,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
 
 
 class ProgressLine:
@@ -52,8 +55,7 @@ class ProgressLine:
             return
         done = max(1, record["step"] - self._first)
         left = (time.monotonic() - self._start) / done * (self._total - record["step"])
-        print(
+        logger.info(
             f"{self._phase} step {record['step']}/{self._total}  loss {record['loss']:.3f}  {news}  "
-            f"learning rate {record['learning_rate']:.2e}  left {int(left // 60)}:{int(left % 60):02d}",
-            flush=True,
+            f"learning rate {record['learning_rate']:.2e}  left {int(left // 60)}:{int(left % 60):02d}"
         )

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
-from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.steps import StepPlan
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import scaler_state, step_figures
 from dist_metaxlm.errors import StoppedInGoodOrder, UserError
 from dist_metaxlm.parallel.process_group import rank
-from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.execution import execution
 from dist_metaxlm.training.loop.batches import batches
 from dist_metaxlm.training.loop.console import ProgressLine
 from dist_metaxlm.training.loop.metrics import Clock, LossMeter, MetricsWriter, asked_shares, asked_so_far, weighted_loss
-from dist_metaxlm.training.loop.probing import Probe, Probing
+from dist_metaxlm.training.loop.probing import Probing
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.loop.resilience import StopRequest
 from dist_metaxlm.training.loop.schedule import learning_rate_at
-from dist_metaxlm.training.run.run_folder import PhaseFolder
+from dist_metaxlm.training.run.context import RunContext
+
+logger = logging.getLogger(__name__)
 
 
-def train(
-    engine: Any,
-    recipe: Recipe,
-    folder: PhaseFolder,
-    data: PhaseData,
-    plan: StepPlan,
-    progress: Progress,
-    probe: Probe | None = None,
-) -> None:
-    """Run the phase from `progress.step` to its end; checkpoints and metrics go to `folder`.
-
-    `probe` is taken every `training.probe_interval` steps.
-    """
+def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progress) -> None:
+    """Run the phase of `context` from `progress.step` to its end; checkpoints and metrics go to its folder."""
+    recipe, folder, data = context.recipe, context.folder, context.data
     phase, total, behind = plan.phase, plan.phase.total_steps, progress.schedule_offset
     meter = LossMeter(phase, data, engine.device)
     meter.restore(progress.counts)
@@ -45,7 +37,7 @@ def train(
     stop = StopRequest(progress.step, recipe.training.log_interval)
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device))
     steps = execution(engine, plan, read, progress.see, meter.add)
-    probing = Probing(engine, recipe.training.probe_interval, probe)
+    probing = Probing(engine, recipe.training.probe_interval, context.probe)
     saver = CheckpointSaver(folder.checkpoints, engine, recipe.training.keep_checkpoints, recipe.training.save_in_background)
     with saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
@@ -60,7 +52,7 @@ def train(
                 rate, progress.seconds, waited = clock.read(progress.tokens - tokens_before)
                 tokens_before = progress.tokens
                 speed = {"tokens_per_second": rate, "data_wait_share": waited}
-                record = interval_record(engine, phase, data, meter, progress, learning_rate, speed) | probed
+                record = interval_record(engine, context, meter, progress, learning_rate, speed) | probed
                 line.show(record)
                 if writer:
                     writer.write(record)
@@ -69,6 +61,7 @@ def train(
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling = meter.counts(), scaler_state(engine)
                 saver.save(progress.facts(), progress.tensors())
+                logger.debug("saving the checkpoint of step %d", progress.step)
             if stopping:
                 raise StoppedInGoodOrder(
                     f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
@@ -80,20 +73,14 @@ def train(
 
 
 def interval_record(
-    engine: Any,
-    phase: PhaseConfig,
-    data: PhaseData,
-    meter: LossMeter,
-    progress: Progress,
-    learning_rate: float,
-    speed: dict[str, float],
+    engine: Engine, context: RunContext, meter: LossMeter, progress: Progress, learning_rate: float, speed: dict[str, float]
 ) -> dict[str, Any]:
     """The metrics of a log interval; this reads from the device, once.
 
     Raises:
         UserError: when a loss is not finite, before it can be saved as a checkpoint, or fp16 cannot go on.
     """
-    read = meter.read()
+    read, phase, data = meter.read(), context.phase, context.data
     loss = weighted_loss(read["losses"], phase)
     record = {
         "step": progress.step,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.recipe.schema import Recipe
 
 ReadStates = Callable[[PackedBatch, int], torch.Tensor | None]
@@ -22,7 +23,7 @@ OpenProbe = Callable[[Recipe], Probe]
 class Probing:
     """Takes a probe every `interval` steps and at the end of a phase; never with interval 0."""
 
-    def __init__(self, engine: Any, interval: int, probe: Probe | None) -> None:
+    def __init__(self, engine: Engine, interval: int, probe: Probe | None) -> None:
         assert probe is not None or not interval
         self._engine, self._interval, self._probe = engine, interval, probe
 

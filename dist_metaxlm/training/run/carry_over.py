@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
@@ -89,7 +90,7 @@ def carry_own(model: torch.nn.Module, carried: Carried) -> None:
         }
 
 
-def carry_optimizer(engine: Any, carried: Carried) -> None:
+def carry_optimizer(engine: Engine, carried: Carried) -> None:
     """Adam's moments and step count of the phase before; rows drawn anew begin with zero moments (collective)."""
     moments = carried.checkpoint.tensors("moments")
     reset = carried.report["policy"]["unseen_embeddings"] == "reinitialise"
@@ -143,7 +144,7 @@ def describe(report: dict[str, Any]) -> list[str]:
 
 def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkpoint:
     if before.finished is None:
-        state = "not finished" if before.path.exists() else "not there"
+        state = "not finished" if before.path.exists() else "missing"
         raise UserError(
             f"--phase cross needs the meta phase of {before.run_dir}, which is {state}; run "
             f"`deepspeed launch/pretrain.py --phase {before.phase} --run_dir {before.run_dir}` first"

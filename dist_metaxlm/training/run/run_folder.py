@@ -40,7 +40,7 @@ class PhaseFolder:
             return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
         except (ValueError, TypeError):
             raise UserError(
-                f"{path} is damaged; delete it and run phase {self.phase} again, which then ends at its last checkpoint"
+                f"{path} is damaged; delete it and give the same command again, which resumes from the last checkpoint"
             ) from None
 
     def check(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
@@ -88,10 +88,10 @@ class PhaseFolder:
             go_on = "" if fixed else "add --change to go on with the new ones, "
             raise UserError(
                 f"{self.path} was started with another recipe: {'; '.join(named[:SHOWN])}{more}; resume with "
-                f"the old values (all are in {self.path / 'recipe.yaml'}), {go_on}or give another --run_dir or "
-                "--resume never"
+                f"the old values (all are in {self.path / 'recipe.yaml'}), {go_on}or start from scratch with "
+                "--resume never or another --run_dir"
             )
-        phase = recipe.phases[self.phase]  # type: ignore[index]
+        phase = recipe.phase(self.phase)
         total, caps = (
             phase.total_steps,
             [name for name in ("max_repetitions", "pair_max_repetitions") if getattr(phase, name) is not None],
@@ -101,12 +101,12 @@ class PhaseFolder:
             raise UserError(
                 f"{lengths[0]} was {changed[lengths[0]][0]}, now {changed[lengths[0]][1]}, and with "
                 f"phases.{self.phase}.{caps[0]} the length decides which text every step takes, also those that "
-                "are done; keep the length, or give another --run_dir or --resume never"
+                "are done; keep the length, or start from scratch with --resume never or another --run_dir"
             )
         if total <= step:
             raise UserError(
-                f"{self.path} goes on from step {step}, and the phase would have {counted(total, 'step')}; "
-                "give more, or an earlier checkpoint as --resume STEP"
+                f"{self.path} would resume after step {step}, and the recipe gives the phase only {counted(total, 'step')}; "
+                "ask for more steps, or resume from an earlier checkpoint with --resume STEP"
             )
 
     def set_aside(self) -> None:

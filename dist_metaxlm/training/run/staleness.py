@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, weights_digest
 from dist_metaxlm.training.run.run_folder import PhaseFolder
+
+logger = logging.getLogger(__name__)
 
 
 def stale_cross(run_dir: str | Path) -> str | None:
@@ -35,7 +37,7 @@ def stale_cross(run_dir: str | Path) -> str | None:
 
 
 def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[str]) -> None:
-    """Say on standard error where `stale_cross` finds something, with the command that trains cross anew."""
+    """Log a warning where `stale_cross` finds something, with the command that trains cross anew."""
     stale = stale_cross(run_dir)
     if stale is not None:
         words = [
@@ -50,8 +52,4 @@ def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[st
             str(run_dir),
             *overrides,
         ]
-        print(
-            f"warning: {stale}; `{shlex.join(words)}` trains cross anew from there and keeps the old one beside it",
-            file=sys.stderr,
-            flush=True,
-        )
+        logger.warning(f"{stale}; `{shlex.join(words)}` trains cross anew from there and keeps the old one beside it")

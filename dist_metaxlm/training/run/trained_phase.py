@@ -30,7 +30,9 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
         )
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is None:
-        raise UserError(f"no intact checkpoint in {folder / 'checkpoints'}; run the {phase} phase again")
+        raise UserError(
+            f"no intact checkpoint in {folder / 'checkpoints'}; train the {phase} phase again with --resume never"
+        )
     recipe = read_recipe(folder / "recipe.yaml", data_directory)
     tokenizer, trained = Path(recipe.data.directory) / "tokenizer.model", checkpoint.facts.get("tokenizer")
     there = file_digest(tokenizer) if tokenizer.is_file() else None

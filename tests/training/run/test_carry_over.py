@@ -14,10 +14,11 @@ from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.schema import DenoisingAlignment, ModelConfig
 from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint
 from dist_metaxlm.training.loop.progress import Progress
-from dist_metaxlm.training.pretrain import Options, schedule_offset
 from dist_metaxlm.training.run import carry_over
 from dist_metaxlm.training.run.carry_over import Carried, carry_own, embedding_statistics
+from dist_metaxlm.training.run.context import Options
 from dist_metaxlm.training.run.run_folder import PhaseFolder
+from dist_metaxlm.training.run.starting_point import origin_of
 
 
 def test_statistics_equal_the_pairwise_definition() -> None:
@@ -79,13 +80,13 @@ def test_another_model_than_that_of_the_phase_before_is_refused(
 def test_the_schedule_goes_on_from_meta_and_from_nothing_else(tiny_recipe: Path, tmp_path: Path) -> None:
     folder, meta = PhaseFolder(tmp_path, "cross"), PhaseFolder(tmp_path, "meta")
     goes_on = load_recipe(tiny_recipe, ["carry_over.schedule=continue"])
-    assert schedule_offset(goes_on, Options("cross"), folder) == 0
+    assert origin_of(goes_on, folder, Options("cross")).schedule_offset == 0
     meta.path.mkdir()
     meta.finish({"steps": 8})
-    assert schedule_offset(goes_on, Options("cross"), folder) == 8
-    assert schedule_offset(load_recipe(tiny_recipe), Options("cross"), folder) == 0
-    assert schedule_offset(goes_on, Options("cross", init_from="elsewhere"), folder) == 0
-    assert schedule_offset(goes_on, Options("joint"), PhaseFolder(tmp_path, "joint")) == 0
+    assert origin_of(goes_on, folder, Options("cross")).schedule_offset == 8
+    assert origin_of(load_recipe(tiny_recipe), folder, Options("cross")).schedule_offset == 0
+    assert origin_of(goes_on, folder, Options("cross", init_from="elsewhere")).schedule_offset == 0
+    assert origin_of(goes_on, PhaseFolder(tmp_path, "joint"), Options("joint")).schedule_offset == 0
 
 
 def test_a_meta_phase_made_longer_does_not_move_the_schedule_of_a_cross_phase_on_its_way(

@@ -1,0 +1,66 @@
+"""What the trainer uses of a DeepSpeed engine (0.19.8), whose own classes carry no types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+
+
+class Engine(Protocol):
+    """A module with its optimiser, sharded over the ranks: `DeepSpeedEngine`."""
+
+    module: Any
+    """The trained module, this rank's part of the model in its `encoder`: `PretrainingModel`, or a pipeline stage."""
+    optimizer: Any
+    """DeepSpeed's wrapper around AdamW, which differs by ZeRO stage and precision; with ZeRO-0 in fp32 AdamW itself."""
+    skipped_steps: int
+    """Updates left out so far because a gradient overflowed."""
+    enable_backward_allreduce: bool
+    """Whether a backward pass averages gradients over the data-parallel ranks."""
+    clip_fp32_gradients: Callable[[], None]
+    """What clips before an update without ZeRO."""
+    _global_grad_norm: torch.Tensor
+    """What `get_global_grad_norm` returns."""
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward pass (collective under ZeRO-3)."""
+
+    def backward(self, loss: torch.Tensor, *, scale_wrt_gas: bool = True) -> Any:
+        """Backward pass of a micro-step (collective)."""
+
+    def step(self) -> None:
+        """Update the weights (collective)."""
+
+    def get_global_grad_norm(self) -> torch.Tensor | float | None:
+        """Norm of the gradients of the last update, over all ranks; None before the first."""
+
+    def gradient_clipping(self) -> float:
+        """The largest norm of gradients; 0 does not clip."""
+
+    def zero_optimization_stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+
+    def fp16_enabled(self) -> bool:
+        """Whether it computes in fp16."""
+
+    def bfloat16_enabled(self) -> bool:
+        """Whether it computes in bf16."""
+
+    def destroy(self) -> None:
+        """Remove its hooks and release what it holds."""
+
+
+class StageEngine(Engine, Protocol):
+    """The engine of a pipeline stage: `PipelineEngine`."""
+
+    micro_batches: int
+    """Micro-steps of the coming optimiser step."""
+
+    def train_batch(self, data_iter: Iterator[Any]) -> Any:
+        """Take one optimiser step, with forward and backward passes of all micro-steps (collective)."""

@@ -1,0 +1,28 @@
+"""From a recipe to the module that an engine trains on this rank: the whole model, or one stage of a pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.modeling.sharding import tensor_shard
+from dist_metaxlm.objectives.model import PretrainingModel
+from dist_metaxlm.planning.stages import model_stages
+from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+
+if TYPE_CHECKING:  # it imports DeepSpeed
+    from dist_metaxlm.training.engine.pipeline import PipelinedModel
+
+TrainedModel: TypeAlias = "PretrainingModel | PipelinedModel"
+"""What an engine trains: both have this rank's part of the model in `encoder`."""
+
+
+def build_model(recipe: Recipe, phase: PhaseConfig) -> TrainedModel:
+    """The module with this rank's part of the model in `encoder`, freshly initialised: the whole or a pipeline stage."""
+    shard, layout = tensor_shard(recipe.parallel.sequence), recipe.parallel
+    if layout.pipeline == 1:
+        return PretrainingModel(Encoder(recipe.model, recipe.seed, shard), phase.objectives)
+    from dist_metaxlm.training.engine.pipeline import PipelinedModel
+
+    stages = model_stages(recipe.model, phase.sequence_length, phase.mask_rate, layout.pipeline)
+    return PipelinedModel(recipe.model, recipe.seed, shard, stages, phase.sequence_length)

@@ -1,0 +1,62 @@
+"""What the log says before training begins: where the ranks are, what is trained, and what it starts from."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from dist_metaxlm.parallel.affinity import threads
+from dist_metaxlm.parallel.environment import shown
+from dist_metaxlm.parallel.placement import check_placement, placement_lines
+from dist_metaxlm.parallel.topology import Topology
+from dist_metaxlm.planning.parameters import count_parameters
+from dist_metaxlm.recipe.phases import phase_difference
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.text import counted
+from dist_metaxlm.training.engine.engine import resolve_precision
+from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.run.context import RunContext
+from dist_metaxlm.training.run.layout import layout_name
+from dist_metaxlm.training.run.staleness import warn_of_stale_cross
+from dist_metaxlm.training.run.starting_point import StartingPoint
+
+logger = logging.getLogger(__name__)
+
+
+def show_placement(recipe: Recipe, topology: Topology, always: bool = False) -> None:
+    """Log which rank does what on which node and how the collectives are configured; refuse an illegal placement.
+
+    A single rank is shown only when asked for (`always`).
+
+    Raises:
+        UserError: when the ranks are on other nodes than the launcher's variables said, and a tensor group crosses nodes.
+    """
+    layout = recipe.parallel
+    placement = check_placement(topology, layout.tensor, layout.pipeline, layout.tensor_across_nodes)
+    if topology.world_size > 1 or always:
+        for line in placement_lines(placement):
+            logger.info(line)
+        logger.info(f"  {shown()}; {counted(threads(topology), 'thread')} a rank, started by {topology.launcher}")
+
+
+def announce(context: RunContext, start: StartingPoint, progress: Progress) -> None:
+    """Log what is trained, how the phases differ, and what the phase starts from. First rank only."""
+    recipe, options, topology, device = context.recipe, context.options, context.topology, context.device
+    logger.info(
+        f"{recipe.name}, phase {options.phase}: {count_parameters(recipe.model).total:,} parameters, "
+        f"{counted(context.phase.total_steps, 'step')}, {counted(topology.world_size, 'rank')} on "
+        f"{counted(topology.nodes, 'node')}, {device.type}, {resolve_precision(recipe, device)}, "
+        f"{layout_name(recipe.parallel, topology.world_size)}, in {context.folder.path}"
+    )
+    if {"meta", "cross"} <= set(recipe.phases) and options.phase in ("meta", "cross"):
+        rows = phase_difference(recipe, "meta", "cross")
+        changes = "; ".join(f"{key} {_value(old)} -> {_value(new)}" for key, old, new in rows)
+        logger.info(f"meta -> cross changes: {changes}")
+    for line in start.describe():
+        logger.info(line)
+    if progress.step and options.phase == "cross":
+        warn_of_stale_cross(context.folder.run_dir, options.recipe, options.overrides)
+
+
+def _value(value: Any) -> str:
+    return "unset" if value is None else str(value)

@@ -1,0 +1,57 @@
+"""What stays the same from the start of a run to its end: the command line, the recipe, the ranks, the folder, the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.parallel.topology import Topology
+from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.training.loop.probing import Probe
+from dist_metaxlm.training.run.run_folder import PhaseFolder
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `launch/pretrain.py`."""
+
+    phase: str
+    recipe: str = "quickstart"
+    overrides: tuple[str, ...] = ()
+    deepspeed_config: str | None = None
+    run_dir: str | None = None
+    resume: str = "auto"
+    init_from: str | None = None
+    expect_world_size: int | None = None
+    dry_run: bool = False
+    change: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """One phase of one run on this rank. Complete only inside the process group, where the ranks know their nodes."""
+
+    recipe: Recipe
+    """The recipe with its overrides and the fields that a DeepSpeed file decides."""
+    options: Options
+    """The command line."""
+    topology: Topology
+    """This process among the ranks."""
+    device: torch.device
+    """This rank's device."""
+    folder: PhaseFolder
+    """Where the phase writes."""
+    tokenizer: Tokenizer
+    """The tokenizer of the prepared data."""
+    data: PhaseData
+    """The prepared data as the phase reads them."""
+    probe: Probe | None = None
+    """Measured every `training.probe_interval` steps; None where the recipe asks for no probes."""
+
+    @property
+    def phase(self) -> PhaseConfig:
+        """The phase that is trained."""
+        return self.recipe.phase(self.options.phase)

@@ -1,0 +1,102 @@
+"""The states of a phase's folder: finished before, begun (or gone on with) by this run, finished by it."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.text import counted
+from dist_metaxlm.training.checkpointing.manifest import list_steps, write_json
+from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.run.context import Options, RunContext
+from dist_metaxlm.training.run.run_folder import PhaseFolder
+from dist_metaxlm.training.run.staleness import warn_of_stale_cross
+from dist_metaxlm.training.run.starting_point import StartingPoint
+
+logger = logging.getLogger(__name__)
+
+
+def is_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> bool:
+    """Whether the phase is finished and the command line asks for nothing more: no `--resume`, no longer phase.
+
+    Raises:
+        UserError: when `--change` asks to go on with a phase that has no more steps.
+    """
+    if folder.finished is None or options.resume != "auto":
+        return False
+    steps, wanted = folder.finished["steps"], recipe.phase(options.phase).total_steps
+    if options.change and wanted <= steps:
+        raise UserError(
+            f"phase {options.phase} of {folder.run_dir} is already finished after {counted(steps, 'step')}, and the recipe "
+            f"asks for {wanted}; to train it further with --change, ask for more steps, such as "
+            f"phases.{options.phase}.steps={2 * steps}"
+        )
+    return not options.change
+
+
+def report_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> None:
+    """Record the recipe of a phase that is finished, and say so. First rank only.
+
+    Raises:
+        UserError: when the recipe is another than the one that the phase was trained with.
+    """
+    assert folder.finished is not None
+    folder.start(recipe)
+    steps, loss = counted(folder.finished["steps"], "step"), folder.finished["loss"]
+    logger.info(
+        f"phase {options.phase} of {folder.run_dir} is already finished ({steps}, loss {loss:.3f}). "
+        "To retrain from scratch, pass `--resume never`."
+    )
+    warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)
+
+
+def check_recipe(recipe: Recipe, options: Options, folder: PhaseFolder) -> None:
+    """Refuse a recipe that does not continue what the folder holds, before a checkpoint is read, which takes longer.
+
+    Raises:
+        UserError: naming the fields that differ.
+    """
+    if options.resume != "never":
+        step = int(options.resume) if options.resume.isdecimal() else max([0, *list_steps(folder.checkpoints)])
+        folder.check(recipe, step, options.change)
+
+
+def begin(context: RunContext, start: StartingPoint, step: int) -> None:
+    """Commit the recipe to the folder from `step` on. First rank only.
+
+    This cannot be undone: call it only after everything that can be refused has been checked.
+    """
+    options, folder = context.options, context.folder
+    if options.resume == "never":
+        folder.set_aside()
+    for field, (before, now) in folder.start(context.recipe, step, options.change).items():
+        logger.info(f"changed from step {step} on: {field} was {before}, now {now}")
+    if options.resume.isdecimal():
+        for line in folder.go_back(step):
+            logger.info(line)
+    folder.cut_metrics(step)
+    if start.report is not None:
+        write_json(folder.path / "carry_over.json", start.report)
+
+
+def finish(context: RunContext, progress: Progress) -> None:
+    """Mark the phase as finished with its last logged loss. First rank only."""
+    folder, options = context.folder, context.options
+    last = json.loads(folder.metrics.read_text(encoding="utf-8").splitlines()[-1])
+    folder.finish(
+        {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "seconds": progress.seconds,
+            "loss": last["loss"],
+            "losses": last["losses"],
+            "ranks": context.topology.world_size,
+        }
+    )
+    logger.info(
+        f"phase {folder.phase} finished: {counted(progress.step, 'step')}, {progress.tokens:,} tokens, "
+        f"{progress.seconds:.0f} s, loss {last['loss']:.3f}; checkpoint in {folder.checkpoints}"
+    )
+    warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)

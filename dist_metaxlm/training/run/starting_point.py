@@ -1,0 +1,201 @@
+"""What a phase starts from: fresh weights, an imported model, the phase before, or its own checkpoint.
+
+A starting point is used in this order:
+
+1. `check`: before anything that it needs is loaded or written; before the data are prepared, but for a checkpoint.
+2. `load`: weights into the module, before DeepSpeed builds the engine and rounds them to its precision.
+3. `install`: what only the engine holds (fp32 master weights, Adam state, loss scale), and the progress of the phase.
+4. `describe` and `report`: what the log and the run's folder say about it.
+
+The command line decides between the first three (`origin_of`); a checkpoint, if one is intact, takes precedence
+(`resumed_or`), and which one is intact is known only once all ranks have joined.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
+from dist_metaxlm.deepspeed_adapter.loss_scaling import restore_scaler
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.folders import read_import
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, checkpoint_to_resume, restore
+from dist_metaxlm.training.checkpointing.manifest import list_steps
+from dist_metaxlm.training.engine.model import TrainedModel
+from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.run.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
+from dist_metaxlm.training.run.context import Options, RunContext
+from dist_metaxlm.training.run.initial_weights import check_initial_weights, load_initial_weights
+from dist_metaxlm.training.run.run_folder import PhaseFolder
+
+
+class StartingPoint:
+    """The base of all starting points; its methods do nothing, which is what a fresh start needs."""
+
+    @property
+    def schedule_offset(self) -> int:
+        """Steps that the learning-rate schedule has behind it when the phase begins."""
+        return 0
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """What the phase's carry_over.json records, after `load`; None where nothing is carried over."""
+        return None
+
+    def check(self) -> None:
+        """Refuse what the phase cannot start from, before anything is loaded or written.
+
+        Raises:
+            UserError: naming what is missing or differs.
+        """
+
+    def load(self, model: TrainedModel, tokenizer_hash: str) -> None:
+        """Put the weights into `model`, whose data were made with the tokenizer of `tokenizer_hash` (collective).
+
+        Raises:
+            UserError: when the weights are missing, or are those of another model or tokenizer.
+        """
+
+    def install(self, engine: Engine, progress: Progress) -> None:
+        """Put into `engine` what the module cannot hold, and into `progress` how far the phase is (collective)."""
+
+    def describe(self) -> list[str]:
+        """Lines for the log, after `load` and `install`."""
+        return []
+
+
+class Fresh(StartingPoint):
+    """The random weights of the recipe's seed, which the model is built with."""
+
+
+class Imported(StartingPoint):
+    """A model that launch/convert.py imported (`--init_from`)."""
+
+    def __init__(self, recipe: Recipe, folder: PhaseFolder, resume: str, source: str) -> None:
+        self._recipe, self._folder, self._resume, self._source = recipe, folder, resume, source
+        self._line = ""
+
+    def check(self) -> None:
+        """See `StartingPoint`. A phase that has checkpoints to resume from does not need the imported model any more."""
+        if self._resume == "never" or not list_steps(self._folder.checkpoints):
+            check_initial_weights(self._recipe, self._source)
+
+    def load(self, model: TrainedModel, tokenizer_hash: str) -> None:
+        """See `StartingPoint`."""
+        self._line = load_initial_weights(model.encoder, self._recipe, self._source, tokenizer_hash)
+
+    def install(self, engine: Engine, progress: Progress) -> None:
+        """See `StartingPoint`."""
+        optimizer_state.set_exact_weights(engine, read_import(self._source)[1])
+
+    def describe(self) -> list[str]:
+        """See `StartingPoint`."""
+        return [self._line]
+
+
+class CarriedOver(StartingPoint):
+    """The finished `meta` phase of the same run, from which `cross` continues."""
+
+    def __init__(self, recipe: Recipe, folder: PhaseFolder, recipe_name: str) -> None:
+        """`recipe_name`: the recipe as the command line names it, for the command in a message."""
+        self._recipe, self._meta, self._recipe_name = recipe, PhaseFolder(folder.run_dir, "meta"), recipe_name
+        self._carried: Carried | None = None
+
+    @property
+    def schedule_offset(self) -> int:
+        """The steps of meta where the recipe continues its schedule, else 0."""
+        finished = None if self._recipe.carry_over.schedule == "restart" else self._meta.finished
+        return int(finished["steps"]) if finished else 0
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """See `StartingPoint`."""
+        return None if self._carried is None else self._carried.report
+
+    def check(self) -> None:
+        """See `StartingPoint`."""
+        if self._meta.finished is not None:
+            return
+        state = "an unfinished one" if self._meta.path.exists() else "none"
+        recipe = "" if self._recipe_name == "quickstart" else f" --recipe {self._recipe_name}"
+        raise UserError(
+            f"--phase cross continues from a finished meta phase, and {self._meta.path} holds {state}; run "
+            f"`deepspeed launch/pretrain.py --phase meta{recipe} --run_dir {self._meta.run_dir}` first, or give "
+            "--init_from an imported model"
+        )
+
+    def load(self, model: TrainedModel, tokenizer_hash: str) -> None:
+        """See `StartingPoint`."""
+        self._carried = carry_over(model.encoder, self._recipe, self._meta, tokenizer_hash)
+        carry_own(model, self._carried)
+
+    def install(self, engine: Engine, progress: Progress) -> None:
+        """See `StartingPoint`."""
+        assert self._carried is not None, "load comes before install"
+        optimizer_state.set_exact_weights(engine, self._carried.weights)
+        if self._recipe.carry_over.optimizer == "carry":
+            carry_optimizer(engine, self._carried)
+
+    def describe(self) -> list[str]:
+        """See `StartingPoint`."""
+        return [] if self._carried is None else describe(self._carried.report)
+
+
+class Resumed(StartingPoint):
+    """A checkpoint of the phase itself, saved on whatever layout."""
+
+    def __init__(self, checkpoint: Checkpoint, context: RunContext, origin: StartingPoint) -> None:
+        """`origin`: what the phase began with; its schedule counts for checkpoints that do not record theirs."""
+        self._checkpoint, self._context, self._origin = checkpoint, context, origin
+
+    @property
+    def schedule_offset(self) -> int:
+        """See `StartingPoint`."""
+        return self._origin.schedule_offset
+
+    def check(self) -> None:
+        """See `StartingPoint`."""
+        trained, prepared = self._checkpoint.facts["tokenizer"], self._context.tokenizer.hash
+        if trained != prepared:
+            raise UserError(
+                f"{self._checkpoint.folder} was trained with tokenizer {trained[:12]}, and the data in "
+                f"{self._context.recipe.data.directory} have {prepared[:12]}; give the data.directory that the phase "
+                "began with"
+            )
+
+    def load(self, model: TrainedModel, tokenizer_hash: str) -> None:
+        """See `StartingPoint`."""
+        model.encoder.load_logical(self._checkpoint.tensors("weights"))
+
+    def install(self, engine: Engine, progress: Progress) -> None:
+        """See `StartingPoint`."""
+        restore(engine, self._checkpoint)
+        progress.resume(self._checkpoint)
+        restore_scaler(engine, self._checkpoint.facts.get("loss_scaling", {}))
+
+    def describe(self) -> list[str]:
+        """See `StartingPoint`."""
+        return [f"resuming after step {self._checkpoint.step}"]
+
+
+def origin_of(recipe: Recipe, folder: PhaseFolder, options: Options) -> StartingPoint:
+    """What the phase starts from where no checkpoint of its own is resumed, as the command line says."""
+    if options.init_from is not None:
+        return Imported(recipe, folder, options.resume, options.init_from)
+    return CarriedOver(recipe, folder, options.recipe) if options.phase == "cross" else Fresh()
+
+
+def resumed_or(origin: StartingPoint, context: RunContext) -> StartingPoint:
+    """The checkpoint that `--resume` asks for, else `origin` (collective: the ranks agree on an intact one).
+
+    Raises:
+        UserError: when the checkpoint asked for is not intact, or was trained with another tokenizer than the data's.
+    """
+    checkpoint = checkpoint_to_resume(context.folder.checkpoints, context.options.resume)
+    if checkpoint is None:
+        return origin
+    resumed = Resumed(checkpoint, context, origin)
+    resumed.check()
+    return resumed
