@@ -14,9 +14,9 @@ _ARCHITECTURES = (80, 90, 100, 120)
 _ATOMIC = (90, 100)
 _TYPES = {torch.bfloat16: ("*bf16", 128), torch.float32: ("*fp32", 32)}
 _KERNELS = {
-    "forward": ("attention_triton", "attention_forward_kernel"),
-    "backward_keys": ("attention_triton_backward", "attention_backward_keys_kernel"),
-    "backward_queries": ("attention_triton_backward", "attention_backward_queries_kernel"),
+    "forward": ("attention.triton_forward", "attention_forward_kernel"),
+    "backward_keys": ("attention.triton_backward", "attention_backward_keys_kernel"),
+    "backward_queries": ("attention.triton_backward", "attention_backward_queries_kernel"),
 }
 
 

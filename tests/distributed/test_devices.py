@@ -187,7 +187,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, set[str]]]
     for name in COLLECTIVES:
         monkeypatch.setattr(dist, name, collective)
     place = groups.Groups(0, 1, 0, 2, stage=1, stages=3, tensor="nccl", data="nccl", model="nccl")  # type: ignore[arg-type]
-    for module in ("parallel.process_group", "training.gradient_norm", "training.pipeline"):
+    for module in ("parallel.process_group", "deepspeed_adapter.gradient_norm", "training.engine.pipeline"):
         monkeypatch.setattr(f"dist_metaxlm.{module}.groups", lambda: place)
     answers = {"is_initialized": True, "get_world_size": 2, "get_rank": 0, "get_backend": "nccl", "get_global_rank": 0}
     for name, answer in answers.items():

@@ -27,16 +27,16 @@ from dist_metaxlm.training.run.environment import environment
 
 FORWARD, BACKWARD = 0, 1
 LISTS: dict[str, tuple[str, str, int]] = {
-    "exponentials": ("linear_cross_entropy_triton", "masked-row head", FORWARD),
-    "column_sums": ("linear_cross_entropy_triton", "masked-row head", FORWARD),
-    "norm_forward": ("norm_kernels", "dropout + residual + LayerNorm", FORWARD),
-    "norm_backward": ("norm_kernels", "dropout + residual + LayerNorm", BACKWARD),
-    "drop_rows": ("norm_kernels", "dropout + residual", BACKWARD),
-    "bias_gelu_forward": ("activations_triton", "bias + GELU", FORWARD),
-    "bias_gelu_backward": ("activations_triton", "bias + GELU", BACKWARD),
-    "geglu_forward": ("activations_triton", "GeGLU", FORWARD),
-    "geglu_backward": ("activations_triton", "GeGLU", BACKWARD),
-    "turn_heads": ("rotary_triton", "rotation of queries", FORWARD),
+    "exponentials": ("head.linear_cross_entropy_triton", "masked-row head", FORWARD),
+    "column_sums": ("head.linear_cross_entropy_triton", "masked-row head", FORWARD),
+    "norm_forward": ("pointwise.norm_kernels", "dropout + residual + LayerNorm", FORWARD),
+    "norm_backward": ("pointwise.norm_kernels", "dropout + residual + LayerNorm", BACKWARD),
+    "drop_rows": ("pointwise.norm_kernels", "dropout + residual", BACKWARD),
+    "bias_gelu_forward": ("pointwise.activations_triton", "bias + GELU", FORWARD),
+    "bias_gelu_backward": ("pointwise.activations_triton", "bias + GELU", BACKWARD),
+    "geglu_forward": ("pointwise.activations_triton", "GeGLU", FORWARD),
+    "geglu_backward": ("pointwise.activations_triton", "GeGLU", BACKWARD),
+    "turn_heads": ("pointwise.rotary_triton", "rotation of queries", FORWARD),
 }
 """Kernel with a list of configurations -> module of the list, case that runs it, pass in which it runs."""
 ATTENTION = {"forward": FORWARD, "backward_keys": BACKWARD, "backward_queries": BACKWARD}

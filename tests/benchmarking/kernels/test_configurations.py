@@ -16,7 +16,12 @@ from dist_metaxlm.kernels.attention import operator as attention_operator
 def test_every_list_is_measured() -> None:
     lists = {
         kernel: name
-        for name in ("linear_cross_entropy_triton", "norm_kernels", "activations_triton", "rotary_triton")
+        for name in (
+            "head.linear_cross_entropy_triton",
+            "pointwise.norm_kernels",
+            "pointwise.activations_triton",
+            "pointwise.rotary_triton",
+        )
         for kernel in importlib.import_module(f"dist_metaxlm.kernels.{name}").CONFIGURATIONS
     }
     assert lists == {kernel: name for kernel, (name, _, _) in module.LISTS.items()}

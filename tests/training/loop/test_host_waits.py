@@ -98,7 +98,7 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "interpreted", lambda: False)
     for name in ("_on_cuda", "on_device"):
         monkeypatch.setattr(registry, name, lambda *_: True)
-    for module in ("norm", "activations", "rotary", "linear_cross_entropy"):
+    for module in ("pointwise.norm", "pointwise.activations", "pointwise.rotary", "head.linear_cross_entropy"):
         monkeypatch.setattr(f"dist_metaxlm.kernels.{module}.on_device", lambda *_: True)
     monkeypatch.setattr(registry, "_reason", lambda found: None if found.backend == "triton" else "not here")
     monkeypatch.setattr(attention_operator, "accepts", lambda *_: True)
