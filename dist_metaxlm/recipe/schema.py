@@ -21,24 +21,19 @@ from dist_metaxlm.recipe.data import (
     TextSource,
     TokenizerConfig,
 )
-from dist_metaxlm.recipe.phase import (
-    AlphaPoint,
-    AnyObjective,
-    Contrast,
-    CrossLingualContrast,
-    DenoisingAlignment,
-    LearningRate,
-    MaskedLM,
-    Objective,
-    PairObjective,
-    PhaseConfig,
-    TranslationLM,
-)
+from dist_metaxlm.recipe.objectives.base import Objective
+from dist_metaxlm.recipe.objectives.contrast import Contrast
+from dist_metaxlm.recipe.objectives.denoising_alignment import DenoisingAlignment
+from dist_metaxlm.recipe.objectives.masked_lm import MaskedLM
+from dist_metaxlm.recipe.objectives.pairs import PairObjective
+from dist_metaxlm.recipe.objectives.translation_lm import TranslationLM
+from dist_metaxlm.recipe.objectives.windows import WindowObjective
+from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
+from dist_metaxlm.recipe.phase import AlphaPoint, LearningRate, PhaseConfig
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
     "AlphaPoint",
-    "AnyObjective",
     "BitextSource",
     "CarryOver",
     "CleaningConfig",
@@ -63,6 +58,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainingConfig",
     "TranslationLM",
+    "WindowObjective",
 ]
 
 PHASE_NAMES = ("meta", "cross", "joint")
@@ -273,29 +269,18 @@ class Recipe(Section):
                     f"model.max_positions {self.model.max_positions}"
                 )
             longest_pair = self.data.max_pair_tokens
-            whole = [o.name for o in phase.objectives if isinstance(o, TranslationLM | DenoisingAlignment)]
+            whole = [o.name for o in phase.objectives if o.shows_whole_pairs]
             if longest_pair > phase.sequence_length and whole:
                 problems.append(
                     f"data.max_pair_tokens {longest_pair} is more than phases.{name}.sequence_length "
                     f"{phase.sequence_length}, and {whole[0]} shows whole pairs only; set it to "
                     f"{phase.sequence_length}"
                 )
+            layout = self.parallel
             for objective in phase.objectives:
-                if isinstance(objective, PairObjective) and objective.layer > self.model.layers:
-                    problems.append(
-                        f"phases.{name} {objective.name}.layer {objective.layer} is more than "
-                        f"model.layers {self.model.layers}"
-                    )
-                if isinstance(objective, PairObjective) and objective.longest > phase.sequence_length:
-                    together = " (two together)" if objective.longest > objective.max_tokens else ""
-                    problems.append(
-                        f"phases.{name} {objective.name}.max_tokens {objective.max_tokens}{together} is more "
-                        f"than sequence_length {phase.sequence_length}"
-                    )
-                if isinstance(objective, CrossLingualContrast):
-                    problems += self._momentum_problems(name)
-                if isinstance(objective, DenoisingAlignment):
-                    problems += _dwa_problems(f"phases.{name} dwa", objective, self.model, self.parallel)
+                where = f"phases.{name} {objective.name}"
+                problems += objective.model_problems(where, self.model, phase.sequence_length)
+                problems += objective.layout_problems(where, layout.tensor, layout.pipeline, layout.zero_stage)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -303,36 +288,4 @@ class Recipe(Section):
     @property
     def whole_model(self) -> bool:
         """Whether an objective needs the model's weights whole on every rank: data parallelism with ZeRO-0 or 1 only."""
-        return any(
-            isinstance(o, CrossLingualContrast | DenoisingAlignment)
-            for phase in self.phases.values()
-            for o in phase.objectives
-        )
-
-    def _momentum_problems(self, phase: str) -> list[str]:
-        layout = self.parallel
-        most = {"tensor": (layout.tensor, 1), "pipeline": (layout.pipeline, 1), "zero_stage": (layout.zero_stage, 1)}
-        wrong = [name for name, (value, limit) in most.items() if value > limit]
-        if not wrong:
-            return []
-        values = ", ".join(f"parallel.{name} {most[name][0]}" for name in wrong)
-        return [
-            f"phases.{phase} xlco follows the whole model with a momentum encoder on every rank, which goes with data "
-            f"parallelism and ZeRO-0 or 1, not with {values}; set {', '.join(f'{name}: 1' for name in wrong)}, or take "
-            "contrast instead of xlco"
-        ]
-
-
-def _dwa_problems(where: str, objective: DenoisingAlignment, model: ModelConfig, layout: ParallelConfig) -> list[str]:
-    problems = [
-        f"{where} works with parallel.{field} {most} at most, not {value}; set it to {most}, or drop the objective"
-        for field, value, most in (
-            ("tensor", layout.tensor, 1),
-            ("pipeline", layout.pipeline, 1),
-            ("zero_stage", layout.zero_stage, 1),
-        )
-        if value > most
-    ]
-    if objective.layer > model.layers:
-        problems.append(f"{where}.layer {objective.layer} is more than model.layers {model.layers}")
-    return problems
+        return any(objective.needs_whole_model for phase in self.phases.values() for objective in phase.objectives)

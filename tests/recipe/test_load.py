@@ -271,7 +271,9 @@ def test_pipeline_with_zero_2_names_the_legal_layout() -> None:
 
 @pytest.mark.parametrize("layout", ["tensor", "pipeline", "zero_stage"])
 def test_denoising_word_alignment_refuses_what_it_does_not_work_with(layout: str) -> None:
-    with pytest.raises(UserError, match=rf"phases.cross dwa works with parallel.{layout} 1 at most, not 2; set it to 1"):
+    with pytest.raises(
+        UserError, match=rf"cross dwa .*, not with parallel.{layout} 2; set {layout}: 1, or drop the objective"
+    ):
         load_recipe(
             "quickstart", ["phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 2}]", f"parallel.{layout}=2"]
         )
