@@ -27,7 +27,7 @@ def with_padding(start: np.ndarray, length: np.ndarray, windows: int, window: in
 def filled_windows(
     texts: np.ndarray, first: np.ndarray, start: np.ndarray, length: np.ndarray, windows: int, window: int
 ) -> np.ndarray:
-    """[W, L] int64: document n is `length[n]` tokens of `texts` from `first[n]` on, put at `start[n]`; the rest is `<pad>`."""
+    """[W, L] int64: document n is `length[n]` tokens of `texts` from `first[n]` on, at `start[n]`; the rest `<pad>`."""
     flat = np.full(windows * window, PAD, np.int64)
     flat[spans(start, length)] = texts[spans(first, length)]
     return flat.reshape(windows, window)
