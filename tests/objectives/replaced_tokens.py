@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -68,7 +67,7 @@ class ReplacedTokensLoss(ObjectiveLoss[ReplacedTokens]):
     """Cross-entropy of a yes or no for each token: its state times its own embedding."""
 
     def losses(self, encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, config: ReplacedTokens) -> Losses:
-        scores_T = (states_TH * encoder.embedding.tokens(batch.tokens)).sum(-1).float() / math.sqrt(states_TH.size(-1))
+        scores_T = (states_TH * encoder.embedding.tokens(batch.tokens)).sum(-1).float()
         labels_T = torch.zeros_like(scores_T).index_fill(0, batch.targets, 1.0)
         losses_T = F.binary_cross_entropy_with_logits(scores_T, labels_T, reduction="none")
         return Losses(losses_T.sum(), losses_T.detach(), batch.languages.repeat_interleave(batch.window))
