@@ -40,7 +40,7 @@ def main() -> None:
         help="processes that clean the corpus, and of each rank that write the store (default: the cores)",
     )
     parser.add_argument("--phase", default="meta", help="inspect: phase of the recipe (default: meta)")
-    parser.add_argument("--objective", help="inspect: mlm, tlm, contrast, xlco or dwa (default: the phase's first)")
+    parser.add_argument("--objective", help="inspect: name of an objective (default: the phase's first)")
     parser.add_argument("--sample", type=int, default=0, help="inspect: number of the sample, from 0 (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
     arguments = parser.parse_intermixed_args()

@@ -73,6 +73,11 @@ class PackedBatch:
         return PackedBatch(**changed)
 
     @property
+    def sample_languages(self) -> torch.Tensor:
+        """[n] int64: index of the language (or language pair) of each sample: of each pair, or else of each window."""
+        return self.languages if self.pair_languages is None else self.pair_languages
+
+    @property
     def token_numbers(self) -> torch.Tensor:
         """[T] int64: a number that each token keeps in every layout; keys the dropout masks."""
         if self.samples.numel() * self.window == self.positions.numel():

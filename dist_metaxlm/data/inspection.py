@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
+from dist_metaxlm.data.objectives.base import Shown
 from dist_metaxlm.data.tokenizer import PAD, Tokenizer
 from dist_metaxlm.data.tokens.store import Corpus, TokenStore
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import AnyObjective, CrossLingualContrast, MaskedLM, PhaseConfig, Recipe
+from dist_metaxlm.recipe.schema import Objective, PhaseConfig, Recipe
 from dist_metaxlm.text import counted
 
 LAST = 1 << 40
@@ -32,35 +32,24 @@ def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample:
     directory = Path(recipe.data.directory)
     store, tokenizer = TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model")
     data = PhaseData(store, tokenizer, phase_name, phase, recipe.seed)
-    name, runs = data.origin(objective, sample)
-    corpus = store.text(name) if isinstance(objective, MaskedLM) else store.bitext(name)
-    entry = store.manifest["text" if isinstance(objective, MaskedLM) else "bitext"][name]
-    facts = {
+    origin, text = data.origin(objective, sample), objective.reads == "text"
+    corpus = store.text(origin.corpus) if text else store.bitext(origin.corpus)
+    entry = store.manifest["text" if text else "bitext"][origin.corpus]
+    parts = data.shown(objective, sample)
+    return {
         "phase": phase_name,
         "objective": objective.name,
         "sample": sample,
-        "language": entry.get("language", name),
-        "corpus": name,
+        "language": entry.get("language", origin.corpus),
+        "corpus": origin.corpus,
         "files": [source["file"] for source in entry.get("source", [])],
-    }
-    if isinstance(objective, CrossLingualContrast):
-        documents = _example(data, objective, sample, tokenizer)
-        return {
-            **facts,
-            "tokens": sum(last - first for first, last in (d["positions"] for d in documents)),
-            "targets": 0,
-            "documents": documents,
-        }
-    batch = data.batch(objective, sample, 1)
-    return {
-        **facts,
-        "tokens": batch.tokens.numel(),
-        "targets": batch.targets.numel(),
-        "documents": _documents(batch, runs, corpus, tokenizer),
+        "tokens": sum(_shown_tokens(shown) for shown in parts),
+        "targets": sum(shown.batch.targets.numel() for shown in parts),
+        "documents": [row for shown in parts for row in _documents(shown, origin.runs, corpus, tokenizer)],
     }
 
 
-def _objective(phase_name: str, phase: PhaseConfig, name: str | None) -> AnyObjective:
+def _objective(phase_name: str, phase: PhaseConfig, name: str | None) -> Objective:
     objectives = phase.objectives
     for objective in objectives:
         if name in (None, objective.name):
@@ -70,18 +59,21 @@ def _objective(phase_name: str, phase: PhaseConfig, name: str | None) -> AnyObje
     )
 
 
-def _documents(
-    batch: PackedBatch, runs: list[tuple[int, int]], corpus: Corpus, tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
-    pieces = tokenizer.pieces()
+def _shown_tokens(shown: Shown) -> int:
+    """Tokens of the windows, or of the documents alone where they were put together for people to look at."""
+    return shown.batch.tokens.numel() if shown.part is None else int((shown.words != PAD).sum())
+
+
+def _documents(shown: Shown, runs: list[tuple[int, int]], corpus: Corpus, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    batch, whole, pieces = shown.batch, shown.words, tokenizer.pieces()
     seen, bounds = batch.tokens.numpy(), batch.cu_seqlens.tolist()
-    whole = seen.copy()
-    whole[batch.targets.numpy()] = batch.target_tokens.numpy()
     result = []
     for number, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         if (whole[first:last] == PAD).all():
             continue
-        if batch.pairs is None:
+        if shown.part is not None:
+            place = {"document": None, "offset": None, "part": shown.part}
+        elif batch.pairs is None:
             place = _place(_offset(first, runs), last - first, corpus)
         else:
             place = {**_place(runs[0][1], 0, corpus), "part": "second side" if number == batch.pairs[0, 1] else "first side"}
@@ -97,32 +89,6 @@ def _documents(
                 "text": tokenizer.decode(whole[first:last].tolist()),
                 "seen": " ".join(pieces[token] for token in seen[first:last]),
                 "targets": targets,
-            }
-        )
-    return result
-
-
-def _example(data: PhaseData, objective: CrossLingualContrast, sample: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Query and key of the example that pair `sample` is in, each at the start of a window."""
-    together, pieces = objective.pairs_together, tokenizer.pieces()
-    masked, plain = (
-        data.batch(one, sample // together * together, together)
-        for one in (objective, objective.model_copy(update={"mask_rate": 0.0}))
-    )
-    assert masked.keys is not None
-    assert plain.keys is not None
-    result = []
-    for part, batch, words in (("query", masked, plain), ("key", masked.keys, plain.keys)):
-        end = int(batch.cu_seqlens[1])
-        result.append(
-            {
-                "positions": [0, end],
-                "document": None,
-                "offset": None,
-                "part": part,
-                "text": tokenizer.decode(words.tokens[:end].tolist()),
-                "seen": " ".join(pieces[token] for token in batch.tokens[:end].tolist()),
-                "targets": [],
             }
         )
     return result

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.objectives.loss import Losses, ObjectiveLoss
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import gather_rows
 from dist_metaxlm.recipe.schema import Contrast
@@ -72,3 +74,13 @@ def owned_pairs(losses: torch.Tensor, batch: PackedBatch) -> slice:
     place = groups()
     assert own * place.data_size == losses.size(0)
     return slice(place.data_rank * own, (place.data_rank + 1) * own)
+
+
+class ContrastLoss(ObjectiveLoss[Contrast]):
+    """InfoNCE within groups of pairs."""
+
+    def losses(self, encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, config: Contrast) -> Losses:
+        """See `ObjectiveLoss`; one loss a pair."""
+        losses, languages = contrast_losses(states_TH, batch, config)
+        own = owned_pairs(losses, batch)
+        return Losses(losses.sum(), losses.detach()[own], languages[own])

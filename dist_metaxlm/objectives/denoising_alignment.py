@@ -23,6 +23,7 @@ from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.special_tokens import EOS, PAD
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initialise
+from dist_metaxlm.objectives.loss import Losses, ObjectiveLoss
 from dist_metaxlm.objectives.word_alignment import itermax, sinkhorn
 from dist_metaxlm.recipe.schema import DenoisingAlignment
 
@@ -128,3 +129,16 @@ def pointer_scores(pointer: Pointer, states_TH: torch.Tensor, batch: PackedBatch
     # All tokens ask, and the targets' rows are taken: one product of fixed shape, as large as one of attention's.
     scores = (queries @ keys.transpose(1, 2)).view(-1, batch.window)[batch.targets]
     return scores.to(torch.promote_types(scores.dtype, torch.float32)) / math.sqrt(states_TH.size(-1))
+
+
+class DenoisingAlignmentLoss(ObjectiveLoss[DenoisingAlignment]):
+    """Cross-entropy of pointing at the token that the network itself aligns."""
+
+    def __init__(self, config: DenoisingAlignment, encoder: Encoder) -> None:
+        """See `ObjectiveLoss`."""
+        self.module: Pointer = Pointer(encoder)
+
+    def losses(self, encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, config: DenoisingAlignment) -> Losses:
+        """See `ObjectiveLoss`; one loss a target."""
+        losses, languages = denoising_losses(encoder, self.module, states_TH, batch, config)
+        return Losses(losses.sum(), losses.detach(), languages)

@@ -10,6 +10,8 @@ import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.objectives.loss import Losses, ObjectiveLoss
+from dist_metaxlm.recipe.schema import WindowObjective
 
 
 def masked_lm_losses(encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,3 +23,12 @@ def masked_lm_losses(encoder: Encoder, states_TH: torch.Tensor, batch: PackedBat
     losses_M = encoder.masked_lm_loss(states_TH, batch.targets, batch.target_tokens)
     languages_M = batch.languages[torch.div(batch.targets, batch.window, rounding_mode="floor")]
     return losses_M, languages_M
+
+
+class MaskedLMLoss(ObjectiveLoss[WindowObjective]):
+    """Cross-entropy of the masked tokens."""
+
+    def losses(self, encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, config: WindowObjective) -> Losses:
+        """See `ObjectiveLoss`; one loss a target."""
+        losses, languages = masked_lm_losses(encoder, states_TH, batch)
+        return Losses(losses.sum(), losses.detach(), languages)

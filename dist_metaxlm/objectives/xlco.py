@@ -27,6 +27,7 @@ from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.objectives.contrast import mean_pool
+from dist_metaxlm.objectives.loss import Losses, ObjectiveLoss
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import gather_rows
 from dist_metaxlm.planning.stages import Stage
@@ -139,7 +140,7 @@ class MomentumContrast:
     def _shares_groups(self) -> bool:
         """Whether the ranks hold each group together, so that all of them gather its keys at once; else each has its own."""
         group = self.config.group
-        return group is not None and self.config.share_of_group(group, groups().data_size) != group
+        return group is not None and self.config.share_of_group(groups().data_size) != group
 
     @torch.no_grad()
     def _keys(self, batch: PackedBatch) -> torch.Tensor:
@@ -189,6 +190,29 @@ class MomentumContrast:
             self.queue.copy_(large[QUEUE])
         self.texts.copy_(small["xlco.texts"])
         self.enqueued = int(small["xlco.enqueued"])
+
+
+class XlcoLoss(ObjectiveLoss[CrossLingualContrast]):
+    """Cross-entropy of finding the own key among others."""
+
+    def __init__(self, config: CrossLingualContrast, encoder: Encoder) -> None:
+        """See `ObjectiveLoss`."""
+        self._config, self._encoder = config, encoder
+        self.module: XlcoHead | None = XlcoHead(encoder) if config.projection else None
+        self._memory: MomentumContrast | None = None
+
+    def losses(self, encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, config: CrossLingualContrast) -> Losses:
+        """See `ObjectiveLoss`; one loss an example. The memory must have been made."""
+        assert self._memory is not None
+        projection = None if self.module is None else self.module.projection.weight
+        losses, languages = self._memory.losses(states_TH, batch, projection)
+        return Losses(losses.sum(), losses.detach(), languages)
+
+    def memory(self, weights: Mapping[str, torch.Tensor]) -> MomentumContrast:
+        """See `ObjectiveLoss`: momentum encoder and queue."""
+        if self._memory is None:
+            self._memory = MomentumContrast(weights, self._encoder, self._config)
+        return self._memory
 
 
 def same_text(texts_E2: torch.Tensor, others_F2: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,8 @@ encoder, and xlco the averages and the queue that all ranks hold alike (docs/che
 
 from __future__ import annotations
 
-from dist_metaxlm.planning.parameters import count_parameters, momentum_parameters, objective_parameters
-from dist_metaxlm.recipe.schema import CrossLingualContrast, ModelConfig, PhaseConfig
+from dist_metaxlm.planning.parameters import copied_parameters, count_parameters
+from dist_metaxlm.recipe.schema import ModelConfig, PhaseConfig
 
 SAVED_BYTES = 12
 """Of a parameter: its weight and two moments in fp32."""
@@ -19,16 +19,12 @@ def checkpoint_bytes(model: ModelConfig, phase: PhaseConfig) -> int:
     """Bytes of the files of a checkpoint of `phase`; what is not tensors is rounded up."""
     parameters, small = count_parameters(model).total, model.vocab_size
     for objective in phase.objectives:
-        parameters += objective_parameters(model, objective)
-        small += 16 * objective.queue if isinstance(objective, CrossLingualContrast) else 0
+        parameters += objective.own_parameters(model)
+        small += objective.unshared_bytes
     headers = (model.layers + 2) * _HEADER_BYTES
     return SAVED_BYTES * parameters + shared_bytes(model, phase) + small + headers
 
 
 def shared_bytes(model: ModelConfig, phase: PhaseConfig) -> int:
-    """Bytes of what all ranks hold alike and save in shares: xlco's averages and queue."""
-    return sum(
-        4 * (momentum_parameters(model, objective) + objective.queue * model.hidden)
-        for objective in phase.objectives
-        if isinstance(objective, CrossLingualContrast)
-    )
+    """Bytes of what all ranks hold alike and save in shares: copies of the model, and other fp32 numbers of objectives."""
+    return sum(4 * (copied_parameters(model, objective) + objective.shared_numbers(model)) for objective in phase.objectives)

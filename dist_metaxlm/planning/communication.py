@@ -10,7 +10,7 @@ element size of the training precision; headers, retries and the small sums of l
     pipeline: the states [tokens, h] forward, their gradients backward; the word embedding's gradient between the two stages
               that hold it, and its new weights once
 
-All objectives of the phase are counted (`mixing: sum`), contrast with sentences of the greatest length.
+All objectives of the phase are counted (`mixing: sum`), translation pairs with sentences of the greatest length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dist_metaxlm.parallel.placement import Placement
 from dist_metaxlm.parallel.topology import Topology, filled_nodes
 from dist_metaxlm.planning.parameters import count_parameters, stage_parameters
 from dist_metaxlm.planning.stages import Stage, model_stages
-from dist_metaxlm.recipe.schema import Contrast, PhaseConfig, Recipe
+from dist_metaxlm.recipe.objectives.base import EncoderPass
+from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def predict_traffic(recipe: Recipe, phase: str, nodes: int, ranks_a_node: int) -
         number, data, tensor = place.coordinates(rank)
         above, below = rank + place.data * place.tensor, rank - place.data * place.tensor
         flows = [
-            (_ring(rank, data, place.data, place.tensor), _gradients(recipe, stages[number], place.data)),
+            (_ring(rank, data, place.data, place.tensor), _gradients(recipe, config, stages[number], place.data)),
             (_ring(rank, tensor, place.tensor, 1), _inside_blocks(recipe, config, stages[number], place)),
             *(
                 (other, _between_stages(recipe, config, place))
@@ -90,34 +91,32 @@ def _element(recipe: Recipe) -> int:
     return 2 if recipe.training.precision in ("bf16", "fp16") else 4
 
 
-def _gradients(recipe: Recipe, stage: Stage, data: int) -> float:
+def _gradients(recipe: Recipe, phase: PhaseConfig, stage: Stage, data: int) -> float:
     """What a rank sends to the next of its data-parallel group."""
-    parameters = stage_parameters(recipe.model, stage, recipe.parallel.tensor)
+    parameters = stage_parameters(recipe.model, stage, recipe.parallel.tensor).own
+    parameters += sum(objective.own_parameters(recipe.model) for objective in phase.objectives) if stage.last else 0
     passes = 3 if recipe.parallel.zero_stage else 2
-    return passes * (data - 1) / data * parameters.own * _element(recipe)
+    return passes * (data - 1) / data * parameters * _element(recipe)
 
 
 def _inside_blocks(recipe: Recipe, phase: PhaseConfig, stage: Stage, place: Placement) -> float:
     """What a rank sends to the next of its tensor group."""
     states = 0.0
-    for objective in phase.objectives:
-        contrast = isinstance(objective, Contrast)
-        tokens = _tokens(objective, place.data)
-        blocks = len([block for block in stage.blocks if not isinstance(objective, Contrast) or block < objective.layer])
-        states += tokens * (4 * blocks + stage.first)
-        states += 0 if contrast or not stage.last else tokens * phase.mask_rate
+    for one in _passes(phase):
+        tokens, ways = one.tokens / place.data, 2 if one.backward else 1
+        blocks = sum(one.layers is None or block < one.layers for block in stage.blocks)
+        states += tokens * ways * (2 * blocks + stage.first / 2)
+        states += tokens * phase.mask_rate if one.targets and stage.last else 0
     return 2 * (place.tensor - 1) / place.tensor * states * recipe.model.hidden * _element(recipe)
 
 
 def _between_stages(recipe: Recipe, phase: PhaseConfig, place: Placement) -> float:
     """What a rank sends to its like on a neighbouring stage."""
     split = place.tensor if recipe.parallel.sequence else 1
-    tokens = sum(_tokens(objective, place.data) for objective in phase.objectives)
+    tokens = sum(one.tokens / place.data for one in _passes(phase))
     return tokens * recipe.model.hidden * _element(recipe) / split
 
 
-def _tokens(objective: object, data: int) -> float:
-    """Tokens of an objective in a step of one data-parallel rank, at most."""
-    if isinstance(objective, Contrast):
-        return 2 * objective.pairs * objective.max_tokens / data
-    return float(objective.batch_tokens) / data  # type: ignore[attr-defined]
+def _passes(phase: PhaseConfig) -> list[EncoderPass]:
+    """What goes through the encoder in a step, of all objectives."""
+    return [one for of in phase.objectives for one in of.passes(phase.sequence_length, phase.mask_rate)]

@@ -8,7 +8,7 @@ embedding lookup, norms and activations count nothing, nor does anything recompu
 
 from __future__ import annotations
 
-from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, DenoisingAlignment, ModelConfig, PhaseConfig
+from dist_metaxlm.recipe.schema import ModelConfig, Objective, PhaseConfig
 
 
 def training_flops(
@@ -36,30 +36,15 @@ def flops_per_token(model: ModelConfig, length: float, target_share: float, laye
     return training_flops(model, 1.0, length, target_share, layers)
 
 
-def step_flops(model: ModelConfig, phase: PhaseConfig) -> float:
-    """Operations of one optimiser step with all objectives (`mixing: sum`), at most: full windows, longest sentences."""
-    total = 0.0
-    for objective in phase.objectives:
-        if isinstance(objective, Contrast):
-            tokens = 2 * objective.pairs * objective.max_tokens
-            total += training_flops(model, tokens, tokens * objective.max_tokens, 0, objective.layer)
-        elif isinstance(objective, CrossLingualContrast):
-            tokens = objective.examples * objective.longest
-            # queries forward and backward, keys forward; products with the queue forward, and backward to the queries
-            total += training_flops(model, tokens, tokens * objective.longest, 0, objective.layer) * 4 / 3
-            negatives = objective.queue + (objective.group or 0) // objective.pairs_together
-            total += 4 * objective.examples * negatives * model.hidden
-        elif isinstance(objective, DenoisingAlignment):
-            total += _alignment_flops(model, objective, phase.sequence_length)
-        else:
-            tokens, length = objective.batch_tokens, phase.sequence_length
-            total += training_flops(model, tokens, tokens * length, tokens // length * round(phase.mask_rate * length))
+def objective_flops(model: ModelConfig, objective: Objective, sequence_length: int, mask_rate: float) -> float:
+    """Operations of one step with `objective`, at most: full windows, longest sentences."""
+    total = objective.other_flops(model, sequence_length)
+    for one in objective.passes(sequence_length, mask_rate):
+        both_ways = training_flops(model, one.tokens, one.tokens * one.document, one.targets, one.layers)
+        total += both_ways if one.backward else both_ways / 3
     return total
 
 
-def _alignment_flops(model: ModelConfig, objective: DenoisingAlignment, length: int) -> float:
-    """Forward and backward without the head, the forward pass for labels with their similarities, and the pointer."""
-    tokens, hidden = objective.batch_tokens, model.hidden
-    labels = training_flops(model, tokens, tokens * length, 0, objective.layer) / 3 + 2 * hidden * length * tokens
-    pointer = 6 * tokens * hidden * (2 * hidden + length)
-    return training_flops(model, tokens, tokens * length, 0) + labels + pointer
+def step_flops(model: ModelConfig, phase: PhaseConfig) -> float:
+    """Operations of one optimiser step with all objectives (`mixing: sum`), at most."""
+    return sum(objective_flops(model, one, phase.sequence_length, phase.mask_rate) for one in phase.objectives)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dist_metaxlm.planning.stages import Stage
-from dist_metaxlm.recipe.schema import AnyObjective, CrossLingualContrast, DenoisingAlignment, ModelConfig
+from dist_metaxlm.recipe.schema import ModelConfig, Objective
 
 POSITION_OFFSET = 2
 """Rows that XLM-R's position table has before position 0."""
@@ -105,14 +105,9 @@ def stage_parameters(model: ModelConfig, stage: Stage, tensor: int = 1) -> Stage
     return StageParameters(own, rows * model.hidden if stage.last and not stage.first else 0)
 
 
-def objective_parameters(model: ModelConfig, objective: AnyObjective) -> int:
-    """Trained parameters that an objective has beside the encoder."""
-    if isinstance(objective, DenoisingAlignment):
-        return 2 * model.hidden**2 + model.hidden
-    return model.hidden**2 if isinstance(objective, CrossLingualContrast) and objective.projection else 0
-
-
-def momentum_parameters(model: ModelConfig, objective: CrossLingualContrast) -> int:
-    """Weights of xlco's momentum encoder: those up to the block that it reads, and the projection."""
-    upto = stage_parameters(model, Stage(range(objective.layer), last=False)).own
-    return upto + objective_parameters(model, objective)
+def copied_parameters(model: ModelConfig, objective: Objective) -> int:
+    """Weights of the untrained copy of the model that an objective keeps on every rank, its own parameters included."""
+    if objective.copied_layers is None:
+        return 0
+    upto = stage_parameters(model, Stage(range(objective.copied_layers), last=False)).own
+    return upto + objective.own_parameters(model)

@@ -22,10 +22,10 @@ from dist_metaxlm.planning.flops import step_flops
 from dist_metaxlm.planning.hardware import Device, device_named
 from dist_metaxlm.planning.legality import is_legal
 from dist_metaxlm.planning.memory import HostMemory, MemoryEstimate, estimate_host_memory, estimate_memory
-from dist_metaxlm.planning.parameters import count_parameters, momentum_parameters
+from dist_metaxlm.planning.parameters import copied_parameters, count_parameters
 from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, part_costs
 from dist_metaxlm.recipe.layout import Layout
-from dist_metaxlm.recipe.schema import Contrast, CrossLingualContrast, PairObjective, PhaseConfig, Recipe
+from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.text import counted
 
 MEMORY_SHARE = 0.9
@@ -194,53 +194,32 @@ def _memory(recipe: Recipe, name: str, layout: Layout, precision: str, tokens: i
     phase = recipe.phase(name)
     at_once = max(tokens, _group_tokens(phase, layout.data, recipe.model.layers))
     memory = estimate_memory(recipe.model, layout, precision, at_once, phase.mask_rate, stages)
-    return replace(memory, buffers=memory.buffers + _momentum_bytes(phase, recipe, precision, tokens, layout.data))
+    return replace(memory, buffers=memory.buffers + _memory_bytes(phase, recipe, precision, tokens, layout.data))
 
 
 def _idle(recipe: Recipe, phase: PhaseConfig, data: int, tokens: int, stages: list[Stage]) -> float:
     """Idle share of a step by its micro-batches of windows; those of sentence pairs only make it smaller."""
-    passes = sum(
-        -(-objective.batch_tokens // (data * tokens))
-        for objective in phase.objectives
-        if not isinstance(objective, PairObjective)
-    )
+    passes = sum(-(-objective.tokens_per_step // (data * tokens)) for objective in phase.objectives)
     return idle_share(part_costs(recipe.model, phase.sequence_length, phase.mask_rate), stages, max(1, passes))
 
 
 def _share(phase: PhaseConfig, data: int) -> int:
-    """Tokens that a data-parallel rank has of the phase's largest masked-LM objective."""
-    return max(
-        (objective.batch_tokens // data for objective in phase.objectives if not isinstance(objective, PairObjective)),
-        default=phase.sequence_length,
-    )
+    """Tokens that a data-parallel rank has of the phase's largest objective with a fixed number of tokens."""
+    return max(objective.tokens_per_step // data for objective in phase.objectives) or phase.sequence_length
 
 
 def _group_tokens(phase: PhaseConfig, data: int, layers: int) -> int:
-    """Tokens that a group takes through the model at once, at most, as if through all blocks: groups are not cut."""
-    most = 0
-    for objective in phase.objectives:
-        if isinstance(objective, Contrast | CrossLingualContrast) and objective.group is not None:
-            pairs = objective.share_of_group(objective.group, data)
-            assert pairs is not None, "such layouts do not come this far"
-            # of a pair contrast remembers both sides for the backward pass, xlco the query
-            trained = 2 * pairs if isinstance(objective, Contrast) else pairs // objective.pairs_together
-            most = max(most, trained * objective.longest * objective.layer // layers)
-    return most
+    """Tokens that a rank trains on at once, at most, as if through all blocks, where an objective's batch is not cut."""
+    return max(objective.uncut_tokens(data) * (objective.last_layer or layers) // layers for objective in phase.objectives)
 
 
-def _momentum_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batch_tokens: int, data: int) -> int:
-    """What xlco keeps on every rank: fp32 averages of the weights up to its block (and a copy in half precision), its queue,
-    and a micro-step's products with it, in fp32, before and after what is left out and beside the key's."""
-    for objective in phase.objectives:
-        if isinstance(objective, CrossLingualContrast):
-            weights = momentum_parameters(recipe.model, objective)
-            at_once = min(objective.examples, max(1, micro_batch_tokens // objective.longest))
-            keys = objective.queue
-            if objective.group is not None:
-                at_once = (objective.share_of_group(objective.group, data) or 0) // objective.pairs_together
-                keys += objective.group // objective.pairs_together
-            return weights * (4 if precision == "fp32" else 6) + keys * (4 * recipe.model.hidden + 16 + 12 * at_once)
-    return 0
+def _memory_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batch_tokens: int, data: int) -> int:
+    """What objectives keep on every rank: fp32 copies of weights (and one more in half precision), and buffers."""
+    return sum(
+        copied_parameters(recipe.model, objective) * (4 if precision == "fp32" else 6)
+        + objective.buffer_bytes(recipe.model, micro_batch_tokens, data)
+        for objective in phase.objectives
+    )
 
 
 def summary(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:

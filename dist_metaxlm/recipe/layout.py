@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from dist_metaxlm.recipe.phase import CrossLingualContrast, DenoisingAlignment
-
 if TYPE_CHECKING:
     from dist_metaxlm.recipe.schema import Recipe
 
@@ -151,7 +149,7 @@ def _whole_models(recipe: Recipe, layout: Layout) -> Iterator[Problem]:
     """What an objective does not work with that needs the weights whole on every rank."""
     for name, phase in recipe.phases.items():
         for objective in phase.objectives:
-            if not isinstance(objective, CrossLingualContrast | DenoisingAlignment):
+            if not objective.needs_whole_model:
                 continue
             for part in ("tensor", "pipeline", "zero_stage"):
                 value = getattr(layout, part)

@@ -13,28 +13,12 @@ from pydantic import BaseModel, ValidationError
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.layout import clashing_methods
-from dist_metaxlm.recipe.schema import (
-    LAYOUT_LATER,
-    PHASE_NAMES,
-    Contrast,
-    CrossLingualContrast,
-    DenoisingAlignment,
-    MaskedLM,
-    ParallelConfig,
-    Recipe,
-    TranslationLM,
-)
+from dist_metaxlm.recipe.objectives import registry
+from dist_metaxlm.recipe.schema import LAYOUT_LATER, PHASE_NAMES, ParallelConfig, Recipe
 from dist_metaxlm.recipe.yaml_text import read_yaml, write_yaml
 from dist_metaxlm.text import near
 
 _BRANCHES = ("", "list[AlphaPoint]", "list[str]", "literal['all']", "float", "str", "MosesPair", "EvaluationFiles", "[key]")
-_OBJECTIVES = {
-    "mlm": MaskedLM,
-    "tlm": TranslationLM,
-    "contrast": Contrast,
-    "xlco": CrossLingualContrast,
-    "dwa": DenoisingAlignment,
-}
 
 
 def shipped_recipes() -> list[str]:
@@ -236,11 +220,11 @@ def _fields_at(location: list[str]) -> list[str]:
     """Field names of the section at `location`."""
     model: Any = Recipe
     for step in location:
-        if step in _OBJECTIVES:
-            model = _OBJECTIVES[step]
-        elif step in model.model_fields:
+        if step in model.model_fields:
             nested = _sections_in(model.model_fields[step].annotation)
             model = nested[0] if nested else model
+        else:
+            model = registry.configuration(step) or model
     return list(model.model_fields)
 
 

@@ -24,24 +24,19 @@ from dist_metaxlm.recipe.data import (
     TokenizerConfig,
 )
 from dist_metaxlm.recipe.layout import Layout, contradictions
-from dist_metaxlm.recipe.phase import (
-    AlphaPoint,
-    AnyObjective,
-    Contrast,
-    CrossLingualContrast,
-    DenoisingAlignment,
-    LearningRate,
-    MaskedLM,
-    Objective,
-    PairObjective,
-    PhaseConfig,
-    TranslationLM,
-)
+from dist_metaxlm.recipe.objectives.base import Objective
+from dist_metaxlm.recipe.objectives.contrast import Contrast
+from dist_metaxlm.recipe.objectives.denoising_alignment import DenoisingAlignment
+from dist_metaxlm.recipe.objectives.masked_lm import MaskedLM
+from dist_metaxlm.recipe.objectives.pairs import PairObjective
+from dist_metaxlm.recipe.objectives.translation_lm import TranslationLM
+from dist_metaxlm.recipe.objectives.windows import WindowObjective
+from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
+from dist_metaxlm.recipe.phase import AlphaPoint, LearningRate, PhaseConfig
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
     "AlphaPoint",
-    "AnyObjective",
     "BitextSource",
     "CarryOver",
     "CleaningConfig",
@@ -66,6 +61,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainingConfig",
     "TranslationLM",
+    "WindowObjective",
 ]
 
 PHASE_NAMES = ("meta", "cross", "joint")
@@ -278,7 +274,7 @@ class Recipe(Section):
                     f"model.max_positions {self.model.max_positions}"
                 )
             longest_pair = self.data.max_pair_tokens
-            whole = [o.name for o in phase.objectives if isinstance(o, TranslationLM | DenoisingAlignment)]
+            whole = [o.name for o in phase.objectives if o.shows_whole_pairs]
             if longest_pair > phase.sequence_length and whole:
                 problems.append(
                     f"data.max_pair_tokens {longest_pair} is more than phases.{name}.sequence_length "
@@ -286,17 +282,8 @@ class Recipe(Section):
                     f"{phase.sequence_length}"
                 )
             for objective in phase.objectives:
-                if isinstance(objective, PairObjective | DenoisingAlignment) and objective.layer > self.model.layers:
-                    problems.append(
-                        f"phases.{name} {objective.name}.layer {objective.layer} is more than "
-                        f"model.layers {self.model.layers}"
-                    )
-                if isinstance(objective, PairObjective) and objective.longest > phase.sequence_length:
-                    together = " (two together)" if objective.longest > objective.max_tokens else ""
-                    problems.append(
-                        f"phases.{name} {objective.name}.max_tokens {objective.max_tokens}{together} is more "
-                        f"than sequence_length {phase.sequence_length}"
-                    )
+                where = f"phases.{name} {objective.name}"
+                problems += objective.model_problems(where, self.model, phase.sequence_length)
         if not (info.context or {}).get(LAYOUT_LATER):
             problems += [problem.message for problem in contradictions(self, self.parallel.layout())]
         if problems:
@@ -317,8 +304,4 @@ class Recipe(Section):
     @property
     def whole_model(self) -> bool:
         """Whether an objective needs the model's weights whole on every rank: data parallelism with ZeRO-0 or 1 only."""
-        return any(
-            isinstance(o, CrossLingualContrast | DenoisingAlignment)
-            for phase in self.phases.values()
-            for o in phase.objectives
-        )
+        return any(objective.needs_whole_model for phase in self.phases.values() for objective in phase.objectives)

@@ -14,7 +14,8 @@ from typing import Any
 
 from dist_metaxlm.reporting.metrics import Record, keys_of, series
 
-_NAMES = ("ink", "muted", "grid", "surface", "untrained", "meta", "cross", "joint", "mlm", "tlm", "contrast", "other")
+_OBJECTIVES = ("objective-1", "objective-2", "objective-3")
+_NAMES = ("ink", "muted", "grid", "surface", "untrained", "meta", "cross", "joint", *_OBJECTIVES, "other")
 COLOURS = {name: f"#0000{index:02x}" for index, name in enumerate(_NAMES, start=1)}
 """CSS variable -> the colour it is drawn in until the SVG is written."""
 
@@ -48,6 +49,14 @@ _STYLE = {
 _SIZE = (4.5, 2.7)
 HIGHLIGHTED = 5
 """Lines that carry a name in a chart of many languages."""
+
+
+def objective_colours(records: Sequence[Record]) -> dict[str, str]:
+    """Objective -> CSS variable, by its place among the objectives of a phase."""
+    names = dict.fromkeys(
+        name for place in ("realised", "losses", "language_losses") for name in keys_of(list(records), place)
+    )
+    return {name: _OBJECTIVES[place] if place < len(_OBJECTIVES) else "other" for place, name in enumerate(names)}
 
 
 def draw(name: str, label: str, paint: Callable[[Any], None]) -> str:
@@ -103,13 +112,13 @@ def _step_axis(axes: Any, label: str = "step") -> None:
 def loss_chart(phase: str, records: Sequence[Record]) -> str:
     """Loss over steps of a phase: each objective, and their weighted sum where there are several."""
     rows = list(records)
-    objectives = keys_of(rows, "losses")
+    objectives, colours = keys_of(rows, "losses"), objective_colours(rows)
 
     def paint(axes: Any) -> None:
         if len(objectives) != 1:
             _line(axes, *series(rows, "loss"), color=COLOURS["ink"], linewidth=1.2, linestyle=(0, (3, 2)), label="total")
         for name in objectives:
-            _line(axes, *series(rows, "losses", name), color=COLOURS.get(name, COLOURS["other"]), label=name)
+            _line(axes, *series(rows, "losses", name), color=COLOURS[colours[name]], label=name)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
         axes.set_ylabel("loss (nats)")
@@ -126,7 +135,7 @@ def language_loss_chart(phase: str, objective: str, records: Sequence[Record]) -
     smooth = {name: (steps, _running_mean(values)) for name, (steps, values) in lines.items() if values}
 
     def paint(axes: Any) -> None:
-        _language_lines(axes, smooth, COLOURS.get(objective, COLOURS["other"]))
+        _language_lines(axes, smooth, COLOURS[objective_colours(rows)[objective]])
         axes.set_ylabel(f"{objective} loss (nats)")
 
     return draw(f"languages-{phase}-{objective}", f"{objective} loss of phase {phase} by language", paint)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_metaxlm.reporting.metrics import Record
+from dist_metaxlm.reporting.plots import objective_colours
 
 SHOWN_LAYERS = 7
 """Layers that a heat map shows of a deeper model: evenly spaced, the first and last among them."""
@@ -108,13 +109,13 @@ def sampling_bars(phase: str, objective: str, record: Record) -> str:
     realised = record.get("realised", {}).get(objective, {})
     # averaged like the realised mix itself; runs of the first version logged only what is asked at the moment
     asked = (record.get("asked_so_far") or record.get("asked", {})).get(objective, {})
-    total = sum(realised.values())
+    total, colour = sum(realised.values()), objective_colours([record])[objective]
     shares = {name: realised.get(name, 0) / total if total else 0.0 for name in {**asked, **realised}}
     full = max([*shares.values(), *asked.values()], default=1.0) or 1.0
     bars = "".join(
         f'<div class="bar" title="{escape(name)}: realised {shares[name]:.4f}, asked {asked.get(name, 0):.4f}">'
         f'<span>{escape(name)}</span><span class="track"><span class="fill" '
-        f'style="width:{100 * shares[name] / full:.1f}%;background:var(--{_variable(objective)})"></span>'
+        f'style="width:{100 * shares[name] / full:.1f}%;background:var(--{colour})"></span>'
         f'<span class="tick" style="left:{100 * asked.get(name, 0) / full:.1f}%"></span></span>'
         f'<span class="figure">{100 * shares[name]:.2f}%</span></div>'
         for name in sorted(shares, key=lambda name: (-asked.get(name, 0), name))
@@ -122,10 +123,6 @@ def sampling_bars(phase: str, objective: str, record: Record) -> str:
     furthest = max((abs(shares[name] - asked.get(name, 0)) for name in shares), default=0.0)
     title = f"{phase}, {objective}: largest difference {100 * furthest:.2f} points"
     return panel(title, f'<div class="bars">{bars}</div>', wide=True)
-
-
-def _variable(objective: str) -> str:
-    return objective if objective in ("mlm", "tlm", "contrast") else "other"
 
 
 def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
@@ -152,7 +149,7 @@ def fill_mask_examples(examples: Sequence[Mapping[str, Any]]) -> str:
         guesses = "".join(
             f'<div class="guess"><span>{escape(guess["token"].strip() or "(space)")}</span>'
             f'<span class="track"><span class="fill" '
-            f'style="width:{100 * guess["score"]:.1f}%;background:var(--mlm)"></span></span>'
+            f'style="width:{100 * guess["score"]:.1f}%;background:var(--objective-1)"></span></span>'
             f'<span class="figure">{100 * guess["score"]:.1f}%</span></div>'
             for guess in example.get("predictions", [])
         )

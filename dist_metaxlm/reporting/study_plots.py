@@ -12,8 +12,8 @@ from dist_metaxlm.reporting.style import CSS
 KIND_COLOURS = {
     "meta+cross": "cross",
     "joint": "joint",
-    "joint matched": "contrast",
-    "cross only": "tlm",
+    "joint matched": "objective-3",
+    "cross only": "objective-2",
     "meta only": "meta",
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -59,14 +59,21 @@ def curve(results: Results, measure: str, name: str) -> str:
 
 
 def loss_curve(results: Results) -> str:
-    """Masked-LM training loss over tokens, mean over seeds, for each arm."""
+    """Training loss of the objective that all arms have, over tokens, mean over seeds, for each arm."""
+    name = _shared_objective(results)
 
     def paint(axes: Any) -> None:
-        _lines(axes, results, lambda run: {point["tokens"]: point["losses"].get("mlm") for point in run["loss"]})
+        _lines(axes, results, lambda run: {point["tokens"]: point["losses"].get(name) for point in run["loss"]})
         axes.xaxis.set_major_formatter(_tokens)
-        axes.set(xlabel="tokens", ylabel="mlm training loss (nats)")
+        axes.set(xlabel="tokens", ylabel=f"{name} training loss (nats)")
 
     return draw("curve-loss", "Training loss", paint)
+
+
+def _shared_objective(results: Results) -> str:
+    """The first objective of which every run has logged a loss."""
+    logged = [dict.fromkeys(name for point in run["loss"] for name in point["losses"]) for run in results]
+    return next((name for name in (logged[0] if logged else {}) if all(name in names for names in logged)), "")
 
 
 def by_layer(results: Results, figure: str, name: str) -> str:

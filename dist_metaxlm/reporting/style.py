@@ -7,14 +7,16 @@ CSS = """
   color-scheme: light dark;
   --paper: #f6f7f8; --surface: #ffffff; --ink: #1b1f24; --muted: #5c6570; --grid: #dfe3e7; --soft: #eef1f4;
   --untrained: #8a929c; --meta: #2f6fb3; --cross: #c2562a; --joint: #6f58b0;
-  --mlm: #2f6fb3; --tlm: #23877a; --contrast: #b9791a; --other: #6f58b0; --heat: #c2562a; --heat-ink: #ffffff;
+  --objective-1: #2f6fb3; --objective-2: #23877a; --objective-3: #b9791a;
+  --other: #6f58b0; --heat: #c2562a; --heat-ink: #ffffff;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", Arial, sans-serif;
   --mono: ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
 }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #14171a; --surface: #1c2024; --ink: #e6e9ec; --muted: #98a2ad; --grid: #343a41; --soft: #252a30;
   --untrained: #7d8691; --meta: #6aa9e9; --cross: #ec8759; --joint: #a590e8;
-  --mlm: #6aa9e9; --tlm: #55bfb0; --contrast: #e0a548; --other: #a590e8; --heat: #d9683a; --heat-ink: #ffffff;
+  --objective-1: #6aa9e9; --objective-2: #55bfb0; --objective-3: #e0a548;
+  --other: #a590e8; --heat: #d9683a; --heat-ink: #ffffff;
 } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 var(--sans);

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.recipe.schema import MaskedLM, PhaseConfig, Recipe
 from dist_metaxlm.text import counted
 
 TWO_PHASE, JOINT, MATCHED, CROSS_ONLY, META_ONLY = "meta+cross", "joint", "joint matched", "cross only", "meta only"
@@ -116,8 +116,13 @@ def _check(base: Recipe, ratios: Sequence[float], seeds: Sequence[int]) -> None:
         raise UserError(f"--ratios {wrong[0] if wrong else ''} is not between 0 and 1; give shares of N such as 0.5")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"--seeds {' '.join(map(str, seeds))} are not different numbers from 0 on")
-    if not any(objective.name == "mlm" for objective in base.phase("cross").objectives):
-        raise UserError("phases.cross has no objective mlm; a study compares the languages of its text")
+    kept = [objective for objective in base.phase("cross").objectives if not objective.trains_alignment]
+    if not any(objective.reads == "text" for objective in kept):
+        raise UserError("phases.cross has no objective on text, such as mlm; a study compares the languages of its text")
+    for reads in ("text", "pairs"):
+        same = [objective.name for objective in kept if objective.reads == reads]
+        if len(same) > 1:
+            raise UserError(f"phases.cross has {' and '.join(same)}, which both read {reads}; a study takes one, drop one")
     languages = base.phase("cross").languages
     if languages != "all" and "en" not in languages:
         raise UserError("phases.cross leaves out English, which the single-phase arms must see; add en to it")
@@ -145,7 +150,7 @@ def _arm(kind: str, ratio: float | None, seed: int, base: Recipe, phases: dict[s
 
 def _without_contrast(phase: PhaseConfig) -> PhaseConfig:
     tree = phase.model_dump(mode="json")
-    tree["objectives"] = [of for of in tree["objectives"] if of["name"] not in ("contrast", "xlco", "dwa")]
+    tree["objectives"] = [of.model_dump(mode="json") for of in phase.objectives if not of.trains_alignment]
     return PhaseConfig.model_validate(tree)
 
 
@@ -163,20 +168,21 @@ def _lasting(phase: PhaseConfig, steps: int) -> PhaseConfig:
 def _english(phase: PhaseConfig, batch_tokens: int) -> PhaseConfig:
     """The meta phase as the recipe has it, in steps of the multilingual size."""
     tree = phase.model_dump(mode="json")
-    tree["objectives"] = [{"name": "mlm", "batch_tokens": batch_tokens}]
+    tree["objectives"] = [MaskedLM(batch_tokens=batch_tokens).model_dump(mode="json")]
     return PhaseConfig.model_validate(tree)
 
 
 def _matched(many: PhaseConfig, steps: int, first: int, english: float) -> PhaseConfig:
     """One phase with the tokens of both: mlm and tlm in their total amounts, English with its total share of mlm."""
     size, length = many.tokens_per_step, many.sequence_length
-    mlm = sum(of.batch_tokens for of in many.objectives if of.name == "mlm")
+    mlm = sum(of.tokens_per_step for of in many.objectives if of.reads == "text")
     total = first * size + (steps - first) * mlm
     share = (first * size + (steps - first) * mlm * english) / total
     per_step = min(size, max(length, round(total / steps / length) * length))
     tree = _lasting(many, steps).model_dump(mode="json")
-    for objective in tree["objectives"]:
-        objective["batch_tokens"] = per_step if objective["name"] == "mlm" else size - per_step
-    tree["objectives"] = [of for of in tree["objectives"] if of["batch_tokens"]]
+    tokens = {"text": per_step, "pairs": size - per_step}
+    tree["objectives"] = [
+        of.model_dump(mode="json") | {of.batch_field: tokens[of.reads]} for of in many.objectives if tokens[of.reads]
+    ]
     tree["shares"] = {**tree["shares"], "en": min(share, 0.999)}
     return PhaseConfig.model_validate(tree)

@@ -179,16 +179,15 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
 
 
 def english_of_cross(base: Recipe) -> float:
-    """English share of the mlm windows that the cross phase asks for, over its whole length."""
+    """English share of the windows of text that the cross phase asks for, over its whole length."""
     directory = Path(base.data.directory)
-    tree = base.phase("cross").model_dump(mode="json")
-    tree["objectives"] = [of for of in tree["objectives"] if of["name"] == "mlm"]
-    phase = PhaseConfig.model_validate(tree)
+    on_text = [objective for objective in base.phase("cross").objectives if objective.reads == "text"]
+    phase = PhaseConfig.model_validate(dict(base.phase("cross")) | {"objectives": on_text})
     data = PhaseData(
         TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), "cross", phase, base.seed
     )
     windows = phase.total_steps * phase.tokens_per_step // phase.sequence_length
-    return data.asked_so_far("mlm", windows).get("en", 0.0)
+    return data.asked_so_far(on_text[0].name, windows).get("en", 0.0)
 
 
 def _finished(folder: Path, arm: Arm) -> dict[str, Any] | None:
@@ -238,11 +237,13 @@ def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device
 
 
 def _english_share(arm: Arm, folder: Path) -> float | None:
-    """Share of the mlm windows of all its phases that were English, as read, not as asked."""
+    """Share of the windows of text of all its phases that were English, as read, not as asked."""
     english = total = 0
     for phase in arm.phases:
-        counts = read_metrics(folder / phase / "metrics.jsonl")[-1]["realised"].get("mlm", {})
-        english, total = english + counts.get("en", 0), total + sum(counts.values())
+        realised = read_metrics(folder / phase / "metrics.jsonl")[-1]["realised"]
+        for objective in arm.recipe.phases[phase].objectives:  # type: ignore[index]
+            counts = realised.get(objective.name, {}) if objective.reads == "text" else {}
+            english, total = english + counts.get("en", 0), total + sum(counts.values())
     return english / total if total else None
 
 

@@ -147,9 +147,9 @@ def test_batches_are_well_formed(store: TokenStore, number: int) -> None:
 def test_exact_target_counts(store: TokenStore) -> None:
     phase = _phase(mask_rate=0.2)
     data = PhaseData(store, TOKENIZER, "cross", phase, 7)
-    assert data.targets_per_window == round(0.2 * LENGTH)
+    assert phase.targets_per_window == round(0.2 * LENGTH)
     batch = data.batch(phase.objectives[0], 0, 200)
-    assert torch.bincount(batch.targets // LENGTH).tolist() == [data.targets_per_window] * 200
+    assert torch.bincount(batch.targets // LENGTH).tolist() == [phase.targets_per_window] * 200
 
 
 def test_an_epoch_of_a_language_shows_its_text(store: TokenStore) -> None:

@@ -22,7 +22,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.communication import predict_traffic
 from dist_metaxlm.preparation.prepare import prepare
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.recipe.schema import PairObjective, Recipe
+from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.text import counted
 from dist_metaxlm.training.run.run_folder import environment
 
@@ -121,10 +121,8 @@ def _larger_batch(recipe: Recipe, phase: str, times: int) -> list[str]:
     """Overrides that multiply every objective's batch; contrast gets more groups, of the same size."""
     found = []
     for objective in recipe.phase(phase).objectives:
-        field, value = (
-            ("pairs", objective.pairs) if isinstance(objective, PairObjective) else ("batch_tokens", objective.batch_tokens)
-        )
-        found.append(f"phases.{phase}.objectives.{objective.name}.{field}={value * times}")
+        field = objective.batch_field
+        found.append(f"phases.{phase}.objectives.{objective.name}.{field}={getattr(objective, field) * times}")
     return found
 
 

@@ -19,7 +19,6 @@ from dist_metaxlm.parallel.environment import complete_environment
 from dist_metaxlm.parallel.process_group import all_reduce, barrier, pick_device, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.recipe.schema import PairObjective
 from dist_metaxlm.training.engine.execution import Execution
 from dist_metaxlm.training.run.layout import check_layout
 
@@ -39,7 +38,7 @@ def main(job: dict[str, Any]) -> None:
     with process_group(topology, device, recipe.parallel.tensor, recipe.parallel.pipeline):
         loop = phase_steps(recipe, job["phase"], device, WARM_UP + 2 * job["steps"])
         figures = measure(loop.steps, job["steps"], device, topology)
-        tokens = sum(o.batch_tokens for o in phase.objectives if not isinstance(o, PairObjective))
+        tokens = sum(objective.tokens_per_step for objective in phase.objectives)
         if topology.is_first:
             print(RESULT + json.dumps({"tokens_per_step": tokens, **figures}), flush=True)
         loop.engine.destroy()

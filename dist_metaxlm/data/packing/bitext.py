@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dist_metaxlm.data.packing.documents import with_padding
 from dist_metaxlm.data.packing.ordered import OrderedPairs
 from dist_metaxlm.data.packing.pair_packing import pack, plan_chunks
 from dist_metaxlm.data.packing.spans import groups, spans
@@ -118,9 +119,8 @@ class BitextWindows(OrderedPairs):
         draws = hash_u64(hash_u64(self._swap_key, samples)[placed.window], placed.first % self.length)
         chosen = (draws >> np.uint64(63)).astype(np.bool_)
         swap_sides(flat, placed.first[chosen], placed.second[chosen], placed.end[chosen])
-        filled = np.bincount(placed.window, weights=size, minlength=len(corpus)).astype(np.int64)
-        padding = (np.arange(len(corpus)) * self.length + filled)[filled < self.length]
-        return BitextRead(flat.reshape(-1, self.length), np.sort(np.concatenate([placed.first, padding])))
+        documents = with_padding(placed.first, size, len(corpus), self.length)
+        return BitextRead(flat.reshape(-1, self.length), documents)
 
     def origin(self, corpus: np.ndarray, ordinal: np.ndarray) -> list[tuple[int, int]]:
         """[(flat position, first token in the corpus)] of the pairs of window `ordinal` of `corpus` (both [1])."""

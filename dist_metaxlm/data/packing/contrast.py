@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dist_metaxlm.data.packing.documents import with_padding
 from dist_metaxlm.data.packing.ordered import OrderedPairs
 from dist_metaxlm.data.packing.spans import groups, spans
 from dist_metaxlm.data.sampling.permutation import hash_u64, permute
@@ -118,11 +119,9 @@ def place(lengths: np.ndarray, capacity: int) -> Placed:
     """Pack sentences of `lengths` [N] into windows of `capacity` tokens by `first_fit`."""
     window, offset, windows = first_fit(lengths, capacity)
     start = window * capacity + offset
-    filled = np.bincount(window, weights=lengths, minlength=windows).astype(np.int64)
-    padding = (np.arange(windows) * capacity + filled)[filled < capacity]
     leaders = np.empty(windows, np.int64)
     leaders[window[offset == 0]] = np.flatnonzero(offset == 0)
-    return Placed(start, windows, np.sort(np.concatenate([start, padding])), leaders)
+    return Placed(start, windows, with_padding(start, lengths, windows, capacity), leaders)
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, int]:

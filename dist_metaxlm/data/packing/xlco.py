@@ -21,8 +21,9 @@ import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.packing.contrast import ContrastPairs, place
+from dist_metaxlm.data.packing.documents import filled_windows, packed_batch
 from dist_metaxlm.data.packing.masking import Masker
-from dist_metaxlm.data.packing.spans import groups, positions_within, spans
+from dist_metaxlm.data.packing.spans import groups, spans
 from dist_metaxlm.data.sampling.permutation import hash_u64, key
 from dist_metaxlm.data.tokenizer import BOS, EOS, PAD
 from dist_metaxlm.recipe.schema import CrossLingualContrast
@@ -126,19 +127,9 @@ def _text_hashes(bodies: np.ndarray, size: np.ndarray) -> np.ndarray:
 def _packed(tokens: np.ndarray, length: np.ndarray, numbers: np.ndarray, languages: np.ndarray, window: int) -> PackedBatch:
     """A batch with the first `length` [E] tokens of the rows of `tokens` [E, R] as documents, packed into windows."""
     placed = place(length, window)
-    flat = np.full(placed.windows * window, PAD, np.int64)
-    flat[spans(placed.start, length)] = tokens.reshape(-1)[spans(np.arange(len(tokens)) * tokens.shape[1], length)]
+    first = np.arange(len(tokens)) * tokens.shape[1]
+    windows = filled_windows(tokens.reshape(-1), first, placed.start, length, placed.windows, window)
     samples = np.full(len(placed.documents), -1, np.int64)
     samples[np.searchsorted(placed.documents, placed.start)] = numbers
-    nothing = torch.empty(0, dtype=torch.int64)
-    return PackedBatch(
-        tokens=torch.from_numpy(flat),
-        positions=torch.from_numpy(positions_within(placed.documents, flat.size)),
-        cu_seqlens=torch.from_numpy(np.append(placed.documents, flat.size).astype(np.int32)),
-        window=window,
-        samples=torch.from_numpy(samples),
-        languages=torch.from_numpy(languages[placed.leaders]),
-        targets=nothing,
-        target_tokens=nothing,
-        starts=torch.from_numpy(placed.start),
-    )
+    packed = packed_batch(windows, placed.documents, samples, languages[placed.leaders])
+    return replace(packed, starts=torch.from_numpy(placed.start))

@@ -10,14 +10,19 @@ from fractions import Fraction
 
 from dist_metaxlm.data.sampling.shares import Mix
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.schema import AlphaPoint, PairObjective, PhaseConfig
+from dist_metaxlm.recipe.schema import AlphaPoint, Objective, PhaseConfig
 from dist_metaxlm.text import counted
 
 
 def language_mix(
-    phase: PhaseConfig, languages: Sequence[str], tokens: Sequence[Sequence[int]], weights: Sequence[Sequence[int]]
+    phase: PhaseConfig,
+    objective: str,
+    languages: Sequence[str],
+    tokens: Sequence[Sequence[int]],
+    weights: Sequence[Sequence[int]],
 ) -> Mix:
-    """The mix of `languages` for mlm, whose sources have `tokens` and share a language's windows by `weights`.
+    """The mix of `languages` for an objective on windows of text: their sources have `tokens`, and share a language's
+    windows by `weights`.
 
     Raises UserError where repetition caps or unlocks leave a part of the phase without text.
     """
@@ -25,7 +30,7 @@ def language_mix(
     late = {language: point.tokens for point in phase.unlock for language in point.languages}
     mix = _mix(
         phase,
-        "mlm",
+        objective,
         phase.alpha,
         [sum(counts) for counts in tokens],
         [late.get(language, 0) for language in languages],
@@ -34,12 +39,12 @@ def language_mix(
         weights,
         _fixed(phase, languages),
     )
-    _check(mix, phase, "mlm", f"text in languages {_listed(languages)}", "max_repetitions")
+    _check(mix, phase, objective, f"text in languages {_listed(languages)}", "max_repetitions")
     return mix
 
 
 def pair_mix(phase: PhaseConfig, objective: str, pairs: Sequence[str], counts: Sequence[int], samples: Sequence[int]) -> Mix:
-    """The mix of language `pairs` for tlm, contrast or xlco: `counts` translations, `samples` (windows or pairs) an epoch.
+    """The mix of language `pairs` for an objective on them: `counts` translations, `samples` (windows or pairs) an epoch.
 
     Raises UserError where repetition caps or unlocks leave a part of the phase without translations.
     """
@@ -52,25 +57,21 @@ def pair_mix(phase: PhaseConfig, objective: str, pairs: Sequence[str], counts: S
 
 def samples_per_token(phase: PhaseConfig, name: str) -> Fraction:
     """Samples of an objective that pass, on average, while the phase trains on one token."""
-    length = phase.sequence_length
-    tokens = sum(
-        (
-            _taken(phase, objective.name) * length
-            for objective in phase.objectives
-            if not isinstance(objective, PairObjective)
-        ),
-        Fraction(0),
-    )
+    tokens = sum((_a_step(phase, objective, objective.tokens_per_step) for objective in phase.objectives), Fraction(0))
     return _taken(phase, name) / tokens if tokens else Fraction(0)
 
 
 def _taken(phase: PhaseConfig, name: str) -> Fraction:
     """Samples of an objective in a step; with `draw` the mean over steps."""
     objective = next(objective for objective in phase.objectives if objective.name == name)
-    step = objective.pairs if isinstance(objective, PairObjective) else objective.batch_tokens // phase.sequence_length
+    return _a_step(phase, objective, objective.samples_per_step(phase.sequence_length))
+
+
+def _a_step(phase: PhaseConfig, objective: Objective, amount: int) -> Fraction:
+    """What is taken in a step of which an objective takes `amount` whenever it is taken; with `draw` the mean over steps."""
     if phase.mixing == "sum":
-        return Fraction(step)
-    return Fraction(objective.weight) * step / sum(Fraction(other.weight) for other in phase.objectives)
+        return Fraction(amount)
+    return Fraction(objective.weight) * amount / sum(Fraction(other.weight) for other in phase.objectives)
 
 
 def _fixed(phase: PhaseConfig, languages: Sequence[str]) -> dict[int, float]:

@@ -18,7 +18,8 @@ import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.packing.contrast import first_fit
-from dist_metaxlm.data.tokenizer import BOS, EOS, PAD
+from dist_metaxlm.data.packing.documents import filled_windows, packed_batch, with_padding
+from dist_metaxlm.data.tokenizer import BOS, EOS
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder
@@ -69,27 +70,17 @@ def _pack(
     window: int,
 ) -> SentencePack:
     """Sentences `members` [S] at `starts` [S] of a batch, ascending; each window's rest becomes a `<pad>` document."""
-    tokens = np.full(windows * window, PAD, np.int64)
-    for number, start, length in zip(members.tolist(), starts.tolist(), lengths.tolist(), strict=True):
-        tokens[start : start + length] = (BOS, *sentences[number][: length - SPECIALS], EOS)
-    filled = np.bincount(starts // window, weights=lengths, minlength=windows).astype(np.int64)
-    padding = (np.arange(windows) * window + filled)[filled < window]
-    documents = np.concatenate([starts, padding])
-    order = np.argsort(documents)
-    bounds = np.append(documents[order], tokens.size)
-    index = np.concatenate([members, np.full(padding.size, -1)])[order]
-    none = torch.zeros(0, dtype=torch.int64)
-    batch = PackedBatch(
-        tokens=torch.from_numpy(tokens),
-        positions=torch.from_numpy(np.arange(tokens.size) - np.repeat(bounds[:-1], np.diff(bounds))),
-        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-        window=window,
-        samples=torch.arange(windows),
-        languages=torch.zeros(windows, dtype=torch.int64),
-        targets=none,
-        target_tokens=none,
-    )
+    texts = [token for number in members.tolist() for token in _framed(sentences[number], window)]
+    tokens = filled_windows(np.array(texts, np.int64), np.cumsum(lengths) - lengths, starts, lengths, windows, window)
+    documents = with_padding(starts, lengths, windows, window)
+    index = np.full(len(documents), -1)
+    index[np.searchsorted(documents, starts)] = members
+    batch = packed_batch(tokens, documents, np.arange(windows), np.zeros(windows, np.int64))
     return SentencePack(batch, torch.from_numpy(index))
+
+
+def _framed(ids: Sequence[int], window: int) -> list[int]:
+    return [BOS, *ids[: window - SPECIALS], EOS]
 
 
 def mean_pool(states: torch.Tensor, batch: PackedBatch, include_special: bool = True) -> torch.Tensor:

@@ -29,12 +29,12 @@ from dist_metaxlm.modeling.embedding import Embedding
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.head import Head
 from dist_metaxlm.modeling.sharding import TensorShard
-from dist_metaxlm.objectives.model import layer_read, objective_losses
+from dist_metaxlm.objectives.model import make_parameter_free_loss
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.planning.stages import Stage
-from dist_metaxlm.recipe.schema import AnyObjective, ModelConfig
+from dist_metaxlm.recipe.schema import ModelConfig, Objective
 
-Count = Callable[[AnyObjective, PackedBatch, torch.Tensor, torch.Tensor], None]
+Count = Callable[[Objective, PackedBatch, torch.Tensor, torch.Tensor], None]
 Travelling = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """States (or the first stage's token ids), positions, cu_seqlens, samples: what goes from stage to stage."""
 
@@ -156,15 +156,16 @@ class PipelinedModel(PipelineModule):
         states, positions, cu_seqlens, samples = travelling
         outline = PackedBatch.outline(positions, cu_seqlens, samples, self._window)
         micro = next(self._micro_steps)
-        states = self.encoder.through_stage(states, self.encoder.geometry(outline, self._step), layer_read(micro.objective))
+        states = self.encoder.through_stage(states, self.encoder.geometry(outline, self._step), micro.objective.last_layer)
         return self._loss(states, micro) if self.encoder.stage.last else (states, positions, cu_seqlens, samples)
 
     def _loss(self, states_TH: torch.Tensor, micro: MicroStep) -> torch.Tensor:
         batch = self._batches.popleft().to(states_TH.device)
-        loss, losses, languages = objective_losses(self.encoder, states_TH, batch, micro.objective)
+        loss = make_parameter_free_loss(micro.objective, self.encoder)
+        total, each, languages = loss.losses(self.encoder, states_TH, batch, micro.objective)
         assert self._count is not None
-        self._count(micro.objective, batch, losses, languages)
-        return loss * (micro.factor * groups().data_size)
+        self._count(micro.objective, batch, each, languages)
+        return total * (micro.factor * groups().data_size)
 
 
 def _sum_in_fp32(weight: Any) -> None:

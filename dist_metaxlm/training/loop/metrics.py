@@ -13,7 +13,7 @@ import torch
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.parallel.process_group import sum_over_batch
-from dist_metaxlm.recipe.schema import AnyObjective, PairObjective, PhaseConfig
+from dist_metaxlm.recipe.schema import Objective, PhaseConfig
 
 Batch = TypeVar("Batch")
 
@@ -25,9 +25,7 @@ class LossMeter:
     """
 
     def __init__(self, phase: PhaseConfig, data: PhaseData, device: torch.device) -> None:
-        self.names: dict[str, list[str]] = {
-            objective.name: data.languages if objective.name == "mlm" else data.pairs for objective in phase.objectives
-        }
+        self.names: dict[str, list[str]] = {objective.name: data.names(objective.name) for objective in phase.objectives}
         self._offsets: dict[str, int] = {}
         rows = 0
         for name, languages in self.names.items():
@@ -39,15 +37,13 @@ class LossMeter:
         self._seen_total = torch.zeros(rows, dtype=torch.float64)
         self._ones = torch.ones(1, dtype=torch.float64, device=device)
 
-    def add(self, objective: AnyObjective, batch: PackedBatch, losses: torch.Tensor, languages: torch.Tensor) -> None:
-        """Count losses [N] of `languages` [N], and the samples of their batch (contrast and xlco: pairs, else windows)."""
+    def add(self, objective: Objective, batch: PackedBatch, losses: torch.Tensor, languages: torch.Tensor) -> None:
+        """Count losses [N] of `languages` [N], and the samples of their batch (windows or translation pairs)."""
         offset = self._offsets[objective.name]
         rows = languages + offset
         self._sums[:, 0].index_add_(0, rows, losses.double())
         self._sums[:, 1].index_add_(0, rows, self._ones.expand(rows.numel()))
-        sample_languages = batch.pair_languages if isinstance(objective, PairObjective) else batch.languages
-        assert sample_languages is not None
-        samples = sample_languages + offset
+        samples = batch.sample_languages + offset
         self._sums[:, 2].index_add_(0, samples, self._ones.expand(samples.numel()))
 
     def read(self) -> dict[str, Any]:

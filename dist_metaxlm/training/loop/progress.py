@@ -8,7 +8,7 @@ import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.parallel.process_group import all_reduce
-from dist_metaxlm.recipe.schema import PairObjective, PhaseConfig
+from dist_metaxlm.recipe.schema import PhaseConfig
 from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint
 
 
@@ -37,7 +37,7 @@ class Progress:
     def advance(self, phase: PhaseConfig, objectives: list[Any]) -> None:
         """One optimiser step more. Tokens count the masked-LM objectives; pairs of sentences have no fixed number."""
         self.step += 1
-        self.tokens += sum(o.batch_tokens for o, *_ in objectives if not isinstance(o, PairObjective))
+        self.tokens += sum(objective.tokens_per_step for objective, *_ in objectives)
 
     def facts(self) -> dict[str, Any]:
         """What the manifest of a checkpoint says."""

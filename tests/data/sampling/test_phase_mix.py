@@ -41,7 +41,7 @@ def test_tokens_of_the_phase_become_samples_of_each_objective() -> None:
         max_repetitions=2.5,
         pair_alpha=[{"tokens": 240 * LENGTH, "alpha": 0.1}],
     )
-    mix = language_mix(config, ["en", "sw"], [[64_000, 33], [32_010]], [[3, 1], [1]])
+    mix = language_mix(config, "mlm", ["en", "sw"], [[64_000, 33], [32_010]], [[3, 1], [1]])
     assert mix.counts == [64_033, 32_010]
     assert mix.schedule == [(0, 0.7), (800, 0.3)]
     assert mix.unlocks == [0, 400]
@@ -62,8 +62,8 @@ def test_repetitions_that_cannot_fill_the_phase_name_its_longest_length() -> Non
             "text"
         ),
     ):
-        language_mix(phase(max_repetitions=4.0), ["en", "sw"], [[640], [320]], [[1], [1]])
-    language_mix(phase(max_repetitions=4.0, steps=15), ["en", "sw"], [[640], [320]], [[1], [1]])
+        language_mix(phase(max_repetitions=4.0), "mlm", ["en", "sw"], [[640], [320]], [[1], [1]])
+    language_mix(phase(max_repetitions=4.0, steps=15), "mlm", ["en", "sw"], [[640], [320]], [[1], [1]])
     with pytest.raises(UserError, match="contrast: there are 20 pairs of translations in de-en; with pair_max_repetitions"):
         pair_mix(phase(pair_max_repetitions=1.0), "contrast", ["de-en"], [20], [20])
 
@@ -71,8 +71,8 @@ def test_repetitions_that_cannot_fill_the_phase_name_its_longest_length() -> Non
 def test_shares_of_all_languages_are_refused_because_they_cannot_hold() -> None:
     fixed = phase(shares={"en": 0.5, "sw": 0.1})
     with pytest.raises(UserError, match=r"shares gives every language of the phase a share, 0\.6 together"):
-        language_mix(fixed, ["en", "sw"], [[640], [320]], [[1], [1]])
-    shares = Mixture(language_mix(fixed, ["en", "sw", "yo"], [[640], [320], [64]], [[1], [1], [1]]), 1).shares(0)
+        language_mix(fixed, "mlm", ["en", "sw"], [[640], [320]], [[1], [1]])
+    shares = Mixture(language_mix(fixed, "mlm", ["en", "sw", "yo"], [[640], [320], [64]], [[1], [1], [1]]), 1).shares(0)
     assert shares == pytest.approx([0.5, 0.1, 0.4])
 
 
@@ -109,7 +109,7 @@ def test_the_annealed_recipe_shows_what_it_unlocks() -> None:
     config = load_recipe("annealed").phases["cross"]
     assert config.languages != "all"
     tokens = [[10**12 // (number + 1)] for number in range(len(config.languages))]
-    mixture = Mixture(language_mix(config, config.languages, tokens, [[1]] * len(tokens)), 1)
+    mixture = Mixture(language_mix(config, "mlm", config.languages, tokens, [[1]] * len(tokens)), 1)
     rate = samples_per_token(config, "mlm")
     for point, shown in zip([0, *(point.tokens for point in config.unlock)], [20, 40, 60], strict=True):
         shares = mixture.shares(int((point + 2 * 10**9) * rate))

@@ -23,7 +23,7 @@ from dist_metaxlm.kernels.pointwise.dropout import column_keys
 from dist_metaxlm.modeling.checkpointing import set_recompute
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
-from dist_metaxlm.recipe.schema import AnyObjective, Contrast, MaskedLM, ModelConfig, ParallelConfig
+from dist_metaxlm.recipe.schema import Contrast, MaskedLM, ModelConfig, Objective, ParallelConfig
 from dist_metaxlm.training.engine.engine import engine_config
 from dist_metaxlm.training.loop.metrics import LossMeter
 
@@ -33,7 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "modern": {"family": "modern", "norm": "pre", "local_window": 6},
     "modern-rms": {"family": "modern", "norm": "pre", "local_window": 6, "norm_type": "rms"},
 }
-OBJECTIVES: dict[str, AnyObjective] = {
+OBJECTIVES: dict[str, Objective] = {
     "mlm": MaskedLM(batch_tokens=48),
     "contrast": Contrast(pairs=2, group=2, layer=1, temperature=0.05, max_tokens=12),
 }
@@ -51,7 +51,7 @@ class NoCopies(TorchDispatchMode):
         return result
 
 
-def a_batch(objective: AnyObjective) -> PackedBatch:
+def a_batch(objective: Objective) -> PackedBatch:
     """Two windows of 24 tokens in documents of 1, 7, 16 and 24, a document of padding for contrast among them."""
     tokens, targets = torch.arange(48) + 5, torch.arange(0, 48, 5)
     contrast = isinstance(objective, Contrast)
@@ -105,7 +105,7 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KernelInterface, "__getitem__", lambda self, grid: lambda *args, **kwargs: None)
 
 
-def meter_of(objective: AnyObjective) -> LossMeter:
+def meter_of(objective: Objective) -> LossMeter:
     meter = object.__new__(LossMeter)
     meter._offsets = {objective.name: 0}
     meter._sums = torch.zeros(3, 3, dtype=torch.float64, device="meta")

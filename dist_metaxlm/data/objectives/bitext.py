@@ -1,0 +1,43 @@
+"""Masked windows of whole translation pairs, for translation language modelling and denoising word alignment."""
+
+from __future__ import annotations
+
+from typing import Generic
+
+import numpy as np
+
+from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.data.objectives.base import Config, DataSource, Opening, Origin
+from dist_metaxlm.data.packing.bitext import BitextWindows
+from dist_metaxlm.data.packing.documents import packed_batch
+from dist_metaxlm.data.sampling.mixing import Mixture
+from dist_metaxlm.data.sampling.permutation import key
+from dist_metaxlm.data.sampling.phase_mix import pair_mix
+
+
+class MaskedPairsSource(DataSource[Config], Generic[Config]):
+    """Samples are windows of one language pair each."""
+
+    def __init__(self, opening: Opening, objective: Config) -> None:
+        """See `DataSource`."""
+        opening.check_targets()
+        keys, corpora, phase = opening.keys(objective.name), opening.bitexts, opening.phase
+        self.names = opening.pairs
+        self._windows = BitextWindows(corpora, opening.pair_titles, phase.sequence_length, keys)
+        counts = [len(corpus) for corpus in corpora]
+        mix = pair_mix(phase, objective.name, self.names, counts, self._windows.counts.tolist())
+        self.mixture = Mixture(mix, key(*keys, "mix"))
+        self._masker = opening.masker(objective.name)
+
+    def batch(self, objective: Config, samples: np.ndarray) -> PackedBatch:
+        """See `DataSource`."""
+        number, ordinal = self.mixture.lookup(samples)
+        pairs = self._windows.read(number, ordinal, samples)
+        masked = self._masker.mask(pairs.tokens, samples, pairs.documents)
+        owner = self.mixture.owner[number]
+        return packed_batch(masked.inputs, pairs.documents, samples, owner, masked.targets, masked.target_tokens)
+
+    def origin(self, sample: int) -> Origin:
+        """See `DataSource`: of its pairs."""
+        number, ordinal = self.locate(sample)
+        return Origin(self.names[number[0]], self._windows.origin(number, ordinal))

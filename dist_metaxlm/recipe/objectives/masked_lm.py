@@ -1,0 +1,16 @@
+"""Configuration of masked language modelling."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dist_metaxlm.recipe.objectives.windows import WindowObjective
+
+
+class MaskedLM(WindowObjective):
+    """Masked language modelling on packed monolingual windows (over several languages: MMLM)."""
+
+    name: Literal["mlm"] = "mlm"
+    """Objective."""
+
+    reads = "text"
