@@ -1,4 +1,4 @@
-"""Batches for `launch/benchmark.py throughput`: translation pairs of a store, or generated documents without one."""
+"""Batches for `metaxlm benchmark throughput`: translation pairs of a store, or generated documents without one."""
 
 from __future__ import annotations
 
