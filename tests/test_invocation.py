@@ -29,7 +29,8 @@ SENTENCE = "run `metaxlm pretrain --phase meta --run_dir runs/x` first, then met
         ("/venv/lib/site-packages/dist_metaxlm/cli/benchmark/__main__.py", SENTENCE),
         (
             "/venv/lib/site-packages/dist_metaxlm/cli/pretrain.py",
-            "run `deepspeed --module dist_metaxlm.cli.pretrain --phase meta --run_dir runs/x` first, then metaxlm prepare verify",
+            "run `deepspeed --module dist_metaxlm.cli.pretrain --phase meta --run_dir runs/x` first, "
+            "then metaxlm prepare verify",
         ),
         ("prepare.py", SENTENCE),  # a script of the same name in another folder
         ("", SENTENCE),

@@ -12,15 +12,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import run_command
 from dist_metaxlm.invocation import program
-
-if TYPE_CHECKING:
-    from dist_metaxlm.interop.tensor_source import FileTensors
-    from dist_metaxlm.recipe.schema import Recipe
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,45 +57,19 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def open_phase(run_dir: str, phase: str, data_directory: str | None) -> tuple[Recipe, FileTensors]:
-    """Recipe and weights, verified but not yet read, of the newest intact checkpoint of a run's phase."""
-    from dist_metaxlm.interop.tensor_source import FileTensors
-    from dist_metaxlm.training.run.trained_phase import phase_checkpoint
-
-    recipe, checkpoint = phase_checkpoint(run_dir, phase, data_directory)
-    files = [checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")]
-    return recipe, FileTensors(files)
-
-
 def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
-    import torch
+    from dist_metaxlm.api import export
 
-    from dist_metaxlm.evaluation.fill_mask import fill_words, hide_heldout_words
-    from dist_metaxlm.evaluation.run import tokenizer_of
-    from dist_metaxlm.interop.folders import export_folder
-    from dist_metaxlm.planning.parameters import count_parameters
-
-    recipe, weights = open_phase(arguments.run_dir, arguments.phase, arguments.data_directory)
-    tokenizer = tokenizer_of(Path(arguments.run_dir), recipe)
-    heldout = Path(recipe.data.directory) / "heldout"
-    questions = hide_heldout_words(heldout, tokenizer, arguments.fill_mask) if arguments.fill_mask else {}
-    export_folder(
-        weights,
-        recipe.model,
-        tokenizer.path,
+    return export(
+        arguments.run_dir,
+        arguments.phase,
         arguments.output,
-        arguments.max_shard_size,
-        getattr(torch, arguments.dtype),
-        arguments.overwrite,
+        dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+        data_directory=arguments.data_directory,
+        overwrite=arguments.overwrite,
+        fill_mask=arguments.fill_mask,
     )
-    done = {
-        "output": arguments.output,
-        "model": recipe.model.model_dump(mode="json"),
-        "parameters": count_parameters(recipe.model).total,
-    }
-    if questions:
-        done["fill_mask"] = fill_words(arguments.output, questions)
-    return done
 
 
 def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:

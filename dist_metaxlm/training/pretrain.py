@@ -56,7 +56,7 @@ from dist_metaxlm.training.run.staleness import warn_of_stale_cross
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of `launch/pretrain.py`."""
+    """The command line of `metaxlm pretrain`."""
 
     phase: str
     recipe: str = "quickstart"
@@ -68,6 +68,8 @@ class Options:
     expect_world_size: int | None = None
     dry_run: bool = False
     change: bool = False
+    loaded: Recipe | None = None
+    """The recipe itself, where it was not read from a file; `recipe` is its name then."""
 
 
 def pretrain(options: Options, open_probe: OpenProbe) -> None:
@@ -80,7 +82,8 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     """
     topology = detect_topology()
     check_world_size(topology, options.expect_world_size)
-    recipe = follow_file(load_recipe(options.recipe, options.overrides), options.deepspeed_config)
+    recipe = options.loaded or load_recipe(options.recipe, options.overrides)
+    recipe = follow_file(recipe, options.deepspeed_config)
     _check(recipe, options, topology)
     complete_environment(topology, torch.cuda.is_available(), recipe.parallel.tensor)
     if options.dry_run:
@@ -270,7 +273,7 @@ def missing_meta(folder: PhaseFolder, options: Options) -> None:
     recipe = "" if options.recipe == "quickstart" else f" --recipe {options.recipe}"
     raise UserError(
         f"--phase cross continues from a finished meta phase, and {folder.run_dir / 'meta'} holds {state}; run "
-        f"`deepspeed launch/pretrain.py --phase meta{recipe} --run_dir {folder.run_dir}` first, or give "
+        f"`metaxlm pretrain --phase meta{recipe} --run_dir {folder.run_dir}` first, or give "
         "--init_from an imported model"
     )
 
