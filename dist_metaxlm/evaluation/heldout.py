@@ -30,7 +30,7 @@ def read_strings(path: Path, english: bool = True) -> list[dict[str, str]]:
         UserError: the file is missing, not such JSON (names the line) or, where `english` is asked for, without English.
     """
     if not path.is_file():
-        raise UserError(f"no held-out strings at {path}; prepare the data first: python launch/prepare.py store")
+        raise UserError(f"no held-out strings at {path}; prepare the data first: metaxlm prepare store")
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():

@@ -23,7 +23,7 @@ def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> Non
     if without:
         console.print(
             f"no mean P@1 of {', '.join(without)}: no language has as many candidates as --min_candidates of "
-            "evaluate.py asked for",
+            "metaxlm evaluate asked for",
             soft_wrap=True,
         )
     if summary["retrieval_ratio"]:

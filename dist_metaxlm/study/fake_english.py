@@ -181,8 +181,7 @@ def read_sentences(text: Iterable[str]) -> list[str]:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UserError(
-            f"no text at {missing[0]}; run launch/prepare.py corpus --recipe quickstart, or name a file of "
-            "English with --text"
+            f"no text at {missing[0]}; run metaxlm prepare corpus --recipe quickstart, or name a file of English with --text"
         )
     found = list(fake_language.plain_sentences(paths, *WORDS))
     if len(found) < PAIRS:

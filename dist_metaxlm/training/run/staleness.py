@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from dist_metaxlm.invocation import as_typed
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, weights_digest
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
@@ -39,8 +40,8 @@ def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[st
     stale = stale_cross(run_dir)
     if stale is not None:
         words = [
-            "deepspeed",
-            "launch/pretrain.py",
+            "metaxlm",
+            "pretrain",
             "--phase",
             "cross",
             "--resume",
@@ -51,7 +52,9 @@ def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[st
             *overrides,
         ]
         print(
-            f"warning: {stale}; `{shlex.join(words)}` trains cross anew from there and keeps the old one beside it",
+            as_typed(
+                f"warning: {stale}; `{shlex.join(words)}` trains cross anew from there and keeps the old one beside it"
+            ),
             file=sys.stderr,
             flush=True,
         )
