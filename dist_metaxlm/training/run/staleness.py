@@ -51,10 +51,5 @@ def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[st
             str(run_dir),
             *overrides,
         ]
-        print(
-            as_typed(
-                f"warning: {stale}; `{shlex.join(words)}` trains cross anew from there and keeps the old one beside it"
-            ),
-            file=sys.stderr,
-            flush=True,
-        )
+        remedy = as_typed(f"`{shlex.join(words)}` trains cross anew from there and keeps the old one beside it")
+        print(f"warning: {stale}; {remedy}", file=sys.stderr, flush=True)
