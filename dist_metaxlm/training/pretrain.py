@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -68,8 +69,7 @@ class Options:
     expect_world_size: int | None = None
     dry_run: bool = False
     change: bool = False
-    loaded: Recipe | None = None
-    """The recipe itself, where it was not read from a file; `recipe` is its name then."""
+    loaded: Recipe | None = None  # the recipe itself, where it is not to be read; `recipe` is its name then
 
 
 def pretrain(options: Options, open_probe: OpenProbe) -> None:
@@ -82,8 +82,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     """
     topology = detect_topology()
     check_world_size(topology, options.expect_world_size)
-    recipe = options.loaded or load_recipe(options.recipe, options.overrides)
-    recipe = follow_file(recipe, options.deepspeed_config)
+    recipe = follow_file(options.loaded or load_recipe(options.recipe, options.overrides), options.deepspeed_config)
     _check(recipe, options, topology)
     complete_environment(topology, torch.cuda.is_available(), recipe.parallel.tensor)
     if options.dry_run:
@@ -247,8 +246,6 @@ def prepare_data(recipe: Recipe, topology: Topology, poll_seconds: float = 1.0) 
 
 def finish(folder: PhaseFolder, progress: Progress, topology: Topology) -> None:
     """Mark the phase as finished with its last logged loss."""
-    import json
-
     last = json.loads(folder.metrics.read_text(encoding="utf-8").splitlines()[-1])
     folder.finish(
         {
