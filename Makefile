@@ -16,7 +16,7 @@ DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_availa
 # Deaf to Ctrl-C, the deepspeed command waits while the ranks save instead of leaving them behind with a traceback.
 LAUNCH = trap '' INT; command=$(COMMAND) && DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $$command
 
-.PHONY: setup demo test test-nodes scaling-nodes fuzz layouts precision check-cleaning check-convert known-case kernels \
+.PHONY: setup demo test test-nodes scaling-nodes wheel fuzz layouts precision check-cleaning check-convert known-case kernels \
 	kernels-aot kernels-cuda-aot gpu-check lint format types docs measure clean
 setup: $(READY)
 
@@ -45,6 +45,11 @@ NODE_TESTS ?= tests/nodes/real_*.py
 test-nodes: setup
 	tests/nodes/install.sh
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs $(NODE_TESTS)
+
+# The sdist and the wheel in dist/; tests/packaging installs and uses both in a bare environment.
+wheel: setup
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 # Ten minutes: layouts over 1, 2 and 4 of these nodes, with links of two speeds. Root, and the packages of test-nodes.
 scaling-nodes: setup

@@ -1,4 +1,4 @@
-"""The parser of the scripts in launch/: a mistake in the arguments is a sentence with the nearest name, and exit code 2.
+"""The parser of the commands: a mistake in the arguments is a sentence with the nearest name, and exit code 2.
 
 argparse prints its whole usage there.
 """
@@ -10,6 +10,7 @@ import re
 from typing import Any, NoReturn
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.invocation import as_typed
 from dist_metaxlm.text import near
 
 _CHOICE = re.compile(r"argument (?P<name>[^:]+): invalid choice: (?P<value>.+) \(choose from (?P<known>.+)\)", re.DOTALL)
@@ -31,6 +32,10 @@ class Parser(argparse.ArgumentParser):
         """As argparse's; their options are thought of, too, where one is misspelt."""
         self._commands = super().add_subparsers(**settings)
         return self._commands
+
+    def format_help(self) -> str:
+        """The help, with commands in the form that the user typed."""
+        return as_typed(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's finding as a sentence of ours."""

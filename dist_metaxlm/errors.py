@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from dist_metaxlm.invocation import as_typed
+
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USER = 2
@@ -88,7 +90,7 @@ def _of_the_kernel(path: object) -> bool:
 
 def _report(sentence: str, kind: str = "error") -> None:
     """One sentence on standard error, once a job: all ranks find the same mistake, and the first rank's word is enough."""
-    rank = int(os.environ.get("RANK") or 0)
+    rank, sentence = int(os.environ.get("RANK") or 0), as_typed(sentence)
     if rank:
         # Where rank 0 has failed too, the launcher ends this process while it waits here.
         time.sleep(2.0)

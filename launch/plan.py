@@ -1,49 +1,8 @@
 #!/usr/bin/env python3
-"""Show which layouts a recipe can run in on a cluster and the memory each needs, best first.
+"""Show the layouts of a recipe on a cluster: the script of `metaxlm plan`."""
 
-examples:
-  python launch/plan.py --recipe xlmr-large --cluster 16x8xH100
-  python launch/plan.py --recipe modern-base --cluster 8xA100-80GB --top 3
-  python launch/plan.py --recipe my-recipe.yaml --cluster 2x8xH200 --json phases.meta.sequence_length=256
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-
-from dist_metaxlm.command_line import Parser
+from dist_metaxlm.cli.plan import main
 from dist_metaxlm.errors import run_command
-
-
-def parse() -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument("--recipe", required=True, help="name of a shipped recipe or a YAML file")
-    parser.add_argument(
-        "--cluster", required=True, metavar="NODESxDEVICESxKIND", help="such as 16x8xH100, or 8xH200 for one node"
-    )
-    parser.add_argument("--top", type=int, default=12, help="layouts to show (default: 12); --json has all of them")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
-    return parser.parse_intermixed_args()
-
-
-def main() -> None:
-    arguments = parse()
-    from dist_metaxlm.planning.plan import parse_cluster, plan, plan_table, summary
-    from dist_metaxlm.recipe.load import load_recipe
-
-    recipe, cluster = load_recipe(arguments.recipe, arguments.overrides), parse_cluster(arguments.cluster)
-    plans = plan(recipe, cluster)
-    if arguments.json:
-        print(json.dumps({**summary(recipe, cluster), "layouts": [found.as_dict() for found in plans]}, indent=1))
-        return
-    from rich.console import Console
-
-    console = Console()
-    for renderable in plan_table(recipe, cluster, plans, arguments.top):
-        console.print(renderable, soft_wrap=isinstance(renderable, str))
-
 
 if __name__ == "__main__":
     run_command(main)

@@ -1,54 +1,8 @@
 #!/usr/bin/env python3
-"""Pretrain one phase of a recipe, under any launcher.
+"""Pretrain one phase of a recipe: the script of `metaxlm pretrain`."""
 
-examples:
-  deepspeed launch/pretrain.py --phase meta
-  deepspeed launch/pretrain.py --phase cross
-  deepspeed --num_accelerators 2 launch/pretrain.py --phase joint --run_dir runs/joint phases.joint.steps=100
-  torchrun --nproc_per_node 2 launch/pretrain.py --phase meta --recipe my-recipe.yaml seed=2
-  python launch/pretrain.py --phase meta --recipe xlmr-base --deepspeed_config ds_configs/zero2_bf16.json
-"""
-
-from __future__ import annotations
-
-import argparse
-import os
-import signal
-import sys
-
+from dist_metaxlm.cli.pretrain import main
 from dist_metaxlm.errors import run_command
-from dist_metaxlm.launching.arguments import pretrain_parser
-
-
-def parse() -> argparse.Namespace:
-    return pretrain_parser(__doc__).parse_intermixed_args()
-
-
-def main() -> None:
-    # A launcher that is deaf to Ctrl-C (as make demo starts it) hands that on; a rank hears it from its first second.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    arguments = parse()
-    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
-        print(f"phase {arguments.phase}: loading", file=sys.stderr, flush=True)  # torch and DeepSpeed take seconds
-    from dist_metaxlm.evaluation.probe import HeldoutProbe
-    from dist_metaxlm.training.pretrain import Options, pretrain
-
-    pretrain(
-        Options(
-            arguments.phase,
-            arguments.recipe,
-            tuple(arguments.overrides),
-            arguments.deepspeed_config,
-            arguments.run_dir,
-            arguments.resume,
-            arguments.init_from,
-            arguments.expect_world_size,
-            arguments.dry_run,
-            arguments.change,
-        ),
-        HeldoutProbe,
-    )
-
 
 if __name__ == "__main__":
     run_command(main)

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
+    "invocation": -1,
     "errors": 0,
     "text": 0,
     "command_line": 1,
@@ -30,7 +31,9 @@ LAYERS = {
     "evaluation": 7,
     "study": 8,
     "benchmarking": 8,
-    "cli": 9,
+    "api": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 FILES = [*(ROOT / "dist_metaxlm").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
 

@@ -28,9 +28,9 @@ class Tokenizer:
         except (RuntimeError, TypeError):
             hugging = path.suffix == ".json"
             remedy = (
-                "make one of the Hugging Face folder that it is from with launch/convert.py import"
+                "make one of the Hugging Face folder that it is from with metaxlm convert import"
                 if hugging
-                else "name a .model file in data.tokenizer.path, or delete it if launch/prepare.py has written it, and run "
+                else "name a .model file in data.tokenizer.path, or delete it if metaxlm prepare has written it, and run "
                 "that again"
             )
             raise UserError(f"{path} is not a SentencePiece model; {remedy}") from None
@@ -58,10 +58,10 @@ class Tokenizer:
         if path.is_dir():
             raise UserError(
                 f"tokenizer {path} is a folder; give the SentencePiece model in it, or the tokenizer.model that "
-                "launch/convert.py import makes of a Hugging Face folder"
+                "metaxlm convert import makes of a Hugging Face folder"
             )
         if not path.is_file():
-            raise UserError(f"tokenizer {path} does not exist; run launch/prepare.py or correct data.tokenizer.path")
+            raise UserError(f"tokenizer {path} does not exist; run metaxlm prepare or correct data.tokenizer.path")
         return cls(path.read_bytes(), path)
 
     def _check_ids(self) -> None:
@@ -71,7 +71,7 @@ class Tokenizer:
             raise UserError(
                 f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, found))} where 0, 1, 2, 3 are "
                 "needed; train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3, or convert the folder that "
-                "has XLM-R's with launch/convert.py import"
+                "has XLM-R's with metaxlm convert import"
             )
 
     def encode(self, text: str) -> list[int]:

@@ -31,7 +31,7 @@ def read_strings(path: Path, english: bool = True) -> list[dict[str, str]]:
         UserError: the file is missing, not such JSON (names the line) or, where `english` is asked for, without English.
     """
     if not path.is_file():
-        raise UserError(f"no held-out strings at {path}; prepare the data first: python launch/prepare.py store")
+        raise UserError(f"no held-out strings at {path}; prepare the data first: metaxlm prepare store")
     rows = []
     for number, line in lines(path):  # not str.splitlines: a string may hold U+2028, which ends no line of JSON
         if not line.strip():

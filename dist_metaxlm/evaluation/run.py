@@ -80,7 +80,7 @@ def load_state(
     """The recipe of a run and the weights of a phase: of its newest checkpoint, or of the one after `step` steps."""
     recipe_path = run_dir / "recipe.yaml"
     if not recipe_path.is_file():
-        raise UserError(f"no run at {run_dir} (it has no recipe.yaml); give the folder that pretrain.py wrote")
+        raise UserError(f"no run at {run_dir} (it has no recipe.yaml); give the folder that metaxlm pretrain wrote")
     if phase == UNTRAINED:
         recipe = read_recipe(recipe_path, data_directory)
         return recipe, Encoder(recipe.model, recipe.seed).state_dict()

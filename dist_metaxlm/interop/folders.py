@@ -116,9 +116,7 @@ def read_import(directory: str | Path) -> tuple[ModelConfig, FileTensors, bytes 
     folder = Path(directory)
     if not (folder / LOGICAL_CONFIG).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         places = f"{folder} --output {folder}-imported" if (folder / CONFIG).is_file() else f"FOLDER --output {folder}"
-        raise UserError(
-            f"{folder} holds no imported model; make one with `python launch/convert.py import --input {places}`"
-        )
+        raise UserError(f"{folder} holds no imported model; make one with `metaxlm convert import --input {places}`")
     try:
         config = ModelConfig.model_validate_json((folder / LOGICAL_CONFIG).read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError):

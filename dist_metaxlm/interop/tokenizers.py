@@ -137,13 +137,13 @@ def _read_model(model_path: str | Path) -> Any:
 
     path = Path(model_path)
     if not path.is_file():
-        raise UserError(f"there is no SentencePiece model {path}; run launch/prepare.py tokenizer first")
+        raise UserError(f"there is no SentencePiece model {path}; run metaxlm prepare tokenizer first")
     model = sentencepiece_model_pb2.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
         raise UserError(f"{path} is not a SentencePiece model; give the prepared data's tokenizer.model") from error
-    spec, remedy = model.normalizer_spec, "train one with launch/prepare.py tokenizer"
+    spec, remedy = model.normalizer_spec, "train one with metaxlm prepare tokenizer"
     if model.trainer_spec.model_type != _UNIGRAM:
         raise UserError(f"{path} is not a unigram model; {remedy}")
     pieces = tuple(piece.piece for piece in model.pieces[:4])

@@ -1,18 +1,21 @@
-"""The arguments of `launch/pretrain.py`, where what starts it on other nodes can read them too."""
+"""The arguments of `metaxlm pretrain`, where what starts it on other nodes can read them too."""
 
 from __future__ import annotations
 
 import argparse
 
 from dist_metaxlm.command_line import Parser
+from dist_metaxlm.invocation import program
 
 
-def pretrain_parser(description: str | None = None) -> Parser:
+def pretrain_parser(description: str | None = None, prog: str | None = None) -> Parser:
     """The parser; use its `parse_intermixed_args`, for recipe fields may stand anywhere.
+
+    `prog` is what its messages call the command, by default as this process would.
 
     Errors: UserError, from parsing, for an argument that there is not or that has no such value.
     """
-    parser = Parser(description, prog="pretrain.py")
+    parser = Parser(description, prog=prog or program("pretrain"))
     parser.add_argument(
         "--phase",
         required=True,
@@ -41,13 +44,13 @@ def pretrain_parser(description: str | None = None) -> Parser:
     parser.add_argument(
         "--init_from",
         metavar="FOLDER",
-        help="start from a model that launch/convert.py import wrote (for cross: instead of the meta phase)",
+        help="start from a model that metaxlm convert import wrote (for cross: instead of the meta phase)",
     )
     parser.add_argument(
         "--expect_world_size",
         type=int,
         metavar="N",
-        help="refuse to start with another number of ranks than N (launch/nodes/start.py gives it)",
+        help="refuse to start with another number of ranks than N (metaxlm launch gives it)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="check the recipe on these ranks, print where each would run, start nothing"

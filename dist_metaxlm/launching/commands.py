@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.invocation import MODULE, SCRIPTS, command_of
 from dist_metaxlm.launching.hostfile import Host
 from dist_metaxlm.parallel.environment import forwarded
 from dist_metaxlm.parallel.launchers import HOSTS_VARIABLE
+from dist_metaxlm.text import near
 
 LAUNCHERS = ("deepspeed", "mpirun", "srun", "torchrun")
 DEFAULT_PORT = 29500
@@ -29,7 +31,7 @@ class Job:
 
     hosts: tuple[Host, ...]
     script: tuple[str, ...]
-    """The script and its arguments."""
+    """What Python is told to run, a script or `-m` and a module, and its arguments."""
     port: int
     environment: dict[str, str]
     """What every rank gets of the starting shell's environment, besides what the launcher sets."""
@@ -56,15 +58,20 @@ def make_job(
         UserError: when the script is missing, or an argument or variable cannot be carried to another node unchanged.
     """
     if not script:
-        raise UserError("nothing to start; write the script behind --, such as `-- launch/pretrain.py --phase meta`")
-    if not Path(script[0]).is_file():
-        raise UserError(f"{script[0]} is no file here; give the script's path from {Path.cwd()}")
+        raise UserError("nothing to start; write the command behind --, such as `-- pretrain --phase meta`")
+    if script[0] in SCRIPTS:
+        script = ("-m", f"{MODULE}.{script[0]}", *script[1:])
+    elif script[0] != "-m" and not Path(script[0]).is_file():
+        raise UserError(
+            f"{script[0]} is no file here{near(script[0], SCRIPTS)} give the script's path from {Path.cwd()}, or one of "
+            f"the commands {', '.join(SCRIPTS)}"
+        )
     for word in script:
         if any(ord(letter) < 32 for letter in word):
             raise UserError(f"the argument {word!r} holds a control character; put the value into a recipe file")
     words = tuple(script)
     ranks = sum(host.slots for host in hosts)
-    if Path(words[0]).name == "pretrain.py" and not any(w.split("=")[0] == "--expect_world_size" for w in words):
+    if command_of(words)[0] == "pretrain" and not any(w.split("=")[0] == "--expect_world_size" for w in words):
         words += ("--expect_world_size", str(ranks))
     shared = forwarded(environment)
     shared[HOSTS_VARIABLE] = ",".join(f"{host.name}:{host.slots}" for host in hosts)
@@ -87,7 +94,8 @@ def deepspeed_command(job: Job, hostfile: str, environment_file: str) -> tuple[l
         job.master,
         "--master_port",
         str(job.port),
-        *map(for_pdsh, job.script),
+        *(["--module"] if job.script[0] == "-m" else []),
+        *map(for_pdsh, job.script[1:] if job.script[0] == "-m" else job.script),
     ]
     own = {
         name: value

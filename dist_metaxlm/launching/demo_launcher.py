@@ -2,8 +2,9 @@
 
     python -m dist_metaxlm.launching.demo_launcher [key=value ...]
 
-prints the words before `launch/pretrain.py`, to be found on the PATH. `deepspeed --num_accelerators N` takes the first N
-devices of the machine, whatever CUDA_VISIBLE_DEVICES says, so the devices are named.
+prints the words before the script (or `--module dist_metaxlm.cli.pretrain` where it prints `deepspeed`), to be found on the
+PATH. `deepspeed --num_accelerators N` takes the first N devices of the machine, whatever CUDA_VISIBLE_DEVICES says, so the
+devices are named.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dist_metaxlm.deepspeed_adapter.config_files import follow_file
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.invocation import command_of
 from dist_metaxlm.launching.arguments import pretrain_parser
 from dist_metaxlm.launching.commands import (
     Job,
@@ -34,7 +35,7 @@ from dist_metaxlm.training.run.layout import check_layout
 
 @dataclass(frozen=True)
 class Request:
-    """The command line of `launch/nodes/start.py`."""
+    """The command line of `metaxlm launch`."""
 
     hostfile: str
     launcher: str
@@ -121,9 +122,11 @@ def _kept_open(name: str, text: str) -> str:
 
 def _placement(job: Job, hosts: tuple[Host, ...]) -> list[str]:
     """Check the arguments and layout of a training job on these hosts, and show it; nothing for other scripts."""
-    if Path(job.script[0]).name != "pretrain.py":
+    command, words = command_of(job.script)
+    if command != "pretrain":
         return []
-    known = pretrain_parser().parse_intermixed_args(job.script[1:])
+    prog = "metaxlm pretrain" if job.script[0] == "-m" else Path(job.script[0]).name
+    known = pretrain_parser(prog=prog).parse_intermixed_args(job.script[words:])
     recipe = follow_file(load_recipe(known.recipe, known.overrides, layout_later=True), known.deepspeed_config)
     recipe.phase(known.phase)
     if known.expect_world_size is not None and known.expect_world_size != job.ranks:

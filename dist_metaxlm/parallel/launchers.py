@@ -17,7 +17,7 @@ from dist_metaxlm.text import counted
 
 Environment = MutableMapping[str, str]
 HOSTS_VARIABLE = "DIST_METAXLM_HOSTS"
-"""Set by launch/nodes/start.py: `node1:8,node2:8`, so that a node that does not come can be named."""
+"""Set by metaxlm launch: `node1:8,node2:8`, so that a node that does not come can be named."""
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 
 
@@ -70,7 +70,7 @@ def _one_process_a_pod(env: Environment) -> None:
     if wanted != "1":
         raise UserError(
             f"PET_NPROC_PER_NODE={wanted} asks for several processes in each pod, and this is the only one; let "
-            "torchrun start them (`torchrun launch/pretrain.py ...` reads the PET_ variables itself)"
+            "torchrun start them (`torchrun -m dist_metaxlm.cli.pretrain ...` reads the PET_ variables itself)"
         )
 
 
@@ -190,7 +190,7 @@ def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: 
 
 
 def announced_hosts(env: Environment) -> list[tuple[str, int]]:
-    """(host, ranks) of every node as launch/nodes/start.py announced them; empty without it."""
+    """(host, ranks) of every node as metaxlm launch announced them; empty without it."""
     pairs = [part.rpartition(":") for part in env.get(HOSTS_VARIABLE, "").split(",") if part]
     return [(name, int(slots)) for name, _, slots in pairs if slots.isdigit()]
 

@@ -22,7 +22,7 @@ from dist_metaxlm.parallel.deepspeed_import import import_deepspeed
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
 from dist_metaxlm.parallel.peer_monitor import Lifeline
 from dist_metaxlm.parallel.rendezvous import meet
-from dist_metaxlm.parallel.topology import Topology
+from dist_metaxlm.parallel.topology import Topology, forget_topology
 from dist_metaxlm.text import counted
 
 _KNOWN = ("Transformer Engine and Apex are not installed", "c10d::broadcast_: an autograd kernel was not registered")
@@ -119,8 +119,10 @@ def process_group(
     form_groups(tensor, pipeline, device)
     try:
         yield
-    except StoppedInGoodOrder:
-        _leave(lifeline)
+    except BaseException as error:
+        # A process alone keeps nobody waiting, and may begin another run after its error was corrected.
+        if isinstance(error, StoppedInGoodOrder) or topology.world_size == 1:
+            _leave(lifeline)
         raise
     # Not in a `finally`: after an error peers may be stuck in a collective; the end of this process's lifeline ends them.
     _leave(lifeline)
@@ -130,7 +132,9 @@ def _leave(lifeline: Lifeline | None) -> None:
     if lifeline is not None:
         lifeline.leave()
     forget_groups()
-    dist.destroy_process_group()
+    # DeepSpeed's own: it also forgets the groups of this one, which a second run in this process would be given.
+    import_deepspeed().comm.destroy_process_group()
+    forget_topology()
 
 
 def quiet_engines() -> None:

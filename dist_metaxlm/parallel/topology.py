@@ -67,6 +67,10 @@ class Topology:
         return "self" if rank == other else "node" if places[rank] == places[other] else "network"
 
 
+_chosen: dict[str, str] = {}
+"""The variables that `detect_topology` has set for a process without a launcher."""
+
+
 def detect_topology() -> Topology:
     """Read the launcher's environment and complete it (MASTER_ADDR, MASTER_PORT, RANK, ...) for torch.distributed.
 
@@ -75,13 +79,26 @@ def detect_topology() -> Topology:
     """
     from dist_metaxlm.parallel import launchers
 
+    forget_topology()
     for read in (launchers.from_environment, launchers.from_kubernetes, launchers.from_mpi, launchers.from_slurm):
         found = read(os.environ)
         if found is not None:
             return found
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_PORT=str(free_port()))
+    _chosen.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_PORT=str(free_port()))
+    os.environ.update(_chosen)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     return Topology(0, 1, 0, 1, "single", (0,), (socket.gethostname(),))
+
+
+def forget_topology() -> None:
+    """Take what `detect_topology` chose for a process alone out of the environment, for its next run and its children.
+
+    The port stays taken by the store of the run that is over.
+    """
+    if _chosen and all(os.environ.get(name) == value for name, value in _chosen.items()):
+        for name in _chosen:
+            del os.environ[name]
+    _chosen.clear()
 
 
 def filled_nodes(sizes: Sequence[int]) -> tuple[int, ...]:

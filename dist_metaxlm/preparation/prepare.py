@@ -260,5 +260,5 @@ def _check_match(directory: Path) -> None:
         raise UserError(
             f"{directory / 'tokenizer.model'} is not the tokenizer that the token store was written with "
             f"(SHA-256 {found[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
-            "launch/prepare.py again"
+            "metaxlm prepare again"
         )

@@ -55,7 +55,7 @@ def check_settings(recipe: Recipe) -> None:
     except (ValueError, TypeError):
         raise UserError(
             f"{path} is damaged, so nobody knows what the data in {directory} were made with; delete that "
-            "folder and run launch/prepare.py again, or put the file back"
+            "folder and run metaxlm prepare again, or put the file back"
         ) from None
     for field, value in {_POLICY: _STRICT, **settings(recipe)}.items():
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
@@ -71,7 +71,7 @@ def check_settings(recipe: Recipe) -> None:
             )
             raise UserError(
                 f"the data in {directory} were made with {field}={before!r} and the recipe has "
-                f"{now!r}; set data.directory to another folder{keep}, or {what}, and run launch/prepare.py "
+                f"{now!r}; set data.directory to another folder{keep}, or {what}, and run metaxlm prepare "
                 "again"
             )
 

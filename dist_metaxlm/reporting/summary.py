@@ -52,11 +52,11 @@ def read_run(run_dir: Path | str) -> RunFiles:
     folder = Path(run_dir)
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.is_file():
-        raise UserError(f"no run at {folder} (it has no recipe.yaml); give the folder that pretrain.py wrote")
+        raise UserError(f"no run at {folder} (it has no recipe.yaml); give the folder that metaxlm pretrain wrote")
     text = recipe_path.read_text(encoding="utf-8")
     recipe = yaml.safe_load(text)
     if not isinstance(recipe, dict):
-        raise UserError(f"{recipe_path} holds no settings; it is not the recipe that pretrain.py wrote")
+        raise UserError(f"{recipe_path} holds no settings; it is not the recipe that metaxlm pretrain wrote")
     metrics = {phase: read_metrics(folder / phase / "metrics.jsonl") for phase in PHASE_ORDER}
     evaluations = {name: read_json(folder / "evaluation" / f"{name}.json") for name in CHECKPOINT_ORDER}
     return RunFiles(

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dist_metaxlm.invocation import as_typed
 from dist_metaxlm.reporting.metrics import CHECKPOINT_ORDER
 from dist_metaxlm.reporting.sections import number, short
 from dist_metaxlm.reporting.summary import other_perplexity
@@ -23,7 +24,7 @@ def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> Non
     if without:
         console.print(
             f"no mean P@1 of {', '.join(without)}: no language has as many candidates as --min_candidates of "
-            "evaluate.py asked for",
+            f"{as_typed('metaxlm evaluate')} asked for",
             soft_wrap=True,
         )
     if summary["retrieval_ratio"]:

@@ -77,7 +77,7 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class FakeEnglishOptions:
-    """The command line of `launch/study.py fake-english`."""
+    """The command line of `metaxlm study fake-english`."""
 
     output: Path
     """Folder of the run."""
@@ -89,11 +89,11 @@ class FakeEnglishOptions:
     """Recipe fields as key=value."""
 
 
-def fake_english_study(options: FakeEnglishOptions, script: Path, log: Callable[[str], None]) -> dict[str, Any]:
-    """Make the languages, train with `script` (launch/pretrain.py), measure; goes on where it was stopped.
+def fake_english_study(options: FakeEnglishOptions, log: Callable[[str], None]) -> dict[str, Any]:
+    """Make the languages, train with `metaxlm pretrain`, measure; goes on where it was stopped.
 
     Returns what `fake-english.json` in the output folder holds; `reached`: whether retrieval passed BAR.
-    Errors: UserError for too little text, another run in the folder, or what `script` says.
+    Errors: UserError for too little text, another run in the folder, or what training says.
     """
     recipe = make_languages(options, log)
     arm = Arm("fake English" if options.parallel else "fake English, no parallel text", None, recipe.seed, recipe, (PHASE,))
@@ -103,7 +103,7 @@ def fake_english_study(options: FakeEnglishOptions, script: Path, log: Callable[
     )
     untrained = measure(Encoder(recipe.model, recipe.seed), english, shifted, window_of(recipe))
     log(f"untrained: {_shown(untrained)}")
-    with Workers(script, jobs=1, ranks=1) as workers:
+    with Workers(jobs=1, ranks=1) as workers:
         workers.run([arm], lambda only: workers.train(only, options.output), lambda only, result: None)
     trained = measure(load_encoder(options.output, PHASE)[1], english, shifted, window_of(recipe))
     log(f"trained: {_shown(trained)}")
@@ -181,8 +181,7 @@ def read_sentences(text: Iterable[str]) -> list[str]:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UserError(
-            f"no text at {missing[0]}; run launch/prepare.py corpus --recipe quickstart, or name a file of "
-            "English with --text"
+            f"no text at {missing[0]}; run metaxlm prepare corpus --recipe quickstart, or name a file of English with --text"
         )
     found = list(fake_language.plain_sentences(paths, *WORDS))
     if len(found) < PAIRS:

@@ -1,4 +1,4 @@
-"""The two-phase study: every arm is a run of launch/pretrain.py in a process of its own, measured along its course.
+"""The two-phase study: every arm is a run of `metaxlm pretrain` in a process of its own, measured along its course.
 
 The folder of a study holds `plan.json` (what was asked), `data/` (prepared once for all arms), `arms/NAME/` (a run folder
 with `study-recipe.yaml`, `log.txt` and, once it is measured, `result.json`), `study.json`, `report.html` and `report.md`.
@@ -31,7 +31,7 @@ from dist_metaxlm.reporting.metrics import read_json, read_metrics, write_json
 from dist_metaxlm.reporting.study import write_study_report
 from dist_metaxlm.study.arms import MEANING, SIZES, Arm, study_arms
 from dist_metaxlm.study.measures import MEASURES, measure
-from dist_metaxlm.study.training import Workers
+from dist_metaxlm.study.training import PRETRAIN, Workers
 from dist_metaxlm.study.verdict import summarise
 from dist_metaxlm.text import counted
 from dist_metaxlm.training.checkpointing.checkpoint import list_steps
@@ -43,7 +43,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """The command line of `launch/study.py two-phase`."""
+    """The command line of `metaxlm study two-phase`."""
 
     output: Path
     """Folder of the study."""
@@ -75,18 +75,18 @@ class StudyOptions:
     """Their files and settings."""
 
 
-def two_phase_study(options: StudyOptions, script: Path, log: Log) -> dict[str, Any]:
+def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRETRAIN) -> dict[str, Any]:
     """Run what is missing of a study, write its report and return what study.json holds.
 
     Args:
         options: what is asked.
-        script: launch/pretrain.py.
         log: is told a line now and then.
+        script: what Python is told to run for a phase of an arm.
 
     Errors: UserError for settings that make no study, another study in the folder, or an arm that the user must mend;
     StoppedInGoodOrder after SIGTERM, when what was done is saved.
     """
-    workers = Workers(script, options.jobs, options.ranks)
+    workers = Workers(options.jobs, options.ranks, script)
     base = base_recipe(options)
     begun = (options.output / "plan.json").is_file()
     if not begun:

@@ -1,4 +1,4 @@
-"""Arms of a study trained side by side: each is launch/pretrain.py in processes of its own, on cores and devices of its own.
+"""Arms of a study trained side by side: each is `metaxlm pretrain` in processes of its own, on cores and devices of its own.
 
 A small model cannot use a whole machine, and ranks that share one arm wait for each other at every step; arms wait for
 nobody.
@@ -19,12 +19,15 @@ from typing import Any, TypeVar
 import torch
 
 from dist_metaxlm.errors import EXIT_AGAIN, StoppedInGoodOrder, UserError
+from dist_metaxlm.invocation import MODULE
 from dist_metaxlm.parallel.affinity import cores_by_memory
 from dist_metaxlm.recipe.load import dump_recipe
 from dist_metaxlm.reporting.metrics import write_text
 from dist_metaxlm.study.arms import Arm
 
 Item = TypeVar("Item")
+PRETRAIN = ("-m", f"{MODULE}.pretrain")
+"""What Python is told to run for a phase of an arm."""
 
 
 class Workers:
@@ -33,7 +36,7 @@ class Workers:
     Use as a context manager, in the main thread.
     """
 
-    def __init__(self, script: Path, jobs: int, ranks: int) -> None:
+    def __init__(self, jobs: int, ranks: int, script: Sequence[str] = PRETRAIN) -> None:
         """Errors: UserError where `jobs` arms of `ranks` processes need more CUDA devices than there are."""
         devices = torch.cuda.device_count()
         if jobs < 1:
@@ -86,12 +89,12 @@ class Workers:
         recipe = folder / "study-recipe.yaml"
         write_text(recipe, dump_recipe(arm.recipe))
         launcher = (
-            [sys.executable]
+            [sys.executable, "-P"]
             if self._ranks == 1
             else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self._ranks)]
         )
         for phase in arm.phases:
-            command = [*launcher, str(self._script), "--phase", phase, "--recipe", str(recipe), "--run_dir", str(folder)]
+            command = [*launcher, *self._script, "--phase", phase, "--recipe", str(recipe), "--run_dir", str(folder)]
             with (folder / "log.txt").open("a", encoding="utf-8") as output:
                 code = self._call(command, output)
             if code == EXIT_AGAIN:

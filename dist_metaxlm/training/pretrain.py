@@ -46,7 +46,8 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     topology = detect_topology()
     logs.set_up(topology.rank, topology.world_size)
     check_world_size(topology, options.expect_world_size)
-    recipe = follow_file(load_recipe(options.recipe, options.overrides, layout_later=True), options.deepspeed_config)
+    asked = options.loaded or load_recipe(options.recipe, options.overrides, layout_later=True)
+    recipe = follow_file(asked, options.deepspeed_config)
     _check(recipe, options, topology)
     complete_environment(topology, torch.cuda.is_available(), recipe.parallel.tensor)
     if options.dry_run:

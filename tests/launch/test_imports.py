@@ -28,10 +28,17 @@ HEAVY = (
 )
 HELP = """
 import contextlib, io, runpy
-for script in ("pretrain", "prepare", "evaluate", "convert", "plan", "benchmark", "study"):
+for script in ("pretrain", "prepare", "evaluate", "convert", "plan", "benchmark", "study", "nodes/start", "nodes/preflight"):
     sys.argv = [script, "--help"]
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         runpy.run_path(f"launch/{script}.py", run_name="__main__")
+from dist_metaxlm.cli.main import COMMANDS, run
+for words in ([], *([name] for name in COMMANDS)):
+    sys.argv = ["metaxlm", *words, "--help"]
+    text = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
+        run()
+    assert "usage: metaxlm " + " ".join(words) in text.getvalue(), words
 """
 RANK = f"""
 import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import re
 import shlex
 import subprocess
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_metaxlm.invocation import MODULE, SCRIPTS
 from dist_metaxlm.launching import launch_job as starting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,13 +28,9 @@ def commands() -> list[tuple[str, str]]:
 
 
 def parsed(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
-    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    name = next(name for name, path in SCRIPTS.items() if script == f"launch/{path}")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
-    return module.parse()  # type: ignore[no-any-return]
+    return importlib.import_module(f"{MODULE}.{name}").parse()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("page", "line"), commands())

@@ -131,4 +131,4 @@ def test_bad_input_is_one_sentence_and_exit_2(folder: Path) -> None:
 def test_help_has_examples(folder: Path) -> None:
     outcome = call(folder, "--help")
     assert outcome.returncode == 0
-    assert "python launch/prepare.py verify" in outcome.stdout
+    assert "launch/prepare.py verify" in outcome.stdout

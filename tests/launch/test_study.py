@@ -43,7 +43,7 @@ def options_of(recipe: Path, output: Path) -> StudyOptions:
 
 
 def call(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [str(LAUNCH / "study.py"), *map(str, arguments)])
     with pytest.raises(SystemExit) as leaving:
         runpy.run_path(str(LAUNCH / "study.py"), run_name="__main__")
     return int(leaving.value.code or 0)
@@ -52,7 +52,7 @@ def call(monkeypatch, *arguments: object) -> int:
 def test_an_arm_from_text_to_report_and_not_a_second_time(tiny_recipe, tmp_path):
     options = options_of(tiny_recipe, tmp_path)
     lines: list[str] = []
-    found = two_phase_study(options, LAUNCH / "pretrain.py", lines.append)
+    found = two_phase_study(options, lines.append)
     assert any(line.startswith("arm 1 of 1, meta+cross 0.5, seed 1: english_nll") for line in lines)
     result = json.loads((tmp_path / "arms" / "meta+cross-0.5-seed1" / "result.json").read_text())
     assert [point["phase"] for point in result["curve"]] == ["meta", "meta", "cross", "cross"]
@@ -71,16 +71,16 @@ def test_an_arm_from_text_to_report_and_not_a_second_time(tiny_recipe, tmp_path)
     assert found["verdict"] in page
     assert not re.search(r"""(src|href)=["']https?:""", page)
     # the second time nothing is trained: a script that is not there would be noticed
-    assert two_phase_study(options, tmp_path / "no-script", lambda line: None)["results"] == found["results"]
+    assert two_phase_study(options, lambda line: None, ("no-script",))["results"] == found["results"]
     with pytest.raises(UserError, match="holds a study with another tokens"):
-        two_phase_study(replace(options, tokens=4096), tmp_path / "no-script", lambda line: None)
+        two_phase_study(replace(options, tokens=4096), lambda line: None, ("no-script",))
 
 
 def test_an_arm_that_cannot_run_is_named_with_its_error(tiny_recipe, tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("import sys\nprint('error: the disk says no', file=sys.stderr)\nsys.exit(2)\n")
     with pytest.raises(UserError, match=r"arm meta\+cross-0\.5-seed1, phase meta .*code 2: the disk says no; the whole"):
-        two_phase_study(options_of(tiny_recipe, tmp_path / "study"), script, lambda line: None)
+        two_phase_study(options_of(tiny_recipe, tmp_path / "study"), lambda line: None, (str(script),))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -103,7 +103,7 @@ def test_a_request_to_stop_goes_on_to_the_arms_that_run_at_once(tiny_recipe, tmp
     before, cores = signal.getsignal(signal.SIGTERM), os.sched_getaffinity(0)
     options = replace(options_of(tiny_recipe, tmp_path / "study"), jobs=jobs, kinds=("meta+cross", "meta only", "joint"))
     with pytest.raises(StoppedInGoodOrder, match=r"phase (meta|joint), and has saved"):
-        two_phase_study(options, script, lambda line: None)
+        two_phase_study(options, lambda line: None, (str(script),))
     assert signal.getsignal(signal.SIGTERM) == before
     assert os.sched_getaffinity(0) == cores
     assert len(list(up.iterdir())) == jobs  # the third arm was not begun

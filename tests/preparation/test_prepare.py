@@ -196,7 +196,7 @@ def test_a_tokenizer_that_is_damaged_is_made_again_as_it_says(recipe: Recipe, tm
     prepare(recipe, silent)
     model = tmp_path / "data" / "tokenizer.model"
     model.write_bytes(model.read_bytes()[:99])
-    with pytest.raises(UserError, match=r"or delete it if launch/prepare\.py has written it, and run that again"):
+    with pytest.raises(UserError, match=r"or delete it if metaxlm prepare has written it, and run that again"):
         prepare(recipe, silent)
     model.unlink()
     prepare(recipe, silent)

@@ -1,13 +1,12 @@
 """Cleaning of generated text: what it finds of what was planted, how fast, and how much memory at two sizes.
 
-The corpus step runs in a process of its own (`launch/prepare.py corpus`), whose peak resident memory the kernel tells.
+The corpus step runs in a process of its own (`metaxlm prepare corpus`), whose peak resident memory the kernel tells.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ import yaml
 
 from dist_metaxlm.data.tokens import manifest
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.invocation import own_command
 from dist_metaxlm.training.run.run_folder import environment
 
-ROOT = Path(__file__).resolve().parents[3]
 VOCABULARY = 200_000
 LINES, LINE_WORDS = 5, 40
 SHARD_DOCUMENTS = 20_000
@@ -85,7 +84,7 @@ def _prepare(folder: Path) -> tuple[float, int]:
     """Seconds and peak resident bytes of the corpus step."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch" / "prepare.py"), "corpus", "--json", "--recipe", str(folder / "recipe.yaml")],
+        [*own_command("prepare"), "corpus", "--json", "--recipe", str(folder / "recipe.yaml")],
         stdout=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

@@ -1,4 +1,4 @@
-"""Speed of `prepare.py store`, whole commands side by side with Megatron's way, in one run.
+"""Speed of `metaxlm prepare store`, whole commands side by side with Megatron's way, in one run.
 
 The sides alternate; each repeat gives one ratio of each kind and the median counts, because on a shared machine only
 what ran side by side can be compared. CPU seconds are given beside wall seconds for the same reason.
@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.invocation import own_command
 from dist_metaxlm.preparation.prepare import corpus_files, prepare
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.run.run_folder import environment
-
-PREPARE = Path(__file__).parents[3] / "launch" / "prepare.py"
 
 
 def measure_store(recipe_name: str, overrides: list[str], scratch: Path, repeats: int) -> dict[str, Any]:
@@ -32,8 +31,6 @@ def measure_store(recipe_name: str, overrides: list[str], scratch: Path, repeats
     place = scratch / "store-benchmark"
     if place.exists():
         raise UserError(f"{place} exists; delete it or give another --scratch")
-    if not PREPARE.is_file():
-        raise UserError(f"{PREPARE} does not exist; run the benchmark from a checkout")
     overrides = [*overrides, f"data.directory={place}", "data.heldout_strings=0"]
     try:
         recipe = load_recipe(recipe_name, overrides)
@@ -67,7 +64,7 @@ def measure_store(recipe_name: str, overrides: list[str], scratch: Path, repeats
 
 def _commands(words: list[str], baseline: Path) -> dict[str, list[str]]:
     theirs = [sys.executable, "-m", "dist_metaxlm.benchmarking.data.store_baseline", "--target", str(baseline)]
-    ours = [sys.executable, str(PREPARE), "store", *words, "--json"]
+    ours = [*own_command("prepare"), "store", *words, "--json"]
     commands = {}
     for workers in ("1", "2"):
         commands[f"baseline_{workers}"] = [*theirs, "--workers", workers, *words]

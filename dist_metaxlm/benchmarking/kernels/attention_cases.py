@@ -1,4 +1,4 @@
-"""Attention for `launch/benchmark.py kernels`: one document a window, documents of real lengths, local, with dropout."""
+"""Attention for `metaxlm benchmark kernels`: one document a window, documents of real lengths, local, with dropout."""
 
 from __future__ import annotations
 

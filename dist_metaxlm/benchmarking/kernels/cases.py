@@ -1,4 +1,4 @@
-"""What `launch/benchmark.py kernels` runs: every operator of the registry with the shapes that the models give it."""
+"""What `metaxlm benchmark kernels` runs: every operator of the registry with the shapes that the models give it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Everything that is to be measured on a GPU, in one command and within a budget of time: `make gpu-check`.
 
-Each section is a command of `launch/benchmark.py` in a process of its own: one that crashes or runs out of memory takes
+Each section is a command of `metaxlm benchmark` in a process of its own: one that crashes or runs out of memory takes
 nothing else with it. Sections are told how many seconds are theirs; one that is far beyond them is ended and counts as not
 finished. What such a one had measured until then is kept.
 """
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,12 +31,12 @@ GRACE = 60.0
 KINDS = ("wrong", "slower", "unfinished")
 
 Runner = Callable[[list[str], float], tuple[int, str, str]]
-"""(arguments of launch/benchmark.py, seconds) -> exit code, standard output, standard error."""
+"""(arguments of `metaxlm benchmark`, seconds) -> exit code, standard output, standard error."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A command of `launch/benchmark.py`."""
+    """A command of `metaxlm benchmark`."""
 
     name: str
     arguments: tuple[str, ...]
@@ -87,7 +86,7 @@ def check_gpu(
     run: Runner,
     keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
 ) -> dict[str, Any]:
-    """Run all sections within about `minutes`, each through `run` (`runner` of launch/benchmark.py).
+    """Run all sections within about `minutes`, each through `run` (`runner`).
 
     `keep` is given the result so far after every section.
 
@@ -144,20 +143,15 @@ def _taken(section: Section, seconds: float, run: Runner, begun: bool) -> dict[s
     return {**row, "verdict": "; ".join([kind for kind in KINDS[:2] if row[kind]] + row["unfinished"]) or "well"}
 
 
-def runner(script: Path) -> Runner:
-    """Runs commands of `script`, the launch/benchmark.py at hand, which need not stand beside the installed package."""
-    return partial(_run, script)
+def runner(program: Sequence[str]) -> Runner:
+    """Runs benchmarks; `program` is the words that start `metaxlm benchmark`."""
+    return partial(_run, program)
 
 
-def _run(script: Path, arguments: list[str], seconds: float) -> tuple[int, str, str]:
+def _run(program: Sequence[str], arguments: list[str], seconds: float) -> tuple[int, str, str]:
     try:
         done = subprocess.run(
-            [sys.executable, str(script), *arguments],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=seconds,
-            check=False,
+            [*program, *arguments], capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired as late:
         errors = late.stderr.decode("utf-8", "replace") if isinstance(late.stderr, bytes) else late.stderr or ""

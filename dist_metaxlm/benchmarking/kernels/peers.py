@@ -1,4 +1,4 @@
-"""Other people's implementations that `launch/benchmark.py kernels` times beside ours.
+"""Other people's implementations that `metaxlm benchmark kernels` times beside ours.
 
 Each is made when it is first called. What it needs may not be installed, or may not run on this device: that is for whoever
 times it to say (`why_not`), and the others go on. Names and arguments are those of each project's public functions: Liger

@@ -1,25 +1,26 @@
-"""The nodes of a hostfile as the place of a scaling measurement: launch/nodes/start.py starts every job, and checks it."""
+"""The nodes of a hostfile as the place of a scaling measurement: `metaxlm launch` starts every job, and checks it."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dist_metaxlm.benchmarking.scaling.scaling import Job, Place, reported
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.invocation import own_command
 from dist_metaxlm.launching.hostfile import read_hostfile
 from dist_metaxlm.text import counted
 
 
 def on_nodes(
-    hostfile: str, launcher: str, port: int, benchmark: Path, link_megabits: float | None = None
+    hostfile: str, launcher: str, port: int, link_megabits: float | None = None, start: Sequence[str] | None = None
 ) -> tuple[Place, tuple[int, ...]]:
     """The place, and the counts of nodes to measure: 1, 2, 4, ... and all.
 
-    `benchmark` is launch/benchmark.py, which is there on every node.
+    `start` is the words that start `metaxlm launch`, by default those of this package.
 
     Raises:
         UserError: when the hostfile is wrong, or its nodes have different numbers of slots.
@@ -37,8 +38,7 @@ def on_nodes(
             chosen = Path(folder) / "hosts"
             chosen.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts[:count]), encoding="ascii")
             command = [
-                sys.executable,
-                str(benchmark.parent / "nodes" / "start.py"),
+                *(start or own_command("launch")),
                 "--hostfile",
                 str(chosen),
                 "--launcher",
@@ -46,7 +46,7 @@ def on_nodes(
                 "--master_port",
                 str(port),
                 "--",
-                str(benchmark),
+                "benchmark",
                 "scaling",
                 "--job",
                 json.dumps(job),

@@ -1,4 +1,4 @@
-"""The other side of `launch/benchmark.py throughput`: Hugging Face's model with SDPA, padded batches and torch AdamW.
+"""The other side of `metaxlm benchmark throughput`: Hugging Face's model with SDPA, padded batches and torch AdamW.
 
 Padding is done before the clock runs, as a data loader's worker would. On a GPU the model runs under `torch.compile`; where
 that fails it runs as it is, and where a padded batch does not fit into memory it has half the rows; both are reported.

@@ -1,4 +1,4 @@
-"""What the CPU path chose beside what it did not choose, in turn, in one run: `launch/benchmark.py cpu`.
+"""What the CPU path chose beside what it did not choose, in turn, in one run: `metaxlm benchmark cpu`.
 
 Three choices: short documents on short rows or in their windows (`short_rows`), dropout's masks hashed part by part
 or at once (kernels/pointwise/dropout.py), and the AdamW that updates the weights (`updates`). All on real documents.

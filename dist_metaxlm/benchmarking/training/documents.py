@@ -1,4 +1,4 @@
-"""Batches for `launch/benchmark.py throughput`: translation pairs of a store, or generated documents without one."""
+"""Batches for `metaxlm benchmark throughput`: translation pairs of a store, or generated documents without one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stored_batches(recipe: Recipe, batch_tokens: int, count: int) -> list[Packed
 
     directory = Path(recipe.data.directory)
     if not (directory / "store" / "manifest.json").is_file():
-        raise UserError(f"no token store in {directory}; run `python launch/prepare.py` first")
+        raise UserError(f"no token store in {directory}; run `metaxlm prepare` first")
     tokenizer = Tokenizer.load(directory / "tokenizer.model")
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise UserError(

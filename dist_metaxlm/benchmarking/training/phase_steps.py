@@ -69,7 +69,7 @@ def stored_phase(recipe: Recipe, phase_name: str, phase: PhaseConfig) -> PhaseDa
     """
     directory = Path(recipe.data.directory)
     if not (directory / "store" / "manifest.json").is_file():
-        raise UserError(f"no token store in {directory}; run `python launch/prepare.py` first")
+        raise UserError(f"no token store in {directory}; run `metaxlm prepare` first")
     return PhaseData(
         TokenStore.open(directory / "store"), Tokenizer.load(directory / "tokenizer.model"), phase_name, phase, recipe.seed
     )

@@ -77,21 +77,21 @@ def read(folder: Path) -> dict[str, Any]:
     one outside the folder."""
     path = folder / NAME
     if not path.is_file():
-        remedy = "move it away and run launch/prepare.py again" if folder.is_dir() else "run launch/prepare.py first"
+        remedy = "move it away and run metaxlm prepare again" if folder.is_dir() else "run metaxlm prepare first"
         raise UserError(f"{folder} holds no prepared data ({NAME} is missing); {remedy}")
     try:
         content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_repetition)
         number = content["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f" ({error})" if isinstance(error, _Repeated) else ""
-        raise UserError(f"{path} is damaged{what}; delete {folder} and run launch/prepare.py again") from None
+        raise UserError(f"{path} is damaged{what}; delete {folder} and run metaxlm prepare again") from None
     if number != FORMAT:
         raise UserError(
-            f"{path} has format {number} and this version reads {FORMAT}; delete {folder} and run launch/prepare.py again"
+            f"{path} has format {number} and this version reads {FORMAT}; delete {folder} and run metaxlm prepare again"
         )
     files = content.get("files")
     if not isinstance(files, dict):
-        raise UserError(f"{path} is damaged (it lists no files); delete {folder} and run launch/prepare.py again")
+        raise UserError(f"{path} is damaged (it lists no files); delete {folder} and run metaxlm prepare again")
     for name, known in files.items():
         _check_entry(path, name, known)
     return content
@@ -104,7 +104,7 @@ def check_sizes(folder: Path, content: dict[str, Any]) -> None:
         size = path.stat().st_size if path.is_file() else None
         if size != known["size"]:
             found = "is missing" if size is None else f"has {size} bytes where {known['size']} were written"
-            raise UserError(f"{path} {found}; delete {folder} and run launch/prepare.py again")
+            raise UserError(f"{path} {found}; delete {folder} and run metaxlm prepare again")
 
 
 def verify(folder: Path) -> int:
@@ -120,7 +120,7 @@ def verify(folder: Path) -> int:
                 last = min(known["size"], (number + 1) * BLOCK) - 1
                 raise UserError(
                     f"{folder / name} is damaged between bytes {number * BLOCK} and {last}: the checksum is not "
-                    f"the one that was written; delete {folder} and run launch/prepare.py again"
+                    f"the one that was written; delete {folder} and run metaxlm prepare again"
                 )
     return len(content["files"])
 
@@ -169,7 +169,7 @@ def _check_entry(path: Path, name: str, known: Any) -> None:
     if not fits:
         raise UserError(
             f"{path} is damaged (its entry for {name[:80]!r} is not a size and the checksums of its blocks); "
-            f"delete {path.parent} and run launch/prepare.py again"
+            f"delete {path.parent} and run metaxlm prepare again"
         )
 
 

@@ -37,9 +37,7 @@ def _check_content(directory: Path, content: dict[str, Any]) -> None:
     """Raise UserError unless the manifest has what a store needs and names only files that it also describes."""
 
     def damaged(why: str) -> UserError:
-        return UserError(
-            f"{directory / manifest.NAME} is damaged ({why}); delete {directory} and run launch/prepare.py again"
-        )
+        return UserError(f"{directory / manifest.NAME} is damaged ({why}); delete {directory} and run metaxlm prepare again")
 
     if not isinstance(content.get("tokenizer_hash"), str) or type(content.get("vocab_size")) is not int:
         raise damaged("it has no tokenizer_hash or vocab_size")
@@ -157,13 +155,13 @@ class Corpus:
                 raise UserError(
                     f"{self._bin} has token {int(part[bad])} at byte {(first + bad) * self._itemsize}, which is "
                     f"not in the vocabulary of {vocab_size}; delete {self._bin.parent} and run "
-                    "launch/prepare.py again"
+                    "metaxlm prepare again"
                 )
 
     def _read_index(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
         for path in (self._index, self._bin):
             if not path.is_file():
-                raise UserError(f"{path} is missing; delete {path.parent} and run launch/prepare.py again")
+                raise UserError(f"{path} is missing; delete {path.parent} and run metaxlm prepare again")
         with self._index.open("rb") as file:
             header = file.read(HEADER.size)
         if len(header) < HEADER.size:
@@ -213,11 +211,11 @@ class Corpus:
         if size != end:
             raise UserError(
                 f"{self._bin} has {size} bytes where its index counts {end}; "
-                f"delete {self._bin.parent} and run launch/prepare.py again"
+                f"delete {self._bin.parent} and run metaxlm prepare again"
             )
 
     def _damaged(self, why: str) -> UserError:
-        return UserError(f"{self._index} is damaged: {why}; delete {self._index.parent} and run launch/prepare.py again")
+        return UserError(f"{self._index} is damaged: {why}; delete {self._index.parent} and run metaxlm prepare again")
 
 
 def _parts(count: int, mapped: np.ndarray) -> Iterator[tuple[int, int]]:

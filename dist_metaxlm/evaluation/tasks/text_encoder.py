@@ -118,7 +118,7 @@ def check_folder(folder: Path) -> None:
             f"such as by `hf download {folder.name} --local-dir models/{folder.name}`, or correct the path"
         )
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or convert.py export wrote")
+        raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or metaxlm convert export wrote")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy its files there")
 

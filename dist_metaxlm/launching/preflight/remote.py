@@ -7,12 +7,10 @@ import os
 import queue
 import shlex
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.launching.preflight.agent import MARK
@@ -46,10 +44,10 @@ class Unanswered(Exception):
 
 
 class Agent:
-    """A preflight agent on `host`, started with this Python and this folder, which must be there too."""
+    """A preflight agent on `host`, started by `program` in this folder; both must be there too."""
 
-    def __init__(self, host: str, script: Path) -> None:
-        words = ["cd", os.getcwd(), "&&", "exec", sys.executable, str(script), "--agent"]
+    def __init__(self, host: str, program: Sequence[str]) -> None:
+        words = ["cd", os.getcwd(), "&&", "exec", *program, "--agent"]
         line = " ".join(word if word == "&&" else shlex.quote(word) for word in words)
         self.host = host
         self._process = subprocess.Popen(

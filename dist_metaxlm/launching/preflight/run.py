@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,7 +16,7 @@ from dist_metaxlm.launching.preflight.remote import Agent, Unanswered
 
 @dataclass(frozen=True)
 class Wanted:
-    """The command line of `launch/nodes/preflight.py`."""
+    """The command line of `metaxlm preflight`."""
 
     hostfile: str
     recipe: str
@@ -30,15 +29,17 @@ class Wanted:
     """How long each question may take."""
 
 
-def preflight(wanted: Wanted, script: Path) -> dict[str, Any]:
+def preflight(wanted: Wanted, program: Sequence[str]) -> dict[str, Any]:
     """All facts, bandwidths and findings; `ok` says whether a run may start.
+
+    `program` is the words that start `metaxlm preflight`, on this machine and on every node.
 
     Raises:
         UserError: when the hostfile is wrong.
     """
     started = time.monotonic()
     hosts = read_hostfile(wanted.hostfile)
-    agents = {host.name: Agent(host.name, script) for host in hosts}
+    agents = {host.name: Agent(host.name, program) for host in hosts}
     try:
         with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
             reports, findings = _facts(pool, agents, wanted)

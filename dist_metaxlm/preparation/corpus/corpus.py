@@ -261,7 +261,7 @@ def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> I
             if isinstance(error, BrokenProcessPool):
                 raise UserError(
                     "a worker process was killed, most often for want of memory; give fewer --workers and run "
-                    "launch/prepare.py again"
+                    "metaxlm prepare again"
                 ) from None
             raise
 

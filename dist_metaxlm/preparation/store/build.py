@@ -102,7 +102,7 @@ def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
             except BrokenProcessPool:
                 raise UserError(
                     "a worker process was killed, most often for want of memory; give fewer --workers and run "
-                    "launch/prepare.py again, it goes on from the finished shards"
+                    "metaxlm prepare again, it goes on from the finished shards"
                 ) from None
             except BaseException:
                 job.stop()

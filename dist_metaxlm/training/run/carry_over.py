@@ -147,7 +147,7 @@ def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkp
         state = "not finished" if before.path.exists() else "missing"
         raise UserError(
             f"--phase cross needs the meta phase of {before.run_dir}, which is {state}; run "
-            f"`deepspeed launch/pretrain.py --phase {before.phase} --run_dir {before.run_dir}` first"
+            f"`metaxlm pretrain --phase {before.phase} --run_dir {before.run_dir}` first"
         )
     checkpoint = newest_checkpoint(before.checkpoints)
     if checkpoint is None:

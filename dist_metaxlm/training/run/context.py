@@ -16,7 +16,7 @@ from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of `launch/pretrain.py`."""
+    """The command line of `metaxlm pretrain`."""
 
     phase: str
     recipe: str = "quickstart"
@@ -28,6 +28,8 @@ class Options:
     expect_world_size: int | None = None
     dry_run: bool = False
     change: bool = False
+    loaded: Recipe | None = None
+    """The recipe itself, where it is not to be read from a file; `recipe` is its name then."""
 
 
 @dataclass(frozen=True, kw_only=True)

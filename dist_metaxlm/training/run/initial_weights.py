@@ -1,4 +1,4 @@
-"""Starting a phase from a model trained elsewhere, imported by launch/convert.py (XLM-R, XLM-R XL, RoBERTa, ModernBERT)."""
+"""Starting a phase from a model trained elsewhere, imported by metaxlm convert (XLM-R, XLM-R XL, RoBERTa, ModernBERT)."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from dist_metaxlm.invocation import as_typed
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, weights_digest
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
@@ -41,8 +42,8 @@ def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[st
     stale = stale_cross(run_dir)
     if stale is not None:
         words = [
-            "deepspeed",
-            "launch/pretrain.py",
+            "metaxlm",
+            "pretrain",
             "--phase",
             "cross",
             "--resume",
@@ -52,4 +53,5 @@ def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[st
             str(run_dir),
             *overrides,
         ]
-        logger.warning(f"{stale}; `{shlex.join(words)}` trains cross anew from there and keeps the old one beside it")
+        remedy = as_typed(f"`{shlex.join(words)}` trains cross again from there and keeps the old one beside it")
+        logger.warning(f"{stale}; {remedy}")

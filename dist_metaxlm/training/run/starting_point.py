@@ -71,7 +71,7 @@ class Fresh(StartingPoint):
 
 
 class Imported(StartingPoint):
-    """A model that launch/convert.py imported (`--init_from`)."""
+    """A model that `metaxlm convert import` made (`--init_from`)."""
 
     def __init__(self, recipe: Recipe, folder: PhaseFolder, resume: str, source: str) -> None:
         self._recipe, self._folder, self._resume, self._source = recipe, folder, resume, source
@@ -122,7 +122,7 @@ class CarriedOver(StartingPoint):
         recipe = "" if self._recipe_name == "quickstart" else f" --recipe {self._recipe_name}"
         raise UserError(
             f"--phase cross continues from a finished meta phase, and {self._meta.path} holds {state}; run "
-            f"`deepspeed launch/pretrain.py --phase meta{recipe} --run_dir {self._meta.run_dir}` first, or give "
+            f"`metaxlm pretrain --phase meta{recipe} --run_dir {self._meta.run_dir}` first, or give "
             "--init_from an imported model"
         )
 

@@ -25,7 +25,7 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
         raise UserError(f"there is no run in {run_dir}; name its folder with --run_dir")
     if not (folder / "recipe.yaml").is_file():
         raise UserError(
-            f"no {phase} phase in {run_dir}; train it with `deepspeed launch/pretrain.py --phase {phase} "
+            f"no {phase} phase in {run_dir}; train it with `metaxlm pretrain --phase {phase} "
             f"--run_dir {run_dir}` or name another --run_dir"
         )
     checkpoint = newest_checkpoint(folder / "checkpoints")

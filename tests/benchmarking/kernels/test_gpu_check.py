@@ -84,7 +84,7 @@ def test_what_is_kept_goes_when_the_result_is_there(tmp_path: Path) -> None:
 def test_a_section_far_beyond_its_time_is_ended(tmp_path: Path) -> None:
     script = tmp_path / "late.py"
     script.write_text("import sys, time\nprint('begun', file=sys.stderr, flush=True)\ntime.sleep(60)\n", encoding="utf-8")
-    assert gpu_check.runner(script)(["kernels"], 1.0) == (-1, "", "begun\n\nended after 1 s")
+    assert gpu_check.runner([sys.executable, str(script)])(["kernels"], 1.0) == (-1, "", "begun\n\nended after 1 s")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,7 @@ def test_one_rank_is_measured_and_drawn(tiny_recipe: Path, tmp_path: Path) -> No
 
 
 def test_nodes_are_started_by_the_checked_way_and_their_traffic_is_shown(tiny_recipe: Path, tmp_path: Path) -> None:
-    start, hosts, log = tmp_path / "nodes" / "start.py", tmp_path / "hosts", tmp_path / "calls"
-    start.parent.mkdir()
+    start, hosts, log = tmp_path / "start.py", tmp_path / "hosts", tmp_path / "calls"
     start.write_text(
         "import json, sys\nfrom pathlib import Path\nwords = sys.argv[1:]\n"
         "hosts = Path(words[words.index('--hostfile') + 1]).read_text()\n"
@@ -60,12 +60,12 @@ def test_nodes_are_started_by_the_checked_way_and_their_traffic_is_shown(tiny_re
         "communication_share=0.25, sent_bytes=2e6, busiest_bytes=1e6)))\n"
     )
     hosts.write_text("node1 slots=1\nnode2 slots=1\nnode3 slots=1\n")
-    place, counts = on_nodes(str(hosts), "deepspeed", 29500, tmp_path / "benchmark.py", link_megabits=100)
+    place, counts = on_nodes(str(hosts), "deepspeed", 29500, link_megabits=100, start=[sys.executable, str(start)])
     assert counts == (1, 2, 3)
     result = measure_scaling(Experiment(str(tiny_recipe), (), "joint", (1, 2), 1, 1, ("data", "tensor"), ("strong",)), place)
     calls = [json.loads(line) for line in log.read_text().splitlines()]
     assert [call[0].count("slots=1") for call in calls] == [1, 2, 2]
-    assert calls[0][1:4] == [str(tmp_path / "benchmark.py"), "scaling", "--job"]
+    assert calls[0][1:4] == ["benchmark", "scaling", "--job"]
     assert json.loads(calls[2][4])["overrides"] == ["parallel.tensor=2", "parallel.tensor_across_nodes=true"]
     alone, data, _ = result["rows"]
     assert (alone["predicted_bytes"], data["nodes"], data["speed_up"], data["sent_bytes"]) == (0, 2, 2.0, 2_000_000)
@@ -73,7 +73,7 @@ def test_nodes_are_started_by_the_checked_way_and_their_traffic_is_shown(tiny_re
     plot(result, tmp_path / "scaling.png")
     hosts.write_text("node1 slots=1\nnode2 slots=2\n")
     with pytest.raises(UserError, match=r"nodes of \[1, 2\] slots"):
-        on_nodes(str(hosts), "deepspeed", 29500, tmp_path / "benchmark.py")
+        on_nodes(str(hosts), "deepspeed", 29500)
 
 
 def test_what_ranks_refuse_is_passed_on() -> None:

@@ -1,0 +1,221 @@
+"""The Python API: each function does what the command of its name does, and raises UserError where that would exit with 2.
+
+Recipes are passed as objects (`load_recipe`) or, like on the command line, by the name of a shipped recipe or the path of
+a YAML file. See docs/python-api.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from dist_metaxlm.interop.tensor_source import FileTensors
+    from dist_metaxlm.planning.plan import Plan
+
+__all__ = ["evaluate", "export", "load_recipe", "plan", "prepare", "pretrain"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types of exported weights; checkpoints hold float32."""
+
+
+def prepare(
+    recipe: Recipe | str | Path = "quickstart",
+    overrides: Iterable[str] = (),
+    *,
+    until: str = "store",
+    workers: int | None = None,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Make what is missing of a recipe's data in its `data.directory`.
+
+    Args:
+        recipe: what to prepare.
+        overrides: fields of a recipe given by name, such as `phases.meta.steps=20`.
+        until: `corpus`, `heldout`, `tokenizer` or `store`: the last step that is made.
+        workers: processes that work at once; None: by the cores.
+        log: is given a line at each step.
+
+    Returns:
+        What was prepared: documents, sentences and tokens by language.
+
+    Raises:
+        UserError: as `metaxlm prepare`.
+    """
+    from dist_metaxlm.preparation import prepare as steps
+
+    loaded = _loaded(recipe, overrides)
+    steps.prepare(loaded, log, until, workers)
+    return steps.describe(loaded)
+
+
+def pretrain(
+    phase: str,
+    recipe: Recipe | str | Path = "quickstart",
+    overrides: Iterable[str] = (),
+    *,
+    run_dir: str | Path | None = None,
+    resume: str = "auto",
+    init_from: str | Path | None = None,
+    deepspeed_config: str | Path | None = None,
+    change: bool = False,
+) -> Path:
+    """Train, resume or recognise as finished one phase, in this process; under a launcher, on all ranks together.
+
+    Several phases can be trained one after the other in one process.
+
+    Args:
+        phase: `meta`, `cross` or `joint`.
+        recipe: what to train; its data are prepared where they are missing.
+        overrides: fields of a recipe given by name.
+        run_dir: folder of the run; None: `runs/NAME` of the recipe.
+        resume: `auto`, `never`, or the step of a checkpoint.
+        init_from: folder that `metaxlm convert import` wrote.
+        deepspeed_config: DeepSpeed JSON; None: the one that fits the recipe.
+        change: allow another length, learning rate or optimiser than the phase was started with.
+
+    Returns:
+        The folder of the run, which `evaluate` and `export` take.
+
+    Raises:
+        UserError: as `metaxlm pretrain`.
+        StoppedInGoodOrder: after a signal, when everything is saved.
+    """
+    from dist_metaxlm.evaluation.probe import HeldoutProbe
+    from dist_metaxlm.training.pretrain import Options
+    from dist_metaxlm.training.pretrain import pretrain as train
+
+    loaded = _loaded(recipe, overrides)
+    folder = Path(run_dir or Path("runs") / loaded.name)
+    options = Options(
+        phase=phase,
+        recipe=loaded.name if isinstance(recipe, Recipe) else str(recipe),
+        overrides=() if isinstance(recipe, Recipe) else tuple(overrides),
+        deepspeed_config=None if deepspeed_config is None else str(deepspeed_config),
+        run_dir=str(folder),
+        resume=resume,
+        init_from=None if init_from is None else str(init_from),
+        change=change,
+        loaded=loaded,
+    )
+    train(options, HeldoutProbe)
+    return folder
+
+
+def evaluate(
+    run_dir: str | Path,
+    phase: str,
+    *,
+    tasks: Sequence[str] = ("perplexity", "retrieval"),
+    min_candidates: int = 400,
+    data_directory: str | Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a phase on the run's held-out text and write `evaluation/PHASE.json` in the run's folder.
+
+    Args:
+        run_dir: folder of the run.
+        phase: `meta`, `cross` or `joint`: its newest checkpoint; `untrained`: the recipe's initialisation.
+        tasks: `perplexity`, `retrieval`.
+        min_candidates: sentences a language needs to enter the mean P@1.
+        data_directory: the prepared data of the run; None: where its recipe says.
+
+    Returns:
+        The results, by task.
+
+    Raises:
+        UserError: as `metaxlm evaluate`.
+    """
+    from dist_metaxlm.evaluation.run import evaluate_run
+
+    return evaluate_run(run_dir, phase, tasks, min_candidates, None if data_directory is None else str(data_directory))
+
+
+def export(
+    run_dir: str | Path,
+    phase: str,
+    output: str | Path,
+    *,
+    dtype: str = "float32",
+    max_shard_size: int | str = "5GB",
+    data_directory: str | Path | None = None,
+    overwrite: bool = False,
+    fill_mask: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write the newest checkpoint of a phase and its tokenizer as a Hugging Face folder.
+
+    Args:
+        run_dir: folder of the run.
+        phase: `meta`, `cross` or `joint`.
+        output: folder to write, which must hold nothing but an earlier export (with `overwrite`).
+        dtype: `float32`, `bfloat16` or `float16`.
+        max_shard_size: bytes of the largest weights file, or such as `500MB`.
+        data_directory: the prepared data of the run; None: where its recipe says.
+        overwrite: replace an earlier export.
+        fill_mask: languages in which a masked word of a held-out string is filled with the exported model.
+
+    Returns:
+        `output`, `model` (the recipe's section), `parameters`, and `fill_mask` where it was asked for.
+
+    Raises:
+        UserError: as `metaxlm convert export`.
+    """
+    import torch
+
+    from dist_metaxlm.evaluation.fill_mask import fill_words, hide_heldout_words
+    from dist_metaxlm.evaluation.run import tokenizer_of
+    from dist_metaxlm.interop.folders import export_folder
+    from dist_metaxlm.planning.parameters import count_parameters
+
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    recipe, weights = _open_phase(run_dir, phase, None if data_directory is None else str(data_directory))
+    tokenizer = tokenizer_of(Path(run_dir), recipe)
+    questions = hide_heldout_words(Path(recipe.data.directory) / "heldout", tokenizer, list(fill_mask)) if fill_mask else {}
+    export_folder(weights, recipe.model, tokenizer.path, output, max_shard_size, getattr(torch, dtype), overwrite)
+    written = {
+        "output": str(output),
+        "model": recipe.model.model_dump(mode="json"),
+        "parameters": count_parameters(recipe.model).total,
+    }
+    return {**written, "fill_mask": fill_words(output, questions)} if questions else written
+
+
+def plan(recipe: Recipe | str | Path, cluster: str, overrides: Iterable[str] = ()) -> list[Plan]:
+    """Every layout in which a recipe fits on a cluster, with the memory of a device, best first.
+
+    Args:
+        recipe: what is to be trained.
+        cluster: such as `16x8xH100`: nodes, devices of a node, kind.
+        overrides: fields of a recipe given by name.
+
+    Raises:
+        UserError: as `metaxlm plan`.
+    """
+    from dist_metaxlm.planning.plan import parse_cluster
+    from dist_metaxlm.planning.plan import plan as layouts
+
+    return layouts(_loaded(recipe, overrides), parse_cluster(cluster))
+
+
+def _open_phase(run_dir: str | Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, FileTensors]:
+    """Recipe and weights, verified but not yet read, of the newest intact checkpoint of a run's phase."""
+    from dist_metaxlm.interop.tensor_source import FileTensors
+    from dist_metaxlm.training.run.trained_phase import phase_checkpoint
+
+    recipe, checkpoint = phase_checkpoint(str(run_dir), phase, data_directory)
+    files = [checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")]
+    return recipe, FileTensors(files)
+
+
+def _loaded(recipe: Recipe | str | Path, overrides: Iterable[str]) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        return load_recipe(recipe, overrides)
+    words = list(overrides)
+    if words:
+        raise UserError(f"{words[0]}: overrides go with a recipe given by name; give them to load_recipe")
+    return recipe

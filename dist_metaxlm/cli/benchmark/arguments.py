@@ -1,0 +1,21 @@
+"""Arguments that several benchmarks take."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+Outcome = tuple[dict[str, Any], str]
+"""Figures of a benchmark, JSON-ready, and the lines that are printed of them."""
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """`--recipe` and overrides of its fields."""
+    parser.add_argument("--recipe", default="quickstart", help="a shipped recipe or a YAML file (default: quickstart)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any field of the recipe")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """`--output` and `--json`."""
+    parser.add_argument("--output", help="also write the figures, with hardware and versions, to this JSON file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

@@ -1,0 +1,112 @@
+"""Write a trained phase as a Hugging Face folder, or read one.
+
+examples:
+  metaxlm convert export --run_dir runs/quickstart --phase cross --output exported --fill_mask en de fr
+  metaxlm convert import --input path/to/xlm-roberta-base --output imported
+  metaxlm convert export --run_dir runs/quickstart --phase meta --output exported-meta --dtype bfloat16 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dist_metaxlm.command_line import Parser
+from dist_metaxlm.errors import run_command
+from dist_metaxlm.invocation import program
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__, prog=program("convert"))
+    actions = parser.add_subparsers(dest="action", required=True)
+    export = actions.add_parser("export", help="a phase's newest checkpoint and its tokenizer -> Hugging Face folder")
+    export.add_argument("--run_dir", required=True, help="folder of the run, such as runs/quickstart")
+    export.add_argument("--phase", required=True, choices=("meta", "cross", "joint"), help="phase whose weights are taken")
+    export.add_argument(
+        "--data_directory",
+        metavar="FOLDER",
+        help="prepared data of the run, where they have moved (default: data.directory of its recipe)",
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
+    export.add_argument(
+        "--fill_mask",
+        nargs="+",
+        metavar="LANGUAGE",
+        default=[],
+        help="open the export with transformers and fill a masked word of a held-out string in each",
+    )
+    reading = actions.add_parser(
+        "import",
+        help="Hugging Face folder (safetensors) -> weights by our names, shape, "
+        "and tokenizer.model from XLM-R's SentencePiece file",
+    )
+    reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="type of the exported weights; checkpoints hold float32",
+    )
+    for action in (export, reading):
+        action.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="largest weights file, such as 500MB")
+        action.add_argument("--output", required=True, help="folder to write; must not hold anything yet")
+        action.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
+    return parser.parse_args(words)
+
+
+def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dist_metaxlm.api import export
+
+    return export(
+        arguments.run_dir,
+        arguments.phase,
+        arguments.output,
+        dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+        data_directory=arguments.data_directory,
+        overwrite=arguments.overwrite,
+        fill_mask=arguments.fill_mask,
+    )
+
+
+def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dist_metaxlm.interop.folders import LOGICAL_TOKENIZER, import_run
+    from dist_metaxlm.planning.parameters import count_parameters
+
+    config = import_run(arguments.input, arguments.output, arguments.max_shard_size)
+    tokenizer = Path(arguments.output) / LOGICAL_TOKENIZER
+    return {
+        "output": arguments.output,
+        "model": config.model_dump(mode="json"),
+        "parameters": count_parameters(config).total,
+        "tokenizer": str(tokenizer) if tokenizer.is_file() else None,
+    }
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = parse(words)
+    done = export_phase(arguments) if arguments.action == "export" else import_folder(arguments)
+    if arguments.json:
+        print(json.dumps(done))
+        return
+    print(f"wrote {done['output']}: {done['model']['family']} encoder, {done['parameters']:,} parameters")
+    if arguments.action == "import" and done["tokenizer"] is None:
+        print(
+            "weights only: the folder has no SentencePiece tokenizer (RoBERTa and ModernBERT have byte-level BPE), so the "
+            "rows of the embedding mean nothing under a tokenizer of yours until they are trained anew"
+        )
+    elif arguments.action == "import":
+        print(
+            f"for a recipe: data.tokenizer.path={done['tokenizer']}, and as its model what "
+            f"{Path(done['output']) / 'model_config.json'} holds, model.vocab_size={done['model']['vocab_size']} among it"
+        )
+    for row in done.get("fill_mask", []):
+        guesses = ", ".join(f"{p['token'].strip() or '(space)'} {p['score']:.2f}" for p in row["predictions"])
+        print(f"  {row['language']}: {row['text']}  ->  {guesses}  (hidden: {row['expected']})")
+
+
+if __name__ == "__main__":
+    run_command(main)
