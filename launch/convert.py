@@ -47,6 +47,11 @@ def parse() -> argparse.Namespace:
         "and tokenizer.model from XLM-R's SentencePiece file",
     )
     reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
+    reading.add_argument(
+        "--fresh_head",
+        action="store_true",
+        help="draw a new head of masked language modelling for an encoder that was saved without one",
+    )
     export.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -76,6 +81,7 @@ def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
     from dist_metaxlm.evaluation.fill_mask import fill_words, hide_heldout_words
     from dist_metaxlm.evaluation.run import tokenizer_of
     from dist_metaxlm.interop.folders import export_folder
+    from dist_metaxlm.interop.original import read_original
     from dist_metaxlm.planning.parameters import count_parameters
 
     recipe, weights = open_phase(arguments.run_dir, arguments.phase, arguments.data_directory)
@@ -90,6 +96,7 @@ def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.max_shard_size,
         getattr(torch, arguments.dtype),
         arguments.overwrite,
+        read_original(Path(arguments.run_dir) / arguments.phase),
     )
     done = {
         "output": arguments.output,
@@ -105,7 +112,7 @@ def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
     from dist_metaxlm.interop.folders import LOGICAL_TOKENIZER, import_run
     from dist_metaxlm.planning.parameters import count_parameters
 
-    config = import_run(arguments.input, arguments.output, arguments.max_shard_size)
+    config = import_run(arguments.input, arguments.output, arguments.max_shard_size, arguments.fresh_head)
     tokenizer = Path(arguments.output) / LOGICAL_TOKENIZER
     return {
         "output": arguments.output,

@@ -18,9 +18,9 @@ from typing import Any, get_args
 
 from dist_metaxlm.recipe.data import Normalisation
 
-START = "\ufdd2"
-"""Noncharacter that `normaliser` sets at the start of a text that does not begin with a space."""
 NAMES: tuple[str, ...] = get_args(Normalisation)
+MARK = "\ufdd2"
+"""Noncharacter that pre-tokenizers set and take away; `normaliser` drops it from text."""
 _KEEP, _BLOCK = "\ufdd1", "\ufdd0"
 _CONTROLS = r"\x{1}-\x{8}\x{B}\x{E}-\x{1F}\x{7F}\x{8F}\x{9F}"
 # Grapheme extenders that are not marks: joiners, Thai and Lao AM, emoji modifiers, tag characters.
@@ -44,21 +44,20 @@ def normalisation_name(charsmap: bytes) -> str:
     return next((name for name in NAMES if table(name) == charsmap), NAMES[0])
 
 
-def normaliser(name: str, charsmap: bytes, mark_start: bool) -> Any:
-    """SentencePiece's normalisation `name` from parts of `tokenizers`; see the module's docstring.
-
-    Args:
-        name: one of NAMES.
-        charsmap: the table.
-        mark_start: whether to set START.
-    """
+def normaliser(name: str, charsmap: bytes) -> Any:
+    """SentencePiece's normalisation `name` (one of NAMES), whose table is `charsmap`, from parts of `tokenizers`."""
     from tokenizers import Regex, normalizers
 
     replace = normalizers.Replace
-    # SentencePiece does not tell U+2581 from the space that it stands for at the end of a text.
-    ends = [replace(Regex(" {2,}"), " "), replace(Regex(r"[ ▁]+\z"), "")]
-    marks = [replace(START, ""), replace(Regex(r"\A(?=[^ ])"), START)] if mark_start else []
-    return normalizers.Sequence([*(_table_steps(name, charsmap) if charsmap else []), *ends, *marks])
+    ends = [
+        replace(MARK, ""),
+        replace(Regex(" {2,}"), " "),
+        # SentencePiece does not tell U+2581 at the end of a text from the space that it stands for.
+        replace(Regex(r"[ ▁]+\z"), ""),
+        # At the start it does: U+2581 gets a space in front like any other character.
+        replace(Regex(r"\A(?=▁)"), " "),
+    ]
+    return normalizers.Sequence([*(_table_steps(name, charsmap) if charsmap else []), *ends])
 
 
 def _table_steps(name: str, charsmap: bytes) -> list[Any]:

@@ -227,7 +227,11 @@ def _check_ids(path: Path, model: bytes, order: dict[int, int]) -> None:
     """UserError unless the model gives the ids of the tokenizer.json it was built from."""
     from tokenizers import Tokenizer
 
-    theirs, ours = Tokenizer.from_file(str(path)), _open(path, model)
+    ours = _open(path, model)
+    try:
+        theirs = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other class
+        raise UserError(f"{path} is not a tokenizer ({error}); copy the folder again") from None
     for text in _PROBES:
         if theirs.encode(text, add_special_tokens=False).ids != [order.get(token, token) for token in ours.encode(text)]:
             raise UserError(

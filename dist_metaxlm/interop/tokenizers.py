@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.interop.normalisation import NAMES, START, normaliser
+from dist_metaxlm.interop.normalisation import MARK, NAMES, normaliser
 
 SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_PIECE = "<mask>"
@@ -95,7 +95,7 @@ def build_tokenizer(model_path: str | Path) -> Any:
     vocabulary = [(piece.piece, piece.score) for piece in model.pieces] + [(MASK_PIECE, 0.0)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=model.trainer_spec.byte_fallback))
     by_words, spec = _cuts_at_spaces(model), model.normalizer_spec
-    tokenizer.normalizer = normaliser(spec.name, spec.precompiled_charsmap, mark_start=by_words)
+    tokenizer.normalizer = normaliser(spec.name, spec.precompiled_charsmap)
     # SentencePiece never finds control and byte pieces in text: cut such a name after its "<".
     bytes_too = "0x[0-9A-F]{2}|" if model.trainer_spec.byte_fallback else ""
     names = f"<(?=(?:{bytes_too}s|/s|pad|unk|mask)>)"
@@ -135,16 +135,16 @@ def _words() -> list[Any]:
     """Pre-tokenizers that cut a text, whose spaces are U+2581, into words with U+2581 in front.
 
     The space is taken off and set again, because one that is set counts as part of the first letter and the word's offsets
-    begin there. A text that goes on behind a special token without a space gets none: it begins with START, and only the
-    very first text has U+2581 before START.
+    begin there. A text that goes on behind a special token without a space must get none: MARK, in front of each text, is
+    left over there and taken away with the space that it was given.
     """
     from tokenizers import Regex, pre_tokenizers
 
-    space = f"{WORD_START}{START}(?=[^{WORD_START}])|{WORD_START}(?=[^{WORD_START}{START}])|{START}(?={WORD_START})"
     return [
-        pre_tokenizers.Split(Regex(space), "removed"),
+        pre_tokenizers.Metaspace(MARK, prepend_scheme="always", split=False),
+        pre_tokenizers.Split(Regex(f"{MARK}?{WORD_START}(?=[^{WORD_START}])"), "removed"),
         pre_tokenizers.Metaspace(WORD_START, prepend_scheme="always", split=False),
-        pre_tokenizers.Split(Regex(WORD_START + START), "removed"),
+        pre_tokenizers.Split(Regex(WORD_START + MARK), "removed"),
     ]
 
 

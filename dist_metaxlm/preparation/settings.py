@@ -16,6 +16,9 @@ _MADE = ("corpus", "heldout", "tokenizer.model", "store")
 _USED_BY = {"data.heldout_strings": "heldout", "model.vocab_size": "tokenizer.model", "data.max_pair_tokens": "store"}
 """Settings that nothing before this one follows from; those of the tokenizer are its own, all others the corpus's."""
 
+_BEFORE = {"data.tokenizer.normalisation": "nmt_nfkc"}
+"""Settings that older data do not name -> what they were made with."""
+
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that the prepared data follow from, flat: recipe field -> value."""
@@ -47,8 +50,9 @@ def check_settings(recipe: Recipe) -> None:
     for field, value in settings(recipe).items():
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
         stale = [name for name in _MADE[_MADE.index(user) :] if (directory / name).exists()]
-        if made.get(field) != value and stale:
-            field, before, now = _difference(field, made.get(field), value)
+        known = made.get(field, _BEFORE.get(field))
+        if known != value and stale:
+            field, before, now = _difference(field, known, value)
             what = f"delete {', '.join(stale)} there" if user != "corpus" else "delete that folder"
             keep = (
                 f", and for a trained model data.tokenizer.path to {directory / 'tokenizer.model'}"

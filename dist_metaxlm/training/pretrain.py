@@ -21,6 +21,7 @@ from dist_metaxlm.deepspeed_adapter.config_files import follow_file
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, restore_scaler
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
+from dist_metaxlm.interop.original import keep_original
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import tensor_shard
@@ -147,6 +148,9 @@ def _begin(folder: PhaseFolder, recipe: Recipe, options: Options, topology: Topo
     if options.resume.isdecimal():
         for line in folder.go_back(step):
             _say(topology, line)
+    if step == 0:
+        before = folder.run_dir / "meta" if options.phase == "cross" else None
+        keep_original(options.init_from or before, folder.path)
 
 
 def open_data(recipe: Recipe, phase: str) -> tuple[Tokenizer, PhaseData]:

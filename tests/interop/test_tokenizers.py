@@ -212,8 +212,8 @@ def test_models_of_another_kind_are_refused(tmp_path):
         export_tokenizer(train("bpe", model_type="bpe", **ids), tmp_path / "out")
     with pytest.raises(UserError, match="begins with the pieces"):
         export_tokenizer(train("order", model_type="unigram"), tmp_path / "out")
-    with pytest.raises(UserError, match="normalises text by 'identity'"):
-        export_tokenizer(train("plain", normalization_rule_name="identity", **ids), tmp_path / "out")
+    with pytest.raises(UserError, match="normalises text by 'nfkc_cf'"):
+        export_tokenizer(train("lower", normalization_rule_name="nfkc_cf", **ids), tmp_path / "out")
     with pytest.raises(UserError, match="no SentencePiece model"):
         export_tokenizer(tmp_path / "absent.model", tmp_path / "out")
     (tmp_path / "noise.model").write_bytes(b"\xff\xfe not a protobuf")
