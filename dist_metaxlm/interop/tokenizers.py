@@ -136,13 +136,13 @@ def _words() -> list[Any]:
 
     The space is taken off and set again, because one that is set counts as part of the first letter and the word's offsets
     begin there. A text that goes on behind a special token without a space must get none: MARK, in front of each text, is
-    left over there and taken away with the space that it was given.
+    left over there and taken away with the space that it was given. A space at the end, before an added token, goes, too.
     """
     from tokenizers import Regex, pre_tokenizers
 
     return [
         pre_tokenizers.Metaspace(MARK, prepend_scheme="always", split=False),
-        pre_tokenizers.Split(Regex(f"{MARK}?{WORD_START}(?=[^{WORD_START}])"), "removed"),
+        pre_tokenizers.Split(Regex(rf"{MARK}?{WORD_START}(?=[^{WORD_START}])|{WORD_START}+\z"), "removed"),
         pre_tokenizers.Metaspace(WORD_START, prepend_scheme="always", split=False),
         pre_tokenizers.Split(Regex(WORD_START + MARK), "removed"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from dist_metaxlm.interop.tokenizer_import import read_tokenizer
 from dist_metaxlm.interop.tokenizers import SENTENCEPIECE_FILE, export_tokenizer
 from dist_metaxlm.preparation.tokenizing.training import TextSample, train_tokenizer
 from dist_metaxlm.recipe.schema import TokenizerConfig
-from tests.interop.test_tokenizers import HOSTILE, SENTENCES
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tokenizer_texts import HOSTILE, SENTENCES
 
 KEPT = {"زبان فارسی می‌رود": "می‌رود", "น้ำดื่ม": "น้ำ", "½ litre": "½", "x² + y²": "x²", "ＡＢＣ１２": "ＡＢＣ"}
 """Texts and a part of them that XLM-R's table changes."""
@@ -26,7 +29,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Name of a normalisation and a model that prepare trains with it."""
     path = tmp_path_factory.mktemp(request.param) / "tokenizer.model"
     text = TextSample((*SENTENCES, *KEPT, *(text for text in HOSTILE if text.strip())) * 4)
-    train_tokenizer({"en": text}, TokenizerConfig(normalisation=request.param, character_coverage=0.98), 900, path)
+    train_tokenizer({"en": text}, TokenizerConfig(normalisation=request.param, character_coverage=0.98), 740, path)
     return request.param, path
 
 
@@ -71,13 +74,10 @@ def test_an_export_without_its_sentencepiece_file_comes_back(trained: tuple[str,
 def test_words_and_offsets_on_plain_text(exported: Any) -> None:
     for text, words in {
         "The user, twice  here": ["The", "user,", "twice", "here"],
-        " leading and\u2581 trailing ": None,
         "Die Straße ist groß.": ["Die", "Straße", "ist", "groß."],
         "Привет, мир": ["Привет,", "мир"],
     }.items():
         encoded = exported(text, return_offsets_mapping=True, add_special_tokens=False)
-        if words is None:
-            continue
         found: dict[int, list[int]] = {}
         for number, (first, last) in zip(encoded.word_ids(), encoded["offset_mapping"], strict=True):
             found.setdefault(number, []).extend((first, last))
@@ -88,9 +88,9 @@ def test_words_and_offsets_on_plain_text(exported: Any) -> None:
 def test_offsets_and_words_around_a_mask(exported: Any) -> None:
     text = "The <mask> user, <mask>."
     encoded = exported(text, return_offsets_mapping=True, add_special_tokens=False)
-    spans = [text[first:last] for first, last in encoded["offset_mapping"]]
-    assert "".join(spans).replace(" ", "") == text.replace(" ", "")
-    assert not any(span.startswith(" ") for span in spans if "<mask>" not in span)
+    spans = [(first, last) for first, last in encoded["offset_mapping"] if "<mask>" not in text[first:last]]
+    # A piece that is the space alone has the place of the letter behind it, as in XLM-R's own tokenizer.
+    assert {place for span in spans for place in range(*span)} == {0, 1, 2, *range(11, 16), 23}
     assert sorted(set(encoded.word_ids())) == list(range(5))
     assert encoded.char_to_word(text.index("user")) == encoded.char_to_word(text.index("ser,"))
 

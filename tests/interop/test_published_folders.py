@@ -142,7 +142,7 @@ def test_added_tokens_and_a_padded_vocabulary(pieces: Path, tmp_path: Path) -> N
     export(tmp_path / "ours", tmp_path / "back")
     same_weights(tmp_path / "back", tmp_path / "given")
     again = AutoTokenizer.from_pretrained(str(tmp_path / "back"), local_files_only=True)
-    for text in (*TEXTS, "ein kürzelA im <de> Satz", "<fr>le chat"):
+    for text in (*TEXTS, "ein kürzelA im <de> Satz", "<fr> le chat"):
         assert again(text).input_ids == tokenizer(text).input_ids
     assert {"<de>", "<fr>"} <= set(again.all_special_tokens) | set(again.get_added_vocab())
     opened = AutoModelForMaskedLM.from_pretrained(str(tmp_path / "back"), local_files_only=True).eval()
