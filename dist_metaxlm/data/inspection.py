@@ -42,6 +42,7 @@ def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample:
         "language": entry.get("language", name),
         "corpus": name,
         "files": [source["file"] for source in entry.get("source", [])],
+        "normalisation": tokenizer.normalisation,
     }
     if isinstance(objective, CrossLingualContrast):
         documents = _example(data, objective, sample, tokenizer)
@@ -158,6 +159,7 @@ def as_text(found: dict[str, Any]) -> str:
         f"phase {found['phase']}, objective {found['objective']}, sample {found['sample']}: {found['language']}, "
         f"{counted(found['tokens'], 'token')}, {counted(found['targets'], 'target')}",
         f"corpus {found['corpus']}, from {', '.join(found['files']) or 'files that the store does not name'}",
+        f"text after the tokenizer's normalisation, {found['normalisation']}",
     ]
     for document in found["documents"]:
         first, last = document["positions"]

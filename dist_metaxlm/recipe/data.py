@@ -30,9 +30,9 @@ class TokenizerConfig(Section):
     byte_fallback: bool = True
     """Spell unknown characters as bytes instead of `<unk>`."""
     normalisation: Normalisation = "nmt_nfkc"
-    """What the tokenizer does to characters, after `cleaning.unicode`: `nmt_nfkc` is XLM-R's table (NFKC, and ZWNJ and
-    other invisible characters become spaces or go), `nfkc` is NFKC alone, `identity` keeps every character. A tokenizer
-    that is taken by `path` keeps its own."""
+    """What the tokenizer does to characters, after `cleaning.unicode`: `nmt_nfkc` is XLM-R's table (NFKC; ZWNJ becomes a
+    space, control characters go), `nfkc` is NFKC alone, `identity` keeps every character. A tokenizer that `path` names
+    keeps its own."""
 
 
 class TextSource(Section):

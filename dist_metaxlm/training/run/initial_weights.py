@@ -30,7 +30,13 @@ def check_initial_weights(recipe: Recipe, folder: str | Path) -> None:
     config, _, tokenizer = read_import(folder)
     differing = differing_fields(recipe.model, config)
     if differing:
-        raise UserError(f"--init_from {folder} is a model of another shape; set {differing}")
+        more = ""
+        if tokenizer is None and config.vocab_size > recipe.model.vocab_size:
+            more = (
+                ". Where its tokenizer has fewer ids than the embedding has rows, import the model again from a folder that "
+                "holds the tokenizer, too"
+            )
+        raise UserError(f"--init_from {folder} is a model of another shape; set {differing}{more}")
     if tokenizer is None:
         return
     prepared, named = Path(recipe.data.directory) / "tokenizer.model", recipe.data.tokenizer.path
