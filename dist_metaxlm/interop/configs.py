@@ -148,6 +148,7 @@ def fields_to_keep(hf_config: dict[str, Any]) -> dict[str, Any]:
         ours |= {"cls_token_id": ours["bos_token_id"], "sep_token_id": ours["eos_token_id"]}
         theirs = _MODERN_SPECIAL_TOKENS | hf_config
     kept = {name: theirs[name] for name in ours if theirs[name] != ours[name]}
+    kept |= {name: hf_config[name] for name in ("mask_token_id", "unk_token_id") if name in hf_config}
     if model_type == CAMEMBERT:
         kept |= {"model_type": CAMEMBERT, "architectures": ["CamembertForMaskedLM"]}
     return kept
