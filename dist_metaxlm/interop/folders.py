@@ -193,7 +193,8 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
         if len(places) == 0:
             raise UserError(f"text {name!r} has no {tokenizer.mask_token}; write it where the word is missing")
         with torch.inference_mode():
-            probabilities = model(**inputs).logits[0, places[0]].float().softmax(0)
+            # Rows of the embedding without a token id are no candidates.
+            probabilities = model(**inputs).logits[0, places[0], : len(tokenizer)].float().softmax(0)
         values, ids = probabilities.topk(top)
         answers[name] = [
             (tokenizer.convert_ids_to_tokens(int(token)).replace("▁", " "), float(value))

@@ -29,7 +29,7 @@ from dist_metaxlm.modeling.sharding import VOCABULARY
 FOLDER, FACTS, ROWS = "original", "original.json", "rows.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model",
-    "vocab.json", "merges.txt",
+    "tokenizer.model", "spiece.model", "vocab.json", "merges.txt",
 )  # fmt: skip
 """Files of a Hugging Face tokenizer that are kept."""
 
@@ -113,10 +113,16 @@ def read_original(parent: str | Path) -> Original | None:
         for name, known in facts["sha256"].items():
             if Path(name).name != name or _digest(folder / name) != known:
                 raise ValueError(f"{name} has another SHA-256")
+        rows, ids = int(facts["rows"]), int(facts["ids"])
+        order = {int(row): int(place) for row, place in facts["order"].items()}
+        if not (set(order) == set(order.values()) <= set(range(ids)) and ids <= rows):
+            raise ValueError("its rows are in no possible order")
+        if rows > ids and {FileTensors([folder / ROWS]).spec(name).shape[0] for name in VOCABULARY} != {rows - ids}:
+            raise ValueError(f"{ROWS} has not {rows - ids} rows")
         return Original(
-            int(facts["rows"]),
-            int(facts["ids"]),
-            {int(row): int(place) for row, place in facts["order"].items()},
+            rows,
+            ids,
+            order,
             dict(facts["config"]),
             facts["tokenizer"],
             tuple(facts["added_tokens"]),

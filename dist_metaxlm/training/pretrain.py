@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -21,7 +22,6 @@ from dist_metaxlm.deepspeed_adapter.config_files import follow_file
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, restore_scaler
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
-from dist_metaxlm.interop.original import keep_original
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import tensor_shard
@@ -49,7 +49,7 @@ from dist_metaxlm.training.loop.loop import train
 from dist_metaxlm.training.loop.probing import OpenProbe, Probe
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
-from dist_metaxlm.training.run.initial_weights import check_initial_weights, load_initial_weights
+from dist_metaxlm.training.run.initial_weights import check_initial_weights, keep_import, load_initial_weights
 from dist_metaxlm.training.run.layout import check_layout, layout_name
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 from dist_metaxlm.training.run.staleness import warn_of_stale_cross
@@ -148,9 +148,7 @@ def _begin(folder: PhaseFolder, recipe: Recipe, options: Options, topology: Topo
     if options.resume.isdecimal():
         for line in folder.go_back(step):
             _say(topology, line)
-    if step == 0:
-        before = folder.run_dir / "meta" if options.phase == "cross" else None
-        keep_original(options.init_from or before, folder.path)
+    keep_import(folder, step, options.init_from)
 
 
 def open_data(recipe: Recipe, phase: str) -> tuple[Tokenizer, PhaseData]:
@@ -248,8 +246,6 @@ def prepare_data(recipe: Recipe, topology: Topology, poll_seconds: float = 1.0) 
 
 def finish(folder: PhaseFolder, progress: Progress, topology: Topology) -> None:
     """Mark the phase as finished with its last logged loss."""
-    import json
-
     last = json.loads(folder.metrics.read_text(encoding="utf-8").splitlines()[-1])
     folder.finish(
         {

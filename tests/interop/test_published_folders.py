@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.interop.folders import CONFIG, LOGICAL_TOKENIZER, export_folder, import_run, read_import
+from dist_metaxlm.interop.folders import CONFIG, LOGICAL_TOKENIZER, export_folder, fill_mask, import_run, read_import
 from dist_metaxlm.interop.original import FOLDER, ROWS, keep_original, read_original
 from dist_metaxlm.modeling.encoder import Encoder
 
@@ -121,6 +121,9 @@ def test_rows_beyond_the_ids_are_no_candidates_and_come_back(name: str, pieces: 
     export(tmp_path / "ours", tmp_path / "back")
     same_weights(tmp_path / "back", tmp_path / "given")
     assert json.loads((tmp_path / "back" / CONFIG).read_text())["vocab_size"] == ids + 78
+    guesses = fill_mask(tmp_path / "back", {"en": "the <mask> sat"}, top=ids)["en"]
+    assert len(guesses) == ids
+    assert abs(sum(probability for _, probability in guesses) - 1) < 1e-4
 
 
 def test_added_tokens_and_a_padded_vocabulary(pieces: Path, tmp_path: Path) -> None:
