@@ -169,6 +169,7 @@ def export(
     from dist_metaxlm.evaluation.fill_mask import fill_words, hide_heldout_words
     from dist_metaxlm.evaluation.run import tokenizer_of
     from dist_metaxlm.interop.folders import export_folder
+    from dist_metaxlm.interop.original import read_original
     from dist_metaxlm.planning.parameters import count_parameters
 
     if dtype not in DTYPES:
@@ -176,7 +177,8 @@ def export(
     recipe, weights = _open_phase(run_dir, phase, None if data_directory is None else str(data_directory))
     tokenizer = tokenizer_of(Path(run_dir), recipe)
     questions = hide_heldout_words(Path(recipe.data.directory) / "heldout", tokenizer, list(fill_mask)) if fill_mask else {}
-    export_folder(weights, recipe.model, tokenizer.path, output, max_shard_size, getattr(torch, dtype), overwrite)
+    original = read_original(Path(run_dir) / phase)
+    export_folder(weights, recipe.model, tokenizer.path, output, max_shard_size, getattr(torch, dtype), overwrite, original)
     written = {
         "output": str(output),
         "model": recipe.model.model_dump(mode="json"),

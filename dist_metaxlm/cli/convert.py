@@ -44,6 +44,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "and tokenizer.model from XLM-R's SentencePiece file",
     )
     reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
+    reading.add_argument(
+        "--fresh_head",
+        action="store_true",
+        help="draw a new head of masked language modelling for an encoder that was saved without one",
+    )
     export.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -74,11 +79,13 @@ def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
     from dist_metaxlm.interop.folders import LOGICAL_TOKENIZER, import_run
+    from dist_metaxlm.interop.original import read_original
     from dist_metaxlm.planning.parameters import count_parameters
 
-    config = import_run(arguments.input, arguments.output, arguments.max_shard_size)
-    tokenizer = Path(arguments.output) / LOGICAL_TOKENIZER
+    config = import_run(arguments.input, arguments.output, arguments.max_shard_size, arguments.fresh_head)
+    tokenizer, original = Path(arguments.output) / LOGICAL_TOKENIZER, read_original(arguments.output)
     return {
+        "rows_without_id": original.rows - original.ids if original else 0,
         "output": arguments.output,
         "model": config.model_dump(mode="json"),
         "parameters": count_parameters(config).total,
@@ -103,6 +110,8 @@ def main(words: Sequence[str] | None = None) -> None:
             f"for a recipe: data.tokenizer.path={done['tokenizer']}, and as its model what "
             f"{Path(done['output']) / 'model_config.json'} holds, model.vocab_size={done['model']['vocab_size']} among it"
         )
+    if done.get("rows_without_id"):
+        print(f"{done['rows_without_id']} rows of the embedding have no token id: they are kept for an export, not trained")
     for row in done.get("fill_mask", []):
         guesses = ", ".join(f"{p['token'].strip() or '(space)'} {p['score']:.2f}" for p in row["predictions"])
         print(f"  {row['language']}: {row['text']}  ->  {guesses}  (hidden: {row['expected']})")

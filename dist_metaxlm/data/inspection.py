@@ -43,6 +43,7 @@ def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample:
         "language": entry.get("language", origin.corpus),
         "corpus": origin.corpus,
         "files": [source["file"] for source in entry.get("source", [])],
+        "normalisation": tokenizer.normalisation,
         "tokens": sum(_shown_tokens(shown) for shown in parts),
         "targets": sum(shown.batch.targets.numel() for shown in parts),
         "documents": [row for shown in parts for row in _documents(shown, origin.runs, corpus, tokenizer)],
@@ -117,6 +118,7 @@ def as_text(found: dict[str, Any]) -> str:
         f"phase {found['phase']}, objective {found['objective']}, sample {found['sample']}: {found['language']}, "
         f"{counted(found['tokens'], 'token')}, {counted(found['targets'], 'target')}",
         f"corpus {found['corpus']}, from {', '.join(found['files']) or 'files that the store does not name'}",
+        f"text after the tokenizer's normalisation, {found['normalisation']}",
     ]
     for document in found["documents"]:
         first, last = document["positions"]

@@ -51,6 +51,15 @@ class Tokenizer:
         self.special[:pieces] = np.array(self._processor.IsControl(ids)) | np.array(self._processor.IsUnknown(ids))
         self.special[self.mask_id] = True
 
+    @property
+    def normalisation(self) -> str:
+        """The rule by which the model changes characters before it cuts them: `nmt_nfkc`, `nfkc`, `identity` or another."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        model = sentencepiece_model_pb2.ModelProto.FromString(self._processor.serialized_model_proto())
+        spec = model.normalizer_spec
+        return str(spec.name or ("user_defined" if spec.precompiled_charsmap else "identity"))
+
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Open a model file. Errors: UserError if it is missing, no SentencePiece model, or lays out other ids."""

@@ -14,13 +14,14 @@ from dist_metaxlm.recipe.schema import ModelConfig
 _SPECIAL_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
 # A config.json may leave out what equals the default of its class, so those defaults are part of the format
-# (transformers 5: models/xlm_roberta, roberta, xlm_roberta_xl, modernbert).
+# (transformers 5: models/xlm_roberta, roberta, camembert, xlm_roberta_xl, modernbert).
 _XLMR_DEFAULTS = {
     "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
     "intermediate_size": 3072, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
     "max_position_embeddings": 512, "type_vocab_size": 2, "initializer_range": 0.02, "layer_norm_eps": 1e-12,
 }  # fmt: skip
 _ROBERTA_DEFAULTS = _XLMR_DEFAULTS | {"vocab_size": 50265}
+_CAMEMBERT_DEFAULTS = _XLMR_DEFAULTS
 _XL_DEFAULTS = {
     "vocab_size": 250880, "hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32,
     "intermediate_size": 10240, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
@@ -32,7 +33,14 @@ _MODERN_DEFAULTS = {
     "max_position_embeddings": 8192, "initializer_range": 0.02, "norm_eps": 1e-5, "local_attention": 128,
 }  # fmt: skip
 
-_LEARNED_POSITIONS = {"xlm-roberta": _XLMR_DEFAULTS, "roberta": _ROBERTA_DEFAULTS, "xlm-roberta-xl": _XL_DEFAULTS}
+_LEARNED_POSITIONS = {
+    "xlm-roberta": _XLMR_DEFAULTS, "roberta": _ROBERTA_DEFAULTS, "camembert": _CAMEMBERT_DEFAULTS,
+    "xlm-roberta-xl": _XL_DEFAULTS,
+}  # fmt: skip
+_MODERN_SPECIAL_TOKENS = {  # transformers 5: ModernBertConfig
+    "bos_token_id": 50281, "eos_token_id": 50282, "pad_token_id": 50283, "cls_token_id": 50281, "sep_token_id": 50282,
+}  # fmt: skip
+CAMEMBERT = "camembert"
 
 _XLMR_REQUIRED = {
     "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False,
@@ -127,6 +135,23 @@ def model_config(hf_config: dict[str, Any]) -> ModelConfig:
         raise UserError(f"the Hugging Face configuration is not usable: {first['loc']} {first['msg']}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the Hugging Face configuration is not usable: {error}; copy config.json again") from error
+
+
+def fields_to_keep(hf_config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a `config.json` that the model here does not have and an export of it needs again.
+
+    These are ids of special tokens, where they are not ours, and the class of CamemBERT, which names its tokenizer.
+    """
+    model_type = hf_config["model_type"]
+    ours, theirs = dict(_SPECIAL_TOKENS), _SPECIAL_TOKENS | hf_config
+    if model_type == "modernbert":
+        ours |= {"cls_token_id": ours["bos_token_id"], "sep_token_id": ours["eos_token_id"]}
+        theirs = _MODERN_SPECIAL_TOKENS | hf_config
+    kept = {name: theirs[name] for name in ours if theirs[name] != ours[name]}
+    kept |= {name: hf_config[name] for name in ("mask_token_id", "unk_token_id") if name in hf_config}
+    if model_type == CAMEMBERT:
+        kept |= {"model_type": CAMEMBERT, "architectures": ["CamembertForMaskedLM"]}
+    return kept
 
 
 def _from_xlmr(hf_config: dict[str, Any], model_type: str) -> dict[str, Any]:

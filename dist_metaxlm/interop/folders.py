@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.configs import CAMEMBERT, fields_to_keep, huggingface_config, model_config
+from dist_metaxlm.interop.original import TOKENIZER_FILES, Original, copy_tokenizer, write_original
 from dist_metaxlm.interop.shard_writer import INDEX, SHARD_SIZE, WEIGHTS, ShardWriter, write_json
 from dist_metaxlm.interop.tensor_source import FileTensors, HeldTensors, TensorSource, row_blocks
-from dist_metaxlm.interop.tokenizer_import import import_tokenizer
+from dist_metaxlm.interop.tokenizer_import import FolderTokenizer, read_tokenizer
 from dist_metaxlm.interop.tokenizers import export_tokenizer
-from dist_metaxlm.interop.weights import Step, export_steps, huggingface_config, import_steps, model_config, planned
+from dist_metaxlm.interop.weights import Step, export_steps, import_steps, planned, with_fresh_head, with_usual_names
+from dist_metaxlm.modeling.sharding import VOCABULARY
 from dist_metaxlm.recipe.schema import ModelConfig
 
 CONFIG = "config.json"
@@ -32,31 +37,45 @@ def export_folder(
     shard_size: int | str = SHARD_SIZE,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
+    original: Original | None = None,
 ) -> None:
     """Write a folder that `AutoModelForMaskedLM` and `AutoTokenizer` open with `from_pretrained`.
 
     The folder appears under its name only when it is complete, and only then replaces an earlier export (`overwrite`).
     Tensors are read, converted and written one after the other. They keep their dtype unless `dtype` is given; over
     `shard_size` (bytes, or such as "500MB") they go into several files with an index. Without a tokenizer the folder has
-    weights and configuration only.
+    weights and configuration only. What `original` has of the folder that the model was imported from comes back, unless
+    the tokenizer is another one: rows that are no token ids, special ids, added tokens, a tokenizer of its own.
 
     Raises:
         UserError: if `directory` holds anything else already, `weights` are not those of `config`, or the tokenizer does not
         match the model's vocabulary.
         OSError: when the disk is full; nothing is left behind.
     """
-    source = HeldTensors(weights) if isinstance(weights, dict) else weights
-    steps = export_steps(source, config)
+    source: TensorSource = HeldTensors(weights) if isinstance(weights, dict) else weights
+    export_steps(source, config)  # names and shapes
+    kept = Original(config.vocab_size, config.vocab_size)
+    if original is not None and original.fits(tokenizer_model_path):
+        kept = original
+    if kept.ids != config.vocab_size:
+        raise UserError(
+            f"the model has vocab_size {config.vocab_size}, and the one it was imported as {kept.ids}; import it again"
+        )
+    source, whole = kept.whole(source), config.model_copy(update={"vocab_size": kept.rows})
+    steps = export_steps(source, whole)
     target = Path(directory)
     partial = _claim(target, overwrite)
     try:
-        if tokenizer_model_path is not None:
-            export_tokenizer(tokenizer_model_path, partial, config.max_positions)
-            _check_vocabulary(partial, tokenizer_model_path, config)
+        if kept.files:
+            copy_tokenizer(kept, partial)
+        elif tokenizer_model_path is not None:
+            export_tokenizer(tokenizer_model_path, partial, config.max_positions, kept.added_tokens)
+            _check_vocabulary(partial, tokenizer_model_path, config.vocab_size + len(kept.added_tokens))
         written = _write_weights(source, steps, partial, shard_size, dtype)
         # Without it transformers would open all in the dtype of the first tensor.
         wide = max((spec.dtype for spec in written.values()), key=lambda kind: kind.itemsize)
-        write_json(partial / CONFIG, huggingface_config(config) | {"dtype": str(wide).removeprefix("torch.")})
+        fields = huggingface_config(whole) | dict(kept.config)
+        write_json(partial / CONFIG, fields | {"dtype": str(wide).removeprefix("torch.")})
         _publish(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -69,17 +88,16 @@ def open_folder(directory: str | Path) -> tuple[ModelConfig, FileTensors]:
         UserError: for a folder without configuration or safetensors weights, or with damaged or missing files.
     """
     folder = Path(directory)
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} has no {CONFIG}; give a folder that save_pretrained wrote")
-    try:
-        config = model_config(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / CONFIG} is not JSON ({error}); copy the folder again") from None
-    return config, _open_weights(folder)
+    return model_config(_read_config(folder)), _open_weights(folder)
 
 
-def import_run(directory: str | Path, output: str | Path, shard_size: int | str = SHARD_SIZE) -> ModelConfig:
+def import_run(
+    directory: str | Path, output: str | Path, shard_size: int | str = SHARD_SIZE, fresh_head: bool = False
+) -> ModelConfig:
     """Convert a Hugging Face folder to `output`: weights by our names, model_config.json, and tokenizer.model if it has one.
+
+    The model has a row for each token id of the tokenizer; what else the folder has goes to `output/original`, for an export
+    (interop/original.py). `fresh_head` draws a head for an encoder that was saved without one.
 
     Tensors are read, converted and written one after the other and keep their dtype; over `shard_size` (bytes, or such as
     "500MB") they go into several files with an index. The tokenizer is there where the folder has XLM-R's;
@@ -89,20 +107,48 @@ def import_run(directory: str | Path, output: str | Path, shard_size: int | str 
         UserError: as `open_folder`, and for tensors that the configuration does not ask for.
         OSError: when the disk is full; nothing is left behind.
     """
-    config, source = open_folder(directory)
-    steps = import_steps(source, config)
-    tokenizer = import_tokenizer(directory, config)
+    folder = Path(directory)
+    whole, files = open_folder(folder)
+    source = with_usual_names(files)
+    if fresh_head:
+        source = with_fresh_head(source, whole)
+    steps = import_steps(source, whole)
+    hf_config = _read_config(folder)
+    tokenizer = read_tokenizer(folder, whole.vocab_size, hf_config["model_type"] == CAMEMBERT)
+    original = _original(folder, hf_config, whole.vocab_size, tokenizer)
+    inputs = {step.outputs[0]: step.inputs[0] for step in steps if step.outputs[0] in VOCABULARY}
+    config = whole.model_copy(update={"vocab_size": original.ids})
     target = Path(output)
     partial = _claim(target)
     try:
-        _write_weights(source, steps, partial, shard_size)
+        _write_weights(original.cut(source, list(inputs.values())), steps, partial, shard_size)
         if tokenizer is not None:
-            (partial / LOGICAL_TOKENIZER).write_bytes(tokenizer)
+            (partial / LOGICAL_TOKENIZER).write_bytes(tokenizer.model)
+        if not original.is_plain:
+            beyond = original.rows > original.ids
+            rows = {ours: source.read(theirs, original.ids, original.rows) for ours, theirs in inputs.items() if beyond}
+            write_original(original, rows, folder, partial)
         write_json(partial / LOGICAL_CONFIG, config.model_dump(mode="json"))
         _publish(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return config
+
+
+def _original(folder: Path, hf_config: dict[str, Any], rows: int, tokenizer: FolderTokenizer | None) -> Original:
+    """What an export of the folder's model will need of it."""
+    fields, files = fields_to_keep(hf_config), tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
+    if tokenizer is None:
+        return Original(rows, rows, config=fields, files=files)
+    return Original(
+        rows,
+        tokenizer.ids,
+        tokenizer.order,
+        fields,
+        hashlib.sha256(tokenizer.model).hexdigest(),
+        tokenizer.added,
+        files if tokenizer.order else (),
+    )
 
 
 def read_import(directory: str | Path) -> tuple[ModelConfig, FileTensors, bytes | None]:
@@ -145,7 +191,8 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
         if len(places) == 0:
             raise UserError(f"text {name!r} has no {tokenizer.mask_token}; write it where the word is missing")
         with torch.inference_mode():
-            probabilities = model(**inputs).logits[0, places[0]].float().softmax(0)
+            # Rows of the embedding without a token id are no candidates.
+            probabilities = model(**inputs).logits[0, places[0], : len(tokenizer)].float().softmax(0)
         values, ids = probabilities.topk(top)
         answers[name] = [
             (tokenizer.convert_ids_to_tokens(int(token)).replace("▁", " "), float(value))
@@ -171,21 +218,33 @@ def _claim(target: Path, overwrite: bool = False) -> Path:
 
 
 def _publish(partial: Path, target: Path) -> None:
-    for path in partial.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
     if target.exists():  # empty, or an export that may be overwritten
         shutil.rmtree(target)
     os.replace(partial, target)
 
 
-def _check_vocabulary(folder: Path, model_path: str | Path, config: ModelConfig) -> None:
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The content of a folder's config.json."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} has no {CONFIG}; give a folder that save_pretrained wrote")
+    try:
+        content: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / CONFIG} is not JSON ({error}); copy the folder again") from None
+    return content
+
+
+def _check_vocabulary(folder: Path, model_path: str | Path, ids: int) -> None:
     from tokenizers import Tokenizer
 
     size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
-    if size != config.vocab_size:
+    if size != ids:
         raise UserError(
-            f"{model_path} has {size} token ids with <mask> and the model {config.vocab_size}; "
+            f"{model_path} has {size} token ids with <mask> and the model {ids}; "
             "give the tokenizer that the model was trained with"
         )
 

@@ -3,7 +3,8 @@
 XLM-R (through fairseq) uses the SentencePiece ids shifted by one: <s>=0 <pad>=1 </s>=2 <unk>=3, then piece i of the model
 file (whose own order is <unk> <s> </s> ...) at id i + 1, and <mask> last. Here the pieces themselves are put in that order.
 A folder that transformers 5 has saved holds no SentencePiece file, only tokenizer.json, whose pieces, scores and
-normalisation table are the same: the model is built again from these.
+normalisation table are the same: the model is built again from these. CamemBERT has the same pieces in another order: its
+special tokens are at other ids, which change places with ours (`order`).
 """
 
 from __future__ import annotations
@@ -11,49 +12,88 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.normalisation import normalisation_name
 from dist_metaxlm.interop.tokenizers import MASK_PIECE, SENTENCEPIECE_FILE, SPECIAL_PIECES
-from dist_metaxlm.recipe.schema import ModelConfig
+from dist_metaxlm.recipe.schema import LEAST_VOCAB, ModelConfig
 
 FAIRSEQ_PIECES = ("<unk>", "<s>", "</s>")
+CAMEMBERT_PIECES = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED")
+"""The first ids of CamemBERT; piece i of its SentencePiece file is id i + 4."""
 TOKENIZER_JSON = "tokenizer.json"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _UNIGRAM = 1
+_TOKEN_FIELDS = ("id", "content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _PROBES = ("Hello, world!", "Größe  und Straße", "Привет, мир", "你好,世界。", "مرحبا بالعالم", "１２ ｱ ﬁ")
 
 
+@dataclass(frozen=True)
+class FolderTokenizer:
+    """The tokenizer of a Hugging Face folder as a SentencePiece model."""
+
+    model: bytes
+    """Serialised, with our ids."""
+    ids: int
+    """Token ids, `<mask>` included."""
+    order: dict[int, int] = field(default_factory=dict)
+    """Our id -> id in the folder, where they differ."""
+    added: tuple[dict[str, Any], ...] = ()
+    """Tokens that the folder adds behind `ids`, as tokenizer.json lists them, in the order of their ids."""
+
+
 def import_tokenizer(directory: str | Path, config: ModelConfig) -> bytes | None:
-    """The SentencePiece model of a Hugging Face folder, serialised with our ids; None where the folder has none.
+    """The SentencePiece model of `read_tokenizer`, for a model of `config.vocab_size` rows."""
+    tokenizer = read_tokenizer(directory, config.vocab_size)
+    return None if tokenizer is None else tokenizer.model
+
+
+def read_tokenizer(directory: str | Path, rows: int, camembert: bool = False) -> FolderTokenizer | None:
+    """The SentencePiece model of a Hugging Face folder with our ids; None where the folder has none.
 
     A tokenizer.json of another kind (the byte-level BPE of RoBERTa and ModernBERT) is no SentencePiece model: None.
 
+    Args:
+        directory: the folder.
+        rows: rows of the model's embedding; the tokenizer may have fewer ids.
+        camembert: whether a SentencePiece file has CamemBERT's ids and not XLM-R's; the file itself does not say.
+
     Raises:
-        UserError: when a file is damaged, has another order of special pieces, or does not fit the vocabulary of `config`.
+        UserError: when a file is damaged, lacks special pieces, or has more ids than the model has rows.
     """
-    path = Path(directory) / SENTENCEPIECE_FILE
+    folder = Path(directory)
+    path = folder / SENTENCEPIECE_FILE
     if path.is_file():
-        model: tuple[int, bytes] | None = _from_sentencepiece(path)
+        made: tuple[int, bytes, dict[int, int]] | None = _from_sentencepiece(path, camembert)
     else:
-        path = Path(directory) / TOKENIZER_JSON
-        model = _from_json(path) if path.is_file() else None
-    if model is None:
+        path = folder / TOKENIZER_JSON
+        made = _from_json(path) if path.is_file() else None
+    if made is None:
         return None
-    pieces, serialised = model
+    pieces, serialised, order = made
     _open(path, serialised)
-    if pieces + 1 != config.vocab_size:
+    ids = pieces + 1
+    added = _added_tokens(folder, ids)
+    if ids + len(added) > rows:
+        more = f" and {len(added)} added tokens" if added else ""
         raise UserError(
-            f"{path} makes {pieces + 1} ids with <mask>, the model has vocab_size {config.vocab_size}; "
+            f"{path} makes {ids} ids with <mask>{more}, the model has vocab_size {rows}; "
             "take tokenizer and weights from the same folder"
         )
-    return serialised
+    if ids < LEAST_VOCAB:
+        raise UserError(
+            f"{path} makes {ids} ids with <mask>, and a model here has {LEAST_VOCAB} or more; remove it to "
+            "import the weights only"
+        )
+    return FolderTokenizer(serialised, ids, order, added)
 
 
-def _from_sentencepiece(path: Path) -> tuple[int, bytes]:
-    """Number of pieces and the model, from a SentencePiece file in XLM-R's order or ours."""
+def _from_sentencepiece(path: Path, camembert: bool) -> tuple[int, bytes, dict[int, int]]:
+    """Number of pieces, model, and order of ids, of a SentencePiece file in XLM-R's order, CamemBERT's or ours."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sentencepiece import sentencepiece_model_pb2
 
@@ -63,18 +103,22 @@ def _from_sentencepiece(path: Path) -> tuple[int, bytes]:
     except DecodeError:
         raise UserError(f"{path} is not a SentencePiece model; copy the folder again") from None
     first = tuple(piece.piece for piece in model.pieces[:4])
-    if first == SPECIAL_PIECES:
-        return len(model.pieces), path.read_bytes()  # an export of ours: byte for byte the same, so the same hash
+    if first == SPECIAL_PIECES:  # an export of ours: byte for byte the same, so the same hash
+        return len(model.pieces), path.read_bytes(), {}
     if first[:3] != FAIRSEQ_PIECES:
         raise UserError(
             f"{path} begins with {' '.join(first)}, neither XLM-R's order nor ours; "
             "convert the weights of a folder with XLM-R's tokenizer"
         )
-    return _serialised(model, [(piece.piece, piece.score, piece.type) for piece in model.pieces[3:]])
+    pieces = [(piece.piece, piece.score, piece.type) for piece in model.pieces[3:]]
+    if not camembert:
+        return (*_serialised(model, pieces), {})
+    special = [(name, 0.0, _CONTROL) for name in (*CAMEMBERT_PIECES, *FAIRSEQ_PIECES[1:])]
+    return _arranged(model, [*special, *pieces, (MASK_PIECE, 0.0, _CONTROL)])
 
 
-def _from_json(path: Path) -> tuple[int, bytes] | None:
-    """Number of pieces and the model, from the tokenizer.json of XLM-R; None for another kind of tokenizer."""
+def _from_json(path: Path) -> tuple[int, bytes, dict[int, int]] | None:
+    """Number of pieces, model, and order of ids, of XLM-R's tokenizer.json; None for another kind of tokenizer."""
     from sentencepiece import sentencepiece_model_pb2
 
     try:
@@ -82,27 +126,70 @@ def _from_json(path: Path) -> tuple[int, bytes] | None:
         if content["model"].get("type") != "Unigram":
             return None
         vocabulary = [(str(piece), float(score)) for piece, score in content["model"]["vocab"]]
-        table = _table(content["normalizer"])
-        charsmap = base64.b64decode(table or "", validate=True)
+        plain, table = _table(content["normalizer"])
+        charsmap = base64.b64decode(table, validate=True)
+        control = {str(token["content"]) for token in content.get("added_tokens") or [] if token["special"]}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a tokenizer; copy the folder again") from None
-    names = tuple(piece for piece, _ in vocabulary)
-    if not charsmap or names[:4] != SPECIAL_PIECES or names[-1] != MASK_PIECE:
+    names = {piece for piece, _ in vocabulary}
+    if not (charsmap or plain) or not names.issuperset((*SPECIAL_PIECES, MASK_PIECE)):
         raise UserError(
-            f"{path} is not XLM-R's kind (a normalisation table, {' '.join(SPECIAL_PIECES)} first, {MASK_PIECE} "
-            "last); remove it to import the weights only"
+            f"{path} is not XLM-R's kind (a normalisation table or no normaliser, and the pieces "
+            f"{' '.join(SPECIAL_PIECES)} and {MASK_PIECE}); remove it to import the weights only"
         )
     model = sentencepiece_model_pb2.ModelProto()
-    model.normalizer_spec.name = "nmt_nfkc"
+    model.normalizer_spec.name = normalisation_name(charsmap)
     model.normalizer_spec.precompiled_charsmap = charsmap
     model.trainer_spec.model_type = _UNIGRAM
     fallback = model.trainer_spec.byte_fallback = bool(content["model"].get("byte_fallback"))
-    pieces = [
-        (piece, score, _BYTE if fallback and _BYTE_PIECE.fullmatch(piece) else _NORMAL) for piece, score in vocabulary[4:-1]
-    ]
-    made = _serialised(model, pieces)
-    _check_ids(path, made[1])
+    kinds = {piece: _BYTE for piece in names if fallback and _BYTE_PIECE.fullmatch(piece)} | dict.fromkeys(control, _CONTROL)
+    made = _arranged(model, [(piece, score, kinds.get(piece, _NORMAL)) for piece, score in vocabulary])
+    _check_ids(path, made[1], made[2])
     return made
+
+
+def _arranged(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, bytes, dict[int, int]]:
+    """`model` with `pieces`, given in the folder's order, in ours: special pieces first, `<mask>` last and not in the model.
+
+    Pieces that stand where ours must are exchanged with them. Returns the number of pieces, the bytes, and our id -> id in
+    the folder, where they differ.
+    """
+    places = {piece: place for place, (piece, _, _) in enumerate(pieces)}
+    order = list(range(len(pieces)))
+    for slot, piece in [*enumerate(SPECIAL_PIECES), (len(pieces) - 1, MASK_PIECE)]:
+        other = order.index(places[piece])
+        order[slot], order[other] = order[other], order[slot]
+    made = _serialised(model, [pieces[place] for place in order[len(SPECIAL_PIECES) : -1]])
+    return (*made, {row: place for row, place in enumerate(order) if row != place})
+
+
+def _added_tokens(folder: Path, ids: int) -> tuple[dict[str, Any], ...]:
+    """Tokens of a folder at ids from `ids` on; UserError where an id between them is missing."""
+    listed: list[dict[str, Any]] = []
+    try:
+        for name in (TOKENIZER_JSON, "tokenizer_config.json", "added_tokens.json"):
+            if listed or not (folder / name).is_file():
+                continue
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            if name == TOKENIZER_JSON:
+                listed = [dict(token) for token in content.get("added_tokens") or []]
+            elif name == "tokenizer_config.json":
+                known = content.get("added_tokens_decoder") or {}
+                listed = [{"id": int(number), **token} for number, token in known.items()]
+            else:
+                listed = [{"id": int(number), "content": str(token)} for token, number in content.items()]
+        beyond = sorted((token for token in listed if token["id"] >= ids), key=lambda token: token["id"])
+        tokens = tuple({key: token[key] for key in _TOKEN_FIELDS if key in token} for token in beyond)
+        numbers = [int(token["id"]) for token in tokens]
+        names = [str(token["content"]) for token in tokens]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"the added tokens of {folder} cannot be read; copy its tokenizer's files again") from None
+    if numbers != list(range(ids, ids + len(tokens))) or len(set(names)) != len(names):
+        raise UserError(
+            f"{folder} adds tokens at the ids {', '.join(map(str, numbers[:3]))}, ... and its tokenizer has {ids} ids; "
+            "save it again with tokenizer.save_pretrained"
+        )
+    return tokens
 
 
 def _serialised(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, bytes]:
@@ -117,12 +204,13 @@ def _serialised(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, 
     return len(model.pieces), bytes(model.SerializeToString(deterministic=True))
 
 
-def _table(normalizer: dict[str, Any]) -> str | None:
-    """The normalisation table (base64) of a normaliser or of the first part that has one."""
-    for part in (normalizer, *normalizer.get("normalizers", [])):
+def _table(normalizer: dict[str, Any] | None) -> tuple[bool, str]:
+    """(Whether a normaliser leaves every character as it is, its table in base64 or of the first part that has one)."""
+    parts = [] if normalizer is None else [normalizer, *normalizer.get("normalizers", [])]
+    for part in parts:
         if part["type"] == "Precompiled":
-            return str(part["precompiled_charsmap"])
-    return None
+            return False, str(part["precompiled_charsmap"] or "")
+    return all(part["type"] in ("Sequence", "Replace") for part in parts), ""
 
 
 def _open(path: Path, model: bytes) -> Any:
@@ -135,13 +223,17 @@ def _open(path: Path, model: bytes) -> Any:
         raise UserError(f"{path} is no usable SentencePiece model ({error}); copy the folder again") from None
 
 
-def _check_ids(path: Path, model: bytes) -> None:
+def _check_ids(path: Path, model: bytes, order: dict[int, int]) -> None:
     """UserError unless the model gives the ids of the tokenizer.json it was built from."""
     from tokenizers import Tokenizer
 
-    theirs, ours = Tokenizer.from_file(str(path)), _open(path, model)
+    ours = _open(path, model)
+    try:
+        theirs = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other class
+        raise UserError(f"{path} is not a tokenizer ({error}); copy the folder again") from None
     for text in _PROBES:
-        if theirs.encode(text, add_special_tokens=False).ids != ours.encode(text):
+        if theirs.encode(text, add_special_tokens=False).ids != [order.get(token, token) for token in ours.encode(text)]:
             raise UserError(
                 f"{path} gives other ids for {text!r} than SentencePiece with its pieces; remove it to import "
                 "the weights only"

@@ -1,5 +1,5 @@
 """Weights and configuration to and from Hugging Face's XLMRobertaForMaskedLM, XLMRobertaXLForMaskedLM,
-RobertaForMaskedLM (the same network as the first) and ModernBertForMaskedLM.
+RobertaForMaskedLM and CamembertForMaskedLM (the same network as the first) and ModernBertForMaskedLM.
 
 A Hugging Face state here is what `save_pretrained` writes: no second copy of tied weights. Import followed by export
 gives back the same bytes.
@@ -15,8 +15,10 @@ import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.configs import check_exportable, huggingface_config, model_config
+from dist_metaxlm.interop.source_views import ExtendedTensors, RenamedTensors
 from dist_metaxlm.interop.tensor_source import HeldTensors, TensorSource, same_tensor
 from dist_metaxlm.modeling.encoder import Encoder
+from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.recipe.schema import ModelConfig
 from dist_metaxlm.text import counted
 
@@ -29,6 +31,8 @@ __all__ = [
     "model_config",
     "planned",
     "to_huggingface",
+    "with_fresh_head",
+    "with_usual_names",
 ]
 
 State = dict[str, torch.Tensor]
@@ -40,6 +44,9 @@ _TIED = {
     "decoder.weight": "model.embeddings.tok_embeddings.weight",
 }
 _HEADS = ("lm_head.", "head.", "decoder.")
+_OTHER_HEADS = ("classifier.", "qa_outputs.", "score.")
+_PREFIXES = {"embeddings.word_embeddings.weight": "roberta.", "embeddings.tok_embeddings.weight": "model."}
+"""Token embedding of an encoder -> prefix of the encoder in the models with a head."""
 _IGNORED = ("position_ids", "token_type_ids", "roberta.pooler.dense.weight", "roberta.pooler.dense.bias")
 
 
@@ -78,7 +85,7 @@ def from_huggingface(hf_state: Mapping[str, torch.Tensor], config: ModelConfig) 
 
     UserError for missing or unknown names, shapes that contradict `config`, and heads that are not tied.
     """
-    source = HeldTensors(hf_state)
+    source = with_usual_names(HeldTensors(hf_state))
     return _all_at_once(source, import_steps(source, config))
 
 
@@ -94,6 +101,47 @@ def export_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
     return steps
 
 
+def with_usual_names(source: TensorSource) -> TensorSource:
+    """`source` under the names of the models with a head, whichever prefix the encoder has in it.
+
+    An encoder saved alone has none, one inside of another module has one more (`model.roberta.`).
+    """
+    names = list(source.keys())
+    for table, usual in _PREFIXES.items():
+        prefixes = [name.removesuffix(table) for name in names if name.endswith(table)]
+        if len(prefixes) == 1 and prefixes != [usual]:
+            outer = prefixes[0].removesuffix(usual) if prefixes[0].endswith(usual) else ""
+            renamed: dict[str, str] = {}
+            for name in names:
+                inner = name.startswith(prefixes[0]) and not (prefixes == [""] and name.startswith((*_HEADS, *_OTHER_HEADS)))
+                plain = usual + name.removeprefix(prefixes[0]) if inner else name.removeprefix(outer)
+                if plain in renamed:
+                    raise UserError(f"{name} and {renamed[plain]} are both {plain}; save the masked language model alone")
+                renamed[plain] = name
+            return RenamedTensors(source, renamed)
+    return source
+
+
+def with_fresh_head(source: TensorSource, config: ModelConfig) -> TensorSource:
+    """The encoder of `source` with a head of masked language modelling that is drawn anew; other heads are left out.
+
+    A head that `source` has whole stays.
+    """
+    links = [link for link in _links(config, len(list(source.keys()))) if link.theirs[0].startswith(_HEADS)]
+    given = set(_without_copies(source))
+    if all(name in given for link in links for name in link.theirs):
+        return source
+    with torch.device("meta"):
+        shapes = {name: parameter.shape for name, parameter in Encoder(config).named_parameters()}
+    table = source.spec(next(name for name in source.keys() if name.endswith(tuple(_PREFIXES))))  # noqa: SIM118
+    head = {
+        link.theirs[0]: initial_values(link.ours[0], shapes[link.ours[0]], 0, config.init_std).to(table.dtype)
+        for link in links
+    }
+    kept = {name: name for name in source.keys() if not name.startswith((*_HEADS, *_OTHER_HEADS))}  # noqa: SIM118
+    return ExtendedTensors(RenamedTensors(source, kept), head)
+
+
 def import_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
     """How Hugging Face's tensors become ours; the UserErrors of `from_huggingface`, found from shapes alone.
 
@@ -106,10 +154,11 @@ def import_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
     ]
     expected = {name for step in steps for name in step.inputs}
     head = {name for name in expected if name.startswith(_HEADS)}
-    if not head & set(names.values()):
+    if head - set(names.values()) and (not head & set(names.values()) or any(map(_of_another_head, names))):
         raise UserError(
             "the folder holds an encoder without the head of masked language modelling, as AutoModel and "
-            "fine-tuned models are saved; give the model that it was made from, saved by AutoModelForMaskedLM"
+            "fine-tuned models are saved; give it a fresh head with --fresh_head, or give the model that it was made from, "
+            "saved by AutoModelForMaskedLM"
         )
     _check_names(set(names.values()), expected, "the Hugging Face folder")
     _check_shapes(planned(source, steps), config, "the Hugging Face weights")
@@ -149,6 +198,10 @@ def _without_copies(source: TensorSource) -> dict[str, str]:
         elif not same_tensor(source, copy, original):
             raise UserError(f"{copy} differs from {original}; only models whose head is tied to the embedding are read")
     return names
+
+
+def _of_another_head(name: str) -> bool:
+    return name.startswith(_OTHER_HEADS)
 
 
 def _check_names(given: set[str], expected: set[str], where: str) -> None:

@@ -116,17 +116,20 @@ def verify(recipe: Recipe) -> int:
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """What is prepared: folder, and once the store is there languages, pairs, documents, tokens, bytes of text, and how many
-    paragraphs and pairs of the corpus are not in it, by reason."""
+    """What is prepared: folder, the tokenizer's normalisation, and once the store is there languages, pairs, documents,
+    tokens, bytes of text, and how many paragraphs and pairs of the corpus are not in it, by reason."""
     directory = Path(recipe.data.directory)
+    model = directory / "tokenizer.model"
+    facts = {"directory": str(directory)}
+    facts |= {"normalisation": Tokenizer.load(model).normalisation} if model.is_file() else {}
     if not (directory / "store").is_dir():
-        return {"directory": str(directory)}
+        return facts
     content = TokenStore.open(directory / "store").manifest
     text, bitext = content["text"].values(), content["bitext"].values()
     note = dict(content.get("corpus") or {}).get("note")
     left_out: Counter[str] = sum((Counter(about.get("dropped", {})) for about in (*text, *bitext)), Counter())
     return {
-        "directory": str(directory),
+        **facts,
         **({"note": note} if note else {}),
         "languages": len(text_sources(content["text"])),
         "language_pairs": len(bitext),
@@ -204,11 +207,15 @@ def _make_tokenizer(recipe: Recipe, directory: Path, log: Log) -> bool:
     scratch = place.with_name(".making-tokenizer.model")
     if config.path:
         _check_size(Tokenizer.load(config.path), recipe)
-        log(f"taking the tokenizer {config.path}")
+        taken = Tokenizer.load(config.path)
+        log(f"taking the tokenizer {config.path}, normalisation {taken.normalisation}")
         shutil.copyfile(config.path, scratch)
         found = report(Tokenizer.load(scratch), draw(samples, config))
     else:
-        log(f"training a tokenizer of {recipe.model.vocab_size} ids on at most {config.sample_bytes / 1e6:.0f} MB of text")
+        log(
+            f"training a tokenizer of {recipe.model.vocab_size} ids, normalisation {config.normalisation}, on at most "
+            f"{config.sample_bytes / 1e6:.0f} MB of text"
+        )
         found = train_tokenizer(samples, config, recipe.model.vocab_size, scratch)
     for sentence in poorly_served(found):
         log(sentence)

@@ -19,6 +19,9 @@ no such field. How much may be left out (`max_skipped`) changes nothing in what 
 _USED_BY = {"data.heldout_strings": "heldout", "model.vocab_size": "tokenizer.model", "data.max_pair_tokens": "store"}
 """Settings that nothing before this one follows from; those of the tokenizer are its own, all others the corpus's."""
 
+_BEFORE = {"data.tokenizer.normalisation": "nmt_nfkc", _POLICY: _STRICT}
+"""Settings that older data do not name -> what they were made with."""
+
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that the prepared data follow from, flat: recipe field -> value."""
@@ -60,7 +63,7 @@ def check_settings(recipe: Recipe) -> None:
     for field, value in {_POLICY: _STRICT, **settings(recipe)}.items():
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
         stale = [name for name in _MADE[_MADE.index(user) :] if (directory / name).exists()]
-        before = made.get(field, _STRICT if field == _POLICY else None)
+        before = made.get(field, _BEFORE.get(field))
         if before != value and stale and not (field == _POLICY and before == _STRICT):
             field, before, now = _difference(field, before, value)
             what = f"delete {', '.join(stale)} there" if user != "corpus" else "delete that folder"

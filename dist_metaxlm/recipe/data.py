@@ -12,6 +12,10 @@ Column = Annotated[int, Field(ge=1)]
 """Column of a file, from 1."""
 
 
+Normalisation = Literal["nmt_nfkc", "nfkc", "identity"]
+"""Rules of SentencePiece; the first is XLM-R's."""
+
+
 class TokenizerConfig(Section):
     """How the SentencePiece unigram model is trained, or which one is taken."""
 
@@ -25,6 +29,10 @@ class TokenizerConfig(Section):
     """Share of all characters that get a piece of their own; the rest falls back to bytes."""
     byte_fallback: bool = True
     """Spell unknown characters as bytes instead of `<unk>`."""
+    normalisation: Normalisation = "nmt_nfkc"
+    """What the tokenizer does to characters, after `cleaning.unicode`: `nmt_nfkc` is XLM-R's table (NFKC; ZWNJ becomes a
+    space, control characters go), `nfkc` is NFKC alone, `identity` keeps every character. A tokenizer that `path` names
+    keeps its own."""
 
 
 def _refuse_one_column(columns: tuple[int, int] | None, field: str) -> None:

@@ -103,8 +103,8 @@ def test_a_folder_of_transformers_5_gives_the_model_back(saved: Path, tmp_path: 
     for text in TEXTS:
         assert [0, *ours.encode(text), 2] == theirs(text).input_ids
     assert ours.vocab_size == len(theirs)
-    with pytest.raises(UserError, match=r"tokenizer\.json makes .* ids with <mask>, the model has vocab_size 999"):
-        import_tokenizer(saved, config(999))
+    with pytest.raises(UserError, match=r"tokenizer\.json makes .* ids with <mask>, the model has vocab_size 301"):
+        import_tokenizer(saved, config(301))
     export_tokenizer(tmp_path / "tokenizer.model", tmp_path / "again")
     again = AutoTokenizer.from_pretrained(str(tmp_path / "again"), local_files_only=True)
     assert [again(text).input_ids for text in TEXTS] == [theirs(text).input_ids for text in TEXTS]
@@ -136,7 +136,8 @@ def test_byte_level_tokenizers_are_left_out(tmp_path: Path) -> None:
     [
         (lambda content: content["model"]["vocab"].pop(), "is not XLM-R's kind"),
         (lambda content: content["model"]["vocab"].pop(1), "is not XLM-R's kind"),
-        (lambda content: content.update(normalizer=None), "is not a tokenizer"),
+        (lambda content: content.update(normalizer=1), "is not a tokenizer"),
+        (lambda content: content["added_tokens"][0].pop("lstrip"), "is not a tokenizer"),
         (lambda content: content["normalizer"].update(precompiled_charsmap="?"), "is not a tokenizer"),
         (lambda content: content["model"]["vocab"].append(1), "is not a tokenizer"),
         (lambda content: content.update(normalizer={"type": "NFC"}), "is not XLM-R's kind"),
@@ -152,10 +153,27 @@ def test_a_tokenizer_json_of_another_kind_or_damaged(change: Any, message: str, 
         import_tokenizer(tmp_path, config(vocabulary_size(tmp_path)))
 
 
+def test_a_tokenizer_json_without_normaliser(saved: Path, tmp_path: Path) -> None:
+    """What `XLMRobertaTokenizer(vocab=...)` of transformers 5 saves."""
+    from transformers import XLMRobertaTokenizer
+
+    vocabulary = [(piece, score) for piece, score in json.loads((saved / TOKENIZER_JSON).read_text())["model"]["vocab"]]
+    theirs = XLMRobertaTokenizer(vocab=vocabulary)
+    theirs.save_pretrained(str(tmp_path))
+    assert json.loads((tmp_path / TOKENIZER_JSON).read_text())["normalizer"] is None
+    model = import_tokenizer(tmp_path, config(len(theirs)))
+    assert model is not None
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    ours = Tokenizer.load(tmp_path / "tokenizer.model")
+    assert ours.normalisation == "identity"
+    for text in (*TEXTS, "the  cat ½"):
+        assert [0, *ours.encode(text), 2] == theirs(text).input_ids
+
+
 def test_a_folder_without_one_and_bad_files(folder: Path, tmp_path: Path) -> None:
     assert import_tokenizer(tmp_path, config(400)) is None
-    with pytest.raises(UserError, match="the model has vocab_size 999"):
-        import_tokenizer(folder, config(999))
+    with pytest.raises(UserError, match="the model has vocab_size 301"):
+        import_tokenizer(folder, config(301))
     (tmp_path / SENTENCEPIECE_FILE).write_bytes(b"\xff\xff not a model")
     with pytest.raises(UserError, match="not a SentencePiece model"):
         import_tokenizer(tmp_path, config(400))

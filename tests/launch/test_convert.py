@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dist_metaxlm.interop.folders import export_folder, read_import
+from dist_metaxlm.interop.original import keep_original
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -221,7 +222,35 @@ def test_without_a_sentencepiece_model_only_weights_are_imported_and_one_sentenc
     done = run("import", "--input", tmp_path / "hf", "--output", tmp_path / "ours")
     assert done.code == 0, done.err
     assert done.out.splitlines()[1].startswith("weights only: the folder has no SentencePiece tokenizer (RoBERTa and ")
-    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == ["model.safetensors", "model_config.json"]
+    written = ["model.safetensors", "model_config.json", "original"]
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == written
+    assert (tmp_path / "ours/original/tokenizer.json").read_bytes() == (tmp_path / "hf/tokenizer.json").read_bytes()
+
+
+def test_rows_without_a_token_id_come_back_from_a_trained_phase(run, trained, config, tokenizer, tmp_path):
+    run_dir = shutil.copytree(trained[0], tmp_path / "run")
+    padded = config.model_copy(update={"vocab_size": -(-config.vocab_size // 64) * 64})
+    export_folder(Encoder(padded).state_dict(), padded, None, tmp_path / "hf")
+    shutil.copy(tokenizer, tmp_path / "hf/sentencepiece.bpe.model")
+    done = run("import", "--input", tmp_path / "hf", "--output", tmp_path / "ours", "--json")
+    assert json.loads(done.out)["model"]["vocab_size"] == config.vocab_size
+    keep_original(tmp_path / "ours", run_dir / "meta")
+    done = run("export", "--run_dir", run_dir, "--phase", "meta", "--output", tmp_path / "back")
+    assert done.code == 0, done.err
+    given, back = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "back"))
+    table = "roberta.embeddings.word_embeddings.weight"
+    assert torch.equal(back[table][config.vocab_size :], given[table][config.vocab_size :])
+    assert torch.equal(back[table][: config.vocab_size], trained[1]["embedding.tokens.weight"])
+
+
+def test_a_fresh_head_when_asked(run, config, tmp_path):
+    export_folder(Encoder(config).state_dict(), config, None, tmp_path / "hf")
+    path = tmp_path / "hf/model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if not name.startswith("lm_head.")}, path)
+    done = run("import", "--input", tmp_path / "hf", "--output", tmp_path / "ours")
+    assert (done.code, done.out) == (2, "")
+    assert "give it a fresh head with --fresh_head" in done.err
+    assert run("import", "--input", tmp_path / "hf", "--output", tmp_path / "ours", "--fresh_head").code == 0
 
 
 def test_mistakes_are_one_sentence_and_exit_2(run, trained, config, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.probe import HeldoutProbe
@@ -396,18 +396,35 @@ def test_unseen_embeddings_are_reinitialised_and_the_optimiser_carried(
     assert manifest["adam_step"] == 20
 
 
+def add_rows(folder: Path, count: int) -> dict[str, torch.Tensor]:
+    """Give the embedding of a Hugging Face folder random rows for no token, as XLM-R XL has them; returns these."""
+    path, settings = folder / "model.safetensors", folder / "config.json"
+    state, more = load_file(path), {}
+    for name in ("roberta.embeddings.word_embeddings.weight", "lm_head.bias"):
+        more[name] = torch.randn(count, *state[name].shape[1:], generator=torch.Generator().manual_seed(4))
+        state[name] = torch.cat([state[name], more[name]])
+    save_file(state, path)
+    content = json.loads(settings.read_text())
+    settings.write_text(json.dumps(content | {"vocab_size": content["vocab_size"] + count}))
+    return more
+
+
 def test_cross_starts_from_an_imported_hugging_face_folder(
     undisturbed: Path, tiny_recipe: Path, tmp_path: Path, run_ranks: Run
 ) -> None:
     convert = ROOT / "launch" / "convert.py"
     run_ranks(1, convert, "export", "--run_dir", undisturbed, "--phase", "meta", "--output", tmp_path / "hf")
+    more = add_rows(tmp_path / "hf", 14)
     run_ranks(1, convert, "import", "--input", tmp_path / "hf", "--output", tmp_path / "imported")
     start = ("--init_from", str(tmp_path / "imported"))
     out = run_ranks(2, *command(tiny_recipe, tmp_path / "run", "cross", *start))
     assert "tokenizer" in out
     assert "(equal)" in out
-    # The same weights as the run whose meta phase was exported, so the same curve.
+    # The same weights as the run whose meta phase was exported, so the same curve: rows without an id are no candidates.
     assert curve(tmp_path / "run", "cross") == curve(undisturbed, "cross")
+    run_ranks(1, convert, "export", "--run_dir", tmp_path / "run", "--phase", "cross", "--output", tmp_path / "back")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(torch.equal(back[name][-14:], rows) for name, rows in more.items())
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path / "other", "cross", *start, "model.ffn=128")[1:])
     assert "set model.ffn=64" in message
     assert not (tmp_path / "other").exists(), "the folder is that of a recipe that was refused"

@@ -181,6 +181,19 @@ def test_a_store_of_other_tools_is_taken_as_the_page_says(recipe: Recipe, tmp_pa
     assert describe(taken)["tokens"] == describe(recipe)["tokens"]
 
 
+def test_data_from_before_the_field_are_those_of_its_default(recipe: Recipe, tmp_path: Path) -> None:
+    prepare(recipe, silent)
+    assert describe(recipe)["normalisation"] == "nmt_nfkc"
+    path = tmp_path / "data" / "settings.json"
+    made = json.loads(path.read_text())
+    assert made.pop("data.tokenizer.normalisation") == "nmt_nfkc"
+    path.write_text(json.dumps(made))
+    assert is_prepared(recipe)
+    other = make_recipe(tmp_path, tokenizer={"normalisation": "identity"})
+    with pytest.raises(UserError, match=r"normalisation='nmt_nfkc' and the recipe has 'identity'"):
+        is_prepared(other)
+
+
 @pytest.mark.parametrize(("name", "step"), [("corpus/text/en.txt", "corpus"), ("heldout/excluded.json", "heldout")])
 def test_what_a_step_reads_is_what_the_one_before_wrote(recipe: Recipe, tmp_path: Path, name: str, step: str) -> None:
     prepare(recipe, silent, until="tokenizer")

@@ -146,7 +146,7 @@ def _train_into(model: io.BytesIO, texts: Iterable[str], config: TokenizerConfig
             unk_id=UNK,
             byte_fallback=config.byte_fallback,
             character_coverage=config.character_coverage,
-            normalization_rule_name="nmt_nfkc",
+            normalization_rule_name=config.normalisation,
             num_threads=THREADS,
             seed_sentencepiece_size=int(np.clip(SEED_FACTOR * vocab_size, *SEED_LIMITS)),
             max_sentence_length=SENTENCE_BYTES + 200,

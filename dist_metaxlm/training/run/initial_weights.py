@@ -7,9 +7,11 @@ from pathlib import Path
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
+from dist_metaxlm.interop.original import keep_original
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig, Recipe
 from dist_metaxlm.training.checkpointing.manifest import file_digest
+from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 FREE = {"dropout", "attention_dropout", "init_std"}
 """Fields of the model that say nothing about the weights' shape or meaning."""
@@ -30,7 +32,13 @@ def check_initial_weights(recipe: Recipe, folder: str | Path) -> None:
     config, _, tokenizer = read_import(folder)
     differing = differing_fields(recipe.model, config)
     if differing:
-        raise UserError(f"--init_from {folder} is a model of another shape; set {differing}")
+        more = ""
+        if tokenizer is None and config.vocab_size > recipe.model.vocab_size:
+            more = (
+                ". Where its tokenizer has fewer ids than the embedding has rows, import the model again from a folder that "
+                "holds the tokenizer, too"
+            )
+        raise UserError(f"--init_from {folder} is a model of another shape; set {differing}{more}")
     if tokenizer is None:
         return
     prepared, named = Path(recipe.data.directory) / "tokenizer.model", recipe.data.tokenizer.path
@@ -52,3 +60,9 @@ def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, t
     encoder.load_logical(state)
     checked = "equal" if tokenizer is not None else "not checked, the import has none"
     return f"weights from {folder}; tokenizer {tokenizer_hash[:12]} ({checked}); optimiser and learning rate start anew"
+
+
+def keep_import(folder: PhaseFolder, step: int, init_from: str | Path | None) -> None:
+    """Keep in a phase that begins what an export of it needs of the import (interop/original.py): its own or meta's."""
+    if step == 0:
+        keep_original(init_from or (folder.run_dir / "meta" if folder.phase == "cross" else None), folder.path)

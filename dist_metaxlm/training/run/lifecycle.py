@@ -11,6 +11,7 @@ from dist_metaxlm.text import counted
 from dist_metaxlm.training.checkpointing.manifest import list_steps, write_json
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run.context import Options, RunContext
+from dist_metaxlm.training.run.initial_weights import keep_import
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 from dist_metaxlm.training.run.staleness import warn_of_stale_cross
 from dist_metaxlm.training.run.starting_point import StartingPoint
@@ -76,6 +77,7 @@ def begin(context: RunContext, start: StartingPoint, step: int) -> None:
     if options.resume.isdecimal():
         for line in folder.go_back(step):
             logger.info(line)
+    keep_import(folder, step, options.init_from)
     folder.cut_metrics(step)
     if start.report is not None:
         write_json(folder.path / "carry_over.json", start.report)
