@@ -12,6 +12,7 @@ from dist_metaxlm.deepspeed_adapter.config_files import fill_automatic, read_con
 from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, prepare_scaler
 from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
+from dist_metaxlm.deepspeed_adapter.stale_gradients import prevent_stale_gradients
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention.dispatch import choose_backward
 from dist_metaxlm.modeling.checkpointing import set_recompute
@@ -86,6 +87,7 @@ def build_engine(
         model=model, optimizer=optimizer, config=config, dist_init_required=False, mpu=deepspeed_mpu()
     )
     prepare_scaler(engine)
+    prevent_stale_gradients(engine)
     optimizer_state.create_adam_state(engine)
     use_exact_norms(engine)
     if data_size == 1 and engine.zero_optimization_stage() == 0:
@@ -93,21 +95,6 @@ def build_engine(
     if isinstance(model, PretrainingModel):
         _ = model.memory  # made now, from the weights that the phase begins with
     return engine
-
-
-def clear_gradients(engine: Any) -> None:
-    """Leave no gradient of an earlier step behind; to be called before a step's first backward pass.
-
-    ZeRO-3 (DeepSpeed 0.19.8) overwrites a parameter's part in the first micro-step and adds in the others, so a parameter
-    that an objective does not reach would be updated with what an earlier step left there. Other stages count it as zero.
-    """
-    parts = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
-    if parts is None:
-        return
-    parts.zero_()
-    for master in engine.optimizer.fp32_partitioned_groups_flat if engine.optimizer.offload_optimizer else ():
-        if master.grad is not None:
-            master.grad.zero_()
 
 
 def set_learning_rate(engine: Any, value: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.parallel.groups import groups
-from dist_metaxlm.training.engine.engine import clear_gradients, set_learning_rate
+from dist_metaxlm.training.engine.engine import set_learning_rate
 
 See = Callable[[PackedBatch], None]
 
@@ -31,7 +31,6 @@ class Accumulation:
         """See `Execution`."""
         engine = self._engine
         engine.module.train()
-        clear_gradients(engine)
         for micro in self._plan.at(step):
             batch = next(self._batches).to(engine.device)
             loss, losses, languages = engine(batch, micro.objective, step)
