@@ -193,7 +193,7 @@ def _run(
         encoder.load_logical(checkpoint.tensors("weights"))
     if device.type == "cuda" or registry.forced() is not None:
         registry.tell(lambda line: _say(topology, line))
-    engine = build_engine(model, recipe, device, place.data_size, options.deepspeed_config)
+    engine = build_engine(model, recipe, device, place.data_size)
     if checkpoint is not None:
         restore(engine, checkpoint)
         progress.resume(checkpoint)

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
-from dist_metaxlm.deepspeed_adapter.config_files import fill_automatic, read_config, shipped_file
+from dist_metaxlm.deepspeed_adapter.config_check import fields_in
+from dist_metaxlm.deepspeed_adapter.config_files import refusals_in_words, settings
 from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, prepare_scaler
 from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
 from dist_metaxlm.deepspeed_adapter.stale_gradients import prevent_stale_gradients
+from dist_metaxlm.deepspeed_adapter.weight_check import check_all_weights
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention.dispatch import choose_backward
 from dist_metaxlm.modeling.checkpointing import set_recompute
@@ -40,18 +42,13 @@ def resolve_precision(recipe: Recipe, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
-def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_file: str | None) -> dict[str, Any]:
-    """DeepSpeed's configuration: the given file, or the shipped one for the recipe's ZeRO stage and precision.
-
-    Fields that say `auto` are filled from the recipe.
+def engine_config(recipe: Recipe, device: torch.device, data_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe, its own settings (`recipe.deepspeed`) included.
 
     Raises:
-        UserError: for a file that is missing, not JSON, or asks for what the recipe decides.
+        UserError: for ZeRO-0 in half precision.
     """
-    precision = resolve_precision(recipe, device)
-    shipped = config_file is None
-    config = read_config(shipped_file(recipe, precision, data_size) if config_file is None else config_file, shipped)
-    fill_automatic(config, recipe, device, data_size)
+    config = settings(recipe, resolve_precision(recipe, device), device, data_size)
     # DeepSpeed's throughput timer waits for the device before every micro-step; the loop has a clock of its own.
     config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
     if recipe.parallel.pipeline > 1:
@@ -64,10 +61,13 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_f
     return config
 
 
-def build_engine(
-    model: nn.Module, recipe: Recipe, device: torch.device, data_size: int, config_file: str | None = None
-) -> Any:
-    """A DeepSpeed engine around `model` with our AdamW over `data_size` data-parallel ranks; rates are set by the loop."""
+def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_size: int) -> Any:
+    """A DeepSpeed engine around `model` with our AdamW over `data_size` data-parallel ranks; rates are set by the loop.
+
+    Raises:
+        UserError: for settings of the recipe's section `deepspeed` that DeepSpeed refuses, or under which checkpoints would
+            hold other weights than the model's.
+    """
     import deepspeed
 
     check_fp16(resolve_precision(recipe, device))
@@ -82,14 +82,17 @@ def build_engine(
         eps=optimizer_config.eps,
         fused=True,
     )
-    config = engine_config(recipe, device, data_size, config_file)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=config, dist_init_required=False, mpu=deepspeed_mpu()
-    )
+    config = engine_config(recipe, device, data_size)
+    own_fields = [place for place, _ in fields_in(recipe.deepspeed or {})]
+    with refusals_in_words(own_fields):
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False, mpu=deepspeed_mpu()
+        )
     prepare_scaler(engine)
     prevent_stale_gradients(engine)
     optimizer_state.create_adam_state(engine)
     use_exact_norms(engine)
+    check_all_weights(engine, own_fields)
     if data_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # DeepSpeed would copy all gradients to average them with nobody's
     if isinstance(model, PretrainingModel):
