@@ -137,7 +137,21 @@ def settings(recipe: Recipe, precision: str, device: torch.device, data_size: in
         "stage3_param_persistence_threshold": 10 * recipe.model.hidden,
     }
     _fill(config, values)
+    _adjust(config, recipe)
     return config
+
+
+def _adjust(config: dict[str, Any], recipe: Recipe) -> None:
+    """What the loop needs of DeepSpeed, whatever file it is."""
+    # DeepSpeed's throughput timer waits for the device before every micro-step; the loop has a clock of its own.
+    config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
+    if recipe.parallel.pipeline > 1:
+        # Cutting what travels over the tensor ranks remembers the first micro-batch's shape; ours differ by objective.
+        config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
+    else:
+        # A step may hold any number of micro-steps (one objective may take more of them than another): the loop owns the
+        # boundary and calls step() once; DeepSpeed reduces gradients there.
+        config["managed_gradient_accumulation"] = False
 
 
 def _shipped(name: str) -> dict[str, Any]:

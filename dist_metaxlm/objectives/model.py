@@ -42,7 +42,7 @@ class PretrainingModel(nn.Module):
         The sum is to be divided by a denominator that the recipe fixes, never by the number of items here: a mean over
         any partition of the global batch is then the global mean.
         """
-        states_TH = self.encoder(batch, last_layer=layer_read(objective), step=step)
+        states_TH = self.encoder(batch, last_layer=layer_read(objective), step=step, objective=objective.name)
         if isinstance(objective, CrossLingualContrast):
             return self._xlco_losses(states_TH, batch)
         if isinstance(objective, DenoisingAlignment):

@@ -149,6 +149,7 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     hook.remove()
     check_ranks(engine, recipe)
     check_tied(engine)
+    assert not any(timer.event_timers for timer in engine.timers.get_timers().values()), "timers keep a record a step"
     if case.get("save"):
         save_checkpoint(folder, engine, {"step": last, "phase": "joint"}, {"none": torch.zeros(1)}, 9)
     result = {

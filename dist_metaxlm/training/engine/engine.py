@@ -14,6 +14,7 @@ from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, prepare_scaler
 from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
 from dist_metaxlm.deepspeed_adapter.stale_gradients import prevent_stale_gradients
+from dist_metaxlm.deepspeed_adapter.version import check_version
 from dist_metaxlm.deepspeed_adapter.weight_check import check_all_weights
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention.dispatch import choose_backward
@@ -48,17 +49,7 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int) -> dict[
     Raises:
         UserError: for ZeRO-0 in half precision.
     """
-    config = settings(recipe, resolve_precision(recipe, device), device, data_size)
-    # DeepSpeed's throughput timer waits for the device before every micro-step; the loop has a clock of its own.
-    config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
-    if recipe.parallel.pipeline > 1:
-        # Cutting what travels over the tensor ranks remembers the first micro-batch's shape; ours differ by objective.
-        config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
-    else:
-        # A step may hold any number of micro-steps (one objective may take more of them than another): the loop owns the
-        # boundary and calls step() once; DeepSpeed reduces gradients there.
-        config["managed_gradient_accumulation"] = False
-    return config
+    return settings(recipe, resolve_precision(recipe, device), device, data_size)
 
 
 def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_size: int) -> Any:
@@ -70,6 +61,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     """
     import deepspeed
 
+    check_version()
     check_fp16(resolve_precision(recipe, device))
     set_recompute(model, recipe.parallel)
     registry.force(recipe.training.kernels)

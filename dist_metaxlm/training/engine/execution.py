@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import StepPlan
+from dist_metaxlm.deepspeed_adapter.timers import drop_timer_records
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.training.engine.engine import set_learning_rate
 
@@ -40,6 +41,7 @@ class Accumulation:
             self._count(micro.objective, batch, losses, languages)
         set_learning_rate(engine, learning_rate)
         engine.step()
+        drop_timer_records(engine)
         engine.module.after_step()
 
 
@@ -58,6 +60,7 @@ class Pipeline:
         engine.micro_batches = len(micro_steps)  # of this step: objectives differ in theirs
         set_learning_rate(engine, learning_rate)
         engine.train_batch(self._load())
+        drop_timer_records(engine)
         engine.module.share_tied()
 
     def _load(self) -> Iterator[Any]:
