@@ -1,9 +1,15 @@
-"""DeepSpeed's JSON files: the shipped one for a recipe's ZeRO stage, offload and precision, or the user's."""
+"""DeepSpeed's configuration: the shipped file for a recipe's ZeRO stage, offload and precision, or the user's fields.
+
+A file of `--deepspeed_config` becomes part of the recipe: what the recipe has a field for goes there, what DeepSpeed alone
+reads into the section `deepspeed`, and so both are in the run's recipe.yaml. From then on the recipe is all that counts.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,13 +17,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from dist_metaxlm.deepspeed_adapter.config_check import field_at, fields_in, passed, problems, recorded_problems
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
 
 _BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-_FILLED = (*_BATCH, "initial_scale_power", "loss_scale_window", "pin_memory", "stage3_param_persistence_threshold")
-"""Fields that may say `auto`."""
-_SECTIONS = ("bf16", "fp16", "zero_optimization", "offload_optimizer")
 
 
 def shipped_file(recipe: Recipe, precision: str, data_size: int) -> str:
@@ -29,66 +33,96 @@ def shipped_file(recipe: Recipe, precision: str, data_size: int) -> str:
         UserError: for ZeRO-0 in half precision.
     """
     layout = recipe.parallel
-    if layout.zero_stage == 0 and precision != "fp32":
-        # DeepSpeed would take an fp16 optimiser that makes a dummy Adam step at start: another curve than ZeRO-1.
-        raise UserError(
-            f"parallel.zero_stage=0 with {precision} has no fp32 master weights in DeepSpeed; set "
-            "parallel.zero_stage=1 (on one rank it is the same) or training.precision=fp32"
-        )
+    _require_masters(recipe, precision)
     alone = layout.tensor == layout.pipeline == data_size == 1
     stage = 0 if alone and precision == "fp32" and not layout.offload_optimizer else layout.zero_stage
     offload = "_offload" if layout.offload_optimizer else ""
     return f"zero{stage}{offload}{'' if precision == 'fp32' else '_' + precision}.json"
 
 
-def read_config(file: str, shipped: bool) -> dict[str, Any]:
-    """A DeepSpeed configuration, `auto` fields still in it.
+def _require_masters(recipe: Recipe, precision: str) -> None:
+    if recipe.parallel.zero_stage == 0 and precision != "fp32":
+        # DeepSpeed would take an fp16 optimiser that makes a dummy Adam step at start: another curve than ZeRO-1.
+        raise UserError(
+            f"parallel.zero_stage=0 with {precision} has no fp32 master weights in DeepSpeed; set "
+            "parallel.zero_stage=1 (on one rank it is the same) or training.precision=fp32"
+        )
+
+
+def read_file(file: str) -> dict[str, Any]:
+    """A user's DeepSpeed configuration, `auto` fields still in it.
 
     Raises:
-        UserError: for a file that is missing, not JSON, or asks for what the recipe decides or cannot fill.
+        UserError: for a file that is missing, not JSON, or has fields that are unknown, refused or of the wrong kind.
     """
-    path = resources.files("dist_metaxlm.ds_configs") / file if shipped else Path(file)
+    path = Path(file)
     if not path.is_file():
         raise UserError(f"--deepspeed_config {file}: no such file; the shipped ones are in ds_configs/")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON at line {error.lineno}: {error.msg}; mend that line") from None
     if not isinstance(config, dict):
         raise UserError(f"{file} is no JSON object; start from one of ds_configs/")
-    fixed = [key for key in _BATCH[:3] if config.get(key, "auto") != "auto"]
-    if fixed and not shipped:
-        raise UserError(
-            f"{file} sets {', '.join(fixed)}, which follow from the recipe's batch_tokens, "
-            'parallel.micro_batch_tokens and the ranks; write "auto" there or leave them out'
-        )
-    for key in ("optimizer", "scheduler"):
-        if key in config:
-            raise UserError(f"{file} has a section {key!r}, which the recipe decides; remove it there")
-    for key, value in _fields(config):
-        if value == "auto" and key not in _FILLED:
-            raise UserError(
-                f"the DeepSpeed file {file} says {key}: auto, which the recipe has no value for; give a value "
-                "there or leave it out"
-            )
-        if key in _SECTIONS and not isinstance(value, dict):
-            raise UserError(
-                f"the DeepSpeed file {file} says {key}: {json.dumps(value)}, and it is a section, such as "
-                f'"{key}": {{}}; write that or leave it out'
-            )
+    wrong = problems(config)
+    if wrong:
+        raise UserError(f"the DeepSpeed file {file}: {'; '.join(wrong)}")
     return config
 
 
-def _fields(section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All fields of a configuration and of the sections in it."""
-    for key, value in section.items():
-        yield key, value
-        if isinstance(value, dict):
-            yield from _fields(value)
+def follow_file(recipe: Recipe, file: str | None) -> Recipe:
+    """The recipe with what the file of --deepspeed_config says.
+
+    Raises:
+        UserError: when the file is wrong (`read_file`), the recipe names another precision than the file, it is in half
+            precision without ZeRO, or the result is no legal recipe.
+    """
+    if file is None:
+        wrong = recorded_problems(recipe.deepspeed or {})
+        if wrong:
+            raise UserError(f"recipe {recipe.name}, section deepspeed: {'; '.join(wrong)}")
+        return recipe
+    config = read_file(file)
+    zero = config.get("zero_optimization", {})
+    precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
+    if recipe.training.precision not in ("auto", precision):
+        raise UserError(
+            f"--deepspeed_config {file} trains in {precision}, the recipe says training.precision="
+            f"{recipe.training.precision}; set training.precision=auto or give another file"
+        )
+    if precision != "fp32" and zero.get("stage", 0) == 0:
+        raise UserError(
+            f"--deepspeed_config {file} has {precision} without ZeRO, where DeepSpeed has no fp32 masters "
+            'as ours; write "zero_optimization": {"stage": 1} into it (on one rank it is the same)'
+        )
+    values = recipe.model_dump()
+    for place, value in fields_in(config):
+        field = field_at(place)
+        if field is not None and field.use == "recipe" and field.recipe and value not in ("auto", None):
+            section, name = field.recipe.split(".")
+            values[section][name] = value
+    offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    values["parallel"] |= {"zero_stage": zero.get("stage", 0), "offload_optimizer": offload}
+    values["training"]["precision"] = precision
+    values["deepspeed"] = passed(config)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        reason = "; ".join(
+            ".".join(map(str, item["loc"])) + ": " + item["msg"].removeprefix("Value error, ") for item in error.errors()
+        )
+        raise UserError(f"--deepspeed_config {file} does not go with recipe {recipe.name}: {reason}") from None
 
 
-def fill_automatic(config: dict[str, Any], recipe: Recipe, device: torch.device, data_size: int) -> None:
-    """Put what the recipe says into the fields of `config` that say `auto`; the four of the batch may be missing."""
+def settings(recipe: Recipe, precision: str, device: torch.device, data_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe that runs in `precision` with `data_size` copies of the model.
+
+    Raises:
+        UserError: for ZeRO-0 in half precision.
+    """
+    config = _shipped(shipped_file(recipe, precision, data_size)) if recipe.deepspeed is None else _own(recipe, precision)
     for key in _BATCH:
         config.setdefault(key, "auto")
     values = {
@@ -103,6 +137,44 @@ def fill_automatic(config: dict[str, Any], recipe: Recipe, device: torch.device,
         "stage3_param_persistence_threshold": 10 * recipe.model.hidden,
     }
     _fill(config, values)
+    _adjust(config, recipe)
+    return config
+
+
+def _adjust(config: dict[str, Any], recipe: Recipe) -> None:
+    """What the loop needs of DeepSpeed, whatever file it is."""
+    # DeepSpeed's throughput timer waits for the device before every micro-step; the loop has a clock of its own.
+    config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
+    if recipe.parallel.pipeline > 1:
+        # Cutting what travels over the tensor ranks remembers the first micro-batch's shape; ours differ by objective.
+        config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
+    else:
+        # A step may hold any number of micro-steps (one objective may take more of them than another): the loop owns the
+        # boundary and calls step() once; DeepSpeed reduces gradients there.
+        config["managed_gradient_accumulation"] = False
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((resources.files("dist_metaxlm.ds_configs") / name).read_text(encoding="utf-8"))
+    return config
+
+
+def _own(recipe: Recipe, precision: str) -> dict[str, Any]:
+    """The recipe's own fields of DeepSpeed, with those that the rest of the recipe decides."""
+    _require_masters(recipe, precision)
+    config: dict[str, Any] = copy.deepcopy(recipe.deepspeed or {})
+    zero = config.setdefault("zero_optimization", {})
+    zero["stage"] = recipe.parallel.zero_stage
+    if recipe.parallel.offload_optimizer:
+        zero.setdefault("offload_optimizer", {})["device"] = "cpu"
+        config["zero_force_ds_cpu_optimizer"] = False  # AdamW is torch's
+    else:
+        zero.pop("offload_optimizer", None)
+    if precision != "fp32":
+        config.setdefault(precision, {})["enabled"] = True
+    if precision == "fp16":
+        config["fp16"] |= {"initial_scale_power": "auto", "loss_scale_window": "auto"}
+    return config
 
 
 def _fill(section: dict[str, Any], values: dict[str, Any]) -> None:
@@ -113,36 +185,53 @@ def _fill(section: dict[str, Any], values: dict[str, Any]) -> None:
             _fill(value, values)
 
 
-def follow_file(recipe: Recipe, file: str | None) -> Recipe:
-    """The recipe with ZeRO stage, offload and precision as the file of --deepspeed_config has them.
+def lost_settings(before: Recipe, now: Recipe) -> list[str]:
+    """Fields of a DeepSpeed file with which a phase was trained, and which it would go on without.
+
+    Those that the shipped file has as well are not among them.
+    """
+    if before.deepspeed is None or now.deepspeed is not None:
+        return []
+    precision = before.training.precision
+    shipped = dict(fields_in(_shipped(shipped_file(before, "fp32" if precision == "auto" else precision, 2))))
+    return [place for place, value in fields_in(before.deepspeed) if shipped.get(place) != value]
+
+
+def result_settings(recipe: Recipe) -> dict[str, Any]:
+    """Fields of DeepSpeed that change what is learnt, by place, where they differ from the default."""
+    precision = recipe.training.precision
+    defaults = {
+        "data_types.grad_accum_dtype": "fp32" if recipe.deepspeed is None or precision == "auto" else precision,
+        "fp16.hysteresis": 2,
+        "fp16.min_loss_scale": 1,
+        "bf16.check_grad_overflow": True,
+        "gradient_predivide_factor": 1,
+    }
+    given = dict(fields_in(recipe.deepspeed or {}))
+    changed = {
+        place: value
+        for place, value in given.items()
+        if (field := field_at(place)) is not None and field.changes_results and value != defaults.get(place, False)
+    }
+    sums = given.get("data_types.grad_accum_dtype", defaults["data_types.grad_accum_dtype"])
+    changed.pop("data_types.grad_accum_dtype", None)
+    return changed | ({"data_types.grad_accum_dtype": sums} if sums != "fp32" else {})
+
+
+@contextmanager
+def refusals_in_words(fields: list[str]) -> Iterator[None]:
+    """Say in a sentence what DeepSpeed refuses of the user's `fields`; without any, its errors are left as they are.
 
     Raises:
-        UserError: when the recipe names another precision than the file, it has none of ours without ZeRO, or the result
-            is no legal recipe.
+        UserError: naming the fields and DeepSpeed's reason.
     """
-    if file is None:
-        return recipe
-    config = read_config(file, shipped=False)
-    zero = config.get("zero_optimization", {})
-    precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
-    if recipe.training.precision not in ("auto", precision):
-        raise UserError(
-            f"--deepspeed_config {file} trains in {precision}, the recipe says training.precision="
-            f"{recipe.training.precision}; set training.precision=auto or give another file"
-        )
-    if precision != "fp32" and zero.get("stage", 0) == 0:
-        raise UserError(
-            f"--deepspeed_config {file} has {precision} without ZeRO, where DeepSpeed has no fp32 masters "
-            'as ours; write "zero_optimization": {"stage": 1} into it (on one rank it is the same)'
-        )
-    offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    values = recipe.model_dump()
-    values["parallel"] |= {"zero_stage": zero.get("stage", 0), "offload_optimizer": offload}
-    values["training"]["precision"] = precision
     try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        reason = "; ".join(
-            ".".join(map(str, item["loc"])) + ": " + item["msg"].removeprefix("Value error, ") for item in error.errors()
-        )
-        raise UserError(f"--deepspeed_config {file} does not go with recipe {recipe.name}: {reason}") from None
+        yield
+    except (AssertionError, ValueError, NotImplementedError, RuntimeError) as error:
+        if not fields:
+            raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"DeepSpeed does not take the settings of --deepspeed_config ({', '.join(fields)}): {reason.rstrip('.')}; "
+            "correct or remove them"
+        ) from error

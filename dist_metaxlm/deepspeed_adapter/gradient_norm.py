@@ -46,6 +46,11 @@ def use_exact_norms(engine: Engine) -> None:
         _condense_in_bf16(engine.optimizer)
     else:
         _condense(engine.optimizer)
+        if getattr(engine.optimizer, "cpu_offload", False):
+            _condense_offloaded(engine.optimizer)
+        elif getattr(engine.optimizer, "offload_optimizer", False):
+            engine.optimizer._constant_buffered_norm2 = lambda gradient: exact_norm(gradient)
+            _combine_offloaded(engine.optimizer)
 
 
 def _condense(optimizer: Any) -> None:
@@ -57,6 +62,41 @@ def _condense(optimizer: Any) -> None:
         return of_gradients([_condensed(gradient) for gradient in gradients], params, *more)
 
     optimizer.get_grad_norm_direct = of_norms
+
+
+def _condense_offloaded(optimizer: Any) -> None:
+    """The same for ZeRO-1 and 2 with an offloaded optimiser, which take each norm as a gradient goes to host memory."""
+    copy = optimizer.copy_grads_in_partition
+
+    def of_gradient(param: Any) -> None:
+        gradient = optimizer.get_param_gradient_attribute(param)
+        _, start, _, elements = optimizer.grad_position[optimizer.get_param_id(param)]
+        own = gradient.view(-1).narrow(0, start, elements)
+        optimizer.norm_for_param_grads[optimizer.get_param_id(param)] = exact_norm(own)
+
+    def of_copied(param: Any, group_idx: int | None = None) -> None:
+        copy(param, group_idx)
+        number = optimizer.get_param_id(param)
+        if number in optimizer.norm_for_param_grads and optimizer.gradient_accumulation_dtype != optimizer.dtype:
+            group, _, start, elements = optimizer.grad_position[number]
+            own = optimizer.averaged_gradients[group].flat_partition.narrow(0, start, elements)
+            optimizer.norm_for_param_grads[number] = exact_norm(own)
+
+    optimizer.set_norm_for_param_grad_in_gpu = of_gradient
+    optimizer.copy_grads_in_partition = of_copied
+    _combine_offloaded(optimizer)
+
+
+def _combine_offloaded(optimizer: Any) -> None:
+    """Add up the norms of an offloaded optimiser as those on the device are, so that both clip by the same bits."""
+    of_norms = optimizer.get_grad_norm_direct
+
+    def combined(params: Sequence[torch.Tensor]) -> torch.Tensor:
+        norms, kept = optimizer.norm_for_param_grads, [optimizer.get_param_id(param) for param in params]
+        nothing = torch.zeros((), dtype=torch.float64)
+        return of_norms([norms.get(number, nothing) for number in kept], params).cpu()
+
+    optimizer.complete_grad_norm_calculation_for_cpu_offload = combined
 
 
 def _condense_in_bf16(optimizer: Any) -> None:

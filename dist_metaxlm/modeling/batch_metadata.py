@@ -43,15 +43,20 @@ def batch_geometry(
     seed: int,
     step: int,
     shard: TensorShard = WHOLE,
+    objective: str = "",
 ) -> Geometry:
-    """The geometry of `batch` for a model in `dtype`; `seed` and `step` key the dropout masks and matter only there."""
+    """The geometry of `batch` for a model in `dtype`.
+
+    `seed`, `step` and `objective` (its name) key the dropout masks and matter only there.
+    """
     modern = config.family == "modern"
     ids, width = batch.document_ids, config.hidden // config.heads
     dropout, attention_dropout, own = None, None, shard.tokens(batch.positions.numel())
     if training and config.dropout > 0:
-        dropout = DropoutKey(batch.token_numbers[own], config.dropout, seed, step)
+        dropout = DropoutKey(batch.token_numbers[own], config.dropout, seed, step, objective)
     if training and config.attention_dropout > 0:
-        attention_dropout = AttentionDropoutKey(token_keys(batch.token_numbers), config.attention_dropout, seed, step)
+        numbers = token_keys(batch.token_numbers)
+        attention_dropout = AttentionDropoutKey(numbers, config.attention_dropout, seed, step, objective)
     return Geometry(
         positions=batch.positions[own],
         attention=attention_pattern(ids, batch.cu_seqlens, batch.window, None, dtype),

@@ -1,8 +1,8 @@
-"""Dropout whose mask is a pure function of (seed, step, site, global token position, channel).
+"""Dropout whose mask is a pure function of (seed, step, objective, site, global token position, channel).
 
 A generator with state gives every layout its own masks; a hash of the position gives all layouts the same one, and
 activation recomputation needs no saved generator state. The token position is sample * L + offset, so a mask follows
-its token to whichever rank and micro-batch takes it.
+its token to whichever rank and micro-batch takes it. Samples are numbered by objective, hence the objective's name.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class DropoutKey:
     """Seed of the model."""
     step: int
     """Optimiser step."""
+    objective: str = ""
+    """Name of the objective whose sample numbers `positions` are made of."""
 
 
 def counter_dropout(states: torch.Tensor, key: DropoutKey | None, site: int) -> torch.Tensor:
@@ -54,13 +56,14 @@ def dropout_mask(key: DropoutKey, site: int, channels: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class AttentionDropoutKey:
-    """What the masks of attention weights in a micro-batch depend on; `rate`, `seed` and `step` as in `DropoutKey`."""
+    """What the masks of attention weights in a micro-batch depend on; the rest as in `DropoutKey`."""
 
     token_keys: torch.Tensor
     """[2, T] int32: hashes of the global positions of all T tokens, with sequence parallelism too."""
     rate: float
     seed: int
     step: int
+    objective: str = ""
 
 
 def attention_mask_at(key: AttentionDropoutKey | None, block: int, first_head: int) -> AttentionDropout | None:
@@ -72,5 +75,5 @@ def attention_mask_at(key: AttentionDropoutKey | None, block: int, first_head: i
 
 def _salt(key: DropoutKey | AttentionDropoutKey, site: int | str, size: int) -> int:
     """A signed word of `size` bytes for one place in the model at one step."""
-    digest = hashlib.blake2b(f"{key.seed}/{key.step}/{site}".encode(), digest_size=size).digest()
+    digest = hashlib.blake2b(f"{key.seed}/{key.step}/{key.objective}/{site}".encode(), digest_size=size).digest()
     return int.from_bytes(digest, "little", signed=True)

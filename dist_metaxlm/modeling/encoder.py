@@ -55,13 +55,13 @@ class Encoder(nn.Module):
             initialise(self, seed, config.init_std, shard, config.vocab_size)
         mark(self, shard)
 
-    def forward(self, batch: PackedBatch, last_layer: int | None = None, step: int = 0) -> torch.Tensor:
+    def forward(self, batch: PackedBatch, last_layer: int | None = None, step: int = 0, objective: str = "") -> torch.Tensor:
         """States [T, H] after all blocks and the final norm, or after block `last_layer` (from 1; 0: the embedding).
 
         With `last_layer` the blocks above are not run and the final norm is not applied: a pre-norm model gives its
-        raw residual stream. `step` keys the dropout masks.
+        raw residual stream. `step` and `objective` (its name) key the dropout masks.
         """
-        return self.through_stage(batch.tokens, self.geometry(batch, step), last_layer)
+        return self.through_stage(batch.tokens, self.geometry(batch, step, objective), last_layer)
 
     def through_stage(self, states: torch.Tensor, geometry: Geometry, last_layer: int | None = None) -> torch.Tensor:
         """This stage's share of `forward`: token ids [T] (first stage) or states [T, H] to states [T, H].
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         """[N, H] -> [N, V]."""
         return self.head(states, self.embedding.tokens.weight)
 
-    def geometry(self, batch: PackedBatch, step: int = 0) -> Geometry:
-        """What the blocks need to know of `batch`; drops nothing in evaluation mode."""
+    def geometry(self, batch: PackedBatch, step: int = 0, objective: str = "") -> Geometry:
+        """What the blocks need to know of `batch`, a batch of `objective`; drops nothing in evaluation mode."""
         dtype = next(self.parameters()).dtype
-        return batch_geometry(batch, self.config, dtype, self.training, self.seed, step, self.shard)
+        return batch_geometry(batch, self.config, dtype, self.training, self.seed, step, self.shard, objective)

@@ -38,7 +38,7 @@ class PretrainingModel(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sum of the objective's losses over the batch, and for metrics each loss with its language; see `Losses`."""
         _ = self.memory  # one that has not been made yet begins with these weights
-        states_TH = self.encoder(batch, last_layer=objective.last_layer, step=step)
+        states_TH = self.encoder(batch, last_layer=objective.last_layer, step=step, objective=objective.name)
         loss = self._losses.get(objective.name) or make_parameter_free_loss(objective, self.encoder)
         total, each, languages = loss.losses(self.encoder, states_TH, batch, objective)
         return total, each, languages

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, model_validator
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.data import (
@@ -254,6 +254,8 @@ class Recipe(Section):
     """Layout."""
     training: TrainingConfig = TrainingConfig()
     """Driving and watching."""
+    deepspeed: dict[str, JsonValue] | None = None
+    """Settings that DeepSpeed alone reads, as a file of --deepspeed_config has them; empty: those of ds_configs/."""
     carry_over: CarryOver = CarryOver()
     """From meta to cross."""
     phases: dict[Literal["meta", "cross", "joint"], PhaseConfig]

@@ -45,6 +45,8 @@ class Case:
     save: bool = False
     probe: bool = False
     """Take a probe after every step."""
+    steps: int | None = None
+    """Steps of this case, where they are not those of all."""
     family: str = "xlmr"
     extra: list[str] = field(default_factory=list)
     """More overrides of the recipe."""
@@ -78,6 +80,7 @@ def run_cases(
                 "resume": case.resume,
                 "save": case.save,
                 "probe": case.probe,
+                "steps": case.steps or steps,
                 "overrides": case.overrides,
             }
             for case in cases

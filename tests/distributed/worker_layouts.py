@@ -132,7 +132,7 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
                 ours, theirs = other.tensors(kind), checkpoint.tensors(kind)
                 copied &= set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
             copied &= other.facts["adam_step"] == checkpoint.facts["adam_step"] == first
-    last = first + job["steps"]
+    last = first + case["steps"]
     updates: list[float] = []
     weight = next(iter(optimizer_state.named_parameters(engine)))[1]
     before = optimizer_state.own_piece(engine, weight, "exp_avg")[1].clone()
@@ -144,11 +144,12 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     losses, norms, probes = train(engine, recipe, first, last, job["learning_rate"], probing)
     kept = torch.equal(random_state, torch.get_rng_state())
     # Saving in the background rests on it: nothing changes before the first call, and there is one before each update.
-    assert len(updates) >= job["steps"], updates
+    assert len(updates) >= case["steps"], updates
     assert updates[0] == 0.0, "moments changed before the hook was called"
     hook.remove()
     check_ranks(engine, recipe)
     check_tied(engine)
+    assert not any(timer.event_timers for timer in engine.timers.get_timers().values()), "timers keep a record a step"
     if case.get("save"):
         save_checkpoint(folder, engine, {"step": last, "phase": "joint"}, {"none": torch.zeros(1)}, 9)
     result = {
@@ -163,6 +164,7 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     }
     weights = whole_weights(engine)
     if rank() == 0:
+        result["final"] = digest(weights)
         result["weights"] = {name: float(value.double().norm()) for name, value in weights.items()}
     engine.destroy()
     barrier()

@@ -8,9 +8,9 @@ from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, token_keys
 from dist_metaxlm.modeling.dropout import DropoutKey, counter_dropout, dropout_mask
 
 
-def dropout_key(samples: torch.Tensor, window: int, rate: float, seed: int, step: int) -> DropoutKey:
+def dropout_key(samples: torch.Tensor, window: int, rate: float, seed: int, step: int, objective: str = "mlm") -> DropoutKey:
     """The key of windows with these sample numbers."""
-    return DropoutKey((samples.unsqueeze(1) * window + torch.arange(window)).view(-1), rate, seed, step)
+    return DropoutKey((samples.unsqueeze(1) * window + torch.arange(window)).view(-1), rate, seed, step, objective)
 
 
 def test_mask_does_not_depend_on_how_samples_are_split() -> None:
@@ -23,11 +23,11 @@ def test_mask_does_not_depend_on_how_samples_are_split() -> None:
     assert torch.equal(turned[:16], whole[-16:])
 
 
-def test_mask_changes_with_seed_step_site_sample() -> None:
-    def mask(sample: int = 3, seed: int = 1, step: int = 1, site: int = 1) -> torch.Tensor:
-        return dropout_mask(dropout_key(torch.tensor([sample]), 64, 0.5, seed, step), site, 64)
+def test_mask_changes_with_seed_step_objective_site_sample() -> None:
+    def mask(sample: int = 3, seed: int = 1, step: int = 1, site: int = 1, objective: str = "mlm") -> torch.Tensor:
+        return dropout_mask(dropout_key(torch.tensor([sample]), 64, 0.5, seed, step, objective), site, 64)
 
-    for other in (mask(sample=4), mask(seed=2), mask(step=2), mask(site=2)):
+    for other in (mask(sample=4), mask(seed=2), mask(step=2), mask(site=2), mask(objective="tlm")):
         agreement = (mask() == other).float().mean().item()
         assert 0.45 < agreement < 0.55
 

@@ -106,10 +106,12 @@ def test_gradients_of_windows_add_up_with_dropout(family: str) -> None:
         torch.testing.assert_close(one, sum(others), atol=2e-3, rtol=1e-3)
 
 
-def test_dropout_follows_training_mode_and_step() -> None:
+def test_dropout_follows_training_mode_step_and_objective() -> None:
     encoder, batch = Encoder(config_of("xlmr", dropout=0.3)), packed_batch()
     assert torch.equal(encoder(batch, step=4), encoder(batch, step=4))
     assert not torch.equal(encoder(batch, step=4), encoder(batch, step=5))
+    # Each objective numbers its samples from 0.
+    assert not torch.equal(encoder(batch, step=4, objective="mlm"), encoder(batch, step=4, objective="tlm"))
     encoder.eval()
     assert torch.equal(encoder(batch, step=4), encoder(batch, step=5))
     plain = Encoder(config_of("xlmr")).train()

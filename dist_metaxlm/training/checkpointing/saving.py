@@ -30,6 +30,7 @@ import torch.distributed as dist
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
+from dist_metaxlm.deepspeed_adapter.weight_check import check_saved_weights
 from dist_metaxlm.errors import StoppedInGoodOrder
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
@@ -84,9 +85,11 @@ class CheckpointSaver:
         Raises:
             OSError: when the disk is full (in the background: of the save before); the unfinished folder is removed and
             older checkpoints are untouched.
+            UserError: where the checkpoint would hold other weights than the model's.
         """
         begun = time.perf_counter()
         self.wait()
+        check_saved_weights(self._engine)
         facts = {**facts, "adam_step": optimizer_state.adam_step(self._engine), "ranks": world_size()}
         live = self._pieces.live()
         small = self._memory.small() if self._memory is not None else {}

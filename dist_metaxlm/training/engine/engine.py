@@ -8,11 +8,15 @@ import torch
 from torch import nn
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
-from dist_metaxlm.deepspeed_adapter.config_files import fill_automatic, read_config, shipped_file
+from dist_metaxlm.deepspeed_adapter.config_check import fields_in
+from dist_metaxlm.deepspeed_adapter.config_files import refusals_in_words, settings
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, prepare_scaler
 from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
+from dist_metaxlm.deepspeed_adapter.stale_gradients import prevent_stale_gradients
+from dist_metaxlm.deepspeed_adapter.version import check_version
+from dist_metaxlm.deepspeed_adapter.weight_check import check_all_weights
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention.dispatch import choose_backward
 from dist_metaxlm.modeling.checkpointing import set_recompute
@@ -56,72 +60,53 @@ def resolve_precision(recipe: Recipe, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
-def engine_config(recipe: Recipe, device: torch.device, data_size: int, config_file: str | None) -> dict[str, Any]:
-    """DeepSpeed's configuration: the given file, or the shipped one for the recipe's ZeRO stage and precision.
-
-    Fields that say `auto` are filled from the recipe.
+def engine_config(recipe: Recipe, device: torch.device, data_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe, its own settings (`recipe.deepspeed`) included.
 
     Raises:
-        UserError: for a file that is missing, not JSON, or asks for what the recipe decides.
+        UserError: for ZeRO-0 in half precision.
     """
-    precision = resolve_precision(recipe, device)
-    shipped = config_file is None
-    config = read_config(shipped_file(recipe, precision, data_size) if config_file is None else config_file, shipped)
-    fill_automatic(config, recipe, device, data_size)
-    # DeepSpeed's throughput timer waits for the device before every micro-step; the loop has a clock of its own.
-    config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
+    config = settings(recipe, resolve_precision(recipe, device), device, data_size)
     if recipe.optimizer.name != "adamw":
         config["zero_allow_untested_optimizer"] = True  # DeepSpeed knows its own optimisers and torch's
-    if recipe.parallel.pipeline > 1:
-        # Cutting what travels over the tensor ranks remembers the first micro-batch's shape; ours differ by objective.
-        config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
-    else:
-        # A step may hold any number of micro-steps (one objective may take more of them than another): the loop owns the
-        # boundary and calls step() once; DeepSpeed reduces gradients there.
-        config["managed_gradient_accumulation"] = False
     return config
 
 
-def build_engine(
-    model: nn.Module, recipe: Recipe, device: torch.device, data_size: int, config_file: str | None = None
-) -> Engine:
-    """A DeepSpeed engine around `model` with our AdamW over `data_size` data-parallel ranks; rates are set by the loop."""
+def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_size: int) -> Engine:
+    """A DeepSpeed engine around `model` with the recipe's optimiser over `data_size` data-parallel ranks.
+
+    The loop sets its learning rates.
+
+    Raises:
+        UserError: for settings of the recipe's section `deepspeed` that DeepSpeed refuses, or under which checkpoints would
+            hold other weights than the model's.
+    """
     import deepspeed
 
+    check_version()
     check_fp16(resolve_precision(recipe, device))
     set_recompute(model, recipe.parallel)
     registry.force(recipe.training.kernels)
     choose_backward(recipe.training.attention_backward)
     optimizer = build_optimizer(model, recipe)
-    config = engine_config(recipe, device, data_size, config_file)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=config, dist_init_required=False, mpu=deepspeed_mpu()
-    )
+    config = engine_config(recipe, device, data_size)
+    own_fields = [place for place, _ in fields_in(recipe.deepspeed or {})]
+    with refusals_in_words(own_fields):
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, dist_init_required=False, mpu=deepspeed_mpu()
+        )
     prepare_scaler(engine)
+    prevent_stale_gradients(engine)
     optimizer_state.create_adam_state(engine)
     if isinstance(optimizer, MuonWithAdamW):
         optimizer.attach(engine)
     use_exact_norms(engine)
+    check_all_weights(engine, own_fields)
     if data_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # DeepSpeed would copy all gradients to average them with nobody's
     if isinstance(model, PretrainingModel):
         _ = model.memory  # made now, from the weights that the phase begins with
     return cast(Engine, engine)
-
-
-def clear_gradients(engine: Engine) -> None:
-    """Leave no gradient of an earlier step behind; to be called before a step's first backward pass.
-
-    ZeRO-3 (DeepSpeed 0.19.8) overwrites a parameter's part in the first micro-step and adds in the others, so a parameter
-    that an objective does not reach would be updated with what an earlier step left there. Other stages count it as zero.
-    """
-    parts = getattr(engine.optimizer, "grad_partitions_flat_buffer", None)
-    if parts is None:
-        return
-    parts.zero_()
-    for master in engine.optimizer.fp32_partitioned_groups_flat if engine.optimizer.offload_optimizer else ():
-        if master.grad is not None:
-            master.grad.zero_()
 
 
 def set_learning_rate(engine: Engine, value: float) -> None:

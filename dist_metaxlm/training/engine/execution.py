@@ -9,8 +9,9 @@ from typing import Any, Protocol, cast
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine, StageEngine
+from dist_metaxlm.deepspeed_adapter.timers import drop_timer_records
 from dist_metaxlm.parallel.groups import groups
-from dist_metaxlm.training.engine.engine import clear_gradients, set_learning_rate
+from dist_metaxlm.training.engine.engine import set_learning_rate
 
 See = Callable[[PackedBatch], None]
 
@@ -32,7 +33,6 @@ class Accumulation:
         """See `Execution`."""
         engine = self._engine
         engine.module.train()
-        clear_gradients(engine)
         for micro in self._plan.at(step):
             batch = next(self._batches).to(engine.device)
             loss, losses, languages = engine(batch, micro.objective, step)
@@ -42,6 +42,7 @@ class Accumulation:
             self._count(micro.objective, batch, losses, languages)
         set_learning_rate(engine, learning_rate)
         engine.step()
+        drop_timer_records(engine)
         engine.module.after_step()
 
 
@@ -60,6 +61,7 @@ class Pipeline:
         engine.micro_batches = len(micro_steps)  # of this step: objectives differ in theirs
         set_learning_rate(engine, learning_rate)
         engine.train_batch(self._load())
+        drop_timer_records(engine)
         engine.module.share_tied()
 
     def _load(self) -> Iterator[Any]:

@@ -24,6 +24,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import MicroStep
+from dist_metaxlm.deepspeed_adapter.tied_gradients import add_in_fp32, sum_tied_gradient
 from dist_metaxlm.modeling.block import Block
 from dist_metaxlm.modeling.embedding import Embedding
 from dist_metaxlm.modeling.encoder import Encoder
@@ -91,7 +92,7 @@ class PipelinedModel(PipelineModule):
                 weight: Any = tokens.weight
                 weight.ds_pipe_replicated = place.stage > 0
                 if place.stage > 0:
-                    weight.register_post_accumulate_grad_hook(_sum_in_fp32)
+                    weight.register_post_accumulate_grad_hook(add_in_fp32)
                 found["tokens"] = {"ranks": holders, "group": group, "weight_attr": ["weight"], "module": tokens}
         return found
 
@@ -99,18 +100,10 @@ class PipelinedModel(PipelineModule):
     def get_tied_weights_and_groups(self) -> list[tuple[torch.Tensor, Any]]:
         """Sum the tied gradients of a step, when DeepSpeed is about to average gradients over data-parallel ranks.
 
-        Nothing is returned for it to sum: it looks for gradients in `grad` or `_hp_grad`, and in half precision ZeRO-1 has
-        them elsewhere. All of them are fp32, as is the copy's sum over micro-batches.
+        Nothing is returned for it to sum (deepspeed_adapter/tied_gradients.py).
         """
         for comm in self.tied_comms.values():
-            weight = comm["module"].weight
-            found = (getattr(weight, name, None) for name in ("_hp_grad", "grad_accum", "grad"))
-            gradient = next((value for value in found if value is not None), None)
-            if gradient is None:  # a step without a masked-LM objective gives the head none; its peer waits for it
-                gradient = torch.zeros_like(weight, dtype=torch.float32)
-            dist.all_reduce(gradient, group=comm["group"])
-            if weight.ds_pipe_replicated:
-                weight.grad_accum = None
+            sum_tied_gradient(comm["module"].weight, comm["group"])
         return []
 
     @torch.no_grad()
@@ -156,7 +149,8 @@ class PipelinedModel(PipelineModule):
         states, positions, cu_seqlens, samples = travelling
         outline = PackedBatch.outline(positions, cu_seqlens, samples, self._window)
         micro = next(self._micro_steps)
-        states = self.encoder.through_stage(states, self.encoder.geometry(outline, self._step), micro.objective.last_layer)
+        geometry = self.encoder.geometry(outline, self._step, micro.objective.name)
+        states = self.encoder.through_stage(states, geometry, micro.objective.last_layer)
         return self._loss(states, micro) if self.encoder.stage.last else (states, positions, cu_seqlens, samples)
 
     def _loss(self, states_TH: torch.Tensor, micro: MicroStep) -> torch.Tensor:
@@ -166,9 +160,3 @@ class PipelinedModel(PipelineModule):
         assert self._count is not None
         self._count(micro.objective, batch, each, languages)
         return total * (micro.factor * groups().data_size)
-
-
-def _sum_in_fp32(weight: Any) -> None:
-    """Add the gradient of a micro-batch to the step's, as ZeRO-1 does for the parameters that it updates."""
-    gradient, before = weight.grad.float(), getattr(weight, "grad_accum", None)
-    weight.grad, weight.grad_accum = None, gradient if before is None else before.add_(gradient)

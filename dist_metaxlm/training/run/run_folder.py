@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dist_metaxlm.deepspeed_adapter.config_files import lost_settings, result_settings
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import flatten
@@ -58,7 +59,15 @@ class PhaseFolder:
         path = self.path / "recipe.yaml"
         if not path.is_file():
             return {}
-        before, now = (_learning_part(r, self.phase) for r in (load_recipe(path), recipe))
+        recorded = load_recipe(path)
+        lost = [] if change else lost_settings(recorded, recipe)
+        if lost:
+            raise UserError(
+                f"{self.path} was trained with the DeepSpeed settings {', '.join(lost)}, and this start has none of its "
+                f"own; give the file again as --deepspeed_config, or --recipe {path}, which has them, or add --change to "
+                "go on without them"
+            )
+        before, now = (_learning_part(r, self.phase) for r in (recorded, recipe))
         changed = {key: [before.get(key), now.get(key)] for key in {**before, **now} if before.get(key) != now.get(key)}
         if changed:
             self._check_changes(changed, step, recipe, change)
@@ -165,4 +174,5 @@ def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:
     del tree["data"]["directory"]  # prepared data may move; what they were made from is compared, and their tokenizer
     if phase == "cross":
         parts["carry_over"] = tree["carry_over"]
-    return flatten({**parts, "phases": {phase: tree["phases"][phase]}})
+    learnt = flatten({**parts, "phases": {phase: tree["phases"][phase]}})
+    return learnt | {f"deepspeed.{place}": value for place, value in result_settings(recipe).items()}

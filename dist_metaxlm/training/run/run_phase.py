@@ -35,7 +35,7 @@ def run_phase(context: RunContext, origin: StartingPoint) -> None:
     start.load(model, context.tokenizer.hash)
     if context.device.type == "cuda" or registry.forced() is not None:
         registry.tell(logger.info)
-    engine = build_engine(model, recipe, context.device, place.data_size, context.options.deepspeed_config)
+    engine = build_engine(model, recipe, context.device, place.data_size)
     progress = Progress(folder.phase, context.tokenizer.hash, recipe.model.vocab_size, context.device, start.schedule_offset)
     start.install(engine, progress)
     if first:

@@ -16,7 +16,8 @@ from dist_metaxlm.recipe.schema import ModelConfig
 def small_engine(seed: int = 1) -> Any:
     config = ModelConfig(layers=1, hidden=16, heads=2, ffn=32, vocab_size=301, max_positions=16)
     model = PretrainingModel(Encoder(config, seed))
-    engine = SimpleNamespace(module=model, optimizer=torch.optim.AdamW(model.parameters(), lr=0.1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    engine = SimpleNamespace(module=model, optimizer=optimizer, device=torch.device("cpu"))
     optimizer_state.create_adam_state(engine)
     return engine
 

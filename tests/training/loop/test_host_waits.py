@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dist_metaxlm.data.batch import PackedBatch
+from dist_metaxlm.deepspeed_adapter.config_files import follow_file
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.pointwise.dropout import column_keys
 from dist_metaxlm.modeling.checkpointing import set_recompute
@@ -167,7 +168,9 @@ def test_deepspeed_does_not_wait_to_time_its_throughput(tmp_path: Any) -> None:
     from dist_metaxlm.recipe.load import load_recipe
 
     recipe = load_recipe("quickstart", [])
-    assert engine_config(recipe, torch.device("cpu"), 1, None)["timers"] == {"throughput": {"enabled": False}}
+    assert engine_config(recipe, torch.device("cpu"), 1)["timers"] == {"throughput": {"enabled": False}}
     own = tmp_path / "own.json"
     own.write_text('{"zero_optimization": {"stage": 1}, "timers": {"throughput": {"enabled": true}}}', encoding="utf-8")
-    assert engine_config(recipe, torch.device("cpu"), 1, str(own))["timers"] == {"throughput": {"enabled": True}}
+    assert engine_config(follow_file(recipe, str(own)), torch.device("cpu"), 1)["timers"] == {
+        "throughput": {"enabled": True}
+    }

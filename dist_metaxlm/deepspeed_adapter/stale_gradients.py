@@ -1,0 +1,73 @@
+"""No gradient of an earlier step takes part in an update, whatever parameters the objectives of a step reach.
+
+What DeepSpeed (0.19.8) keeps from step to step, and what is done about it here:
+
+* ZeRO-1 and 2 with an offloaded optimiser keep the step's gradients in one buffer in host memory and overwrite only those of
+  the parameters that the step reaches; AdamW reads all of them. The others are set to zero before the update.
+* The same in fp32 add up micro-steps in a buffer for each parameter, which is read in every micro-step but the first. Where
+  the first does not reach the parameter, the buffer still holds the step before. It is set to zero when the step first
+  reaches the parameter.
+* ZeRO-3 overwrites a parameter's shard in the first micro-step and adds in the others, and has the fp32 copy of it in host
+  memory where the optimiser is offloaded. Both are set to zero after the update.
+* ZeRO-1 and 2 with an offloaded optimiser and half precision do not free the fp32 sum of a step whose gradients overflow and
+  add the next step to it, so every later step overflows too. It is freed.
+
+ZeRO-0, and ZeRO-1 and 2 on the device, free their gradients after each step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def prevent_stale_gradients(engine: Any) -> None:
+    """Let every step of `engine` begin with gradients of zero; a pipeline's too. To be called once, after it is built."""
+    optimizer = engine.optimizer
+    if getattr(optimizer, "grad_partitions_flat_buffer", None) is not None:
+        _clear_zero3_after_each_step(optimizer)
+    elif getattr(optimizer, "cpu_offload", False):
+        _clear_unreached_before_each_step(optimizer)
+        _clear_at_first_micro_step(optimizer)
+
+
+def _clear_zero3_after_each_step(optimizer: Any) -> None:
+    update = optimizer.step
+
+    def step(*arguments: Any, **named: Any) -> None:
+        update(*arguments, **named)
+        optimizer.grad_partitions_flat_buffer.zero_()
+        for master in optimizer.fp32_partitioned_groups_flat if optimizer.offload_optimizer else ():
+            if master.grad is not None:
+                master.grad.zero_()
+
+    optimizer.step = step
+
+
+def _clear_unreached_before_each_step(optimizer: Any) -> None:
+    """DeepSpeed forgets after each step which parameters have a norm: those that the step has reached."""
+    update = optimizer.step
+
+    def step(*arguments: Any, **named: Any) -> None:
+        for params in optimizer.params_in_partition:
+            for number in map(optimizer.get_param_id, params):
+                if number not in optimizer.norm_for_param_grads:
+                    group, _, start, elements = optimizer.grad_position[number]
+                    optimizer.single_partition_of_fp32_groups[group].grad.view(-1).narrow(0, start, elements).zero_()
+        update(*arguments, **named)
+        for group in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[group] = None  # left by a step that was skipped
+
+    optimizer.step = step
+
+
+def _clear_at_first_micro_step(optimizer: Any) -> None:
+    accumulate = optimizer.async_accumulate_grad_in_cpu_via_gpu
+
+    def from_zero(param: Any) -> None:
+        number = optimizer.get_param_id(param)
+        buffer = optimizer.accumulated_grads_in_cpu.get(number)
+        if buffer is not None and number not in optimizer._offload_accumulated_param_ids:
+            buffer.zero_()
+        accumulate(param)
+
+    optimizer.async_accumulate_grad_in_cpu_via_gpu = from_zero

@@ -1,0 +1,20 @@
+"""Which DeepSpeed the modules of this package were written for (docs/deepspeed.md lists what each works around)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import warnings
+
+WRITTEN_FOR = "0.19.8"
+"""The release whose behaviour was read and measured."""
+
+
+def check_version(installed: str | None = None) -> None:
+    """Warn where another minor version of DeepSpeed is installed: what is worked around here may have changed there."""
+    installed = installed or importlib.metadata.version("deepspeed")
+    if installed.split(".")[:2] != WRITTEN_FOR.split(".")[:2]:
+        warnings.warn(
+            f"DeepSpeed {installed} is installed, and its workarounds here were written for {WRITTEN_FOR}; run the tests in "
+            f"tests/deepspeed_adapter and tests/distributed first, or install deepspeed=={WRITTEN_FOR}",
+            stacklevel=2,
+        )

@@ -1,0 +1,83 @@
+"""Whether the fp32 weights that a checkpoint is written from are those that the model computes with.
+
+Checkpoints take weights from where DeepSpeed says that it keeps them (`optimizer_state.own_piece`). Under a setting which
+lays them out otherwise they would be garbage with valid digests: `round_robin_gradients` of DeepSpeed 0.19.8 reorders the
+flat buffer and not the addresses. So what would be written, rounded to the model's dtype, is compared with the model's own
+weights: all of them after the engine is built, and the first elements of each at every save.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dist_metaxlm.deepspeed_adapter.optimizer_state import named_parameters, own_piece
+from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.process_group import all_reduce
+
+ELEMENTS = 1024
+"""Elements of each weight that are compared at every save."""
+
+
+def check_all_weights(engine: Any, settings: list[str]) -> None:
+    """Compare all weights; to be called after the engine is built (collective).
+
+    Args:
+        engine: a DeepSpeed engine.
+        settings: the user's fields of DeepSpeed's configuration, for the message.
+
+    Raises:
+        UserError: on all ranks, where one of them would save other weights than it computes with.
+    """
+    wrong = _differing(engine, None)
+    if wrong is not None:
+        raise UserError(
+            f"with {', '.join(settings) or 'its settings'} DeepSpeed keeps the fp32 weights ({wrong}) elsewhere than it "
+            "says, and every checkpoint would hold other weights than the model's; remove these fields from the file of "
+            "--deepspeed_config one by one"
+        )
+
+
+def check_saved_weights(engine: Any) -> None:
+    """Compare the first elements of each weight; to be called before a checkpoint is written (collective).
+
+    Raises:
+        UserError: as `check_all_weights`.
+    """
+    wrong = _differing(engine, ELEMENTS)
+    if wrong is not None:
+        raise UserError(
+            f"the fp32 weights ({wrong}) are no longer those that the model computes with, so this checkpoint is not "
+            "written; resume from the one before, without the fields of --deepspeed_config that were changed since"
+        )
+
+
+def _differing(engine: Any, elements: int | None) -> str | None:
+    """Name of the first weight that differs on this rank, `on another rank`, or None where all are equal on all ranks."""
+    names, flags = [], []
+    for name, param in named_parameters(engine):
+        start, piece = own_piece(engine, param, None)
+        used = _computed_with(param, start, piece.numel())
+        piece, used = piece[:elements], used[:elements].to(piece.device)
+        if piece.data_ptr() != used.data_ptr():
+            names.append(name)
+            flags.append(_unequal(piece.to(used.dtype), used).to(engine.device))
+    wrong = torch.stack(flags) if flags else torch.zeros(1, dtype=torch.bool, device=engine.device)
+    somewhere = all_reduce(wrong.any().to(torch.uint8), "max")
+    if not somewhere.item():
+        return None
+    return names[int(wrong.to(torch.uint8).argmax())] if wrong.any() else "on another rank"
+
+
+def _computed_with(param: Any, start: int, elements: int) -> torch.Tensor:
+    """The model's own copy, flat, of the elements from `start` on that this rank holds."""
+    if hasattr(param, "ds_id"):
+        shard: torch.Tensor = param.ds_tensor.detach().view(-1)[:elements]
+        return shard
+    return param.detach().reshape(-1)[start : start + elements]
+
+
+def _unequal(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Whether any element differs; one that is not a number equals another one."""
+    return ((ours != theirs) & ~(ours.isnan() & theirs.isnan())).any()
