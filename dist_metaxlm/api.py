@@ -84,7 +84,7 @@ def pretrain(
 
     Raises:
         UserError: as `metaxlm pretrain`.
-        StoppedInGoodOrder: after a signal, when everything is saved.
+        GracefulStop: after a signal, when everything is saved.
     """
     from dist_metaxlm.evaluation.probe import HeldoutProbe
     from dist_metaxlm.training.pretrain import Options

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.invocation import as_typed
-from dist_metaxlm.text import near
+from dist_metaxlm.text import did_you_mean
 
 _CHOICE = re.compile(r"argument (?P<name>[^:]+): invalid choice: (?P<value>.+) \(choose from (?P<known>.+)\)", re.DOTALL)
 
@@ -49,11 +49,11 @@ class Parser(argparse.ArgumentParser):
                 return f"{self.prog} has no use for {words}; `{self.prog} --help` says what it takes"
             parsers = [self, *(self._commands.choices.values() if self._commands else [])]
             options = re.findall(r"(?<![\w-])--?\w+", " ".join(parser.format_usage() for parser in parsers))
-            return f"{self.prog} has no option {first}{near(first, options)} `{self.prog} --help` lists them"
+            return f"{self.prog} has no option {first}{did_you_mean(first, options)} `{self.prog} --help` lists them"
         if kind == "the following arguments are required":
             return f"{self.prog} needs {words}; `{self.prog} --help` has examples"
         choice = _CHOICE.fullmatch(message)
         if choice is not None:
             value, known = choice["value"].strip("'\""), [word.strip("'\" ") for word in choice["known"].split(",")]
-            return f"{choice['name']} {value} is none of {', '.join(known)}{near(value, known).rstrip(';')}"
+            return f"{choice['name']} {value} is none of {', '.join(known)}{did_you_mean(value, known).rstrip(';')}"
         return f"{message.removeprefix('argument ')}; `{self.prog} --help` says what it takes"

@@ -30,7 +30,7 @@ class UserError(Exception):
     """A mistake the user can mend: one sentence naming the value at fault and the remedy; the process exits with 2."""
 
 
-class StoppedInGoodOrder(Exception):
+class GracefulStop(Exception):
     """A run was asked to stop and has saved all it did; starting it again goes on from there. The process exits with 75."""
 
 
@@ -46,7 +46,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         # The reader of our output has gone (`... | head`): nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
-    except StoppedInGoodOrder as stop:
+    except GracefulStop as stop:
         _report(str(stop), "stopped")
         code = EXIT_AGAIN
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ SCRIPT = "import os\nfrom dist_metaxlm.errors import *\ndef main():\n    {body}\
     [
         ("return None", 0, ""),
         ("raise UserError('seed -1 is negative; give 0 or more')", 2, "error: seed -1 is negative; give 0 or more"),
-        ("raise StoppedInGoodOrder('saved; run it again')", 75, "stopped: saved; run it again"),
+        ("raise GracefulStop('saved; run it again')", 75, "stopped: saved; run it again"),
         ("raise KeyboardInterrupt", 130, "stopped: by Ctrl-C"),
         (
             f"raise OSError({errno.ENOSPC}, 'No space left on device', 'runs/x')",

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from dist_metaxlm.errors import EXIT_DONE, UserError, run_command
 from dist_metaxlm.invocation import MODULE, SCRIPTS
-from dist_metaxlm.text import near
+from dist_metaxlm.text import did_you_mean
 
 COMMANDS = {
     "pretrain": "train, resume or continue one phase of a recipe, under any launcher",
@@ -61,7 +61,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
-        raise UserError(f"metaxlm has no {kind} {name}{near(name, [*COMMANDS, '--version'])} `metaxlm --help` lists them")
+        raise UserError(
+            f"metaxlm has no {kind} {name}{did_you_mean(name, [*COMMANDS, '--version'])} `metaxlm --help` lists them"
+        )
     return import_module(f"{MODULE}.{name}").main(rest) or EXIT_DONE
 
 

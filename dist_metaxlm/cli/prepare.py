@@ -12,7 +12,7 @@ from typing import Any
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
 from dist_metaxlm.invocation import program
-from dist_metaxlm.text import near
+from dist_metaxlm.text import did_you_mean
 
 EXAMPLES = """examples:
   metaxlm prepare                                     # everything the quickstart recipe needs
@@ -88,7 +88,7 @@ def split(words: list[str]) -> tuple[str, list[str]]:
     for word in commands:
         if word not in COMMANDS:
             raise UserError(
-                f"unknown command {word!r}{near(word, COMMANDS)} give one of {', '.join(COMMANDS)}, or a field "
+                f"unknown command {word!r}{did_you_mean(word, COMMANDS)} give one of {', '.join(COMMANDS)}, or a field "
                 "of the recipe as key=value"
             )
     if len(commands) > 1:

@@ -25,7 +25,7 @@ from pathlib import Path
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
 from dist_metaxlm.invocation import program
-from dist_metaxlm.text import near
+from dist_metaxlm.text import did_you_mean
 
 ARMS = ["meta+cross", "joint", "joint matched", "cross only", "meta only"]
 
@@ -36,7 +36,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     if asked is None and not {"-h", "--help"} & {*words}:
         first = next((word for word in words if "=" not in word and not word.startswith("-")), "")
         raise UserError(
-            f"no study is named{near(first, STUDIES)} say which: metaxlm study two-phase ... or "
+            f"no study is named{did_you_mean(first, STUDIES)} say which: metaxlm study two-phase ... or "
             "metaxlm study fake-english ..."
         )
     parser = Parser(__doc__, prog=program("study"))

@@ -13,7 +13,7 @@ from dist_metaxlm.data.tokenizer import PAD, Tokenizer
 from dist_metaxlm.data.tokens.store import Corpus, TokenStore
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Objective, PhaseConfig, Recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 LAST = 1 << 40
 """No phase has as many samples; beyond this their numbers are not computed exactly."""
@@ -116,7 +116,7 @@ def as_text(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = [
         f"phase {found['phase']}, objective {found['objective']}, sample {found['sample']}: {found['language']}, "
-        f"{counted(found['tokens'], 'token')}, {counted(found['targets'], 'target')}",
+        f"{pluralize(found['tokens'], 'token')}, {pluralize(found['targets'], 'target')}",
         f"corpus {found['corpus']}, from {', '.join(found['files']) or 'files that the store does not name'}",
         f"text after the tokenizer's normalisation, {found['normalisation']}",
     ]

@@ -15,7 +15,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.objectives.base import Share
 from dist_metaxlm.recipe.schema import Objective, PhaseConfig
 from dist_metaxlm.recipe.sharing import undivided
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,5 @@ def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
     problems = undivided(phase, world_size)
     if problems:
         fitting = next((fewer for fewer in range(world_size - 1, 0, -1) if not undivided(phase, fewer)), None)
-        instead = "" if fitting is None else f"; or let {counted(fitting, 'rank')} share it, not {world_size}"
+        instead = "" if fitting is None else f"; or let {pluralize(fitting, 'rank')} share it, not {world_size}"
         raise UserError(f"phases.{phase_name} does not divide: " + "; ".join(problems) + instead)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dist_metaxlm.deepspeed_adapter.config_fields import SECTIONS, Field, Kind, known_names
-from dist_metaxlm.text import near
+from dist_metaxlm.text import did_you_mean
 
 FILLED = (
     "train_batch_size",
@@ -78,7 +78,7 @@ def _problem(place: str, value: Any) -> str | None:
     field, name = field_at(place), place.split(".")[-1]
     if field is None:
         section = place.rpartition(".")[0]
-        return f"unknown key {place}{near(name, known_names(section))} correct or remove it"
+        return f"unknown key {place}{did_you_mean(name, known_names(section))} correct or remove it"
     if field.use == "refused":
         return None if _off(value) or value == field.default else f"{place}: {json.dumps(value)} is refused: {field.reason}"
     if value == "auto":

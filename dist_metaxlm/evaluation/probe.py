@@ -23,7 +23,7 @@ from dist_metaxlm.evaluation.run import window_of
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import sum_over_batch
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.loop.probing import ReadStates
 
 MAX_TOKENS = 8192
@@ -56,7 +56,7 @@ class HeldoutProbe:
         if not self._pairs:
             raise UserError(
                 f"training.probe_interval {recipe.training.probe_interval} needs a language with {MIN_PAIRS} "
-                f"translations of English held out, and the first {counted(len(rows), 'string')} of {path} "
+                f"translations of English held out, and the first {pluralize(len(rows), 'string')} of {path} "
                 "have none; raise training.probe_strings, give data.bitext with English, or set "
                 "training.probe_interval: 0"
             )

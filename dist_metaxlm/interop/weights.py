@@ -20,7 +20,7 @@ from dist_metaxlm.interop.tensor_source import HeldTensors, TensorSource, same_t
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.recipe.schema import ModelConfig
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 __all__ = [
     "Step",
@@ -231,8 +231,8 @@ def _links(config: ModelConfig, tensors: int) -> Iterator[_Link]:
     """All links of a model of this shape; UserError where so few tensors cannot hold so many layers."""
     if config.layers > tensors:
         raise UserError(
-            f"the configuration has {counted(config.layers, 'layer')} and the weights have "
-            f"{counted(tensors, 'tensor')}; check that weights and configuration belong together"
+            f"the configuration has {pluralize(config.layers, 'layer')} and the weights have "
+            f"{pluralize(tensors, 'tensor')}; check that weights and configuration belong together"
         )
     yield from _modern_links(config) if config.family == "modern" else _xlmr_links(config)
 

@@ -17,7 +17,7 @@ from dist_metaxlm.invocation import MODULE, SCRIPTS, command_of
 from dist_metaxlm.launching.hostfile import Host
 from dist_metaxlm.parallel.environment import forwarded
 from dist_metaxlm.parallel.launchers import HOSTS_VARIABLE
-from dist_metaxlm.text import near
+from dist_metaxlm.text import did_you_mean
 
 LAUNCHERS = ("deepspeed", "mpirun", "srun", "torchrun")
 DEFAULT_PORT = 29500
@@ -63,7 +63,7 @@ def make_job(
         script = ("-m", f"{MODULE}.{script[0]}", *script[1:])
     elif script[0] != "-m" and not Path(script[0]).is_file():
         raise UserError(
-            f"{script[0]} is no file here{near(script[0], SCRIPTS)} give the script's path from {Path.cwd()}, or one of "
+            f"{script[0]} is not a file{did_you_mean(script[0], SCRIPTS)} give its path from {Path.cwd()}, or one of "
             f"the commands {', '.join(SCRIPTS)}"
         )
     for word in script:

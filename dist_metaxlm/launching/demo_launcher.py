@@ -20,7 +20,7 @@ from dist_metaxlm.errors import UserError, run_command
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.recipe.sharing import undivided
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def command(recipe: Recipe, visible: Sequence[str], cores: int) -> list[str]:
     ranks = most_ranks(recipe, len(visible))
     if ranks < len(visible):
         logger.warning(
-            f"using {ranks} of {counted(len(visible), 'device')}: no larger number divides the batches of recipe "
+            f"using {ranks} of {pluralize(len(visible), 'device')}: no larger number divides the batches of recipe "
             f"{recipe.name} evenly"
         )
     if ranks == 1:

@@ -29,7 +29,7 @@ from dist_metaxlm.launching.preflight.remote import unreachable
 from dist_metaxlm.parallel.placement import check_placement, placement_lines
 from dist_metaxlm.parallel.topology import Topology, filled_nodes
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.run.layout import check_layout
 
 
@@ -62,7 +62,7 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
     if not 1024 <= request.master_port <= 65535:
         raise UserError(f"--master_port {request.master_port} is not from 1024 to 65535")
     job = make_job(hosts, request.script, request.master_port, os.environ, request.launcher != "torchrun")
-    size = f"{counted(job.ranks, 'rank')} on {counted(len(hosts), 'node')}"
+    size = f"{pluralize(job.ranks, 'rank')} on {pluralize(len(hosts), 'node')}"
     for line in [
         f"{size}, meeting at {job.master}:{job.port}",
         *node_lines(job),
@@ -131,7 +131,7 @@ def _placement(job: Job, hosts: tuple[Host, ...]) -> list[str]:
     recipe.phase(known.phase)
     if known.expect_world_size is not None and known.expect_world_size != job.ranks:
         raise UserError(
-            f"--expect_world_size {known.expect_world_size}, and the hostfile has {counted(job.ranks, 'slot')}; change one"
+            f"--expect_world_size {known.expect_world_size}, and the hostfile has {pluralize(job.ranks, 'slot')}; change one"
         )
     slots = [host.slots for host in hosts]
     topology = Topology(0, job.ranks, 0, slots[0], "start", filled_nodes(slots), tuple(host.name for host in hosts))

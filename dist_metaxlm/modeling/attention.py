@@ -7,7 +7,7 @@ from torch import nn
 
 from dist_metaxlm.kernels.attention.dispatch import packed_attention
 from dist_metaxlm.kernels.attention.parts import parts_of
-from dist_metaxlm.modeling.batch_metadata import Geometry
+from dist_metaxlm.modeling.batch_metadata import BatchMetadata
 from dist_metaxlm.modeling.dropout import attention_mask_at
 from dist_metaxlm.modeling.layers import column_linear, row_linear
 from dist_metaxlm.modeling.rotary import rotate
@@ -35,14 +35,14 @@ class Attention(nn.Module):
         self.qkv = column_linear(config.hidden, 3 * config.hidden, biased, shard)
         self.out = row_linear(config.hidden, config.hidden, biased, shard)
 
-    def forward(self, states: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, metadata: BatchMetadata) -> torch.Tensor:
         """[T, H] -> [T, H]; with sequence parallelism this rank's part of T on both sides, all of it in between."""
-        pattern = geometry.local_attention if self.local else geometry.attention
-        rotary = geometry.local_rotary if self.local else geometry.rotary
+        pattern = metadata.local_attention if self.local else metadata.attention
+        rotary = metadata.local_rotary if self.local else metadata.rotary
         assert pattern is not None
         mixed = self.qkv(states)
         queries, keys, values = parts_of(mixed.view(mixed.shape[0], -1, 3, self.width))
         if rotary is not None:
             queries, keys = rotate(queries, rotary), rotate(keys, rotary)
-        dropout = attention_mask_at(geometry.attention_dropout, self.index, self.first_head)
+        dropout = attention_mask_at(metadata.attention_dropout, self.index, self.first_head)
         return self.out(packed_attention(queries, keys, values, pattern, dropout).flatten(1))

@@ -16,7 +16,7 @@ from dist_metaxlm.recipe.schema import ModelConfig
 
 
 @dataclass(frozen=True)
-class Geometry:
+class BatchMetadata:
     """Attention patterns, positions and dropout key of T tokens; the local fields are None for family `xlmr`."""
 
     positions: torch.Tensor
@@ -35,7 +35,7 @@ class Geometry:
     """Key of the dropout masks of attention weights; None: nothing is dropped."""
 
 
-def batch_geometry(
+def metadata_of_batch(
     batch: PackedBatch,
     config: ModelConfig,
     dtype: torch.dtype,
@@ -44,8 +44,8 @@ def batch_geometry(
     step: int,
     shard: TensorShard = WHOLE,
     objective: str = "",
-) -> Geometry:
-    """The geometry of `batch` for a model in `dtype`.
+) -> BatchMetadata:
+    """The metadata of `batch` for a model in `dtype`.
 
     `seed`, `step` and `objective` (its name) key the dropout masks and matter only there.
     """
@@ -57,7 +57,7 @@ def batch_geometry(
     if training and config.attention_dropout > 0:
         numbers = token_keys(batch.token_numbers)
         attention_dropout = AttentionDropoutKey(numbers, config.attention_dropout, seed, step, objective)
-    return Geometry(
+    return BatchMetadata(
         positions=batch.positions[own],
         attention=attention_pattern(ids, batch.cu_seqlens, batch.window, None, dtype),
         local_attention=(

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dist_metaxlm.kernels.pointwise.norm import embed_norm
-from dist_metaxlm.modeling.batch_metadata import Geometry
+from dist_metaxlm.modeling.batch_metadata import BatchMetadata
 from dist_metaxlm.modeling.dropout import mask_at
-from dist_metaxlm.modeling.layers import Norm, stream_norm, token_embedding
+from dist_metaxlm.modeling.layers import Norm, residual_norm, token_embedding
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard
 from dist_metaxlm.recipe.schema import ModelConfig
 
@@ -39,12 +39,12 @@ class Embedding(nn.Module):
         # XLM-R's one token type: redundant beside the positions, kept so that weights come and go unchanged.
         self.token_type = None if modern else nn.Parameter(torch.empty(1, config.hidden))
         normed = modern or config.norm == "post"
-        self.norm = stream_norm(config, shard) if normed else nn.Identity()
+        self.norm = residual_norm(config, shard) if normed else nn.Identity()
 
-    def forward(self, tokens: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, metadata: BatchMetadata) -> torch.Tensor:
         """[T] ids -> [T, H]; with sequence parallelism this rank's part of T."""
-        table, positions = self._position_table(), None if self.positions is None else geometry.positions + POSITION_OFFSET
-        mask = mask_at(geometry.dropout, SITE)
+        table, positions = self._position_table(), None if self.positions is None else metadata.positions + POSITION_OFFSET
+        mask = mask_at(metadata.dropout, SITE)
         if isinstance(self.tokens, nn.Embedding) and isinstance(self.norm, Norm):
             return embed_norm(
                 tokens, self.tokens.weight, positions, table, *self.norm.affine(), self.norm.eps, mask, self.norm.rms

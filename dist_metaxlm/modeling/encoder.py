@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from dist_metaxlm.data.batch import PackedBatch
-from dist_metaxlm.modeling.batch_metadata import Geometry, batch_geometry
+from dist_metaxlm.modeling.batch_metadata import BatchMetadata, metadata_of_batch
 from dist_metaxlm.modeling.block import Block
 from dist_metaxlm.modeling.embedding import Embedding, TokenEmbedding
 from dist_metaxlm.modeling.head import Head
 from dist_metaxlm.modeling.initialisation import initialise
-from dist_metaxlm.modeling.layers import stream_norm
+from dist_metaxlm.modeling.layers import residual_norm
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard, mark, own_part
 from dist_metaxlm.planning.stages import Stage
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
             self.final_norm: nn.Module = nn.Identity()
             if stage.last:
                 if config.norm == "pre":
-                    self.final_norm = stream_norm(config, shard)
+                    self.final_norm = residual_norm(config, shard)
                 self.head = Head(config, shard)
         if home.type != "meta":
             self.to_empty(device=home)
@@ -61,28 +61,28 @@ class Encoder(nn.Module):
         With `last_layer` the blocks above are not run and the final norm is not applied: a pre-norm model gives its
         raw residual stream. `step` and `objective` (its name) key the dropout masks.
         """
-        return self.through_stage(batch.tokens, self.geometry(batch, step, objective), last_layer)
+        return self.through_stage(batch.tokens, self.batch_metadata(batch, step, objective), last_layer)
 
-    def through_stage(self, states: torch.Tensor, geometry: Geometry, last_layer: int | None = None) -> torch.Tensor:
+    def through_stage(self, states: torch.Tensor, metadata: BatchMetadata, last_layer: int | None = None) -> torch.Tensor:
         """This stage's share of `forward`: token ids [T] (first stage) or states [T, H] to states [T, H].
 
         Between stages states are as the blocks keep them: with sequence parallelism of this rank's tokens only.
         """
         if self.stage.first:
-            states = self.embedding(states, geometry)
+            states = self.embedding(states, metadata)
         for index, block in zip(self.stage.blocks, self.blocks, strict=True):
             if last_layer is None or index < last_layer:
-                states = block(states, geometry)
+                states = block(states, metadata)
         if not self.stage.last:
             return states
         return self._all_tokens(self.final_norm(states) if last_layer is None else states)
 
     def hidden_states(self, batch: PackedBatch) -> list[torch.Tensor]:
         """layers + 1 tensors [T, H]; entry k is what `forward(batch, last_layer=k)` gives, the embedding is entry 0."""
-        geometry = self.geometry(batch)
-        states = [self.embedding(batch.tokens, geometry)]
+        metadata = self.batch_metadata(batch)
+        states = [self.embedding(batch.tokens, metadata)]
         for block in self.blocks:
-            states.append(block(states[-1], geometry))
+            states.append(block(states[-1], metadata))
         return [self._all_tokens(state) for state in states]
 
     def _all_tokens(self, states: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         """[N, H] -> [N, V]."""
         return self.head(states, self.embedding.tokens.weight)
 
-    def geometry(self, batch: PackedBatch, step: int = 0, objective: str = "") -> Geometry:
+    def batch_metadata(self, batch: PackedBatch, step: int = 0, objective: str = "") -> BatchMetadata:
         """What the blocks need to know of `batch`, a batch of `objective`; drops nothing in evaluation mode."""
         dtype = next(self.parameters()).dtype
-        return batch_geometry(batch, self.config, dtype, self.training, self.seed, step, self.shard, objective)
+        return metadata_of_batch(batch, self.config, dtype, self.training, self.seed, step, self.shard, objective)

@@ -83,7 +83,7 @@ class Norm(nn.LayerNorm):
         return self.weight, self.bias
 
 
-def stream_norm(config: ModelConfig, shard: TensorShard) -> Norm:
+def residual_norm(config: ModelConfig, shard: TensorShard) -> Norm:
     """Norm over the channels of the residual stream, of whichever tokens this rank holds."""
     if not shard.sequence:
         return Norm(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def without_cuda(device: torch.device) -> None:
+def patch_current_device(device: torch.device) -> None:
     """Let megatron-core's `torch.cuda.current_device()` name the CPU, where that is what the ranks compute on.
 
     Its sequence-parallel layers and communication buffers allocate there, whatever device their input is on.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from dist_metaxlm.parallel.current_device import without_cuda
+from dist_metaxlm.parallel.current_device import patch_current_device
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def form_groups(tensor: int, pipeline: int, device: torch.device) -> None:
     global _formed
     if tensor == 1 and pipeline == 1:
         return
-    without_cuda(device)
+    patch_current_device(device)
     from megatron.core import parallel_state
 
     parallel_state.initialize_model_parallel(

@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.topology import Topology, filled_nodes, free_port
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 Environment = MutableMapping[str, str]
 HOSTS_VARIABLE = "DIST_METAXLM_HOSTS"
@@ -212,8 +212,8 @@ def check_world_size(topology: Topology, expected: int | None) -> None:
     """
     if expected is not None and topology.world_size != expected:
         started = (
-            f"{topology.launcher} started {counted(topology.world_size, 'rank')} on "
-            f"{counted(topology.nodes, 'node')} ({os.uname().nodename})"
+            f"{topology.launcher} started {pluralize(topology.world_size, 'rank')} on "
+            f"{pluralize(topology.nodes, 'node')} ({os.uname().nodename})"
         )
         raise UserError(
             f"{started}, --expect_world_size {expected} was asked for; check the hostfile and the launcher's "

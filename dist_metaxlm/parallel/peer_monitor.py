@@ -30,7 +30,7 @@ GRACE_SECONDS = 10.0
 """How long the others may go on: to fail by themselves with a better reason, or to end in good order."""
 
 
-class Lifeline:
+class PeerMonitor:
     """This rank's connection to the first one, or the first one's to all, until `leave`."""
 
     def __init__(

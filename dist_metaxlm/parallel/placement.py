@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
     from dist_metaxlm.parallel.topology import Topology
@@ -80,7 +80,7 @@ def describe_crossing(nodes: Nodes, group: range) -> str:
     hosts = list(dict.fromkeys(nodes.host(rank) for rank in group))
     return (
         f"parallel.tensor={len(group)} puts ranks {group[0]} to {group[-1]} of one tensor group on {', '.join(hosts)} "
-        f"({counted(_smallest_node(nodes), 'rank')} a node), and they talk over the network in every block"
+        f"({pluralize(_smallest_node(nodes), 'rank')} a node), and they talk over the network in every block"
     )
 
 
@@ -114,7 +114,7 @@ def placement_lines(placement: Placement) -> list[str]:
         ranks.setdefault(node, []).append(rank)
     width = max(len(topology.host(members[0])) for members in ranks.values())
     lines = [
-        f"placement: {counted(len(ranks), 'node')}, tensor {placement.tensor} x pipeline {placement.pipeline} x "
+        f"placement: {pluralize(len(ranks), 'node')}, tensor {placement.tensor} x pipeline {placement.pipeline} x "
         f"data {placement.data}; rank: s stage, d data rank, t tensor rank"
     ]
     for position, members in enumerate(ranks.values()):

@@ -16,14 +16,14 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from dist_metaxlm.errors import StoppedInGoodOrder, UserError
+from dist_metaxlm.errors import GracefulStop, UserError
 from dist_metaxlm.parallel.affinity import threads
 from dist_metaxlm.parallel.deepspeed_import import import_deepspeed
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
-from dist_metaxlm.parallel.peer_monitor import Lifeline
-from dist_metaxlm.parallel.rendezvous import meet
+from dist_metaxlm.parallel.peer_monitor import PeerMonitor
+from dist_metaxlm.parallel.rendezvous import rendezvous
 from dist_metaxlm.parallel.topology import Topology, forget_topology
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 _KNOWN = ("Transformer Engine and Apex are not installed", "c10d::broadcast_: an autograd kernel was not registered")
 """Warnings without a cause here: megatron-core's optimisers and FSDP are imported with its layers and not used; DeepSpeed's
@@ -41,8 +41,8 @@ def check_devices(topology: Topology) -> None:
     counts = topology.launcher in ("deepspeed", "torchrun", "slurm", "mpi")
     if not 0 < devices < (topology.local_world_size if counts else topology.local_rank + 1):
         return
-    ranks, node = counted(topology.local_world_size, "rank"), os.uname().nodename
-    shown = f"{ranks} on {node}, where a rank sees {counted(devices, 'CUDA device')}"
+    ranks, node = pluralize(topology.local_world_size, "rank"), os.uname().nodename
+    shown = f"{ranks} on {node}, where a rank sees {pluralize(devices, 'CUDA device')}"
     if topology.launcher in ("slurm", "mpi") and devices == 1:
         raise UserError(
             f"{shown}: every rank has to see all devices of its node and takes its own of them; leave away "
@@ -106,8 +106,8 @@ def process_group(
         backend = "nccl" if device.type == "cuda" else "gloo"
         # Bound to its device, NCCL forms later groups from this one; a rank alone has no peer to form them with.
         bound = device if device.type == "cuda" and topology.world_size > 1 else None
-        store = meet(topology, join_seconds, facts)
-        lifeline = Lifeline(topology, store, join_seconds) if topology.world_size > 1 else None
+        store = rendezvous(topology, join_seconds, facts)
+        lifeline = PeerMonitor(topology, store, join_seconds) if topology.world_size > 1 else None
         dist.init_process_group(
             backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout, device_id=bound
         )
@@ -121,14 +121,14 @@ def process_group(
         yield
     except BaseException as error:
         # A process alone keeps nobody waiting, and may begin another run after its error was corrected.
-        if isinstance(error, StoppedInGoodOrder) or topology.world_size == 1:
+        if isinstance(error, GracefulStop) or topology.world_size == 1:
             _leave(lifeline)
         raise
     # Not in a `finally`: after an error peers may be stuck in a collective; the end of this process's lifeline ends them.
     _leave(lifeline)
 
 
-def _leave(lifeline: Lifeline | None) -> None:
+def _leave(lifeline: PeerMonitor | None) -> None:
     if lifeline is not None:
         lifeline.leave()
     forget_groups()

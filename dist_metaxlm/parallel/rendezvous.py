@@ -20,14 +20,14 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.ports import holder
 from dist_metaxlm.parallel.shared_facts import remedy
 from dist_metaxlm.parallel.topology import Topology
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 _POLL_SECONDS = 0.05
 _LINGER_SECONDS = 1.0
 """How long the first rank keeps the store alive after a refusal, for the others to read why."""
 
 
-def meet(topology: Topology, seconds: float, facts: Mapping[str, str] | None = None) -> dist.Store:
+def rendezvous(topology: Topology, seconds: float, facts: Mapping[str, str] | None = None) -> dist.Store:
     """The store for `init_process_group`, once all ranks have come (collective).
 
     `facts` have to be the same on all ranks: versions, and checksums of what they train on.
@@ -42,7 +42,7 @@ def meet(topology: Topology, seconds: float, facts: Mapping[str, str] | None = N
     own = {"host": socket.gethostname(), "size": topology.world_size, "facts": dict(facts or {})}
     store.set(f"here/{topology.rank}", json.dumps(own))
     if topology.rank == 0:
-        problem = _call_roll(topology, store, seconds)
+        problem = _wait_for_all_ranks(topology, store, seconds)
         store.set("roll", problem or "complete")
         if problem:
             time.sleep(_LINGER_SECONDS)
@@ -98,7 +98,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:160]
 
 
-def _call_roll(topology: Topology, store: dist.Store, seconds: float) -> str | None:
+def _wait_for_all_ranks(topology: Topology, store: dist.Store, seconds: float) -> str | None:
     """Wait for all ranks; returns what is wrong, or None."""
     deadline, missing = time.monotonic() + seconds, list(range(topology.world_size))
     while missing and time.monotonic() < deadline:
@@ -119,7 +119,7 @@ def _difference(rank: int, other: dict[str, Any], first: dict[str, Any]) -> str 
     """What a rank says of itself that the first does not, as a sentence."""
     if other["size"] != first["size"]:
         return (
-            f"rank {rank} on {other['host']} was started for {counted(other['size'], 'rank')}, rank 0 for "
+            f"rank {rank} on {other['host']} was started for {pluralize(other['size'], 'rank')}, rank 0 for "
             f"{first['size']}; start all nodes with the same hostfile"
         )
     for name, value in first["facts"].items():

@@ -16,7 +16,7 @@ from dist_metaxlm.parallel.placement import Nodes, describe_crossing, first_cros
 from dist_metaxlm.recipe.layout import Layout, Problem, assignment, contradictions
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.recipe.sharing import undivided
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 ACROSS = "tensor_across_nodes"
 
@@ -61,7 +61,7 @@ class _Judge:
     def _of_tensor(self, layout: Layout) -> Iterator[_Misfit]:
         model, tensor = self.recipe.model, layout.tensor
         ranks = None if self.cluster is None else self.cluster.world_size
-        wrong = [counted(ranks, "rank")] if ranks is not None and ranks % tensor else []
+        wrong = [pluralize(ranks, "rank")] if ranks is not None and ranks % tensor else []
         wrong += [f"model.{name}={size}" for name, size in (("heads", model.heads), ("ffn", model.ffn)) if size % tensor]
         if layout.sequence:
             wrong += [
@@ -81,13 +81,13 @@ class _Judge:
     def _of_pipeline(self, layout: Layout) -> Iterator[_Misfit]:
         layers, stages, reasons = self.recipe.model.layers, layout.pipeline, []
         if stages > layers + 2:
-            reasons.append(f"is more stages than the {counted(layers, 'layer')}, embedding and head of the model can fill")
+            reasons.append(f"is more stages than the {pluralize(layers, 'layer')}, embedding and head of the model can fill")
         if self.cluster is not None:
             ranks = self.cluster.world_size
             left = ranks // layout.tensor if ranks % layout.tensor == 0 else ranks
             if left % stages:
                 of = "" if left == ranks else f" left by parallel.tensor={layout.tensor} of {ranks}"
-                reasons.append(f"does not divide {'the ' if of else ''}{counted(left, 'rank')}{of}")
+                reasons.append(f"does not divide {'the ' if of else ''}{pluralize(left, 'rank')}{of}")
         if reasons:
             reason = f"parallel.pipeline={stages} {' and '.join(reasons)}"
             yield _Misfit(field="pipeline", value=stages, reason=reason)
@@ -186,10 +186,10 @@ def _sharing_problems(judge: _Judge, layout: Layout) -> list[Problem]:
         return []
     ranks, copies, each = judge.cluster.world_size, judge.copies(layout), layout.tensor * layout.pipeline
     fewer = max(n for n in range(1, copies + 1) if n == 1 or not any(undivided(p, n) for p in judge.phases.values()))
-    sharers, instead = counted(copies, "rank"), f"or start {counted(fewer, 'rank')}"
+    sharers, instead = pluralize(copies, "rank"), f"or start {pluralize(fewer, 'rank')}"
     if each > 1:
-        sharers = f"{copies} copies of the model ({counted(ranks, 'rank')}, {each} to a copy)"
-        instead = f"or start {counted(fewer * each, 'rank')} ({'1 copy' if fewer == 1 else f'{fewer} copies'})"
+        sharers = f"{copies} copies of the model ({pluralize(ranks, 'rank')}, {each} to a copy)"
+        instead = f"or start {pluralize(fewer * each, 'rank')} ({'1 copy' if fewer == 1 else f'{fewer} copies'})"
     return [
         Problem(
             field=f"phases.{name}.objectives",

@@ -26,7 +26,7 @@ from dist_metaxlm.planning.parameters import copied_parameters, count_parameters
 from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, part_costs
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 MEMORY_SHARE = 0.9
 """Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""
@@ -126,7 +126,7 @@ def plan(recipe: Recipe, cluster: Cluster) -> list[Plan]:
     plans = [_fill(recipe, cluster, layout, precision, cuts[layout.pipeline]) for layout in layouts]
     if not plans:
         raise UserError(
-            f"recipe {recipe.name} cannot be cut over {counted(cluster.world_size, 'device')}: no number of "
+            f"recipe {recipe.name} cannot be cut over {pluralize(cluster.world_size, 'device')}: no number of "
             "data-parallel ranks divides the windows and pair groups of every phase; take fewer nodes or larger "
             "batches"
         )
@@ -282,7 +282,7 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
         "embeddings; memory is an estimate (planning/memory.py)"
     ]
     lines += [
-        f"{name}: {counted(work['steps'], 'step', ',')}, {work['tokens'] / 1e9:,.1f} G tokens, {work['flops']:.2e} FLOP"
+        f"{name}: {pluralize(work['steps'], 'step', ',')}, {work['tokens'] / 1e9:,.1f} G tokens, {work['flops']:.2e} FLOP"
         for name, work in facts["phases"].items()
     ]
     lines.append(
@@ -290,6 +290,6 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
         "host: host memory for saving and offload, at most; idle: share of a step lost while a pipeline fills and "
         "drains"
     )
-    closing = f"{fitting} of {counted(len(plans), 'legal layout')} fit."
+    closing = f"{fitting} of {pluralize(len(plans), 'legal layout')} fit."
     closing += f" Take the first: {' '.join(plans[0].layout.overrides())}" if fitting else " Take more or larger devices."
     return [*lines, table, closing]

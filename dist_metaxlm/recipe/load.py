@@ -16,7 +16,7 @@ from dist_metaxlm.recipe.layout import clashing_methods
 from dist_metaxlm.recipe.objectives import registry
 from dist_metaxlm.recipe.schema import LAYOUT_LATER, PHASE_NAMES, ParallelConfig, Recipe
 from dist_metaxlm.recipe.yaml_text import read_yaml, write_yaml
-from dist_metaxlm.text import near
+from dist_metaxlm.text import did_you_mean
 
 _BRANCHES = ("", "list[AlphaPoint]", "list[str]", "literal['all']", "float", "str", "MosesPair", "EvaluationFiles", "[key]")
 
@@ -182,10 +182,10 @@ def _describe(item: Any) -> str:
     place = ".".join(part for part in location if part not in _BRANCHES) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
-        hint = near(location[-1], known)
+        hint = did_you_mean(location[-1], known)
         return f"unknown key {place}{hint}" + (f" known: {', '.join(known)}" if hint == ";" else "")
     if _is_unknown_phase(item):
-        return f"unknown phase {location[1]!r}{near(location[1], PHASE_NAMES)} phases are {', '.join(PHASE_NAMES)}"
+        return f"unknown phase {location[1]!r}{did_you_mean(location[1], PHASE_NAMES)} phases are {', '.join(PHASE_NAMES)}"
     if item["type"] == "missing":
         return f"{place} is missing; give it a value"
     value = item.get("input")

@@ -21,7 +21,7 @@ from dist_metaxlm.reporting.sections import (
 )
 from dist_metaxlm.reporting.style import CSS
 from dist_metaxlm.reporting.summary import RunFiles, build_summary, read_run
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 SECTIONS = ("losses", "sampling", "retrieval", "perplexity", "fill-mask", "throughput", "setting")
 """Ids of the sections of a complete run, in the order of the page."""
@@ -89,7 +89,7 @@ def _lead(summary: dict[str, Any]) -> str:
     text = (
         f"After phase {last}, a held-out sentence finds its translation among {after['candidates_min']} or more "
         f"candidates {100 * after['mean_p_at_1']:.0f}% of the time, on average over "
-        f"{counted(after['languages'], 'language')} and both directions (layer {after['best_layer']})"
+        f"{pluralize(after['languages'], 'language')} and both directions (layer {after['best_layer']})"
     )
     earlier = (("untrained", "untrained"), *([("meta", "after phase meta")] if last == "cross" else []))
     before = [
@@ -212,7 +212,7 @@ def _probes(run: RunFiles, summary: dict[str, Any]) -> str:
     last = next(record["probe"] for record in reversed(list(probed.values())[-1]) if "probe" in record)
     cost = ", ".join(f"{100 * (summary['phases'][phase]['probe_share'] or 0):.1f}% of {phase}" for phase in probed)
     return (
-        f'<p class="note below">While training: P@1 among at most {counted(last["strings"], "string")} of a language at '
+        f'<p class="note below">While training: P@1 among at most {pluralize(last["strings"], "string")} of a language at '
         f"layer {last['layer']}. Time it took: {cost}.</p>"
         f'<div class="grid below">{charts}</div>'
     )

@@ -10,7 +10,7 @@ from dist_metaxlm.reporting import study_plots as plots
 from dist_metaxlm.reporting.metrics import write_text
 from dist_metaxlm.reporting.sections import escape, fact_table, panel, short, table
 from dist_metaxlm.reporting.style import CSS
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 Study = Mapping[str, Any]
 _LIMITS = (
@@ -89,8 +89,8 @@ def _facts(study: Study) -> str:
     seconds = sum(result["seconds"] for result in study["results"])
     return (
         f"{short(study['parameters'])} parameters, N = {short(study['tokens'])} tokens, n1/N = "
-        f"{', '.join(f'{ratio:g}' for ratio in study['ratios'])}, {counted(len(study['seeds']), 'seed')}{state}; "
-        f"training took {counted(round(seconds / 60), 'minute')} on {study['environment'].get('device', '?')}"
+        f"{', '.join(f'{ratio:g}' for ratio in study['ratios'])}, {pluralize(len(study['seeds']), 'seed')}{state}; "
+        f"training took {pluralize(round(seconds / 60), 'minute')} on {study['environment'].get('device', '?')}"
     )
 
 

@@ -13,7 +13,7 @@ from dist_metaxlm.invocation import as_typed
 from dist_metaxlm.reporting.metrics import CHECKPOINT_ORDER
 from dist_metaxlm.reporting.sections import number, short
 from dist_metaxlm.reporting.summary import other_perplexity
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 
 def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> None:
@@ -74,7 +74,7 @@ def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
         languages = sum(scores["counted"] for scores in retrieval.values())
         parts.append(
             f"mean P@1 {result['mean_p_at_1']:.3f} at layer {result['best_layer']} over "
-            f"{counted(languages, 'language')}, both directions"
+            f"{pluralize(languages, 'language')}, both directions"
         )
     elif retrieval:
         parts.append(f"no mean P@1: no language has {result['min_candidates']} candidates, see --min_candidates")

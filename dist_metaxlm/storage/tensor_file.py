@@ -25,7 +25,7 @@ CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
-class Sealed:
+class FinishedFile:
     """What a manifest says of a file that was written and synchronised."""
 
     bytes: int
@@ -48,14 +48,14 @@ class HashedFile:
             self._stream.write(chunk)
         self._bytes += len(view)
 
-    def seal(self) -> Sealed:
+    def finalize(self) -> FinishedFile:
         """Bring it to the disk and close it."""
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
-        return Sealed(self._bytes, self._digest.hexdigest())
+        return FinishedFile(self._bytes, self._digest.hexdigest())
 
-    def abandon(self) -> None:
+    def close_quietly(self) -> None:
         """Close it without a word: an error is already on its way."""
         # Closing writes what is still buffered, which fails again where the disk is full.
         with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ class TensorFile(HashedFile):
         try:
             self.write(struct.pack("<Q", len(text)) + text)
         except OSError:
-            self.abandon()
+            self.close_quietly()
             raise
 
     def append(self, tensor: torch.Tensor) -> None:
@@ -86,10 +86,10 @@ class TensorFile(HashedFile):
         assert (tensor.dtype, tuple(tensor.shape)) == (torch.float32, tuple(shape)), f"{name}: {tuple(tensor.shape)}"
         self.write(tensor.contiguous().view(-1).numpy().data)
 
-    def seal(self) -> Sealed:
+    def finalize(self) -> FinishedFile:
         """Bring it to the disk and close it, complete."""
         assert not self._left, f"{self._left[0][0]} was announced and not written"
-        return super().seal()
+        return super().finalize()
 
 
 class TensorsOnDisk(Mapping[str, torch.Tensor]):

@@ -14,7 +14,7 @@ from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import MaskedLM, PhaseConfig, Recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 TWO_PHASE, JOINT, MATCHED, CROSS_ONLY, META_ONLY = "meta+cross", "joint", "joint matched", "cross only", "meta only"
 MEANING = {
@@ -93,7 +93,9 @@ def study_arms(
     one = _english(base.phase("meta"), size)
     steps = tokens // size
     if steps < 4:
-        raise UserError(f"{tokens} tokens are {counted(steps, 'step')} of {size} tokens; give --tokens {4 * size} at least")
+        raise UserError(
+            f"{tokens} tokens are {pluralize(steps, 'step')} of {size} tokens; give at least --tokens {4 * size}"
+        )
     arms = []
     for seed in seeds:
         arms.append(_arm(JOINT, None, seed, base, {"joint": _lasting(many, steps)}, points))

@@ -36,7 +36,7 @@ from dist_metaxlm.study import fake_language
 from dist_metaxlm.study.arms import Arm
 from dist_metaxlm.study.fake_language import FAKE, LANGUAGE
 from dist_metaxlm.study.training import Workers
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.run.run_folder import environment
 
 BAR = 0.5
@@ -186,7 +186,7 @@ def read_sentences(text: Iterable[str]) -> list[str]:
     found = list(fake_language.plain_sentences(paths, *WORDS))
     if len(found) < PAIRS:
         raise UserError(
-            f"{' '.join(text)} has {counted(len(found), 'different sentence')} of {WORDS[0]} to {WORDS[1]} "
+            f"{' '.join(text)} has {pluralize(len(found), 'different sentence')} of {WORDS[0]} to {WORDS[1]} "
             f"plain words, and {PAIRS} are needed; give more text with --text"
         )
     random.Random(0).shuffle(found)  # so that neighbours, and the halves without parallel text, are no topics

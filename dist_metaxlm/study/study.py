@@ -33,7 +33,7 @@ from dist_metaxlm.study.arms import MEANING, SIZES, Arm, study_arms
 from dist_metaxlm.study.measures import MEASURES, measure
 from dist_metaxlm.study.training import PRETRAIN, Workers
 from dist_metaxlm.study.verdict import summarise
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.checkpointing.checkpoint import list_steps
 from dist_metaxlm.training.run.layout import check_layout
 from dist_metaxlm.training.run.run_folder import environment
@@ -84,7 +84,7 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
         script: what Python is told to run for a phase of an arm.
 
     Errors: UserError for settings that make no study, another study in the folder, or an arm that the user must mend;
-    StoppedInGoodOrder after SIGTERM, when what was done is saved.
+    GracefulStop after SIGTERM, when what was done is saved.
     """
     workers = Workers(options.jobs, options.ranks, script)
     base = base_recipe(options)
@@ -99,7 +99,7 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
         if begun:  # a finished study can be reported without its tasks' files
             _check_tasks(options, base)
         log(
-            f"training {len(missing)} of {counted(len(arms), 'arm')}, {options.jobs} at once; the first is "
+            f"training {len(missing)} of {pluralize(len(arms), 'arm')}, {options.jobs} at once; the first is "
             f"{missing[0].label}, seed {missing[0].seed}, with its lines in "
             f"{options.output / 'arms' / missing[0].name / 'log.txt'}"
         )
@@ -119,7 +119,7 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
         left = (time.monotonic() - began) / fresh * (len(missing) - fresh) / 60
         log(
             f"arm {len(arms) - len(missing) + fresh} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about "
-            f"{counted(round(left), 'minute')} left"
+            f"{pluralize(round(left), 'minute')} left"
         )
         write()
 

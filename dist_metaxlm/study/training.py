@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dist_metaxlm.errors import EXIT_AGAIN, StoppedInGoodOrder, UserError
+from dist_metaxlm.errors import EXIT_AGAIN, GracefulStop, UserError
 from dist_metaxlm.invocation import MODULE
 from dist_metaxlm.parallel.affinity import cores_by_memory
 from dist_metaxlm.recipe.load import dump_recipe
@@ -84,7 +84,7 @@ class Workers:
     def train(self, arm: Arm, folder: Path) -> None:
         """Run the arm's phases one after the other; a finished one returns at once, an interrupted one goes on.
 
-        Errors: UserError with the arm's own last error; StoppedInGoodOrder when it was asked to stop.
+        Errors: UserError with the arm's own last error; GracefulStop when it was asked to stop.
         """
         recipe = folder / "study-recipe.yaml"
         write_text(recipe, dump_recipe(arm.recipe))
@@ -98,7 +98,7 @@ class Workers:
             with (folder / "log.txt").open("a", encoding="utf-8") as output:
                 code = self._call(command, output)
             if code == EXIT_AGAIN:
-                raise StoppedInGoodOrder(
+                raise GracefulStop(
                     f"the study stopped in arm {arm.name}, phase {phase}, and has saved what it did; "
                     "run the same command again to go on"
                 )

@@ -68,7 +68,7 @@ def finished_meta(root: Path, recipe: Recipe, weights: dict[str, torch.Tensor], 
         file.append(value)
     progress = HashedFile(folder / "progress-00000.safetensors")
     progress.write(save({"seen": seen}))
-    sealed = {"weights-00000.safetensors": file.seal(), "progress-00000.safetensors": progress.seal()}
+    sealed = {"weights-00000.safetensors": file.finalize(), "progress-00000.safetensors": progress.finalize()}
     tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model").hash
     write_manifest(folder, {"step": 1, "tokenizer": tokenizer, "vocab_size": recipe.model.vocab_size}, sealed)
     meta.finish({"steps": 1})

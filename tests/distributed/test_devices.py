@@ -70,15 +70,15 @@ def shared_batch() -> None:
 
 
 def exchanged() -> None:
-    made(pieces.Pieces, _parameters=[], _group="gloo")._exchange()
+    made(pieces.GatherPlan, _parameters=[], _group="gloo")._exchange()
 
 
 def piece_of(writer: int) -> Any:
-    """Pieces of which rank 0 has the first half of one parameter and rank 1 the second."""
-    sources = ((0, pieces.Holding(0, 0, 2)), (1, pieces.Holding(0, 2, 2)))
+    """GatherPlan of which rank 0 has the first half of one parameter and rank 1 the second."""
+    sources = ((0, pieces.LocalShard(0, 0, 2)), (1, pieces.LocalShard(0, 2, 2)))
     return made(
-        pieces.Pieces,
-        routes=[pieces.Route(writer, sources)],
+        pieces.GatherPlan,
+        routes=[pieces.GatherStep(writer, sources)],
         names=["final_norm.weight"],
         _shapes=[(4,)],
         _group="gloo",
@@ -100,7 +100,7 @@ def tied(method: Any) -> None:
 
 def between_stages(stage: int) -> None:
     encoder = SimpleNamespace(
-        geometry=lambda batch: SimpleNamespace(positions=on_device(4)),
+        batch_metadata=lambda batch: SimpleNamespace(positions=on_device(4)),
         config=SimpleNamespace(hidden=2),
         parameters=lambda: iter([on_device(1)]),
         stage=SimpleNamespace(last=False),

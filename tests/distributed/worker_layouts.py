@@ -74,7 +74,7 @@ def train(
     steps = execution(engine, plan, batches(plan, data, first, last, CPU), lambda batch: None, count)
     for step in range(first, last):
         factors.update({micro.objective.name: micro.factor for micro in plan.at(step)})
-        steps.take(step, learning_rate)
+        steps.run(step, learning_rate)
         losses.append(float(sum_over_batch(total)))
         total.zero_()
         norms.append(float(engine.get_global_grad_norm()))

@@ -123,7 +123,7 @@ def make_folder(folder: Path, config: Any, tokenizer: Path) -> None:
 def make_run(run_dir: Path, imported: Path, config: Any) -> None:
     """A run whose meta phase has one checkpoint: the import's weights, as files of two ranks lie in one."""
     from dist_metaxlm.recipe.load import dump_recipe, load_recipe
-    from dist_metaxlm.storage.tensor_file import Sealed
+    from dist_metaxlm.storage.tensor_file import FinishedFile
     from dist_metaxlm.training.checkpointing.manifest import file_digest, write_manifest
 
     data, step = run_dir / "data", run_dir / "meta" / "checkpoints" / "step-00000001"
@@ -132,7 +132,7 @@ def make_run(run_dir: Path, imported: Path, config: Any) -> None:
     os.link(imported / "tokenizer.model", data / "tokenizer.model")
     for number, path in enumerate(sorted(imported.glob("*.safetensors"))):
         os.link(path, step / f"weights-{number:05d}.safetensors")
-    sealed = {path.name: Sealed(path.stat().st_size, file_digest(path)) for path in step.iterdir()}
+    sealed = {path.name: FinishedFile(path.stat().st_size, file_digest(path)) for path in step.iterdir()}
     write_manifest(step, {"step": 1, "phase": "meta"}, sealed)
     recipe = load_recipe("quickstart", [f"data.directory={data}"])
     recipe = recipe.model_copy(update={"model": config})

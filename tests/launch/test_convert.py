@@ -22,7 +22,7 @@ from dist_metaxlm.interop.original import keep_original
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.schema import ModelConfig
-from dist_metaxlm.storage.tensor_file import Sealed
+from dist_metaxlm.storage.tensor_file import FinishedFile
 from dist_metaxlm.training.checkpointing.manifest import file_digest, write_manifest
 
 LINES = ["the cat sat on the mat", "der Hund lief durch den Garten", "le chat dort sur la chaise", "кошка сидит на столе"]
@@ -85,7 +85,7 @@ def trained(tokenizer, config, tmp_path_factory) -> tuple[Path, dict[str, torch.
     for rank in range(2):
         save_file({name: weights[name].contiguous() for name in names[rank::2]}, step / f"weights-{rank:05d}.safetensors")
         save_file({"exp_avg.x": torch.zeros(1)}, step / f"moments-{rank:05d}.safetensors")
-    sealed = {path.name: Sealed(path.stat().st_size, file_digest(path)) for path in step.iterdir()}
+    sealed = {path.name: FinishedFile(path.stat().st_size, file_digest(path)) for path in step.iterdir()}
     write_manifest(step, {"step": 4, "phase": "meta", "tokenizer": file_digest(tokenizer)}, sealed)
     recipe = load_recipe("quickstart", [f"data.directory={tokenizer.parent}"]).model_copy(update={"model": config})
     (run_dir / "meta/recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")

@@ -18,7 +18,7 @@ import pytest
 
 from dist_metaxlm.data.tokenizer import UNK
 from dist_metaxlm.data.tokens.store import TokenStore
-from dist_metaxlm.errors import StoppedInGoodOrder, UserError
+from dist_metaxlm.errors import GracefulStop, UserError
 from dist_metaxlm.study.fake_english import PIECES
 from dist_metaxlm.study.study import StudyOptions, two_phase_study
 
@@ -102,7 +102,7 @@ def test_a_request_to_stop_goes_on_to_the_arms_that_run_at_once(tiny_recipe, tmp
     threading.Thread(target=stop, daemon=True).start()
     before, cores = signal.getsignal(signal.SIGTERM), os.sched_getaffinity(0)
     options = replace(options_of(tiny_recipe, tmp_path / "study"), jobs=jobs, kinds=("meta+cross", "meta only", "joint"))
-    with pytest.raises(StoppedInGoodOrder, match=r"phase (meta|joint), and has saved"):
+    with pytest.raises(GracefulStop, match=r"phase (meta|joint), and has saved"):
         two_phase_study(options, lambda line: None, (str(script),))
     assert signal.getsignal(signal.SIGTERM) == before
     assert os.sched_getaffinity(0) == cores

@@ -20,7 +20,7 @@ from jobs import PYTHON, ROOT, hostfile
 
 from dist_metaxlm.benchmarking.scaling.report import draw, table
 from dist_metaxlm.errors import UserError, run_command
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 SHORT = (
     "phases.cross.objectives.mlm.batch_tokens=1024",
@@ -95,7 +95,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     versions = found["versions"]
     text = [
         f"Recipe {first['recipe']}, phase {first['phase']}, {' '.join(first['overrides'])}; {first['steps']} timed steps, "
-        f"each layout {counted(first['repeats'], 'time')}; commit {found['commit']}, {found['device']}, "
+        f"each layout {pluralize(first['repeats'], 'time')}; commit {found['commit']}, {found['device']}, "
         f"{found['cpu_cores']} cores, torch {versions['torch']}, deepspeed {versions['deepspeed']}; `make scaling-nodes`.",
         "The nodes are network namespaces of one machine that share its cores: the figures show what a layout costs, not "
         "what it gains. Their links are shaped with tc (tbf), both ways. `MB sent` is what the kernel counted at the nodes' "

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel import peer_monitor as lifeline
-from dist_metaxlm.parallel.peer_monitor import Lifeline
+from dist_metaxlm.parallel.peer_monitor import PeerMonitor
 from dist_metaxlm.parallel.topology import Topology, free_port
 
 DIE = """
@@ -36,11 +36,11 @@ def topology(rank: int, size: int = 3) -> Topology:
     return Topology(rank, size, 0, 1, "environment", tuple(range(size)), tuple(f"node{n + 1}" for n in range(size)))
 
 
-def lines(size: int) -> tuple[list[Lifeline], queue.Queue[tuple[int, str]], dist.Store]:
+def lines(size: int) -> tuple[list[PeerMonitor], queue.Queue[tuple[int, str]], dist.Store]:
     """The lifelines of `size` ranks, and the queue in which each says whose death it heard of."""
     store, heard = dist.HashStore(), queue.Queue[tuple[int, str]]()
     return (
-        [Lifeline(topology(rank), store, end=lambda who, rank=rank: heard.put((rank, who))) for rank in range(size)],
+        [PeerMonitor(topology(rank), store, end=lambda who, rank=rank: heard.put((rank, who))) for rank in range(size)],
         heard,
         store,
     )
@@ -73,7 +73,7 @@ def test_the_first_rank_is_missed_as_well() -> None:
     store, heard = dist.HashStore(), queue.Queue[str]()
     with socket.create_server(("127.0.0.1", 0)) as first:
         store.set("lifeline", f"{first.getsockname()[1]} token")
-        line = Lifeline(topology(1), store, end=heard.put)
+        line = PeerMonitor(topology(1), store, end=heard.put)
         first.accept()[0].close()
         assert heard.get(timeout=60) == "rank 0 on node1"
     line.leave()
@@ -90,13 +90,13 @@ def test_who_leaves_in_good_order_is_not_missed(order: tuple[int, ...]) -> None:
 
 def test_the_first_rank_says_farewell_to_those_it_has_not_looked_at_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A watcher that the processor keeps waiting finds the others' connections only after its own rank has left."""
-    watch, runs = Lifeline._watch_all, threading.Event()
+    watch, runs = PeerMonitor._watch_all, threading.Event()
 
     def late(*arguments: object) -> None:
         runs.wait()
         watch(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Lifeline, "_watch_all", late)
+    monkeypatch.setattr(PeerMonitor, "_watch_all", late)
     ours, heard, _ = lines(3)
     threading.Timer(0.2, runs.set).start()
     for line in ours:
@@ -119,7 +119,7 @@ def test_a_first_node_that_lets_nobody_in_is_named() -> None:
     store = dist.HashStore()
     store.set("lifeline", f"{free_port()} token")
     with pytest.raises(UserError, match=r"cannot reach port .* of the first node, node1"):
-        Lifeline(topology(1), store, 1.0)
+        PeerMonitor(topology(1), store, 1.0)
 
 
 def test_the_process_ends_only_if_it_has_not_left_by_then(
@@ -128,7 +128,7 @@ def test_the_process_ends_only_if_it_has_not_left_by_then(
     codes: list[int] = []
     monkeypatch.setattr(lifeline, "GRACE_SECONDS", 0.05)
     monkeypatch.setattr(os, "_exit", codes.append)
-    line = Lifeline(topology(0), dist.HashStore())
+    line = PeerMonitor(topology(0), dist.HashStore())
     line._end_process("rank 1 on node2")
     line.leave()
     threading.Thread(target=line._end_process, args=("rank 1 on node2",)).start()

@@ -10,7 +10,7 @@ import pytest
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.affinity import bind_cores, slice_of, threads
-from dist_metaxlm.parallel.rendezvous import meet
+from dist_metaxlm.parallel.rendezvous import rendezvous
 from dist_metaxlm.parallel.topology import Topology, free_port
 
 
@@ -34,7 +34,7 @@ def outcomes(*places: Topology, seconds: float = 20.0, facts: Sequence[dict[str,
 
     def run(index: int) -> None:
         try:
-            found[index] = meet(places[index], seconds, facts[index] if facts else None)
+            found[index] = rendezvous(places[index], seconds, facts[index] if facts else None)
         except UserError as error:
             found[index] = str(error)
 
@@ -87,7 +87,7 @@ def test_a_taken_port_is_named_with_its_holder(port: int) -> None:
         listener.bind(("", port))
         listener.listen()
         with pytest.raises(UserError, match=rf"port {port} of .* is taken by process {os.getpid()} \("):
-            meet(topology(0, 2), 5.0)
+            rendezvous(topology(0, 2), 5.0)
 
 
 def test_jobs_on_one_port_do_not_join_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_jobs_on_one_port_do_not_join_each_other(monkeypatch: pytest.MonkeyPatch
 def test_a_port_that_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "70000")
     with pytest.raises(UserError, match="MASTER_PORT='70000' is not a port"):
-        meet(topology(0, 2), 1.0)
+        rendezvous(topology(0, 2), 1.0)
 
 
 def test_slices_of_cores_follow_memory_and_do_not_overlap() -> None:

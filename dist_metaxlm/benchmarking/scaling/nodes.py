@@ -12,7 +12,7 @@ from dist_metaxlm.benchmarking.scaling.scaling import Job, Place, reported
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.invocation import own_command
 from dist_metaxlm.launching.hostfile import read_hostfile
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 
 def on_nodes(
@@ -54,7 +54,7 @@ def on_nodes(
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", check=False
             )
-        return reported(done.returncode, done.stdout, done.stderr, f"{counted(count, 'node')} with {job['overrides']}")
+        return reported(done.returncode, done.stdout, done.stderr, f"{pluralize(count, 'node')} with {job['overrides']}")
 
     counts = [1 << power for power in range(len(hosts).bit_length()) if 1 << power < len(hosts)]
     return Place("nodes", slots.pop(), run, link_megabits), (*counts, len(hosts))

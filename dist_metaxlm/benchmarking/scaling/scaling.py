@@ -23,7 +23,7 @@ from dist_metaxlm.planning.communication import predict_traffic
 from dist_metaxlm.preparation.prepare import prepare
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.run.run_folder import environment
 
 KINDS = ("data", "tensor", "pipeline")
@@ -154,7 +154,7 @@ def run_here(ranks: int, job: Job) -> Job:
     outcomes = [process.communicate() for process in processes]
     code = max((process.returncode for process in processes), key=lambda code: (code == 2, abs(code)))
     errors = "\n".join(error for _, error in outcomes)
-    return reported(code, outcomes[0][0], errors, f"{counted(ranks, 'rank')} with {job['overrides']}")
+    return reported(code, outcomes[0][0], errors, f"{pluralize(ranks, 'rank')} with {job['overrides']}")
 
 
 def reported(code: int, output: str, errors: str, what: str) -> Job:

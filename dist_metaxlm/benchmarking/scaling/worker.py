@@ -19,7 +19,7 @@ from dist_metaxlm.parallel.environment import complete_environment
 from dist_metaxlm.parallel.process_group import all_reduce, barrier, pick_device, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.engine.execution import Execution
+from dist_metaxlm.training.engine.execution import StepRunner
 from dist_metaxlm.training.run.layout import check_layout
 
 WARM_UP = 2
@@ -44,7 +44,7 @@ def main(job: dict[str, Any]) -> None:
         loop.engine.destroy()
 
 
-def measure(steps: Execution, count: int, device: torch.device, topology: Topology) -> dict[str, Any]:
+def measure(steps: StepRunner, count: int, device: torch.device, topology: Topology) -> dict[str, Any]:
     """Median seconds of `count` steps and the bytes that nodes sent in each; of as many more under the profiler the share
     spent in communication, waiting for others included.
 
@@ -56,7 +56,7 @@ def measure(steps: Execution, count: int, device: torch.device, topology: Topolo
         if step == WARM_UP:
             sent_before = sent_bytes(topology)
         start = time.perf_counter()
-        steps.take(step, 1e-4)
+        steps.run(step, 1e-4)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
@@ -65,7 +65,7 @@ def measure(steps: Execution, count: int, device: torch.device, topology: Topolo
     start = time.perf_counter()
     with profile(activities=activities) as trace:
         for step in range(WARM_UP + count, WARM_UP + 2 * count):
-            steps.take(step, 1e-4)
+            steps.run(step, 1e-4)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         watched = time.perf_counter() - start

@@ -168,7 +168,7 @@ def taking(recipe: Recipe, phase_name: str, repeats: int) -> Callable[[], None]:
     """An engine of its own, which takes the phase's next step at each call."""
     loop = phase_steps(recipe, phase_name, torch.device("cpu"), WARM_UP + repeats)
     learning_rate, numbers = recipe.phase(phase_name).learning_rate.peak, iter(range(WARM_UP + repeats))
-    return lambda: loop.steps.take(next(numbers), learning_rate)
+    return lambda: loop.steps.run(next(numbers), learning_rate)
 
 
 def changed(module: ModuleType, name: str, value: float, call: Callable[[], object]) -> Callable[[], None]:

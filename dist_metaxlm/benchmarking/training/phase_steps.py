@@ -18,7 +18,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.engine.engine import build_engine
-from dist_metaxlm.training.engine.execution import Execution, execution
+from dist_metaxlm.training.engine.execution import StepRunner, execution
 from dist_metaxlm.training.engine.model import build_model
 from dist_metaxlm.training.loop.batches import batches
 from dist_metaxlm.training.loop.metrics import LossMeter
@@ -32,7 +32,7 @@ class PhaseSteps:
 
     engine: Engine
     """DeepSpeed's."""
-    steps: Execution
+    steps: StepRunner
     plan: StepPlan
     meter: LossMeter
 

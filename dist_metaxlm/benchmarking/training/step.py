@@ -59,7 +59,7 @@ def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int,
         learning_rate = recipe.phase(phase).learning_rate.peak
 
         def take(step: int) -> None:
-            loop.steps.take(step, learning_rate)
+            loop.steps.run(step, learning_rate)
 
         seconds, tokens = _timed(take, count, device, seen)
         found, watched, busy = _profiled(take, loop.engine, count, device, trace_file if topology.is_first else None)

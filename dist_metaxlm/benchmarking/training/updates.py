@@ -70,7 +70,7 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
             holder.optimizer = kind
             inside.clear()
             start = time.process_time()
-            loop.steps.take(turn * len(kinds) + place, learning_rate)
+            loop.steps.run(turn * len(kinds) + place, learning_rate)
             if turn >= WARM_UP:
                 seconds[name].append((sum(inside), update[-1], time.process_time() - start))
     holder.optimizer = own

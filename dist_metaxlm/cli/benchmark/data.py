@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.cli.benchmark.arguments import Outcome, add_output, add_recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 
 def add_data(commands: Any) -> None:
@@ -29,7 +29,7 @@ def data(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.data.loading import measure_data
 
     result = measure_data(arguments.tokens, arguments.runs, arguments.metrics, arguments.store)
-    languages = counted(result["languages"], "language")
+    languages = pluralize(result["languages"], "language")
     lines = [
         f"{row['tokens']:,} tokens in {languages}: first batch after {row['seconds']:.2f} s, "
         f"{row['resident_mb']:.0f} MB resident ({row['imports_resident_mb']:.0f} of them before the store is opened)"

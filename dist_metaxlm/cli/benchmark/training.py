@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_metaxlm.cli.benchmark.arguments import Outcome, add_output, add_recipe
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 
 def add_throughput(commands: Any) -> None:
@@ -128,7 +128,7 @@ def saving(arguments: argparse.Namespace) -> Outcome:
         arguments.recipe, arguments.overrides, Path(arguments.scratch), arguments.repeats, arguments.tokens
     )
     return result, (
-        f"{result['megabytes']:.0f} MB on {counted(result['ranks'], 'rank')}: training stands still for "
+        f"{result['megabytes']:.0f} MB on {pluralize(result['ranks'], 'rank')}: training stands still for "
         f"{result['background_stall_seconds']:.3f} s instead of {result['blocking_seconds']:.2f} s "
         f"({result['stall_share_of_blocking']:.1%}; {result['stall_share_min']:.1%} to {result['stall_share_max']:.1%}), "
         f"for {result['copy_seconds']:.3f} s ({result['copy_share_of_blocking']:.1%}) where no step hides the copy; "

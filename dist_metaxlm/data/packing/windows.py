@@ -19,7 +19,7 @@ from dist_metaxlm.data.packing.ordered import Ordered
 from dist_metaxlm.data.packing.spans import groups, spans
 from dist_metaxlm.data.sampling.permutation import hash_u64, key, permute
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 if TYPE_CHECKING:
     from dist_metaxlm.data.tokens.store import Corpus
@@ -50,7 +50,7 @@ class Windows(Ordered):
         super().__init__(corpora, names, length, keys)
         self._corpora = list(corpora)
         short = [
-            f"{name} has {counted(len(tokens), 'token')}"
+            f"{name} has {pluralize(len(tokens), 'token')}"
             for name, tokens in zip(names, self._tokens, strict=True)
             if len(tokens) < length
         ]

@@ -11,7 +11,7 @@ from fractions import Fraction
 from dist_metaxlm.data.sampling.shares import Mix
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import AlphaPoint, Objective, PhaseConfig
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 
 def language_mix(
@@ -127,8 +127,8 @@ def _check(mix: Mix, phase: PhaseConfig, name: str, what: str, field: str) -> No
     there = f"{sum(mix.counts):,} {'pairs' if mix.parts is None else 'tokens'}"
     raise UserError(
         f"{name}: there are {there} of {what}; with {field} {getattr(phase, field)} what is unlocked lasts for "
-        f"{counted(steps, 'step', ',')}{tokens}, and the phase has "
-        f"{counted(phase.total_steps, 'step', ',')}; set it to that length at most, raise {field}, or add text"
+        f"{pluralize(steps, 'step', ',')}{tokens}, and the phase has "
+        f"{pluralize(phase.total_steps, 'step', ',')}; set it to that length at most, raise {field}, or add text"
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from dist_metaxlm.data.tokens import manifest
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -173,8 +173,8 @@ class Corpus:
             raise self._damaged(f"its token type {code} is none of uint16, int32, int64")
         if not documents or self._index.stat().st_size != HEADER.size + 12 * sequences + 8 * documents:
             raise self._damaged(
-                f"it is not as long as {counted(sequences, 'sequence')} in "
-                f"{counted(max(0, documents - 1), 'document')} would be"
+                f"it is not as long as {pluralize(sequences, 'sequence')} in "
+                f"{pluralize(max(0, documents - 1), 'document')} would be"
             )
         raw = np.memmap(self._index, dtype=np.uint8, mode="r", offset=HEADER.size)
         ends = np.cumsum([4 * sequences, 8 * sequences, 8 * documents])

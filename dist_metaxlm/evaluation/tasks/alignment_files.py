@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import lines, shown
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 Format = Literal["pharaoh", "naacl"]
 Link = tuple[int, int]
@@ -72,7 +72,7 @@ def read_gold(pairs: Sequence[tuple[str, str]], path: Path, settings: GoldSettin
     possible: list[set[Link]] = [set() for _ in pairs]
     if form == "pharaoh" and len(found) != len(pairs):
         raise UserError(
-            f"{shown(path)} has {counted(len(found), 'line')} of links for {counted(len(pairs), 'pair')} of "
+            f"{shown(path)} has {pluralize(len(found), 'line')} of links for {pluralize(len(pairs), 'pair')} of "
             "sentences; line n belongs to pair n, so give as many"
         )
     for where, pair, place, is_sure in _pharaoh(found) if form == "pharaoh" else _naacl(found, numbered, len(pairs)):
@@ -99,7 +99,7 @@ def read_dictionary(pairs: Sequence[tuple[str, str]], path: Path, pivot_column: 
             continue
         if len(cells) != 2 or not all(cell.strip() for cell in cells):
             raise UserError(
-                f"{shown(path)}, line {number} has {counted(len(cells), 'column')} where a word and its "
+                f"{shown(path)}, line {number} has {pluralize(len(cells), 'column')} where a word and its "
                 "translation belong; write two words with a tab between them"
             )
         first, second = map(_plain, cells)
@@ -182,7 +182,7 @@ def _checked(link: Link, sides: tuple[list[str], list[str]], base: int, where: s
     for number, words, side in zip(link, sides, ("first", "second"), strict=True):
         if not base <= number < base + len(words):
             raise UserError(
-                f"{where}: the link {link[0]}-{link[1]} is outside the {counted(len(words), 'word')} of its "
+                f"{where}: the link {link[0]}-{link[1]} is outside the {pluralize(len(words), 'word')} of its "
                 f"{side} sentence, counted from {base}; mend it, or set gold_base ({1 - base}) or gold_first in "
                 "--tasks_file"
             )

@@ -19,7 +19,7 @@ from dist_metaxlm.preparation.readers import records as readers_records
 from dist_metaxlm.preparation.readers.files import decoded, kind, lines, shown, whole
 from dist_metaxlm.preparation.readers.token_lines import CONLLU, Layout, token_rows
 from dist_metaxlm.recipe.data import ReadingConfig
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 _ALIASES = {"contradictory": "contradiction"}
 """MultiNLI's spelling in the English training file of XNLI."""
@@ -141,7 +141,7 @@ def _token_and_tag(cells: list[str], layout: Layout, label_column: int | None, w
     label = label_column or (4 if layout.width == CONLLU else layout.token + 1)
     if len(cells) < max(layout.token, label):
         raise UserError(
-            f"{where} has {counted(len(cells), 'column')} and no column {max(layout.token, label)}, where "
+            f"{where} has {pluralize(len(cells), 'column')} and no column {max(layout.token, label)}, where "
             "the label is; use a file with labels, or name the columns in --tasks_file"
         )
     tag = cells[label - 1].strip()
@@ -190,12 +190,12 @@ def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None =
             cells.pop()
         if len(cells) > width:
             raise UserError(
-                f"{where} has {counted(len(cells), 'tab-separated column')} where {width} belong; take the tabs out of "
+                f"{where} has {pluralize(len(cells), 'tab-separated column')} where {width} belong; take the tabs out of "
                 "its sentences, or use a file with a header"
             )
         if len(cells) <= max(*columns, of or 0):
             raise UserError(
-                f"{where} has {counted(len(cells), 'tab-separated column')} where sentence, sentence and label "
+                f"{where} has {pluralize(len(cells), 'tab-separated column')} where sentence, sentence and label "
                 f"need {max(*columns, of or 0) + 1}; use a file with labels, or mend the line"
             )
         if of is not None and language is not None and canonical(cells[of].strip(), where) != language:
@@ -263,13 +263,13 @@ def read_questions(path: Path) -> list[Question]:
     blank = [question for question in questions if not question.answers]
     if blank:
         raise UserError(
-            f"{shown(path)}: {len(blank)} of {counted(len(questions), 'question')} have no answer with text (the first: "
+            f"{shown(path)}: {len(blank)} of {pluralize(len(questions), 'question')} have no answer with text (the first: "
             f"{blank[0].identity!r}), so nothing can be scored; use the file with its answers, which some download scripts "
             "take out"
         )
     if not any(answer in question.context for question in questions for answer in question.answers):
         raise UserError(
-            f"{shown(path)}: no answer of its {counted(len(questions), 'question')} is in the question's context; use a "
+            f"{shown(path)}: no answer of its {pluralize(len(questions), 'question')} is in the question's context; use a "
             "file whose contexts, questions and answers belong together"
         )
     return questions

@@ -22,7 +22,7 @@ from dist_metaxlm.evaluation.tasks.languages import dominant_script
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec, file_of, files_by_language
 from dist_metaxlm.evaluation.tasks.text_encoder import check_folder, longest_input, opening
 from dist_metaxlm.recipe.section import Section
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 Example = TypeVar("Example")
 Scores = dict[str, float]
@@ -149,8 +149,9 @@ def finetune_task(
     check_folder(folder)
     scores, dev = [], []
     log(
-        f"{name}: {counted(len(data.train), 'example', ',')} in {data.source!r} to learn, "
-        f"{counted(settings.epochs, 'epoch')}, {counted(len(seeds), 'seed')}, {counted(len(data.test), 'language')} to test"
+        f"{name}: {pluralize(len(data.train), 'example', ',')} in {data.source!r} to learn, "
+        f"{pluralize(settings.epochs, 'epoch')}, {pluralize(len(seeds), 'seed')}, "
+        f"{pluralize(len(data.test), 'language')} to test"
     )
     for seed in seeds:
         say = partial(_say_epoch, log, f"{name}, seed {seed}", count(1), settings.epochs, head.metric)

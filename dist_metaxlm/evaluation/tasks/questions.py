@@ -17,7 +17,7 @@ from dist_metaxlm.evaluation.measures.answers import answer_scores
 from dist_metaxlm.evaluation.tasks.files import Question, read_questions
 from dist_metaxlm.evaluation.tasks.finetune import Scores, Settings
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 QUESTION_TOKENS, CANDIDATES, ANSWER_TOKENS = 64, 20, 30
 
@@ -49,7 +49,7 @@ class Questions:
             start, answer = first.starts[0], first.answers[0]
             there = first.context[start : start + len(answer)] if start >= 0 else ""
             raise UserError(
-                f"{first.file}: answer_start of {len(wrong)} of {counted(len(train), 'question')} does not point at the "
+                f"{first.file}: answer_start of {len(wrong)} of {pluralize(len(train), 'question')} does not point at the "
                 f"answer (the first: {first.identity!r}, where {there[:40]!r} is at {start} instead of {answer[:40]!r}); "
                 "correct it, in characters of the context from 0, not bytes, or leave these questions out"
             )

@@ -17,7 +17,7 @@ from dist_metaxlm.evaluation.tasks.files import read_pairs
 from dist_metaxlm.evaluation.tasks.languages import dominant_script
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec, files_by_language, pivot_files
 from dist_metaxlm.evaluation.tasks.text_encoder import TextEncoder
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 Pairs = dict[str, list[tuple[str, str]]]
 WAYS = ("to_english", "from_english")
@@ -60,7 +60,7 @@ def evaluate_parallel(
     for language, rows in pairs.items():
         rows = rows[:max_pairs]
         if len(rows) < 2:
-            raise UserError(f"language {language!r} has {counted(len(rows), 'pair')}; retrieval needs at least 2")
+            raise UserError(f"language {language!r} has {pluralize(len(rows), 'pair')}; retrieval needs at least 2")
         english, other = (encoder.embed(list(side), include_special, max_tokens) for side in zip(*rows, strict=True))
         languages[language] = {
             "script": dominant_script(text for _, text in rows),

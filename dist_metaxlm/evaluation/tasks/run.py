@@ -28,7 +28,7 @@ from dist_metaxlm.evaluation.tasks.text_encoder import TextEncoder, check_folder
 from dist_metaxlm.evaluation.tasks.word_alignment import evaluate_alignment, read_alignment
 from dist_metaxlm.recipe.yaml_text import read_yaml
 from dist_metaxlm.reporting.metrics import write_json
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.run.run_folder import environment
 
 Log = Callable[[str], None]
@@ -189,8 +189,8 @@ def _opened(name: str, options: TaskOptions) -> Opened:
 
         def retrieve(folder: Path, log: Log) -> dict[str, Any]:
             log(
-                f"{name}: {counted(sum(len(rows[: options.max_pairs]) for rows in pairs.values()), 'pair')} in "
-                f"{counted(len(pairs), 'language')}"
+                f"{name}: {pluralize(sum(len(rows[: options.max_pairs]) for rows in pairs.values()), 'pair')} in "
+                f"{pluralize(len(pairs), 'language')}"
             )
             return evaluate_parallel(TextEncoder(folder), pairs, options.include_special, options.max_pairs)
 

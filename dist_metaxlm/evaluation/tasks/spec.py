@@ -23,7 +23,7 @@ from dist_metaxlm.evaluation.tasks.languages import canonical, without_script
 from dist_metaxlm.preparation.readers.files import PACKED
 from dist_metaxlm.recipe.section import Section
 from dist_metaxlm.recipe.yaml_text import read_yaml
-from dist_metaxlm.text import near
+from dist_metaxlm.text import did_you_mean
 
 PLACE = "{lang}"
 UPOS = [
@@ -201,7 +201,7 @@ def load_tasks(names: list[str], file: str | Path | None = None) -> dict[str, Ta
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(
-            f"unknown task {unknown[0]!r}{near(unknown[0], [*known, *HELDOUT])} choose from "
+            f"unknown task {unknown[0]!r}{did_you_mean(unknown[0], [*known, *HELDOUT])} choose from "
             f"{', '.join((*HELDOUT, *known))}, or describe it in --tasks_file"
         )
     return {name: known[name] for name in names}

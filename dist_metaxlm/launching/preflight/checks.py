@@ -10,7 +10,7 @@ from typing import Any
 
 from dist_metaxlm.launching.hostfile import Host
 from dist_metaxlm.parallel.shared_facts import SHARED_DATA, remedy
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 CLOCK_WARN, CLOCK_REFUSE = 1.0, 5.0
 """Seconds that a node's clock may differ: rendezvous by wall clock (c10d) fails from about 15."""
@@ -83,8 +83,8 @@ def _alone(host: Host, report: Mapping[str, Any], min_free_gb: float) -> list[Fi
     if report["devices"] and report["limits"]["locked memory"] != -1:
         add("warn", "limits", "locked memory is limited, RDMA needs it unlimited", "ulimit -l unlimited (limits.conf)")
     if report["devices"] and len(report["devices"]) < host.slots:
-        there = counted(len(report["devices"]), "device")
-        add("refuse", "devices", f"{there} for {counted(host.slots, 'slot')}", "correct the hostfile")
+        there = pluralize(len(report["devices"]), "device")
+        add("refuse", "devices", f"{there} for {pluralize(host.slots, 'slot')}", "correct the hostfile")
     for number, device in enumerate(report["devices"]):
         if not device["healthy"]:
             add(

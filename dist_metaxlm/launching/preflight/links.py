@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dist_metaxlm.parallel.environment import interface_towards
-from dist_metaxlm.parallel.rendezvous import meet
+from dist_metaxlm.parallel.rendezvous import rendezvous
 from dist_metaxlm.parallel.topology import Topology
 
 REPEATS = 3
@@ -44,7 +44,7 @@ def measure(rank: int, hosts: Sequence[str], port: int, megabytes: float, limit:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=meet(topology, limit),
+        store=rendezvous(topology, limit),
         rank=rank,
         world_size=len(hosts),
         timeout=timedelta(seconds=limit),

@@ -26,7 +26,7 @@ from dist_metaxlm.preparation.readers.files import shown
 from dist_metaxlm.preparation.readers.problems import Empty, Problems, WrongRecipe, raise_all
 from dist_metaxlm.preparation.workers.processes import WORKERS, available_cores, end_with_parent
 from dist_metaxlm.recipe.data import BitextSource, DataConfig, MosesPair, TextSource
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 Log = Callable[[str], None]
 Files = dict[str, list[Path]]
@@ -169,7 +169,7 @@ def _moses_places(entry: MosesPair, where: str, problems: Problems) -> list[Pair
     if all(sides) and len(sides[0]) != len(sides[1]):
         problems.file(
             WrongRecipe(
-                f"{where}: moses {entry.moses[0]!r} names {counted(len(sides[0]), 'file')} and "
+                f"{where}: moses {entry.moses[0]!r} names {pluralize(len(sides[0]), 'file')} and "
                 f"{entry.moses[1]!r} {len(sides[1])}; give as many files on both sides"
             )
         )
@@ -214,7 +214,7 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
         for name, named in group.items()
     ]
     log(
-        f"cleaning {counted(len(found.text), 'language')} and {counted(len(found.bitext), 'language pair')}, "
+        f"cleaning {pluralize(len(found.text), 'language')} and {pluralize(len(found.bitext), 'language pair')}, "
         f"{sum(_sizes(tasks)) / 1e6:.1f} MB of files"
     )
     maker = LanguageMaker(folder, config, _index(config, log))
@@ -294,5 +294,5 @@ def _index(config: DataConfig, log: Log) -> EvaluationIndex | None:
     for file, text in evaluation_texts(config.cleaning.decontaminate, config.reading.max_line_characters):
         index.add(file, text)
     index.freeze()
-    log(f"{counted(len(index), 'evaluation text')} to keep out of the corpus")
+    log(f"{pluralize(len(index), 'evaluation text')} to keep out of the corpus")
     return index

@@ -18,7 +18,7 @@ from dist_metaxlm.preparation.readers.dispatch import PairPlace
 from dist_metaxlm.preparation.readers.files import shown
 from dist_metaxlm.preparation.readers.problems import Problems, Report
 from dist_metaxlm.recipe.data import DataConfig, ReadingConfig, SourceReading
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 Named = Mapping[str, Sequence[PairPlace]]
 """Source name -> its files; the source without a name is ""."""
@@ -125,7 +125,7 @@ class LanguageMaker:
         self, shape: Shape, name: str, named: Named, counts: Mapping[str, Counts], problems: Problems, refused: Sequence[str]
     ) -> Made:
         if refused:
-            return Made(name, {}, self._hits, f"{name}: {counted(len(refused), 'problem')}", refused)
+            return Made(name, {}, self._hits, f"{name}: {pluralize(len(refused), 'problem')}", refused)
         total = sum(counts.values(), Counts())
         about = {
             **total.as_json(shape.unit),

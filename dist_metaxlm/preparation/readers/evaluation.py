@@ -12,7 +12,7 @@ from dist_metaxlm.preparation.readers.problems import Problems, raise_all
 from dist_metaxlm.preparation.readers.records import json_lines, paragraphs
 from dist_metaxlm.preparation.readers.token_lines import token_rows
 from dist_metaxlm.recipe.data import EvaluationFiles
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 FIELD = "data.cleaning.decontaminate"
 KNOWN = (".txt", ".tsv", ".jsonl", ".json")
@@ -106,6 +106,6 @@ def _tokens(place: Place, column: int, limit: int) -> Iterator[str]:
         where, cells, _ = row
         if len(cells) < column:
             raise UserError(
-                f"{where} has {counted(len(cells), 'column')} and no column {column}; correct token_column in {FIELD}"
+                f"{where} has {pluralize(len(cells), 'column')} and no column {column}; correct token_column in {FIELD}"
             )
         sentence.append(cells[column - 1])

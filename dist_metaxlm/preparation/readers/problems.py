@@ -12,7 +12,7 @@ from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.data import ReadingConfig
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 QUOTED = 20
 """Problems that are quoted of a language or pair; the others are counted."""
@@ -96,11 +96,11 @@ class Problems(Report):
             if self.total == 1 and not self.wrong:
                 return [f"{self.quoted[0]}, or leave out what cannot be read with data.reading.on_error: skip"]
             hidden = self.total - len(self.quoted)
-            return self.quoted + ([f"{what}: {counted(hidden, 'more problem', ',')} of these kinds"] if hidden else [])
+            return self.quoted + ([f"{what}: {pluralize(hidden, 'more problem', ',')} of these kinds"] if hidden else [])
         if self.wrong:
             return self.quoted
         shares = [
-            f"{what}: {number:,} of {counted(of, unit, ',')} cannot be read, more than data.reading.max_skipped "
+            f"{what}: {number:,} of {pluralize(of, unit, ',')} cannot be read, more than data.reading.max_skipped "
             f"{reading.max_skipped:g} lets pass (the first: {self.first}); mend them, or raise max_skipped"
             for number, of, unit in ((self.files, files, "file"), (self.records, records, "record"))
             if number > reading.max_skipped * of
@@ -119,9 +119,9 @@ class Problems(Report):
     def line(self, name: str) -> str:
         """For the log."""
         counts = (
-            counted(self.empty, "file", ",") + " without text",
-            counted(self.files, "unreadable file", ","),
-            counted(self.records, "unreadable record", ","),
+            pluralize(self.empty, "file", ",") + " without text",
+            pluralize(self.files, "unreadable file", ","),
+            pluralize(self.records, "unreadable record", ","),
         )
         return f"{name}: left out " + ", ".join(
             part for part, number in zip(counts, (self.empty, self.files, self.records), strict=True) if number
@@ -134,6 +134,6 @@ def raise_all(sentences: Sequence[str]) -> None:
         raise UserError(sentences[0])
     if sentences:
         raise UserError(
-            f"{counted(len(sentences), 'problem')} in the files of the recipe (data.reading.on_error: skip leaves out and "
+            f"{pluralize(len(sentences), 'problem')} in the files of the recipe (data.reading.on_error: skip leaves out and "
             "counts those of data.text and data.bitext that can be left out):\n  " + "\n  ".join(sentences)
         )

@@ -10,7 +10,7 @@ from typing import Any
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import Place, lines, opened, shown, too_long
 from dist_metaxlm.preparation.readers.problems import REFUSE, Report
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 _BREAK = re.compile(r"[\r\n]+")
@@ -103,14 +103,14 @@ def columns(
         if wanted is None and len(cells) != 2:
             report.record(
                 UserError(
-                    f"{where} has {counted(len(cells), 'tab-separated column')} where a sentence and its "
+                    f"{where} has {pluralize(len(cells), 'tab-separated column')} where a sentence and its "
                     f"translation are 2; mend the line or leave it out, or name the columns in {setting}"
                 )
             )
         elif wanted is not None and len(cells) < max(wanted):
             report.record(
                 UserError(
-                    f"{where} has {counted(len(cells), 'tab-separated column')} and no column {max(wanted)}; mend "
+                    f"{where} has {pluralize(len(cells), 'tab-separated column')} and no column {max(wanted)}; mend "
                     f"the line, or correct {setting}"
                 )
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import UNBOUNDED, Place, lines, shown
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 CONLLU = 10
 """Columns of CoNLL-U."""
@@ -103,7 +103,7 @@ def _row(
     where = f"{shown(place)}, line {number}"
     wrong_number = layout.numbered and not _NUMBER.fullmatch(cells[0])
     if strict and (len(cells) != layout.width or wrong_number):
-        what = "no number in its first column" if wrong_number else counted(len(cells), "column")
+        what = "no number in its first column" if wrong_number else pluralize(len(cells), "column")
         remedy = "mend the line" + ("; a comment is one only where comments: '#' says so" if line.startswith("#") else "")
         raise UserError(f"{where} has {what} where the first token of the file has {layout.width} columns; {remedy}")
     if not layout.numbered or cells[0].isdecimal():

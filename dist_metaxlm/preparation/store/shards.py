@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers import dispatch as readers
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 SHARD_BYTES = 4 << 20
 """Size of a shard; larger where the corpus would give more than MOST of them."""
@@ -118,7 +118,7 @@ def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
         if len(columns) != 2:
             place = f"{shard.path}, line {_lines_before(shard) + number + 1}"
             raise UserError(
-                f"{place} has {counted(len(columns), 'tab-separated column')} where a sentence and its "
+                f"{place} has {pluralize(len(columns), 'tab-separated column')} where a sentence and its "
                 "translation are 2; mend the line or leave it out"
             )
         yield columns[0].strip(), columns[1].strip()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from dist_metaxlm.recipe.objectives.base import Objective, Share
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 if TYPE_CHECKING:
     from dist_metaxlm.recipe.schema import ModelConfig
@@ -109,7 +109,7 @@ class PairObjective(Objective):
             if self.examples % ranks == 0:
                 return None
             return (
-                f"{self.name}: pairs {self.pairs} is {counted(self.examples, 'example')}, not a multiple of {ranks} "
+                f"{self.name}: pairs {self.pairs} is {pluralize(self.examples, 'example')}, not a multiple of {ranks} "
                 f"ranks; nearest: {max(1, round(self.examples / ranks)) * ranks * together}"
             )
         if self.share_of_group(ranks) is not None:
@@ -118,7 +118,7 @@ class PairObjective(Objective):
         nearest = max(1, round(group / unit)) * unit
         pairs = max(1, round(self.pairs / nearest)) * nearest  # a multiple of the group, or that is refused
         return (
-            f"{self.name}: neither its {counted(self.pairs // group, 'group')} nor its group of {group} pairs can be "
+            f"{self.name}: neither its {pluralize(self.pairs // group, 'group')} nor its group of {group} pairs can be "
             f"shared by {ranks} ranks; nearest: group {nearest} and pairs {pairs}"
         )
 

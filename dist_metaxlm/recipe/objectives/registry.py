@@ -24,7 +24,7 @@ from dist_metaxlm.recipe.objectives.denoising_alignment import DenoisingAlignmen
 from dist_metaxlm.recipe.objectives.masked_lm import MaskedLM
 from dist_metaxlm.recipe.objectives.translation_lm import TranslationLM
 from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
-from dist_metaxlm.text import near
+from dist_metaxlm.text import did_you_mean
 
 ENTRY_POINTS = "dist_metaxlm.objectives"
 """Entry-point group of installed packages that bring objectives."""
@@ -144,7 +144,7 @@ def _validated(value: Any, _: Any) -> Objective:
         raise PydanticCustomError("objective", "an objective is a section with a name: {names}", {"names": _listed()})
     wanted = configuration(name) if isinstance(name, str) else None
     if wanted is None:
-        hint = near(str(name), names())
+        hint = did_you_mean(str(name), names())
         raise PydanticCustomError(
             "objective",
             "{wrong} is no objective{hint} objectives are {names}",

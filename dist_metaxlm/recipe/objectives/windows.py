@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from dist_metaxlm.recipe.objectives.base import EncoderPass, Objective, Share
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 
 class WindowObjective(Objective):
@@ -43,7 +43,7 @@ class WindowObjective(Objective):
         if windows % ranks == 0:
             return None
         return (
-            f"{self.name}: batch_tokens {self.batch_tokens} is {counted(windows, 'window')}, not a multiple of {ranks} "
+            f"{self.name}: batch_tokens {self.batch_tokens} is {pluralize(windows, 'window')}, not a multiple of {ranks} "
             f"ranks; nearest: {max(1, round(windows / ranks)) * ranks * sequence_length}"
         )
 

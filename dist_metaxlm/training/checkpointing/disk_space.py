@@ -11,7 +11,7 @@ from pathlib import Path
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.checkpoint_size import checkpoint_bytes
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 
 
 def free_bytes(path: Path) -> int | None:
@@ -54,7 +54,7 @@ def check_room(root: Path, recipe: Recipe, phase_name: str, anew: bool = False) 
         return None
     fewer = f"set training.keep_checkpoints={fitting - 1}, " if fitting > 1 else ""
     return (
-        f"{root} has {free:,} bytes free, room for {counted(fitting, 'checkpoint')} of {need:,} bytes, and {asked}: "
+        f"{root} has {free:,} bytes free, room for {pluralize(fitting, 'checkpoint')} of {need:,} bytes, and {asked}: "
         f"the run would stop with a full disk; {fewer}free some, or give a --run_dir on a larger disk"
     )
 

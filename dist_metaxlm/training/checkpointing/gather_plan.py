@@ -25,7 +25,7 @@ KINDS = (None, *optimizer_state.MOMENTS)
 
 
 @dataclass(frozen=True)
-class Holding:
+class LocalShard:
     """What one rank holds of one parameter: elements `start` to `start + count` of the flattened part `part`."""
 
     part: int
@@ -35,11 +35,11 @@ class Holding:
 
 
 @dataclass(frozen=True)
-class Route:
+class GatherStep:
     """The rank that writes a parameter, and the ranks whose pieces make it whole there, by parts and ranges."""
 
     writer: int
-    sources: tuple[tuple[int, Holding], ...]
+    sources: tuple[tuple[int, LocalShard], ...]
 
 
 def writers() -> list[int]:
@@ -47,7 +47,7 @@ def writers() -> list[int]:
     return list(groups().stage_ranks)
 
 
-def find_routes(names: Sequence[str], elements: Sequence[int], held: dict[int, list[Holding]]) -> list[Route]:
+def plan_gather(names: Sequence[str], elements: Sequence[int], held: dict[int, list[LocalShard]]) -> list[GatherStep]:
     """A route for each parameter; `held` has, for every rank that shares the writing, what it holds of each.
 
     Args:
@@ -67,11 +67,11 @@ def find_routes(names: Sequence[str], elements: Sequence[int], held: dict[int, l
         load[writer] += size * len(parts)
         sources = [source for part in parts for source in _cover(own, part, size, writer)]
         assert sum(holding.count for _, holding in sources) == size * len(parts), f"{name} is not whole on the ranks"
-        routes.append(Route(writer, tuple(sources)))
+        routes.append(GatherStep(writer, tuple(sources)))
     return routes
 
 
-def _cover(own: dict[int, Holding], part: int, size: int, writer: int) -> list[tuple[int, Holding]]:
+def _cover(own: dict[int, LocalShard], part: int, size: int, writer: int) -> list[tuple[int, LocalShard]]:
     """The fewest holdings that make `part` whole: a copy near the writer, else all shards."""
     of_part = {place: holding for place, holding in own.items() if holding.part == part}
     copies = [place for place, holding in of_part.items() if holding.count == size]
@@ -81,7 +81,7 @@ def _cover(own: dict[int, Holding], part: int, size: int, writer: int) -> list[t
     return sorted(of_part.items(), key=lambda source: source[1].start)
 
 
-class Pieces:
+class GatherPlan:
     """This rank's share in the saving of an engine's weights and moments."""
 
     def __init__(self, engine: Engine, group: dist.ProcessGroup | None) -> None:
@@ -91,7 +91,7 @@ class Pieces:
         self._parameters = list(optimizer_state.named_parameters(engine))
         self.names = [name for name, _ in self._parameters]
         self._shapes = [tuple(getattr(param, "ds_shape", param.shape)) for _, param in self._parameters]
-        self.routes = find_routes(self.names, [torch.Size(shape).numel() for shape in self._shapes], self._exchange())
+        self.routes = plan_gather(self.names, [torch.Size(shape).numel() for shape in self._shapes], self._exchange())
         self.written = [index for index, route in enumerate(self.routes) if route.writer == rank()]
         """Numbers of the parameters that this rank writes."""
         self.kept: dict[tuple[int, int], torch.Tensor] = {}
@@ -152,7 +152,7 @@ class Pieces:
         found = shaped[0] if len(shaped) == 1 or axis is None else torch.cat(shaped, dim=axis)
         return found.narrow(0, 0, self._vocabulary) if name in VOCABULARY else found
 
-    def _asked(self) -> list[tuple[int, Holding]]:
+    def _asked(self) -> list[tuple[int, LocalShard]]:
         """Parameters of which this rank's piece is wanted, and the piece."""
         return [
             (index, holding)
@@ -161,14 +161,14 @@ class Pieces:
             if place == rank()
         ]
 
-    def _exchange(self) -> dict[int, list[Holding]]:
+    def _exchange(self) -> dict[int, list[LocalShard]]:
         """What each of `writers()` holds of each parameter."""
         rows = []
         for _, param in self._parameters:
             start, piece = optimizer_state.own_piece(self._engine, param, None)
             rows.append([self._shard.rank, start, piece.numel()])
         if self._group is None:
-            return {rank(): [Holding(*row) for row in rows]}
+            return {rank(): [LocalShard(*row) for row in rows]}
         # Stages of a pipeline have different numbers of parameters; a collective wants equal ones.
         most = torch.tensor([len(rows)])
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
@@ -176,4 +176,4 @@ class Pieces:
         mine[: len(rows)] = torch.tensor(rows).view(-1, 3)
         tables = [torch.empty_like(mine) for _ in range(world_size())]
         dist.all_gather(tables, mine, group=self._group)
-        return {place: [Holding(*row) for row in tables[place][: len(rows)].tolist()] for place in writers()}
+        return {place: [LocalShard(*row) for row in tables[place][: len(rows)].tolist()] for place in writers()}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.reporting.metrics import write_text
-from dist_metaxlm.storage.tensor_file import Sealed
+from dist_metaxlm.storage.tensor_file import FinishedFile
 
 FORMAT = 2
 _WITHOUT_DIGEST = 1
@@ -38,7 +38,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
 
 
-def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, Sealed]) -> None:
+def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, FinishedFile]) -> None:
     """Seal a folder whose files are on the disk: their names, sizes and digests, and `facts`. Written last, it marks
     completeness.
     """

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 
 
-class Replicas:
+class ReplicatedTensors:
     """This rank's share in the saving of `tensors`, which are the same on all ranks."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], rank: int, ranks: int) -> None:

@@ -31,14 +31,14 @@ import torch.distributed as dist
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.weight_check import check_saved_weights
-from dist_metaxlm.errors import StoppedInGoodOrder
+from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
-from dist_metaxlm.storage.tensor_file import HashedFile, Sealed, TensorFile
+from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile, TensorFile
 from dist_metaxlm.training.checkpointing.disk_space import require_room
-from dist_metaxlm.training.checkpointing.gather_plan import KINDS, Pieces
+from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, sync_folder, write_manifest
-from dist_metaxlm.training.checkpointing.replicated import Replicas
+from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
 
 logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=1)
@@ -59,9 +59,9 @@ class CheckpointSaver:
         """Collective. Checkpoints older than the newest `keep` are removed after each save."""
         self._root, self._engine, self._keep = root, engine, keep
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None
-        self._pieces = Pieces(engine, self._group)
+        self._pieces = GatherPlan(engine, self._group)
         self._memory = getattr(engine.module, "memory", None)
-        self._replicas = Replicas(self._memory.large() if self._memory else {}, rank(), world_size())
+        self._replicas = ReplicatedTensors(self._memory.large() if self._memory else {}, rank(), world_size())
         self._bytes = self._bytes_of_all()
         self.stalled = 0.0
         """Seconds that training has stood still for saving: in `save`, and before the update after it."""
@@ -136,7 +136,7 @@ class CheckpointSaver:
         try:
             self.wait()
         except Exception as failure:
-            if error is None or isinstance(error, StoppedInGoodOrder):
+            if error is None or isinstance(error, GracefulStop):
                 raise
             logger.warning("the checkpoint that was being saved is lost too: %s", failure)
         self._hook.remove()
@@ -165,7 +165,7 @@ class CheckpointSaver:
         """From copies to a committed checkpoint (collective over the group of the saving threads)."""
         target = step_folder(self._root, facts["step"])
         temporary = target.with_name(f".{target.name}.tmp")
-        files: dict[str, Sealed] = {}
+        files: dict[str, FinishedFile] = {}
 
         def begin() -> None:
             for left in self._root.glob(".step-*.tmp"):  # by a run that was killed while it saved
@@ -194,9 +194,9 @@ class CheckpointSaver:
             for old in [step for step in list_steps(self._root) if step <= facts["step"]][: -self._keep]:
                 shutil.rmtree(step_folder(self._root, old), ignore_errors=True)
 
-    def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, Sealed]:
+    def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, FinishedFile]:
         """This rank's files; after an error the pieces of the others are still fetched, so that none of them waits."""
-        files: dict[str, Sealed] = {}
+        files: dict[str, FinishedFile] = {}
         failure: OSError | None = None
         sent = self._pieces.send(copies)
         for name, contents in zip(_files_of(rank()), self._contents(copies), strict=True):
@@ -214,11 +214,11 @@ class CheckpointSaver:
                     failure = error
             try:
                 if file is not None and failure is None:
-                    files[name] = file.seal()
+                    files[name] = file.finalize()
             except OSError as error:
                 failure = error
             if file is not None:
-                file.abandon()
+                file.close_quietly()
         for work in sent:
             work.wait()
         if failure is not None:
@@ -230,7 +230,7 @@ class CheckpointSaver:
     def _contents(self, copies: Copies) -> list[Contents]:
         """What is in each of `_files_of(rank())`: weights, those of objectives, moments, what all ranks have alike.
 
-        Pieces are fetched in this order, which is the one in which the others send them.
+        GatherPlan are fetched in this order, which is the one in which the others send them.
         """
         pieces, kept = self._pieces, self._replicas.copies
 
@@ -273,7 +273,7 @@ class CheckpointSaver:
         if number:
             raise OSError(number, os.strerror(number), str(target))
 
-    def _sealed_by_all(self, files: dict[str, Sealed]) -> dict[str, Sealed]:
+    def _sealed_by_all(self, files: dict[str, FinishedFile]) -> dict[str, FinishedFile]:
         """Sizes and digests of the files of all ranks, so that rank 0 need not read what others have written."""
         if self._group is None:
             return files
@@ -289,7 +289,7 @@ class CheckpointSaver:
         for place, theirs in enumerate(rows):
             for name, (size, digest) in zip(_files_of(place), _SEALED.iter_unpack(theirs.numpy().tobytes()), strict=True):
                 if size >= 0:
-                    found[name] = Sealed(size, digest.hex())
+                    found[name] = FinishedFile(size, digest.hex())
         return found
 
 
@@ -304,10 +304,10 @@ def _key(name: str, kind: int) -> str:
     return name if moment is None else f"{moment}.{name}"
 
 
-def _write_progress(folder: Path, progress: dict[str, torch.Tensor]) -> Sealed:
+def _write_progress(folder: Path, progress: dict[str, torch.Tensor]) -> FinishedFile:
     file = HashedFile(folder / "progress-00000.safetensors")
     try:
         file.write(safetensors.torch.save(progress))
-        return file.seal()
+        return file.finalize()
     finally:
-        file.abandon()
+        file.close_quietly()

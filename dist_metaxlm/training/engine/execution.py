@@ -13,24 +13,26 @@ from dist_metaxlm.deepspeed_adapter.timers import drop_timer_records
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.training.engine.engine import set_learning_rate
 
-See = Callable[[PackedBatch], None]
+OnBatch = Callable[[PackedBatch], None]
 
 
-class Execution(Protocol):
+class StepRunner(Protocol):
     """Carries out steps."""
 
-    def take(self, step: int, learning_rate: float) -> None:
+    def run(self, step: int, learning_rate: float) -> None:
         """Forward and backward passes of all micro-steps of `step`, then the update (collective)."""
 
 
 class Accumulation:
     """The whole model on this rank (or its tensor group): micro-step after micro-step, gradients summed."""
 
-    def __init__(self, engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> None:
-        self._engine, self._plan, self._batches, self._see, self._count = engine, plan, batches, see, count
+    def __init__(
+        self, engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: Any
+    ) -> None:
+        self._engine, self._plan, self._batches, self._on_batch, self._on_losses = engine, plan, batches, on_batch, on_losses
 
-    def take(self, step: int, learning_rate: float) -> None:
-        """See `Execution`."""
+    def run(self, step: int, learning_rate: float) -> None:
+        """See `StepRunner`."""
         engine = self._engine
         engine.module.train()
         for micro in self._plan.at(step):
@@ -38,8 +40,8 @@ class Accumulation:
             loss, losses, languages = engine(batch, micro.objective, step)
             # DeepSpeed averages gradients over data-parallel ranks; ours are shares of one global sum.
             engine.backward(loss * (micro.factor * self._plan.world_size), scale_wrt_gas=False)
-            self._see(batch)
-            self._count(micro.objective, batch, losses, languages)
+            self._on_batch(batch)
+            self._on_losses(micro.objective, batch, losses, languages)
         set_learning_rate(engine, learning_rate)
         engine.step()
         drop_timer_records(engine)
@@ -49,15 +51,17 @@ class Accumulation:
 class Pipeline:
     """A stage of the model on this rank: DeepSpeed runs the micro-steps through the stages (1F1B, arXiv 2104.04473)."""
 
-    def __init__(self, engine: StageEngine, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> None:
-        self._engine, self._plan, self._batches, self._see, self._count = engine, plan, batches, see, count
+    def __init__(
+        self, engine: StageEngine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: Any
+    ) -> None:
+        self._engine, self._plan, self._batches, self._on_batch, self._on_losses = engine, plan, batches, on_batch, on_losses
         self._loaded: deque[PackedBatch] = deque()
         engine.module.share_tied()  # a restored checkpoint is in the first stage's copy
 
-    def take(self, step: int, learning_rate: float) -> None:
-        """See `Execution`. The first stage sees the batches, the last counts their losses."""
+    def run(self, step: int, learning_rate: float) -> None:
+        """See `StepRunner`. The first stage sees the batches, the last counts their losses."""
         engine, micro_steps = self._engine, self._plan.at(step)
-        engine.module.begin(step, micro_steps, self._loaded, self._count)
+        engine.module.begin(step, micro_steps, self._loaded, self._on_losses)
         engine.micro_batches = len(micro_steps)  # of this step: objectives differ in theirs
         set_learning_rate(engine, learning_rate)
         engine.train_batch(self._load())
@@ -66,20 +70,22 @@ class Pipeline:
 
     def _load(self) -> Iterator[Any]:
         """What DeepSpeed takes on the first and the last stage: (inputs of the first stage, nothing in place of labels)."""
-        from dist_metaxlm.training.engine.pipeline import departing
+        from dist_metaxlm.training.engine.pipeline import first_stage_inputs
 
         for batch in self._batches:
             if groups().stage == 0:
-                self._see(batch)
+                self._on_batch(batch)
             else:
                 self._loaded.append(batch)
-            yield departing(batch), None
+            yield first_stage_inputs(batch), None
 
 
-def execution(engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], see: See, count: Any) -> Execution:
-    """The way that fits the layout. `see(batch)` is called once for each micro-batch of this rank's share, and
-    `count(objective, batch, losses, languages)` with its losses, on the stage that has them.
+def execution(
+    engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: Any
+) -> StepRunner:
+    """The way that fits the layout. `on_batch(batch)` is called once for each micro-batch of this rank's share, and
+    `on_losses(objective, batch, losses, languages)` with its losses, on the stage that has them.
     """
     if groups().stages > 1:
-        return Pipeline(cast(StageEngine, engine), plan, batches, see, count)
-    return Accumulation(engine, plan, batches, see, count)
+        return Pipeline(cast(StageEngine, engine), plan, batches, on_batch, on_losses)
+    return Accumulation(engine, plan, batches, on_batch, on_losses)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from dist_metaxlm.modeling.sharding import partition_axis
 from dist_metaxlm.parallel.groups import groups
-from dist_metaxlm.training.checkpointing.gather_plan import Holding, find_routes
+from dist_metaxlm.training.checkpointing.gather_plan import LocalShard, plan_gather
 
 Transform = Callable[[str, torch.Tensor], torch.Tensor]
 """(logical name, whole matrix [rows, columns]) -> what replaces it, of the same shape."""
@@ -51,7 +51,7 @@ class MatrixExchange:
         self._held = self._exchange_holdings(starts)
         names = [matrix.name for matrix in matrices]
         elements = [matrix.part_shape[0] * matrix.part_shape[1] for matrix in matrices]
-        self._sources = [route.sources for route in find_routes(names, elements, self._held)]
+        self._sources = [route.sources for route in plan_gather(names, elements, self._held)]
         self._owners = self._share_work()
 
     def apply(self, transform: Transform) -> None:
@@ -150,15 +150,15 @@ class MatrixExchange:
             load[owners[index]] += costs[index]
         return owners
 
-    def _exchange_holdings(self, starts: Sequence[int]) -> dict[int, list[Holding]]:
+    def _exchange_holdings(self, starts: Sequence[int]) -> dict[int, list[LocalShard]]:
         tensor_rank = groups().tensor_rank
         rows = [[tensor_rank, start, matrix.piece().numel()] for start, matrix in zip(starts, self._matrices, strict=True)]
         if len(self._ranks) == 1:
-            return {self._ranks[0]: [Holding(*row) for row in rows]}
+            return {self._ranks[0]: [LocalShard(*row) for row in rows]}
         own = torch.tensor(rows, dtype=torch.int64, device=self._device)
         tables = [torch.empty_like(own) for _ in self._ranks]
         dist.all_gather(tables, own, group=self._group)
-        return {rank: [Holding(*row) for row in table.tolist()] for rank, table in zip(self._ranks, tables, strict=True)}
+        return {rank: [LocalShard(*row) for row in table.tolist()] for rank, table in zip(self._ranks, tables, strict=True)}
 
 
 def _stage_group() -> dist.ProcessGroup | None:

@@ -36,11 +36,11 @@ from dist_metaxlm.planning.stages import Stage
 from dist_metaxlm.recipe.schema import ModelConfig, Objective
 
 Count = Callable[[Objective, PackedBatch, torch.Tensor, torch.Tensor], None]
-Travelling = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+StageInputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """States (or the first stage's token ids), positions, cu_seqlens, samples: what goes from stage to stage."""
 
 
-def departing(batch: PackedBatch) -> Travelling:
+def first_stage_inputs(batch: PackedBatch) -> StageInputs:
     """What the first stage begins with."""
     return batch.tokens, batch.positions, batch.cu_seqlens, batch.samples
 
@@ -125,22 +125,22 @@ class PipelinedModel(PipelineModule):
         """
         place, encoder = groups(), self.encoder
         apart = place.data_size * place.tensor_size
-        geometry, states = encoder.geometry(batch), batch.tokens
+        metadata, states = encoder.batch_metadata(batch), batch.tokens
         if place.stage > 0:
             states = torch.empty(
-                geometry.positions.numel(),
+                metadata.positions.numel(),
                 encoder.config.hidden,
                 dtype=next(encoder.parameters()).dtype,
                 device=batch.tokens.device,
             )
             dist.recv(states, dist.get_rank() - apart)
-        states = encoder.through_stage(states, geometry, layer)
+        states = encoder.through_stage(states, metadata, layer)
         if encoder.stage.last:
             return states
         dist.send(states.contiguous(), dist.get_rank() + apart)
         return None
 
-    def forward(self, travelling: Travelling) -> Travelling | torch.Tensor:
+    def forward(self, travelling: StageInputs) -> StageInputs | torch.Tensor:
         """This stage's part of the encoder for the next micro-step; on the last stage its loss.
 
         The loss is taken here and not in a `loss_fn`: DeepSpeed's bf16 optimiser clears gradients when the backward pass
@@ -149,8 +149,8 @@ class PipelinedModel(PipelineModule):
         states, positions, cu_seqlens, samples = travelling
         outline = PackedBatch.outline(positions, cu_seqlens, samples, self._window)
         micro = next(self._micro_steps)
-        geometry = self.encoder.geometry(outline, self._step, micro.objective.name)
-        states = self.encoder.through_stage(states, geometry, micro.objective.last_layer)
+        metadata = self.encoder.batch_metadata(outline, self._step, micro.objective.name)
+        states = self.encoder.through_stage(states, metadata, micro.objective.last_layer)
         return self._loss(states, micro) if self.encoder.stage.last else (states, positions, cu_seqlens, samples)
 
     def _loss(self, states_TH: torch.Tensor, micro: MicroStep) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import scaler_state, step_figures
-from dist_metaxlm.errors import StoppedInGoodOrder, UserError
+from dist_metaxlm.errors import GracefulStop, UserError
 from dist_metaxlm.parallel.process_group import rank
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.execution import execution
@@ -42,7 +42,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     with saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
             learning_rate = learning_rate_at(step + behind, total + behind, phase.learning_rate)
-            steps.take(step, learning_rate)
+            steps.run(step, learning_rate)
             progress.advance(phase, plan.objectives_at(step))
 
             last = step + 1 == total
@@ -63,7 +63,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 saver.save(progress.facts(), progress.tensors())
                 logger.debug("saving the checkpoint of step %d", progress.step)
             if stopping:
-                raise StoppedInGoodOrder(
+                raise GracefulStop(
                     f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
                     "run the same command again to go on"
                 )

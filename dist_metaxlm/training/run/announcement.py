@@ -12,7 +12,7 @@ from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.engine.engine import resolve_precision
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run.context import RunContext
@@ -36,7 +36,7 @@ def show_placement(recipe: Recipe, topology: Topology, always: bool = False) -> 
     if topology.world_size > 1 or always:
         for line in placement_lines(placement):
             logger.info(line)
-        logger.info(f"  {shown()}; {counted(threads(topology), 'thread')} a rank, started by {topology.launcher}")
+        logger.info(f"  {shown()}; {pluralize(threads(topology), 'thread')} a rank, started by {topology.launcher}")
 
 
 def announce(context: RunContext, start: StartingPoint, progress: Progress) -> None:
@@ -44,8 +44,8 @@ def announce(context: RunContext, start: StartingPoint, progress: Progress) -> N
     recipe, options, topology, device = context.recipe, context.options, context.topology, context.device
     logger.info(
         f"{recipe.name}, phase {options.phase}: {count_parameters(recipe.model).total:,} parameters, "
-        f"{counted(context.phase.total_steps, 'step')}, {counted(topology.world_size, 'rank')} on "
-        f"{counted(topology.nodes, 'node')}, {device.type}, {resolve_precision(recipe, device)}, "
+        f"{pluralize(context.phase.total_steps, 'step')}, {pluralize(topology.world_size, 'rank')} on "
+        f"{pluralize(topology.nodes, 'node')}, {device.type}, {resolve_precision(recipe, device)}, "
         f"{layout_name(recipe.parallel, topology.world_size)}, in {context.folder.path}"
     )
     if {"meta", "cross"} <= set(recipe.phases) and options.phase in ("meta", "cross"):

@@ -7,7 +7,7 @@ import logging
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.checkpointing.manifest import list_steps, write_json
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run.context import Options, RunContext
@@ -30,8 +30,8 @@ def is_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> bool:
     steps, wanted = folder.finished["steps"], recipe.phase(options.phase).total_steps
     if options.change and wanted <= steps:
         raise UserError(
-            f"phase {options.phase} of {folder.run_dir} is already finished after {counted(steps, 'step')}, and the recipe "
-            f"asks for {wanted}; to train it further with --change, ask for more steps, such as "
+            f"phase {options.phase} of {folder.run_dir} is already finished after {pluralize(steps, 'step')}, and the "
+            f"recipe asks for {wanted}; to train it further with --change, ask for more steps, such as "
             f"phases.{options.phase}.steps={2 * steps}"
         )
     return not options.change
@@ -45,7 +45,7 @@ def report_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> No
     """
     assert folder.finished is not None
     folder.start(recipe)
-    steps, loss = counted(folder.finished["steps"], "step"), folder.finished["loss"]
+    steps, loss = pluralize(folder.finished["steps"], "step"), folder.finished["loss"]
     logger.info(
         f"phase {options.phase} of {folder.run_dir} is already finished ({steps}, loss {loss:.3f}). "
         "To retrain from scratch, pass `--resume never`."
@@ -98,7 +98,7 @@ def finish(context: RunContext, progress: Progress) -> None:
         }
     )
     logger.info(
-        f"phase {folder.phase} finished: {counted(progress.step, 'step')}, {progress.tokens:,} tokens, "
+        f"phase {folder.phase} finished: {pluralize(progress.step, 'step')}, {progress.tokens:,} tokens, "
         f"{progress.seconds:.0f} s, loss {last['loss']:.3f}; checkpoint in {folder.checkpoints}"
     )
     warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)

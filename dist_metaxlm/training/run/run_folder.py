@@ -14,7 +14,7 @@ from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.reporting.metrics import json_lines, write_text
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_json
 from dist_metaxlm.training.run.environment import environment
 
@@ -114,8 +114,8 @@ class PhaseFolder:
             )
         if total <= step:
             raise UserError(
-                f"{self.path} would resume after step {step}, and the recipe gives the phase only {counted(total, 'step')}; "
-                "ask for more steps, or resume from an earlier checkpoint with --resume STEP"
+                f"{self.path} would resume after step {step}, and the recipe gives the phase only "
+                f"{pluralize(total, 'step')}; ask for more steps, or resume from an earlier checkpoint with --resume STEP"
             )
 
     def set_aside(self) -> None:

@@ -9,55 +9,55 @@ import torch
 from safetensors.torch import load_file
 
 from dist_metaxlm.storage.tensor_file import TensorFile, TensorsOnDisk
-from dist_metaxlm.training.checkpointing.gather_plan import Holding, Route, find_routes
+from dist_metaxlm.training.checkpointing.gather_plan import GatherStep, LocalShard, plan_gather
 from dist_metaxlm.training.checkpointing.manifest import DamagedCheckpoint, file_digest, verify_manifest, write_manifest
 
 
 def test_whole_copies_are_shared_by_size() -> None:
     names, elements = ["a", "b", "c", "d"], [100, 30, 40, 30]
-    held = {rank: [Holding(0, 0, size) for size in elements] for rank in (4, 5)}
-    routes = find_routes(names, elements, held)
+    held = {rank: [LocalShard(0, 0, size) for size in elements] for rank in (4, 5)}
+    routes = plan_gather(names, elements, held)
     assert [route.writer for route in routes] == [4, 5, 5, 5]
-    assert routes[1] == Route(5, ((5, Holding(0, 0, 30)),)), "nobody sends what the writer has itself"
+    assert routes[1] == GatherStep(5, ((5, LocalShard(0, 0, 30)),)), "nobody sends what the writer has itself"
 
 
 def test_shards_go_to_the_rank_that_has_most() -> None:
     # ZeRO-1 lays parameters end to end and cuts the whole: "b" is on both ranks.
     held = {
-        0: [Holding(0, 0, 10), Holding(0, 0, 2), Holding(0, 0, 0)],
-        1: [Holding(0, 0, 0), Holding(0, 2, 8), Holding(0, 0, 4)],
+        0: [LocalShard(0, 0, 10), LocalShard(0, 0, 2), LocalShard(0, 0, 0)],
+        1: [LocalShard(0, 0, 0), LocalShard(0, 2, 8), LocalShard(0, 0, 4)],
     }
-    routes = find_routes(["a", "b", "c"], [10, 10, 4], held)
+    routes = plan_gather(["a", "b", "c"], [10, 10, 4], held)
     assert [route.writer for route in routes] == [0, 1, 1]
-    assert routes[1].sources == ((0, Holding(0, 0, 2)), (1, Holding(0, 2, 8)))
+    assert routes[1].sources == ((0, LocalShard(0, 0, 2)), (1, LocalShard(0, 2, 8)))
 
 
 def test_tensor_parts_come_from_one_data_rank_each() -> None:
     # Tensor ranks 0 and 1 on two data-parallel copies without ZeRO; a norm is whole on all four.
     part = {rank: rank % 2 for rank in range(4)}
-    held = {rank: [Holding(part[rank], 0, 8), Holding(part[rank], 0, 4)] for rank in range(4)}
-    routes = find_routes(["blocks.0.mlp.up.weight", "blocks.0.norm.weight"], [8, 4], held)
+    held = {rank: [LocalShard(part[rank], 0, 8), LocalShard(part[rank], 0, 4)] for rank in range(4)}
+    routes = plan_gather(["blocks.0.mlp.up.weight", "blocks.0.norm.weight"], [8, 4], held)
     assert [place for place, _ in routes[0].sources] == [0, 1]
     assert [holding.part for _, holding in routes[0].sources] == [0, 1]
-    assert routes[1] == Route(1, ((1, Holding(1, 0, 4)),))
+    assert routes[1] == GatherStep(1, ((1, LocalShard(1, 0, 4)),))
 
 
 def test_tensor_parts_in_shards() -> None:
-    held = {0: [Holding(0, 0, 4)], 1: [Holding(1, 0, 4)], 2: [Holding(0, 4, 4)], 3: [Holding(1, 4, 4)]}
-    cut = find_routes(["embedding.tokens.weight"], [8], held)[0]
+    held = {0: [LocalShard(0, 0, 4)], 1: [LocalShard(1, 0, 4)], 2: [LocalShard(0, 4, 4)], 3: [LocalShard(1, 4, 4)]}
+    cut = plan_gather(["embedding.tokens.weight"], [8], held)[0]
     assert [(place, holding.part, holding.start) for place, holding in cut.sources] == [
         (0, 0, 0),
         (2, 0, 4),
         (1, 1, 0),
         (3, 1, 4),
     ]
-    same = find_routes(["blocks.0.norm.weight"], [8], held)[0]
+    same = plan_gather(["blocks.0.norm.weight"], [8], held)[0]
     assert [place for place, _ in same.sources] == [0, 2]
 
 
 def test_a_hole_is_noticed() -> None:
     with pytest.raises(AssertionError, match="not whole"):
-        find_routes(["a"], [10], {0: [Holding(0, 0, 4)], 1: [Holding(0, 5, 5)]})
+        plan_gather(["a"], [10], {0: [LocalShard(0, 0, 4)], 1: [LocalShard(0, 5, 5)]})
 
 
 @pytest.fixture()
@@ -79,7 +79,7 @@ def written(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
         file = TensorFile(folder / file_name, {name: tensors[name].shape for name in names})
         for name in names:
             file.append(tensors[name])
-        sealed[file_name] = file.seal()
+        sealed[file_name] = file.finalize()
     write_manifest(folder, {"step": 1}, sealed)
     return folder, tensors
 

@@ -19,10 +19,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from saving_engine import small_engine, state, update
 
-from dist_metaxlm.errors import StoppedInGoodOrder
+from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.storage import tensor_file
 from dist_metaxlm.training.checkpointing.checkpoint import newest_checkpoint, restore
-from dist_metaxlm.training.checkpointing.gather_plan import Pieces
+from dist_metaxlm.training.checkpointing.gather_plan import GatherPlan
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, verify_manifest
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 
@@ -77,7 +77,7 @@ def test_training_goes_on_during_the_copy_and_its_update_is_not_in_the_checkpoin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, asked, release = small_engine(), threading.Event(), threading.Event()
-    copy, hold = Pieces.copy, CheckpointSaver.wait_for_copy
+    copy, hold = GatherPlan.copy, CheckpointSaver.wait_for_copy
 
     def slow_copy(*arguments: Any) -> None:
         release.wait()
@@ -87,7 +87,7 @@ def test_training_goes_on_during_the_copy_and_its_update_is_not_in_the_checkpoin
         asked.set()
         hold(saver)
 
-    monkeypatch.setattr(Pieces, "copy", slow_copy)
+    monkeypatch.setattr(GatherPlan, "copy", slow_copy)
     monkeypatch.setattr(CheckpointSaver, "wait_for_copy", noticed)
     update(engine)
     expected = state(engine)
@@ -104,8 +104,8 @@ def test_training_goes_on_during_the_copy_and_its_update_is_not_in_the_checkpoin
 def test_progress_that_changes_after_the_call_is_not_in_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy, release, progress = Pieces.copy, threading.Event(), {"realised": torch.arange(4)}
-    monkeypatch.setattr(Pieces, "copy", lambda *arguments: release.wait() and copy(*arguments))
+    copy, release, progress = GatherPlan.copy, threading.Event(), {"realised": torch.arange(4)}
+    monkeypatch.setattr(GatherPlan, "copy", lambda *arguments: release.wait() and copy(*arguments))
     with CheckpointSaver(tmp_path, small_engine(), 2, background=True) as saver:
         saver.save({"step": 1}, progress)
         progress["realised"] += 1
@@ -161,7 +161,7 @@ def ways_of_learning() -> list[Callable[[CheckpointSaver], None]]:
         pass
 
     def by_stopping(saver: CheckpointSaver) -> None:
-        raise StoppedInGoodOrder("stopped and saved")
+        raise GracefulStop("stopped and saved")
 
     return [by_waiting, by_checking, by_the_next_save, by_the_end, by_stopping]
 

@@ -18,7 +18,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.planning.checkpoint_size import checkpoint_bytes
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.text import counted
+from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.checkpointing.disk_space import check_room
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.pretrain import Options, pretrain
@@ -71,7 +71,7 @@ def test_too_little_for_all_is_one_line_with_what_would_fit(
     line = room(tmp_path)
     assert line is not None
     assert "\n" not in line
-    assert f"room for {counted(checkpoints, 'checkpoint')}" in line
+    assert f"room for {pluralize(checkpoints, 'checkpoint')}" in line
     assert (f"set training.keep_checkpoints={remedy}," in line) == (remedy is not None)
 
 

@@ -21,7 +21,7 @@ def sealed(tmp_path: Path) -> Path:
     for name, content in contents.items():
         file = HashedFile(folder / name)
         file.write(content)
-        sealed[name] = file.seal()
+        sealed[name] = file.finalize()
     write_manifest(folder, FACTS, sealed)
     return folder
 

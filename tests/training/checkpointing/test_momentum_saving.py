@@ -20,7 +20,7 @@ from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.checkpointing.checkpoint import newest_checkpoint, restore
-from dist_metaxlm.training.checkpointing.replicated import Replicas
+from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 
 XLCO = {"name": "xlco", "pairs": 8, "queue": 10, "layer": 1, "momentum": 0.9, "max_tokens": 14}
@@ -101,8 +101,8 @@ def test_what_is_remembered_does_not_change_before_it_is_copied(
     training.take(0, 2)
     expected, memory = training.state(), training.model.memory
     assert memory is not None
-    copy, release, asked = Replicas.copy, threading.Event(), threading.Event()
-    monkeypatch.setattr(Replicas, "copy", lambda *arguments: release.wait() and copy(*arguments))
+    copy, release, asked = ReplicatedTensors.copy, threading.Event(), threading.Event()
+    monkeypatch.setattr(ReplicatedTensors, "copy", lambda *arguments: release.wait() and copy(*arguments))
     hold = CheckpointSaver.wait_for_copy
     monkeypatch.setattr(CheckpointSaver, "wait_for_copy", lambda saver: asked.set() or hold(saver))
     with CheckpointSaver(tmp_path / "root", training.engine, 2, background=True) as saver:
@@ -122,5 +122,5 @@ def test_what_is_remembered_does_not_change_before_it_is_copied(
 
 def test_ranks_share_the_writing() -> None:
     tensors = {name: torch.full((size,), float(size)) for name, size in (("a", 90), ("b", 50), ("c", 30), ("d", 5))}
-    shares = [Replicas(tensors, rank, 2).shapes for rank in range(2)]
+    shares = [ReplicatedTensors(tensors, rank, 2).shapes for rank in range(2)]
     assert [list(share) for share in shares] == [["a"], ["b", "c", "d"]]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_metaxlm.storage.tensor_file import Sealed
+from dist_metaxlm.storage.tensor_file import FinishedFile
 from dist_metaxlm.training.checkpointing.manifest import file_digest, step_folder, weights_digest, write_manifest
 from dist_metaxlm.training.run.staleness import stale_cross
 
@@ -18,7 +18,7 @@ def save(root: Path, step: int, weights: bytes) -> Path:
     write_manifest(
         folder,
         {"step": step, "seconds": len(str(root))},
-        {path.name: Sealed(path.stat().st_size, file_digest(path)) for path in sorted(folder.iterdir())},
+        {path.name: FinishedFile(path.stat().st_size, file_digest(path)) for path in sorted(folder.iterdir())},
     )
     return folder
 
