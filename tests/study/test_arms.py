@@ -86,7 +86,7 @@ def test_sizes(size, millions):
         ({"ratios": (1.5,)}, "--ratios 1.5"),
         ({"ratios": ()}, "--ratios"),
         ({"seeds": (1, 1)}, "--seeds 1 1"),
-        ({"tokens": 5000}, "give --tokens 16384 at least"),
+        ({"tokens": 5000}, "give at least --tokens 16384"),
     ],
 )
 def test_settings_that_make_no_study(arguments, message):
