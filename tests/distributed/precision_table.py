@@ -18,8 +18,7 @@ from dist_metaxlm.training.run.run_folder import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import prepare_tiny_recipe, run
-from layouts import Case, deviation, run_cases, single_process
-from objective_orders import ORDERS, SHARDED, case, fields
+from layouts import ORDERS, SHARDED, Case, deviation, order_case, order_fields, run_cases, single_process
 
 from dist_metaxlm.recipe.layout import Layout
 
@@ -95,17 +94,17 @@ def measure(folder: Path, families: list[str]) -> list[dict[str, Any]]:
 
 
 def measure_orders(folder: Path) -> list[dict[str, Any]]:
-    """A row per order of objectives, sharding, precision and offload (objective_orders.py), on two ranks."""
+    """A row per order of objectives, sharding, precision and offload (layouts.py), on two ranks."""
     folder.mkdir()
     recipe = prepare_tiny_recipe(folder)
     chosen = [(order, "ZeRO-0", "fp32", False) for order in ORDERS]
     chosen += list(itertools.product(ORDERS, SHARDED, ("fp32", "bf16"), (False, True)))
-    results = run_cases(run, recipe, folder / "orders.json", 2, [case(*key) for key in chosen], ORDER_STEPS)
+    results = run_cases(run, recipe, folder / "orders.json", 2, [order_case(*key) for key in chosen], ORDER_STEPS)
     found = dict(zip(chosen, results, strict=True))
     singles: dict[tuple[str, ...], dict[str, Any]] = {}
     rows = []
     for (order, sharding, precision, offload), result in found.items():
-        extra = tuple(field for field in fields(order, sharding, precision) if not field.startswith("training."))
+        extra = tuple(field for field in order_fields(order, sharding, precision) if not field.startswith("training."))
         single = singles.setdefault(extra, single_process(recipe, "xlmr", ORDER_STEPS, extra))
         plain = found[order, sharding, precision, False]
         rows.append(

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from layouts import Case, run_cases, single_process
-from objective_orders import ORDERS, SHARDED, case
+from layouts import ORDERS, SHARDED, Case, order_case, run_cases, single_process
 
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.recipe.load import load_recipe
@@ -26,9 +25,9 @@ PRECISIONS = ("fp32", "bf16")
 # Every order under every sharding; precisions change places, so that each of them meets every order and sharding.
 PAIRS = [(order, sharding, PRECISIONS[(i + j) % 2]) for i, order in enumerate(ORDERS) for j, sharding in enumerate(SHARDED)]
 RUNS: dict[tuple[str, str, str, bool], Case] = {
-    **{(order, "ZeRO-0", "fp32", False): case(order, "ZeRO-0", "fp32", False) for order in ORDERS},
-    **{(*pair, True): case(*pair, True) for pair in PAIRS},
-    **{(*pair, False): case(*pair, False) for pair in PAIRS if pair[2] == "bf16"},
+    **{(order, "ZeRO-0", "fp32", False): order_case(order, "ZeRO-0", "fp32", False) for order in ORDERS},
+    **{(*pair, True): order_case(*pair, True) for pair in PAIRS},
+    **{(*pair, False): order_case(*pair, False) for pair in PAIRS if pair[2] == "bf16"},
 }
 MISSING = "drawn ones miss layers"
 OFFLOAD = "parallel.offload_optimizer=true"
@@ -39,7 +38,7 @@ SETTINGS = {
     "deepspeed={zero_optimization: {zero_hpz_partition_size: 2, stage3_param_persistence_threshold: 0}}": set(),
     "deepspeed={zero_optimization: {offload_param: {device: cpu}}}": set(),
 }
-OVERFLOWS = [[*case("one drawn a step", "ZeRO-2", "bf16", offload).overrides] for offload in (False, True)]
+OVERFLOWS = [[*order_case("one drawn a step", "ZeRO-2", "bf16", offload).overrides] for offload in (False, True)]
 
 
 def stages(setting: str) -> tuple[int, ...]:
@@ -60,10 +59,10 @@ def trained(
 ) -> tuple[dict[Any, dict[str, Any]], Path]:
     """Results of RUNS, and of one run that is stopped before a step that misses layers and resumed; the worker's folder."""
     folder, split = tmp_path_factory.mktemp("offload"), split_at(tiny_recipe)
-    stopped, resumed = (case(MISSING, "ZeRO-1", "fp32", True) for _ in range(2))
+    stopped, resumed = (order_case(MISSING, "ZeRO-1", "fp32", True) for _ in range(2))
     stopped.save, stopped.steps = True, split
     resumed.resume, resumed.steps = True, STEPS - split
-    cases = {**RUNS, "stopped": stopped, "resumed": resumed, "whole": case(MISSING, "ZeRO-1", "fp32", True)}
+    cases = {**RUNS, "stopped": stopped, "resumed": resumed, "whole": order_case(MISSING, "ZeRO-1", "fp32", True)}
     results = run_cases(
         run_ranks,
         tiny_recipe,

@@ -40,7 +40,8 @@ class Training:
         self.data = PhaseData(TokenStore.open(f"{recipe.data.directory}/store"), tokenizer, "joint", phase, recipe.seed)
         self.plan = StepPlan(phase, "joint", recipe.seed, 0, 1, None)
         self.model = PretrainingModel(Encoder(recipe.model, seed), phase.objectives)
-        self.engine: Any = SimpleNamespace(module=self.model, optimizer=torch.optim.AdamW(self.model.parameters(), lr=0.01))
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        self.engine: Any = SimpleNamespace(module=self.model, optimizer=optimizer, device=torch.device("cpu"))
         optimizer_state.create_adam_state(self.engine)
 
     def take(self, first: int, last: int) -> list[float]:
