@@ -24,6 +24,11 @@ def _inner(engine: Engine) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
+def optimizer_name(engine: Engine) -> str:
+    """Name of the optimiser as recipes have it (`optimizer.name`)."""
+    return getattr(_inner(engine), "recipe_name", "adamw")
+
+
 def before_each_update(engine: Engine, action: Callable[[], None]) -> RemovableHandle:
     """Call `action` before AdamW changes anything; `remove()` of what is returned ends that.
 

@@ -7,6 +7,7 @@ probability and hence no gradient (modeling/head.py), so it stays zero, and it l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,11 @@ def tensor_shard(sequence: bool) -> TensorShard:
     """This rank's shard under the process groups that were formed."""
     found = groups()
     return TensorShard(found.tensor_rank, found.tensor_size, found.tensor, sequence) if found.tensor_size > 1 else WHOLE
+
+
+def is_block_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter is a matrix of one of the encoder's blocks, of which Muon orthogonalises the updates."""
+    return len(shape) == 2 and "blocks." in name
 
 
 def partition_axis(name: str) -> int | None:

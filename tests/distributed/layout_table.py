@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,17 @@ LAYOUTS = {
 def measure(folder: Path) -> list[dict[str, Any]]:
     """One row per family and layout: deviations over all steps from the single process, in torch alone."""
     recipe, rows = prepare_tiny_recipe(folder), []
-    for family in FAMILIES:
-        single = single_process(recipe, family, STEPS)
+    for family, optimizer in product(FAMILIES, ("adamw", "muon")):
+        extra = [f"optimizer.name={optimizer}"]
+        single = single_process(recipe, family, STEPS, extra)
         for ranks, layouts in LAYOUTS.items():
-            cases = [Case(layout, family=family) for layout in layouts]
+            cases = [Case(layout, family=family, extra=extra) for layout in layouts]
             patient = partial(run, timeout=1800)
-            for found in run_cases(patient, recipe, folder / f"{family}-{ranks}.json", ranks, cases, STEPS):
+            for found in run_cases(patient, recipe, folder / f"{family}-{optimizer}-{ranks}.json", ranks, cases, STEPS):
                 rows.append(
                     {
                         "family": family,
+                        "optimizer": optimizer,
                         "ranks": ranks,
                         "layout": found["name"],
                         "same_initial_weights": found["initial"] == single["initial"],
@@ -86,17 +89,17 @@ def write(rows: list[dict[str, Any]], path: Path) -> bool:
         + ", gloo, fp32.",
         "",
         f"Two blocks of width 32 with four heads, 383 ids (neither 2 nor 4 divide them), {STEPS} steps of the joint "
-        "phase (mlm, tlm, contrast). Reference: one process with torch's AdamW, without DeepSpeed and megatron-core. "
+        "phase (mlm, tlm, contrast). Reference: one process with plain torch, without DeepSpeed and megatron-core. "
         "Columns: initial weights equal bit for bit; largest relative deviation of any step's loss (bound 1e-5) and "
         "gradient norm (bound 1e-4). In every row what several ranks hold is bit-equal at the end (a pipeline's "
         "embedding and head included), and the vocabulary's padding still zero.",
         "",
-        "| family | layout | initial weights | loss | gradient norm |",
-        "|---|---|---|---|---|",
+        "| family | optimizer | layout | initial weights | loss | gradient norm |",
+        "|---|---|---|---|---|---|",
     ]
     lines = [
-        f"| {r['family']} | {r['layout']} | {'equal' if r['same_initial_weights'] else 'DIFFERENT'} | {r['loss']:.1e} "
-        f"| {r['gradient_norm']:.1e} |"
+        f"| {r['family']} | {r['optimizer']} | {r['layout']} "
+        f"| {'equal' if r['same_initial_weights'] else 'DIFFERENT'} | {r['loss']:.1e} | {r['gradient_norm']:.1e} |"
         for r in rows
     ]
     path.write_text("\n".join([*head, *lines, ""]), encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plain_optimizers import plain_optimizer
 
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.steps import StepPlan
@@ -19,7 +20,6 @@ from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.engine.engine import parameter_groups
 
 LEARNING_RATE = 2e-3
 FAMILIES = {"xlmr": [], "modern": ["model.family=modern", "model.norm=pre"]}
@@ -142,9 +142,7 @@ def single_process(recipe_path: Path, family: str, steps: int, extra: Sequence[s
     model = PretrainingModel(Encoder(recipe.model, recipe.seed), phase.objectives)
     named = {name.removeprefix("encoder."): p for name, p in model.named_parameters()}
     result: dict[str, Any] = {"initial": digest({name: p.detach() for name, p in named.items()}), "losses": [], "norms": []}
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config), lr=LEARNING_RATE, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    optimizer = plain_optimizer(model, recipe, LEARNING_RATE)
     for step in range(steps):
         total = 0.0
         for micro in plan.at(step):

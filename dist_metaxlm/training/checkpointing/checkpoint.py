@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.modeling.sharding import is_block_matrix
 from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
 from dist_metaxlm.storage.tensor_file import TensorsOnDisk
 from dist_metaxlm.training.checkpointing.manifest import DamagedCheckpoint, list_steps, step_folder, verify_manifest
@@ -126,14 +127,45 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() and world_size() > 1 else "cpu"
 
 
+def optimizer_of(checkpoint: Checkpoint) -> str:
+    """The optimiser (`optimizer.name`) that a checkpoint was saved with."""
+    return str(checkpoint.facts.get("optimizer", "adamw"))
+
+
+def saved_moments(engine: Engine, checkpoint: Checkpoint) -> Callable[[str, str], torch.Tensor | None]:
+    """(parameter, moment) -> what `engine` continues from, whole; None where the checkpoint has no such parameter.
+
+    Between optimisers the moments of the blocks' matrices mean different things: after a change they start at zero.
+    """
+    tensors = checkpoint.tensors("moments")
+    changed = optimizer_of(checkpoint) != optimizer_state.optimizer_name(engine)
+
+    def moment_of(name: str, moment: str) -> torch.Tensor | None:
+        value = tensors.get(f"{moment}.{name}")
+        if value is not None and changed and is_block_matrix(name, value.shape):
+            return torch.zeros_like(value)
+        return value
+
+    return moment_of
+
+
+def restore_moments(engine: Engine, checkpoint: Checkpoint) -> None:
+    """The optimiser's moments of a checkpoint into an engine, in any layout (collective); see `saved_moments`."""
+    moment_of = saved_moments(engine, checkpoint)
+    for name, param in optimizer_state.named_parameters(engine):
+        for moment in optimizer_state.MOMENTS:
+            value = moment_of(name, moment)
+            assert value is not None, f"{checkpoint.folder} has no {moment} of {name}"
+            optimizer_state.set_full_moment(engine, name, param, moment, value)
+
+
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     """Weights, Adam state and the objectives' memory of a checkpoint into an engine, in any layout (collective)."""
-    weights, moments = checkpoint.tensors("weights", "objectives"), checkpoint.tensors("moments")
+    weights = checkpoint.tensors("weights", "objectives")
     optimizer_state.set_adam_step(engine, int(checkpoint.facts["adam_step"]))
     for name, param in optimizer_state.named_parameters(engine):
         optimizer_state.set_full_weight(engine, name, param, weights[name])
-        for moment in optimizer_state.MOMENTS:
-            optimizer_state.set_full_moment(engine, name, param, moment, moments[f"{moment}.{name}"])
+    restore_moments(engine, checkpoint)
     memory = getattr(engine.module, "memory", None)
     if memory is not None:
         memory.restore(checkpoint.tensors("momentum"), checkpoint.tensors("progress"))

@@ -91,6 +91,9 @@ class CheckpointSaver:
         self.wait()
         check_saved_weights(self._engine)
         facts = {**facts, "adam_step": optimizer_state.adam_step(self._engine), "ranks": world_size()}
+        optimizer = optimizer_state.optimizer_name(self._engine)
+        if optimizer != "adamw":
+            facts["optimizer"] = optimizer
         live = self._pieces.live()
         small = self._memory.small() if self._memory is not None else {}
         progress = {name: value.detach().cpu().clone() for name, value in {**progress, **small}.items()}

@@ -20,9 +20,10 @@ from dist_metaxlm.deepspeed_adapter.weight_check import check_all_weights
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.kernels.attention.dispatch import choose_backward
 from dist_metaxlm.modeling.checkpointing import set_recompute
+from dist_metaxlm.modeling.sharding import is_block_matrix
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
-from dist_metaxlm.training.engine.muon import MuonWithAdamW, is_block_matrix
+from dist_metaxlm.training.engine.muon import MuonWithAdamW
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -31,7 +32,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     The copy of the token embedding on a pipeline's last stage is in neither: it is sent there (training/engine/pipeline.py).
     """
     own = [(name, p) for name, p in model.named_parameters() if not getattr(p, "ds_pipe_replicated", False)]
-    orthogonal = [p for name, p in own if config.name == "muon" and is_block_matrix(name, p)]
+    orthogonal = [p for name, p in own if config.name == "muon" and is_block_matrix(name, p.shape)]
     special = {id(p) for p in orthogonal}
     matrices = [p for _, p in own if p.ndim >= 2 and id(p) not in special]
     vectors = [p for _, p in own if p.ndim < 2]

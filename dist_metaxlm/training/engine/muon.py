@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.modeling.sharding import is_block_matrix
 from dist_metaxlm.recipe.schema import ModelConfig, OptimizerConfig
 from dist_metaxlm.training.engine.matrix_exchange import Matrix, MatrixExchange
 from dist_metaxlm.training.engine.orthogonal import update_of
@@ -24,17 +25,14 @@ from dist_metaxlm.training.engine.orthogonal import update_of
 _MOMENTUM, _UPDATE = "exp_avg", "exp_avg_sq"
 
 
-def is_block_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether Muon updates the parameter of this name: the matrices of the encoder's blocks."""
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    return len(shape) == 2 and "blocks." in name
-
-
 class MuonWithAdamW(torch.optim.AdamW):
     """AdamW that updates the groups marked `orthogonal` by Muon.
 
     `attach` must be called once, after DeepSpeed has built its engine and the optimiser's state exists.
     """
+
+    recipe_name = "muon"
+    """Value of `optimizer.name`, which checkpoints record."""
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig, model: ModelConfig) -> None:
         super().__init__(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
@@ -45,13 +43,10 @@ class MuonWithAdamW(torch.optim.AdamW):
         """Learn which matrices lie in which of DeepSpeed's shards (collective)."""
         names = {id(param): name for name, param in optimizer_state.named_parameters(engine)}
         for shard, params in _shards(engine):
-            own = [(names[id(p)], p) for p in params if id(p) in names and is_block_matrix(names[id(p)], p)]
+            own = [(names[id(p)], p) for p in params if id(p) in names and is_block_matrix(names[id(p)], _shape(p))]
             if own:
                 pieces = [optimizer_state.own_piece(engine, p, _UPDATE) for _, p in own]
-                matrices = [
-                    Matrix(name=name, part_shape=tuple(getattr(p, "ds_shape", p.shape)), piece=partial(_piece, engine, p))
-                    for name, p in own
-                ]
+                matrices = [Matrix(name=name, part_shape=_shape(p), piece=partial(_piece, engine, p)) for name, p in own]
                 self._exchanges[id(shard)] = MatrixExchange(matrices, [start for start, _ in pieces], engine.device)
 
     @torch.no_grad()
@@ -91,6 +86,11 @@ class MuonWithAdamW(torch.optim.AdamW):
 
     def _exchanges_of(self, shards: list[torch.Tensor]) -> Iterator[MatrixExchange]:
         return (self._exchanges[id(shard)] for shard in shards if id(shard) in self._exchanges)
+
+
+def _shape(param: Any) -> tuple[int, ...]:
+    """Shape of this rank's tensor-parallel part; ZeRO-3 empties the parameter itself."""
+    return tuple(getattr(param, "ds_shape", param.shape))
 
 
 def _piece(engine: Any, param: Any) -> torch.Tensor:

@@ -21,7 +21,7 @@ from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, newest_checkpoint
+from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, newest_checkpoint, saved_moments
 from dist_metaxlm.training.checkpointing.manifest import weights_digest
 from dist_metaxlm.training.run.initial_weights import differing_fields
 from dist_metaxlm.training.run.run_folder import PhaseFolder
@@ -92,14 +92,15 @@ def carry_own(model: torch.nn.Module, carried: Carried) -> None:
 
 def carry_optimizer(engine: Engine, carried: Carried) -> None:
     """Adam's moments and step count of the phase before; rows drawn anew begin with zero moments (collective)."""
-    moments = carried.checkpoint.tensors("moments")
+    moment_of = saved_moments(engine, carried.checkpoint)
     reset = carried.report["policy"]["unseen_embeddings"] == "reinitialise"
     optimizer_state.set_adam_step(engine, int(carried.checkpoint.facts["adam_step"]))
     for name, param in optimizer_state.named_parameters(engine):
         for moment in optimizer_state.MOMENTS:
-            if name.startswith(OWN) and f"{moment}.{name}" not in moments:  # of an objective that is new in this phase
-                continue
-            value = moments[f"{moment}.{name}"]
+            value = moment_of(name, moment)
+            if value is None:
+                assert name.startswith(OWN), f"no {moment} of {name}"
+                continue  # of an objective that is new in this phase
             if reset and name in (TABLE, HEAD_BIAS):
                 value = value.clone()  # it is a view of the checkpoint's file
                 value[carried.unseen] = 0.0

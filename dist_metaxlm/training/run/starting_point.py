@@ -21,7 +21,7 @@ from dist_metaxlm.deepspeed_adapter.loss_scaling import restore_scaler
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, checkpoint_to_resume, restore
+from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, checkpoint_to_resume, optimizer_of, restore
 from dist_metaxlm.training.checkpointing.manifest import list_steps
 from dist_metaxlm.training.engine.model import TrainedModel
 from dist_metaxlm.training.loop.progress import Progress
@@ -177,7 +177,11 @@ class Resumed(StartingPoint):
 
     def describe(self) -> list[str]:
         """See `StartingPoint`."""
-        return [f"resuming after step {self._checkpoint.step}"]
+        lines = [f"resuming after step {self._checkpoint.step}"]
+        before, now = optimizer_of(self._checkpoint), self._context.recipe.optimizer.name
+        if before != now:
+            lines.append(f"the optimizer was {before}, now {now}: the moments of the blocks' matrices start at zero")
+        return lines
 
 
 def origin_of(recipe: Recipe, folder: PhaseFolder, options: Options) -> StartingPoint:
