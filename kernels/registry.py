@@ -32,6 +32,7 @@ BACKENDS = ("cuda", "triton", "reference")
 """Fastest first."""
 VARIABLE = "DIST_METAXLM_KERNELS"
 LOG = logging.getLogger("dist_metaxlm.kernels")
+LOG.setLevel(logging.WARNING)  # choices are logged from `tell` on; the level of the package would show them on a CPU
 
 Accepts = Callable[..., bool]
 Available = Callable[[], str | None]
