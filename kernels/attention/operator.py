@@ -182,46 +182,19 @@ def attention_backward(
     grid = (tiles.shape[0] * heads,)
     where = (width, queries.dtype, _capability(queries), token_keys is not None)
     constants = _constants(queries, launch("backward_keys", *where, atomic), rows)
+    # fmt: off
     with _on(queries):
         row_sums_kernel[(-(-tokens // 64) * heads,)](
-            mixed,
-            gradient,
-            row_sums,
-            tokens,
-            heads,
-            ROWS=64,
-            WIDTH=width,
-            PADDED=constants["PADDED"],
-            UPCAST=constants["UPCAST"],
-            ACC=constants["ACC"],
-        )
+            mixed, gradient, row_sums, tokens, heads,
+            ROWS=64, WIDTH=width, **{name: constants[name] for name in ("PADDED", "UPCAST", "ACC")})
         attention_backward_keys_kernel[grid](
-            queries,
-            keys,
-            values,
-            gradient,
-            log_sums,
-            row_sums,
-            buffer,
-            joined,
-            *shared,
-            **constants,
-            ATOMIC=atomic,
-            DROP=token_keys is not None,
-        )
+            queries, keys, values, gradient, log_sums, row_sums, buffer, joined, *shared,
+            **constants, ATOMIC=atomic, DROP=token_keys is not None)
         if not atomic:
             attention_backward_queries_kernel[grid](
-                queries,
-                keys,
-                values,
-                gradient,
-                log_sums,
-                row_sums,
-                joined,
-                *shared,
-                **_constants(queries, launch("backward_queries", *where), rows),
-                DROP=token_keys is not None,
-            )
+                queries, keys, values, gradient, log_sums, row_sums, joined, *shared,
+                **_constants(queries, launch("backward_queries", *where), rows), DROP=token_keys is not None)
+    # fmt: on
     if atomic:
         joined[:, :, 0].copy_(buffer)
     return joined
