@@ -95,7 +95,9 @@ def chosen(operator: str, *arguments: Any) -> Implementation:
         _refuse(taken, arguments)
     else:
         taken = next(
-            found for backend in BACKENDS if (found := implementations.get(backend)) is not None and _runs(found, arguments)
+            candidate
+            for backend in BACKENDS
+            if (candidate := implementations.get(backend)) is not None and _runs(candidate, arguments)
         )
     if _LOGGED.get(operator) != taken.backend:
         _LOGGED[operator] = taken.backend
@@ -115,7 +117,7 @@ def force(backend: str | None) -> None:
     wanted = forced()
     if wanted is None:
         return
-    reasons = [_reason(found[wanted]) for found in _REGISTRY.values() if wanted in found]
+    reasons = [_reason(backends[wanted]) for backends in _REGISTRY.values() if wanted in backends]
     if all(reasons):
         reason = reasons[0] if reasons else "no operator has such kernels"
         raise UserError(_forced_sentence(wanted, f"cannot run here: {reason}"))
@@ -174,7 +176,7 @@ def why_reference(operator: str) -> str:
 
 def operators() -> dict[str, list[str]]:
     """Operator -> its backends, fastest first."""
-    return {name: [b for b in BACKENDS if b in found] for name, found in sorted(_REGISTRY.items())}
+    return {name: [b for b in BACKENDS if b in implementations] for name, implementations in sorted(_REGISTRY.items())}
 
 
 def implementation(operator: str, backend: str) -> Implementation:

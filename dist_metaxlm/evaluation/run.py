@@ -91,10 +91,10 @@ def load_state(
 
     if step is None:
         return trained_phase.load_weights(run_dir, phase, data_directory)
-    found = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
-    if found is None:
+    newest = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
+    if newest is None:
         raise UserError(f"no intact checkpoint of step {step} in {run_dir / phase / 'checkpoints'}; name one that is there")
-    return read_recipe(run_dir / phase / "recipe.yaml", data_directory), dict(found.tensors("weights"))
+    return read_recipe(run_dir / phase / "recipe.yaml", data_directory), dict(newest.tensors("weights"))
 
 
 def tokenizer_of(run_dir: Path, recipe: Recipe) -> Tokenizer:

@@ -127,7 +127,7 @@ def sampling_bars(phase: str, objective: str, record: Record) -> str:
 
 def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """Perplexity of every language under every checkpoint; English and prose first, then by the last checkpoint."""
-    columns = {name: found for name, result in evaluations.items() if (found := _all_perplexities(result))}
+    columns = {name: perplexities for name, result in evaluations.items() if (perplexities := _all_perplexities(result))}
     last = list(columns.values())[-1]
     rows = {row for column in columns.values() for row in column}
     order = sorted(rows, key=lambda row: (row != "en", "prose" not in row, last.get(row) or float("inf"), row))

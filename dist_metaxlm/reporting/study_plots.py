@@ -90,7 +90,7 @@ def by_layer(results: Results, figure: str, name: str) -> str:
 def standalone(svg: str) -> str:
     """A chart of the page as an SVG file of its own, in the light colours."""
     light = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", CSS[: CSS.index("@media")]))
-    svg = re.sub(r"var\(--([a-z]+)\)", lambda found: light[found[1]], svg)
+    svg = re.sub(r"var\(--([a-z]+)\)", lambda match: light[match[1]], svg)
     return (
         svg.replace(
             "<svg ",

@@ -144,11 +144,11 @@ def _speed(records: list[Record]) -> float | None:
 
 def _probed(records: list[Record]) -> dict[str, Any]:
     """The last probe's retrieval, seconds of all probes and their share of the phase; nothing without probes."""
-    found, seconds = series(records, "probe", "retrieval")[1], sum(series(records, "probe", "seconds")[1])
-    if not found:
+    scores, seconds = series(records, "probe", "retrieval")[1], sum(series(records, "probe", "seconds")[1])
+    if not scores:
         return {}
     return {
-        "probe_retrieval": found[-1],
+        "probe_retrieval": scores[-1],
         "probe_seconds": seconds,
         "probe_share": seconds / records[-1]["seconds"] if records[-1].get("seconds") else None,
     }

@@ -183,14 +183,14 @@ def read_sentences(text: Iterable[str]) -> list[str]:
         raise UserError(
             f"no text at {missing[0]}; run metaxlm prepare corpus --recipe quickstart, or name a file of English with --text"
         )
-    found = list(fake_language.plain_sentences(paths, *WORDS))
-    if len(found) < PAIRS:
+    sentences = list(fake_language.plain_sentences(paths, *WORDS))
+    if len(sentences) < PAIRS:
         raise UserError(
-            f"{' '.join(text)} has {pluralize(len(found), 'different sentence')} of {WORDS[0]} to {WORDS[1]} "
+            f"{' '.join(text)} has {pluralize(len(sentences), 'different sentence')} of {WORDS[0]} to {WORDS[1]} "
             f"plain words, and {PAIRS} are needed; give more text with --text"
         )
-    random.Random(0).shuffle(found)  # so that neighbours, and the halves without parallel text, are no topics
-    return found[:SENTENCES]
+    random.Random(0).shuffle(sentences)  # so that neighbours, and the halves without parallel text, are no topics
+    return sentences[:SENTENCES]
 
 
 def held_out(tokenizer: Tokenizer, path: Path, window: int) -> tuple[list[list[int]], list[list[int]]]:

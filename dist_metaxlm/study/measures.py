@@ -79,8 +79,8 @@ def _loss(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], window: int)
         mask_sentence(text, ids, tokenizer.special)
         for text, ids in zip(distinct, tokenizer.encode_batch(distinct), strict=True)
     ]
-    found = masked_perplexity(encoder, asked, tokenizer.mask_id, window)
-    return None if found is None else math.log(found)
+    perplexity = masked_perplexity(encoder, asked, tokenizer.mask_id, window)
+    return None if perplexity is None else math.log(perplexity)
 
 
 def _pairs(

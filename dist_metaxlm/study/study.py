@@ -92,8 +92,8 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
     if not begun:
         _check_tasks(options, base)
     arms = _plan(options, base, log)
-    found = {arm.name: _finished(options.output / "arms" / arm.name, arm) for arm in arms}
-    missing = [arm for arm in arms if found[arm.name] is None]
+    results = {arm.name: _finished(options.output / "arms" / arm.name, arm) for arm in arms}
+    missing = [arm for arm in arms if results[arm.name] is None]
     began, fresh = time.monotonic(), 0
     if missing:
         if begun:  # a finished study can be reported without its tasks' files
@@ -105,7 +105,7 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
         )
 
     def write() -> dict[str, Any]:
-        return _write(options, arms, [result for arm in arms if (result := found[arm.name]) is not None])
+        return _write(options, arms, [result for arm in arms if (result := results[arm.name]) is not None])
 
     def work(arm: Arm) -> dict[str, Any]:
         folder = options.output / "arms" / arm.name
@@ -115,7 +115,7 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
     def finished(arm: Arm, result: dict[str, Any]) -> None:
         nonlocal fresh
         write_json(options.output / "arms" / arm.name / "result.json", result)
-        found[arm.name], fresh = result, fresh + 1
+        results[arm.name], fresh = result, fresh + 1
         left = (time.monotonic() - began) / fresh * (len(missing) - fresh) / 60
         log(
             f"arm {len(arms) - len(missing) + fresh} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about "

@@ -149,5 +149,5 @@ class Workers:
 
 def _last_error(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [line for line in lines if line.startswith("error: ") or "Error" in line]
-    return (found or lines or ["nothing was printed"])[-1].removeprefix("error: ")
+    errors = [line for line in lines if line.startswith("error: ") or "Error" in line]
+    return (errors or lines or ["nothing was printed"])[-1].removeprefix("error: ")

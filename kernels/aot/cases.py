@@ -64,7 +64,7 @@ def _head() -> list[Case]:
             logits | {"exponentials": "*bf16"},
             _FP32,
             ("stride",),
-            expects={arch: found[:1] for arch, found in _WIDE.items()},
+            expects={arch: patterns[:1] for arch, patterns in _WIDE.items()},
         ),  # it stores one line for many
         _case(module, "combine", "", logits, {"RANKS": 8, "WEIGHTED": False, "BLOCK": 256}, ("rows",), expects={}),
         _case(
@@ -74,7 +74,7 @@ def _head() -> list[Case]:
 
 
 def _norms() -> list[Case]:
-    module, found = norm_kernels, []
+    module, cases = norm_kernels, []
     signature = {
         **_types("*bf16", "x residual weight bias summed out d_out d_summed d_x d_residual"),
         **_types("*fp32", "means scales weight_parts bias_parts"),
@@ -114,7 +114,7 @@ def _norms() -> list[Case]:
             listed = module.CONFIGURATIONS[kernel]
             for variant, change in kinds.items():
                 given = signature | ({"means": None, "bias": None} if change.get("RMS") else {})
-                found.append(
+                cases.append(
                     _case(
                         module,
                         kernel,
@@ -125,7 +125,7 @@ def _norms() -> list[Case]:
                         listed[:-1] if width == 1024 else listed[-1:],
                     )
                 )
-    return found
+    return cases
 
 
 def _activations() -> list[Case]:

@@ -129,12 +129,12 @@ def _read(case: Case, configuration: dict[str, int], architecture: int, compiled
         file.flush()
         usage = cuobjdump("--dump-resource-usage", file.name)
         code = cuobjdump("--dump-sass", file.name)
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    resources = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
-    stack, shared = max(found.get("STACK", 0), found.get("LOCAL", 0)), compiled.metadata.shared
+    stack, shared = max(resources.get("STACK", 0), resources.get("LOCAL", 0)), compiled.metadata.shared
     tensor = {name: sum(op.split(".")[0] == name for op in operations) for name in ("HMMA", "HGMMA", "UTCHMMA", "IMMA")}
     problems = []
-    if not operations or "REG" not in found:
+    if not operations or "REG" not in resources:
         problems.append("machine code not understood")
     if stack:
         problems.append(f"spills {stack} bytes")
@@ -148,7 +148,7 @@ def _read(case: Case, configuration: dict[str, int], architecture: int, compiled
         configuration,
         architecture,
         configuration == case.configurations[0],
-        found.get("REG", 0),
+        resources.get("REG", 0),
         stack,
         shared,
         sum(op.startswith(("LDG.E", "STG.E")) and ".128" in op for op in operations),

@@ -62,11 +62,11 @@ class KernelCode:
     def problems(self) -> list[str]:
         """Why it must not be shipped."""
         room = SHARED_MEMORY[int(re.sub(r"\D", "", self.architecture))]
-        found = [f"no {name}" for name, count in self.instructions.items() if not count]
-        found += ["products wait for each other"] * (self.instructions.get("WARPGROUP", 0) > ORDERINGS)
-        found += ["weights wait for products"] * (self.instructions.get(OVERLAPPED, BLOCK_SCORES) < BLOCK_SCORES)
+        problems = [f"no {name}" for name, count in self.instructions.items() if not count]
+        problems += ["products wait for each other"] * (self.instructions.get("WARPGROUP", 0) > ORDERINGS)
+        problems += ["weights wait for products"] * (self.instructions.get(OVERLAPPED, BLOCK_SCORES) < BLOCK_SCORES)
         return (
-            found
+            problems
             + [f"spills {self.stack} bytes"] * (self.stack > 0)
             + [f"{self.shared} bytes of shared memory, {room} are there"] * (self.shared > room)
         )
@@ -75,7 +75,7 @@ class KernelCode:
 def kernels_in(library: Path, shared_bytes: Callable[[int, str], int]) -> list[KernelCode]:
     """The attention kernels in the machine code of `library`; `shared_bytes(width, variant)` is what a launch asks for."""
     usage = dict(_sections(cuobjdump("--dump-resource-usage", str(library))))
-    found = []
+    kernels = []
     for key, code in _sections(cuobjdump("--dump-sass", str(library))):
         architecture, variant, width = key
         if variant == "hopper" and architecture != "sm_90a":
@@ -85,7 +85,7 @@ def kernels_in(library: Path, shared_bytes: Callable[[int, str], int]) -> list[K
         if variant == "hopper":
             counts[OVERLAPPED] = _exponentials_beside_products(code)
         used = {name: int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage[key])}
-        found.append(
+        kernels.append(
             KernelCode(
                 variant,
                 width,
@@ -96,7 +96,7 @@ def kernels_in(library: Path, shared_bytes: Callable[[int, str], int]) -> list[K
                 counts,
             )
         )
-    return found
+    return kernels
 
 
 def _exponentials_beside_products(code: str) -> int:
@@ -107,15 +107,15 @@ def _exponentials_beside_products(code: str) -> int:
 
 def _sections(listing: str) -> list[tuple[tuple[str, str, int], str]]:
     """(architecture, variant, width) and what cuobjdump lists of each kernel."""
-    found = []
+    sections = []
     for part in re.split(r"^Fatbin (?=elf code)", listing, flags=re.MULTILINE)[1:]:
         architecture = re.search(r"^arch = (\w+)", part, re.MULTILINE)
         for kernel in re.split(r"^\s*Function\s*:?\s*", part, flags=re.MULTILINE)[1:]:
             name = NAME.match(kernel)
             if name and architecture:
                 variant = "hopper" if name[1] else "portable"
-                found.append(((architecture[1], variant, int(name[2])), kernel))
-    return found
+                sections.append(((architecture[1], variant, int(name[2])), kernel))
+    return sections
 
 
 def table(kernels: list[KernelCode], compiler: str) -> str:

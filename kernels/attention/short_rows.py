@@ -100,14 +100,14 @@ class _Spread(torch.autograd.Function):
         ctx.table = table
         inputs = (queries, keys, values)
         shared = one_matrix(*inputs)  # its rows are gathered in one go
-        found = []
+        moved = []
         for part, _, _ in table.parts:
             source = table.source[part]
             if shared is None:
-                found += [tensor.index_select(0, source) for tensor in inputs]
+                moved += [tensor.index_select(0, source) for tensor in inputs]
             else:
-                found += shared.index_select(0, source).view(-1, queries.shape[1], 3, queries.shape[2]).unbind(2)
-        return tuple(found)
+                moved += shared.index_select(0, source).view(-1, queries.shape[1], 3, queries.shape[2]).unbind(2)
+        return tuple(moved)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -138,9 +138,9 @@ def _packed(lengths: list[int], window: int) -> tuple[list[int], list[tuple[int,
     rooms: list[tuple[int, int]] = []  # (free slots, row), ascending
     for document in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         length = lengths[document]
-        found = bisect_left(rooms, (length, -1))
-        if found < len(rooms):
-            room, row = rooms.pop(found)
+        index = bisect_left(rooms, (length, -1))
+        if index < len(rooms):
+            room, row = rooms.pop(index)
         else:
             size = SMALLEST
             while size < length:

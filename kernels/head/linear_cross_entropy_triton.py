@@ -118,15 +118,15 @@ def column_sums(exponentials, scales, sums, vocabulary, stride, rows, EXACT: tl.
     """sums [V] += scales^T E: the gradient of the bias but for the targets; one program for BLOCK columns."""
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < stride
-    found = tl.zeros([BLOCK], EXACT)
+    total = tl.zeros([BLOCK], EXACT)
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
         scale = tl.load(scales + row, mask=row < rows, other=0.0)
         place = row.to(tl.int64)[:, None] * stride + columns[None, :]
         e = tl.load(exponentials + place, mask=(row < rows)[:, None] & inside[None, :], other=0.0).to(EXACT)
-        found += tl.sum(e * scale[:, None], 0)
+        total += tl.sum(e * scale[:, None], 0)
     own = columns < vocabulary
-    tl.store(sums + columns, tl.load(sums + columns, mask=own, other=0.0) + found, mask=own)
+    tl.store(sums + columns, tl.load(sums + columns, mask=own, other=0.0) + total, mask=own)
 
 
 # The first entry of each list is what runs; the others are compiled ahead of time with it (`make kernels-aot`).

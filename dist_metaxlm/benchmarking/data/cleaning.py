@@ -42,7 +42,7 @@ def _run(megabytes: int) -> dict[str, Any]:
         (folder / "recipe.yaml").write_text(yaml.safe_dump(_recipe(folder)), encoding="utf-8")
         seconds, peak = _prepare(folder)
         about = manifest.read(folder / "data" / "corpus")["text"]["en"]
-    found = {step: numbers["documents"] for step, numbers in about["dropped"].items()}
+    dropped = {step: numbers["documents"] for step, numbers in about["dropped"].items()}
     return {
         "megabytes": megabytes,
         "documents": about["read"]["documents"],
@@ -50,7 +50,7 @@ def _run(megabytes: int) -> dict[str, Any]:
         "megabytes_per_second": round(megabytes / seconds, 2),
         "peak_resident_megabytes": round(peak / 1e6, 1),
         "planted": planted,
-        "dropped": found,
+        "dropped": dropped,
         "kept": about["kept"]["documents"],
     }
 

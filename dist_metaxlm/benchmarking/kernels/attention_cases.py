@@ -25,7 +25,7 @@ def attention_cases(small: bool, device: torch.device) -> list[KernelCase]:
     local = window // 4
     whole = [window] * windows
     short = _document_lengths(windows, window, 8 if small else 60)
-    found = [
+    cases = [
         _case("attention, one document a window", whole, window, None, heads, width, device),
         _case("attention, documents of median length 60", short, window, None, heads, width, device),
         _case("attention, local window of 128", whole, window, local, heads, width, device),
@@ -34,16 +34,16 @@ def attention_cases(small: bool, device: torch.device) -> list[KernelCase]:
         _case("attention with dropout, one document a window", whole, window, None, heads, width, device, RATE),
         _case("attention with dropout, documents of median length 60", short, window, None, heads, width, device, RATE),
     ]
-    found[0].peers.update(_backends(window), **_varlen(whole, None, device))
-    found[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)}, **_varlen(short, None, device))
-    found[2].peers.update(_varlen(whole, local, device))
+    cases[0].peers.update(_backends(window), **_varlen(whole, None, device))
+    cases[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)}, **_varlen(short, None, device))
+    cases[2].peers.update(_varlen(whole, local, device))
     dropping[0].peers.update(_backends(window, RATE))
     dropping[1].peers.update({"SDPA on the padded batch": _padded(short, window, device, RATE)})
     if device.type == "cuda":  # on a CPU it would take a C++ compiler and half a minute
-        for case, lengths, reach in zip(found, (whole, short, whole), (None, None, local), strict=True):
+        for case, lengths, reach in zip(cases, (whole, short, whole), (None, None, local), strict=True):
             case.peers.update(_flex(lengths, window, reach, device))
-        found += _cuda_library(found, torch.cuda.get_device_capability(device)[0] == 9)
-    return found + dropping
+        cases += _cuda_library(cases, torch.cuda.get_device_capability(device)[0] == 9)
+    return cases + dropping
 
 
 def _cuda_library(cases: list[KernelCase], hopper: bool) -> list[KernelCase]:
@@ -62,16 +62,18 @@ def _cuda_library(cases: list[KernelCase], hopper: bool) -> list[KernelCase]:
 
         return with_library
 
-    found = [replace(case, name=f"{case.name}, CUDA C++", call=forced(case.call, "automatic"), peers={}) for case in cases]
+    with_cuda = [
+        replace(case, name=f"{case.name}, CUDA C++", call=forced(case.call, "automatic"), peers={}) for case in cases
+    ]
     if hopper:
         portable = [
             replace(case, name=f"{case.name}, CUDA C++ portable", call=forced(case.call, "portable"), peers={})
             for case in cases
         ]
-        for case, other in zip(found, portable, strict=True):
+        for case, other in zip(with_cuda, portable, strict=True):
             case.peers["CUDA C++ portable"] = other.call
-        found += portable
-    return found
+        with_cuda += portable
+    return with_cuda
 
 
 def _document_lengths(windows: int, window: int, median: int) -> list[int]:

@@ -41,11 +41,11 @@ def kernel_cases(small: bool, device: torch.device) -> list[KernelCase]:
     rows, vocabulary = (64, 1000) if small else (4096, 250112)
     from dist_metaxlm.benchmarking.kernels.attention_cases import attention_cases  # it is made of this module's cases
 
-    found = [_head(rows, hidden, vocabulary, device), *attention_cases(small, device)]
-    found += _norms(tokens, hidden, device) + _rms_norms(tokens, hidden, device) + _activations(tokens, ffn, device)
-    for case in found:
+    cases = [_head(rows, hidden, vocabulary, device), *attention_cases(small, device)]
+    cases += _norms(tokens, hidden, device) + _rms_norms(tokens, hidden, device) + _activations(tokens, ffn, device)
+    for case in cases:
         case.peers.update(liger_peers(case.name))
-    return [*found, _rotation(tokens, 2 if small else 12, 32 if small else 64, device)]
+    return [*cases, _rotation(tokens, 2 if small else 12, 32 if small else 64, device)]
 
 
 def lognormal_lengths(rng: random.Random, window: int, median: int) -> list[int]:

@@ -92,7 +92,7 @@ def measure_configurations(
             f"--only {' '.join(only)}: no kernel with configurations is named so; there are {', '.join(LISTS)} and attention"
         )
     rows: list[dict[str, Any]] = []
-    found = {
+    result = {
         "device": device_name,
         "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
@@ -103,8 +103,8 @@ def measure_configurations(
     }
     for kernel, case, when in wanted:
         rows.append(_measure(kernel, cases[case], when, dtype, device, repeats, deadline))
-        keep(found)
-    return found
+        keep(result)
+    return result
 
 
 def _measure(
@@ -193,9 +193,9 @@ def table(result: dict[str, Any]) -> str:
     lines = ["interpreted on a CPU: these times say nothing"] if result["interpreted"] else []
     for row in result["kernels"]:
         lines.append(f"{row['kernel']} ({row['case']}, {row['pass']})")
-        for found in row["configurations"]:
-            settings = " ".join(f"{key}={value}" for key, value in found["settings"].items())
-            time = found["problem"] if found["milliseconds"] is None else f"{found['milliseconds']:.4f} ms"
-            marks = ["in use"] * found["in_use"] + ["best"] * (found["settings"] == row["best"])
+        for tried in row["configurations"]:
+            settings = " ".join(f"{key}={value}" for key, value in tried["settings"].items())
+            time = tried["problem"] if tried["milliseconds"] is None else f"{tried['milliseconds']:.4f} ms"
+            marks = ["in use"] * tried["in_use"] + ["best"] * (tried["settings"] == row["best"])
             lines.append(f"  {settings}: {time}{' (' + ', '.join(marks) + ')' if marks else ''}")
     return "\n".join(lines)

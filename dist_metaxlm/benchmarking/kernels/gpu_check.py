@@ -99,20 +99,20 @@ def check_gpu(
     device_or_refusal(device)
     end = time.monotonic() + 60 * minutes
     left, about = sections(device), environment()
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     while left:
         section, weights = left[0], sum(other.weight for other in left)
         left = left[1:]
         seconds = max(0.0, end - time.monotonic()) * section.weight / weights
-        row = _taken(section, seconds, run, begun=bool(found))
+        row = _taken(section, seconds, run, begun=bool(rows))
         say(f"{section.name}: {row['verdict']} after {row['seconds']:.0f} s")
-        found.append(row)
-        keep({"device": device, "minutes": minutes, "sections": found, "environment": about})
+        rows.append(row)
+        keep({"device": device, "minutes": minutes, "sections": rows, "environment": about})
     return {
         "device": device,
         "minutes": minutes,
-        "sections": found,
-        **{kind: [f"{row['name']}: {what}" for row in found for what in row[kind]] for kind in KINDS},
+        "sections": rows,
+        **{kind: [f"{row['name']}: {what}" for row in rows for what in row[kind]] for kind in KINDS},
         "environment": about,
     }
 

@@ -67,7 +67,7 @@ def measure_kernels(
     if not cases:
         raise UserError(f"--only {' '.join(only)}: no operator's case is named so")
     rows: list[dict[str, Any]] = []
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "device": device_name,
         "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
@@ -88,18 +88,18 @@ def measure_kernels(
                 "problem": why_not(error),
                 "traceback": traceback.format_exc()[-4000:],
             }
-            found["unfinished"].append(f"{case.name}: {row['problem']}")
+            result["unfinished"].append(f"{case.name}: {row['problem']}")
         rows.append(row)
-        found["unfinished"] += _without_kernel(case, row, device)
+        result["unfinished"] += _without_kernel(case, row, device)
         if row["verdict"] in ("wrong", "slower"):
-            found[row["verdict"]].append(case.name)
+            result[row["verdict"]].append(case.name)
         if row["verdict"] == "failed" and (problem := _broken(device)):
-            found["unfinished"] += [
+            result["unfinished"] += [
                 f"{other.name}: not run, the device answers with {problem}" for other in cases[len(rows) :]
             ]
             break
-        keep(found)
-    return found
+        keep(result)
+    return result
 
 
 def libraries(device: torch.device) -> dict[str, Any]:
@@ -192,8 +192,8 @@ def _outcome(call: Call, inputs: list[torch.Tensor], dtype: torch.dtype) -> list
     return [*(result.detach() for result in results), *torch.autograd.grad(results, inputs, upstream)]
 
 
-def _errors(found: list[torch.Tensor], truth: list[torch.Tensor]) -> list[float]:
-    return [float((one.double() - other).norm() / other.norm()) for one, other in zip(found, truth, strict=True)]
+def _errors(values: list[torch.Tensor], truth: list[torch.Tensor]) -> list[float]:
+    return [float((one.double() - other).norm() / other.norm()) for one, other in zip(values, truth, strict=True)]
 
 
 def _timings(

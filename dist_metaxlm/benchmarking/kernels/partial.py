@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def keeper(output: str | None) -> Callable[[dict[str, Any]], None]:
+def keep_partial_results(output: str | None) -> Callable[[dict[str, Any]], None]:
     """Writes each result it is given to `OUTPUT.part`, whole or not at all; nothing without an output."""
 
     def keep(so_far: dict[str, Any]) -> None:

@@ -119,11 +119,11 @@ def _layout(kind: str, count: int, place: Place) -> list[str]:
 
 def _larger_batch(recipe: Recipe, phase: str, times: int) -> list[str]:
     """Overrides that multiply every objective's batch; contrast gets more groups, of the same size."""
-    found = []
+    overrides = []
     for objective in recipe.phase(phase).objectives:
         field = objective.batch_field
-        found.append(f"phases.{phase}.objectives.{objective.name}.{field}={getattr(objective, field) * times}")
-    return found
+        overrides.append(f"phases.{phase}.objectives.{objective.name}.{field}={getattr(objective, field) * times}")
+    return overrides
 
 
 def run_here(ranks: int, job: Job) -> Job:
@@ -166,25 +166,25 @@ def reported(code: int, output: str, errors: str, what: str) -> Job:
     if code == 2:
         sentence = next((line for line in errors.splitlines() if "error: " in line), errors.strip()[-300:])
         raise UserError(sentence.partition("error: ")[2] or sentence)
-    found = next((line for line in output.splitlines() if RESULT in line), None)
-    if code or found is None:
+    line = next((line for line in output.splitlines() if RESULT in line), None)
+    if code or line is None:
         raise RuntimeError(f"{what} failed ({code}):\n{output[-1000:]}\n{errors[-3000:]}")
-    return dict(json.loads(found.partition(RESULT)[2]))
+    return dict(json.loads(line.partition(RESULT)[2]))
 
 
-def _row(name: str, planned: tuple[int, Job], found: Sequence[Job], place: Place) -> dict[str, Any]:
+def _row(name: str, planned: tuple[int, Job], runs: Sequence[Job], place: Place) -> dict[str, Any]:
     scaling, kind, _ = name.split()
     count, job = planned
-    seconds = statistics.median(run["seconds_per_step"] for run in found)
-    share = statistics.median(run["communication_share"] for run in found)
+    seconds = statistics.median(run["seconds_per_step"] for run in runs)
+    share = statistics.median(run["communication_share"] for run in runs)
     row = {
         "scaling": scaling,
         "kind": kind,
         "ranks": count * place.ranks,
-        "tokens_per_step": found[0]["tokens_per_step"],
+        "tokens_per_step": runs[0]["tokens_per_step"],
         "seconds_per_step": round(seconds, 4),
-        "seconds_of_runs": [round(run["seconds_per_step"], 4) for run in found],
-        "tokens_per_second": round(found[0]["tokens_per_step"] / seconds, 1),
+        "seconds_of_runs": [round(run["seconds_per_step"], 4) for run in runs],
+        "tokens_per_second": round(runs[0]["tokens_per_step"] / seconds, 1),
         "communication_share": round(share, 4),
         "communication_seconds": round(share * seconds, 4),
     }
@@ -193,8 +193,8 @@ def _row(name: str, planned: tuple[int, Job], found: Sequence[Job], place: Place
         predicted = predict_traffic(recipe, job["phase"], count, place.ranks)
         row |= {
             "nodes": count,
-            "sent_bytes": round(statistics.median(run["sent_bytes"] for run in found)),
-            "sent_bytes_of_busiest_node": round(statistics.median(run["busiest_bytes"] for run in found)),
+            "sent_bytes": round(statistics.median(run["sent_bytes"] for run in runs)),
+            "sent_bytes_of_busiest_node": round(statistics.median(run["busiest_bytes"] for run in runs)),
             "predicted_bytes": predicted.total,
             "predicted_bytes_of_busiest_node": predicted.busiest,
         }

@@ -93,8 +93,8 @@ def sent_bytes(topology: Topology, table: Path = Path("/proc/self/net/dev")) -> 
     if topology.nodes == 1 or topology.local_rank or name is None:
         return 0
     for line in table.read_text(encoding="ascii").splitlines():
-        found, _, numbers = line.partition(":")
-        if found.strip() == name:
+        interface, _, numbers = line.partition(":")
+        if interface.strip() == name:
             return int(numbers.split()[8])
     return 0
 

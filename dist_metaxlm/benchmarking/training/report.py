@@ -33,9 +33,9 @@ def measure_throughput(
     device = pick_device(topology)
     engine = importlib.util.find_spec("deepspeed") is not None
     with process_group(topology, device) if engine else contextlib.nullcontext():
-        found = compare_with_huggingface(
+        comparison = compare_with_huggingface(
             Setting(recipe, steps, batch_tokens, rows, documents, seconds),
             device,
             lambda so_far: keep({**so_far, "environment": environment()}),
         )
-    return {**found, "environment": environment()}
+    return {**comparison, "environment": environment()}

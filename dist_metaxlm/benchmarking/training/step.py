@@ -62,7 +62,7 @@ def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int,
             loop.steps.run(step, learning_rate)
 
         seconds, tokens = _timed(take, count, device, seen)
-        found, watched, busy = _profiled(take, loop.engine, count, device, trace_file if topology.is_first else None)
+        sums, watched, busy = _profiled(take, loop.engine, count, device, trace_file if topology.is_first else None)
         tokens_per_step = tokens / count * groups().data_size
         loop.engine.destroy()
     return {
@@ -78,7 +78,7 @@ def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int,
         "seconds_per_step": statistics.median(seconds),
         "tokens_per_second": tokens_per_step / statistics.median(seconds),
         "profiled_seconds_per_step": watched / count,
-        **shares(found, count, watched, busy),
+        **shares(sums, count, watched, busy),
         "kernels": registry.choices(),
         "environment": environment(),
     }

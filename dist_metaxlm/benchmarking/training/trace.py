@@ -64,18 +64,18 @@ def breakdown(events: Iterable[Any], on_device: bool) -> Breakdown:
         if place is not None and event.sequence_nr >= 0 and place[1] != BACKWARD:
             # Operators without a node have the number of the next one: the last to start with a number made its node.
             nodes[event.thread, event.sequence_nr] = place[0]
-    found = Breakdown()
+    sums = Breakdown()
     for event in listed:
         place = places[id(event)]
         if place is None:
             continue
         time = _device_time(event) if on_device else _host_time(event)
         if time:
-            found.parts[place[0]][place[1]] += time
-            found.operators[event.name.removeprefix(PREFIX), *place] += time
+            sums.parts[place[0]][place[1]] += time
+            sums.operators[event.name.removeprefix(PREFIX), *place] += time
         if event.name in (CUDA_WAITS if on_device else WAITS):
-            found.waits[place[0]][f"{event.name} in {_operator_around(event)}"] += 1
-    return found
+            sums.waits[place[0]][f"{event.name} in {_operator_around(event)}"] += 1
+    return sums
 
 
 def _place(

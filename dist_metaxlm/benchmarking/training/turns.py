@@ -13,7 +13,7 @@ WARM_UP = 2
 """Turns that are not counted."""
 
 
-def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def interleaved_timings(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Processor seconds of each of `calls`, which take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(-WARM_UP, repeats):

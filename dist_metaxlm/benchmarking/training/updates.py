@@ -84,18 +84,18 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
 
 
 def _figures(seconds: dict[str, list[tuple[float, float, float]]]) -> dict[str, Any]:
-    found = {}
+    figures = {}
     for name, rows in seconds.items():
         step = statistics.median(row[2] for row in seconds[OURS])
         pairs = list(zip(rows, seconds[OURS], strict=True))
-        found[name] = {
+        figures[name] = {
             "milliseconds": 1e3 * statistics.median(row[0] for row in rows),
             "update_milliseconds": 1e3 * statistics.median(row[1] for row in rows),
             "to_torch_fused": spread([row[0] / ours[0] for row, ours in pairs]),
             "share_of_step": statistics.median(row[0] for row in rows) / step,
             "gain_of_step": spread([(ours[0] - row[0]) / step for row, ours in pairs]),
         }
-    return found
+    return figures
 
 
 def _settings(config: OptimizerConfig, learning_rate: float) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def mlqa_normal(text: str, language: str) -> str:
     if language in _ARTICLES:
         bare = re.sub(_ARTICLES[language], " ", bare)
     if language == "zh":
-        bare = _HAN.sub(lambda found: f" {found[0]} ", bare)
+        bare = _HAN.sub(lambda match: f" {match[0]} ", bare)
     return " ".join(bare.split())
 
 

@@ -64,18 +64,18 @@ def read_gold(pairs: Sequence[tuple[str, str]], path: Path, settings: GoldSettin
     has fewer or more lines than there are pairs.
     """
     numbered, english, other = _words(pairs, path)
-    found = [(f"{shown(path)}, line {number}", line.strip()) for number, line in lines(path)]
-    first = next((line for _, line in found if line), "")
+    entries = [(f"{shown(path)}, line {number}", line.strip()) for number, line in lines(path)]
+    first = next((line for _, line in entries if line), "")
     form: Format = settings.format or ("naacl" if _NAACL.fullmatch(first) else "pharaoh")
     base = BASES[form] if settings.base is None else settings.base
     sure: list[set[Link]] = [set() for _ in pairs]
     possible: list[set[Link]] = [set() for _ in pairs]
-    if form == "pharaoh" and len(found) != len(pairs):
+    if form == "pharaoh" and len(entries) != len(pairs):
         raise UserError(
-            f"{shown(path)} has {pluralize(len(found), 'line')} of links for {pluralize(len(pairs), 'pair')} of "
+            f"{shown(path)} has {pluralize(len(entries), 'line')} of links for {pluralize(len(pairs), 'pair')} of "
             "sentences; line n belongs to pair n, so give as many"
         )
-    for where, pair, place, is_sure in _pharaoh(found) if form == "pharaoh" else _naacl(found, numbered, len(pairs)):
+    for where, pair, place, is_sure in _pharaoh(entries) if form == "pharaoh" else _naacl(entries, numbered, len(pairs)):
         sides = (english[pair], other[pair]) if settings.english_first else (other[pair], english[pair])
         link = _checked(place, sides, base, where)
         link = link if settings.english_first else link[::-1]
@@ -135,8 +135,8 @@ def _words(pairs: Sequence[tuple[str, str]], path: Path) -> tuple[dict[int, int]
     return numbers, [a[2].split() for a, _ in matches if a], [b[2].split() for _, b in matches if b]
 
 
-def _pharaoh(found: list[tuple[str, str]]) -> Iterator[Found]:
-    for pair, (where, line) in enumerate(found):
+def _pharaoh(entries: list[tuple[str, str]]) -> Iterator[Found]:
+    for pair, (where, line) in enumerate(entries):
         for word in line.split():
             match = _PHARAOH.fullmatch(word)
             if match is None:
@@ -147,9 +147,9 @@ def _pharaoh(found: list[tuple[str, str]]) -> Iterator[Found]:
             yield where, pair, (int(match[1]), int(match[3])), match[2] == "-"
 
 
-def _naacl(found: list[tuple[str, str]], numbered: dict[int, int] | None, count: int) -> Iterator[Found]:
+def _naacl(entries: list[tuple[str, str]], numbered: dict[int, int] | None, count: int) -> Iterator[Found]:
     links = []
-    for where, line in found:
+    for where, line in entries:
         match = _NAACL.fullmatch(line)
         if match is None and line:
             raise UserError(

@@ -76,19 +76,21 @@ def read_pairs(
     reading = ReadingConfig()
     turned = pivot is None and pair_columns is None and pivot_column == 2
     if pivot is not None:
-        found = list(readers.pairs([(pivot, path)], reading))
+        sentences = list(readers.pairs([(pivot, path)], reading))
     elif kind(path) == ".tsv":
         limit = reading.max_line_characters
-        found = [(a, b) for _, (a, b) in readers_records.columns(path, pair_columns, "pair_columns of --tasks_file", limit)]
+        sentences = [
+            (a, b) for _, (a, b) in readers_records.columns(path, pair_columns, "pair_columns of --tasks_file", limit)
+        ]
     else:
         readers.check_formats([path], "bitext", "evaluation")
-        found = list(readers.pairs([path], reading, (language, "en") if turned else ("en", language)))
-    if not found:
+        sentences = list(readers.pairs([path], reading, (language, "en") if turned else ("en", language)))
+    if not sentences:
         raise UserError(f"{shown(path)} holds no pairs; put some into it or take the file away")
-    for number, pair in enumerate(found, start=1):
+    for number, pair in enumerate(sentences, start=1):
         if not all(pair):
             raise UserError(f"{shown(path)}, pair {number} has an empty side; fill it, or leave the pair out of both sides")
-    return [(right, left) for left, right in found] if turned else found
+    return [(right, left) for left, right in sentences] if turned else sentences
 
 
 def read_tagged(
@@ -281,15 +283,15 @@ def _questions(tree: Any, path: Path) -> Iterator[Question]:
             context = _get(paragraph, "context", str, path)
             for entry in _get(paragraph, "qas", list, path):
                 answers = _get(entry, "answers", list, path)
-                found = [(_get(answer, "text", str, path), _get(answer, "answer_start", int, path)) for answer in answers]
-                if not found:
+                given = [(_get(answer, "text", str, path), _get(answer, "answer_start", int, path)) for answer in answers]
+                if not given:
                     raise UserError(f"{shown(path)}: question {entry.get('id')!r} has no answers; use a file with answers")
                 yield Question(
                     str(_get(entry, "id", (str, int), path)),
                     _get(entry, "question", str, path),
                     context,
-                    [text for text, _ in found if text.strip()],
-                    [start for text, start in found if text.strip()],
+                    [text for text, _ in given if text.strip()],
+                    [start for text, start in given if text.strip()],
                     shown(path),
                 )
 

@@ -112,13 +112,13 @@ class TaskData(Generic[Example]):
         self.train = _cut(train, spec.train_rows, settings.max_train)
         dev = file_of(root, spec.dev, self.source, where)
         self.dev = _cut(head.read(dev, self.source), spec.dev_rows, settings.max_test)
-        found = files_by_language(root, spec.test, where)
-        wanted = set(found) if languages is None else {*languages, self.source}
-        if not wanted & set(found):
-            raise UserError(f"{where}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
+        files = files_by_language(root, spec.test, where)
+        wanted = set(files) if languages is None else {*languages, self.source}
+        if not wanted & set(files):
+            raise UserError(f"{where}: none of the languages {', '.join(languages or [])} is there, only {', '.join(files)}")
         self.test = {
             language: _cut(head.read(path, language), spec.test_rows, settings.max_test)
-            for language, (path, _) in found.items()
+            for language, (path, _) in files.items()
             if language in wanted
         }
         if not self.train or not self.dev or not all(self.test.values()):

@@ -109,9 +109,9 @@ class Questions:
         best: dict[int, tuple[float, str]] = {}
         for feature, starts, ends in zip(features, *predictions[:2], strict=True):
             number = feature["_question"]
-            found = _best_span(feature["_spans"], starts, ends)
-            if found and (number not in best or found[0] > best[number][0]):
-                best[number] = (found[0], examples[number].context[found[1] : found[2]])
+            span = _best_span(feature["_spans"], starts, ends)
+            if span and (number not in best or span[0] > best[number][0]):
+                best[number] = (span[0], examples[number].context[span[1] : span[2]])
         answers = {str(number): example.answers for number, example in enumerate(examples)}
         said = {question: best[int(question)][1] if int(question) in best else "" for question in answers}
         return answer_scores(answers, said, self._rules, language)

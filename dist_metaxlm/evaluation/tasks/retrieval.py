@@ -25,14 +25,14 @@ WAYS = ("to_english", "from_english")
 
 def read_parallel(name: str, spec: TaskSpec, root: Path, languages: list[str] | None = None) -> Pairs:
     """Language -> (English, other) sentences of a task's files. Errors: UserError as the readers say."""
-    found = files_by_language(root, spec.test, f"task {name}")
+    files = files_by_language(root, spec.test, f"task {name}")
     pivots = {}
-    if spec.pivot and not all(path.name.endswith(".tsv") or ".tsv." in path.name for path, _ in found.values()):
-        pivots = pivot_files(root, spec.pivot, found, f"task {name}")
-        found.pop("en", None)
-    chosen = {language: of for language, of in found.items() if languages is None or language in languages}
+    if spec.pivot and not all(path.name.endswith(".tsv") or ".tsv." in path.name for path, _ in files.values()):
+        pivots = pivot_files(root, spec.pivot, files, f"task {name}")
+        files.pop("en", None)
+    chosen = {language: of for language, of in files.items() if languages is None or language in languages}
     if not chosen:
-        raise UserError(f"task {name}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
+        raise UserError(f"task {name}: none of the languages {', '.join(languages or [])} is there, only {', '.join(files)}")
     missing = [language for language in chosen if pivots and language not in pivots]
     if missing:
         raise UserError(

@@ -238,19 +238,19 @@ def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, t
     Errors: UserError where none does, a name has a code that is no language, or two files are of one language.
     """
     for pattern in patterns:
-        found: dict[str, tuple[Path, str]] = {}
+        files: dict[str, tuple[Path, str]] = {}
         for path, code in _matches(root, pattern):
             language = canonical(code, f"{what}: {path}")
-            if language in found:
-                raise UserError(f"{what}: {found[language][0]} and {path} are both of language {language!r}; keep one")
-            found[language] = (path, code)
-        found = _without_scripts(found)
+            if language in files:
+                raise UserError(f"{what}: {files[language][0]} and {path} are both of language {language!r}; keep one")
+            files[language] = (path, code)
+        files = _without_scripts(files)
         if PLACE not in pattern:
-            found = {
+            files = {
                 language: (path, language) for path in _packed(root, pattern)[:1] for language in labelled_languages(path)
             }
-        if found:
-            return dict(sorted(found.items()))
+        if files:
+            return dict(sorted(files.items()))
     raise nothing_there(root, patterns, what)
 
 
@@ -264,10 +264,10 @@ def nothing_there(root: Path, patterns: list[str], what: str) -> UserError:
     )
 
 
-def _without_scripts(found: dict[str, tuple[Path, str]]) -> dict[str, tuple[Path, str]]:
+def _without_scripts(files: dict[str, tuple[Path, str]]) -> dict[str, tuple[Path, str]]:
     """`ja-Jpan` is `ja` where the language is there in no other script."""
-    scripts = Counter(map(without_script, found))
-    return {plain if scripts[plain := without_script(language)] == 1 else language: of for language, of in found.items()}
+    scripts = Counter(map(without_script, files))
+    return {plain if scripts[plain := without_script(language)] == 1 else language: of for language, of in files.items()}
 
 
 def pivot_files(root: Path, patterns: list[str], languages: Iterable[str], what: str) -> dict[str, Path]:
@@ -289,13 +289,13 @@ def files_of_all_patterns(root: Path, patterns: list[str], what: str) -> dict[st
 
     Errors: UserError where a name has a code that is no language, or two files of one pattern are of one language.
     """
-    found: dict[str, tuple[Path, str]] = {}
+    files: dict[str, tuple[Path, str]] = {}
     for pattern in patterns:
         for path, code in _matches(root, pattern):
             language = canonical(code, f"{what}: {path}")
-            if found.setdefault(language, (path, pattern)) != (path, pattern) and found[language][1] == pattern:
-                raise UserError(f"{what}: {found[language][0]} and {path} are both of language {language!r}; keep one")
-    return dict(sorted(found.items()))
+            if files.setdefault(language, (path, pattern)) != (path, pattern) and files[language][1] == pattern:
+                raise UserError(f"{what}: {files[language][0]} and {path} are both of language {language!r}; keep one")
+    return dict(sorted(files.items()))
 
 
 def file_of(root: Path, patterns: list[str], language: str, what: str) -> Path:
@@ -326,7 +326,7 @@ def _matches(root: Path, pattern: str) -> list[tuple[Path, str]]:
     expression = head + "(?P<lang>[A-Za-z]+(?:-[A-Za-z]+|_[A-Z][a-z]{3})?)" + "(?P=lang)".join(rest)
     # In the text of a pattern only * and {lang} stand for others; to glob, brackets and ? would as well.
     matcher = re.compile(expression + f"({'|'.join(map(re.escape, PACKED))})?")
-    found = {}
+    codes = {}
     for path in sorted(
         path
         for pathname in {pattern, *(pattern + suffix for suffix in PACKED)}
@@ -334,8 +334,8 @@ def _matches(root: Path, pattern: str) -> list[tuple[Path, str]]:
     ):
         match = matcher.fullmatch(path.relative_to(root).as_posix())
         if match and path.is_file():
-            found[path] = match["lang"]
-    return list(found.items())
+            codes[path] = match["lang"]
+    return list(codes.items())
 
 
 def _packed(root: Path, name: str) -> list[Path]:

@@ -81,13 +81,13 @@ class Tagging:
     ) -> Scores:
         """Span F1, precision, recall and token accuracy over whole sentences."""
         gold: list[list[str]] = [[] for _ in examples]
-        found: list[list[str]] = [[] for _ in examples]
+        tags: list[list[str]] = [[] for _ in examples]
         for feature, row in zip(features, predictions, strict=True):
             for label, predicted in zip(feature["labels"], row.tolist(), strict=False):
                 if label != IGNORED:
                     gold[feature["_sentence"]].append(self.labels[label])
-                    found[feature["_sentence"]].append(self.labels[predicted])
-        return tagging_scores(gold, found)
+                    tags[feature["_sentence"]].append(self.labels[predicted])
+        return tagging_scores(gold, tags)
 
 
 def _chunks(sentence: TaggedSentence, tokenizer: Any, max_length: int) -> Iterator[list[int]]:

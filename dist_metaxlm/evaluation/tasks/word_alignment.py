@@ -47,14 +47,14 @@ def read_alignment(
     Errors: UserError as the readers say, and for a language with neither.
     """
     what = f"task {name}"
-    found = files_of_all_patterns(root, spec.test, what)
+    files = files_of_all_patterns(root, spec.test, what)
     pivots = files_of_all_patterns(root, spec.pivot, what)
     gold, dictionaries = (files_of_all_patterns(root, patterns, what) for patterns in (spec.gold, spec.dictionary))
-    if not found:
+    if not files:
         raise nothing_there(root, spec.test, what)
-    chosen = {language: of for language, of in found.items() if languages is None or language in languages}
+    chosen = {language: of for language, of in files.items() if languages is None or language in languages}
     if not chosen:
-        raise UserError(f"{what}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
+        raise UserError(f"{what}: none of the languages {', '.join(languages or [])} is there, only {', '.join(files)}")
     texts = {}
     for language, (path, _) in chosen.items():
         pairs = read_pairs(
@@ -138,11 +138,11 @@ def _counts(
             )
             rows = []
             for english, other in zip(*states, strict=True):
-                found = link_words(english.float(), other.float(), owned[0], owned[1], extraction, words)
+                links = link_words(english.float(), other.float(), owned[0], owned[1], extraction, words)
                 rows.append(
-                    alignment_scores.gold_counts(found, sure, possible)
+                    alignment_scores.gold_counts(links, sure, possible)
                     if text.facts["reference"] == "gold"
-                    else alignment_scores.dictionary_counts(found, sure)
+                    else alignment_scores.dictionary_counts(links, sure)
                 )
             counts = torch.stack(rows)
             total = counts if total is None else total + counts
