@@ -1,7 +1,7 @@
-"""What the CPU path chose beside what it did not choose, in turn, in one run: `metaxlm benchmark cpu`.
+"""Design choices of the CPU path against their alternatives, interleaved in one run: `metaxlm benchmark cpu`.
 
-Three choices: short documents on short rows or in their windows (`short_rows`), dropout's masks hashed part by part
-or at once (kernels/pointwise/dropout.py), and the AdamW that updates the weights (`updates`). All on real documents.
+Three choices: short documents on short rows or in their windows (`short_rows`), dropout masks hashed part by part or at
+once (kernels/pointwise/dropout.py), and the AdamW that updates the weights (`updates`). All on real documents.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from dist_metaxlm.training.run.environment import environment
 
 PARTS = ("rows", "dropout", "update")
 LONG = 512
-"""Tokens of the longer windows: those of `xlmr-base`."""
+"""Tokens of the longer windows, as in `xlmr-base`."""
 RATE = 0.1
 
 
 def measure_cpu(recipe_name: str, overrides: list[str], phase: str, repeats: int, parts: list[str]) -> dict[str, Any]:
-    """Ratios of the choices named in `parts` for a recipe's phase; under a launcher on all its ranks.
+    """Ratios of the choices in `parts` for a recipe's phase; under a launcher on all its ranks.
 
     Args:
         recipe_name: shipped recipe or file; `overrides` as on the command line.
         phase: meta, cross or joint.
-        repeats: times that each side of a comparison is timed, after two that are not counted.
+        repeats: timed repeats of each side of a comparison, after two of warm-up.
         parts: some of `PARTS`.
 
     Returns:
@@ -70,7 +70,7 @@ def measure_cpu(recipe_name: str, overrides: list[str], phase: str, repeats: int
 
 
 def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
-    """Whole steps, and the attention of a micro-batch through all layers, with its mask or table made anew.
+    """Time whole steps, and the attention of a micro-batch through all layers including its mask or table.
 
     Attention by objective and window: the recipe's, and `LONG`.
     """
@@ -92,7 +92,7 @@ def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any
 
 
 def compare_rows(batch: PackedBatch, recipe: Recipe, repeats: int) -> dict[str, Any]:
-    """Attention over a micro-batch as the package decides, in whole windows, and on short rows whatever they cost."""
+    """Attention over a micro-batch as the package chooses, in whole windows, and always on short rows."""
     ids, model = batch.document_ids, recipe.model
     fused = torch.randn(ids.numel(), model.heads, 3, model.hidden // model.heads, requires_grad=True)
 
@@ -165,14 +165,14 @@ def measure_dropout(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
 
 
 def taking(recipe: Recipe, phase_name: str, repeats: int) -> Callable[[], None]:
-    """An engine of its own, which takes the phase's next step at each call."""
+    """A function with its own engine; each call takes the next step of the phase."""
     loop = phase_steps(recipe, phase_name, torch.device("cpu"), WARM_UP + repeats)
     learning_rate, numbers = recipe.phase(phase_name).learning_rate.peak, iter(range(WARM_UP + repeats))
     return lambda: loop.steps.run(next(numbers), learning_rate)
 
 
 def changed(module: ModuleType, name: str, value: float, call: Callable[[], object]) -> Callable[[], None]:
-    """`call` while a constant of a module has another value."""
+    """`call` with another value of a module constant."""
 
     def run() -> None:
         before = getattr(module, name)

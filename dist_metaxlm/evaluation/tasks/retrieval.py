@@ -1,7 +1,7 @@
-"""Sentence retrieval and alignment over any parallel files, every layer, both directions, by cosine and by CSLS.
+"""Sentence retrieval and alignment on any parallel files: every layer, both directions, cosine and CSLS.
 
-All pairs of a file are candidates, as in XTREME's Tatoeba; a sentence that occurs twice can then be missed by no fault of
-the model, so the number of distinct sentences (of the side with fewer) is reported beside the scores.
+All pairs of a file are candidates, as in XTREME's Tatoeba; a duplicate sentence can then be missed through no
+fault of the model, so the number of distinct sentences (of the side with fewer) is reported with the scores.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def evaluate_parallel(
 
     Returns:
         `languages` {language: {script, candidates, distinct, cosine {to_english, from_english}, csls {the same},
-        translations, random, cka}}, figures a list over layers; `per_layer` (means over languages: cosine, csls, cka,
+        translations, random, cka}}, scores as lists over layers; `per_layer` (means over languages: cosine, csls, cka,
         translations, random), `layer` (two thirds of the depth, as XTREME's block 8 of 12), `best_layer` (chosen on these
         same sentences), `pooling`.
     """
