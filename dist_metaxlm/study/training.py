@@ -30,7 +30,7 @@ PRETRAIN = ("-m", f"{MODULE}.pretrain")
 
 
 class Workers:
-    """`jobs` threads, each with its share of the machine's cores and CUDA devices; SIGTERM and SIGUSR1 are forwarded to arms.
+    """`jobs` threads, each with its share of cores and CUDA devices; SIGTERM and SIGUSR1 are forwarded to the arms.
 
     Use as a context manager, in the main thread.
     """

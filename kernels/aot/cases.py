@@ -1,7 +1,7 @@
-"""The head's and the memory-bound kernels as the model launches them, for kernels/aot/compile.py.
+"""The head's and the memory-bound kernels with the model's launches, for kernels/aot/compile.py.
 
-Nothing but widths and strides is taken to be divisible by 16: vocabularies and numbers of tokens may be anything. Shapes
-are those of xlmr-base (768 channels, in tiles of 1024) and of a wide model (4096 channels), with states in bf16.
+Only widths and strides are assumed to be divisible by 16: vocabulary size and number of tokens are arbitrary. Shapes are
+those of xlmr-base (768 channels, in tiles of 1024) and of a wide model (4096 channels), with states in bf16.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _head() -> list[Case]:
             _FP32,
             ("stride",),
             expects={arch: patterns[:1] for arch, patterns in _WIDE.items()},
-        ),  # it stores one line for many
+        ),  # one store for many lines
         _case(module, "combine", "", logits, {"RANKS": 8, "WEIGHTED": False, "BLOCK": 256}, ("rows",), expects={}),
         _case(
             module, "finish_rows", "", logits, {"WANT_STATES": True, "WANT_WEIGHT": True, "BLOCK": 1024, **_FP32}, ("width",)

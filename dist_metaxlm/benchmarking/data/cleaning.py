@@ -45,13 +45,13 @@ def _run(megabytes: int) -> dict[str, Any]:
     dropped = {step: numbers["documents"] for step, numbers in facts["dropped"].items()}
     return {
         "megabytes": megabytes,
-        "documents": about["read"]["documents"],
+        "documents": facts["read"]["documents"],
         "seconds": round(seconds, 1),
         "megabytes_per_second": round(megabytes / seconds, 2),
         "peak_resident_megabytes": round(peak / 1e6, 1),
         "planted": planted,
         "dropped": dropped,
-        "kept": about["kept"]["documents"],
+        "kept": facts["kept"]["documents"],
     }
 
 

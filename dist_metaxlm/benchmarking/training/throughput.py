@@ -114,8 +114,7 @@ def compare_with_huggingface(
 def figures(rows: list[Row], setting: Setting, device: torch.device) -> dict[str, Any]:
     """The result of timed steps, and whether it is wrong or slower.
 
-    `wrong`: a loss differs by more than 2 % (bf16) or 1e-3 (fp32). `slower`: than the baseline, reported on a GPU
-    only.
+    `wrong`: a loss differs by more than 2 % (bf16) or 1e-3 (fp32). `slower`: than the baseline (GPU only).
     """
     # The unfilled rest of our windows is padding and does not count for either side.
     real = [_real_tokens(row[4]) for row in rows]

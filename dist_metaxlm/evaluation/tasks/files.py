@@ -299,7 +299,5 @@ def _questions(tree: Any, path: Path) -> Iterator[Question]:
 
 def _get(node: Any, name: str, kind: Any, path: Path) -> Any:
     if not isinstance(node, dict) or not isinstance(node.get(name), kind):
-        raise UserError(
-            f"{shown(path)} is not in SQuAD's form: there is no field {name!r} where one belongs; correct the file"
-        )
+        raise UserError(f"{shown(path)} is not in SQuAD's form: it lacks a field {name!r}; correct the file")
     return node[name]
