@@ -5,7 +5,7 @@ share it (800 documents of lognormal length, median 60: 769 tiles of 128 rows in
 Each token has a first and a last key that it attends to; documents and the sliding window are such intervals, so kernels
 need one kind of mask. The relation is symmetric: the same table drives queries over keys and keys over queries.
 
-All steps are tensor operations of static shape: on a CUDA device nothing synchronises with the host. Grouping is greedy ("take
+All steps are tensor operations of static shape: on a CUDA device nothing waits for the host. Grouping is greedy ("take
 documents while they fit"), which is a linked list of group starts; its members are found by pointer doubling in
 log2(documents) rounds instead of a walk.
 """
