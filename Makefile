@@ -35,7 +35,7 @@ demo: setup
 		--fill_mask en de fr
 	$(BIN)/python launch/evaluate.py --run_dir $(RUN) --report
 
-# One worker runs all tests of a file, so that its fixtures are created once; tests/conftest.py starts the longest files first.
+# One worker runs all tests of a file, so that its fixtures are created once; tests/conftest.py runs the longest first.
 test: setup
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 

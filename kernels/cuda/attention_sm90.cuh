@@ -1,7 +1,7 @@
 // Attention forward over packed documents for Hopper: products of whole warpgroups (wgmma) on data that the copy engine
 // (TMA) writes to swizzled shared memory. One warp keeps a ring of key and value blocks filled; two warpgroups compute, 64
-// queries of the tile each, with the products of a block running while the weights of the next are computed (FlashAttention-3,
-// arXiv 2407.08608). Blocks of threads are persistent and process one tile and head after another, so that the ring fills
+// queries of the tile each, with the products of a block running while the weights of the next are computed
+// (FlashAttention-3, arXiv 2407.08608). Blocks of threads are persistent and process one tile and head after another, so that the ring fills
 // for the next while the last is written.
 #pragma once
 #include "tensor_map.h"

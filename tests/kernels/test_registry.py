@@ -21,7 +21,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def square(operator: str = "square") -> None:
-    """An operator with two backends, the faster of which only takes an even number of elements."""
+    """An operator with two backends; the faster one only supports an even number of elements."""
     registry.register(operator, "reference", "torch:square")
     registry.register(operator, "triton", "torch:mul", lambda: None, lambda x: x.numel() % 2 == 0)
 
