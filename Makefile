@@ -10,10 +10,10 @@ ARGS   ?=
 # Workers of the tests; some of them start up to four ranks of their own.
 JOBS   ?= 2
 
-# CUDA devices where there are any (those of CUDA_VISIBLE_DEVICES), else two ranks on two cores.
+# All CUDA devices (those of CUDA_VISIBLE_DEVICES), or without any two ranks on two cores.
 COMMAND = $$($(BIN)/python -m dist_metaxlm.launching.demo_launcher $(ARGS))
 DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
-# Deaf to Ctrl-C, the deepspeed command waits while the ranks save instead of leaving them behind with a traceback.
+# The deepspeed command ignores Ctrl-C, so it waits until the ranks have saved instead of exiting with a traceback.
 LAUNCH = trap '' INT; command=$(COMMAND) && DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $$command
 
 .PHONY: setup demo test test-nodes scaling-nodes wheel fuzz layouts precision check-cleaning check-convert known-case kernels \
@@ -35,12 +35,12 @@ demo: setup
 		--fill_mask en de fr
 	$(BIN)/python launch/evaluate.py --run_dir $(RUN) --report
 
-# A file of tests belongs to one worker, so that its fixtures are made once; tests/conftest.py starts the longest files first.
+# One worker runs all tests of a file, so that its fixtures are created once; tests/conftest.py runs the longest first.
 test: setup
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# Every launcher on up to four nodes, which are network namespaces of this machine: root, and Debian's iproute2,
-# openssh-server, pdsh, slurm-wlm and munge, installed where they are missing; skipped with the reason elsewhere.
+# Tests of every launcher on up to four nodes (network namespaces of this machine). Needs root and Debian's iproute2,
+# openssh-server, pdsh, slurm-wlm and munge, which it installs; skipped with the reason if they are unavailable.
 NODE_TESTS ?= tests/nodes/real_*.py
 test-nodes: setup
 	tests/nodes/install.sh
@@ -51,29 +51,29 @@ wheel: setup
 	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')"
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
-# Ten minutes: layouts over 1, 2 and 4 of these nodes, with links of two speeds. Root, and the packages of test-nodes.
+# Ten minutes: layouts over 1, 2 and 4 of these nodes, with links of two speeds. Needs root and the packages of test-nodes.
 scaling-nodes: setup
 	tests/nodes/install.sh
 	$(BIN)/python launch/prepare.py --recipe quickstart
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python tests/nodes/scaling.py \
 		--output docs/results/$$(date +%F)-scaling-nodes.json
 
-# About ten minutes and 5 GB of disk: cleaning of 1 GB of generated text, its memory and what it finds.
+# About ten minutes and 5 GB of disk: cleaning of 1 GB of generated text: recall, speed and memory.
 check-cleaning: setup
 	$(BIN)/python launch/benchmark.py cleaning --output docs/results/$$(date +%F)-cleaning.json
 
-# A minute or two and 7 GB of disk: import and export of a generated 2 GB model, their memory, every tensor compared.
+# A minute or two and 7 GB of disk: import and export of a generated 2 GB model: memory, and comparison of every tensor.
 check-convert: setup
 	$(BIN)/python tests/interop/conversion_memory.py --output docs/results/$$(date +%F)-convert.json
 
-# Seven minutes of one core: English and its copy in shifted token ids must find each other under masked
-# language modelling; ends with an error unless retrieval passes 0.5.
+# Seven minutes of one core: English and its copy in shifted token ids must become aligned under masked language
+# modelling; fails unless retrieval passes 0.5.
 known-case: setup
 	$(BIN)/python launch/prepare.py corpus --recipe quickstart
 	$(BIN)/python launch/study.py fake-english
 
-# Thousands of damaged text files and token stores: each is read or refused in a sentence, none crashes a reader or is read
-# past its end.
+# Thousands of damaged text files and token stores: each must be read or refused with a one-sentence error, without a crash
+# or a read past its end.
 fuzz: setup
 	$(BIN)/python tests/fuzz --files 10000 --count 12000
 
@@ -87,7 +87,7 @@ precision: setup
 	mkdir -p docs/results
 	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed/precision_table.py docs/results/$$(date +%F)-precision.md
 
-# The CUDA C++ kernels in one library for sm_80, sm_90 and sm_100, with PTX for what is neither. Needs nvcc, no GPU.
+# The CUDA C++ kernels in one library for sm_80, sm_90 and sm_100, with PTX for other devices. Needs nvcc, no GPU.
 NVCC ?= nvcc
 KERNEL_LIBRARY ?= kernels/cuda/libmetaxlm_kernels.so
 KERNEL_TARGETS ?= -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90a,code=sm_90a \
@@ -109,9 +109,9 @@ kernels-cuda-aot: $(KERNEL_LIBRARY) setup
 	$(BIN)/python -m dist_metaxlm.kernels.aot.cuda --library $(KERNEL_LIBRARY) \
 		--output docs/results/$$(date +%F)-cuda-aot.md
 
-# On a machine with a GPU, within MINUTES: kernels in bf16 against fp64 and timed against their peers, training of three models
-# against Hugging Face's on the same documents, then every configuration of the kernels. Without a GPU it says so and ends
-# with 2. On a machine that has torch, triton and transformers alone, run the last line by hand (docs/kernels.md).
+# On a machine with a GPU, within MINUTES: accuracy of bf16 kernels against fp64 and their speed against peers, training of
+# three models against Hugging Face's on the same documents, then every configuration of the kernels. Without a GPU it exits
+# with 2. On a machine with only torch, triton and transformers, run the last line by hand (docs/kernels.md).
 MINUTES ?= 10
 gpu-check: setup
 	-$(BIN)/python launch/prepare.py --recipe quickstart
@@ -128,7 +128,7 @@ format: setup
 types: setup
 	$(BIN)/mypy
 
-# The documentation site in site/; fails for a dead link, a missing page or a warning. SITE= names another folder.
+# The documentation site in site/; fails for a dead link, a missing page or a warning. SITE= sets another folder.
 SITE ?= site
 docs: setup $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir $(SITE)
@@ -137,7 +137,7 @@ $(VENV)/.docs: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[docs]'
 	touch $@
 
-# Sizes, imports, documentation and types of the code beside those of other trainers.
+# Sizes, imports, documentation and types of the code, compared with other trainers.
 measure: setup
 	$(BIN)/python tests/architecture/measure.py dist_metaxlm kernels launch --compare \
 		--output docs/results/$$(date +%F)-architecture.md

@@ -1,7 +1,7 @@
-"""One registry of operators: which implementation runs is decided by device, dtype and shape, in one place.
+"""Registry of operators: selects the implementation of each call by device, dtype and shape.
 
-A room of the trainer calls the public function of an operator (`kernels.norm.add_norm`, `kernels.attention...`); that
-function asks `choose` for the implementation and calls it. Every operator has a `reference` in PyTorch with the same
+Models call the public function of an operator (`kernels.norm.add_norm`, `kernels.attention...`); that function gets the
+implementation from `choose` and calls it. Every operator has a `reference` in PyTorch with the same
 signature, which is also the CPU path. Faster backends come first: cuda, triton, reference.
 
     register("add_norm", "reference", "dist_metaxlm.kernels.pointwise.norm:reference_add_norm")
@@ -9,8 +9,7 @@ signature, which is also the CPU path. Faster backends come first: cuda, triton,
     choose("add_norm", states, weight)(states, weight, ...)
 
 `DIST_METAXLM_KERNELS=reference|triton|cuda` or the recipe's `training.kernels` (the variable wins) forces a backend: an
-operator that has an implementation of it must use it or refuse, in one sentence; an operator that has none chooses as
-without.
+operator with an implementation in it uses it or raises an error; an operator without one chooses as usual.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ class Implementation:
     path: str
     """"module:function"; imported at the first call, so a machine without Triton never imports it."""
     available: Available
-    """Why this cannot run on this machine, or None where it can; asked once."""
+    """Why this cannot run on this machine, or None if it can; called once."""
     accepts: Accepts
-    """Whether it takes these arguments; `choose` hands on its own."""
+    """Whether it supports these arguments, those of `choose`."""
 
     def load(self) -> Callable[..., Any]:
         """The function itself."""
@@ -68,7 +67,7 @@ def register(
 ) -> None:
     """Make the function at `path` ("module:function") a backend of `operator`.
 
-    `available` and `accepts` default to what the backend needs at least: see `missing_triton`, `on_device`.
+    `available` and `accepts` default to the minimum for the backend: see `missing_triton`, `on_device`.
     """
     assert backend in BACKENDS, backend
     usual = {"triton": missing_triton, "cuda": missing_cuda, "reference": lambda: None}
@@ -85,10 +84,10 @@ def choose(operator: str, *arguments: Any) -> Callable[..., Any]:
 
 
 def chosen(operator: str, *arguments: Any) -> Implementation:
-    """The implementation of `operator` for these arguments (tensors and whatever else `accepts` wants to see).
+    """The implementation of `operator` for these arguments (tensors and other inputs of `accepts`).
 
     Raises:
-        UserError: a backend is forced that this operator has, but that cannot run here or does not take the arguments.
+        UserError: the forced backend of this operator cannot run here or does not support the arguments.
     """
     implementations, wanted = _REGISTRY[operator], forced()
     if wanted in implementations:
@@ -96,17 +95,19 @@ def chosen(operator: str, *arguments: Any) -> Implementation:
         _refuse(taken, arguments)
     else:
         taken = next(
-            found for backend in BACKENDS if (found := implementations.get(backend)) is not None and _runs(found, arguments)
+            candidate
+            for backend in BACKENDS
+            if (candidate := implementations.get(backend)) is not None and _runs(candidate, arguments)
         )
     if _LOGGED.get(operator) != taken.backend:
         _LOGGED[operator] = taken.backend
-        if LOG.isEnabledFor(logging.INFO):  # asking why imports what does not run here
+        if LOG.isEnabledFor(logging.INFO):  # finding the reasons imports modules that do not run here
             LOG.info("kernels: %s runs on %s%s", operator, taken.backend, _why_not_faster(implementations, taken))
     return taken
 
 
 def force(backend: str | None) -> None:
-    """What the recipe's `training.kernels` says; "auto" or None forces nothing.
+    """Force the backend of the recipe's `training.kernels`; "auto" or None forces nothing.
 
     Raises:
         UserError: no operator can use `backend` on this machine.
@@ -116,7 +117,7 @@ def force(backend: str | None) -> None:
     wanted = forced()
     if wanted is None:
         return
-    reasons = [_reason(found[wanted]) for found in _REGISTRY.values() if wanted in found]
+    reasons = [_reason(backends[wanted]) for backends in _REGISTRY.values() if wanted in backends]
     if all(reasons):
         reason = reasons[0] if reasons else "no operator has such kernels"
         raise UserError(_forced_sentence(wanted, f"cannot run here: {reason}"))
@@ -124,7 +125,7 @@ def force(backend: str | None) -> None:
 
 @contextmanager
 def forcing(backend: str) -> Iterator[None]:
-    """Force `backend` for a while, whatever the environment and the recipe say: for benchmarks."""
+    """Force `backend` temporarily, overriding environment and recipe, for benchmarks."""
     global _recipe_force
     before, variable = _recipe_force, os.environ.pop(VARIABLE, None)
     _recipe_force = None if backend == "auto" else backend
@@ -137,7 +138,7 @@ def forcing(backend: str) -> Iterator[None]:
 
 
 def tell(say: Callable[[str], None]) -> None:
-    """Hand every choice to `say` too, one line when an operator is first used."""
+    """Also report every choice to `say`, one line at the first use of an operator."""
     handler = _Teller()
     handler.say = say
     LOG.handlers[:] = [handler]
@@ -153,7 +154,7 @@ class _Teller(logging.Handler):
 
 
 def forced() -> str | None:
-    """The backend that the environment variable, or else the recipe, forces; None: each operator takes its fastest."""
+    """The backend forced by the environment variable, else by the recipe; None: each operator uses its fastest."""
     value = os.environ.get(VARIABLE) or _recipe_force or "auto"
     if value == "auto":
         return None
@@ -175,11 +176,11 @@ def why_reference(operator: str) -> str:
 
 def operators() -> dict[str, list[str]]:
     """Operator -> its backends, fastest first."""
-    return {name: [b for b in BACKENDS if b in found] for name, found in sorted(_REGISTRY.items())}
+    return {name: [b for b in BACKENDS if b in implementations] for name, implementations in sorted(_REGISTRY.items())}
 
 
 def implementation(operator: str, backend: str) -> Implementation:
-    """A named implementation, whatever would be chosen: for tests and benchmarks."""
+    """A named implementation, independent of `choose`, for tests and benchmarks."""
     return _REGISTRY[operator][backend]
 
 
@@ -204,18 +205,18 @@ def missing_triton() -> str | None:
 
 
 def _missing_driver() -> str | None:
-    """Why Triton cannot load its driver, which it compiles on the spot where it has not yet (a second, then it is cached).
+    """Why Triton cannot load its driver, which it compiles at first use (one second, then cached).
 
-    Asked before a kernel is chosen: in an image without a C compiler the first launch would end the run.
+    Checked before a kernel is chosen: in an image without a C compiler the first launch would end the run.
     """
     try:
         from triton.runtime import driver
 
         _ = driver.active.utils
-    except Exception as error:  # a compiler, Python's headers, libcuda or a folder for the cache: each raises its own
+    except Exception as error:  # a missing compiler, Python header, libcuda or cache folder: each raises another type
         first = (str(error).strip().splitlines() or [""])[0][:200]
         return (
-            f"Triton cannot build its driver, which takes gcc, Python's headers (python3-dev) and a home folder or "
+            f"Triton cannot build its driver, which needs gcc, Python's headers (python3-dev) and a home folder or "
             f"TRITON_CACHE_DIR to write to ({type(error).__name__}: {first})"
         )
     return None
@@ -227,13 +228,13 @@ def missing_cuda() -> str | None:
 
 
 def on_device(*arguments: Any) -> bool:
-    """Whether all tensors among `arguments` are where a kernel can read them: on a CUDA device, or interpreted."""
+    """Whether all tensors among `arguments` are readable by a kernel: on a CUDA device, or interpreted."""
     tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
     return interpreted() or all(tensor.is_cuda for tensor in tensors)
 
 
 def _load(path: str) -> Callable[..., Any]:
-    # Dictionaries rather than functools.cache: torch.compile looks through them without breaking its graph.
+    # Dictionaries instead of functools.cache: torch.compile traces them without a graph break.
     if path not in _LOADED:
         module, name = path.split(":")
         _LOADED[path] = getattr(importlib.import_module(module), name)
@@ -250,7 +251,7 @@ def _reason(implementation: Implementation) -> str | None:
 def _runs(implementation: Implementation, arguments: tuple[Any, ...]) -> bool:
     if implementation.backend != "reference" and not _on_cuda(arguments):
         return False
-    # The interpreter is for tests and a thousand times slower than the reference: only where it is forced.
+    # The interpreter is for tests and a thousand times slower than the reference: used only when forced.
     if implementation.backend == "triton" and interpreted():
         return False
     return _reason(implementation) is None and implementation.accepts(*arguments)
@@ -261,7 +262,7 @@ def _on_cuda(arguments: tuple[Any, ...]) -> bool:
 
 
 def _refuse(implementation: Implementation, arguments: tuple[Any, ...]) -> None:
-    """Raise where a forced implementation cannot take these arguments."""
+    """Raise an error if a forced implementation does not support these arguments."""
     reason = _reason(implementation)
     if reason is not None:
         raise UserError(_forced_sentence(implementation.backend, f"cannot run {implementation.operator} here: {reason}"))
@@ -281,5 +282,5 @@ def _forced_sentence(backend: str, problem: str) -> str:
 
 def _why_not_faster(implementations: dict[str, Implementation], taken: Implementation) -> str:
     faster = [implementations[b] for b in BACKENDS[: BACKENDS.index(taken.backend)] if b in implementations]
-    reasons = [f"{one.backend}: {_reason(one) or 'not for these arguments'}" for one in faster]
+    reasons = [f"{other.backend}: {_reason(other) or 'not for these arguments'}" for other in faster]
     return f" ({'; '.join(reasons)})" if reasons and forced() is None else ""

@@ -1,4 +1,4 @@
-"""What torch.compile is told; imported while it traces, because the decorator imports torch._dynamo."""
+"""Declarations for torch.compile; imported only during tracing, because the decorator imports torch._dynamo."""
 
 from __future__ import annotations
 

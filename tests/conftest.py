@@ -21,7 +21,12 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = {
-    "en": "the house river stone small green walks sees old garden bread water child night winter song open door bird moon",
+    "en": " ".join(
+        [
+            "the",
+            "house river stone small green walks sees old garden bread water child night winter song open door bird moon",
+        ]
+    ),
     "de": "das Haus Fluss Stein klein grün geht sieht alt Garten Brot Wasser Kind Nacht Winter Lied offen Tür Vogel Mond",
     "el": "το σπίτι ποτάμι πέτρα μικρό πράσινο πάει βλέπει παλιό κήπος "
     "ψωμί νερό παιδί νύχτα χειμώνας τραγούδι ανοιχτή πόρτα πουλί φεγγάρι",

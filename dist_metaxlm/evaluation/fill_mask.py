@@ -1,4 +1,4 @@
-"""An exported model filling in held-out words, opened the way a user of transformers opens it."""
+"""Fill-mask predictions of an exported model on held-out words, loaded as a transformers user would load it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def hide_heldout_words(heldout: str | Path, tokenizer: Tokenizer, languages: lis
         UserError: without held-out strings, or for a language without a fitting one.
     """
     strings = read_strings(Path(heldout) / "strings.jsonl", english=False)
-    there = sorted({language for string in strings for language in string})
-    missing = [language for language in languages if language not in there]
+    available = sorted({language for string in strings for language in string})
+    missing = [language for language in languages if language not in available]
     if missing:
         raise UserError(
-            f"--fill_mask {missing[0]}: there are no held-out strings in that language, which come from "
-            f"translations of English; choose from {', '.join(there)}"
+            f"--fill_mask {missing[0]}: there are no held-out strings in that language (they come from "
+            f"translations of English); choose from {', '.join(available)}"
         )
     return {
         language: hide_word([s[language] for s in strings if language in s], language, tokenizer) for language in languages
@@ -41,7 +41,7 @@ def hide_heldout_words(heldout: str | Path, tokenizer: Tokenizer, languages: lis
 
 
 def fill_words(directory: str | Path, questions: Questions, top: int = 5) -> list[dict[str, Any]]:
-    """Let an exported folder guess the hidden words; written to its fill_mask.json.
+    """Predict the hidden words with an exported model and write the result to its fill_mask.json.
 
     Returns:
         [{language, text (with `<mask>`), expected, predictions: [{token, score}]}]
@@ -61,8 +61,10 @@ def fill_words(directory: str | Path, questions: Questions, top: int = 5) -> lis
 
 
 def hide_word(strings: list[str], language: str, tokenizer: Tokenizer) -> tuple[str, str]:
-    """(text with `<mask>`, what is hidden) of the first string with a longer word that is a single token; where none has
-    one, as in scripts without spaces, of the first with a piece of two letters or more between others."""
+    """(text with `<mask>`, hidden word) of the first string with a longer word that is a single token.
+
+    If no string has one, as in scripts without spaces: the first string with an inner piece of two letters or more.
+    """
     for text in strings:
         words = text.split()
         if len(words) not in WORDS:

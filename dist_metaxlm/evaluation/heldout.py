@@ -1,4 +1,4 @@
-"""What a checkpoint knows of text it never saw: perplexity and retrieval on the held-out strings of every language."""
+"""Evaluation of a checkpoint on unseen text: perplexity and retrieval on the held-out strings of every language."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 TASKS = ("perplexity", "retrieval")
 MIN_CANDIDATES = 400
-"""Languages with fewer candidates are reported but do not enter the mean: among few, the right one is easy to hit."""
+"""Languages with fewer candidates are reported but are not part of the mean: among few candidates chance is high."""
 
 
 def read_strings(path: Path, english: bool = True) -> list[dict[str, str]]:
     """Held-out strings, one `{"en": ..., "de": ...}` a line.
 
     Raises:
-        UserError: the file is missing, not such JSON (names the line) or, where `english` is asked for, without English.
+        UserError: the file is missing, not such JSON (names the line), or has no English although `english` is set.
     """
     if not path.is_file():
         raise UserError(f"no held-out strings at {path}; prepare the data first: metaxlm prepare store")
     rows = []
-    for number, line in lines(path):  # not str.splitlines: a string may hold U+2028, which ends no line of JSON
+    for number, line in lines(path):  # not str.splitlines: a string may hold U+2028, which is not a line end in JSON
         if not line.strip():
             continue
         try:
@@ -45,8 +45,8 @@ def read_strings(path: Path, english: bool = True) -> list[dict[str, str]]:
         rows.append(row)
     if english and not any("en" in row for row in rows):
         raise UserError(
-            f"{path} holds no English strings, and retrieval is against 'en'; name translations of English in "
-            "data.bitext and prepare the data anew, or ask for --tasks perplexity, which can do without"
+            f"{path} has no English strings, and retrieval is against 'en'; name translations of English in "
+            "data.bitext and prepare the data again, or run --tasks perplexity, which does not need them"
         )
     return rows
 
@@ -65,7 +65,7 @@ def evaluate_heldout(
     Returns:
         `perplexity` and `prose_perplexity` {language: x}; `retrieval` {language: {candidates, counted, to_english,
         from_english (P@1 per layer)}}; `per_layer_mean`, `best_layer` and `mean_p_at_1` over the counted languages
-        and both directions (None where no language has `min_candidates`). The best layer is chosen on these same
+        and both directions (None if no language has `min_candidates`). The best layer is chosen on these same
         strings, as is usual.
     """
     folder = Path(heldout_dir)
@@ -98,7 +98,7 @@ def evaluate_heldout(
 
 
 def _rows(folder: Path, tasks: Sequence[str]) -> list[dict[str, str]]:
-    """The held-out strings; none where there are no translations and only the perplexity of prose is left to measure."""
+    """The held-out strings; none if there are no translations and only the perplexity of prose is measured."""
     path = folder / "strings.jsonl"
     no_strings = path.is_file() and not path.stat().st_size
     if no_strings and tuple(tasks) == ("perplexity",) and any((folder / "text").glob("*.txt")):
@@ -107,7 +107,7 @@ def _rows(folder: Path, tasks: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _distinct(texts: dict[int, str]) -> list[tuple[str, int]]:
-    """Every different string once, with the first number that has it."""
+    """Each distinct string with the number of its first occurrence."""
     first: dict[str, int] = {}
     for number, text in texts.items():
         first.setdefault(text, number)

@@ -1,7 +1,7 @@
 """The probe inside training: sentence retrieval on the first held-out strings, at the study's fixed layer.
 
-Made to be cheap: few strings, packed into windows without padding, each sentence once however many languages it is
-compared with, no layer above the one that is read, and the windows shared out over the data-parallel ranks.
+To be cheap it uses few strings packed without padding, encodes each sentence once for all languages, stops at the layer
+it reads, and distributes the windows over the data-parallel ranks.
 
 Shapes: N sentences, D documents of a pack, H hidden.
 """
@@ -27,14 +27,14 @@ from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.loop.probing import ReadStates
 
 MAX_TOKENS = 8192
-"""Tokens that go through the encoder at once, at most."""
+"""Upper bound on the tokens encoded at once."""
 
 
 class HeldoutProbe:
     """P@1 of every language against English, mean of both directions, on `training.probe_strings` held-out strings."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Read the strings of prepared data; the same ones on all ranks. Errors: UserError when no language has enough."""
+        """Read the strings of prepared data, the same on all ranks. Errors: UserError when no language has enough."""
         self.layer = fixed_layer(recipe.model.layers)
         self._hidden = recipe.model.hidden
         cut = recipe.parallel.tensor if recipe.parallel.sequence else 1
@@ -73,14 +73,14 @@ class HeldoutProbe:
         }
 
     def _add(self, tokenizer: Tokenizer, texts: list[str]) -> list[int]:
-        """Numbers of the sentences that `texts` become."""
+        """Add `texts`; returns their sentence numbers."""
         before = len(self._sentences)
         self._sentences += [ids[: self._window - SPECIALS] for ids in tokenizer.encode_batch(texts)]
         return list(range(before, len(self._sentences)))
 
     @cached_property
     def _packs(self) -> list[SentencePack]:
-        """All sentences, in at least as many packs as there are data-parallel ranks where there are tokens enough."""
+        """All sentences, in at least one pack per data-parallel rank if there are enough tokens."""
         tokens = sum(len(ids) + SPECIALS for ids in self._sentences)
         share = -(-tokens // groups().data_size // self._window) * self._window
         return pack_sentences(self._sentences, self._window, min(MAX_TOKENS, share))
@@ -103,7 +103,7 @@ class HeldoutProbe:
 
 def _rows(path: Path, most: int) -> list[dict[str, str]]:
     if not path.is_file() or not path.stat().st_size:
-        return []  # said below, with the field that asks for them
+        return []  # reported below, with the field that requires them
     return [row for row in read_strings(path) if "en" in row][:most]
 
 

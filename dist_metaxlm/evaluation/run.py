@@ -1,4 +1,4 @@
-"""Evaluation of a run's phase: its last checkpoint (or the fresh initialisation) against the run's held-out text."""
+"""Evaluation of a phase of a run: its last checkpoint (or the initialisation) on the run's held-out text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def evaluate_run(
         phase: meta, cross or joint: the newest checkpoint of that phase; `untrained`: the recipe's initialisation.
         tasks: of `TASKS`.
         min_candidates: see `evaluate_heldout`.
-        data_directory: where the run's prepared data lie; None: where its recipe says.
+        data_directory: folder of the run's prepared data; None: the one in its recipe.
 
     Raises:
         UserError: no such run, phase, checkpoint, tokenizer, held-out text or task.
@@ -91,19 +91,19 @@ def load_state(
 
     if step is None:
         return trained_phase.load_weights(run_dir, phase, data_directory)
-    found = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
-    if found is None:
-        raise UserError(f"no intact checkpoint of step {step} in {run_dir / phase / 'checkpoints'}; name one that is there")
-    return read_recipe(run_dir / phase / "recipe.yaml", data_directory), dict(found.tensors("weights"))
+    newest = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
+    if newest is None:
+        raise UserError(f"no intact checkpoint of step {step} in {run_dir / phase / 'checkpoints'}; name an existing one")
+    return read_recipe(run_dir / phase / "recipe.yaml", data_directory), dict(newest.tensors("weights"))
 
 
 def tokenizer_of(run_dir: Path, recipe: Recipe) -> Tokenizer:
-    """The tokenizer that a run was trained with. Errors: UserError where it is gone or has another size."""
+    """The tokenizer that a run was trained with. Errors: UserError if it is missing or has another size."""
     model_path = Path(recipe.data.directory) / "tokenizer.model"
     if not model_path.is_file():
         raise UserError(
-            f"no tokenizer at {model_path}; start the command where {run_dir} was started, or, where "
-            "its data have moved, name their folder with --data_directory"
+            f"no tokenizer at {model_path}; run the command in the folder where {run_dir} was started, or, if "
+            "the data have moved, name their folder with --data_directory"
         )
     tokenizer = Tokenizer.load(model_path)
     if tokenizer.vocab_size != recipe.model.vocab_size:

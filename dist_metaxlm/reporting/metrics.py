@@ -1,4 +1,4 @@
-"""Reading what a run wrote: metrics lines, evaluation results and other JSON, tolerant of a line cut by a crash."""
+"""Read and write the files of a run: metrics lines, evaluation results and other JSON; tolerates a line cut by a crash."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Record = dict[str, Any]
 def read_metrics(path: Path) -> list[Record]:
     """Records of a `metrics.jsonl`, steps ascending; empty without the file.
 
-    A process killed while writing leaves half a line, which is skipped. A resumed phase goes back to its checkpoint
-    and logs steps a second time: from the step it went back to, only the later records stand.
+    A process killed while writing leaves a partial line, which is skipped. A resumed phase goes back to its checkpoint
+    and logs steps a second time: from that step on, only the later records are returned.
     """
     if not path.is_file():
         return []
@@ -37,7 +37,7 @@ def read_metrics(path: Path) -> list[Record]:
 
 
 def json_lines(path: Path) -> list[str]:
-    """Lines of a file with a JSON value a line. `str.splitlines` would also end them at U+2028 inside of a string."""
+    """Lines of a file with one JSON value per line. `str.splitlines` would also split at U+2028 inside a string."""
     return path.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n")
 
 
@@ -50,7 +50,7 @@ def _parse(line: str) -> Record | None:
 
 
 def read_json(path: Path) -> Any | None:
-    """A JSON file, or None where there is none.
+    """Contents of a JSON file, or None if it does not exist.
 
     Raises:
         UserError: the file is not JSON.
@@ -64,12 +64,12 @@ def read_json(path: Path) -> Any | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; numbers that JSON does not know (infinity, NaN) become null."""
+    """Write JSON atomically; infinity and NaN, which JSON lacks, become null."""
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def check_output(path: Path) -> None:
-    """Refuse before hours of work what could not be written after them; the folder of the file is made.
+    """Check, before hours of work, that the output file can be written; creates its folder.
 
     Raises:
         UserError: the file is a folder, or its folder is a file.
@@ -83,9 +83,9 @@ def check_output(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file durably: to a name beside its place, synchronised, then renamed.
+    """Write a file atomically and durably: to a temporary name in the same folder, fsync, rename.
 
-    No reader sees half of it, and a full disk leaves the old one.
+    Readers never see a partial file, and a full disk leaves the old one intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -116,7 +116,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def series(records: list[Record], *keys: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one figure, such as `series(records, "losses", "mlm")`, where it was logged."""
+    """Steps and values of one figure, such as `series(records, "losses", "mlm")`, at the steps that logged it."""
     steps, values = [], []
     for record in records:
         value: Any = record
@@ -129,7 +129,7 @@ def series(records: list[Record], *keys: str) -> tuple[list[int], list[float]]:
 
 
 def keys_of(records: list[Record], *path: str) -> list[str]:
-    """All names that ever stood at a place of the records, such as the objectives at `losses`, as they appeared."""
+    """All keys at a path of the records, such as the objectives under `losses`, in order of appearance."""
     names: dict[str, None] = {}
     for record in records:
         value: Any = record

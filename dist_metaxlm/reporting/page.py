@@ -1,4 +1,4 @@
-"""One HTML page of a run, complete in one file: no script, no font and no picture from anywhere else."""
+"""Report of a run as one self-contained HTML file: no external scripts, fonts or images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` in the run's folder from what the run has written so far, and return its path.
 
     Raises:
-        UserError: there is no run there, or one of its files is not JSON.
+        UserError: the folder holds no run, or one of its files is not JSON.
     """
     path = Path(run_dir) / "report.html"
     write_text(path, render(read_run(run_dir), build_summary(run_dir)))
@@ -68,7 +68,7 @@ def _section(identity: str, title: str, note: str, body: str) -> str:
 def _header(run: RunFiles, summary: dict[str, Any]) -> str:
     model = run.recipe.get("model", {})
     shape = f"{model.get('family', '')} {model.get('layers', '?')} × {model.get('hidden', '?')}"
-    # joint begins from nothing: it does not follow the others
+    # joint starts from scratch: it does not follow the others
     phases = [" → ".join(phase for phase in run.metrics if phase != "joint"), *(["joint"] if "joint" in run.metrics else [])]
     facts = [", ".join(filter(None, phases)) or "no phase run yet", shape, f"vocabulary {model.get('vocab_size', 0):,}"]
     if summary["parameters"]:
@@ -137,7 +137,7 @@ def _cards(summary: dict[str, Any]) -> str:
 
 
 def _course(figures: dict[str, Any]) -> str:
-    """Where a phase's loss began, and what it is the sum of."""
+    """First loss of a phase, and the terms of its final loss."""
     parts = [f"from {number(figures['first_loss'])}"] if figures["first_loss"] != figures["final_loss"] else []
     final = figures["final_losses"]
     if len(final) > 1:
@@ -204,7 +204,7 @@ def _retrieval(run: RunFiles, summary: dict[str, Any]) -> str:
 
 
 def _probes(run: RunFiles, summary: dict[str, Any]) -> str:
-    """Retrieval along the phases that were probed, and what the probes cost."""
+    """Retrieval during the probed phases, and the cost of the probes."""
     probed = {phase: records for phase, records in run.metrics.items() if keys_of(records, "probe", "languages")}
     if not probed:
         return ""
@@ -213,7 +213,7 @@ def _probes(run: RunFiles, summary: dict[str, Any]) -> str:
     cost = ", ".join(f"{100 * (summary['phases'][phase]['probe_share'] or 0):.1f}% of {phase}" for phase in probed)
     return (
         f'<p class="note below">While training: P@1 among at most {pluralize(last["strings"], "string")} of a language at '
-        f"layer {last['layer']}. Time it took: {cost}.</p>"
+        f"layer {last['layer']}. Cost of the probes: {cost}.</p>"
         f'<div class="grid below">{charts}</div>'
     )
 

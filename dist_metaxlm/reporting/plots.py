@@ -1,7 +1,7 @@
 """Charts as inline SVG: drawn by matplotlib, coloured by the page's CSS variables, the same bytes for the same data.
 
-matplotlib knows no CSS variable, so charts are drawn in stand-in colours that are replaced in the SVG: the page then
-sets them for light and dark. Text stays text and takes the page's font.
+matplotlib does not support CSS variables, so charts are drawn in placeholder colours that are replaced in the SVG; the
+page sets them for light and dark mode. Text stays text and uses the font of the page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dist_metaxlm.reporting.metrics import Record, keys_of, series
 _OBJECTIVES = ("objective-1", "objective-2", "objective-3")
 _NAMES = ("ink", "muted", "grid", "surface", "untrained", "meta", "cross", "joint", *_OBJECTIVES, "other")
 COLOURS = {name: f"#0000{index:02x}" for index, name in enumerate(_NAMES, start=1)}
-"""CSS variable -> the colour it is drawn in until the SVG is written."""
+"""CSS variable -> its placeholder colour while drawing."""
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -48,11 +48,11 @@ _STYLE = {
 }
 _SIZE = (4.5, 2.7)
 HIGHLIGHTED = 5
-"""Lines that carry a name in a chart of many languages."""
+"""Number of labelled lines in a chart of many languages."""
 
 
 def objective_colours(records: Sequence[Record]) -> dict[str, str]:
-    """Objective -> CSS variable, by its place among the objectives of a phase."""
+    """Objective -> CSS variable, by its position among the objectives of a phase."""
     names = dict.fromkeys(
         name for place in ("realised", "losses", "language_losses") for name in keys_of(list(records), place)
     )
@@ -64,8 +64,8 @@ def draw(name: str, label: str, paint: Callable[[Any], None]) -> str:
 
     Args:
         name: unique on the page; makes the ids inside the SVG unique.
-        label: what the chart shows, for readers who do not see it.
-        paint: draws on the axes it is given.
+        label: description of the chart for screen readers.
+        paint: draws on the given axes.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -83,7 +83,7 @@ def draw(name: str, label: str, paint: Callable[[Any], None]) -> str:
 
 
 def _for_page(svg: str, name: str, label: str) -> str:
-    """Strip what an inline SVG does not need, make its ids unique, hand its colours to the page."""
+    """Strip what an inline SVG does not need, make its ids unique, replace placeholder colours by CSS variables."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box is not None
@@ -96,12 +96,12 @@ def _for_page(svg: str, name: str, label: str) -> str:
 
 
 def _line(axes: Any, steps: Sequence[int], values: Sequence[float], **style: Any) -> None:
-    """A line over steps; a single point, as of a phase that was logged once, is a dot."""
+    """A line over steps; a single point, as for a phase that logged once, is a dot."""
     axes.plot(steps, values, **({"marker": "o", "markersize": 4} if len(values) == 1 else {}), **style)
 
 
 def _step_axis(axes: Any, label: str = "step") -> None:
-    """Steps are whole numbers, also where there are few."""
+    """Axis of steps with integer ticks, even for few steps."""
     low, high = axes.get_xlim()
     if high - low < 2:
         axes.set_xlim(round((low + high) / 2) - 1, round((low + high) / 2) + 1)
@@ -110,7 +110,7 @@ def _step_axis(axes: Any, label: str = "step") -> None:
 
 
 def loss_chart(phase: str, records: Sequence[Record]) -> str:
-    """Loss over steps of a phase: each objective, and their weighted sum where there are several."""
+    """Loss over steps of a phase: each objective, and their weighted sum if there are several."""
     rows = list(records)
     objectives, colours = keys_of(rows, "losses"), objective_colours(rows)
 
@@ -129,7 +129,7 @@ def loss_chart(phase: str, records: Sequence[Record]) -> str:
 
 
 def language_loss_chart(phase: str, objective: str, records: Sequence[Record]) -> str:
-    """Loss of one objective for every language: all in grey, English, the extremes and the middle with their names."""
+    """Loss of one objective for every language: all in grey; English, the extremes and the middle are labelled."""
     rows = list(records)
     lines = {name: series(rows, "language_losses", objective, name) for name in keys_of(rows, "language_losses", objective)}
     smooth = {name: (steps, _running_mean(values)) for name, (steps, values) in lines.items() if values}
@@ -142,7 +142,7 @@ def language_loss_chart(phase: str, objective: str, records: Sequence[Record]) -
 
 
 def probe_chart(phase: str, records: Sequence[Record]) -> str:
-    """Retrieval that was measured while a phase trained: every language, and their mean in the phase's colour."""
+    """Retrieval measured during a phase: every language, and their mean in the colour of the phase."""
     rows = list(records)
     lines = {name: series(rows, "probe", "languages", name) for name in keys_of(rows, "probe", "languages")}
     several = len(lines) > 1
@@ -166,7 +166,7 @@ def probe_chart(phase: str, records: Sequence[Record]) -> str:
 
 
 def _language_lines(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], colour: str) -> None:
-    """A line for every language: all in grey but English, the extremes and the middle, which carry their names."""
+    """A line for every language: all in grey except English, the extremes and the middle, which are labelled."""
     named = _worth_naming({name: values[-1] for name, (_, values) in lines.items()})
     for name, (steps, values) in lines.items():
         bold = name in named
@@ -185,7 +185,7 @@ def _language_lines(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence
 
 
 def layer_chart(per_layer: Mapping[str, Sequence[float]]) -> str:
-    """Mean P@1 over layers for every evaluated checkpoint, the best layer of the trained ones with its figure."""
+    """Mean P@1 over layers for every evaluated checkpoint, with the value at the best layer of the trained ones."""
 
     def paint(axes: Any) -> None:
         bests: list[tuple[int, float, str]] = []
@@ -207,7 +207,7 @@ def layer_chart(per_layer: Mapping[str, Sequence[float]]) -> str:
 
 
 def _best_figures(axes: Any, bests: Sequence[tuple[int, float, str]], layers: int) -> None:
-    """The best value of each curve above its point, above other figures where these are near, on the page's own ground."""
+    """The best value of each curve above its point, above other labels if these are near, on the background of the page."""
     gap = 0.085 * axes.get_ylim()[1]
     placed: list[tuple[int, float]] = []
     for layer, value, name in sorted(bests, key=lambda best: best[1]):
@@ -262,7 +262,7 @@ def _legend_above(axes: Any) -> None:
 
 
 def _running_mean(values: Sequence[float], width: int = 5) -> list[float]:
-    """A language has few targets in one interval; the mean over the last lines shows its course."""
+    """Mean over the last `width` values: a language has few targets in one interval."""
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
@@ -281,16 +281,16 @@ def _worth_naming(final: Mapping[str, float]) -> list[str]:
 
 
 def _name_ends(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
-    """Write each line's name behind its end, pushed apart so that no two names overlap."""
+    """Label each line at its end, with labels moved apart so that none overlap."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.085
     ends = sorted(((values[-1], steps[-1], name) for name, (steps, values) in lines.items()), reverse=True)
     right = max((step for _, step, _ in ends), default=0)
     heights: list[float] = []
-    for value, *_ in ends:  # downwards, each below the one before
+    for value, *_ in ends:  # downwards, each below the previous one
         heights.append(min(value, heights[-1] - gap if heights else high))
     floor = low
-    for place in reversed(range(len(heights))):  # upwards again, for those pushed out at the bottom
+    for place in reversed(range(len(heights))):  # upwards again, for those moved below the bottom
         heights[place] = max(heights[place], floor)
         floor = heights[place] + gap
     for at, (_, _, name) in zip(heights, ends, strict=True):

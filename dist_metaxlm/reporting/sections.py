@@ -1,4 +1,4 @@
-"""Parts of the report page that are HTML of their own: heat maps, bars, tables and examples."""
+"""HTML parts of the report page: heat maps, bars, tables and examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dist_metaxlm.reporting.metrics import Record
 from dist_metaxlm.reporting.plots import objective_colours
 
 SHOWN_LAYERS = 7
-"""Layers that a heat map shows of a deeper model: evenly spaced, the first and last among them."""
+"""Maximum layers in a heat map; deeper models show evenly spaced ones, including the first and last."""
 
 
 def escape(value: Any) -> str:
@@ -19,7 +19,7 @@ def escape(value: Any) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A figure for people: thousands apart, fewer decimals the larger it is, a dash for none."""
+    """Format a number: thousands separators, fewer decimals for larger values, a dash for None."""
     if value is None:
         return "–"
     if abs(value) >= 100:
@@ -28,7 +28,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def short(value: float | None) -> str:
-    """A count for people: 5.1M, 820k."""
+    """Format a count: 5.1M, 820k."""
     if value is None:
         return "–"
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -99,15 +99,15 @@ def _heat_cells(scores: Mapping[str, Any] | None, layers: Sequence[int]) -> str:
 
 
 def _halves(items: Sequence[Any]) -> list[Sequence[Any]]:
-    """Two columns where there is enough for two."""
+    """Split into two columns if there are enough items."""
     middle = (len(items) + 1) // 2 if len(items) > 8 else len(items)
     return [part for part in (items[:middle], items[middle:]) if part]
 
 
 def sampling_bars(phase: str, objective: str, record: Record) -> str:
-    """Share of every language in what a phase has read so far (bar) and the share it was to have (line)."""
+    """Actual share of every language so far (bar) and its target share (line)."""
     realised = record.get("realised", {}).get(objective, {})
-    # averaged like the realised mix itself; runs of the first version logged only what is asked at the moment
+    # averaged like the actual mix; runs of the first version logged only the current target
     asked = (record.get("asked_so_far") or record.get("asked", {})).get(objective, {})
     total, colour = sum(realised.values()), objective_colours([record])[objective]
     shares = {name: realised.get(name, 0) / total if total else 0.0 for name in {**asked, **realised}}
@@ -127,7 +127,7 @@ def sampling_bars(phase: str, objective: str, record: Record) -> str:
 
 def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """Perplexity of every language under every checkpoint; English and prose first, then by the last checkpoint."""
-    columns = {name: found for name, result in evaluations.items() if (found := _all_perplexities(result))}
+    columns = {name: perplexities for name, result in evaluations.items() if (perplexities := _all_perplexities(result))}
     last = list(columns.values())[-1]
     rows = {row for column in columns.values() for row in column}
     order = sorted(rows, key=lambda row: (row != "en", "prose" not in row, last.get(row) or float("inf"), row))
@@ -142,7 +142,7 @@ def _all_perplexities(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def fill_mask_examples(examples: Sequence[Mapping[str, Any]]) -> str:
-    """Sentences with a hidden token and what the exported model puts there."""
+    """Sentences with a hidden token and the predictions of the exported model."""
     panels = []
     for example in examples:
         text = escape(example.get("text", "")).replace("&lt;mask&gt;", "<mark>mask</mark>")

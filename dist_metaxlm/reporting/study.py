@@ -1,4 +1,4 @@
-"""The report of a study, in HTML (one file) and in Markdown (with its charts beside it)."""
+"""Report of a study as one HTML file and as Markdown with separate charts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ARMS = (
 
 
 def write_study_report(folder: Path, study: Study) -> Path:
-    """Write report.html, report.md and charts/*.svg in the study's folder from what is finished; returns the page's path."""
+    """Write report.html, report.md and charts/*.svg in the study's folder from finished arms; returns the page's path."""
     charts = _charts(study)
     for name, (_, svg) in charts.items():
         write_text(folder / "charts" / f"{name}.svg", plots.standalone(svg))
@@ -77,7 +77,7 @@ def markdown(study: Study, charts: Mapping[str, str]) -> str:
 
 
 def interval_text(figure: Mapping[str, Any] | None, sign: bool = False) -> str:
-    """`1.234 ± 0.056`; without the second part where there is one value only, a dash where there is none."""
+    """`1.234 ± 0.056`; without the second part for a single value, a dash for None."""
     if figure is None or figure["mean"] is None:
         return "–"
     width = figure["half_width"]

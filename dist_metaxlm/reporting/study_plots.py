@@ -1,4 +1,4 @@
-"""Charts of a study: a dot a run, a line an arm, the colour by kind of arm and the dashes by n1/N."""
+"""Charts of a study: one dot per run, one line per arm, colour by kind of arm, dashes by n1/N."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Results = Sequence[Mapping[str, Any]]
 
 
 def scatter(results: Results, horizontal: str, vertical: str, names: Mapping[str, str]) -> str:
-    """One dot for each run: two of its figures."""
+    """One dot per run: two of its measures."""
     place = _by_ratio(results)
 
     def paint(axes: Any) -> None:
@@ -48,7 +48,7 @@ def scatter(results: Results, horizontal: str, vertical: str, names: Mapping[str
 
 
 def curve(results: Results, measure: str, name: str) -> str:
-    """A figure over the tokens trained on, mean over seeds, for each arm."""
+    """A measure over training tokens, mean over seeds, for each arm."""
 
     def paint(axes: Any) -> None:
         _lines(axes, results, lambda run: {point["tokens"]: point.get(measure) for point in run["curve"]})
@@ -71,13 +71,13 @@ def loss_curve(results: Results) -> str:
 
 
 def _shared_objective(results: Results) -> str:
-    """The first objective of which every run has logged a loss."""
+    """The first objective whose loss every run has logged."""
     logged = [dict.fromkeys(name for point in run["loss"] for name in point["losses"]) for run in results]
     return next((name for name in (logged[0] if logged else {}) if all(name in names for names in logged)), "")
 
 
 def by_layer(results: Results, figure: str, name: str) -> str:
-    """A figure of the finished arms by layer, mean over seeds."""
+    """A measure of the finished arms by layer, mean over seeds."""
 
     def paint(axes: Any) -> None:
         _lines(axes, results, lambda run: dict(enumerate(run["final"]["by_layer"].get(figure, []))))
@@ -88,9 +88,9 @@ def by_layer(results: Results, figure: str, name: str) -> str:
 
 
 def standalone(svg: str) -> str:
-    """A chart of the page as an SVG file of its own, in the light colours."""
+    """A chart of the page as a standalone SVG file in the light colours."""
     light = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", CSS[: CSS.index("@media")]))
-    svg = re.sub(r"var\(--([a-z]+)\)", lambda found: light[found[1]], svg)
+    svg = re.sub(r"var\(--([a-z]+)\)", lambda match: light[match[1]], svg)
     return (
         svg.replace(
             "<svg ",

@@ -1,4 +1,4 @@
-"""The look of the report page: system fonts, two colour schemes, one column on a narrow screen."""
+"""Style sheet of the report page: system fonts, two colour schemes, one column on a narrow screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run in one JSON object: losses of its phases, evaluation of its checkpoints, where and with what it ran."""
+"""Summary of a run as one JSON object: losses of its phases, evaluation of its checkpoints, environment."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LOSS_LINES = 3
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Everything a run wrote that a report is made of."""
+    """Files of a run that the report uses."""
 
     folder: Path
     recipe: dict[str, Any]
     recipe_text: str
     environment: dict[str, Any]
     metrics: dict[str, list[Record]]
-    """Phase -> metrics records, phases in the order they are run."""
+    """Phase -> metrics records, in the order of training."""
     evaluations: dict[str, dict[str, Any]]
     """`untrained` and phases -> evaluation result."""
     fill_mask: list[dict[str, Any]]
@@ -44,10 +44,10 @@ class RunFiles:
 
 
 def read_run(run_dir: Path | str) -> RunFiles:
-    """Read a run's folder; whatever was not written yet is empty.
+    """Read a run's folder; files that do not exist yet are empty.
 
     Raises:
-        UserError: there is no run there.
+        UserError: the folder holds no run.
     """
     folder = Path(run_dir)
     recipe_path = folder / "recipe.yaml"
@@ -100,7 +100,7 @@ def write_summary(run_dir: Path | str) -> dict[str, Any]:
 
 
 def build_summary(run_dir: Path | str) -> dict[str, Any]:
-    """The summary of a run; `phases` and `evaluation` hold only what has been done."""
+    """The summary of a run; `phases` and `evaluation` contain only what exists so far."""
     run = read_run(run_dir)
     evaluation = {name: _evaluation(result) for name, result in run.evaluations.items()}
     summary: dict[str, Any] = {
@@ -135,7 +135,7 @@ def _phase(records: list[Record]) -> dict[str, Any]:
 
 
 def _speed(records: list[Record]) -> float | None:
-    """Tokens a second over the whole phase: lines stand for different numbers of steps, so theirs have no mean."""
+    """Tokens per second over the whole phase; lines cover different numbers of steps, so their values cannot be averaged."""
     last = records[-1]
     if last.get("tokens") and last.get("seconds"):
         return float(last["tokens"] / last["seconds"])
@@ -144,18 +144,18 @@ def _speed(records: list[Record]) -> float | None:
 
 def _probed(records: list[Record]) -> dict[str, Any]:
     """The last probe's retrieval, seconds of all probes and their share of the phase; nothing without probes."""
-    found, seconds = series(records, "probe", "retrieval")[1], sum(series(records, "probe", "seconds")[1])
-    if not found:
+    scores, seconds = series(records, "probe", "retrieval")[1], sum(series(records, "probe", "seconds")[1])
+    if not scores:
         return {}
     return {
-        "probe_retrieval": found[-1],
+        "probe_retrieval": scores[-1],
         "probe_seconds": seconds,
         "probe_share": seconds / records[-1]["seconds"] if records[-1].get("seconds") else None,
     }
 
 
 def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None]:
-    """Mean of a figure over its first and over its last lines."""
+    """Mean of a value over its first and over its last lines."""
     values = series(records, *keys)[1]
     count = max(1, min(LOSS_LINES, len(values) // 2))
     return mean(values[:count]), mean(values[-count:])

@@ -1,4 +1,4 @@
-"""Outcome of a run and of one evaluation as tables for the terminal; plain text where there is none."""
+"""Results of a run and of one evaluation as tables for the terminal; plain text if there is no terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dist_metaxlm.text import pluralize
 
 
 def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> None:
-    """One table of a run: a column for every checkpoint, a row for every figure."""
+    """One table of a run: a column for every checkpoint, a row for every measure."""
     console = console_of(stream)
     console.print(_outcome(summary, console))
     without = [name for name, of in summary["evaluation"].items() if of.get("languages") == 0]
@@ -82,14 +82,14 @@ def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
 
 
 def console_of(stream: IO[str] | None) -> Console:
-    """The terminal, or the given stream; wide enough for a table where it is no terminal."""
+    """A console on the terminal or the given stream; wide enough for a table if it is not a terminal."""
     target = stream or sys.stdout
-    # Off a terminal rich takes 80 columns whatever the table needs; a log line has no such edge.
+    # Without a terminal rich assumes 80 columns; log lines have no such limit.
     return Console(file=target, width=None if target.isatty() else 120, highlight=False)
 
 
 def table_of(console: Console, title: str) -> Table:
-    """An empty table in the style of the place it goes to."""
+    """An empty table in the style of the console."""
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII)
 
 

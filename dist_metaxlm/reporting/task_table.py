@@ -1,4 +1,4 @@
-"""Tasks of one or several encoders as tables for the terminal: English, the others, the gap; by script and by language."""
+"""Task scores of one or several encoders as terminal tables: English, the others, the gap; by script and by language."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def print_tasks(results: Results, stream: IO[str] | None = None) -> None:
 
 
 def shown(figure: Mapping[str, Any] | None) -> str:
-    """`61.2 ± 0.8` of {mean, half_width}, in per cent; the half width only where there are several seeds."""
+    """`61.2 ± 0.8` of {mean, half_width}, in per cent; the half width only with several seeds."""
     if figure is None:
         return "–"
     width = figure.get("half_width")
@@ -99,8 +99,8 @@ def _by_language(task: str, results: Results, console: Console) -> Table:
 
 
 def cells_by_language(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """(script, language) -> figure of one result; for retrieval both directions by cosine and by CSLS, at its layer, for
-    alignment error rate (lower is better), F1, precision and recall there."""
+    """(script, language) -> figure of one result; for retrieval both directions by cosine and by CSLS, at its layer; for
+    alignment, error rate (lower is better), F1, precision and recall at its layer."""
     if result["kind"] == "alignment":
         return {
             (of["script"], language): "  ".join(

@@ -1,9 +1,9 @@
-"""The arms of the two-phase study: recipes that differ in what defines the arm and in nothing else.
+"""The arms of the two-phase study: recipes that differ only in the settings that define the arm.
 
 All arms of a seed start from the same weights, read the same prepared data with the same tokenizer, take steps of the
-same size and see N tokens in all (the `cross only` arm N - n1). Contrast and denoising word alignment are left out of
-every arm: sentences of contrast are counted in no token budget, and both train for alignment directly, which is what the
-study measures.
+same size and see N tokens in total (the `cross only` arm N - n1). No arm uses contrast or denoising word alignment:
+contrast sentences do not count towards the token budget, and both objectives optimise alignment directly, which is what
+the study measures.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIZES: dict[str, tuple[int, dict[str, Any]]] = {
         {"model.layers": 12, "model.hidden": 768, "model.heads": 12, "model.ffn": 3072, "model.vocab_size": 64000},
     ),
 }
-"""Size -> (N in tokens, recipe fields): about 1M, 23M and 135M parameters. Ours; nothing here is from the paper."""
+"""Size -> (N in tokens, recipe fields): about 1M, 23M and 135M parameters. Our choice, not from the paper."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +75,22 @@ class Arm:
 def study_arms(
     base: Recipe, tokens: int, ratios: Sequence[float], seeds: Sequence[int], english: float, points: int = 5
 ) -> list[Arm]:
-    """All arms, seed by seed, so that a study that is stopped early has whole seeds.
+    """All arms, seed by seed, so that a study stopped early has complete seeds.
 
     Args:
-        base: gives model, data, optimiser and, from its `meta` and `cross` phases, the languages, objectives and schedules.
+        base: source of model, data, optimiser and, in its `meta` and `cross` phases, languages, objectives and schedules.
         tokens: N.
         ratios: n1/N, each between 0 and 1.
         seeds: of the runs.
         english: English share of the mlm windows of the `cross` phase.
-        points: checkpoints a phase at which curves are measured, the last one included.
+        points: checkpoints per phase at which curves are measured, including the last one.
 
-    Errors: UserError for a ratio, a budget or a recipe of which no study can be made.
+    Errors: UserError for a ratio, a budget or a recipe that does not allow a study.
     """
     _check(base, ratios, seeds)
     many = _without_contrast(base.phase("cross"))
     size = many.tokens_per_step
-    one = _english(base.phase("meta"), size)
+    english_phase = _english(base.phase("meta"), size)
     steps = tokens // size
     if steps < 4:
         raise UserError(
@@ -99,10 +99,10 @@ def study_arms(
     arms = []
     for seed in seeds:
         arms.append(_arm(JOINT, None, seed, base, {"joint": _lasting(many, steps)}, points))
-        arms.append(_arm(META_ONLY, None, seed, base, {"meta": _lasting(one, steps)}, points))
+        arms.append(_arm(META_ONLY, None, seed, base, {"meta": _lasting(english_phase, steps)}, points))
         for ratio in ratios:
             first = min(max(1, round(ratio * steps)), steps - 1)
-            meta, cross = _lasting(one, first), _lasting(many, steps - first)
+            meta, cross = _lasting(english_phase, first), _lasting(many, steps - first)
             arms.append(_arm(TWO_PHASE, ratio, seed, base, {"meta": meta, "cross": cross}, points))
             arms.append(_arm(CROSS_ONLY, ratio, seed, base, {"joint": cross}, points))
             arms.append(_arm(MATCHED, ratio, seed, base, {"joint": _matched(many, steps, first, english)}, points))
@@ -112,7 +112,7 @@ def study_arms(
 def _check(base: Recipe, ratios: Sequence[float], seeds: Sequence[int]) -> None:
     missing = [name for name in ("meta", "cross") if name not in base.phases]
     if missing:
-        raise UserError(f"recipe {base.name} has no phase {missing[0]!r}; a two-phase study takes its phases meta and cross")
+        raise UserError(f"recipe {base.name} has no phase {missing[0]!r}; a two-phase study uses the phases meta and cross")
     wrong = [ratio for ratio in ratios if not 0 < ratio < 1]
     if wrong or not ratios:
         raise UserError(f"--ratios {wrong[0] if wrong else ''} is not between 0 and 1; give shares of N such as 0.5")
@@ -124,12 +124,12 @@ def _check(base: Recipe, ratios: Sequence[float], seeds: Sequence[int]) -> None:
     for reads in ("text", "pairs"):
         same = [objective.name for objective in kept if objective.reads == reads]
         if len(same) > 1:
-            raise UserError(f"phases.cross has {' and '.join(same)}, which both read {reads}; a study takes one, drop one")
+            raise UserError(f"phases.cross has {' and '.join(same)}, which both read {reads}; a study uses one, so drop one")
     languages = base.phase("cross").languages
     if languages != "all" and "en" not in languages:
         raise UserError("phases.cross leaves out English, which the single-phase arms must see; add en to it")
     if base.phase("meta").sequence_length != base.phase("cross").sequence_length:
-        raise UserError("phases.meta and phases.cross have different sequence_length; make it one")
+        raise UserError("phases.meta and phases.cross have different sequence_length; set them to the same value")
 
 
 def _arm(kind: str, ratio: float | None, seed: int, base: Recipe, phases: dict[str, PhaseConfig], points: int) -> Arm:
@@ -159,7 +159,7 @@ def _without_contrast(phase: PhaseConfig) -> PhaseConfig:
 def _lasting(phase: PhaseConfig, steps: int) -> PhaseConfig:
     tree = phase.model_dump(mode="json") | {"steps": steps, "tokens": None}
     rate = tree["learning_rate"]
-    # a warm-up that was made for a longer phase must leave room for the schedule
+    # a warm-up configured for a longer phase must leave steps for the rest of the schedule
     tree["learning_rate"] = rate | {
         "warmup_steps": min(rate["warmup_steps"], steps // 4),
         "decay_steps": min(rate["decay_steps"], steps // 4),
@@ -168,14 +168,14 @@ def _lasting(phase: PhaseConfig, steps: int) -> PhaseConfig:
 
 
 def _english(phase: PhaseConfig, batch_tokens: int) -> PhaseConfig:
-    """The meta phase as the recipe has it, in steps of the multilingual size."""
+    """The meta phase of the recipe with the batch size of the multilingual phase."""
     tree = phase.model_dump(mode="json")
     tree["objectives"] = [MaskedLM(batch_tokens=batch_tokens).model_dump(mode="json")]
     return PhaseConfig.model_validate(tree)
 
 
 def _matched(many: PhaseConfig, steps: int, first: int, english: float) -> PhaseConfig:
-    """One phase with the tokens of both: mlm and tlm in their total amounts, English with its total share of mlm."""
+    """One phase with the tokens of both: total amounts of mlm and tlm, and the overall English share of mlm."""
     size, length = many.tokens_per_step, many.sequence_length
     mlm = sum(of.tokens_per_step for of in many.objectives if of.reads == "text")
     total = first * size + (steps - first) * mlm

@@ -1,12 +1,12 @@
-"""The known case: two languages that are one up to their token ids must find each other under masked language modelling.
+"""The known case: two languages that differ only in token ids must become aligned under masked language modelling.
 
 After Dufter and Schütze (arXiv 2005.00396; code pdufter/minimult): a small, narrow encoder with one attention head learns
-English and fake English (study/fake_language.py) by MLM alone; then a sentence must find its copy among held-out ones.
-Published: .97 at layer 8 of 12 after 13,500 steps of 256 sentences, on a Bible that may not be passed on. Text, tokenizer
-and model here are ours and smaller, so figures are to be compared with the bar, not with theirs.
+English and fake English (study/fake_language.py) by MLM alone; then a held-out sentence must retrieve its copy.
+Published: .97 at layer 8 of 12 after 13,500 steps of 256 sentences, on a Bible that may not be redistributed. Text,
+tokenizer and model here are our own and smaller, so compare scores with BAR, not with the published ones.
 
-The untrained model is the other half of the case. Positions are shared, so it sees how long a sentence is, and among
-sentences of one length it must know nothing.
+The untrained model is the control. Positions are shared, so it sees the length of a sentence, but among sentences of
+equal length it must score at chance.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ BAR = 0.5
 PIECES = 400
 """Ordinary tokens of one language."""
 WORDS = (4, 10)
-"""Least and most words of a sentence."""
+"""Minimum and maximum words of a sentence."""
 SENTENCES, PAIRS, HELD_OUT = 6000, 4000, 500
-"""Sentences read; of these, those that held-out strings may come from (at most 15% are taken); those asked for."""
+"""Sentences read; candidates for held-out strings (at most 15% are used); held-out strings requested."""
 PHASE = "joint"
 RECIPE: dict[str, Any] = {
     "name": "fake-english",
     "seed": 1,
-    # under-parameterised models align better (arXiv 2005.00396); fewer layers and words than theirs, for a CPU
+    # under-parameterised models align better (arXiv 2005.00396); fewer layers and words than there, for a CPU
     "model": {"layers": 3, "hidden": 64, "heads": 1, "ffn": 256, "vocab_size": 2 * PIECES + UNK + 2, "max_positions": 64},
     "parallel": {"zero_stage": 0},
     "training": {
@@ -72,7 +72,7 @@ RECIPE: dict[str, Any] = {
         }
     },
 }
-"""What is trained; every field may be overridden."""
+"""The training recipe; every field can be overridden."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,18 @@ class FakeEnglishOptions:
     output: Path
     """Folder of the run."""
     text: tuple[str, ...]
-    """English text, as `data.text` takes it."""
+    """English text, in the form of `data.text`."""
     parallel: bool = True
-    """Both languages have all sentences; else the first half is English and the second fake."""
+    """True: both languages contain all sentences; False: the first half is English and the second fake."""
     overrides: tuple[str, ...] = ()
     """Recipe fields as key=value."""
 
 
 def fake_english_study(options: FakeEnglishOptions, log: Callable[[str], None]) -> dict[str, Any]:
-    """Make the languages, train with `metaxlm pretrain`, measure; goes on where it was stopped.
+    """Make the languages, train with `metaxlm pretrain`, measure; resumes an interrupted study.
 
-    Returns what `fake-english.json` in the output folder holds; `reached`: whether retrieval passed BAR.
-    Errors: UserError for too little text, another run in the folder, or what training says.
+    Returns the contents of `fake-english.json` in the output folder; `reached`: whether retrieval passed BAR.
+    Errors: UserError for too little text, another run in the folder, or an error of training.
     """
     recipe = make_languages(options, log)
     arm = Arm("fake English" if options.parallel else "fake English, no parallel text", None, recipe.seed, recipe, (PHASE,))
@@ -138,7 +138,7 @@ def fake_english_study(options: FakeEnglishOptions, log: Callable[[str], None]) 
 def make_languages(options: FakeEnglishOptions, log: Callable[[str], None]) -> Recipe:
     """Write text, tokenizer and recipe of the case into the output folder, and prepare its data as for any run.
 
-    Errors: UserError for too few sentences, and for a folder that holds the case of other text.
+    Errors: UserError for too few sentences, and for a folder with the case of other text.
     """
     folder = options.output / "text"
     asked = {"text": list(options.text), "parallel": options.parallel}
@@ -169,28 +169,29 @@ def _recipe(output: Path, text: Path) -> dict[str, Any]:
         "tokenizer": {"path": str(text / "doubled.model")},
         "text": {name: [str(text / f"{name}.txt")] for name in (LANGUAGE, FAKE)},
         "bitext": {f"{LANGUAGE}-{FAKE}": [str(text / f"{LANGUAGE}-{FAKE}.tsv")]},
-        # the sentences are as they should be
+        # the sentences are clean already
         "cleaning": {"unicode": "none", "control_characters": False, "deduplicate": []},
     }
     return {**RECIPE, "data": data}
 
 
 def read_sentences(text: Iterable[str]) -> list[str]:
-    """SENTENCES different plain sentences in an order of their own. Errors: UserError where there are too few."""
+    """SENTENCES distinct plain sentences, shuffled with a fixed seed. Errors: UserError if there are too few."""
     paths = [Path(name) for name in text]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UserError(
             f"no text at {missing[0]}; run metaxlm prepare corpus --recipe quickstart, or name a file of English with --text"
         )
-    found = list(fake_language.plain_sentences(paths, *WORDS))
-    if len(found) < PAIRS:
+    sentences = list(fake_language.plain_sentences(paths, *WORDS))
+    if len(sentences) < PAIRS:
         raise UserError(
-            f"{' '.join(text)} has {pluralize(len(found), 'different sentence')} of {WORDS[0]} to {WORDS[1]} "
+            f"{' '.join(text)} has {pluralize(len(sentences), 'different sentence')} of {WORDS[0]} to {WORDS[1]} "
             f"plain words, and {PAIRS} are needed; give more text with --text"
         )
-    random.Random(0).shuffle(found)  # so that neighbours, and the halves without parallel text, are no topics
-    return found[:SENTENCES]
+    # so that neighbouring sentences, and the halves without parallel text, do not share a topic
+    random.Random(0).shuffle(sentences)
+    return sentences[:SENTENCES]
 
 
 def held_out(tokenizer: Tokenizer, path: Path, window: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -205,14 +206,14 @@ def held_out(tokenizer: Tokenizer, path: Path, window: int) -> tuple[list[list[i
 
 
 def measure(encoder: Encoder, english: Sequence[list[int]], shifted: Sequence[list[int]], window: int) -> dict[str, Any]:
-    """What a model knows of which sentences and words belong together, by layer.
+    """Retrieval of sentences and words across the two languages, by layer.
 
-    Mean over a sentence's tokens without `<s>` and `</s>`, cosine, mean of both directions, as arXiv 2005.00396 does it.
+    Mean over a sentence's tokens without `<s>` and `</s>`, cosine, mean of both directions, as in arXiv 2005.00396.
 
     Returns:
-        `retrieval`: every held-out sentence is a candidate. `same_length`: only those of as many tokens, with
-        `same_length_chance`. `shuffled`: the same with the words of the fake sentences in another order. `translation`:
-        every token, alone between `<s>` and `</s>`.
+        `retrieval`: every held-out sentence is a candidate. `same_length`: only those with the same number of
+        tokens, with `same_length_chance`. `shuffled`: the same with the words of the fake sentences in another order.
+        `translation`: every token, alone between `<s>` and `</s>`.
     """
     turn = random.Random(0)
     orders = [turn.sample(ids, len(ids)) for ids in shifted]
@@ -238,7 +239,7 @@ def _both_ways(first: torch.Tensor, second: torch.Tensor) -> list[float]:
 
 
 def _within(first: torch.Tensor, second: torch.Tensor, lengths: torch.Tensor) -> list[float]:
-    """The same among sentences of one length, mean over sentences."""
+    """The same among sentences of equal length, mean over sentences."""
     total = torch.zeros(first.shape[0], dtype=torch.float64)
     for length in lengths.unique():
         group = lengths == length

@@ -1,12 +1,11 @@
 """Fake English: a second language with the sentences of English and none of its tokens.
 
 Every ordinary token id is shifted by a constant; `<s>`, `</s>`, `<pad>`, `<unk>` and `<mask>` are shared (K et al., arXiv
-1912.07840; Dufter and Schütze, arXiv 2005.00396, whose ids are shifted after tokenisation as ours are). A model can find
-out that the two are one language only from how their tokens stand together, so a trainer that lets languages align at all
-aligns these.
+1912.07840; Dufter and Schütze, arXiv 2005.00396, whose ids are shifted after tokenisation as ours are). A model can discover
+that the two are the same language only from token co-occurrence, so any trainer that can align languages aligns these.
 
 The shift is made in the tokenizer: a SentencePiece model gets a copy of each ordinary piece, spelled in private characters
-with the same score. Text in these characters is then cut at the same places and gives the shifted ids, so the fake language
+with the same score. Text in these characters is then segmented at the same places into the shifted ids, so the fake language
 is prepared, stored, trained on and evaluated like any other.
 """
 
@@ -29,17 +28,17 @@ _PLAIN = re.compile(r"[a-z]+(?:[ ,'-]+[a-z]+)*")
 
 
 def fake(text: str) -> str:
-    """`text` in private characters; the gap between words is one of them. Errors: ValueError beyond U+FFFD."""
+    """`text` in private characters, including the gap between words. Errors: ValueError beyond U+FFFD."""
     if text and max(text) > "\ufffd":
         raise ValueError(f"{max(text)!r} has no place in the private plane; leave such sentences out")
     return "".join(chr(PLANE + ord(character)) for character in text.replace(" ", WORD_GAP))
 
 
 def doubled(model: bytes) -> bytes:
-    """A SentencePiece model with a private copy of every ordinary piece behind the others, in the same order.
+    """A SentencePiece model with private copies of all ordinary pieces appended in the same order.
 
-    A text has no gap put in front of it, as there is none in front of a fake one. Ids of the copies are those of the
-    originals plus their number.
+    No gap is added before a text, because a fake text has none either. The id of a copy is the id of its original plus the
+    number of ordinary pieces.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -54,7 +53,7 @@ def doubled(model: bytes) -> bytes:
 
 
 def plain_sentences(paths: Iterable[Path], least: int, most: int) -> Iterator[str]:
-    """Different sentences of `least` to `most` words, in lower case, of Latin letters, commas, hyphens and apostrophes."""
+    """Distinct sentences of `least` to `most` words, in lower case, of Latin letters, commas, hyphens and apostrophes."""
     seen: set[str] = set()
     for document in readers.documents(list(paths)):
         for text in document:
@@ -66,10 +65,10 @@ def plain_sentences(paths: Iterable[Path], least: int, most: int) -> Iterator[st
 
 
 def write_corpus(folder: Path, sentences: list[str], pairs: int, parallel: bool) -> None:
-    """Write `en.txt` and `fake.txt`, a sentence a document, and `en-fake.tsv` with the first `pairs` sentences in both.
+    """Write `en.txt` and `fake.txt`, one sentence per document, and `en-fake.tsv` with the first `pairs` sentences in both.
 
-    The pairs are what held-out strings are chosen from. Without `parallel` the second half of the sentences stands in
-    the fake language alone and the first half in English alone.
+    Held-out strings are chosen from the pairs. Without `parallel` the first half of the sentences is only in English and
+    the second half only in the fake language.
     """
     half = len(sentences) // 2
     english, shifted = (sentences, sentences) if parallel else (sentences[:half], sentences[half:])

@@ -1,7 +1,7 @@
-"""What the study measures of a checkpoint, on the run's held-out strings and, for finished arms, on tasks.
+"""Measures of a checkpoint in the study, on the run's held-out strings and, for finished arms, on tasks.
 
-Short strings are many and every arm sees the same ones, so the figures need no fine-tuning and can be taken along the whole
-curve. The layer of retrieval and alignment is fixed beforehand (two thirds of the depth), not chosen by the scores.
+There are many short strings and they are the same for every arm, so the measures need no fine-tuning and can be computed
+along the whole curve. The layer of retrieval and alignment is fixed (two thirds of the depth), not chosen by score.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEASURES: dict[str, tuple[str, bool]] = {
     "cka": ("CKA of translations", True),
     "margin": ("cosine, translations minus random", True),
 }
-"""Measure -> (what it is, whether higher is better); all but English are means over the other languages."""
+"""Measure -> (description, whether higher is better); all but English are means over the other languages."""
 
 
 def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, most: int | None = None) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, 
         tokenizer: its tokenizer.
         heldout: folder with strings.jsonl.
         window: tokens of a window.
-        most: strings read, the first ones; None: all.
+        most: number of strings read, from the start; None: all.
 
     Returns:
         MEASURES, `by_layer` {retrieval, cka, margin: a list}, `layer`, `languages` {language: {retrieval, nll}}.
@@ -79,14 +79,14 @@ def _loss(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], window: int)
         mask_sentence(text, ids, tokenizer.special)
         for text, ids in zip(distinct, tokenizer.encode_batch(distinct), strict=True)
     ]
-    found = masked_perplexity(encoder, asked, tokenizer.mask_id, window)
-    return None if found is None else math.log(found)
+    perplexity = masked_perplexity(encoder, asked, tokenizer.mask_id, window)
+    return None if perplexity is None else math.log(perplexity)
 
 
 def _pairs(
     encoder: Encoder, tokenizer: Tokenizer, rows: list[tuple[str, str]], window: int
 ) -> dict[str, list[float]] | None:
-    """Figures by layer of one language against English; None where there are too few pairs."""
+    """Figures by layer of one language against English; None if there are too few pairs."""
     sides = [[ids[: window - 2] for ids in tokenizer.encode_batch([row[side] for row in rows])] for side in (0, 1)]
     kept = distinct_pairs(*sides)
     if len(kept) < MIN_PAIRS:

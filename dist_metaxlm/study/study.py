@@ -1,8 +1,8 @@
-"""The two-phase study: every arm is a run of `metaxlm pretrain` in a process of its own, measured along its course.
+"""The two-phase study: every arm is a run of `metaxlm pretrain` in its own process, measured at several checkpoints.
 
-The folder of a study holds `plan.json` (what was asked), `data/` (prepared once for all arms), `arms/NAME/` (a run folder
+The folder of a study holds `plan.json` (the settings), `data/` (prepared once for all arms), `arms/NAME/` (a run folder
 with `study-recipe.yaml`, `log.txt` and, once it is measured, `result.json`), `study.json`, `report.html` and `report.md`.
-Started again it passes over finished arms and resumes the one it was in.
+When started again it skips finished arms and resumes the interrupted one.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class StudyOptions:
     size: str = "tiny"
     """Name in SIZES: model and N."""
     recipe: str = "quickstart"
-    """Gives data, phases, optimiser."""
+    """Recipe with data, phases and optimiser."""
     overrides: tuple[str, ...] = ()
-    """Recipe fields as key=value, after those of the size."""
+    """Recipe fields as key=value, applied after those of the size."""
     tokens: int | None = None
     """N; None: that of the size."""
     ratios: tuple[float, ...] = (0.25, 0.5)
@@ -64,11 +64,11 @@ class StudyOptions:
     ranks: int = 1
     """Processes that train an arm."""
     jobs: int = 1
-    """Arms that are trained at once, each on its share of cores and CUDA devices."""
+    """Number of arms trained at once, each on its share of cores and CUDA devices."""
     points: int = 5
-    """Checkpoints of a phase that are measured."""
+    """Number of checkpoints measured per phase."""
     curve_strings: int = 150
-    """Held-out strings read at each of them; the last one of an arm reads all."""
+    """Held-out strings read at each checkpoint; the last one of an arm reads all."""
     tasks: tuple[str, ...] = ()
     """Tasks for finished arms."""
     task_options: TaskOptions = field(default_factory=lambda: TaskOptions(Path("data/xtreme")))
@@ -76,15 +76,15 @@ class StudyOptions:
 
 
 def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRETRAIN) -> dict[str, Any]:
-    """Run what is missing of a study, write its report and return what study.json holds.
+    """Run the missing arms of a study, write its report and return the contents of study.json.
 
     Args:
-        options: what is asked.
-        log: is told a line now and then.
-        script: what Python is told to run for a phase of an arm.
+        options: settings of the study.
+        log: receives progress lines.
+        script: arguments of Python that run a phase of an arm.
 
-    Errors: UserError for settings that make no study, another study in the folder, or an arm that the user must mend;
-    GracefulStop after SIGTERM, when what was done is saved.
+    Errors: UserError for invalid settings, another study in the folder, or a failed arm; GracefulStop after SIGTERM, when
+    finished work is saved.
     """
     workers = Workers(options.jobs, options.ranks, script)
     base = base_recipe(options)
@@ -92,11 +92,11 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
     if not begun:
         _check_tasks(options, base)
     arms = _plan(options, base, log)
-    found = {arm.name: _finished(options.output / "arms" / arm.name, arm) for arm in arms}
-    missing = [arm for arm in arms if found[arm.name] is None]
+    results = {arm.name: _finished(options.output / "arms" / arm.name, arm) for arm in arms}
+    missing = [arm for arm in arms if results[arm.name] is None]
     began, fresh = time.monotonic(), 0
     if missing:
-        if begun:  # a finished study can be reported without its tasks' files
+        if begun:  # the report of a finished study does not need the tasks' files
             _check_tasks(options, base)
         log(
             f"training {len(missing)} of {pluralize(len(arms), 'arm')}, {options.jobs} at once; the first is "
@@ -105,7 +105,7 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
         )
 
     def write() -> dict[str, Any]:
-        return _write(options, arms, [result for arm in arms if (result := found[arm.name]) is not None])
+        return _write(options, arms, [result for arm in arms if (result := results[arm.name]) is not None])
 
     def work(arm: Arm) -> dict[str, Any]:
         folder = options.output / "arms" / arm.name
@@ -115,7 +115,7 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
     def finished(arm: Arm, result: dict[str, Any]) -> None:
         nonlocal fresh
         write_json(options.output / "arms" / arm.name / "result.json", result)
-        found[arm.name], fresh = result, fresh + 1
+        results[arm.name], fresh = result, fresh + 1
         left = (time.monotonic() - began) / fresh * (len(missing) - fresh) / 60
         log(
             f"arm {len(arms) - len(missing) + fresh} of {len(arms)}, {arm.label}, seed {arm.seed}: {_course(result)}; about "
@@ -129,7 +129,7 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
 
 
 def base_recipe(options: StudyOptions) -> Recipe:
-    """The recipe that all arms come from: the named one, with the size's shape and a data folder of the study's own."""
+    """The base recipe of all arms: the named one with the model shape of the size and a data folder inside the study."""
     if options.size not in SIZES:
         raise UserError(f"--size {options.size!r} is none of {', '.join(SIZES)}")
     shape = [f"{key}={value}" for key, value in SIZES[options.size][1].items()]
@@ -137,7 +137,7 @@ def base_recipe(options: StudyOptions) -> Recipe:
 
 
 def _check_tasks(options: StudyOptions, base: Recipe) -> None:
-    """Refuse tasks that could not be run on a trained arm, hours before there is one."""
+    """Refuse tasks that could not run on a trained arm, before any training."""
     if not options.tasks:
         return
     try:
@@ -148,7 +148,7 @@ def _check_tasks(options: StudyOptions, base: Recipe) -> None:
 
 
 def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
-    """The arms, once the data is there; more seeds and ratios may be asked of a study later, nothing else may change."""
+    """The arms, after preparing the data; a later call may add seeds and ratios but change nothing else."""
     unknown = [kind for kind in options.kinds if kind not in MEANING]
     if unknown or not options.kinds:
         raise UserError(f"--arms {unknown[0] if unknown else ''!r} is none of {', '.join(map(repr, MEANING))}")
@@ -161,7 +161,7 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
         "tasks": list(options.tasks),
         "recipe": base.model_dump(mode="json"),
     }
-    # what cannot be trained is refused before any data is made
+    # refuse recipes that cannot be trained before any data is prepared
     for arm in study_arms(base, tokens, options.ratios, options.seeds, 0.5, options.points):
         for phase in arm.phases:
             check_layout(arm.recipe, phase, Topology(0, options.ranks, 0, options.ranks, "study"))
@@ -179,7 +179,7 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
 
 
 def english_of_cross(base: Recipe) -> float:
-    """English share of the windows of text that the cross phase asks for, over its whole length."""
+    """Target English share of the cross phase's text windows, over its whole length."""
     directory = Path(base.data.directory)
     on_text = [objective for objective in base.phase("cross").objectives if objective.reads == "text"]
     phase = PhaseConfig.model_validate(dict(base.phase("cross")) | {"objectives": on_text})
@@ -237,7 +237,7 @@ def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device
 
 
 def _english_share(arm: Arm, folder: Path) -> float | None:
-    """Share of the windows of text of all its phases that were English, as read, not as asked."""
+    """Actual English share of the text windows of all phases."""
     english = total = 0
     for phase in arm.phases:
         realised = read_metrics(folder / phase / "metrics.jsonl")[-1]["realised"]
@@ -270,7 +270,7 @@ def _course(result: dict[str, Any]) -> str:
 
 
 def _write(options: StudyOptions, arms: Sequence[Arm], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """study.json and the report of what is finished so far."""
+    """Write study.json and the report of the arms finished so far."""
     measures = dict(MEASURES)
     for name in dict.fromkeys(name for result in results for name in result["figures"]):
         if name not in measures:

@@ -1,7 +1,6 @@
-"""Arms of a study trained side by side: each is `metaxlm pretrain` in processes of its own, on cores and devices of its own.
+"""Train arms of a study side by side, each as `metaxlm pretrain` in its own processes on its own cores and devices.
 
-A small model cannot use a whole machine, and ranks that share one arm wait for each other at every step; arms wait for
-nobody.
+A small model cannot use a whole machine, and ranks of one arm synchronise at every step; arms are independent.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from dist_metaxlm.study.arms import Arm
 
 Item = TypeVar("Item")
 PRETRAIN = ("-m", f"{MODULE}.pretrain")
-"""What Python is told to run for a phase of an arm."""
+"""Arguments of Python that run a phase of an arm."""
 
 
 class Workers:
-    """`jobs` threads, each with its share of the machine's cores and CUDA devices; SIGTERM and SIGUSR1 go on to the arms.
+    """`jobs` threads, each with its share of cores and CUDA devices; SIGTERM and SIGUSR1 are forwarded to the arms.
 
     Use as a context manager, in the main thread.
     """
 
     def __init__(self, jobs: int, ranks: int, script: Sequence[str] = PRETRAIN) -> None:
-        """Errors: UserError where `jobs` arms of `ranks` processes need more CUDA devices than there are."""
+        """Errors: UserError if `jobs` arms of `ranks` processes need more CUDA devices than are available."""
         devices = torch.cuda.device_count()
         if jobs < 1:
             raise UserError(f"--jobs {jobs} is not a number of arms at once; give 1 or more")
@@ -62,9 +61,9 @@ class Workers:
             signal.signal(number, handler)
 
     def run(self, items: Sequence[Item], work: Callable[[Item], Any], finished: Callable[[Item, Any], None]) -> None:
-        """Call `work` for every item and `finished`, in the main thread, with each result as it comes.
+        """Call `work` for every item and `finished`, in the main thread, with each result as it arrives.
 
-        What fails first stops the other arms, which save, and is raised.
+        The first failure stops the other arms, which save, and is raised.
         """
         with ThreadPoolExecutor(self._jobs, initializer=self._take_slot) as pool:
             futures: dict[Future[Any], Item] = {pool.submit(work, item): item for item in items}
@@ -78,13 +77,13 @@ class Workers:
 
     @property
     def device(self) -> torch.device:
-        """Where the calling thread's arm is measured."""
+        """Device on which the calling thread measures its arm."""
         return torch.device("cuda", self._share(range(self._devices))[0]) if self._devices else torch.device("cpu")
 
     def train(self, arm: Arm, folder: Path) -> None:
-        """Run the arm's phases one after the other; a finished one returns at once, an interrupted one goes on.
+        """Run the arm's phases one after the other; a finished one returns at once, an interrupted one resumes.
 
-        Errors: UserError with the arm's own last error; GracefulStop when it was asked to stop.
+        Errors: UserError with the last error of the arm; GracefulStop after a stop signal.
         """
         recipe = folder / "study-recipe.yaml"
         write_text(recipe, dump_recipe(arm.recipe))
@@ -100,12 +99,12 @@ class Workers:
             if code == EXIT_AGAIN:
                 raise GracefulStop(
                     f"the study stopped in arm {arm.name}, phase {phase}, and has saved what it did; "
-                    "run the same command again to go on"
+                    "run the same command again to continue"
                 )
             if code:
                 raise UserError(
                     f"arm {arm.name}, phase {phase} ended with exit code {code}: "
-                    f"{_last_error(folder / 'log.txt')}; the whole story is in {folder / 'log.txt'}"
+                    f"{_last_error(folder / 'log.txt')}; see the full log in {folder / 'log.txt'}"
                 )
 
     def _take_slot(self) -> None:
@@ -113,14 +112,14 @@ class Workers:
             self._slot.number = next(self._slots)
         cores = [core for core in cores_by_memory() if core in os.sched_getaffinity(0)]
         if self._jobs > 1 and len(cores) >= self._jobs:
-            os.sched_setaffinity(0, self._share(cores))  # of this thread; what it starts inherits it
+            os.sched_setaffinity(0, self._share(cores))  # of this thread; its child processes inherit it
 
     def _share(self, things: Sequence[Item]) -> Sequence[Item]:
         each = len(things) // self._jobs
         return things[self._slot.number * each : (self._slot.number + 1) * each]
 
     def _call(self, command: Sequence[str], output: Any) -> int:
-        """Exit code of a command; EXIT_AGAIN where we were asked to stop."""
+        """Exit code of a command; EXIT_AGAIN after a stop signal."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self._ranks))}
         if self._devices and self._jobs > 1:
             visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self._devices)))).split(",")
@@ -137,7 +136,7 @@ class Workers:
         finally:
             with self._lock:
                 del self._running[process.pid]
-        # torchrun has no exit code of its own for ranks that stopped in good order
+        # torchrun has no exit code of its own for ranks that stopped gracefully
         return EXIT_AGAIN if self._asked is not None else code
 
     def _stop(self, number: int, frame: Any = None) -> None:
@@ -149,5 +148,5 @@ class Workers:
 
 def _last_error(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = [line for line in lines if line.startswith("error: ") or "Error" in line]
-    return (found or lines or ["nothing was printed"])[-1].removeprefix("error: ")
+    errors = [line for line in lines if line.startswith("error: ") or "Error" in line]
+    return (errors or lines or ["nothing was printed"])[-1].removeprefix("error: ")

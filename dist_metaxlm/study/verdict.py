@@ -1,7 +1,7 @@
-"""From the arms' figures to differences with intervals, and to one sentence that says what they support.
+"""Differences between arms with intervals, and one sentence that states what they support.
 
-Arms of one seed share their initial weights, so differences are taken seed by seed. A difference counts where its 95%
-interval (Student's t over the seeds) leaves out zero; with fewer than two seeds nothing counts.
+Arms of one seed share their initial weights, so differences are taken seed by seed. A difference counts if its 95%
+interval (Student's t over the seeds) excludes zero; with fewer than two seeds none counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def summarise(results: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple
 
     Args:
         results: {label, kind, ratio, seed, figures {measure: value}} of every run.
-        measures: measure -> (what it is, whether higher is better).
+        measures: measure -> (description, whether higher is better).
 
     Returns:
         `arms` {label: {measure: {mean, half_width, n}}}, `comparisons` [{ratio, control, measure, difference, verdict}]
@@ -62,7 +62,7 @@ def _over(results: Sequence[Mapping[str, Any]], label: str, measure: str) -> dic
 
 
 def judge(difference: Mapping[str, Any], higher: bool) -> str:
-    """`better`, `worse`, `no difference shown`, or `one seed` where no interval can be given."""
+    """`better`, `worse`, `no difference shown`, or `one seed` if there is no interval."""
     if difference["half_width"] is None:
         return "one seed"
     if abs(difference["mean"]) <= difference["half_width"]:
@@ -71,7 +71,7 @@ def judge(difference: Mapping[str, Any], higher: bool) -> str:
 
 
 def sentence(comparisons: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, bool]]) -> str:
-    """What the comparisons with joint training and with the matched control support, whichever way they point."""
+    """One sentence about what the comparisons with joint training and with the matched control support."""
     asked = [item for item in comparisons if item["control"] in (JOINT, MATCHED)]
     if not asked:
         return "No two-phase arm and single-phase arm are both finished: there is no verdict yet."

@@ -1,4 +1,4 @@
-"""The attention kernels as the operator launches them, for `compile`: 12 heads, packed queries, keys and values."""
+"""Attention kernels with the operator's launches, for `compile`: 12 heads, packed queries, keys and values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KERNELS = {
 def _case(
     kernel: str, width: int, dtype: torch.dtype, architecture: int, atomic: bool = False, dropping: bool = False
 ) -> Case:
-    """`kernel` for one head dimension and dtype, with the launch the operator takes on `architecture`."""
+    """`kernel` for one head dimension and dtype, with the operator's launch on `architecture`."""
     matrix, rows = _TYPES[dtype]
     plan = launch(kernel, width, dtype, architecture, dropping, atomic)
     constants: dict[str, Any] = {
@@ -72,7 +72,7 @@ CASES = [
     *[_case(kernel, width, _HALF, sm) for width in (32, 64, 128) for kernel in _KERNELS for sm in _ARCHITECTURES],
     *[_case("backward_keys", width, _HALF, sm, atomic=True) for width in (64, 128) for sm in _ATOMIC],
     *[_case(kernel, 64, _FULL, sm) for kernel in _KERNELS for sm in _ARCHITECTURES],
-    # Not here: on sm_120 two registers of backward_keys with dropout spill at head dimension 128, whatever its launch.
+    # Not included: on sm_120 two registers of backward_keys with dropout spill at head dimension 128, whatever its launch.
     *[
         _case(kernel, width, dtype, sm, dropping=True)
         for width, dtype in _DROPPING

@@ -1,7 +1,7 @@
-"""The head's and the memory-bound kernels as the model launches them, for kernels/aot/compile.py.
+"""The head's and the memory-bound kernels with the model's launches, for kernels/aot/compile.py.
 
-Nothing but widths and strides is taken to be divisible by 16: vocabularies and numbers of tokens may be anything. Shapes
-are those of xlmr-base (768 channels, in tiles of 1024) and of a wide model (4096 channels), with states in bf16.
+Only widths and strides are assumed to be divisible by 16: vocabulary size and number of tokens are arbitrary. Shapes are
+those of xlmr-base (768 channels, in tiles of 1024) and of a wide model (4096 channels), with states in bf16.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _head() -> list[Case]:
             logits | {"exponentials": "*bf16"},
             _FP32,
             ("stride",),
-            expects={arch: found[:1] for arch, found in _WIDE.items()},
-        ),  # it stores one line for many
+            expects={arch: patterns[:1] for arch, patterns in _WIDE.items()},
+        ),  # one store for many lines
         _case(module, "combine", "", logits, {"RANKS": 8, "WEIGHTED": False, "BLOCK": 256}, ("rows",), expects={}),
         _case(
             module, "finish_rows", "", logits, {"WANT_STATES": True, "WANT_WEIGHT": True, "BLOCK": 1024, **_FP32}, ("width",)
@@ -74,7 +74,7 @@ def _head() -> list[Case]:
 
 
 def _norms() -> list[Case]:
-    module, found = norm_kernels, []
+    module, cases = norm_kernels, []
     signature = {
         **_types("*bf16", "x residual weight bias summed out d_out d_summed d_x d_residual"),
         **_types("*fp32", "means scales weight_parts bias_parts"),
@@ -114,7 +114,7 @@ def _norms() -> list[Case]:
             listed = module.CONFIGURATIONS[kernel]
             for variant, change in kinds.items():
                 given = signature | ({"means": None, "bias": None} if change.get("RMS") else {})
-                found.append(
+                cases.append(
                     _case(
                         module,
                         kernel,
@@ -125,7 +125,7 @@ def _norms() -> list[Case]:
                         listed[:-1] if width == 1024 else listed[-1:],
                     )
                 )
-    return found
+    return cases
 
 
 def _activations() -> list[Case]:

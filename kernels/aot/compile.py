@@ -1,11 +1,11 @@
-"""Compile every kernel in every configuration for GPUs that are not here, and table what the compiler made of them.
+"""Compile every kernel in every configuration for GPUs that need not be present, and tabulate the machine code.
 
     python -m dist_metaxlm.kernels.aot --output docs/results/2026-11-22-kernels-aot.md      (make kernels-aot)
 
 Neither a GPU nor a driver is needed: Triton compiles for any architecture, and `cuobjdump` of its wheel reads registers,
 stack, shared memory and instructions back from the machine code. A configuration in use, the first of its list, must
 not spill, must fit the architecture's shared memory and must hold the instructions that its case expects; the command
-exits with 1 where one does not. What it cannot tell: whether a kernel is right (tests/kernels, in the interpreter) or fast.
+exits with 1 if one does not. It does not show whether a kernel is correct (tests/kernels, in the interpreter) or fast.
 
 To add kernels, list `Case`s in a module and name the module in `SOURCES`.
 """
@@ -32,18 +32,18 @@ SOURCES = ("dist_metaxlm.kernels.aot.cases", "dist_metaxlm.kernels.aot.attention
 SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 """Shared memory a program may have, in bytes, by compute capability (CUDA programming guide, table of limits).
 
-What is compiled for sm_80, which has 163 KiB, is launched alike on sm_86 and sm_89, and these have 99."""
+Code compiled for sm_80, which has 163 KiB, is launched in the same way on sm_86 and sm_89, which have 99."""
 
 HEADING = """# Kernels, compiled ahead of time
 
-`python -m dist_metaxlm.kernels.aot`, without a GPU; what each kernel is and what the columns are for: docs/kernels.md.
+`python -m dist_metaxlm.kernels.aot`, without a GPU; docs/kernels.md describes the kernels and the columns.
 
 """
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel with the arguments it is launched with."""
+    """A kernel with the arguments of its launch."""
 
     name: str
     """Name in the table."""
@@ -65,7 +65,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of one configuration for one architecture."""
+    """Machine code of one configuration for one architecture."""
 
     case: str
     configuration: dict[str, int]
@@ -129,17 +129,17 @@ def _read(case: Case, configuration: dict[str, int], architecture: int, compiled
         file.flush()
         usage = cuobjdump("--dump-resource-usage", file.name)
         code = cuobjdump("--dump-sass", file.name)
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    resources = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
-    stack, shared = max(found.get("STACK", 0), found.get("LOCAL", 0)), compiled.metadata.shared
+    stack, shared = max(resources.get("STACK", 0), resources.get("LOCAL", 0)), compiled.metadata.shared
     tensor = {name: sum(op.split(".")[0] == name for op in operations) for name in ("HMMA", "HGMMA", "UTCHMMA", "IMMA")}
     problems = []
-    if not operations or "REG" not in found:
+    if not operations or "REG" not in resources:
         problems.append("machine code not understood")
     if stack:
         problems.append(f"spills {stack} bytes")
     if shared > SHARED_MEMORY[architecture]:
-        problems.append(f"{shared} bytes of shared memory, {SHARED_MEMORY[architecture]} are there")
+        problems.append(f"{shared} bytes of shared memory, {SHARED_MEMORY[architecture]} are available")
     problems += [
         f"no {wanted}" for wanted in case.expects.get(architecture, ()) if not any(re.match(wanted, op) for op in operations)
     ]
@@ -148,7 +148,7 @@ def _read(case: Case, configuration: dict[str, int], architecture: int, compiled
         configuration,
         architecture,
         configuration == case.configurations[0],
-        found.get("REG", 0),
+        resources.get("REG", 0),
         stack,
         shared,
         sum(op.startswith(("LDG.E", "STG.E")) and ".128" in op for op in operations),
@@ -158,7 +158,7 @@ def _read(case: Case, configuration: dict[str, int], architecture: int, compiled
 
 
 def cuobjdump(action: str, path: str) -> str:
-    """What the tool of the Triton wheel says about machine code."""
+    """Output of the Triton wheel's cuobjdump for machine code."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -225,7 +225,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if importlib.util.find_spec("triton") is None:
         raise UserError("the package triton is not installed; `pip install triton` brings the compiler, no GPU is needed")
-    os.environ.pop("TRITON_INTERPRET", None)  # read when the kernels are imported, which is not yet
+    os.environ.pop("TRITON_INTERPRET", None)  # read when the kernels are imported, later
     chosen = [case for case in cases() if any(part in case.name for part in arguments.only)]
     rows = compile_all(chosen, tuple(arguments.sm), arguments.jobs, arguments.in_use)
     if arguments.output:

@@ -1,10 +1,10 @@
-"""What nvcc made of the CUDA C++ kernels for GPUs that are not here: registers, spills, shared memory, instructions.
+"""Machine code of the CUDA C++ kernels, without a GPU: registers, spills, shared memory, instructions.
 
     python -m dist_metaxlm.kernels.aot.cuda --output docs/results/2026-11-22-cuda-aot.md      (make kernels-cuda-aot)
 
 Read back from the library of `make kernels` with `cuobjdump` of the Triton wheel; neither a GPU nor a driver is needed. The
-command exits with 1 where a kernel spills, exceeds the architecture's shared memory or lacks the instructions that it is
-written for. What it cannot tell: whether a kernel is right (tests/kernels, on the host) or fast.
+command exits with 1 if a kernel spills, exceeds the architecture's shared memory or lacks the instructions that it is
+written for. It does not show whether a kernel is correct (tests/kernels, on the host) or fast.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError, run_command
 from dist_metaxlm.kernels.aot.compile import SHARED_MEMORY, cuobjdump
 
 EXPECTED = {"portable": ("HMMA", "LDSM", "LDGSTS"), "hopper": ("HGMMA", "UTMALDG", "SYNCS", "USETMAXREG", "WARPGROUP")}
-"""Instructions by which one sees that the machine code does what its source says: products on tensor cores, their operands
-from shared memory, copies in the background; for Hopper's kernel also barriers and the sharing out of registers."""
+"""Instructions that show that the machine code does what the source says: products on tensor cores, their operands from
+shared memory, asynchronous copies; for Hopper's kernel also barriers and the reallocation of registers."""
 ORDERINGS = 8
 """WARPGROUP instructions of Hopper's kernel: one before and one after each of its four runs of products. More of them mean
-that the compiler made products wait for each other."""
+that the compiler serialised the products."""
 OVERLAPPED = "MUFU.EX2 beside products"
 BLOCK_SCORES = 64
-"""Scores of a block that one lane has; its exponentials are to be formed while the products before them run."""
+"""Scores of a block per lane; their exponentials must be computed while the previous products run."""
 NAME = re.compile(r"_ZN7metaxlm(6hopper)?17attention_forwardILi(\d+)E")
 
 HEADING = """# CUDA C++ kernels, compiled ahead of time
 
 `python -m dist_metaxlm.kernels.aot.cuda`, without a GPU; what the kernels are: docs/kernels-attention.md. Registers with
-which a thread is launched, spilled bytes per thread, shared memory of a block of threads in bytes, instructions that matter.
-Hopper's kernel runs on sm_90 alone; there its producers go down to 24 registers and its consumers up to 240.
+which a thread is launched, spilled bytes per thread, shared memory of a block of threads in bytes, important instructions.
+Hopper's kernel runs on sm_90 alone; there its producers release registers down to 24 and its consumers acquire up to 240.
 
 """
 
@@ -62,30 +62,30 @@ class KernelCode:
     def problems(self) -> list[str]:
         """Why it must not be shipped."""
         room = SHARED_MEMORY[int(re.sub(r"\D", "", self.architecture))]
-        found = [f"no {name}" for name, count in self.instructions.items() if not count]
-        found += ["products wait for each other"] * (self.instructions.get("WARPGROUP", 0) > ORDERINGS)
-        found += ["weights wait for products"] * (self.instructions.get(OVERLAPPED, BLOCK_SCORES) < BLOCK_SCORES)
+        problems = [f"no {name}" for name, count in self.instructions.items() if not count]
+        problems += ["products wait for each other"] * (self.instructions.get("WARPGROUP", 0) > ORDERINGS)
+        problems += ["weights wait for products"] * (self.instructions.get(OVERLAPPED, BLOCK_SCORES) < BLOCK_SCORES)
         return (
-            found
+            problems
             + [f"spills {self.stack} bytes"] * (self.stack > 0)
-            + [f"{self.shared} bytes of shared memory, {room} are there"] * (self.shared > room)
+            + [f"{self.shared} bytes of shared memory, {room} are available"] * (self.shared > room)
         )
 
 
 def kernels_in(library: Path, shared_bytes: Callable[[int, str], int]) -> list[KernelCode]:
-    """The attention kernels in the machine code of `library`; `shared_bytes(width, variant)` is what a launch asks for."""
+    """The attention kernels in the machine code of `library`; `shared_bytes(width, variant)` is the request of a launch."""
     usage = dict(_sections(cuobjdump("--dump-resource-usage", str(library))))
-    found = []
+    kernels = []
     for key, code in _sections(cuobjdump("--dump-sass", str(library))):
         architecture, variant, width = key
         if variant == "hopper" and architecture != "sm_90a":
-            continue  # no body there
+            continue  # no body for this architecture
         operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", code, re.MULTILINE)
         counts = {name: operations.count(name) for name in EXPECTED[variant]}
         if variant == "hopper":
             counts[OVERLAPPED] = _exponentials_beside_products(code)
         used = {name: int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage[key])}
-        found.append(
+        kernels.append(
             KernelCode(
                 variant,
                 width,
@@ -96,7 +96,7 @@ def kernels_in(library: Path, shared_bytes: Callable[[int, str], int]) -> list[K
                 counts,
             )
         )
-    return found
+    return kernels
 
 
 def _exponentials_beside_products(code: str) -> int:
@@ -106,16 +106,16 @@ def _exponentials_beside_products(code: str) -> int:
 
 
 def _sections(listing: str) -> list[tuple[tuple[str, str, int], str]]:
-    """(architecture, variant, width) and what cuobjdump lists of each kernel."""
-    found = []
+    """((architecture, variant, width), listing of cuobjdump) of each kernel."""
+    sections = []
     for part in re.split(r"^Fatbin (?=elf code)", listing, flags=re.MULTILINE)[1:]:
         architecture = re.search(r"^arch = (\w+)", part, re.MULTILINE)
         for kernel in re.split(r"^\s*Function\s*:?\s*", part, flags=re.MULTILINE)[1:]:
             name = NAME.match(kernel)
             if name and architecture:
                 variant = "hopper" if name[1] else "portable"
-                found.append(((architecture[1], variant, int(name[2])), kernel))
-    return found
+                sections.append(((architecture[1], variant, int(name[2])), kernel))
+    return sections
 
 
 def table(kernels: list[KernelCode], compiler: str) -> str:
@@ -136,7 +136,7 @@ def table(kernels: list[KernelCode], compiler: str) -> str:
 
 
 def compiler_of(library: Path) -> str:
-    """The release of CUDA's compiler that machine code names."""
+    """The release of CUDA's compiler recorded in the machine code."""
     named = re.search(rb"Cuda compilation tools, (release [\d.]+, V[\d.]+)", library.read_bytes())
     return f"CUDA {named[1].decode()}" if named else "a compiler that left no name"
 

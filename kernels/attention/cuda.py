@@ -1,7 +1,7 @@
 """The CUDA C++ attention forward (kernels/cuda), bound through ctypes; its backward is the Triton one.
 
-`make kernels` builds the library with nvcc; where it is missing, nothing fails and the registry says what runs instead.
-The registry offers this forward only where it is forced: it is not known to be faster than the Triton one on any device.
+`make kernels` builds the library with nvcc; without it nothing fails and the registry reports what runs instead.
+The registry uses this forward only when forced: it is not known to be faster than the Triton one on any device.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def missing() -> str | None:
 
 
 def accepts(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None) -> bool:
-    """Whether the kernel takes these, and is asked for: bf16 on sm_80 or newer, head dimension 32, 64 or 128."""
+    """Whether the kernel is requested and supports these: bf16 on sm_80 or newer, head dimension 32, 64 or 128."""
     fitting = queries.is_cuda and queries.dtype == torch.bfloat16 and queries.shape[2] in WIDTHS and queries.numel() > 0
     return fitting and forced() == "cuda" and torch.cuda.get_device_capability(queries.device) >= (8, 0)
 
@@ -62,7 +62,7 @@ def cuda_attention(
 
 @contextmanager
 def using(variant: str) -> Iterator[None]:
-    """Take a kernel of `VARIANTS` for a while: to compare them on one device. It fails where that kernel cannot run."""
+    """Use a kernel of `VARIANTS` temporarily, to compare them on one device. Launches fail if that kernel cannot run."""
     global _variant
     assert variant in VARIANTS, variant
     before, _variant = _variant, variant
@@ -107,7 +107,7 @@ def load(path: Path) -> ctypes.CDLL:
 
     Raises:
         OSError: it cannot be loaded.
-        AttributeError: it is another library.
+        AttributeError: it is a different library.
     """
     library = ctypes.CDLL(str(path))
     library.metaxlm_abi_version.restype = _INT
@@ -156,7 +156,7 @@ def shared_bytes(library: ctypes.CDLL, width: int, variant: str) -> int:
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied where the kernel's 16-byte loads could not read it in place."""
+    """The tensor, copied if the kernel's 16-byte loads cannot read it in place."""
     tensor = channels_together(tensor)
     fits = tensor.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in tensor.stride()[:2])
     return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)

@@ -1,11 +1,11 @@
 """Attention over packed documents: the operator, and its PyTorch reference, which is also the CPU path.
 
-The reference uses that documents never cross a window: it runs on [W, heads, L, D] with one additive block mask for all
+The reference relies on documents never crossing a window: it runs on [W, heads, L, D] with one additive block mask for all
 heads and layers of a micro-batch, on a CPU with short documents on shorter rows (short_rows.py). Of SDPA with a boolean
 mask, SDPA with an additive mask and explicit matmul + softmax, SDPA with the additive mask is the fastest in forward +
 backward on CPU for L 128 and 512 at head dimensions 32 and 64.
 The kernels (attention_operator.py, attention_cuda.py) walk the tiles of kernels/attention/tiles.py and never build a mask.
-With dropout the reference writes its softmax out, since SDPA draws its masks from a generator.
+With dropout the reference computes the softmax explicitly, since SDPA draws its masks from a generator.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _recipe_backward = "two_pass"
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Who attends to whom in a micro-batch of T = W * L tokens; built once, used by every layer of its kind.
+    """Which tokens attend to which in a micro-batch of T = W * L tokens; built once, used by every layer of its kind.
 
-    The mask is the reference's, the tiles are the kernels'; each is built when first asked for.
+    The reference uses the mask, the kernels use the tiles; each is built at first use.
     """
 
     document_ids: torch.Tensor
@@ -51,11 +51,11 @@ class AttentionPattern:
     def mask(self) -> torch.Tensor | None:
         """[W, 1, L, L] additive: 0 where attention is allowed, -inf elsewhere; None: all of the window is allowed.
 
-        A token attends to itself always, so no row of the mask is empty.
+        A token always attends to itself, so no row of the mask is empty.
         """
         windows = self.document_ids.numel() // self.window
         reaches_all = self.local_window is None or self.local_window // 2 >= self.window - 1
-        # As many documents as windows means one document in each: read off the shape, without waiting for a device.
+        # As many documents as windows means one document in each: known from the shape, without a device synchronisation.
         if reaches_all and self.cu_seqlens.numel() == windows + 1:
             return None
         return block_mask(
@@ -66,7 +66,7 @@ class AttentionPattern:
 
     @cached_property
     def rows(self) -> RowTable | None:
-        """Where the reference moves the documents on a CPU; None: they stay in their windows."""
+        """Short rows to which the CPU reference moves documents; None: they stay in their windows."""
         one_each = self.cu_seqlens.numel() == self.document_ids.numel() // self.window + 1
         if self.document_ids.device.type != "cpu" or one_each:
             return None
@@ -80,7 +80,7 @@ class AttentionPattern:
 
     @cached_property
     def tiles(self) -> TileTable:
-        """The tiles of all kernels: 128 rows, in fp32 (whose products are three, of twice the room) 32."""
+        """The tiles of all kernels: 128 rows, in fp32 (three products per product, twice the space) 32."""
         rows = 128 if self.dtype in (torch.float16, torch.bfloat16) else 32
         return tile_table(self.cu_seqlens, self.document_ids.numel(), rows, self.local_window)
 
@@ -90,15 +90,15 @@ def attention_pattern(
 ) -> AttentionPattern:
     """The pattern for `document_ids` [T] and `cu_seqlens` [D + 1]; `dtype` is that of queries, keys and values.
 
-    Under autocast its dtype counts instead. A token attends to the tokens of its document that are at most
-    `local_window // 2` away (as ModernBERT counts it).
+    Under autocast the autocast dtype is used instead. A token attends to the tokens of its document that are at most
+    `local_window // 2` away (as in ModernBERT).
     """
     device = document_ids.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     pattern = AttentionPattern(document_ids, cu_seqlens, window, local_window, dtype)
     if document_ids.is_cuda and forced() != "reference":
-        _ = pattern.tiles  # not first inside a layer, which may be compiled or computed again
+        _ = pattern.tiles  # build now, not inside a layer that may be compiled or recomputed
     return pattern
 
 
@@ -109,13 +109,13 @@ def packed_attention(
     pattern: AttentionPattern,
     dropout: AttentionDropout | None = None,
 ) -> torch.Tensor:
-    """Softmax attention, scores divided by sqrt(D): [T, heads, D] three times -> [T, heads, D]; strides may be any.
+    """Softmax attention, scores divided by sqrt(D): [T, heads, D] three times -> [T, heads, D]; any strides.
 
-    What a masked key or value holds changes no bit of the output: its weight is exactly zero. With `dropout` weights are
+    The contents of a masked key or value do not change the output: its weight is exactly zero. With `dropout` weights are
     dropped after the softmax.
 
     Raises:
-        UserError: a backend is forced that does not take these.
+        UserError: the forced backend does not support these.
     """
     if torch.is_autocast_enabled(queries.device.type):
         dtype = torch.get_autocast_dtype(queries.device.type)
@@ -131,14 +131,14 @@ def packed_attention(
 
 
 def choose_backward(variant: str) -> None:
-    """What the recipe's `training.attention_backward` says; the environment variable wins over it."""
+    """Set the recipe's `training.attention_backward`; the environment variable takes precedence."""
     global _recipe_backward
     assert variant in BACKWARDS, variant
     _recipe_backward = variant
 
 
 def uses_atomics() -> bool:
-    """Whether the kernels' backward adds into the queries' gradient with atomics; else the same bits come every time.
+    """Whether the kernels' backward adds into the queries' gradient with atomics; otherwise results are deterministic.
 
     Raises:
         UserError: the environment variable names no variant.
@@ -156,8 +156,8 @@ def _traced(
     pattern: AttentionPattern,
     dropout: AttentionDropout | None,
 ) -> torch.Tensor:
-    """`packed_attention` for torch.compile: what asks a device for its capability is not for a graph."""
-    from dist_metaxlm.kernels.tracing import attention_backend  # torch._dynamo, two seconds that only a compiler needs
+    """`packed_attention` for torch.compile: queries of the device capability stay out of the graph."""
+    from dist_metaxlm.kernels.tracing import attention_backend  # imports torch._dynamo (two seconds)
 
     backend = attention_backend(str(queries.device), queries.dtype, queries.shape[2])
     if backend == "reference":
@@ -183,7 +183,7 @@ def reference_attention(
     inputs = [tensor.to(working) for tensor in (queries, keys, values)]
     if dropout is not None:
         return _in_windows_dropped(inputs, pattern.window, pattern.mask, dropout).to(dtype)
-    table = None if torch.compiler.is_compiling() else pattern.rows  # made by the host
+    table = None if torch.compiler.is_compiling() else pattern.rows  # built on the host
     if table is None:
         return _in_windows(inputs, pattern.window, pattern.mask).to(dtype)
     parts = spread(inputs[0], inputs[1], inputs[2], table)
@@ -205,7 +205,7 @@ def _in_windows(inputs: list[torch.Tensor], window: int, mask: torch.Tensor | No
 def _in_windows_dropped(
     inputs: list[torch.Tensor], window: int, mask: torch.Tensor | None, dropout: AttentionDropout
 ) -> torch.Tensor:
-    """`_in_windows` with the weights [W, heads, L, L] written out and dropped."""
+    """`_in_windows` with explicit weights [W, heads, L, L] and dropout."""
     tokens, heads, width = inputs[0].shape
     windows = tokens // window
     queries, keys, values = (tensor.view(windows, window, heads, width).transpose(1, 2) for tensor in inputs)
@@ -223,7 +223,7 @@ def accepts_triton(
     pattern: AttentionPattern | None,
     dropout: AttentionDropout | None,
 ) -> bool:
-    """Whether the Triton kernels take these; here, so that choosing the reference does not import the operator."""
+    """Whether the Triton kernels support these; in this module so that choosing the reference does not import Triton."""
     from dist_metaxlm.kernels.attention.operator import accepts
 
     return accepts(queries, keys, values, pattern)
@@ -236,7 +236,7 @@ def accepts_cuda(
     pattern: AttentionPattern | None,
     dropout: AttentionDropout | None,
 ) -> bool:
-    """Whether the CUDA C++ kernel takes these and is asked for; it has no dropout."""
+    """Whether the CUDA C++ kernel is requested and supports these; it has no dropout."""
     from dist_metaxlm.kernels.attention.cuda import accepts
 
     return dropout is None and accepts(queries, keys, values, pattern)

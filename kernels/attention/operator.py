@@ -1,8 +1,8 @@
-"""Attention as an operator of PyTorch: Triton (or CUDA) forward, Triton backward, under autograd, autocast and compile.
+"""Attention as a PyTorch operator: Triton (or CUDA) forward, Triton backward, under autograd, autocast and compile.
 
 `dist_metaxlm::attention_forward` and `attention_backward` are registered with fake implementations, so torch.compile,
-activation checkpointing and opcheck treat them as any operator. This module imports Triton, so it is imported only where
-the registry has found it.
+activation checkpointing and opcheck treat them as any operator. This module imports Triton, so it is imported only if
+the registry finds Triton.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, keep_factor
 from dist_metaxlm.kernels.registry import interpreted
 
 WIDTHS = range(8, 129, 8)
-"""Channels of a head that the kernels take; other than 16, 32, 64 and 128 are padded to the next of them in registers."""
+"""Channels of a head that the kernels support; other than 16, 32, 64 and 128 are padded to the next of them in registers."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def launch(
 ) -> Launch:
     """For `kernel` forward, backward_keys or backward_queries on compute capability `capability` (80, 90, ...).
 
-    Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot/attention.py holds them to it, and says
-    where it does not). None has been timed. `dropping`: weights are dropped, `atomic`: backward_keys adds to the queries'
+    Chosen ahead of time: none of these spills, none serialises wgmma (kernels/aot/attention.py checks it and lists the
+    exceptions). None has been timed. `dropping`: weights are dropped, `atomic`: backward_keys adds to the queries'
     gradient too.
     """
-    # From sm_120 on (GeForce RTX 50) tensor cores and shared memory are again of the kind and size of sm_86.
+    # From sm_120 on (GeForce RTX 50) tensor cores and shared memory are again like those of sm_86.
     narrow, hopper = padded_width(width) <= 64, 90 <= capability < 120
     if dtype in (torch.float32, torch.float64):
         if kernel == "backward_queries":
@@ -62,7 +62,7 @@ def launch(
         return Launch(16, 8, 1)
     if not narrow and hopper and capability >= 100:
         return Launch(32 if dropping or atomic else 64, 8, 1 if dropping else 2)
-    if dropping and hopper:  # the mask's hash takes registers, which smaller blocks or a shorter pipeline give back
+    if dropping and hopper:  # the mask's hash needs registers, which smaller blocks or a shorter pipeline free
         return Launch((64 if narrow else 32) // (2 if atomic else 1), 8, 2 if narrow or atomic else 1)
     return Launch((64 if narrow else 32) if hopper else (32 if narrow else 16), 8, 2)
 
@@ -73,9 +73,9 @@ def padded_width(width: int) -> int:
 
 
 def accepts(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern | None) -> bool:
-    """Whether the Triton kernels take these: fp16, bf16 or fp32 (fp64 in the interpreter), D 8 to 128 in eights.
+    """Whether the Triton kernels support these: fp16, bf16 or fp32 (fp64 in the interpreter), D 8 to 128 in eights.
 
-    fp32 beyond 64 channels is left to the reference: its operands do not fit into registers.
+    fp32 with more than 64 channels runs on the reference: its operands do not fit into registers.
     """
     if queries.shape[2] not in WIDTHS or queries.numel() == 0:
         return False
@@ -114,7 +114,7 @@ def attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixture [T, H, D] contiguous and log2-sums [H, T] fp32 over the tiles of kernels/attention/tiles.py.
 
-    `atomic` says which backward a training step gets. The last four are those of an `AttentionDropout`; without keys
+    `atomic` selects the backward of the training step. The last four are those of an `AttentionDropout`; without keys
     nothing is dropped.
     """
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
@@ -162,11 +162,11 @@ def attention_backward(
     """Gradients of queries, keys and values side by side, [T, H, 3, D], from that of the mixture."""
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
     gradient, mixed = gradient.contiguous(), mixed.contiguous()
-    # fp32 atomics are vector instructions from sm_90 on; before, on sm_120, and in fp32, the variant also spills.
+    # fp32 atomics are vector instructions from sm_90 on; on older devices, on sm_120 and in fp32 the variant also spills.
     atomic = atomic and (interpreted() or (90 <= _capability(queries) < 120 and queries.dtype != torch.float32))
     tokens, heads, width = queries.shape
     joined = _side_by_side(queries)
-    # Programs add to it in any order, so it is fp32 whatever the model computes in.
+    # Programs add to it in any order, so it is fp32 in every model dtype.
     buffer = torch.zeros(queries.shape, dtype=log_sums.dtype, device=queries.device) if atomic else joined
     row_sums = torch.empty_like(log_sums)
     shared = (
@@ -228,7 +228,7 @@ attention_forward.register_autograd(backward, setup_context=save_for_backward)
 
 
 def attention_outputs(queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for what a forward gives: mixture [T, H, D] and log2-sums [H, T]."""
+    """Buffers for the results of a forward: mixture [T, H, D] and log2-sums [H, T]."""
     tokens, heads, _ = queries.shape
     sums = torch.float64 if queries.dtype == torch.float64 else torch.float32
     return (
@@ -248,7 +248,7 @@ def _drop_arguments(salt: int, first_head: int, rate: float) -> tuple[int, int, 
 
 
 def channels_together(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied where the channels of a head do not lie side by side."""
+    """The tensor, copied if the channels of a head are not contiguous."""
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
@@ -258,7 +258,7 @@ def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
 
 def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, Any]:
     width = queries.shape[2]
-    # Three products of tf32 make one as exact as fp32; plain fp32 products would leave the tensor cores and spill.
+    # Three tf32 products are as exact as one in fp32; plain fp32 products would not use tensor cores and would spill.
     precision = "tf32" if queries.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     constants = {
         "TILE": rows,
@@ -273,7 +273,7 @@ def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, Any]
 
 
 def _capability(tensor: torch.Tensor) -> int:
-    """Compute capability of the tensor's device; the interpreter takes the part of an sm_90."""
+    """Compute capability of the tensor's device; the interpreter counts as sm_90."""
     if not tensor.is_cuda:
         return 90
     major, minor = torch.cuda.get_device_capability(tensor.device)
@@ -281,5 +281,5 @@ def _capability(tensor: torch.Tensor) -> int:
 
 
 def _on(tensor: torch.Tensor) -> torch.cuda.device:
-    # -1 changes nothing: tensors of the interpreter are on the CPU.
+    # -1 has no effect: tensors of the interpreter are on the CPU.
     return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

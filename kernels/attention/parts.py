@@ -1,7 +1,7 @@
 """Queries, keys and values as parts of one product, [T, heads, 3, D], and their gradients without a copy.
 
 The gradient of a plain `unbind` is a stack: one more read and write of three times the states in every layer. The kernels'
-backward writes the three gradients as they lie in the product, and here that is seen and handed on as it is.
+backward writes the three gradients in the layout of the product; this module detects that and passes them on without a copy.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 
 def parts_of(joined: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`joined` [T, heads, 3, D] -> queries, keys and values, views of [T, heads, D]."""
-    if torch.compiler.is_compiling():  # where things lie is decided by the compiler
+    if torch.compiler.is_compiling():  # the compiler chooses the memory layout
         return joined.unbind(2)  # type: ignore[return-value]
     return _Parts.apply(joined)
 
 
 def one_matrix(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor | None:
-    """[T, 3 * heads * D] where the three lie in it as [T, heads, 3, D]; None where they do not."""
+    """The common matrix [T, 3 * heads * D] if the three are views of it as [T, heads, 3, D]; else None."""
     tokens, heads, width = queries.shape
     strides = (3 * heads * width, 3 * width, 1)
     first, storage = queries.storage_offset(), queries.untyped_storage()._cdata

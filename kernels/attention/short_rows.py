@@ -1,11 +1,11 @@
 """Rows that fit the documents, for attention's CPU path: short documents share short rows instead of whole windows.
 
-The reference attends over [windows, L, L] and masks what is not one document: of a window of 128 with documents of ten
-tokens a twelfth of that work counts. Here documents move into rows of 32, 64, ... tokens, the longest first, each into the
-fullest row that still has room for it, else into a new one of the smallest kind that holds it (best fit decreasing). Moving
-is a gather there and one back; its gradient is the same the other way round, because every token has one slot.
+The reference attends over [windows, L, L] and masks pairs of different documents: in a window of 128 with documents of ten
+tokens only a twelfth of that work is useful. Here documents move into rows of 32, 64, ... tokens, the longest first, each
+into the fullest row with enough space, else into a new row of the smallest sufficient length (best fit decreasing). Moving
+is one gather in each direction; its gradient is the reverse gather, because every token has one slot.
 
-For a CPU alone: the table is made by the host from the lengths, which on a GPU it would have to wait for.
+For CPUs only: the host builds the table from the lengths, which on a GPU would need a synchronisation.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from dist_metaxlm.kernels.attention.parts import one_matrix
 
 SMALLEST = 32
-"""Tokens of the shortest rows; below, the products are too small to gain."""
+"""Tokens of the shortest rows; smaller products give no gain."""
 FIXED_COST, MOVING_COST = 110, 55
-"""What attention costs a slot beside its row's length, and what moving costs a token, in units of one token of row length:
-forward and backward through four layers on one Xeon core, head dimension 32, windows of 64 to 512 tokens. With them the
-sign of what is gained is right for every objective of the quickstart's phases and those windows."""
+"""Cost of attention per slot in addition to its row length, and cost of moving a token, in units of one token of row length:
+forward and backward through four layers on one Xeon core, head dimension 32, windows of 64 to 512 tokens. They predict the
+sign of the gain correctly for every objective of the quickstart's phases and those windows."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RowTable:
     """Slots of rows of some lengths; S is the number of slots."""
 
     source: torch.Tensor
-    """[S] int64: token of each slot; empty slots have token 0 and are seen by themselves alone."""
+    """[S] int64: token of each slot; empty slots have token 0 and attend only to themselves."""
     place: torch.Tensor
     """[T] int64: slot of each token."""
     parts: tuple[tuple[slice, int, torch.Tensor], ...]
@@ -48,7 +48,7 @@ def row_table(
 ) -> RowTable | None:
     """The table for documents [T] of `cu_seqlens` [D + 1] in windows of `window`; masks in `dtype`.
 
-    None where moving would cost more than it saves, or nothing is to be gained; `always`: a table there too.
+    None if moving costs more than it saves or gains nothing; with `always` a table is returned even then.
     """
     cuts = cu_seqlens.to(torch.int64)
     lengths = cuts.diff()
@@ -88,7 +88,7 @@ def spread(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tabl
 
 
 def collected(parts: list[torch.Tensor], table: RowTable) -> torch.Tensor:
-    """For each part of the table [slots, heads, D] -> [T, heads, D]: `spread` undone."""
+    """For each part of the table [slots, heads, D] -> [T, heads, D]: the inverse of `spread`."""
     return _Collected.apply(table, *parts)
 
 
@@ -99,15 +99,15 @@ class _Spread(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         ctx.table = table
         inputs = (queries, keys, values)
-        shared = one_matrix(*inputs)  # its rows are gathered in one go
-        found = []
+        shared = one_matrix(*inputs)  # one gather for all three
+        moved = []
         for part, _, _ in table.parts:
             source = table.source[part]
             if shared is None:
-                found += [tensor.index_select(0, source) for tensor in inputs]
+                moved += [tensor.index_select(0, source) for tensor in inputs]
             else:
-                found += shared.index_select(0, source).view(-1, queries.shape[1], 3, queries.shape[2]).unbind(2)
-        return tuple(found)
+                moved += shared.index_select(0, source).view(-1, queries.shape[1], 3, queries.shape[2]).unbind(2)
+        return tuple(moved)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -123,7 +123,7 @@ class _Collected(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         upstream = upstream.contiguous()
-        # An empty slot gets the gradient of token 0: it sees itself alone, so that ends in its own, which nobody reads.
+        # An empty slot gets the gradient of token 0: it attends only to itself, so only its own slot gets it.
         return None, *(upstream.index_select(0, ctx.table.source[part]) for part, _, _ in ctx.table.parts)
 
 
@@ -138,9 +138,9 @@ def _packed(lengths: list[int], window: int) -> tuple[list[int], list[tuple[int,
     rooms: list[tuple[int, int]] = []  # (free slots, row), ascending
     for document in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         length = lengths[document]
-        found = bisect_left(rooms, (length, -1))
-        if found < len(rooms):
-            room, row = rooms.pop(found)
+        index = bisect_left(rooms, (length, -1))
+        if index < len(rooms):
+            room, row = rooms.pop(index)
         else:
             size = SMALLEST
             while size < length:
@@ -153,7 +153,7 @@ def _packed(lengths: list[int], window: int) -> tuple[list[int], list[tuple[int,
 
 
 def _starts(rows: list[int]) -> list[int]:
-    """First slot of each row; rows of one length lie together, the short ones first."""
+    """First slot of each row; rows of equal length are adjacent, short ones first."""
     starts, slot = [0] * len(rows), 0
     for row in sorted(range(len(rows)), key=lambda number: rows[number]):
         starts[row] = slot

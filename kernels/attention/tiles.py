@@ -2,10 +2,10 @@
 
 A tile is a run of at most `rows` consecutive tokens: a piece of one long document, or several whole short documents that
 share it (800 documents of lognormal length, median 60: 769 tiles of 128 rows instead of 1017; median 25: 276, not 815).
-Each token knows the first and the last key it sees; documents and the sliding window are both that interval, so kernels
+Each token has a first and a last key that it attends to; documents and the sliding window are such intervals, so kernels
 need one kind of mask. The relation is symmetric: the same table drives queries over keys and keys over queries.
 
-Everything is tensor arithmetic of static shape: on a CUDA device nothing waits for the host. Grouping is greedy ("take
+All steps are tensor operations of static shape: on a CUDA device nothing waits for the host. Grouping is greedy ("take
 documents while they fit"), which is a linked list of group starts; its members are found by pointer doubling in
 log2(documents) rounds instead of a walk.
 """
@@ -17,17 +17,17 @@ from dataclasses import dataclass
 import torch
 
 COLUMNS = 6
-"""Of a tile: first row, end of rows, first key, end of keys, first and end of the keys that every row of the tile sees."""
+"""Of a tile: first row, end of rows, first key, end of keys, first and end of the keys visible to every row of the tile."""
 
 
 @dataclass(frozen=True)
 class TileTable:
-    """What attention kernels iterate over; all int32, on the device of the batch."""
+    """Work list of the attention kernels; all int32, on the device of the batch."""
 
     tiles: torch.Tensor
     """[N, 6]: see COLUMNS; widest key range first, unused entries (no rows) last. N depends on T and D alone."""
     bounds: torch.Tensor
-    """[2, T]: first key that each token sees, and the end of its keys."""
+    """[2, T]: first key that each token attends to, and the end of its keys."""
     rows: int
     """Most rows of a tile."""
 
@@ -41,18 +41,18 @@ def tile_table(cu_seqlens: torch.Tensor, tokens: int, rows: int, local_window: i
     cuts = cu_seqlens.to(torch.int64)
     first_key, end_key = _bounds(cuts, tokens, local_window)
     first_row, end_row = _tile_rows(cuts, tokens, rows)
-    # Bounds grow with the token, so a tile's union and intersection stand at its first and last row.
+    # Bounds grow with the token, so union and intersection of a tile's intervals follow from its first and last row.
     last_row = (end_row - 1).clamp(min=0)
     used = end_row > first_row
     columns = [first_row, end_row, first_key[first_row], end_key[last_row], first_key[last_row], end_key[first_row]]
     tiles = torch.where(used.unsqueeze(1), torch.stack(columns, 1), 0)
-    # Longest work first, so that no long tile starts when the others are done.
+    # longest tiles first, for load balance
     tiles = tiles[torch.argsort(tiles[:, 3] - tiles[:, 2], descending=True, stable=True)]
     return TileTable(tiles.to(torch.int32), torch.stack([first_key, end_key]).to(torch.int32), rows)
 
 
 def most_tiles(tokens: int, documents: int, rows: int) -> int:
-    """N: no batch of that many tokens and documents has more tiles.
+    """N, the maximum number of tiles of a batch with that many tokens and documents.
 
     Two neighbouring groups of short documents hold more than `rows` tokens together; a group between two documents longer
     than a tile may hold one token: three tiles per `rows` + 2 tokens.
@@ -74,7 +74,7 @@ def _tile_rows(cuts: torch.Tensor, tokens: int, rows: int) -> tuple[torch.Tensor
     """First and end row of the N tiles; unused ones have both 0."""
     documents = cuts.numel() - 1
     numbers = torch.arange(documents + 1, device=cuts.device)
-    # Where the group that starts with a document ends: after the last document that fits, or after itself.
+    # End of the group that starts with a document: after the last document that fits, or after the document itself.
     following = torch.searchsorted(cuts, cuts + rows, right=True) - 1
     following = torch.maximum(following, numbers + 1).clamp(max=documents)
     starts = _reached(following)
@@ -90,7 +90,7 @@ def _tile_rows(cuts: torch.Tensor, tokens: int, rows: int) -> tuple[torch.Tensor
 
 
 def _reached(following: torch.Tensor) -> torch.Tensor:
-    """[D + 1] bool: the numbers that one comes through from 0 by `following`."""
+    """[D + 1] bool: the numbers reached from 0 by following `following`."""
     reached = torch.zeros_like(following)
     reached[0] = 1
     jump = following

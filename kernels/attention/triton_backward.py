@@ -1,12 +1,13 @@
 """Backward of attention over packed documents in Triton.
 
 Three kernels over the same tiles as the forward: row sums of output times its gradient; gradients of keys and values
-(a tile of keys walks the queries that see it); gradient of queries (a tile of queries walks its keys). No atomics: the
-same bits every time. With `ATOMIC` the second also adds its part of the queries' gradient to an fp32 buffer and the third
-is not run: five products instead of seven, but sums in whatever order the programs come.
-The three gradients lie side by side, as queries, keys and values do in the product they come from (attention_parts.py).
-Scores are computed again from the saved log-sum (FlashAttention-2, arXiv 2307.08691, section 3.1.2), and with DROP the mask
-of dropped weights from its hash; the row sums need no mask, because the output holds the dropped weights already.
+(a tile of keys iterates over the queries that attend to it); gradient of queries (a tile of queries iterates over its
+keys). No atomics, so results are deterministic. With `ATOMIC` the second also adds its part of the queries' gradient to an
+fp32 buffer and the third is not run: five products instead of seven, but the order of summation varies.
+The three gradients are stored side by side, like queries, keys and values in the product they come from
+(attention_parts.py).
+Scores are recomputed from the saved log-sum (FlashAttention-2, arXiv 2307.08691, section 3.1.2), and with DROP the mask of
+dropped weights from its hash; the row sums need no mask, because the output holds the dropped weights already.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _into_keys(key_grad, value_grad, key_tile, value_tile, queries, query_stride
     if MASKED:
         weights = tl.where(visible(start + tl.arange(0, STEP), first_rows, end_rows), weights, 0.0)
     elif ATOMIC:
-        # Keys past the end of the tile: their weights are unbounded, and infinity times a zero key is not a number.
+        # Keys past the end of the tile: their weights are unbounded, and infinity times a zero key is NaN.
         weights = tl.where(inside[:, None], weights, 0.0)
     mixing = weights
     if DROP:
@@ -123,7 +124,7 @@ def attention_backward_keys_kernel(
             key_grad, value_grad, key_tile, value_tile, queries, query_stride, gradient, contiguous, query_grad,
             log_sums, row_sums, start, end, None, None, inside, words, token_keys, first_head + head, salt, threshold,
             factor, scale, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, ATOMIC, DROP, UPCAST, ACC, PRECISION)
-    # Who sees a key is whom it sees: the bounds of a token serve it as a query and as a key.
+    # Visibility is symmetric: the bounds of a token hold for it as a query and as a key.
     first_rows, end_rows = load_bounds(bounds, tokens, first_key, end_key, TILE)
     before, masked = masked_blocks(first, full_first, full_end, end, STEP)
     for block in tl.range(0, masked):

@@ -1,13 +1,13 @@
-"""Attention over packed documents in Triton: the forward kernel and what the backward kernels share with it.
+"""Attention over packed documents in Triton: the forward kernel and the parts shared with the backward kernels.
 
-One program takes one tile of `TILE` rows (`tiles`) and one head, and walks the keys in blocks of `STEP`: first
-those that every row sees, unmasked, then those at the edges of documents and windows, masked (masking every block would
+One program processes one tile of `TILE` rows (`tiles`) and one head, and iterates over the keys in blocks of `STEP`: first
+those visible to every row, unmasked, then those at the edges of documents and windows, masked (masking every block would
 cost 822 instead of 508 instructions a block). Softmax is online (Milakov and Gimelshein, arXiv 1805.02867; tiles as in
 FlashAttention-2, arXiv 2307.08691) in base 2, so that the scale and log2(e) are one factor.
 
-Raw pointers only: block pointers have left the language in Triton 3.9. `UPCAST` turns what is loaded into fp32, for the
+Raw pointers only: Triton 3.9 removed block pointers. `UPCAST` converts loaded values to fp32, for the
 interpreter, whose bf16 arithmetic works on the bit patterns; `ACC` is fp64 for gradient checks.
-Shapes: T tokens, H heads, D channels of a head; strides of tokens and heads are free, channels lie side by side.
+Shapes: T tokens, H heads, D channels of a head; strides of tokens and heads are free, channels are contiguous.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load_rows(matrix, stride, first, end, ROWS: tl.constexpr, WIDTH: tl.constexp
     """[ROWS, PADDED]: rows `first`, first + 1, ... of a [T, WIDTH] matrix; zeros from row `end` on where MASKED."""
     offsets = tl.arange(0, ROWS)
     channels = tl.arange(0, PADDED)
-    # 64 bits for the part that grows with the batch, 32 for the rest: one wide product a block.
+    # 64 bits for the part that grows with the batch, 32 for the rest: one wide product per block.
     places = matrix + tl.cast(first, tl.int64) * stride + offsets[:, None] * stride + channels[None, :]
     if MASKED:
         if PADDED == WIDTH:
@@ -57,7 +57,7 @@ def store_rows(matrix, stride, first, end, rows, ROWS: tl.constexpr, WIDTH: tl.c
 def load_tile(tiles, number, STEP: tl.constexpr):
     """(first row, end of rows, start of unmasked blocks, their end, first key, end of keys) of a tile.
 
-    Blocks start at the first key; the unmasked ones lie inside the keys that all rows see.
+    Blocks start at the first key; the unmasked ones are within the keys visible to all rows.
     """
     entry = tiles + number * 6
     first_row = tl.load(entry)
@@ -92,7 +92,7 @@ def load_bounds(bounds, tokens, first, end, ROWS: tl.constexpr):
 
 @triton.jit
 def visible(keys, first_keys, end_keys):
-    """[rows, keys] bool: whether a row with bounds `first_keys`, `end_keys` sees a key."""
+    """[rows, keys] bool: whether a key is visible to a row with bounds `first_keys`, `end_keys`."""
     return (keys[None, :] >= first_keys[:, None]) & (keys[None, :] < end_keys[:, None])
 
 
@@ -109,7 +109,7 @@ def _attend(mixed, total, peak, queries, keys, values, key_stride, value_stride,
             PRECISION: tl.constexpr):
     """One block of keys added to the running (unnormalised mixture, sum of weights, largest score).
 
-    Weights are dropped after they have been summed up: dropout is of the softmax's result.
+    Weights are dropped after summation: dropout applies to the softmax result.
     """
     key_block = load_rows(keys, key_stride, start, end, STEP, WIDTH, PADDED, MASKED, UPCAST)
     scores = dot(queries, tl.trans(key_block), tl.zeros([TILE, STEP], ACC), ACC, PRECISION)
@@ -118,7 +118,7 @@ def _attend(mixed, total, peak, queries, keys, values, key_stride, value_stride,
     new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
     shift = new_peak
     if MASKED:
-        # A row that has seen no key yet: -inf - -inf is not a number.
+        # A row without a visible key so far: -inf - -inf is NaN.
         shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
     weights = tl.exp2(scores * scale_log2 - shift[:, None])
     fade = tl.exp2(peak - shift)
@@ -141,7 +141,7 @@ def attention_forward_kernel(
     """[T, H, D] three times -> mixed_out [T, H, D] contiguous, sums_out [H, T]: log2 of the sum of e ** (score * scale).
 
     `scale` is the natural one, 1 / sqrt(D). With DROP weights are dropped by `token_keys`, `salt` and `threshold`
-    (`dropout`) and the others multiplied by `factor`. Grid: tiles * heads, the heads of a tile side by side.
+    (`dropout`) and the others multiplied by `factor`. Grid: tiles * heads, the heads of a tile adjacent.
     """
     number = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
@@ -162,7 +162,7 @@ def attention_forward_kernel(
             mixed, total, peak, rows, keys, values, key_stride, value_stride, start, end, None, None,
             words, token_keys, tokens, threshold, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, DROP, UPCAST, ACC,
             PRECISION)
-    first_keys, end_keys = load_bounds(bounds, tokens, first_row, end_row, TILE)  # not before: registers are scarce
+    first_keys, end_keys = load_bounds(bounds, tokens, first_row, end_row, TILE)  # loaded late: registers are scarce
     before, masked = masked_blocks(first, full_first, full_end, end, STEP)
     for block in tl.range(0, masked):
         start = masked_start(block, before, first, full_end, STEP)
@@ -170,7 +170,7 @@ def attention_forward_kernel(
             mixed, total, peak, rows, keys, values, key_stride, value_stride, start, end, first_keys, end_keys,
             words, token_keys, tokens, threshold, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, True, DROP, UPCAST, ACC,
             PRECISION)
-    total = tl.maximum(total, 1e-30)  # rows past the end of the tile have seen nothing
+    total = tl.maximum(total, 1e-30)  # rows past the end of the tile have no keys
     mixed = mixed / total[:, None]
     if DROP:
         mixed = mixed * factor

@@ -7,7 +7,7 @@ namespace {
 enum { UNSUPPORTED = -1, UNMAPPED = -2 };
 enum Variant { AUTOMATIC, PORTABLE, HOPPER };
 
-// What is returned here must not surface again in somebody else's next call.
+// Clears the error so that the next unrelated CUDA call does not report it.
 int taken(cudaError_t error) {
     if (error != cudaSuccess) cudaGetLastError();
     return error;
@@ -22,7 +22,7 @@ int launch_portable(const metaxlm::Arguments& args, int tiles, cudaStream_t stre
     return cudaGetLastError();
 }
 
-// The driver's encoder of tensor maps, or null where the driver is older than that.
+// The driver's encoder of tensor maps, or null if the driver is too old.
 metaxlm::hopper::Encode find_encoder() {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult result;
@@ -32,7 +32,7 @@ metaxlm::hopper::Encode find_encoder() {
     return reinterpret_cast<metaxlm::hopper::Encode>(found);
 }
 
-// The kernel has no body in code built for other architectures, which a Hopper would translate and run.
+// The kernel has no body in code built for other architectures, which a Hopper could JIT-compile and run.
 template <int WIDTH>
 bool is_built() {
     cudaFuncAttributes attributes;
@@ -81,10 +81,10 @@ int start_hopper(const metaxlm::Arguments& args, int tiles, int width, cudaStrea
 
 }  // namespace
 
-// Raised with every change of a signature; the binding refuses a library of another one.
+// Incremented with every change of a signature; the binding refuses a library with another version.
 extern "C" int metaxlm_abi_version() { return 2; }
 
-// What a returned code means.
+// Description of a returned code.
 extern "C" const char* metaxlm_error_string(int code) {
     if (code == UNSUPPORTED)
         return "unsupported: head dimension 32, 64 or 128 and tiles of 128 rows; Hopper's kernel runs on sm_90 alone";
@@ -104,7 +104,7 @@ extern "C" int metaxlm_attention_shared_bytes(int width, int variant) {
     }
 }
 
-// Attention forward on `stream`; see struct Arguments. `variant` AUTOMATIC takes Hopper's kernel where it can and else the
+// Attention forward on `stream`; see struct Arguments. `variant` AUTOMATIC uses Hopper's kernel if possible, else the
 // portable one. Returns 0, UNSUPPORTED, UNMAPPED or a CUDA error code; never synchronises.
 extern "C" int metaxlm_attention_forward(
     const void* queries, int64_t query_token, int64_t query_head, const void* keys, int64_t key_token, int64_t key_head,

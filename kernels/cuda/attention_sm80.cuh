@@ -1,7 +1,7 @@
 // Attention forward over packed documents for every GPU since sm_80: mma.sync on bf16, cp.async in two stages.
-// One block takes a tile of up to 128 queries (kernels/attention/tiles.py) and one head; each of its 8 warps owns 16 queries and
-// walks the keys in blocks of 64, first those all queries see, unmasked, then those at edges. Softmax is online and in
-// base 2 (FlashAttention-2, arXiv 2307.08691); scores and weights never leave registers.
+// One block processes a tile of up to 128 queries (kernels/attention/tiles.py) and one head; each of its 8 warps has 16
+// queries and iterates over the keys in blocks of 64, first those visible to all queries, unmasked, then those at edges.
+// Softmax is online and in base 2 (FlashAttention-2, arXiv 2307.08691); scores and weights never leave registers.
 #pragma once
 #include "tiles.cuh"
 
@@ -23,8 +23,8 @@ __device__ __forceinline__ void fetch(bf16* shared, const Matrix& matrix, int he
     }
 }
 
-// Scores of the warp's 16 queries with 64 keys. Queries are read anew for every block: kept in registers, they would
-// leave room for one block of threads on a multiprocessor instead of two.
+// Scores of the warp's 16 queries with 64 keys. Queries are read again for every block: kept in registers, they would
+// leave space for one block of threads on a multiprocessor instead of two.
 template <int WIDTH>
 __device__ __forceinline__ void score(float (&scores)[STEP / 8][4], const bf16* queries, const bf16* keys) {
     int lane = threadIdx.x % 32, key = lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
@@ -47,7 +47,7 @@ __device__ __forceinline__ void score(float (&scores)[STEP / 8][4], const bf16* 
     }
 }
 
-// mixed += weights [16, 64] values [64, D]: a lane's scores are its part of the left operand as they stand.
+// mixed += weights [16, 64] values [64, D]: a lane's scores are already its part of the left operand.
 template <int WIDTH>
 __device__ __forceinline__ void mix(Running<WIDTH>& run, const float (&weights)[STEP / 8][4], const bf16* values) {
     int lane = threadIdx.x % 32, chunk = lane / 16;
@@ -69,7 +69,7 @@ __device__ __forceinline__ void mix(Running<WIDTH>& run, const float (&weights)[
 template <int WIDTH>
 constexpr int shared_bytes() { return (ROWS + 4 * STEP) * WIDTH * 2; }
 
-// Two blocks of threads on a multiprocessor where 128 registers suffice; the compilers for later architectures spill then.
+// Two blocks of threads on a multiprocessor if 128 registers suffice; for later architectures the compiler would spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 #define METAXLM_BLOCKS(width) (width <= 64 ? 2 : 1)
 #else

@@ -1,8 +1,8 @@
-// Attention forward over packed documents for Hopper: products of whole warpgroups (wgmma) on what the copy engine (TMA)
-// lays into swizzled shared memory. One warp keeps a ring of key and value blocks filled; two warpgroups compute, 64 queries
-// of the tile each, with the products of a block running while the weights of the next are formed (FlashAttention-3,
-// arXiv 2407.08608). Blocks of threads stay and take one tile and head after another, so that the ring fills for the next
-// while the last is written.
+// Attention forward over packed documents for Hopper: products of whole warpgroups (wgmma) on data that the copy engine
+// (TMA) writes to swizzled shared memory. One warp keeps a ring of key and value blocks filled; two warpgroups compute, 64
+// queries of the tile each, with the products of a block running while the weights of the next are computed
+// (FlashAttention-3, arXiv 2407.08608). Blocks of threads are persistent and process one tile and head after another, so that the ring fills
+// for the next while the last is written.
 #pragma once
 #include "tensor_map.h"
 #include "tiles.cuh"
@@ -11,7 +11,7 @@ namespace metaxlm {
 namespace hopper {
 
 constexpr int STEP = 128, GROUP = 128, CONSUMERS = 2, THREADS = (CONSUMERS + 1) * GROUP;
-// Of the 168 that a thread starts with, the producers leave most to the consumers.
+// Of the 168 registers of a thread at launch, the producers release most to the consumers.
 constexpr int PRODUCER_REGISTERS = 24, CONSUMER_REGISTERS = 240;
 
 // Channels of a panel: matrices lie as [WIDTH / PANEL, rows, PANEL].
@@ -29,11 +29,11 @@ struct Shared {
     uint64_t queries_full[2], queries_empty[2];
 };
 
-// The swizzle repeats every 1024 bytes, so matrices start at multiples of that; where shared memory starts is not ours.
+// The swizzle repeats every 1024 bytes, so matrices start at multiples of that; we cannot choose where shared memory starts.
 template <int WIDTH>
 constexpr int shared_bytes() { return sizeof(Shared<WIDTH>) + 1024; }
 
-// Place in a ring: a stage, and the parity of its barriers' phase.
+// Position in a ring: a stage, and the parity of the phase of its barriers.
 template <int STAGES>
 struct Turn {
     int stage = 0;
@@ -77,7 +77,7 @@ __device__ __forceinline__ void produce(Shared<WIDTH>& shared, const Maps& maps,
     }
 }
 
-// What a product is told of a matrix in shared memory: start, offset in bytes of the next panel where it goes on there, of
+// Descriptor of a matrix in shared memory: start, offset in bytes of the next panel if there is one, of
 // the next eight rows, and 128- or 64-byte swizzle (PTX ISA 9.7.15.5.1.2.2).
 template <int WIDTH>
 __device__ __forceinline__ uint64_t matrix(const bf16* start, int leading) {
@@ -86,7 +86,7 @@ __device__ __forceinline__ uint64_t matrix(const bf16* start, int leading) {
     return field(shared_address(start)) | field(leading) << 16 | field(STRIDE) << 32 | (WIDTH < 64 ? 2ull : 1ull) << 62;
 }
 
-// Multiplied along the channels, 16 at a time: no product reaches another panel.
+// Multiplied along the channels, 16 at a time: no product crosses a panel.
 template <int WIDTH>
 __device__ __forceinline__ uint64_t along_channels(const bf16* start) { return matrix<WIDTH>(start, 16); }
 
@@ -124,7 +124,7 @@ __device__ __forceinline__ void mix(Running<WIDTH>& run, const uint32_t (&weight
     commit_products();
 }
 
-// A lane's scores are its part of the left operand of the second product as they stand.
+// A lane's scores are already its part of the left operand of the second product.
 __device__ __forceinline__ void round_weights(uint32_t (&weights)[STEP / 16][4], const float (&scores)[STEP / 8][4]) {
 #pragma unroll
     for (int k = 0; k < STEP / 16; k++)
@@ -135,8 +135,8 @@ __device__ __forceinline__ void round_weights(uint32_t (&weights)[STEP / 16][4],
         }
 }
 
-// All key blocks of a tile for the warpgroup's 64 queries. Scores of a block and the mixture of the block before it are
-// computed at once; its weights are formed while that mixture is still under way.
+// All key blocks of a tile for the warpgroup's 64 queries. Scores of a block and the mixture of the previous block are
+// computed concurrently; the weights are computed while that mixture is still in progress.
 template <int WIDTH>
 __device__ __forceinline__ void attend(
     Running<WIDTH>& run, Shared<WIDTH>& shared, Turn<Shared<WIDTH>::STAGES>& turn, const Turn<2>& query,
@@ -181,7 +181,7 @@ __device__ __forceinline__ void attend(
     turn.step();
 }
 
-// A warpgroup without queries in a short tile leaves every stage as soon as it is full, so that the phases go on.
+// A warpgroup without queries in a short tile leaves every stage as soon as it is full, so that the phases advance.
 template <int WIDTH>
 __device__ __forceinline__ void pass(
     Shared<WIDTH>& shared, Turn<Shared<WIDTH>::STAGES>& turn, const Turn<2>& query, int blocks) {
@@ -208,7 +208,7 @@ __device__ __forceinline__ void consume(Shared<WIDTH>& shared, const Arguments& 
             begin(run);
             attend(run, shared, turn, query, args, tile);
             finish(run, args, tile, item % args.heads, shared.mixed);
-            __syncwarp();  // the next tile's quotients go to the same place
+            __syncwarp();  // the next tile's quotients use the same memory
         } else {
             pass(shared, turn, query, tile.blocks);
         }
@@ -227,7 +227,7 @@ __device__ __forceinline__ void start_barriers(Shared<WIDTH>& shared) {
     publish_barriers();
 }
 
-// `items` are tiles times heads; a grid of any size takes them in turn, the longest first.
+// `items` are tiles times heads; a grid of any size processes them in order, the longest first.
 template <int WIDTH>
 __global__ void __launch_bounds__(THREADS, 1) attention_forward(
     const __grid_constant__ Maps maps, const Arguments args, int items) {

@@ -12,7 +12,7 @@ namespace metaxlm {
 
 using bf16 = __nv_bfloat16;
 
-// 16 bytes from global to shared memory, in the background; zeros where not `kept` (the source is then not read).
+// 16 bytes from global to shared memory, asynchronously; zeros if not `kept` (the source is then not read).
 __device__ __forceinline__ void copy_async(bf16* shared, const bf16* global, bool kept) {
     uint32_t target = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     int bytes = kept ? 16 : 0;
@@ -21,7 +21,7 @@ __device__ __forceinline__ void copy_async(bf16* shared, const bf16* global, boo
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most PENDING of the latest groups of copies of this thread are under way.
+// Waits until at most PENDING of the latest groups of copies of this thread are in flight.
 template <int PENDING>
 __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");

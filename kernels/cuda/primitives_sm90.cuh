@@ -1,5 +1,5 @@
 // Instructions of sm_90a, one function each: barriers in shared memory (PTX ISA 9.0, section 9.7.13.15), copies of tensor
-// boxes (9.7.9.25.5.2), products of a warpgroup (9.7.15) and the sharing out of registers (9.7.19.5).
+// boxes (9.7.9.25.5.2), products of a warpgroup (9.7.15) and the reallocation of registers (9.7.19.5).
 // The tests compile the kernels for the host with their own definitions of these: METAXLM_EMULATED.
 #pragma once
 #include "primitives.cuh"
@@ -15,7 +15,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// A phase of the barrier ends when `arrivals` threads have arrived and all bytes expected in it have come.
+// A phase of the barrier ends when `arrivals` threads have arrived and all its expected bytes have been written.
 __device__ __forceinline__ void start_barrier(uint64_t* barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
@@ -29,13 +29,13 @@ __device__ __forceinline__ void arrive(uint64_t* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// Arrives, and makes the phase wait for so many bytes more.
+// Arrives, and adds bytes to those the phase expects.
 __device__ __forceinline__ void arrive_expecting(uint64_t* barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
 }
 
-// Until the phase of that parity is over; the phase before the first counts as one of parity 1.
+// Waits until the phase of that parity is over; the phase before the first has parity 1.
 __device__ __forceinline__ void wait_barrier(uint64_t* barrier, uint32_t parity) {
     uint32_t over;
     do {
@@ -44,7 +44,7 @@ __device__ __forceinline__ void wait_barrier(uint64_t* barrier, uint32_t parity)
     } while (!over);
 }
 
-// The map's box at those coordinates into shared memory, in the background; its bytes count at the barrier.
+// The map's box at those coordinates into shared memory, asynchronously; its bytes count towards the barrier.
 __device__ __forceinline__ void copy_box(
     bf16* shared, const CUtensorMap& map, int channel, int head, int row, uint64_t* barrier) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
@@ -58,18 +58,18 @@ __device__ __forceinline__ void lower_registers() { asm volatile("setmaxnreg.dec
 template <int COUNT>
 __device__ __forceinline__ void raise_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 
-// Before the first product, and wherever its registers were touched by other instructions since the last one.
+// Before the first product, and whenever other instructions have accessed its registers since the last one.
 __device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Waits until at most PENDING of the latest groups of products are under way.
+// Waits until at most PENDING of the latest groups of products are in flight.
 template <int PENDING>
 __device__ __forceinline__ void wait_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Keeps the compiler from moving uses of registers that a product under way writes or reads to before this place.
+// Keeps the compiler from moving uses of registers of a product in flight to before this point.
 template <int COUNT>
 __device__ __forceinline__ void pin(float (&sums)[COUNT][4]) {
 #pragma unroll
@@ -78,8 +78,8 @@ __device__ __forceinline__ void pin(float (&sums)[COUNT][4]) {
         for (int i = 0; i < 4; i++) asm volatile("" : "+f"(sums[n][i])::"memory");
 }
 
-// The assembler moves a wait for products to before all work that does not need them, and nothing would be left to overlap
-// with them. What a `total` (never negative) is made of is done before a pause that never comes.
+// The assembler would move a wait for products before all independent work, so that nothing overlaps with them. This branch
+// on a `total` (never negative) forces the computation of `total` before the wait; the pause in it never runs.
 __device__ __forceinline__ void finish_before_wait(float total) {
     asm volatile("{\n.reg .pred never;\nsetp.lt.f32 never, %0, 0f00000000;\n@never nanosleep.u32 0;\n}" ::"f"(total)
                  : "memory");

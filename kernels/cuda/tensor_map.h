@@ -1,5 +1,5 @@
-// How the copy engine is told of queries, keys or values: as they lie, strides and all, in boxes of up to 64 channels of
-// one head and some rows; rows behind the last token come as zeros. The driver's encoder is handed in, so that the library
+// Tensor maps of queries, keys or values for the copy engine: in their memory layout, in boxes of up to 64 channels of one
+// head and some rows; rows after the last token read as zeros. The driver's encoder is an argument, so that the library
 // needs no driver to load (CUDA driver API, cuTensorMapEncodeTiled).
 #pragma once
 #include "primitives_sm90.cuh"
@@ -14,14 +14,14 @@ using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*
                             const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-// By value to the kernel: the copy engine reads them from its parameters.
+// Passed to the kernel by value: the copy engine reads them from its parameters.
 struct Maps {
     CUtensorMap queries, keys, values;
 };
 
 inline CUresult encode_map(
     Encode encode, CUtensorMap* map, const Matrix& matrix, int64_t tokens, int heads, int width, int rows) {
-    // A dimension of one element may have any stride in PyTorch, 0 too, which the encoder need not take.
+    // A dimension of one element may have any stride in PyTorch, including 0, which the encoder may reject.
     int64_t head = heads > 1 ? matrix.head_stride : width, token = tokens > 1 ? matrix.token_stride : heads * head;
     const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(heads),
                                  static_cast<cuuint64_t>(tokens)};

@@ -1,6 +1,6 @@
-// What every attention kernel does per tile of queries: walk its key blocks, mask those at edges, carry the softmax along
-// and write the quotients. Lanes hold scores and sums as mma.sync and wgmma give them: of 16 rows a warp's lane has two,
-// number lane / 4 and the eighth after it, and of every 8 columns two, number 2 (lane % 4) and the next.
+// Work of every attention kernel per tile of queries: iterate over its key blocks, mask those at edges, update the softmax
+// and write the quotients. Lanes hold scores and sums in the layout of mma.sync and wgmma: of 16 rows a warp's lane has
+// two, lane / 4 and lane / 4 + 8, and of every 8 columns two, 2 (lane % 4) and the next.
 #pragma once
 #include "arguments.h"
 #include "primitives.cuh"
@@ -32,15 +32,15 @@ struct Tile {
     }
 };
 
-// Place of 16-byte chunk `chunk` of row `row`, in elements: chunks are permuted so that the eight rows that ldmatrix
-// reads at once lie in different banks.
+// Offset of 16-byte chunk `chunk` of row `row`, in elements: chunks are permuted so that the eight rows that ldmatrix
+// reads at once are in different banks.
 template <int WIDTH>
 __device__ __forceinline__ int place(int row, int chunk) {
     int turn = WIDTH >= 64 ? row & 7 : (row >> 1) & 3;
     return row * WIDTH + (chunk ^ turn) * 8;
 }
 
-// What a warp carries along for its 16 queries.
+// Softmax state of a warp for its 16 queries.
 template <int WIDTH>
 struct Running {
     float mixed[WIDTH / 8][4];
@@ -57,7 +57,7 @@ __device__ __forceinline__ void begin(Running<WIDTH>& run) {
     for (int half = 0; half < 2; half++) run.peak[half] = -INFINITY, run.total[half] = 0.f;
 }
 
-// Minus infinity where a query does not see a key. Bounds are read here, in the few blocks at edges, not kept.
+// Minus infinity for masked keys. Bounds are read here, only for the few blocks at edges, to save registers.
 template <int STEP>
 __device__ __forceinline__ void hide(
     float (&scores)[STEP / 8][4], const Arguments& args, const Tile<STEP>& tile, int start) {
@@ -77,7 +77,7 @@ __device__ __forceinline__ void hide(
     }
 }
 
-// Scores become weights, in base 2; `fade` is by how much what was summed before shrinks with the change of the peak.
+// Scores become weights, in base 2; `fade` is the factor by which earlier sums shrink when the peak changes.
 template <int WIDTH, int COLUMNS>
 __device__ __forceinline__ void weigh(
     float (&scores)[COLUMNS][4], Running<WIDTH>& run, float scale_log2, float (&fade)[2]) {
@@ -89,7 +89,7 @@ __device__ __forceinline__ void weigh(
         peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, 1));
         peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, 2));
         peak = fmaxf(run.peak[half], peak * scale_log2);
-        // A query that has seen no key yet: -inf - -inf is not a number.
+        // A query without a visible key so far: -inf - -inf is NaN.
         float shift = peak == -INFINITY ? 0.f : peak, sum = 0.f;
         fade[half] = power_of_two(run.peak[half] - shift);
 #pragma unroll
@@ -112,7 +112,7 @@ __device__ __forceinline__ void shrink(Running<WIDTH>& run, const float (&fade)[
         for (int i = 0; i < 4; i++) run.mixed[n][i] *= fade[i / 2];
 }
 
-// The quotients by way of the warp's own rows of `shared`, so that rows leave in 16-byte pieces.
+// Writes the quotients through the warp's own rows of `shared`, so that rows are stored in 16-byte pieces.
 template <int WIDTH, int STEP>
 __device__ __forceinline__ void finish(
     Running<WIDTH>& run, const Arguments& args, const Tile<STEP>& tile, int head, bf16* shared) {

@@ -1,7 +1,7 @@
 """Linear layer and cross-entropy in one, and its PyTorch reference, which is also the CPU path.
 
-The [rows, vocabulary] logits exist for one chunk of rows at a time, and the gradients are formed in the forward pass
-while the chunk is there: three matrix products, nothing is computed twice. With z the logits, m their row maximum,
+The [rows, vocabulary] logits exist for one chunk of rows at a time, and the gradients are computed in the forward pass
+while the chunk exists: three matrix products, no recomputation. With z the logits, m their row maximum,
 E = exp(z - m) and s the row sums of E, the gradients of sum_i r_i loss_i are
 
     d states = (r / s) * (E W) - r * W[target]        d W = E^T ((r / s) * states) - scatter(r * states at target)
@@ -9,9 +9,9 @@ E = exp(z - m) and s the row sums of E, the gradients of sum_i r_i loss_i are
 so the normalised probabilities are never written, and the target's -1 is applied in the accumulator's precision
 (rounding p to bf16 before subtracting one would lose the gradient of targets that are nearly certain).
 
-With the vocabulary cut over ranks (`VocabularyShard`) m, s and the target's logit are put together by two all-reduces of
-[rows] a chunk, and d states, of which each rank has the sum over its ids, by one all-reduce at the end (Megatron-LM,
-arXiv 1909.08053). Without a shard the same lines run and nothing is sent.
+With the vocabulary split over ranks (`VocabularyShard`) m, s and the target's logit are combined by two all-reduces of
+[rows] per chunk. Each rank has the part of d states of its ids; one all-reduce at the end sums the parts (Megatron-LM,
+arXiv 1909.08053). Without a shard the same code runs without communication.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from torch.autograd.function import once_differentiable
 from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
 
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
-"""Logits held at once unless the caller says otherwise: on CPU they stay near its caches, on a GPU each chunk costs a
+"""Default bytes of logits held at once: on CPU they stay near its caches, on a GPU each chunk costs a
 pass over the fp32 gradient of the weight."""
 MIN_CHUNK_ROWS = 256
 CACHE_BYTES = 2**20
-"""Logits that a CPU passes over as often as it must before it takes the next rows: they stay in its second-level cache."""
+"""Logits that a CPU finishes before the next rows: they stay in its second-level cache."""
 
 
 @dataclass(frozen=True)
 class VocabularyShard:
-    """Which ids the rows of this rank's weight and bias stand for: `first` .. `first + rows - 1`; rows beyond are padding.
+    """The ids of the rows of this rank's weight and bias: `first` .. `first + rows - 1`; rows beyond are padding.
 
-    Padding takes no part in the softmax and gets no gradient. All ranks of `group` have weights of the same shape, and
+    Padding is not part of the softmax and gets no gradient. All ranks of `group` have weights of the same shape, and
     call with the same states and targets.
     """
 
@@ -50,7 +50,7 @@ class VocabularyShard:
 
 @dataclass
 class Gradients:
-    """Gradients of the row-weighted loss sum, in the accumulator's dtype; the ones not asked for are None."""
+    """Gradients of the row-weighted loss sum, in the accumulator's dtype; those not requested are None."""
 
     states: torch.Tensor | None
     weight: torch.Tensor | None
@@ -68,9 +68,9 @@ def linear_cross_entropy(
     """Negative log likelihood of `targets` [M] under softmax(states [M, H] @ weight [V, H]^T + bias [V]): [M] fp32.
 
     (fp64 for fp64 inputs.) `chunk_bytes` bounds the logits held at once, but no chunk has fewer than 256 rows: each
-    one costs a pass over the [V, H] gradient. The gradients that the forward formed are used if the upstream gradient
-    is the same for all rows, as after `.sum()`; for any other the backward forms them anew with the right row
-    weights, at the price of a second forward. With `shard`, weight and bias are this rank's part of the vocabulary,
+    one costs a pass over the [V, H] gradient. The gradients of the forward pass are used if the upstream gradient is
+    the same for all rows, as after `.sum()`; otherwise the backward computes them again with the right row weights, at the
+    cost of a second forward. With `shard`, weight and bias are this rank's part of the vocabulary,
     targets are ids of the whole one, and every rank gets the same losses and the whole gradient of `states` (collective).
     """
     device = states.device.type
@@ -84,7 +84,7 @@ def linear_cross_entropy(
 
 
 def accepts(states: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the Triton kernels take these; the interpreter rounds bf16 wrongly, fp16 cannot hold exp(z - offset)."""
+    """Whether the Triton kernels support these; the interpreter rounds bf16 wrongly, fp16 cannot hold exp(z - offset)."""
     dtypes = (torch.float32, torch.float64) if interpreted() else (torch.float32, torch.bfloat16)
     return on_device(states, weight) and states.dtype == weight.dtype and states.dtype in dtypes
 
@@ -121,7 +121,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, bias, targets = ctx.saved_tensors
-        gradients, ctx.gradients = ctx.gradients, None  # scaled in place below, so good for one backward only
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place below, so valid for one backward only
         factor = None
         if gradients is not None and _is_uniform(upstream):
             factor = upstream[:1]
@@ -149,14 +149,14 @@ def _finished(gradient: torch.Tensor | None, factor: torch.Tensor | None, dtype:
 
 
 def _is_uniform(upstream: torch.Tensor) -> bool:
-    """Whether all rows have the same gradient, as far as that can be told without waiting for a device."""
+    """Whether all rows have the same gradient, as far as known without a device synchronisation."""
     if upstream.numel() <= 1 or upstream.stride(0) == 0:
         return upstream.numel() > 0
     return upstream.device.type == "cpu" and bool((upstream == upstream[0]).all())
 
 
 def chunk_rows(rows: int, row_bytes: int, chunk_bytes: int) -> int:
-    """Rows of a chunk: as few chunks as the bound allows, all of nearly one size."""
+    """Rows of a chunk: as few chunks as the bound allows, all of nearly equal size."""
     most = max(MIN_CHUNK_ROWS, chunk_bytes // row_bytes)
     chunks = max(1, -(-rows // most))
     return max(1, -(-rows // chunks))
@@ -173,7 +173,7 @@ def losses_and_gradients(
     shard: VocabularyShard | None,
 ) -> tuple[torch.Tensor, Gradients]:
     """Losses [M], and the gradients of sum(row_weights * losses), row_weights None meaning all ones."""
-    # Chunks are cut by the padded size, which is the same on all ranks of a shard's group: they meet in every chunk.
+    # Chunks are cut by the padded size, which is the same on all ranks of a shard's group: every chunk has collectives.
     exact = torch.float64 if states.dtype == torch.float64 else torch.float32
     rows, device = states.shape[0], states.device
     step = chunk_rows(rows, weight.shape[0] * exact.itemsize, chunk_bytes)
@@ -205,7 +205,7 @@ def losses_and_gradients(
 
 
 def own_targets(targets: torch.Tensor, shard: VocabularyShard | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Targets [m] as rows of this rank's weight, and which of them are (None: all); a foreign target becomes row 0."""
+    """Targets [m] as rows of this rank's weight, and which of them are (None: all); other ranks' targets become row 0."""
     if shard is None:
         return targets, None
     local = targets - shard.first
@@ -272,10 +272,10 @@ def _add_gradients(
     scales: torch.Tensor,
     at_target: torch.Tensor,
 ) -> None:
-    """Take one chunk of rows into `gradients`.
+    """Add one chunk of rows to `gradients`.
 
     `exponentials` [m, V] times `scales` [m] are the row-weighted probabilities; `at_target` [m] are the row weights, 0
-    where the target is another rank's.
+    if the target is another rank's.
     """
     if gradients.states is not None:
         mean_weight = torch.mm(exponentials, weight).to(scales.dtype).mul_(scales.unsqueeze(1))

@@ -1,10 +1,10 @@
 """Linear layer and cross-entropy over chunks of rows: three matrix products and one in-place pass over the logits.
 
-A rank of a vocabulary shard turns its logits z [m, V] into E = exp(z - k), with an offset k of its own for every row,
-while it sums them up; what the whole vocabulary adds is one factor a row, exp(k - lse), so the only collective of a
-chunk is an all-gather of [3, m] floats (k, sum E, target's logit), and it overlaps the product E W. Without a shard the
-same lines run and nothing is sent. Design: one rank's offsets need not be the row maximum; they follow it lazily, so a
-logit is read once and written once (the same idea spares rescaling in FlashAttention-4). The target's -1 is applied in
+A rank of a vocabulary shard turns its logits z [m, V] into E = exp(z - k), with its own offset k per row, while
+summing them; the whole vocabulary only contributes one factor per row, exp(k - lse), so the only collective of a chunk is
+an all-gather of [3, m] floats (k, sum E, target's logit), which overlaps the product E W. Without a shard the same code
+runs without communication. Design: one rank's offsets need not be the row maximum; they follow it lazily, so a logit is
+read once and written once (the same idea avoids rescaling in FlashAttention-4). The target's -1 is applied in
 the accumulator's precision.
 
 bf16 gradients of the weight are summed over chunks in fp32 by the matrix product itself.
@@ -21,15 +21,15 @@ import triton.language as tl
 from dist_metaxlm.kernels.head.linear_cross_entropy import Gradients, VocabularyShard, chunk_rows, own_targets
 
 ALIGNMENT = 64
-"""Rows of the logits start at multiples of this many elements, whatever the vocabulary is: wide loads need it."""
+"""Rows of the logits start at multiples of this many elements, for any vocabulary: wide loads need it."""
 SLACK = tl.constexpr(30.0)
-"""How far a logit may exceed the offset of its row, in nats: exp(30) times any vocabulary is far from fp32's range."""
+"""How far a logit may exceed the offset of its row, in nats: exp(30) times any vocabulary is well within fp32's range."""
 
 
 @triton.jit
 def exponentials(logits, bias, targets, statistics, first, vocabulary, stride, rows,
                  HAS_BIAS: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr):
-    """In place z -> exp(z + bias - k), one program a row; statistics [3, rows]: k, the row's sum, the target's logit."""
+    """In place z -> exp(z + bias - k), one program per row; statistics [3, rows]: k, the row's sum, the target's logit."""
     row = tl.program_id(0).to(tl.int64)
     line = logits + row * stride
     target = tl.load(targets + row) - first
@@ -37,12 +37,12 @@ def exponentials(logits, bias, targets, statistics, first, vocabulary, stride, r
     at_target = tl.load(line + target, mask=is_own, other=0.0).to(EXACT)
     if HAS_BIAS:
         at_target += tl.load(bias + target, mask=is_own, other=0.0).to(EXACT)
-    tl.debug_barrier()  # nobody overwrites the target's logit before everybody has read it
+    tl.debug_barrier()  # no thread overwrites the target's logit before all have read it
     offset = at_target * 0.0 - float("inf")
     total = at_target * 0.0
     for start in range(0, vocabulary, BLOCK):
-        # Lines and bias are padded to `stride`, a multiple of ALIGNMENT: a mask at the vocabulary's end, which may be any
-        # number, would make every access of the row two bytes wide.
+        # Lines and bias are padded to `stride`, a multiple of ALIGNMENT: a mask at the end of an arbitrary vocabulary
+        # would make every access of the row two bytes wide.
         columns = start + tl.arange(0, BLOCK)
         inside = columns < stride
         z = tl.load(line + columns, mask=inside, other=0.0).to(EXACT)
@@ -94,14 +94,14 @@ def combine(gathered, own, row_weights, losses, scales, rows, RANKS: tl.constexp
 @triton.jit
 def finish_rows(products, states, weight, targets, scales, at_target, gradient, scaled, first, vocabulary, width,
                 WANT_STATES: tl.constexpr, WANT_WEIGHT: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr):
-    """gradient [m, H] = scale * (E W) - at_target * W[target], scaled [m, H] = scale * states; one program a row."""
+    """gradient [m, H] = scale * (E W) - at_target * W[target], scaled [m, H] = scale * states; one program per row."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     scale = tl.load(scales + row)
     if WANT_STATES:
         target = tl.load(targets + row) - first
-        # Scalar and block conditions do not mix in the interpreter: a foreign target has no columns.
+        # The interpreter cannot mix scalar and block conditions: a target of another rank has no columns.
         held = columns < tl.where((target >= 0) & (target < vocabulary), width, 0)
         mean = tl.load(products + row * width + columns, mask=inside, other=0.0).to(EXACT)
         chosen = tl.load(weight + target * width + columns, mask=held, other=0.0).to(EXACT)
@@ -115,21 +115,21 @@ def finish_rows(products, states, weight, targets, scales, at_target, gradient, 
 @triton.jit
 def column_sums(exponentials, scales, sums, vocabulary, stride, rows, EXACT: tl.constexpr, ROWS: tl.constexpr,
                 BLOCK: tl.constexpr):
-    """sums [V] += scales^T E: the gradient of the bias but for the targets; one program for BLOCK columns."""
+    """sums [V] += scales^T E: the gradient of the bias except for the targets; one program per BLOCK columns."""
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < stride
-    found = tl.zeros([BLOCK], EXACT)
+    total = tl.zeros([BLOCK], EXACT)
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
         scale = tl.load(scales + row, mask=row < rows, other=0.0)
         place = row.to(tl.int64)[:, None] * stride + columns[None, :]
         e = tl.load(exponentials + place, mask=(row < rows)[:, None] & inside[None, :], other=0.0).to(EXACT)
-        found += tl.sum(e * scale[:, None], 0)
+        total += tl.sum(e * scale[:, None], 0)
     own = columns < vocabulary
-    tl.store(sums + columns, tl.load(sums + columns, mask=own, other=0.0) + found, mask=own)
+    tl.store(sums + columns, tl.load(sums + columns, mask=own, other=0.0) + total, mask=own)
 
 
-# The first entry of each list is what runs; the others are compiled ahead of time with it (`make kernels-aot`).
+# The first entry of each list is used; the others are compiled ahead of time with it (`make kernels-aot`).
 CONFIGURATIONS: dict[str, list[dict[str, int]]] = {
     "exponentials": [{"BLOCK": block, "num_warps": warps}
                      for block, warps in ((8192, 8), (4096, 8), (4096, 4), (16384, 16))],
@@ -190,7 +190,7 @@ def _chunk(
     gradients: Gradients,
     shard: VocabularyShard | None,
 ) -> None:
-    """Losses of one chunk of rows, and its part of the gradients."""
+    """Losses of one chunk of rows; adds its part to the gradients."""
     states, targets = all_states[chunk], all_targets[chunk].contiguous()
     (count, width), own = states.shape, weight.shape[0]
     first, exact = (0 if shard is None else shard.first), EXACT[losses.dtype]
@@ -230,7 +230,7 @@ EXACT = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def _gather(statistics: torch.Tensor, shard: VocabularyShard | None) -> tuple[torch.Tensor, dist.Work | None]:
-    """Statistics [ranks, 3, m] of all ranks, and what to wait for before they are read."""
+    """Statistics [ranks, 3, m] of all ranks, and the work to wait for before reading them."""
     if shard is None:
         return statistics.unsqueeze(0), None
     gathered = statistics.new_empty((dist.get_world_size(shard.group), *statistics.shape))

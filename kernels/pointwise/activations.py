@@ -1,7 +1,7 @@
 """GELU with its bias, and GELU with its gate (GeGLU, arXiv 2002.05202): references in PyTorch, which are the CPU path.
 
-GELU is the exact one, by erf. The Triton kernels (activations_triton.py) keep no intermediate result for the backward,
-and form the gradient of the bias in the pass that forms the one of the states.
+GELU is exact (erf). The Triton kernels (activations_triton.py) keep no intermediate result for the backward and compute
+the gradient of the bias in the same pass as that of the states.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def geglu(states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
 
 
 def wants_bias_apart(states: torch.Tensor) -> bool:
-    """Whether the bias costs less in `bias_gelu` than inside the product before it; for that product's input [T, H]."""
+    """Whether the bias costs less in `bias_gelu` than inside the product before it, whose input is `states` [T, H]."""
     return chosen("bias_gelu", states).backend != "reference"
 
 
@@ -40,7 +40,7 @@ def reference_geglu(states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
 
 
 def accepts(*tensors: Any) -> bool:
-    """Whether the Triton kernels take these: matrices of at most 32-bit floating point."""
+    """Whether the Triton kernels support these: matrices of at most 32-bit floating point."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16, *((torch.float64,) if interpreted() else ()))
     return on_device(*tensors) and all(tensor.dim() == 2 and tensor.dtype in dtypes for tensor in tensors)
 

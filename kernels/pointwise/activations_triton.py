@@ -1,4 +1,4 @@
-"""The operators of activations.py in Triton: a tile of rows and channels a program, one read and one write."""
+"""The operators of activations.py in Triton: one tile of rows and channels per program, one read and one write."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def geglu_backward(upstream, states, gate, of_states, of_gate, count, EXACT: tl.
     tl.store(of_gate + place, (dy * x * normal_cdf(x)).to(of_gate.dtype.element_ty), mask=place < count)
 
 
-# The first entry of each list is what runs.
+# The first entry of each list is used.
 CONFIGURATIONS: dict[str, list[dict[str, int]]] = {
     "bias_gelu_forward": [{"ROWS": rows, "BLOCK": block, "num_warps": 4}
                           for rows, block in ((4, 1024), (8, 512), (2, 1024))],

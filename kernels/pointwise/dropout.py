@@ -1,8 +1,8 @@
-"""Counter-based dropout: a mask that is a hash of (salt, row position, channel), in PyTorch and bit for bit in Triton.
+"""Counter-based dropout: the mask is a hash of (salt, row position, channel), in PyTorch and bit for bit in Triton.
 
-Nothing is stored for the backward: whoever needs the mask again computes it again. The hash is splitmix64's finaliser
-over the salted position and over the channel, their lower halves combined by xor and finished as in murmur3. That of an
-attention weight is over (head, query token, key token) the same way, in 32 bits: it is formed once per weight and pass.
+Nothing is stored for the backward: the mask is computed again. The hash is splitmix64's finaliser
+over the salted position and over the channel, their lower halves combined by xor and finished as in murmur3. The hash
+of an attention weight is over (head, query token, key token) in the same way, in 32 bits, once per weight and pass.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from functools import lru_cache
 import torch
 
 PART_WORDS = 2**16
-"""Words that a CPU hashes at a time: with as many again beside them they fit its second cache."""
+"""Words that a CPU hashes at a time: they and as many results fit its second-level cache."""
 _LOW_32, _LOW_31 = 0xFFFFFFFF, 0x7FFFFFFF
 _MIX_64 = (-4658895280553007687, -7723592293110705685)  # odd factors of the splitmix64 finaliser, as signed words
 _MIX_32 = (-2048144789, -1028477387)  # odd factors of the murmur3 finaliser, as signed words
 
 
 def threshold(rate: float) -> int:
-    """An element stays where the lower 31 bits of its hash are not below this."""
+    """An element is kept if the lower 31 bits of its hash are not below this."""
     return round(rate * 2**31)
 
 
 def keep_factor(rate: float) -> float:
-    """What the elements that stay are multiplied by."""
+    """Factor of the kept elements."""
     return 1 / (1 - rate)
 
 
@@ -34,9 +34,9 @@ class DropoutMask:
     """One mask over [T, H]."""
 
     positions: torch.Tensor
-    """[T] int64: what the row of the mask depends on."""
+    """[T] int64: hash input of each row of the mask."""
     salt: int
-    """Signed 64-bit word: what the whole mask depends on."""
+    """Signed 64-bit word: hash input of the whole mask."""
     rate: float
     """Probability with which an element is dropped."""
 
@@ -55,19 +55,19 @@ class DropoutMask:
 
 @dataclass(frozen=True)
 class AttentionDropout:
-    """The attention weights of one layer that stay, among T tokens."""
+    """Dropout of the attention weights of one layer, among T tokens."""
 
     token_keys: torch.Tensor
     """[2, T] int32: `token_keys`, the same for all layers."""
     salt: int
-    """Signed 32-bit word: what the layer's masks depend on."""
+    """Signed 32-bit word: hash input of the layer's masks."""
     first_head: int
-    """Number, in the whole model, of the first head at hand."""
+    """Number of this rank's first head in the whole layer."""
     rate: float
     """Probability with which a weight is dropped."""
 
     def query_words(self, heads: int) -> torch.Tensor:
-        """[heads, T] int32: what a query adds to the hash of its weights."""
+        """[heads, T] int32: contribution of a query to the hash of its weights."""
         numbers = torch.arange(self.first_head, self.first_head + heads, dtype=torch.int32, device=self.token_keys.device)
         return _mix_32_(_mix_32_(numbers ^ self.salt).unsqueeze(1) ^ self.token_keys[0])
 
@@ -76,12 +76,12 @@ class AttentionDropout:
         return _drawn(query_words.unsqueeze(-1), key_words.unsqueeze(-2), self.rate, torch.bool)
 
     def apply(self, weights: torch.Tensor, query_words: torch.Tensor, key_words: torch.Tensor) -> torch.Tensor:
-        """`weights` [..., Q, K] with those that do not stay dropped and the others scaled; words as in `stays`."""
+        """`weights` [..., Q, K] with elements dropped and the others scaled; words as in `stays`."""
         return weights * _drawn(query_words.unsqueeze(-1), key_words.unsqueeze(-2), self.rate, weights.dtype)
 
 
 def token_keys(positions: torch.Tensor) -> torch.Tensor:
-    """[2, T] int32: hashes of tokens as queries and as keys, from `positions` [T] int64, which must not be negative."""
+    """[2, T] int32: hashes of tokens as queries and as keys, from `positions` [T] int64, which must be non-negative."""
     return _to_int32(_mix_64(torch.stack((positions, ~positions))))
 
 
@@ -92,9 +92,9 @@ def column_keys(channels: int, device: torch.device) -> torch.Tensor:
 
 
 def _drawn(left: torch.Tensor, right: torch.Tensor, rate: float, dtype: torch.dtype) -> torch.Tensor:
-    """In the shape of `left ^ right`, int32 words: which elements stay (bool), or what they are multiplied by (floating).
+    """In the shape of `left ^ right`, int32 words: which elements are kept (bool), or their factors (floating).
 
-    A dozen passes: on a CPU part by part, over words that stay in the core's own cache.
+    A dozen passes: on a CPU part by part, so that the words stay in the core's cache.
     """
     if left.device.type != "cpu" or torch.compiler.is_compiling():
         stays = _mix_32_(left ^ right).bitwise_and_(_LOW_31) >= threshold(rate)
@@ -117,7 +117,7 @@ def _draw(drawn: torch.Tensor, left: torch.Tensor, right: torch.Tensor, rate: fl
     for first in range(0, len(drawn), step):
         part = slice(first, first + step)
         words = _mix_32_(left[part] ^ right[part]).bitwise_and_(_LOW_31)
-        # torch writes neither bool from a comparison nor floats from bool with vector instructions.
+        # torch vectorises neither comparisons to bool nor conversions from bool to floats.
         if drawn.dtype == torch.bool:
             drawn[part] = words.ge_(threshold(rate))
         else:

@@ -17,7 +17,7 @@ def mix_32(word):
 
 @triton.jit
 def keeps(position, keys, salt, threshold):
-    """Which elements [rows, channels] stay: `DropoutMask.stays`, bit for bit. `position` [rows] int64, `keys` [channels]."""
+    """Kept elements [rows, channels]: `DropoutMask.stays`, bit for bit. `position` [rows] int64, `keys` [channels]."""
     word = (position ^ salt).to(tl.uint64)
     word = (word ^ (word >> 27)) * 0xBF58476D1CE4E5B9
     word = (word ^ (word >> 31)) * 0x94D049BB133111EB
@@ -28,7 +28,7 @@ def keeps(position, keys, salt, threshold):
 
 @triton.jit
 def query_words(token_keys, first, end, head, salt, ROWS: tl.constexpr):
-    """[ROWS] uint32: `AttentionDropout.query_words` of tokens `first` ... for `head`, counted over the whole model."""
+    """[ROWS] uint32: `AttentionDropout.query_words` of tokens `first` ... for `head`, numbered over all ranks."""
     places = first + tl.arange(0, ROWS)
     words = tl.load(token_keys + places, mask=places < end, other=0).to(tl.uint32)
     return mix_32(words ^ mix_32((salt ^ head).to(tl.uint32)))
@@ -43,5 +43,5 @@ def key_words(token_keys, tokens, first, end, ROWS: tl.constexpr):
 
 @triton.jit
 def stays(left, right, threshold):
-    """[left, right] bool: `AttentionDropout.stays`, bit for bit; queries and keys may stand on either side."""
+    """[left, right] bool: `AttentionDropout.stays`, bit for bit; queries and keys may be on either side."""
     return (mix_32(left[:, None] ^ right[None, :]) & 0x7FFFFFFF).to(tl.int32) >= threshold

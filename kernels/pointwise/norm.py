@@ -1,11 +1,11 @@
-"""LayerNorm and RMSNorm with what stands around them: residual sum, counter-based dropout, embedding lookup; references.
+"""LayerNorm and RMSNorm fused with residual sum, counter-based dropout and embedding lookup; references in PyTorch.
 
 The references are the CPU path. The Triton kernels (norm_triton.py) read every operand once and write every result once
-in the forward; in the backward too, and the gradients of weight and bias come from the same pass. Statistics are fp32
-(fp64 for fp64 states) whatever the dtype of the states.
+in the forward and in the backward, where the gradients of weight and bias come from the same pass. Statistics are fp32
+(fp64 for fp64 states) for every dtype of the states.
 
-With `rms` every operator takes RMSNorm (Zhang and Sennrich, arXiv 1910.07467) in place of LayerNorm: a row is divided by
-the root of its mean square, no mean is taken off, and there is no bias (`bias` is None).
+With `rms` every operator uses RMSNorm (Zhang and Sennrich, arXiv 1910.07467) instead of LayerNorm: a row is divided by
+the root of its mean square, no mean is subtracted, and there is no bias (`bias` is None).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dist_metaxlm.kernels.pointwise.dropout import DropoutMask
 from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
 
 WIDEST = 8192
-"""Channels that one program of the Triton kernels holds at most."""
+"""Maximum channels of one program of the Triton kernels."""
 
 
 def norm(
@@ -68,7 +68,7 @@ def embed_norm(
 ) -> torch.Tensor:
     """dropout(LayerNorm(table[tokens] + position_table[positions])): ids [T] -> [T, H] in the dtype of `table` [V, H].
 
-    `positions` [T] and `position_table` [P, H] are both None where nothing is added.
+    `positions` [T] and `position_table` [P, H] are both None if no positions are added.
     """
     form = choose("embed_norm", table)
     return form(tokens, table, positions, position_table, weight, bias, eps, mask, rms)
@@ -134,9 +134,9 @@ def _normed(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 class _RmsOnCpu(torch.autograd.Function):
-    """RMSNorm that keeps its input and a number a row, by torch's fused backward of LayerNorm.
+    """RMSNorm that saves its input and one number per row, using torch's fused backward of LayerNorm.
 
-    torch (2.13) composes RMSNorm of single operators on a CPU, each with a pass over the states and some with a copy.
+    torch (2.13) composes RMSNorm from single operators on a CPU, each with a pass over the states and some with a copy.
     With n = states * scale and g = upstream * weight, LayerNorm's backward with a mean of 0 gives
     scale * (g - mean(g) - n * mean(g * n)), and RMSNorm's is the same without mean(g), which is added again.
     """
@@ -160,7 +160,7 @@ class _RmsOnCpu(torch.autograd.Function):
 
 
 def accepts(*tensors: Any) -> bool:
-    """Whether the Triton kernels take these rows: contiguous channels, not too many, floating point of at most 32 bits."""
+    """Whether the Triton kernels support these: contiguous channels, not too many, floating point of at most 32 bits."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16, *((torch.float64,) if interpreted() else ()))
     return on_device(*tensors) and all(
         tensor.dim() == 2 and tensor.shape[1] <= WIDEST and tensor.dtype in dtypes for tensor in tensors

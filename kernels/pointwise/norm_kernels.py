@@ -1,8 +1,8 @@
 """Triton kernels of norm_triton.py: rows of a residual stream, normed, dropped out, summed, looked up.
 
-A backward pass needs sums over all rows for the weight and the bias: a fixed number of programs stride over the rows and
-keep their part in registers, so [programs, H] is written once instead of an atomic a row (the remedy in Fast-LLM issue
-499; nothing else came near the copy rate there).
+The backward pass needs sums over all rows for the weight and the bias: a fixed number of programs stride over the rows and
+keep partial sums in registers, so [programs, H] is written once instead of one atomic per row (the solution of Fast-LLM
+issue 499; no alternative there came near the copy rate).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def drop_rows(x, out, positions, keys, salt, threshold, factor, rows, width,
     tl.store(out + place, tl.where(stay, value * factor, 0.0).to(out.dtype.element_ty), mask=mask)
 
 
-# Rows of a program and its warps; the first entry of each list is what runs up to 1024 channels, the last beyond.
+# Rows of a program and its warps; the first entry of each list is used up to 1024 channels, the last above.
 CONFIGURATIONS: dict[str, list[dict[str, int]]] = {
     "norm_forward": [{"ROWS": 1, "num_warps": 4}, {"ROWS": 4, "num_warps": 4}, {"ROWS": 1, "num_warps": 8}],
     "norm_backward": [{"ROWS": 1, "num_warps": 4}, {"ROWS": 2, "num_warps": 4}, {"ROWS": 1, "num_warps": 8}],

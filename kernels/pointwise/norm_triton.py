@@ -134,7 +134,7 @@ def _forward(
     mask: DropoutMask | None, place: int, gather: tuple[torch.Tensor, torch.Tensor | None] | None = None,
     rms: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, torch.Tensor]]:
-    """The sum (x itself where nothing is summed), its norm (empty without `weight`), and means (`rms`: none), scales [T]."""
+    """The sum (x itself if there is no residual), its norm (empty without `weight`), and means (`rms`: none), scales [T]."""
     assert bias is None or not rms, "RMSNorm has no bias"
     rows, width = (x.shape[0] if gather is None else gather[0].shape[0]), x.shape[1]
     dtype = x.dtype if residual is None or gather is not None else residual.dtype
@@ -176,7 +176,7 @@ def _backward(
 
 
 def _settings(kernel: str, states: torch.Tensor) -> dict[str, Any]:
-    """Tile and warps for rows as wide as those of `states`, and the dtype that the kernel computes in."""
+    """Tile and warps for rows of the width of `states`, and the dtype of the computation."""
     configuration = CONFIGURATIONS[kernel][0 if states.shape[1] <= NARROW else -1]
     return {**configuration, "BLOCK": triton.next_power_of_2(states.shape[1]),
             "EXACT": _EXACT.get(states.dtype, (torch.float32, tl.float32))[1]}
@@ -195,7 +195,7 @@ def _mask_arguments(mask: DropoutMask, width: int) -> tuple[Any, ...]:
 
 
 def _programs(device: torch.device) -> int:
-    """Programs of the backward: two for every multiprocessor, so that their part of the weight's gradient stays small."""
+    """Programs of the backward: two per multiprocessor, so that the partial gradients of the weight stay small."""
     if device.type != "cuda":
         return 3
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,8 +1,8 @@
-"""Rotary position embedding (arXiv 2104.09864), half-split layout: channel i turns together with i + D / 2.
+"""Rotary position embedding (arXiv 2104.09864), half-split layout: channel i rotates with channel i + D / 2.
 
-A rotation needs nothing of its input in the backward, so no states are kept and no halves concatenated. The reference in
-PyTorch is the CPU path; the Triton kernel (rotary_triton.py) reads the queries or keys where they lie in the product of
-`qkv` and writes them packed.
+The backward of a rotation does not need its input, so no states are saved and no halves concatenated. The reference in
+PyTorch is the CPU path; the Triton kernel (rotary_triton.py) reads queries or keys directly from the product of `qkv` and
+writes them packed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dist_metaxlm.kernels.registry import choose, interpreted, on_device, regist
 
 
 def rotate(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Turn queries or keys [T, heads, D] (any strides, channels next to each other) by tables [T, 1, D / 2]."""
+    """Rotate queries or keys [T, heads, D] (any strides, channels next to each other) by tables [T, 1, D / 2]."""
     return _Rotate.apply(states, cosines, sines, choose("rotate", states))
 
 
@@ -42,7 +42,7 @@ def reference_turn(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Ten
 
 
 def accepts(states: torch.Tensor) -> bool:
-    """Whether the Triton kernel takes these: heads of an even power of two of channels, at most 32-bit floating point."""
+    """Whether the Triton kernel supports these: channels of a head an even power of two, at most 32-bit floating point."""
     half = states.shape[-1] // 2
     dtypes = (torch.float32, torch.bfloat16, torch.float16, *((torch.float64,) if interpreted() else ()))
     return on_device(states) and states.dtype in dtypes and 2 * half == states.shape[-1] and half & (half - 1) == 0

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-# The first entry is what runs.
+# The first entry is used.
 CONFIGURATIONS: dict[str, list[dict[str, int]]] = {
     "turn_heads": [{"TOKENS": tokens, "num_warps": 4} for tokens in (4, 2, 8)],
 }
@@ -15,7 +15,7 @@ CONFIGURATIONS: dict[str, list[dict[str, int]]] = {
 @triton.jit
 def turn_heads(states, cosines, sines, out, tokens, heads, token_stride, head_stride, direction,
                EXACT: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr):
-    """TOKENS tokens with all their heads a program; `out` [tokens, heads, 2 HALF] is packed."""
+    """TOKENS tokens with all their heads per program; `out` [tokens, heads, 2 HALF] is packed."""
     channel = tl.arange(0, HALF)
     pair = tl.arange(0, TOKENS * HEADS)
     token = (tl.program_id(0) * TOKENS + pair // HEADS).to(tl.int64)

@@ -38,7 +38,7 @@ def test_norm_of_a_transposed_matrix_and_of_what_overflowed():
 
 
 def engine_without_zero(largest: float = 1.0) -> SimpleNamespace:
-    """Three layers, of which the last one got no gradient, and no learning: what an update does to weights is decay."""
+    """Three layers, the last without a gradient, under AdamW with weight decay."""
     model = nn.Sequential(nn.Linear(40, 50), nn.Linear(50, 3), nn.Linear(2, 2))
     for p in model[:2].parameters():
         p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))

@@ -34,7 +34,7 @@ from dist_metaxlm.training.run.prepared_data import open_data
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 from dist_metaxlm.training.run.starting_point import origin_of
 
-ANEW = "carry_over.unseen_embeddings=reinitialise"
+REINITIALISED = "carry_over.unseen_embeddings=reinitialise"
 
 
 def check_masters(job: dict[str, Any], topology: Topology, cases: list[tuple[str, list[str]]]) -> list[list[str]]:
@@ -51,7 +51,7 @@ def check_masters(job: dict[str, Any], topology: Topology, cases: list[tuple[str
     barrier()
     for number, (way, asked) in enumerate(cases):
         cross = load_recipe(job["recipe"], ["training.precision=bf16", *asked])
-        expected = anew(cross, source, seen) if ANEW in asked else source
+        expected = reinitialised(cross, source, seen) if REINITIALISED in asked else source
         folder = root / "imported" if way == "imported" else None
         wrong.append(begun(cross, topology, root, str(number), folder, expected))
     return wrong
@@ -74,7 +74,7 @@ def finished_meta(root: Path, recipe: Recipe, weights: dict[str, torch.Tensor], 
     meta.finish({"steps": 1})
 
 
-def anew(recipe: Recipe, source: dict[str, torch.Tensor], seen: torch.Tensor) -> dict[str, torch.Tensor]:
+def reinitialised(recipe: Recipe, source: dict[str, torch.Tensor], seen: torch.Tensor) -> dict[str, torch.Tensor]:
     """`source` with the embeddings of unseen tokens as a fresh model has them."""
     found = dict(source)
     for name in (TABLE, HEAD_BIAS):

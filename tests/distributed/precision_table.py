@@ -144,8 +144,8 @@ def write(rows: list[dict[str, Any]], path: Path) -> bool:
         f"The model and data of the layouts' table, {STEPS} steps. Reference: one process in fp32 with torch's AdamW. "
         f"Largest relative deviation of any step's loss (bounds: {bounds}) and gradient norm; in the last column of any "
         "loss from the same layout without recomputation and offload (bound: 0; offload in bf16 under ZeRO-1, where "
-        f"gradients are clipped, {TWO_OPTIMISERS:.0e}). The rows with other objectives are of {ORDER_STEPS} steps, of which "
-        "some do not reach every parameter.",
+        f"gradients are clipped, {TWO_OPTIMISERS:.0e}). The rows with other objectives are of {ORDER_STEPS} steps; "
+        "some steps do not reach every parameter.",
         "",
         "| family | layout | objectives | precision | saving | loss | gradient norm | from plain |",
         "|---|---|---|---|---|---|---|---|",

@@ -74,7 +74,7 @@ def exchanged() -> None:
 
 
 def piece_of(writer: int) -> Any:
-    """GatherPlan of which rank 0 has the first half of one parameter and rank 1 the second."""
+    """GatherPlan with the first half of one parameter on rank 0 and the second on rank 1."""
     sources = ((0, pieces.LocalShard(0, 0, 2)), (1, pieces.LocalShard(0, 2, 2)))
     return made(
         pieces.GatherPlan,
@@ -169,7 +169,7 @@ ON_HOST = (
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, set[str]]]:
-    """(place, "nccl" or "gloo", devices) of each collective of a job of two ranks on CUDA devices, of which this is one."""
+    """(place, "nccl" or "gloo", devices) of each collective of this rank in a job of two ranks on CUDA devices."""
     found: list[tuple[str, str, set[str]]] = []
 
     def collective(*arguments: Any, group: Any = None, **_: Any) -> Any:

@@ -70,7 +70,7 @@ def test_text_without_translations_has_perplexity_and_no_retrieval(folder):
     (folder / "strings.jsonl").write_text("")
     result = evaluate_heldout(Encoder(CONFIG, 1), Characters(), folder, ["perplexity"], window=64)
     assert (result["perplexity"], set(result["prose_perplexity"])) == ({}, {"en"})
-    with pytest.raises(UserError, match=r"name translations of English in data\.bitext .* or ask for --tasks perplexity"):
+    with pytest.raises(UserError, match=r"name translations of English in data\.bitext .* or run --tasks perplexity"):
         evaluate_heldout(Encoder(CONFIG, 1), Characters(), folder, window=64)
 
 

@@ -21,7 +21,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def square(operator: str = "square") -> None:
-    """An operator with two backends, the faster of which only takes an even number of elements."""
+    """An operator with two backends; the faster one only supports an even number of elements."""
     registry.register(operator, "reference", "torch:square")
     registry.register(operator, "triton", "torch:mul", lambda: None, lambda x: x.numel() % 2 == 0)
 
@@ -128,7 +128,7 @@ def test_a_device_that_triton_cannot_drive_gets_the_references_with_the_reason(
     monkeypatch.delenv("CC", raising=False)
     reason = registry.missing_triton()
     assert reason is not None
-    assert reason.startswith("Triton cannot build its driver, which takes gcc")
+    assert reason.startswith("Triton cannot build its driver, which needs gcc")
     registry.register("other", "reference", "torch:square")
     registry.register("other", "triton", "torch:mul")
     monkeypatch.setattr(registry, "_on_cuda", lambda arguments: True)

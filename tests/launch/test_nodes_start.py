@@ -214,7 +214,7 @@ def test_commands_of_the_other_launchers(monkeypatch: pytest.MonkeyPatch, calls:
         srun_command(make_job((Host("a", 1), Host("b", 2)), (PRETRAIN,), 29500, {}))
 
 
-def test_only_listed_variables_travel() -> None:
+def test_only_listed_variables_are_forwarded() -> None:
     assert forwarded({"NCCL_IB_HCA": "mlx5_0", "AWS_SECRET": "x", "OMP_NUM_THREADS": "4"}) == {
         "NCCL_IB_HCA": "mlx5_0",
         "OMP_NUM_THREADS": "4",

@@ -11,7 +11,7 @@ import torch
 
 from dist_metaxlm.launching.hostfile import Host
 from dist_metaxlm.launching.preflight.agent import MARK
-from dist_metaxlm.launching.preflight.checks import judge, judge_links
+from dist_metaxlm.launching.preflight.checks import evaluate_checks, judge_links
 from dist_metaxlm.launching.preflight.facts import collect, product_is_right
 from dist_metaxlm.launching.preflight.links import rounds
 from dist_metaxlm.launching.preflight.remote import Agent, Unanswered
@@ -53,7 +53,7 @@ def test_facts_of_this_machine(facts: dict[str, Any]) -> None:
 
 
 def test_like_nodes_have_nothing_wrong(facts: dict[str, Any]) -> None:
-    assert judge(HOSTS, reports(facts), 5.0) == []
+    assert evaluate_checks(HOSTS, reports(facts), 5.0) == []
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_node_at_fault_is_named(
     for step in path[:-1]:
         place = place[step]
     place[path[-1]] = value
-    findings = judge(HOSTS, found, 5.0)
+    findings = evaluate_checks(HOSTS, found, 5.0)
     assert [(finding.host, finding.level) for finding in findings] == [("node2", level)]
     assert words in findings[0].message
     assert findings[0].remedy
@@ -96,7 +96,7 @@ def test_ports_few_devices_and_one_machine_twice(facts: dict[str, Any]) -> None:
     found = reports(facts)
     found["node1"]["port"] = "process 7 (python)"
     found["node3"] |= {"host": "node2"}
-    findings = judge([*HOSTS[:2], Host("node3", 4)], found, 5.0)
+    findings = evaluate_checks([*HOSTS[:2], Host("node3", 4)], found, 5.0)
     assert {(f.host, f.check) for f in findings} == {("node1", "port"), ("node3", "hosts"), ("node3", "devices")}
 
 
@@ -156,7 +156,7 @@ def test_the_table_has_a_line_for_every_node_and_finding(facts: dict[str, Any]) 
     found = reports(facts)
     found["node2"]["clock_offset"] = 60.0
     del found["node3"]
-    findings = [finding.as_dict() for finding in judge(HOSTS, found, 5.0)]
+    findings = [finding.as_dict() for finding in evaluate_checks(HOSTS, found, 5.0)]
     links = {"median_gbs": 1.0, "all_reduce_gbs": 0.5, "by_node_gbs": {"node1": 1.0, "node2": 1.0}}
     lines = report_lines(
         {

@@ -86,7 +86,7 @@ class Cluster:
         return self
 
     def __exit__(self, *ignored: object) -> None:
-        # Cleaning up is not to be interrupted half way.
+        # Cleaning up must not be interrupted half way.
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:

@@ -17,7 +17,7 @@ LINK, SLOW_LINK = 400.0, 40.0
 
 
 def single(rank: int, port: int) -> dict[str, str]:
-    """Variables of one rank of two, of which the other does not come."""
+    """Variables of one rank of two; the other rank never starts."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": "2",
@@ -83,7 +83,7 @@ def test_a_taken_port_is_named_with_its_holder(cluster: Cluster, tiny_recipe: Pa
 
 
 def test_a_rank_that_is_killed_is_named_and_ends_the_job(cluster: Cluster, tmp_path: Path) -> None:
-    # Without the lifeline the others wait for ten minutes and more: pdsh does not end the other nodes.
+    # Without the peer monitor the others wait for ten minutes or more: pdsh does not end the other nodes.
     result = cluster.run("node1", *start(tmp_path, 3, ["tests/nodes/worker_death.py"]), cwd=ROOT, timeout=400)
     assert result.returncode != 0
     assert "error: rank 1 on node2 has died" in result.stdout + result.stderr

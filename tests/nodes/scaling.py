@@ -101,7 +101,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "what it gains. Their links are shaped with tc (tbf), both ways. `MB sent` is what the kernel counted at the nodes' "
         "interfaces, `predicted` what `planning/communication.py` says of the layout. `s on the link` is how long the "
         "predicted bytes of the busiest node take at the link's speed. `in communication` includes waiting for other "
-        "ranks, of which there is much where all share the cores.",
+        "ranks, which is long if all share the cores.",
     ]
     lines = [f"# Scaling over nodes, {found['date'][:10]}", "", text[0], "", text[1], ""]
     for name, result in results.items():

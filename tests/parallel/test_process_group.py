@@ -47,7 +47,7 @@ def test_ranks_with_a_device_each_or_without_any_are_taken(
 
 
 def test_gloo_and_nccl_both_take_the_way_to_the_first_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With CUDA, batches, checkpoints and requests to stop still travel over gloo."""
+    """With CUDA, batches, checkpoints and requests to stop are still sent over gloo."""
     monkeypatch.setattr(environment, "interface_towards", lambda host: "eth7")
     monkeypatch.setenv("MASTER_ADDR", "node1")
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "CUDA_DEVICE_MAX_CONNECTIONS"):

@@ -51,5 +51,5 @@ def test_the_idle_share_is_that_of_a_pipeline_and_grows_with_unequal_stages() ->
         assert idle_share([0.0, *[1.0] * 8, 0.0], even, micro_batches) == pytest.approx(3 / (micro_batches + 3))
     assert idle_share([0.0, *[1.0] * 8, 2.0], even, 16) > 3 / 19
     assert idle_share([0.0, 1.0, 1.0], balanced_stages([0.0, 1.0, 1.0], 1), 1) == 0.0
-    # By hand: stages of 1 and 3, two micro-batches: 1 + 3 + 3 = 7, of which one stage works 2, the other 6.
+    # By hand: stages of 1 and 3, two micro-batches: 1 + 3 + 3 = 7; one stage works 2 of them, the other 6.
     assert idle_share([1.0, 3.0], balanced_stages([1.0, 3.0], 2), 2) == pytest.approx(1 - 8 / 14)

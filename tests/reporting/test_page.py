@@ -77,7 +77,7 @@ def test_probes_have_a_chart_and_say_what_they_cost(probed_run):
     page = write_report(probed_run).read_text(encoding="utf-8")
     assert 'id="probe-cross-figure_1"' in page
     assert "probe-meta" not in page
-    assert "P@1 among at most 64 strings of a language at layer 1. Time it took: 3.0% of cross." in page
+    assert "P@1 among at most 64 strings of a language at layer 1. Cost of the probes: 3.0% of cross." in page
     shutil.rmtree(probed_run / "evaluation")
     assert 'id="probe-cross-figure_1"' in write_report(probed_run).read_text(encoding="utf-8")
 

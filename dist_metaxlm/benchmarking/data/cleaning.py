@@ -1,6 +1,6 @@
-"""Cleaning of generated text: what it finds of what was planted, how fast, and how much memory at two sizes.
+"""Benchmark of cleaning on generated text: recall of planted duplicates, speed, and memory at two sizes.
 
-The corpus step runs in a process of its own (`metaxlm prepare corpus`), whose peak resident memory the kernel tells.
+The corpus step runs in its own process (`metaxlm prepare corpus`); the kernel reports its peak resident memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REMEMBERED = 5000
 
 
 def measure_cleaning(megabytes: list[int]) -> dict[str, Any]:
-    """Generate and clean text of each size, in megabytes (1e6 bytes); figures with the environment they were measured in."""
+    """Generate and clean text of each size, in megabytes (1e6 bytes); results with the environment of the measurement."""
     return {"benchmark": "cleaning", "runs": [_run(size) for size in megabytes], "environment": environment()}
 
 
@@ -41,17 +41,17 @@ def _run(megabytes: int) -> dict[str, Any]:
         planted = _generate(folder, megabytes * 1_000_000)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(_recipe(folder)), encoding="utf-8")
         seconds, peak = _prepare(folder)
-        about = manifest.read(folder / "data" / "corpus")["text"]["en"]
-    found = {step: numbers["documents"] for step, numbers in about["dropped"].items()}
+        facts = manifest.read(folder / "data" / "corpus")["text"]["en"]
+    dropped = {step: numbers["documents"] for step, numbers in facts["dropped"].items()}
     return {
         "megabytes": megabytes,
-        "documents": about["read"]["documents"],
+        "documents": facts["read"]["documents"],
         "seconds": round(seconds, 1),
         "megabytes_per_second": round(megabytes / seconds, 2),
         "peak_resident_megabytes": round(peak / 1e6, 1),
         "planted": planted,
-        "dropped": found,
-        "kept": about["kept"]["documents"],
+        "dropped": dropped,
+        "kept": facts["kept"]["documents"],
     }
 
 

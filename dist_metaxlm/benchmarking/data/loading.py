@@ -1,7 +1,7 @@
-"""What the data costs: opening a large store, seeking, assembling batches, and the wait for data in a training run.
+"""Cost of data loading: opening a large store, seeking, assembling batches, and the wait for data in a training run.
 
-The stores are made here in a temporary folder: real indexes, and for the opening test `.bin` files with holes (so that
-1e10 tokens take no disk). Opening is timed in fresh processes, after the imports, with the files in the page cache.
+The stores are generated in a temporary folder: real indexes, and for the opening test sparse `.bin` files (so that
+1e10 tokens use no disk). Opening is timed in fresh processes, after the imports, with the files in the page cache.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ FAR = 10**9
 
 
 def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None) -> dict[str, Any]:
-    """All figures of the data room; `tokens` of the store that is opened, medians over `runs`; where given, the wait for
-    data in the training run of `metrics`, and what tlm's windows of `store` lose.
+    """All data benchmarks: a store of `tokens` tokens, medians over `runs`; if given, also the wait for data in the training
+    run of `metrics`, and the tokens that tlm's windows of `store` lose.
 
     Raises:
-        UserError: where the temporary folder has too little room for the indexes, or `metrics` holds no figures.
+        UserError: the temporary folder has too little space for the indexes, or `metrics` holds no data.
     """
     waits = wait_shares(Path(metrics)) if metrics else None
     packing = measure_packing(Path(store)) if store else None
@@ -54,7 +54,7 @@ def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None)
         sizes = {"small": tokens, "large": 10 * tokens}
         for title, size in sizes.items():
             write_store(folder / title, LANGUAGES, size, holes=True)
-        # in turn, so that a slow moment of the machine meets both
+        # alternating, so that a slow moment of the machine affects both
         opened: dict[str, list[dict[str, float]]] = {title: [] for title in sizes}
         for _ in range(runs):
             for title in sizes:
@@ -85,7 +85,7 @@ def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None)
 def measure_loading(folder: Path, runs: int) -> dict[str, Any]:
     """Tokens per second of one thread by window length, and the cost of a far sample against a near one.
 
-    By the clock, and by the thread's own CPU time, which other jobs on a shared machine disturb less.
+    Wall time, and the thread's CPU time, which other jobs on a shared machine disturb less.
     """
     result: dict[str, Any] = {}
     for length, batch in ((128, 8192), (512, 32768)):
@@ -113,7 +113,7 @@ def measure_loading(folder: Path, runs: int) -> dict[str, Any]:
 
 
 def wait_shares(path: Path) -> dict[str, Any]:
-    """Share of its time that a training run waited for data: median and largest over the log intervals of `path`."""
+    """Share of time that a training run waited for data: median and largest over the log intervals of `path`."""
     try:
         shares = [json.loads(line)["data_wait_share"] for line in json_lines(path)]
     except (OSError, ValueError, KeyError):
@@ -130,7 +130,7 @@ def wait_shares(path: Path) -> dict[str, Any]:
 
 
 def open_once(folder: str) -> dict[str, float]:
-    """Open a store and make the first batch of its mix: seconds, and resident memory at its highest."""
+    """Open a store and make the first batch of its mix: seconds, and peak resident memory."""
     before, start, cpu = _peak_mb(), time.perf_counter(), time.process_time()
     data, phase = _phase_data(Path(folder), 512, 32768, False)
     ready = time.perf_counter()
@@ -171,14 +171,14 @@ def _phase_data(folder: Path, length: int, batch: int, whole_words: bool) -> tup
 
 
 def _seconds(read: Callable[..., Any], first: int) -> tuple[float, float]:
-    """(by the clock, of the thread's CPU time)."""
+    """(wall seconds, CPU seconds of the thread)."""
     wall, cpu = time.perf_counter(), time.thread_time()
     read(first)
     return time.perf_counter() - wall, time.thread_time() - cpu
 
 
 def _peak_mb() -> float:
-    """Highest resident memory of this process; ru_maxrss would count the parent's, which a fresh process starts from."""
+    """Peak resident memory of this process; ru_maxrss would include the parent's, because a fresh process inherits it."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -1,4 +1,4 @@
-"""What tlm's windows lose: whole pairs packed into windows against a fixed grid of windows on the stream of pairs."""
+"""Tokens that tlm's windows lose: whole pairs packed into windows against a fixed grid on the stream of pairs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from dist_metaxlm.errors import UserError
 def measure_packing(folder: Path, lengths: tuple[int, ...] = (128, 512)) -> dict[str, dict[str, float]]:
     """By window length, over the first epoch of all language pairs of the store in `folder`: shares of lost tokens.
 
-    `grid_inert`: tokens of pairs that the edges of a grid cut; `padding` and `left_out`: of the packed windows what is
-    empty, of the pairs what is in none. `tokens_per_second`: of packing and reading,
-    windows of all pairs one after the other, or scattered.
+    `grid_inert`: tokens of pairs cut by the edges of a grid; `padding`: empty tokens of the packed windows; `left_out`:
+    tokens of pairs in no window. `tokens_per_second`: of packing and reading windows of all pairs, in order or scattered.
 
     Raises:
         UserError: for a store without translations.
@@ -54,7 +53,7 @@ def measure_packing(folder: Path, lengths: tuple[int, ...] = (128, 512)) -> dict
 
 
 def _rate(windows: BitextWindows, corpora: int, tokens: int, ahead: bool) -> float:
-    """Tokens per second of one thread: `ahead` as one rank reads, else windows from all over, each of another chunk."""
+    """Tokens per second of one thread: `ahead`: in the order of a rank, else scattered windows, each of another chunk."""
     generator, seconds = np.random.default_rng(1), []
     count = tokens // windows.length
     for number in range(40):

@@ -1,7 +1,7 @@
-"""Speed of `metaxlm prepare store`, whole commands side by side with Megatron's way, in one run.
+"""Speed of `metaxlm prepare store` against Megatron's preprocessing, whole commands in one run.
 
-The sides alternate; each repeat gives one ratio of each kind and the median counts, because on a shared machine only
-what ran side by side can be compared. CPU seconds are given beside wall seconds for the same reason.
+The two alternate; each repeat gives one ratio of each kind and the median is reported, because on a shared machine only
+neighbouring runs are comparable. CPU seconds are reported with wall seconds for the same reason.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dist_metaxlm.training.run.run_folder import environment
 
 
 def measure_store(recipe_name: str, overrides: list[str], scratch: Path, repeats: int) -> dict[str, Any]:
-    """Time the store of a recipe's corpus made in all ways; `scratch` gets a folder `store-benchmark`, removed at the end.
+    """Time every way to write the store of a recipe's corpus in `scratch`/store-benchmark, removed at the end.
 
-    Nothing is held out, so that both sides encode the same text; whether their files are the same is in the result.
+    Nothing is held out, so that both sides encode the same text; the result says whether their files are equal.
     """
     place = scratch / "store-benchmark"
     if place.exists():
@@ -93,7 +93,7 @@ def _timed(command: list[str]) -> tuple[float, float]:
 
 
 def _take(place: Path, name: str) -> bool:
-    """Remove what a run wrote, the first baseline kept for comparison; whether its token files are those of the first."""
+    """Remove the output of a run except the first baseline; returns whether its token files equal the first ones."""
     made, kept = place / ("baseline" if name.startswith("baseline") else "store"), place / "first"
     if not kept.exists():
         made.rename(kept)
@@ -104,7 +104,7 @@ def _take(place: Path, name: str) -> bool:
 
 
 def _ratios(runs: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
-    """Medians over repeats of slower seconds / faster seconds, side by side."""
+    """Medians over repeats of slower seconds / faster seconds of the same repeat."""
     pairs = {
         "ours_against_baseline_1_core": ("baseline_1", "ours_1"),
         "ours_against_baseline_2_cores": ("baseline_2", "ours_2"),

@@ -1,5 +1,5 @@
-"""What Megatron-LM's tools/preprocess_data.py does, for comparison: documents encoded one at a time, each added to
-megatron-core's IndexedDatasetBuilder; with several workers, through a pool that hands each document's list of ids back.
+"""Baseline that works like Megatron-LM's tools/preprocess_data.py: encodes documents one at a time and adds each to
+megatron-core's IndexedDatasetBuilder; with several workers, a pool returns each document's list of ids.
 
 Same tokenizer, same text, same ids as our store. Run as `python -m dist_metaxlm.benchmarking.data.store_baseline`.
 """
@@ -22,7 +22,7 @@ from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 
 CHUNK = 32
-"""Documents that travel to a worker together, as there."""
+"""Documents sent to a worker at once, as in preprocess_data.py."""
 
 _tokenizer: Tokenizer | None = None
 

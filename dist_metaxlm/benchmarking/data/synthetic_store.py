@@ -1,4 +1,4 @@
-"""Token stores of any size in seconds: a real index over random documents, and tokens that are random or holes."""
+"""Generate token stores of any size in seconds: a real index over random documents, with random tokens or sparse files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK = 16 << 20
 
 
 class SyntheticTokenizer:
-    """What the loader asks of a tokenizer, for random ids; every second id begins a word."""
+    """The tokenizer attributes that the loader needs, for random ids; every second id begins a word."""
 
     hash = _HASH
     path = Path("synthetic.model")
@@ -33,7 +33,7 @@ class SyntheticTokenizer:
 def write_store(folder: Path, languages: int, tokens: int, holes: bool) -> None:
     """A store of about `tokens` uint16 tokens; language n has a share proportional to 1 / (n + 1).
 
-    With `holes` the `.bin` files are sparse and read as zeros. The checksums in the manifest are not real: opening
+    With `holes` the `.bin` files are sparse and read as zeros. The checksums in the manifest are fake: opening
     compares sizes only.
     """
     folder.mkdir(parents=True)

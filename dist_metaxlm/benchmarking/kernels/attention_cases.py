@@ -16,16 +16,16 @@ from dist_metaxlm.kernels.attention.dispatch import AttentionPattern, attention_
 from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, token_keys
 
 RATE = 0.1
-"""Share of attention weights that is dropped, where some are: XLM-R's."""
+"""Attention dropout rate of XLM-R, for the cases with dropout."""
 
 
 def attention_cases(small: bool, device: torch.device) -> list[KernelCase]:
-    """Cases with the head dimension 64 of every XLM-R (32 where `small`)."""
+    """Cases with the head dimension 64 of every XLM-R (32 if `small`)."""
     windows, window, heads, width = (2, 64, 2, 32) if small else (128, 512, 12, 64)
     local = window // 4
     whole = [window] * windows
     short = _document_lengths(windows, window, 8 if small else 60)
-    found = [
+    cases = [
         _case("attention, one document a window", whole, window, None, heads, width, device),
         _case("attention, documents of median length 60", short, window, None, heads, width, device),
         _case("attention, local window of 128", whole, window, local, heads, width, device),
@@ -34,22 +34,22 @@ def attention_cases(small: bool, device: torch.device) -> list[KernelCase]:
         _case("attention with dropout, one document a window", whole, window, None, heads, width, device, RATE),
         _case("attention with dropout, documents of median length 60", short, window, None, heads, width, device, RATE),
     ]
-    found[0].peers.update(_backends(window), **_varlen(whole, None, device))
-    found[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)}, **_varlen(short, None, device))
-    found[2].peers.update(_varlen(whole, local, device))
+    cases[0].peers.update(_backends(window), **_varlen(whole, None, device))
+    cases[1].peers.update({"SDPA on the padded batch": _padded(short, window, device)}, **_varlen(short, None, device))
+    cases[2].peers.update(_varlen(whole, local, device))
     dropping[0].peers.update(_backends(window, RATE))
     dropping[1].peers.update({"SDPA on the padded batch": _padded(short, window, device, RATE)})
-    if device.type == "cuda":  # on a CPU it would take a C++ compiler and half a minute
-        for case, lengths, reach in zip(found, (whole, short, whole), (None, None, local), strict=True):
+    if device.type == "cuda":  # on a CPU it needs a C++ compiler and half a minute
+        for case, lengths, reach in zip(cases, (whole, short, whole), (None, None, local), strict=True):
             case.peers.update(_flex(lengths, window, reach, device))
-        found += _cuda_library(found, torch.cuda.get_device_capability(device)[0] == 9)
-    return found + dropping
+        cases += _cuda_library(cases, torch.cuda.get_device_capability(device)[0] == 9)
+    return cases + dropping
 
 
 def _cuda_library(cases: list[KernelCase], hopper: bool) -> list[KernelCase]:
-    """The same cases with the CUDA C++ forwards, where `make kernels` has built them: they run only where they are forced.
+    """The same cases with the CUDA C++ forward kernels if `make kernels` has built them; they run only when forced.
 
-    On a `hopper` that is its own kernel, timed beside the portable one, which is a case of its own too, for its errors.
+    On a `hopper` that is its own kernel, timed against the portable one, which is also a separate case for its errors.
     """
     if "cuda" not in registry.operators()["attention"] or registry.implementation("attention", "cuda").available():
         return []
@@ -62,16 +62,18 @@ def _cuda_library(cases: list[KernelCase], hopper: bool) -> list[KernelCase]:
 
         return with_library
 
-    found = [replace(case, name=f"{case.name}, CUDA C++", call=forced(case.call, "automatic"), peers={}) for case in cases]
+    with_cuda = [
+        replace(case, name=f"{case.name}, CUDA C++", call=forced(case.call, "automatic"), peers={}) for case in cases
+    ]
     if hopper:
         portable = [
             replace(case, name=f"{case.name}, CUDA C++ portable", call=forced(case.call, "portable"), peers={})
             for case in cases
         ]
-        for case, other in zip(found, portable, strict=True):
+        for case, other in zip(with_cuda, portable, strict=True):
             case.peers["CUDA C++ portable"] = other.call
-        found += portable
-    return found
+        with_cuda += portable
+    return with_cuda
 
 
 def _document_lengths(windows: int, window: int, median: int) -> list[int]:
@@ -107,7 +109,7 @@ def _case(
     half = len(places) if local_window is None else local_window // 2
     pairs = int((torch.minimum(ends, places + half + 1) - torch.maximum(firsts, places - half)).sum())
     shape = (len(places), heads, width)
-    # Two products forward, five backward, two operations a multiplication; only pairs that see each other count.
+    # Two products forward, five backward, two operations per multiplication; only unmasked pairs count.
     return KernelCase(
         name,
         "attention",
@@ -125,7 +127,7 @@ def _documents(lengths: list[int], device: torch.device) -> tuple[torch.Tensor, 
 
 
 def _backends(window: int, rate: float = 0.0) -> dict[str, Call]:
-    """SDPA held to one backend; documents of equal length need no mask."""
+    """SDPA with a fixed backend; documents of equal length need no mask."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def held_to(backend: SDPBackend) -> Call:
@@ -145,7 +147,7 @@ def _backends(window: int, rate: float = 0.0) -> dict[str, Call]:
 
 
 def _padded(lengths: list[int], window: int, device: torch.device, rate: float = 0.0) -> Call:
-    """SDPA on [documents, longest] with a mask over the padding; padding and unpadding are part of it."""
+    """SDPA on [documents, longest] with a mask over the padding; the time includes padding and unpadding."""
     ids, cuts = _documents(lengths, device)
     offsets = torch.arange(ids.numel(), device=device) - cuts.to(torch.int64)[ids]
     flat = ids * window + offsets
@@ -167,7 +169,7 @@ def _padded(lengths: list[int], window: int, device: torch.device, rate: float =
 
 
 def _varlen(lengths: list[int], local_window: int | None, device: torch.device) -> dict[str, Call]:
-    """torch.nn.attention.varlen, a flash kernel over cumulative lengths; windows only where this torch has them."""
+    """torch.nn.attention.varlen, a flash kernel over cumulative lengths; windows only if this torch supports them."""
 
     def make() -> Call:
         from torch.nn.attention.varlen import varlen_attn

@@ -1,4 +1,4 @@
-"""What `metaxlm benchmark kernels` runs: every operator of the registry with the shapes that the models give it."""
+"""Cases of `metaxlm benchmark kernels`: every operator of the registry with the shapes used by the models."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class KernelCase:
     operator: str
     """Name in the registry."""
     shapes: tuple[tuple[int, ...], ...]
-    """Shapes of the floating-point inputs, all of which get gradients."""
+    """Shapes of the floating-point inputs; all of them get gradients."""
     call: Call
     """The operator on those inputs (in any dtype)."""
     bytes_moved: tuple[int, int] = (0, 0)
-    """Least traffic of forward and backward in elements: every operand read once, every result written once."""
+    """Minimum memory traffic of forward and backward in elements: every operand read once, every result written once."""
     operations: int = 0
-    """Floating-point operations of forward and backward together; 0 where memory is the limit."""
+    """Floating-point operations of forward and backward together; 0 for memory-bound operators."""
     forward_operations: int = 0
-    """Of those, the forward pass's; 0 where the passes are not to be told apart (the head's forward forms gradients)."""
+    """Of those, the forward pass's; 0 if the passes cannot be separated (the head's forward forms gradients)."""
     peers: dict[str, Call] = field(default_factory=dict)
     """Other implementations, called with the same inputs."""
 
@@ -39,13 +39,13 @@ def kernel_cases(small: bool, device: torch.device) -> list[KernelCase]:
     """All cases; `small` ones finish in seconds on a CPU."""
     tokens, hidden, ffn = (256, 96, 160) if small else (65536, 768, 3072)
     rows, vocabulary = (64, 1000) if small else (4096, 250112)
-    from dist_metaxlm.benchmarking.kernels.attention_cases import attention_cases  # it is made of this module's cases
+    from dist_metaxlm.benchmarking.kernels.attention_cases import attention_cases  # it imports this module
 
-    found = [_head(rows, hidden, vocabulary, device), *attention_cases(small, device)]
-    found += _norms(tokens, hidden, device) + _rms_norms(tokens, hidden, device) + _activations(tokens, ffn, device)
-    for case in found:
+    cases = [_head(rows, hidden, vocabulary, device), *attention_cases(small, device)]
+    cases += _norms(tokens, hidden, device) + _rms_norms(tokens, hidden, device) + _activations(tokens, ffn, device)
+    for case in cases:
         case.peers.update(liger_peers(case.name))
-    return [*found, _rotation(tokens, 2 if small else 12, 32 if small else 64, device)]
+    return [*cases, _rotation(tokens, 2 if small else 12, 32 if small else 64, device)]
 
 
 def lognormal_lengths(rng: random.Random, window: int, median: int) -> list[int]:
@@ -59,7 +59,7 @@ def lognormal_lengths(rng: random.Random, window: int, median: int) -> list[int]
 
 
 def _compiled(call: Call, device: torch.device) -> dict[str, Call]:
-    """What torch.compile makes of it; on CPU it would take a C++ compiler and half a minute."""
+    """The call under torch.compile; left out on CPU, where it needs a C++ compiler and half a minute."""
     return {"torch.compile": torch.compile(call)} if device.type == "cuda" else {}
 
 

@@ -1,7 +1,7 @@
-"""Every configuration in the kernels' lists timed on the device, beside the one in use.
+"""Times every configuration in the kernels' lists on the device, with the one in use for comparison.
 
-There is no tuning at run time (docs/kernels.md): what is found here a person writes into the list, as its first entry.
-On a CPU the command is tried in Triton's interpreter, on small shapes; its times then say nothing.
+There is no tuning at run time (docs/kernels.md): to apply a result, move the configuration to the front of its list by
+hand. On a CPU the command runs in Triton's interpreter on small shapes; its times are then meaningless.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ATTENTION_CASES = (
     "attention with dropout, one document a window",
 )
 LAUNCHES = [(step, warps, stages) for step in (32, 64, 128) for warps in (4, 8) for stages in (2, 3)]
-"""Keys of a block, warps and stages tried for the attention kernels, whose launch is a function and no list."""
+"""Keys of a block, warps and stages tried for the attention kernels, whose launch is a function, not a list."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +67,20 @@ def measure_configurations(
     keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
 ) -> dict[str, Any]:
     """Milliseconds of the pass that contains a kernel, for each configuration of each kernel whose name contains one of
-    `only`. After `seconds` no other configuration than those in use is begun. `keep` is given the result so far.
+    `only`. After `seconds` only configurations in use are started. `keep` receives the result so far.
 
     Returns:
-        JSON-ready: `kernels`, each with its case and `configurations`: settings, milliseconds (None where it does not
-        compile or run, with the reason), `in_use`; `best` is the fastest's settings, `gain` what it takes less, in shares.
+        JSON-ready: `kernels`, each with its case and `configurations`: settings, milliseconds (None with the reason
+        if it does not compile or run), `in_use`; `best` is the settings of the fastest, `gain` its relative saving of time.
 
     Raises:
-        UserError: there is no such device, no Triton, or no kernel of that name.
+        UserError: the device, Triton or a kernel of that name is missing.
     """
     device = device_or_refusal(device_name)
     if importlib.util.find_spec("triton") is None:
-        raise UserError("the package triton is not installed, and the configurations are of Triton kernels; install it")
+        raise UserError("the package triton is not installed, and the configurations belong to Triton kernels; install it")
     if device.type == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, which is not yet
+        os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, later
     deadline = None if seconds is None else time.perf_counter() + seconds
     small, dtype = device.type == "cpu", torch.float32 if device.type == "cpu" else torch.bfloat16
     cases = {case.name: case for case in kernel_cases(small, device)}
@@ -89,10 +89,10 @@ def measure_configurations(
     wanted = [entry for entry in wanted if any(part in entry[0] for part in only)]
     if not wanted:
         raise UserError(
-            f"--only {' '.join(only)}: no kernel with configurations is named so; there are {', '.join(LISTS)} and attention"
+            f"--only {' '.join(only)}: no kernel with configurations has such a name; use {', '.join(LISTS)} or attention"
         )
     rows: list[dict[str, Any]] = []
-    found = {
+    result = {
         "device": device_name,
         "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
@@ -103,8 +103,8 @@ def measure_configurations(
     }
     for kernel, case, when in wanted:
         rows.append(_measure(kernel, cases[case], when, dtype, device, repeats, deadline))
-        keep(found)
-    return found
+        keep(result)
+    return result
 
 
 def _measure(
@@ -123,7 +123,7 @@ def _measure(
             try:
                 with registry.forcing("triton"), candidate.using():
                     seconds = timed(case.call, inputs, device)[when]
-            except Exception as error:  # one that needs more than the device has is no candidate
+            except Exception as error:  # a configuration that exceeds the device is not a candidate
                 problems[number] = why_not(error)
                 continue
             if turn >= 0:
@@ -189,13 +189,13 @@ def _replaced(table: dict[str, Any], name: str, value: Any) -> Iterator[None]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """One line a kernel and configuration, the fastest marked."""
-    lines = ["interpreted on a CPU: these times say nothing"] if result["interpreted"] else []
+    """One line per kernel and configuration, the fastest marked."""
+    lines = ["interpreted on a CPU: these times are meaningless"] if result["interpreted"] else []
     for row in result["kernels"]:
         lines.append(f"{row['kernel']} ({row['case']}, {row['pass']})")
-        for found in row["configurations"]:
-            settings = " ".join(f"{key}={value}" for key, value in found["settings"].items())
-            time = found["problem"] if found["milliseconds"] is None else f"{found['milliseconds']:.4f} ms"
-            marks = ["in use"] * found["in_use"] + ["best"] * (found["settings"] == row["best"])
+        for tried in row["configurations"]:
+            settings = " ".join(f"{key}={value}" for key, value in tried["settings"].items())
+            time = tried["problem"] if tried["milliseconds"] is None else f"{tried['milliseconds']:.4f} ms"
+            marks = ["in use"] * tried["in_use"] + ["best"] * (tried["settings"] == row["best"])
             lines.append(f"  {settings}: {time}{' (' + ', '.join(marks) + ')' if marks else ''}")
     return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""Everything that is to be measured on a GPU, in one command and within a budget of time: `make gpu-check`.
+"""All GPU measurements in one command and within a time budget: `make gpu-check`.
 
-Each section is a command of `metaxlm benchmark` in a process of its own: one that crashes or runs out of memory takes
-nothing else with it. Sections are told how many seconds are theirs; one that is far beyond them is ended and counts as not
-finished. What such a one had measured until then is kept.
+Each section is a command of `metaxlm benchmark` in its own process, so a crash or lack of memory affects no other section.
+Every section gets a budget of seconds; one that exceeds it by far is stopped and counts as unfinished, but its partial
+results are kept.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from dist_metaxlm.training.run.environment import environment
 STORE = "data/quickstart"
 MODELS = ("xlmr-base", "xlmr-large", "modern-base")
 KERNELS = {"head": ("head",), "attention": ("attention",), "others": ("Norm", "residual", "GELU", "GeGLU", "rotation")}
-"""Parts of the names of cases that one process measures: a kernel that breaks the device ends those of its group alone."""
+"""Name parts of the cases that one process measures: a kernel that breaks the device affects only its group."""
 GRACE = 60.0
-"""Seconds that a section may take beyond its own before it is ended."""
+"""Seconds by which a section may exceed its budget before it is stopped."""
 KINDS = ("wrong", "slower", "unfinished")
 
 Runner = Callable[[list[str], float], tuple[int, str, str]]
@@ -41,11 +41,11 @@ class Section:
     name: str
     arguments: tuple[str, ...]
     weight: float
-    """Its share of the time that is left when it starts is this, of the weights of all that are left."""
+    """Weight of its share of the remaining time, relative to all remaining sections."""
 
 
 def sections(device: str) -> list[Section]:
-    """What is run, the most important first; with "cpu" small stand-ins, to try the command itself."""
+    """The sections, most important first; with "cpu" small stand-ins, to test the command itself."""
     if device == "cpu":
         small = ("--documents", "generated", "--steps", "1", "--batch_tokens", "256", "--rows", "4")
         return [
@@ -88,32 +88,32 @@ def check_gpu(
 ) -> dict[str, Any]:
     """Run all sections within about `minutes`, each through `run` (`runner`).
 
-    `keep` is given the result so far after every section.
+    `keep` receives the result so far after every section.
 
     Returns:
-        JSON-ready: each section's result, and by section what is `wrong`, `slower` or `unfinished` (crashed, or no time).
+        JSON-ready: the result of each section, and lists of `wrong`, `slower` and `unfinished` (crashed, or no time) items.
 
     Raises:
         UserError: there is no such device.
     """
     device_or_refusal(device)
     end = time.monotonic() + 60 * minutes
-    left, about = sections(device), environment()
-    found: list[dict[str, Any]] = []
-    while left:
-        section, weights = left[0], sum(other.weight for other in left)
-        left = left[1:]
+    remaining, machine = sections(device), environment()
+    rows: list[dict[str, Any]] = []
+    while remaining:
+        section, weights = remaining[0], sum(other.weight for other in remaining)
+        remaining = remaining[1:]
         seconds = max(0.0, end - time.monotonic()) * section.weight / weights
-        row = _taken(section, seconds, run, begun=bool(found))
+        row = _taken(section, seconds, run, begun=bool(rows))
         say(f"{section.name}: {row['verdict']} after {row['seconds']:.0f} s")
-        found.append(row)
-        keep({"device": device, "minutes": minutes, "sections": found, "environment": about})
+        rows.append(row)
+        keep({"device": device, "minutes": minutes, "sections": rows, "environment": machine})
     return {
         "device": device,
         "minutes": minutes,
-        "sections": found,
-        **{kind: [f"{row['name']}: {what}" for row in found for what in row[kind]] for kind in KINDS},
-        "environment": about,
+        "sections": rows,
+        **{kind: [f"{row['name']}: {what}" for row in rows for what in row[kind]] for kind in KINDS},
+        "environment": machine,
     }
 
 
@@ -139,7 +139,7 @@ def _taken(section: Section, seconds: float, run: Runner, begun: bool) -> dict[s
         problem = f"exit code {code}"
     if problem is not None:
         row["unfinished"].append(problem)
-        row["errors"] = errors[-8000:]  # whoever has the GPU runs this once: what it died of must be in the file
+        row["errors"] = errors[-8000:]  # GPU time is scarce: the file must contain the cause of a crash
     return {**row, "verdict": "; ".join([kind for kind in KINDS[:2] if row[kind]] + row["unfinished"]) or "well"}
 
 

@@ -1,9 +1,9 @@
-"""Every operator in the dtype of training against fp64, and timed against its reference and its peers in the same run.
+"""Accuracy of every operator in the training dtype against fp64, and its time against the reference and peers.
 
-An operator is wrong where an error (norm of the difference to fp64 over the norm, of any result or gradient) is more than
-twice the PyTorch reference's in the same dtype and more than the dtype's rounding unit; it is slow where it takes longer
-than the reference. Timings of all implementations alternate, so that clocks and neighbours hit them alike. One that raises
-is unfinished, and the others are measured all the same, unless it has broken the device for this process.
+An operator is wrong if an error (norm of the difference to fp64 over the norm, of any result or gradient) is more than
+twice the PyTorch reference's in the same dtype and more than the dtype's rounding unit; it is slow if it takes longer than
+the reference. Timings of all implementations alternate, so that clock changes and other load affect them equally. One
+that raises is unfinished; the others are still measured, unless it has broken the device for this process.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from dist_metaxlm.training.run.environment import environment
 
 UNIT = {torch.bfloat16: 2.0**-8, torch.float32: 1e-5}
 HEAD_START = 4_000_000
-"""Clock cycles, about 2 ms, that a GPU waits before what is timed: longer than Python takes to launch it."""
+"""Clock cycles (about 2 ms) that a GPU waits before the timed work: longer than Python needs to launch it."""
 
 
 def device_or_refusal(name: str) -> torch.device:
     """The device "cuda" or "cpu".
 
     Raises:
-        UserError: there is no CUDA device.
+        UserError: no CUDA device is available.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "no CUDA device here, so kernels cannot be measured; run this on a machine with a GPU, or give "
-            "--device cpu to try the command itself on the PyTorch references"
+            "--device cpu to test the command itself on the PyTorch references"
         )
     return torch.device(name)
 
@@ -48,26 +48,26 @@ def measure_kernels(
     seconds: float | None = None,
     keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
 ) -> dict[str, Any]:
-    """Figures of all operators on `device_name` ("cuda"; "cpu" tries the command itself on small shapes).
+    """Measure all operators on `device_name` ("cuda"; "cpu" tests the command itself on small shapes).
 
-    Only cases whose name contains one of `only`. After `seconds` what is left is compared with fp64 and its reference
-    alone, not with peers. `keep` is given the result so far after every case.
+    Only cases whose name contains one of `only`. After `seconds` the remaining cases are compared only with fp64 and the
+    reference, not with peers. `keep` receives the result so far after every case.
 
     Returns:
         JSON-ready: per case errors, milliseconds, rates and `verdict` ("ok", "wrong", "slower", "failed"); `wrong`,
         `slower` and `unfinished` name the cases that fail.
 
     Raises:
-        UserError: there is no such device, or no such case.
+        UserError: the device or the case does not exist.
     """
     device, begun = device_or_refusal(device_name), time.perf_counter()
     small, dtype = device.type == "cpu", torch.float32 if device.type == "cpu" else torch.bfloat16
     deadline = None if seconds is None else begun + seconds
     cases = [case for case in kernel_cases(small, device) if any(part in case.name for part in only)]
     if not cases:
-        raise UserError(f"--only {' '.join(only)}: no operator's case is named so")
+        raise UserError(f"--only {' '.join(only)}: no operator's case has such a name")
     rows: list[dict[str, Any]] = []
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "device": device_name,
         "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
@@ -81,29 +81,29 @@ def measure_kernels(
     for case in cases:
         try:
             row = _measure(case, device, dtype, repeats, deadline)
-        except Exception as error:  # a kernel that does not compile or run must not hide what the others do
+        except Exception as error:  # a kernel that does not compile or run must not hide the results of the others
             row = {
                 "name": case.name,
                 "verdict": "failed",
                 "problem": why_not(error),
                 "traceback": traceback.format_exc()[-4000:],
             }
-            found["unfinished"].append(f"{case.name}: {row['problem']}")
+            result["unfinished"].append(f"{case.name}: {row['problem']}")
         rows.append(row)
-        found["unfinished"] += _without_kernel(case, row, device)
+        result["unfinished"] += _without_kernel(case, row, device)
         if row["verdict"] in ("wrong", "slower"):
-            found[row["verdict"]].append(case.name)
+            result[row["verdict"]].append(case.name)
         if row["verdict"] == "failed" and (problem := _broken(device)):
-            found["unfinished"] += [
-                f"{other.name}: not run, the device answers with {problem}" for other in cases[len(rows) :]
+            result["unfinished"] += [
+                f"{other.name}: not run, the device fails with {problem}" for other in cases[len(rows) :]
             ]
             break
-        keep(found)
-    return found
+        keep(result)
+    return result
 
 
 def libraries(device: torch.device) -> dict[str, Any]:
-    """Versions that `environment` does not know: what the device is, and what torch computes with on it."""
+    """Device name and library versions that `environment` does not include."""
     if device.type != "cuda":
         return {}
     return {
@@ -115,14 +115,14 @@ def libraries(device: torch.device) -> dict[str, Any]:
 
 
 def _without_kernel(case: KernelCase, row: dict[str, Any], device: torch.device) -> list[str]:
-    """A sentence where a GPU ran the reference alone: nothing about a kernel has been found out then."""
+    """A sentence if a GPU ran only the reference: then no kernel was measured."""
     if device.type != "cuda" or row.get("backend") != "reference":
         return []
     return [f"{case.name}: no kernel ran, {registry.why_reference(case.operator)}"]
 
 
 def _broken(device: torch.device) -> str | None:
-    """What the device says if an earlier kernel has made it unusable for this process."""
+    """The error of the device if an earlier kernel has made it unusable for this process, else None."""
     if device.type != "cuda":
         return None
     try:
@@ -166,7 +166,7 @@ def _measure(
 
 
 def inputs_of(case: KernelCase, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-    """fp64 values that `dtype` holds exactly; matrices of weights are scaled as in a trained model."""
+    """fp64 values that are exact in `dtype`; weight matrices are scaled as in a trained model."""
     generator = torch.Generator(device).manual_seed(7)
     scales = [
         1.0 if index == 0 or len(shape) != 2 or case.operator != "linear_cross_entropy" else shape[1] ** -0.5
@@ -180,7 +180,7 @@ def inputs_of(case: KernelCase, device: torch.device, dtype: torch.dtype) -> lis
 
 
 def _outcome(call: Call, inputs: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Results and gradients; the upstream gradient is one that `dtype` holds exactly, whatever the inputs are."""
+    """Results and gradients; the upstream gradient is exact in `dtype`, whatever the inputs are."""
     results = call(*inputs)
     results = results if isinstance(results, tuple) else (results,)
     upstream = [
@@ -192,8 +192,8 @@ def _outcome(call: Call, inputs: list[torch.Tensor], dtype: torch.dtype) -> list
     return [*(result.detach() for result in results), *torch.autograd.grad(results, inputs, upstream)]
 
 
-def _errors(found: list[torch.Tensor], truth: list[torch.Tensor]) -> list[float]:
-    return [float((one.double() - other).norm() / other.norm()) for one, other in zip(found, truth, strict=True)]
+def _errors(values: list[torch.Tensor], truth: list[torch.Tensor]) -> list[float]:
+    return [float((value.double() - exact).norm() / exact.norm()) for value, exact in zip(values, truth, strict=True)]
 
 
 def _timings(
@@ -206,7 +206,7 @@ def _timings(
 ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
     """Median seconds of forward and backward of each implementation, and why a peer could not run.
 
-    After `deadline` no further peer is begun: its first call may compile for a minute.
+    After `deadline` no further peer is started: its first call may compile for a minute.
     """
     calls: dict[str, tuple[str, Call]] = {"ours": ("auto", case.call)}
     if with_reference:
@@ -223,7 +223,7 @@ def _timings(
             try:
                 with registry.forcing(backend):
                     pair = timed(call, inputs, device)
-            except Exception as error:  # a peer that lacks a compiler or runs out of memory must not end the measurement
+            except Exception as error:  # a peer without a compiler or memory must not end the measurement
                 if name in ("ours", "reference"):
                     raise
                 failures[name] = why_not(error)
@@ -236,9 +236,9 @@ def _timings(
 
 
 def timed(call: Call, inputs: list[torch.Tensor], device: torch.device) -> tuple[float, float]:
-    """Seconds of one forward and one backward; the upstream gradient is made between them, outside the clock.
+    """Seconds of one forward and one backward; the upstream gradient is created between them, untimed.
 
-    A GPU is kept busy first, so that what is timed is its work and not how fast Python hands it over.
+    A GPU is kept busy first, so that the time excludes Python's launch overhead.
     """
     if device.type == "cuda":
         torch.cuda._sleep(HEAD_START)
@@ -278,7 +278,7 @@ def _rates(case: KernelCase, seconds: tuple[float, float], dtype: torch.dtype) -
 
 
 def _extra_memory(case: KernelCase, inputs: list[torch.Tensor], device: torch.device) -> int | None:
-    """Bytes that forward and backward need above inputs and gradients; None on CPU, which does not count them."""
+    """Bytes that forward and backward need above inputs and gradients; None on CPU, where they are not counted."""
     if device.type != "cuda":
         return None
     before = torch.cuda.memory_allocated(device)

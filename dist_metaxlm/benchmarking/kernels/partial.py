@@ -1,4 +1,4 @@
-"""What a measurement has found so far, beside the file of its result: a command that is ended early leaves that much."""
+"""Partial results of a measurement, in a file next to the final result: they survive a command that is stopped early."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 
-def keeper(output: str | None) -> Callable[[dict[str, Any]], None]:
-    """Writes each result it is given to `OUTPUT.part`, whole or not at all; nothing without an output."""
+def keep_partial_results(output: str | None) -> Callable[[dict[str, Any]], None]:
+    """A function that writes each result it receives to `OUTPUT.part` atomically; does nothing without an output."""
 
     def keep(so_far: dict[str, Any]) -> None:
         if output is not None:
@@ -22,12 +22,12 @@ def keeper(output: str | None) -> Callable[[dict[str, Any]], None]:
 
 
 def finished(output: str) -> None:
-    """The result itself is written: forget what was kept on the way."""
+    """Remove the partial results, once the final one is written."""
     _part(Path(output)).unlink(missing_ok=True)
 
 
 def partial_result(output: Path) -> dict[str, Any] | None:
-    """What was kept for `output`, None without any."""
+    """The partial result of `output`, None without one."""
     try:
         return dict(json.loads(_part(output).read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Other people's implementations that `metaxlm benchmark kernels` times beside ours.
+"""Third-party implementations that `metaxlm benchmark kernels` compares with ours.
 
-Each is made when it is first called. What it needs may not be installed, or may not run on this device: that is for whoever
-times it to say (`why_not`), and the others go on. Names and arguments are those of each project's public functions: Liger
+Each is created at its first call. If its package is missing or does not run on this device, the caller reports it
+(`why_not`) and continues with the others. Names and arguments are those of each project's public functions: Liger
 (github.com/linkedin/Liger-Kernel, `liger_kernel.transformers`) and cut-cross-entropy (github.com/apple/ml-cross-entropy).
 """
 
@@ -17,7 +17,7 @@ Call = Callable[..., Any]
 
 
 def made_late(make: Callable[[], Call]) -> Call:
-    """A call of what `make` gives, which is asked for at the first call; it may raise there."""
+    """A function that calls the result of `make`, created at the first call; the creation may raise."""
     made: list[Call] = []
 
     def call(*tensors: torch.Tensor) -> Any:
@@ -29,7 +29,7 @@ def made_late(make: Callable[[], Call]) -> Call:
 
 
 def why_not(error: Exception) -> str:
-    """One line for a peer that raised: `not here: ...` where it is not installed, else what went wrong."""
+    """One line for a peer that raised: `not here: ...` if it is not installed, else the error."""
     first = (str(error).strip().splitlines() or [""])[0][:200]
     if isinstance(error, ImportError):
         return f"not here: {first}"
@@ -51,7 +51,7 @@ def head_peers(targets: torch.Tensor) -> dict[str, Call]:
 
 
 def liger_peers(case: str) -> dict[str, Call]:
-    """Liger's function for the case of that name, if it has one; its GELU is the one by tanh."""
+    """Liger's function for the case of that name, if it has one; its GELU uses the tanh approximation."""
     calls: dict[str, tuple[str, str, tuple[float, ...]]] = {
         "LayerNorm": ("Liger", "liger_layer_norm", (1e-5,)),
         "RMSNorm": ("Liger", "liger_rms_norm", (1e-5,)),

@@ -1,4 +1,4 @@
-"""The nodes of a hostfile as the place of a scaling measurement: `metaxlm launch` starts every job, and checks it."""
+"""Scaling measurements on the nodes of a hostfile: `metaxlm launch` starts and checks every job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def on_nodes(
 ) -> tuple[Place, tuple[int, ...]]:
     """The place, and the counts of nodes to measure: 1, 2, 4, ... and all.
 
-    `start` is the words that start `metaxlm launch`, by default those of this package.
+    `start` is the command of `metaxlm launch`, by default that of this package.
 
     Raises:
         UserError: when the hostfile is wrong, or its nodes have different numbers of slots.

@@ -9,7 +9,7 @@ from dist_metaxlm.benchmarking.scaling.scaling import KINDS
 
 
 def table(result: dict[str, Any]) -> str:
-    """The rows as a Markdown table; over nodes with the traffic between them."""
+    """The rows as a Markdown table; for nodes also the traffic between them."""
     nodes = result["unit"] == "nodes"
     heads = [
         "scaling",
@@ -60,15 +60,15 @@ def _traffic(row: dict[str, Any], megabits: float | None) -> list[str]:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Speed-up over ranks or nodes, one line for each kind; full lines strong, dashed weak scaling.
+    """Speed-up over ranks or nodes, one line per kind; solid lines for strong, dashed for weak scaling.
 
-    Dotted what would be free of cost: as many times the speed as ranks on devices of their own, the same on shared cores.
+    Dotted: ideal scaling, linear for ranks on separate devices, constant on shared cores.
     """
     draw({"": result}, path)
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """One panel for each result, titled by its name, such as the link's bandwidth."""
+    """One panel per result, titled by its name, such as the bandwidth of the link."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6 * len(results), 4), layout="constrained")

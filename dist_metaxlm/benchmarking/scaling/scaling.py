@@ -1,8 +1,8 @@
 """Strong and weak scaling over data, tensor and pipeline parallel ranks, on one machine or over nodes.
 
-Strong: the recipe's batch, over more ranks. Weak: a batch that grows with the ranks, so that a rank's share of the work
-stays. On CPU one rank uses all cores and several share them, so the figures of one machine show what a layout costs, not
-what it gains.
+Strong: the recipe's batch on more ranks. Weak: a batch that grows with the ranks, so that the work per rank is constant.
+On CPU one rank uses all cores and several share them, so results on one machine show the overhead of a layout, not its
+gain.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Place:
     """Where the ranks of a measurement run."""
 
     unit: str
-    """What is counted: `ranks` of this machine or `nodes`."""
+    """Unit of counting: `ranks` of this machine or `nodes`."""
     ranks: int
     """Ranks of a unit."""
     run: Callable[[int, Job], Job]
-    """Train a job on a number of units; what its first rank reports."""
+    """Train a job on a number of units; returns the report of its first rank."""
     link_megabits: float | None = None
-    """What the link of a node carries, in megabits a second, where that is known."""
+    """Bandwidth of a node's link in megabits per second, if known."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Experiment:
 
 
 def measure_scaling(experiment: Experiment, place: Place | None = None) -> dict[str, Any]:
-    """Train some steps of a phase in every layout; each is repeated in turn and the median counts.
+    """Train some steps of a phase in every layout; repeats of the layouts alternate and the median is reported.
 
     Raises:
-        UserError: when the recipe has no such phase, or a layout is refused (by the ranks themselves).
+        UserError: when the recipe has no such phase, or the ranks refuse a layout.
     """
     place = place or Place("ranks", 1, run_here)
     recipe = load_recipe(experiment.recipe, experiment.overrides)
@@ -118,16 +118,16 @@ def _layout(kind: str, count: int, place: Place) -> list[str]:
 
 
 def _larger_batch(recipe: Recipe, phase: str, times: int) -> list[str]:
-    """Overrides that multiply every objective's batch; contrast gets more groups, of the same size."""
-    found = []
+    """Overrides that multiply every objective's batch; contrast gets more groups of the same size."""
+    overrides = []
     for objective in recipe.phase(phase).objectives:
         field = objective.batch_field
-        found.append(f"phases.{phase}.objectives.{objective.name}.{field}={getattr(objective, field) * times}")
-    return found
+        overrides.append(f"phases.{phase}.objectives.{objective.name}.{field}={getattr(objective, field) * times}")
+    return overrides
 
 
 def run_here(ranks: int, job: Job) -> Job:
-    """Start the ranks of one job on this machine and return what the first reports."""
+    """Start the ranks of one job on this machine and return the report of the first one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -158,7 +158,7 @@ def run_here(ranks: int, job: Job) -> Job:
 
 
 def reported(code: int, output: str, errors: str, what: str) -> Job:
-    """The figures that the first rank printed.
+    """The report that the first rank printed.
 
     Raises:
         UserError: when the ranks refused the job.
@@ -166,25 +166,25 @@ def reported(code: int, output: str, errors: str, what: str) -> Job:
     if code == 2:
         sentence = next((line for line in errors.splitlines() if "error: " in line), errors.strip()[-300:])
         raise UserError(sentence.partition("error: ")[2] or sentence)
-    found = next((line for line in output.splitlines() if RESULT in line), None)
-    if code or found is None:
+    line = next((line for line in output.splitlines() if RESULT in line), None)
+    if code or line is None:
         raise RuntimeError(f"{what} failed ({code}):\n{output[-1000:]}\n{errors[-3000:]}")
-    return dict(json.loads(found.partition(RESULT)[2]))
+    return dict(json.loads(line.partition(RESULT)[2]))
 
 
-def _row(name: str, planned: tuple[int, Job], found: Sequence[Job], place: Place) -> dict[str, Any]:
+def _row(name: str, planned: tuple[int, Job], runs: Sequence[Job], place: Place) -> dict[str, Any]:
     scaling, kind, _ = name.split()
     count, job = planned
-    seconds = statistics.median(run["seconds_per_step"] for run in found)
-    share = statistics.median(run["communication_share"] for run in found)
+    seconds = statistics.median(run["seconds_per_step"] for run in runs)
+    share = statistics.median(run["communication_share"] for run in runs)
     row = {
         "scaling": scaling,
         "kind": kind,
         "ranks": count * place.ranks,
-        "tokens_per_step": found[0]["tokens_per_step"],
+        "tokens_per_step": runs[0]["tokens_per_step"],
         "seconds_per_step": round(seconds, 4),
-        "seconds_of_runs": [round(run["seconds_per_step"], 4) for run in found],
-        "tokens_per_second": round(found[0]["tokens_per_step"] / seconds, 1),
+        "seconds_of_runs": [round(run["seconds_per_step"], 4) for run in runs],
+        "tokens_per_second": round(runs[0]["tokens_per_step"] / seconds, 1),
         "communication_share": round(share, 4),
         "communication_seconds": round(share * seconds, 4),
     }
@@ -193,8 +193,8 @@ def _row(name: str, planned: tuple[int, Job], found: Sequence[Job], place: Place
         predicted = predict_traffic(recipe, job["phase"], count, place.ranks)
         row |= {
             "nodes": count,
-            "sent_bytes": round(statistics.median(run["sent_bytes"] for run in found)),
-            "sent_bytes_of_busiest_node": round(statistics.median(run["busiest_bytes"] for run in found)),
+            "sent_bytes": round(statistics.median(run["sent_bytes"] for run in runs)),
+            "sent_bytes_of_busiest_node": round(statistics.median(run["busiest_bytes"] for run in runs)),
             "predicted_bytes": predicted.total,
             "predicted_bytes_of_busiest_node": predicted.busiest,
         }

@@ -1,4 +1,4 @@
-"""One rank of the scaling benchmark: trains a phase for a few steps, and rank 0 prints what a step took and sent as JSON."""
+"""One rank of the scaling benchmark: trains a phase for a few steps; rank 0 prints time and traffic per step as JSON."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from dist_metaxlm.training.run.layout import check_layout
 
 WARM_UP = 2
 RESULT = "scaling result: "
-"""Before the figures; launchers put a host's name before a line."""
+"""Marks the line of results; launchers may put a host's name before it."""
 COMMUNICATION = ("gloo:", "nccl", "c10d::")
-"""How the profiler names collectives and sends: gloo's by backend, NCCL's kernels, and the calls of both."""
+"""The profiler's names of collectives and sends: gloo's by backend, NCCL's kernels, and the calls of both."""
 
 
 def main(job: dict[str, Any]) -> None:
-    """Measure the recipe, phase and overrides of `job` over the ranks that were started."""
+    """Measure the recipe, phase and overrides of `job` on the started ranks."""
     topology, recipe = detect_topology(), load_recipe(job["recipe"], job["overrides"])
     phase, device = recipe.phase(job["phase"]), pick_device(topology)
     check_layout(recipe, job["phase"], topology)
@@ -45,10 +45,10 @@ def main(job: dict[str, Any]) -> None:
 
 
 def measure(steps: StepRunner, count: int, device: torch.device, topology: Topology) -> dict[str, Any]:
-    """Median seconds of `count` steps and the bytes that nodes sent in each; of as many more under the profiler the share
-    spent in communication, waiting for others included.
+    """Median seconds of `count` steps and the bytes that nodes sent in each; from as many profiled steps the share spent in
+    communication, including waiting for other ranks.
 
-    The profiler slows what it watches, so it does not watch the steps that are timed.
+    The timed steps are not profiled, because the profiler slows them.
     """
     seconds = []
     for step in range(WARM_UP + count):
@@ -87,14 +87,14 @@ def measure(steps: StepRunner, count: int, device: torch.device, topology: Topol
 def sent_bytes(topology: Topology, table: Path = Path("/proc/self/net/dev")) -> int:
     """Bytes that this node has sent so far through the interface that leads to the others, counted by its first rank.
 
-    0 on one node, and on the node's other ranks. The kernel does not see what RDMA sends.
+    0 on one node, and on the node's other ranks. The kernel does not count RDMA traffic.
     """
     name = next((os.environ[n].lstrip("=") for n in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if os.environ.get(n)), None)
     if topology.nodes == 1 or topology.local_rank or name is None:
         return 0
     for line in table.read_text(encoding="ascii").splitlines():
-        found, _, numbers = line.partition(":")
-        if found.strip() == name:
+        interface, _, numbers = line.partition(":")
+        if interface.strip() == name:
             return int(numbers.split()[8])
     return 0
 

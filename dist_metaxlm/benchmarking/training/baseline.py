@@ -1,7 +1,7 @@
-"""The other side of `metaxlm benchmark throughput`: Hugging Face's model with SDPA, padded batches and torch AdamW.
+"""Baseline of `metaxlm benchmark throughput`: Hugging Face's model with SDPA, padded batches and torch AdamW.
 
-Padding is done before the clock runs, as a data loader's worker would. On a GPU the model runs under `torch.compile`; where
-that fails it runs as it is, and where a padded batch does not fit into memory it has half the rows; both are reported.
+Padding is not timed, as if a data loader's worker did it. On a GPU the model runs under `torch.compile`; if that fails it
+runs uncompiled, and if a padded batch does not fit into memory the number of rows is halved; both are reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PaddedRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Baseline:
-    """A model of transformers with the weights of `encoder`, and its training step."""
+    """A transformers model with the weights of `encoder`, and its training step."""
 
     def __init__(self, encoder: Encoder, recipe: Recipe, rows: int, learning_rate: float, device: torch.device) -> None:
         import transformers
@@ -39,9 +39,9 @@ class Baseline:
         """Rows of a padded batch."""
         self.compiled = device.type == "cuda"
         self.problem: str | None = None
-        """Why it is not compiled although there is a GPU."""
+        """Why it is not compiled on a GPU."""
         self.lost = 0.0
-        """Seconds of the latest step that went into attempts which failed."""
+        """Seconds of the latest step spent on failed attempts."""
         # Rows and their length differ from batch to batch: one graph for all of them.
         self._forward = torch.compile(model, dynamic=True) if self.compiled else model
         self._update = torch_update(self.model, recipe.optimizer, learning_rate)
@@ -49,14 +49,14 @@ class Baseline:
         self._device = device
 
     def load(self, batch: PackedBatch) -> None:
-        """Pad the documents of `batch`, which is on the CPU, for the coming step."""
+        """Pad the documents of `batch` (on the CPU) for the next step."""
         self._batch = batch
         padded = padded_rows(batch, self.rows)
         self._shares = [int((labels != -100).sum()) / batch.targets.numel() for _, _, labels in padded]
         self._padded = [tuple(part.to(self._device) for part in parts) for parts in padded]
 
     def step(self) -> float:
-        """One training step on what was loaded; its loss, averaged over the targets."""
+        """One training step on the loaded batch; returns the mean loss over the targets."""
         self.lost = 0.0
         while True:
             start = time.perf_counter()
@@ -113,7 +113,7 @@ def padded_rows(batch: PackedBatch, rows: int) -> list[PaddedRows]:
     labels = torch.full_like(batch.tokens, -100)
     labels[batch.targets] = batch.target_tokens
     starts = batch.cu_seqlens.tolist()
-    # A window's unfilled rest is a document of padding in the pack; the baseline is not asked to compute it.
+    # The unfilled rest of a window is a document of padding in the pack; the baseline skips it.
     spans = [(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True) if int(batch.tokens[a]) != PAD]
     result = []
     for first in range(0, len(spans), rows):

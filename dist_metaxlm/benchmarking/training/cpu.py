@@ -1,7 +1,7 @@
-"""What the CPU path chose beside what it did not choose, in turn, in one run: `metaxlm benchmark cpu`.
+"""Design choices of the CPU path against their alternatives, interleaved in one run: `metaxlm benchmark cpu`.
 
-Three choices: short documents on short rows or in their windows (`short_rows`), dropout's masks hashed part by part
-or at once (kernels/pointwise/dropout.py), and the AdamW that updates the weights (`updates`). All on real documents.
+Three choices: short documents on short rows or in their windows (`short_rows`), dropout masks hashed part by part or at
+once (kernels/pointwise/dropout.py), and the AdamW that updates the weights (`updates`). All on real documents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from dist_metaxlm.benchmarking.training.phase_steps import phase_steps, stored_phase
-from dist_metaxlm.benchmarking.training.turns import WARM_UP, alternate, ratio, spread
+from dist_metaxlm.benchmarking.training.turns import WARM_UP, interleaved_timings, ratio, spread
 from dist_metaxlm.benchmarking.training.updates import measure_updates
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import StepPlan
@@ -34,17 +34,17 @@ from dist_metaxlm.training.run.environment import environment
 
 PARTS = ("rows", "dropout", "update")
 LONG = 512
-"""Tokens of the longer windows: those of `xlmr-base`."""
+"""Tokens of the longer windows, as in `xlmr-base`."""
 RATE = 0.1
 
 
 def measure_cpu(recipe_name: str, overrides: list[str], phase: str, repeats: int, parts: list[str]) -> dict[str, Any]:
-    """Ratios of the choices named in `parts` for a recipe's phase; under a launcher on all its ranks.
+    """Ratios of the choices in `parts` for a recipe's phase; under a launcher on all its ranks.
 
     Args:
         recipe_name: shipped recipe or file; `overrides` as on the command line.
         phase: meta, cross or joint.
-        repeats: times that each side of a comparison is timed, after two that are not counted.
+        repeats: timed repeats of each side of a comparison, after two of warm-up.
         parts: some of `PARTS`.
 
     Returns:
@@ -57,29 +57,29 @@ def measure_cpu(recipe_name: str, overrides: list[str], phase: str, repeats: int
     recipe.phase(phase)
     measures = {"rows": measure_rows, "dropout": measure_dropout, "update": measure_updates}
     with process_group(topology, device):
-        found = {part: measures[part](recipe, phase, repeats) for part in PARTS if part in parts}
+        figures = {part: measures[part](recipe, phase, repeats) for part in PARTS if part in parts}
         return {
             "model": recipe.name,
             "phase": phase,
             "ranks": topology.world_size,
             "threads": torch.get_num_threads(),
             "repeats": repeats,
-            **found,
+            **figures,
             "environment": environment(),
         }
 
 
 def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
-    """Whole steps, and the attention of a micro-batch through all layers, with its mask or table made anew.
+    """Time whole steps, and the attention of a micro-batch through all layers including its mask or table.
 
     Attention by objective and window: the recipe's, and `LONG`.
     """
-    given, found = recipe.phase(phase_name), []
+    given, rows = recipe.phase(phase_name), []
     for window in sorted({given.sequence_length, LONG}):
         phase = given.model_copy(update={"sequence_length": window})
         data = stored_phase(recipe, phase_name, phase)
         for micro in StepPlan(phase, phase_name, recipe.seed, 0, 1, None).at(0):
-            found.append(
+            rows.append(
                 {
                     "objective": micro.objective.name,
                     "window": window,
@@ -87,12 +87,12 @@ def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any
                 }
             )
     windows = changed(short_rows, "MOVING_COST", math.inf, taking(recipe, phase_name, repeats))
-    steps = alternate({"chosen": taking(recipe, phase_name, repeats), "windows": windows}, repeats)
-    return {"attention": found, "step_windows_to_chosen": ratio(steps, "windows", "chosen")}
+    steps = interleaved_timings({"chosen": taking(recipe, phase_name, repeats), "windows": windows}, repeats)
+    return {"attention": rows, "step_windows_to_chosen": ratio(steps, "windows", "chosen")}
 
 
 def compare_rows(batch: PackedBatch, recipe: Recipe, repeats: int) -> dict[str, Any]:
-    """Attention over a micro-batch as the package decides, in whole windows, and on short rows whatever they cost."""
+    """Attention over a micro-batch as the package chooses, in whole windows, and always on short rows."""
     ids, model = batch.document_ids, recipe.model
     fused = torch.randn(ids.numel(), model.heads, 3, model.hidden // model.heads, requires_grad=True)
 
@@ -107,7 +107,7 @@ def compare_rows(batch: PackedBatch, recipe: Recipe, repeats: int) -> dict[str, 
             packed_attention(queries, keys, values, pattern).sum().backward()
         fused.grad = None
 
-    seconds = alternate({way: partial(run, way) for way in ("chosen", "windows", "rows")}, repeats)
+    seconds = interleaved_timings({way: partial(run, way) for way in ("chosen", "windows", "rows")}, repeats)
     lengths = batch.cu_seqlens.diff()
     chosen, moved = (
         row_table(ids, batch.cu_seqlens, batch.window, None, fused.dtype, always=always) for always in (False, True)
@@ -133,7 +133,7 @@ def measure_dropout(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
     def hashed() -> None:
         mask.stays(channels)
 
-    masks = alternate(
+    masks = interleaved_timings(
         {
             "parts": hashed,
             "at once": changed(dropout, "PART_WORDS", 2**62, hashed),
@@ -143,7 +143,7 @@ def measure_dropout(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
         3 * repeats,
     )
     dropping = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dropout": RATE})})
-    steps = alternate(
+    steps = interleaved_timings(
         {
             "none": taking(recipe, phase_name, repeats),
             "parts": taking(dropping, phase_name, repeats),
@@ -165,14 +165,14 @@ def measure_dropout(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
 
 
 def taking(recipe: Recipe, phase_name: str, repeats: int) -> Callable[[], None]:
-    """An engine of its own, which takes the phase's next step at each call."""
+    """A function with its own engine; each call takes the next step of the phase."""
     loop = phase_steps(recipe, phase_name, torch.device("cpu"), WARM_UP + repeats)
     learning_rate, numbers = recipe.phase(phase_name).learning_rate.peak, iter(range(WARM_UP + repeats))
     return lambda: loop.steps.run(next(numbers), learning_rate)
 
 
 def changed(module: ModuleType, name: str, value: float, call: Callable[[], object]) -> Callable[[], None]:
-    """`call` while a constant of a module has another value."""
+    """`call` with another value of a module constant."""
 
     def run() -> None:
         before = getattr(module, name)
@@ -197,10 +197,10 @@ def table(result: dict[str, Any]) -> str:
     if "rows" in result:
         lines.append(f"a step in windows takes {_times(result['rows']['step_windows_to_chosen'])} the time")
     if "dropout" in result:
-        found = result["dropout"]
+        measured = result["dropout"]
         lines.append(
-            f"dropout {found['rate']}: {_times(found['share_of_step'])} of a step; hashed at once a mask takes "
-            f"{_times(found['mask_at_once_to_parts'])}, a step {_times(found['step_at_once_to_parts'])} the time"
+            f"dropout {measured['rate']}: {_times(measured['share_of_step'])} of a step; hashed at once a mask takes "
+            f"{_times(measured['mask_at_once_to_parts'])}, a step {_times(measured['step_at_once_to_parts'])} the time"
         )
     for name, row in result.get("update", {}).get("kinds", {}).items():
         lines.append(
@@ -210,5 +210,5 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _times(found: dict[str, float]) -> str:
-    return f"{found['median']:.3g} ({found['least']:.3g} to {found['greatest']:.3g})"
+def _times(ratios: dict[str, float]) -> str:
+    return f"{ratios['median']:.3g} ({ratios['least']:.3g} to {ratios['greatest']:.3g})"

@@ -1,4 +1,4 @@
-"""Batches for `metaxlm benchmark throughput`: translation pairs of a store, or generated documents without one."""
+"""Batches for `metaxlm benchmark throughput`: translation pairs of a store, or generated documents."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MEDIAN = 60
 
 
 def stored_batches(recipe: Recipe, batch_tokens: int, count: int) -> list[PackedBatch]:
-    """`count` batches of windows of translation pairs from the recipe's store, or any other whose ids the model has.
+    """`count` batches of windows of translation pairs from the recipe's store, or another one whose ids fit the model.
 
     Raises:
-        UserError: there is no store, or the model lacks some of its ids.
+        UserError: the store is missing, or has ids beyond the model's vocabulary.
     """
     from dist_metaxlm.data.loader import PhaseData
     from dist_metaxlm.data.tokenizer import Tokenizer

@@ -1,6 +1,6 @@
-"""Labels for the profiler on the parts of a training step: hooks and wrappers that are there only while they are asked for.
+"""Profiler labels for the parts of a training step: hooks and wrappers that are installed only inside `labelled`.
 
-A label is a `record_function` range named PREFIX + component. Outside `labelled` a step runs as if this module were not.
+A label is a `record_function` range named PREFIX + component. Outside `labelled` a step is unaffected.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MODULES: tuple[tuple[type[nn.Module], str], ...] = (
     (Head, "head"),
     (Norm, "norms, residual sums, dropout"),
 )
-"""Component of the modules of each class; the innermost label counts."""
+"""Class of modules -> component; the innermost label counts."""
 ENGINE = (("_take_model_step", OPTIMISER), ("allreduce_gradients", COMMUNICATION))
-"""Methods of DeepSpeed's engines (0.19.8): the update with its clipping, and reducing gradients, with one rank too."""
+"""Methods of DeepSpeed's engines (0.19.8): the update with its clipping, and the reduction of gradients (any ranks)."""
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def labelled(engine: Engine) -> Iterator[None]:
                 _label_module(module, name, stack)
         for method, name in ENGINE:
             setattr(engine, method, _labelled_call(getattr(engine, method), name))
-            stack.callback(delattr, engine, method)  # the class's own stands behind it again
+            stack.callback(delattr, engine, method)  # restores the method of the class
         yield
 
 
@@ -53,7 +53,7 @@ def label(name: str) -> record_function:
 
 
 def waiting(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same batches; the time until each is there is labelled."""
+    """The same batches; the wait for each is labelled."""
     while True:
         with label(DATA):
             batch = next(batches, None)
@@ -74,7 +74,7 @@ def _label_module(module: nn.Module, name: str, stack: ExitStack) -> None:
         open_ranges.pop().__exit__(None, None, None)
 
     stack.callback(module.register_forward_pre_hook(enter).remove)
-    # Always: recomputation ends by an exception as soon as it has what it needs.
+    # always: recomputation ends with an exception as soon as it has the tensors it needs
     stack.callback(module.register_forward_hook(leave, always_call=True).remove)
 
 

@@ -1,4 +1,4 @@
-"""The steps of a phase as the training loop takes them, without its files: what benchmarks of the loop run."""
+"""Steps of a phase as in the training loop, without its files, for benchmarks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Watch = Callable[[Iterator[PackedBatch]], Iterator[PackedBatch]]
 
 @dataclass(frozen=True)
 class PhaseSteps:
-    """What is needed to take steps."""
+    """Everything needed to take steps."""
 
     engine: Engine
     """DeepSpeed's."""
@@ -50,7 +50,7 @@ def phase_steps(
     `watch` wraps the stream of micro-batches, `seen` is called with each of them.
 
     Raises:
-        UserError: there is no token store for the recipe.
+        UserError: the recipe has no token store.
     """
     place, phase = groups(), recipe.phase(phase_name)
     data = stored_phase(recipe, phase_name, phase)
@@ -62,10 +62,10 @@ def phase_steps(
 
 
 def stored_phase(recipe: Recipe, phase_name: str, phase: PhaseConfig) -> PhaseData:
-    """What `phase` reads from the token store of `recipe`.
+    """The data of `phase` from the token store of `recipe`.
 
     Raises:
-        UserError: there is no token store.
+        UserError: the token store is missing.
     """
     directory = Path(recipe.data.directory)
     if not (directory / "store" / "manifest.json").is_file():

@@ -1,4 +1,4 @@
-"""One measurement with everything a reader needs to judge it: hardware, versions, commit, date, command."""
+"""A throughput measurement with its context: hardware, versions, commit, date, command."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def measure_throughput(
     seconds: float | None = None,
     keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
 ) -> dict[str, Any]:
-    """Throughput of a recipe's model against Hugging Face, in one process, with the environment it was measured in.
+    """Throughput of a recipe's model against Hugging Face, in one process, with the environment of the measurement.
 
-    `keep` is given what is measured before the baseline is made, whose compilation may take minutes.
+    `keep` receives our results before the baseline is compiled, which may take minutes.
     """
     recipe = load_recipe(recipe_name, overrides)
     topology = detect_topology()
     device = pick_device(topology)
     engine = importlib.util.find_spec("deepspeed") is not None
     with process_group(topology, device) if engine else contextlib.nullcontext():
-        found = compare_with_huggingface(
+        comparison = compare_with_huggingface(
             Setting(recipe, steps, batch_tokens, rows, documents, seconds),
             device,
             lambda so_far: keep({**so_far, "environment": environment()}),
         )
-    return {**found, "environment": environment()}
+    return {**comparison, "environment": environment()}

@@ -1,8 +1,8 @@
-"""How long training stands still at a checkpoint: blocking against in the background, in turn, in one run.
+"""Training stalls at a checkpoint: blocking against background saves, interleaved in one run.
 
-Both sides write the same engine to the same disk with the same code; the first waits for the commit, the second trains on
-random tokens meanwhile, so what saving takes away from those steps is measured too. The copy to host memory is timed by
-itself as well: that long training stands still where no forward and backward pass hides it.
+Both write the same engine to the same disk with the same code; the first waits for the commit, the second trains on random
+tokens meanwhile, so the slowdown of those steps is measured too. The copy to host memory is also timed separately: it is
+the stall when no forward and backward pass hides it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def measure_saving(recipe_name: str, overrides: list[str], scratch: Path, repeat
 
     Args:
         recipe_name: shipped recipe or file; `overrides` as on the command line.
-        scratch: folder whose disk is written to; what is written is removed again.
-        repeats: saves of either kind, after one of each that is not counted.
+        scratch: folder on the disk to measure; files are removed afterwards.
+        repeats: saves of either kind, after one of each as warm-up.
         tokens: tokens of a rank's training step.
     """
     recipe = load_recipe(recipe_name, overrides)
@@ -81,7 +81,7 @@ def measure_saving(recipe_name: str, overrides: list[str], scratch: Path, repeat
 def _alternate(
     engine: Engine, train: Callable[[], None], folder: Path, repeats: int, device: torch.device
 ) -> list[dict[str, float]]:
-    """One row a repeat: a blocking save, steps by themselves, then a save in the background with steps beside it."""
+    """One row per repeat: a blocking save, steps alone, then a background save with concurrent steps."""
     rows = []
     try:
         with (

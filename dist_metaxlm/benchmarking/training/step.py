@@ -1,6 +1,6 @@
-"""Where the time of a training step goes: steps of the real loop under torch's profiler, by component and pass.
+"""Time breakdown of a training step: steps of the real loop under torch's profiler, by component and pass.
 
-The same steps are timed without the profiler first: it slows what it watches, so its shares count and its seconds do not.
+As many steps are first timed without the profiler: it slows steps, so only its shares are used, not its seconds.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from dist_metaxlm.training.run.run_folder import environment
 
 WARM_UP = 3
 OPERATORS = 25
-"""Operators named in the figures, by time."""
+"""Number of operators listed in the result, by time."""
 
 
 def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int, trace_file: str | None) -> dict[str, Any]:
-    """Time `count` steps of a recipe's phase, profile as many more; under a launcher on all its ranks.
+    """Time `count` steps of a recipe's phase and profile as many more; under a launcher on all its ranks.
 
     Args:
         recipe_name: shipped recipe or file; `overrides` as on the command line.
         phase: meta, cross or joint.
-        count: steps of either kind, after three that are not counted.
+        count: steps of either kind, after three of warm-up.
         trace_file: where the first rank writes a Chrome trace (chrome://tracing, ui.perfetto.dev); None: nowhere.
 
     Returns:
-        JSON-ready: `parts` component -> pass -> share of the step, `rest` the share no operator explains (on a CPU the
-        interpreter, on a GPU the time in which it has nothing to do), `host_waits_per_step` by component, `operators`.
+        JSON-ready: `parts` component -> pass -> share of the step, `rest` the share outside operators (on a CPU the
+        interpreter, on a GPU its idle time), `host_waits_per_step` by component, `operators`.
 
     Raises:
         UserError: for a phase that the recipe does not have, or without a token store.
@@ -62,7 +62,7 @@ def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int,
             loop.steps.run(step, learning_rate)
 
         seconds, tokens = _timed(take, count, device, seen)
-        found, watched, busy = _profiled(take, loop.engine, count, device, trace_file if topology.is_first else None)
+        sums, watched, busy = _profiled(take, loop.engine, count, device, trace_file if topology.is_first else None)
         tokens_per_step = tokens / count * groups().data_size
         loop.engine.destroy()
     return {
@@ -78,7 +78,7 @@ def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int,
         "seconds_per_step": statistics.median(seconds),
         "tokens_per_second": tokens_per_step / statistics.median(seconds),
         "profiled_seconds_per_step": watched / count,
-        **shares(found, count, watched, busy),
+        **shares(sums, count, watched, busy),
         "kernels": registry.choices(),
         "environment": environment(),
     }
@@ -87,7 +87,7 @@ def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int,
 def _timed(
     take: Callable[[int], None], count: int, device: torch.device, seen: list[torch.Tensor]
 ) -> tuple[list[float], int]:
-    """Seconds of each of `count` steps after the warm-up, and the tokens of all of them; padding does not count."""
+    """Seconds of each of `count` steps after the warm-up, and their total tokens without padding."""
     seconds = []
     for step in range(WARM_UP + count):
         if step == WARM_UP:
@@ -102,7 +102,7 @@ def _timed(
 def _profiled(
     take: Callable[[int], None], engine: Engine, count: int, device: torch.device, trace_file: str | None
 ) -> tuple[Breakdown, float, float | None]:
-    """Where the time of the next `count` steps goes, their seconds, and those in which the device worked (None: a CPU)."""
+    """Breakdown of the next `count` steps, their seconds, and the busy seconds of the device (None: a CPU)."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with labelled(engine), profile(activities=activities) as watching:
         start = time.perf_counter()
@@ -120,7 +120,7 @@ def _profiled(
 
 
 def shares(found: Breakdown, count: int, seconds: float, busy: float | None) -> dict[str, Any]:
-    """The figures of a breakdown of `count` steps that took `seconds`, of which the device worked `busy` (None: a CPU)."""
+    """Shares of a breakdown of `count` steps in `seconds`, with the device busy for `busy` seconds (None: a CPU)."""
     whole = seconds * 1e6
     explained = found.total() / whole if busy is None else busy / seconds
     ranked = sorted(found.parts.items(), key=lambda part: -sum(part[1].values()))

@@ -1,12 +1,12 @@
-"""Training throughput against Hugging Face's model with padded batches, side by side in one run.
+"""Training throughput against Hugging Face's model with padded batches, interleaved in one run.
 
-Both sides start from the same weights and see the same documents with the same masks, so the loss of every step is
-comparable; only the way of computing differs. Ours: packed windows, head over masked positions, DeepSpeed engine.
+Both sides start from the same weights and train on the same documents with the same masks, so the loss of every step is
+comparable; only the implementation differs. Ours: packed windows, head over masked positions, DeepSpeed engine.
 Theirs: `XLMRobertaForMaskedLM` with eager or SDPA attention as transformers chooses, rows padded to the longest of the
 batch as `DataCollatorForLanguageModeling` does, logits at every position, torch AdamW; on a GPU under `torch.compile`
 (benchmarking/training/baseline.py).
 
-Where DeepSpeed is not installed our side runs with torch AdamW and autocast, as theirs does, and the figures say so.
+If DeepSpeed is not installed, our side uses torch AdamW and autocast like theirs, and the result says so.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Setting:
 
     recipe: Recipe
     steps: int
-    """Timed steps of each side, alternating; some before them are not timed."""
+    """Timed steps of each side, alternating, after some steps of warm-up."""
     batch_tokens: int
     """Tokens of a step."""
     rows: int
@@ -52,7 +52,7 @@ class Setting:
     documents: str = "store"
     """"store": of the recipe's token store; "generated": random ids in documents of lognormal lengths."""
     seconds: float | None = None
-    """No new step is begun after so many; the first timed one always is."""
+    """Time limit for starting a step; the first timed one always runs."""
     learning_rate: float = 1e-4
 
 
@@ -61,10 +61,10 @@ def compare_with_huggingface(
 ) -> dict[str, Any]:
     """Alternate steps of both sides on the same batches and report real tokens per second, their ratio and both losses.
 
-    The first steps are not timed, and ours come first: their speed goes to `keep` before the baseline is compiled.
+    The first steps are not timed; ours come first, and `keep` receives their speed before the baseline is compiled.
 
     Returns:
-        JSON-ready figures; `ratio` is the median over steps of theirs seconds / ours seconds, for equal text.
+        JSON-ready result; `ratio` is the median over steps of their seconds / our seconds for the same text.
     """
     recipe = setting.recipe
     begun, source = time.perf_counter(), generated_batches if setting.documents == "generated" else stored_batches
@@ -114,10 +114,9 @@ def compare_with_huggingface(
 def figures(rows: list[Row], setting: Setting, device: torch.device) -> dict[str, Any]:
     """The result of timed steps, and whether it is wrong or slower.
 
-    `wrong`: a loss differs by more than 2 % (bf16) or 1e-3 (fp32). `slower`: than the baseline, on a GPU, where speed is
-    the point.
+    `wrong`: a loss differs by more than 2 % (bf16) or 1e-3 (fp32). `slower`: than the baseline (GPU only).
     """
-    # What no pair fills of our windows is padding too and does not count for either side.
+    # The unfilled rest of our windows is padding and does not count for either side.
     real = [_real_tokens(row[4]) for row in rows]
     padded = [_padded_tokens(row[4], setting.rows) for row in rows]
     ratios = [row[1] / row[0] for row in rows]
@@ -144,7 +143,7 @@ def figures(rows: list[Row], setting: Setting, device: torch.device) -> dict[str
 
 
 def _speed(setting: Setting, device: torch.device, steps: list[tuple[float, PackedBatch]]) -> dict[str, Any]:
-    """Our side's rates over (seconds, batch) of steps."""
+    """Rates of our side from (seconds, batch) of steps."""
     flops = statistics.median(_flops(setting, batch) / seconds for seconds, batch in steps)
     utilisation = model_flops_utilisation(flops, torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return {

@@ -1,8 +1,8 @@
-"""Where the time of profiled steps went: the profiler's events by component and pass, and what made the host wait.
+"""Time of profiled steps by component and pass, and causes of host waits, from the profiler's events.
 
-On a CPU time is the host's, without that of the operators called inside; on a GPU it is the kernels' of an operator. An
-operator of the forward pass belongs to the innermost label around it (labels.py); one of the backward pass to the component
-of the forward operator whose node of the autograd graph it carries out, which the profiler tells by thread and number.
+On a CPU the time of an operator is its own host time without nested operators; on a GPU it is that of its kernels. A
+forward operator belongs to the innermost label around it (labels.py); a backward operator to the component of the forward
+operator whose autograd node it executes, which the profiler identifies by thread and sequence number.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ WAITS = (
     "aten::equal",
     "aten::unique_consecutive",
 )
-"""Operators whose result a host must wait for."""
+"""Operators that make the host wait for their result."""
 CUDA_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-"""Calls of CUDA that return when the device has come that far."""
+"""Blocking calls of CUDA."""
 _NODE = "autograd::engine::evaluate_function: "
 _BACKWARD_SCOPE = 1
 _OF_THE_MODEL = frozenset([STEP, *(name for _, name in MODULES)])
@@ -44,7 +44,7 @@ class Breakdown:
     operators: dict[tuple[str, str, str], float] = field(default_factory=lambda: defaultdict(float))
     """(operator, component, pass) -> time."""
     waits: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """Component -> what made the host wait -> how often."""
+    """Component -> cause of a host wait -> count."""
 
     def total(self) -> float:
         """Time that was attributed."""
@@ -52,9 +52,9 @@ class Breakdown:
 
 
 def breakdown(events: Iterable[Any], on_device: bool) -> Breakdown:
-    """Sort `events` (`torch.profiler.profile.events()`, in order of time) of the labelled steps.
+    """Sum up the `events` (`torch.profiler.profile.events()`, in order of time) of the labelled steps.
 
-    `on_device`: time is that of the kernels; otherwise the host's.
+    `on_device`: use the time of the kernels; otherwise the host's.
     """
     listed = [event for event in events if not getattr(event, "is_async", False) and _is_host(event)]
     nodes: dict[tuple[int, int], str] = {}
@@ -62,26 +62,26 @@ def breakdown(events: Iterable[Any], on_device: bool) -> Breakdown:
     for event in listed:
         place = places[id(event)] = _place(event, places, nodes)
         if place is not None and event.sequence_nr >= 0 and place[1] != BACKWARD:
-            # Operators without a node have the number of the next one: the last to start with a number made its node.
+            # Operators without a node have the number of the next one: the last to start with a number created its node.
             nodes[event.thread, event.sequence_nr] = place[0]
-    found = Breakdown()
+    sums = Breakdown()
     for event in listed:
         place = places[id(event)]
         if place is None:
             continue
         time = _device_time(event) if on_device else _host_time(event)
         if time:
-            found.parts[place[0]][place[1]] += time
-            found.operators[event.name.removeprefix(PREFIX), *place] += time
+            sums.parts[place[0]][place[1]] += time
+            sums.operators[event.name.removeprefix(PREFIX), *place] += time
         if event.name in (CUDA_WAITS if on_device else WAITS):
-            found.waits[place[0]][f"{event.name} in {_operator_around(event)}"] += 1
-    return found
+            sums.waits[place[0]][f"{event.name} in {_operator_around(event)}"] += 1
+    return sums
 
 
 def _place(
     event: Any, places: dict[int, tuple[str, str] | None], nodes: dict[tuple[int, int], str]
 ) -> tuple[str, str] | None:
-    """(component, pass) of an event whose parents have theirs; None outside the labelled steps."""
+    """(component, pass) of an event whose parents are already placed; None outside the labelled steps."""
     parent = event.cpu_parent
     around = places.get(id(parent)) if parent is not None else None
     if around is not None and around[0] == COMMUNICATION:
@@ -116,12 +116,12 @@ def _is_host(event: Any) -> bool:
 
 
 def _host_time(event: Any) -> float:
-    """Of the operator itself; what passes inside a label between operators is the interpreter's, but for waiting."""
+    """Own time of an operator; time of a label between operators belongs to the interpreter, except waiting."""
     return 0.0 if event.name.startswith(PREFIX) and event.name != PREFIX + DATA else event.self_cpu_time_total
 
 
 def _device_time(event: Any) -> float:
-    """Of the kernels that the event itself launched; a label's own entry on the device spans those of others."""
+    """Time of the kernels that the event itself launched; the device entry of a label also spans other kernels."""
     return sum(kernel.duration for kernel in event.kernels if kernel.name != event.name)
 
 

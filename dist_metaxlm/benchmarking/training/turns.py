@@ -1,6 +1,6 @@
-"""Timing of several ways to do the same work on a CPU, which take turns, so that clocks and neighbours hit them alike.
+"""Interleaved timing of alternatives on a CPU, so that clock changes and other load affect them equally.
 
-What counts is the processor time of this process: on a shared machine the clock on the wall measures the others.
+Times are CPU times of this process: on a shared machine wall time also measures other jobs.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 
 WARM_UP = 2
-"""Turns that are not counted."""
+"""Warm-up turns, not counted."""
 
 
-def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Processor seconds of each of `calls`, which take turns."""
+def interleaved_timings(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """CPU seconds of each of `calls`, run in alternation."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(-WARM_UP, repeats):
         for name, call in calls.items():
@@ -26,10 +26,10 @@ def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str,
 
 
 def ratio(seconds: dict[str, list[float]], above: str, below: str) -> dict[str, float]:
-    """Time of one to that of another, of the same turn."""
-    return spread([one / other for one, other in zip(seconds[above], seconds[below], strict=True)])
+    """Ratio of the times of `above` and `below` in the same turn."""
+    return spread([numerator / denominator for numerator, denominator in zip(seconds[above], seconds[below], strict=True)])
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and the ends."""
+    """Median, minimum and maximum."""
     return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}

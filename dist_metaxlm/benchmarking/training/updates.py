@@ -1,7 +1,7 @@
-"""The update's AdamW beside others, in turn, inside one DeepSpeed engine on real gradients.
+"""Our AdamW against others, interleaved inside one DeepSpeed engine on real gradients.
 
-Under ZeRO-1 and 2 DeepSpeed hands AdamW the flat fp32 shards of two groups. Each side takes whole steps with moments of its
-own; what it makes of equal weights and gradients is compared apart from that.
+Under ZeRO-1 and 2 DeepSpeed passes AdamW the flat fp32 shards of two groups. Each implementation takes whole steps with
+its own moments; their results for equal weights and gradients are compared separately.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Make = Callable[[list[dict[str, Any]], dict[str, Any]], torch.optim.Optimizer]
 
 
 def deepspeed_adam(groups: list[dict[str, Any]], settings: dict[str, Any]) -> torch.optim.Optimizer:
-    """DeepSpeed's operator in C++, built when it is first asked for (ninja and a compiler)."""
+    """DeepSpeed's operator in C++, built at first use (needs ninja and a compiler)."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -43,7 +43,7 @@ KINDS: dict[str, Make] = {
 
 
 def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
-    """Processor seconds of AdamW alone, of DeepSpeed's whole update around it and of the step, by kind of AdamW.
+    """CPU seconds of AdamW alone, of DeepSpeed's whole update around it and of the step, by kind of AdamW.
 
     Raises:
         UserError: for ZeRO-3, whose groups are empty between updates.
@@ -53,7 +53,7 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
     turns = WARM_UP + repeats
     loop = phase_steps(recipe, phase_name, torch.device("cpu"), turns * len(KINDS))
     engine, learning_rate = loop.engine, recipe.phase(phase_name).learning_rate.peak
-    holder = engine.optimizer if hasattr(engine.optimizer, "optimizer") else engine  # without ZeRO nothing is around it
+    holder = engine.optimizer if hasattr(engine.optimizer, "optimizer") else engine  # without ZeRO there is no wrapper
     own = holder.optimizer
     kinds, missing = _made(own, recipe.optimizer)
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in kinds}
@@ -84,18 +84,18 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
 
 
 def _figures(seconds: dict[str, list[tuple[float, float, float]]]) -> dict[str, Any]:
-    found = {}
+    figures = {}
     for name, rows in seconds.items():
         step = statistics.median(row[2] for row in seconds[OURS])
         pairs = list(zip(rows, seconds[OURS], strict=True))
-        found[name] = {
+        figures[name] = {
             "milliseconds": 1e3 * statistics.median(row[0] for row in rows),
             "update_milliseconds": 1e3 * statistics.median(row[1] for row in rows),
             "to_torch_fused": spread([row[0] / ours[0] for row, ours in pairs]),
             "share_of_step": statistics.median(row[0] for row in rows) / step,
             "gain_of_step": spread([(ours[0] - row[0]) / step for row, ours in pairs]),
         }
-    return found
+    return figures
 
 
 def _settings(config: OptimizerConfig, learning_rate: float) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _settings(config: OptimizerConfig, learning_rate: float) -> dict[str, Any]:
 
 
 def _made(inner: torch.optim.Optimizer, config: OptimizerConfig) -> tuple[dict[str, torch.optim.Optimizer], dict[str, str]]:
-    """Every kind over the groups of `inner`, and why one cannot be had."""
+    """Every kind of AdamW over the groups of `inner`, and why a kind is unavailable."""
     kinds: dict[str, torch.optim.Optimizer] = {}
     missing: dict[str, str] = {}
     for name, make in KINDS.items():
@@ -136,7 +136,7 @@ def differences(
 
 
 def _watch(owner: Any, method: str, seconds: list[float]) -> None:
-    """Append to `seconds` the processor time of each call of a method."""
+    """Append to `seconds` the CPU time of each call of a method."""
     call = getattr(owner, method)
 
     def timed(*arguments: Any, **named: Any) -> Any:

@@ -40,9 +40,9 @@ def add_kernels(commands: Any) -> None:
 
 def kernels(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.kernels.kernels import line, measure_kernels
-    from dist_metaxlm.benchmarking.kernels.partial import keeper
+    from dist_metaxlm.benchmarking.kernels.partial import keep_partial_results
 
-    keep = keeper(arguments.output)
+    keep = keep_partial_results(arguments.output)
     if arguments.configurations:
         from dist_metaxlm.benchmarking.kernels.configurations import measure_configurations, table
 
@@ -71,14 +71,14 @@ def add_gpu(commands: Any) -> None:
 
 def gpu(arguments: argparse.Namespace) -> Outcome:
     from dist_metaxlm.benchmarking.kernels.gpu_check import check_gpu, runner
-    from dist_metaxlm.benchmarking.kernels.partial import keeper
+    from dist_metaxlm.benchmarking.kernels.partial import keep_partial_results
 
     result = check_gpu(
         arguments.device,
         arguments.minutes,
         lambda line: print(line, file=sys.stderr, flush=True),
         runner(own_command("benchmark")),
-        keeper(arguments.output),
+        keep_partial_results(arguments.output),
     )
     problems = [f"{kind}: {'; '.join(result[kind])}" for kind in ("wrong", "slower", "unfinished") if result[kind]]
     return result, "\n".join(problems) or "nothing is wrong or slower"

@@ -38,7 +38,7 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
             f"throughput needs {', '.join(missing)}, which this Python lacks; install it, or bring its wheels "
             "there (docs/kernels.md)"
         )
-    from dist_metaxlm.benchmarking.kernels.partial import keeper
+    from dist_metaxlm.benchmarking.kernels.partial import keep_partial_results
     from dist_metaxlm.benchmarking.training.report import measure_throughput
 
     result = measure_throughput(
@@ -49,7 +49,7 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
         arguments.rows,
         arguments.documents,
         arguments.seconds,
-        keeper(arguments.output),
+        keep_partial_results(arguments.output),
     )
     return result, (
         f"{result['model']}: {result['ours_tokens_per_second']:,.0f} tokens/s, Hugging Face padded "

@@ -1,7 +1,7 @@
-"""How far the languages share one space, layer by layer, beyond whether the nearest neighbour is right.
+"""How far languages share one vector space, by layer; finer than whether the nearest neighbour is right.
 
 Two figures: the mean cosine of translations against that of random pairs (a collapsed space has both near 1), and linear
-CKA (Kornblith et al., arXiv 1905.00414, section 3), which asks whether two languages have the same geometry whatever their
+CKA (Kornblith et al., arXiv 1905.00414, section 3), which compares the geometry of two languages independently of
 rotation and scale.
 """
 
@@ -20,7 +20,7 @@ def alignment(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
         second: [K, N, H] vectors of their translations.
 
     Returns:
-        {translations, random, cka}: a figure a layer; `random` is the mean over all pairs that are no translations.
+        {translations, random, cka}: one value per layer; `random` is the mean over all pairs that are not translations.
     """
     result: dict[str, Any] = {"translations": [], "random": [], "cka": []}
     for one, other in zip(first.float(), second.float(), strict=True):
@@ -36,7 +36,7 @@ def alignment(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
 
 
 def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float | None:
-    """Linear CKA of [N, H] and [N, H'] vectors of the same N things, in [0, 1]; None where a side does not vary."""
+    """Linear CKA of [N, H] and [N, H'] vectors of the same N items, in [0, 1]; None if a side is constant."""
     one, other = (side.double() - side.double().mean(0) for side in (first, second))
     between = torch.linalg.matrix_norm(one.T @ other) ** 2
     within = torch.linalg.matrix_norm(one.T @ one) * torch.linalg.matrix_norm(other.T @ other)

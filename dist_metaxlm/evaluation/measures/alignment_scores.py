@@ -1,12 +1,12 @@
-"""How good links between words are: against gold alignments, or against a dictionary.
+"""Scores of word links against gold alignments or against a dictionary.
 
-Gold (Och and Ney, aclanthology.org/J03-1002, section 5.1) has sure links S and possible links P, S among P; of the links
-A that were found: precision |A and P| / |A|, recall |A and S| / |S|, alignment error rate
-1 - (|A and S| + |A and P|) / (|A| + |S|), all over the whole text. A share of nothing is 0, and so is the error rate where
-nothing is to be found and nothing is.
+Gold (Och and Ney, aclanthology.org/J03-1002, section 5.1) has sure links S and possible links P (S is a subset of P). For
+predicted links A: precision |A and P| / |A|, recall |A and S| / |S|, alignment error rate
+1 - (|A and S| + |A and P|) / (|A| + |S|), summed over the whole text. A ratio with denominator 0 is 0,
+including the error rate when both S and A are empty.
 
-A dictionary judges only words that have a translation in the other sentence. Precision: of the links that touch such a
-word, how many are in the dictionary. Recall: of such words, on both sides, how many have a link that is.
+With a dictionary only words that have a translation in the other sentence are scored. Precision: share of the links of
+such words that are in the dictionary. Recall: share of such words, on both sides, with a link that is in the dictionary.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def gold_figures(counts: list[int]) -> dict[str, float]:
 
 
 def dictionary_counts(found: torch.Tensor, listed: torch.Tensor) -> torch.Tensor:
-    """[4] int64: links that touch a judged word, those of them in the dictionary, judged words, those linked rightly."""
+    """[4] int64: links of scored words, those of them in the dictionary, scored words, those with a correct link."""
     rows, columns = listed.any(-1, keepdim=True), listed.any(-2, keepdim=True)
     right = found & listed
     return torch.stack(

@@ -1,7 +1,7 @@
-"""Scores of extracted answers: exact match and F1 of words, by the rules of SQuAD 1.1 and of MLQA.
+"""Scores of extracted answers: exact match and word F1 by the rules of SQuAD 1.1 and MLQA.
 
 SQuAD (arXiv 1606.05250, its script v1.1): lower case, without ASCII punctuation and the English articles, words at white
-space. XTREME scores XQuAD and TyDiQA so, whatever the language. MLQA (arXiv 1910.07475, facebookresearch/MLQA
+space. XTREME scores XQuAD and TyDiQA this way in every language. MLQA (arXiv 1910.07475, facebookresearch/MLQA
 mlqa_evaluation_v1.py): without Unicode punctuation and the articles of the answer's language; in Chinese every Han
 character is a word.
 """
@@ -28,13 +28,13 @@ _HAN = re.compile("[\u4e00-\u9fa5]")
 
 
 def squad_normal(text: str) -> str:
-    """A text as SQuAD 1.1 compares it."""
+    """Normalise a text as SQuAD 1.1 does before comparing."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(_ARTICLES["en"], " ", bare).split())
 
 
 def mlqa_normal(text: str, language: str) -> str:
-    """A text as MLQA compares it. Errors: UserError for a language that MLQA has no rules for."""
+    """Normalise a text as MLQA does before comparing. Errors: UserError for a language that MLQA has no rules for."""
     if language not in MLQA_LANGUAGES:
         raise UserError(
             f"MLQA has no rules for answers in {language!r}, only for {', '.join(MLQA_LANGUAGES)}; set metric: "
@@ -44,7 +44,7 @@ def mlqa_normal(text: str, language: str) -> str:
     if language in _ARTICLES:
         bare = re.sub(_ARTICLES[language], " ", bare)
     if language == "zh":
-        bare = _HAN.sub(lambda found: f" {found[0]} ", bare)
+        bare = _HAN.sub(lambda match: f" {match[0]} ", bare)
     return " ".join(bare.split())
 
 
@@ -53,12 +53,12 @@ def _is_punctuation(character: str) -> bool:
 
 
 def exact_match(prediction: str, answer: str, normal: Callable[[str], str]) -> float:
-    """1.0 where the two are the same text after `normal`."""
+    """1.0 if the two texts are equal after `normal`, else 0.0."""
     return float(normal(prediction) == normal(answer))
 
 
 def word_f1(prediction: str, answer: str, normal: Callable[[str], str]) -> float:
-    """F1 of the words that both have, counted with repetitions; 0 where they share none, empty texts included."""
+    """F1 of the words that both have, counted with repetitions; 0 if they share none, including empty texts."""
     said, right = normal(prediction).split(), normal(answer).split()
     same = sum((Counter(said) & Counter(right)).values())
     if not same:

@@ -1,7 +1,7 @@
-"""Sentences to vectors: packed without waste, run once through the encoder, mean-pooled after every layer.
+"""Sentence vectors: sentences are packed without padding, encoded once and mean-pooled after every layer.
 
-A sentence's vector is the mean over all its tokens, `<s>` and `</s>` included: the choice of XTREME's Tatoeba script
-(google-research/xtreme, `pool_skip_special_token` off), so figures are read the way the field reads them.
+A sentence's vector is the mean over all its tokens, `<s>` and `</s>` included, as in XTREME's Tatoeba script
+(google-research/xtreme, `pool_skip_special_token` off), so scores are comparable to published ones.
 
 Shapes: K layers + 1 (0 is the embedding output), N sentences, D documents of a pack, T tokens of a pack, H hidden.
 """
@@ -30,10 +30,10 @@ SPECIALS = 2
 
 @dataclass(frozen=True)
 class SentencePack:
-    """Some of the sentences in one packed batch, and which they are."""
+    """One packed batch of some of the sentences, with their numbers."""
 
     batch: PackedBatch
-    """The windows; the rest of a window behind its last sentence is one document of `<pad>` that nothing looks at."""
+    """The windows; the rest of a window after its last sentence is one document of `<pad>` that no token attends to."""
     index: torch.Tensor
     """[D] int64: number of the sentence that each document is, -1 for padding."""
 
@@ -110,7 +110,7 @@ def embed(
     """Mean-pooled vectors of all sentences after the embedding and after every block: [K, N, H] float32.
 
     Args:
-        encoder: the model, on any device; its result stays there.
+        encoder: the model, on any device; the result is on the same device.
         sentences: N lists of ids without special tokens.
         window: longest sentence in tokens with its special tokens; longer ones are cut.
         max_tokens: tokens that go through the encoder at once.
@@ -133,7 +133,7 @@ def embed(
 
 @contextmanager
 def inference(encoder: torch.nn.Module) -> Iterator[None]:
-    """No gradients and no dropout inside; the model's mode is put back afterwards."""
+    """Disable gradients and dropout; restores the model's mode on exit."""
     training = encoder.training
     encoder.eval()
     try:

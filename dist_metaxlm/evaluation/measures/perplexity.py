@@ -1,8 +1,8 @@
 """Masked-token perplexity: exp of the mean negative log likelihood of hidden tokens in held-out text.
 
-15% of the eligible tokens are hidden, every one by `<mask>` (no 80/10/10, as in Dufter and Schuetze, EMNLP 2020), so
-that the figure asks only for prediction. Which tokens are hidden follows from a hash of the text: every checkpoint is
-asked the same questions. Compare figures between checkpoints of one tokenizer; between languages they depend on how
+15% of the eligible tokens are hidden, all of them by `<mask>` (no 80/10/10, as in Dufter and Schuetze, EMNLP 2020), so
+the score measures prediction only. A hash of the text selects the hidden tokens, so they are the same for every
+checkpoint. Compare figures between checkpoints of one tokenizer; between languages they depend on how
 finely the tokenizer cuts each.
 """
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 MASK_RATE = 0.15
 MAX_PROSE_TOKENS = 40_000
-"""Tokens of held-out prose that are read of a language; more would not move the figure."""
+"""Tokens of held-out prose read per language; more would not change the result noticeably."""
 
 
 @dataclass(frozen=True)
 class MaskedSentence:
-    """A sentence's ids and the places to hide."""
+    """A sentence's ids and the positions to hide."""
 
     ids: list[int]
     hidden: list[int]
@@ -44,7 +44,7 @@ def mask_sentence(text: str, ids: list[int], special: np.ndarray, rate: float = 
     The count is rounded up or down by the hash as well, so that over many short strings the share is `rate`.
 
     Args:
-        text: what the choice is keyed by.
+        text: key of the hash.
         ids: its ids, without `<s>` and `</s>`.
         special: [V] bool, ids that are never hidden.
     """
@@ -56,7 +56,7 @@ def mask_sentence(text: str, ids: list[int], special: np.ndarray, rate: float = 
 
 
 def _fraction(key: bytes, place: int) -> float:
-    """A number in [0, 1) that depends on the key and the place alone."""
+    """A number in [0, 1) that depends only on the key and the position."""
     digest = hashlib.blake2b(place.to_bytes(8, "little", signed=True), key=key, digest_size=6).digest()
     return int.from_bytes(digest, "little") / 2**48
 
@@ -81,13 +81,13 @@ def read_prose(path: Path, tokenizer: Tokenizer, window: int, max_tokens: int = 
 def masked_perplexity(
     encoder: Encoder, sentences: Sequence[MaskedSentence], mask_id: int, window: int = 128, max_tokens: int = 8192
 ) -> float | None:
-    """exp of the mean negative log likelihood over all hidden tokens; None where nothing is hidden.
+    """exp of the mean negative log likelihood over all hidden tokens; None if no token is hidden.
 
     Args:
         encoder: the model, on any device.
-        sentences: what to hide where.
+        sentences: ids and hidden positions.
         mask_id: id of `<mask>`.
-        window: tokens of a window, special tokens included; what lies behind it is cut.
+        window: tokens of a window, special tokens included; longer sentences are cut.
         max_tokens: tokens that go through the encoder at once.
     """
     device = next(encoder.parameters()).device
@@ -111,7 +111,7 @@ def _hide(sentence: MaskedSentence, mask_id: int) -> list[int]:
 
 
 def _targets(pack: SentencePack, sentences: Sequence[MaskedSentence], window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat positions [M] of the hidden tokens of a pack, ascending, and what stood there [M]."""
+    """Flat positions [M] of the hidden tokens of a pack, ascending, and the original ids [M]."""
     places: list[int] = []
     answers: list[int] = []
     for start, number in zip(pack.batch.cu_seqlens.tolist(), pack.index.tolist(), strict=False):

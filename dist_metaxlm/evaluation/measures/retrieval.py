@@ -1,8 +1,8 @@
-"""Sentence retrieval: does a sentence's nearest neighbour in the other language translate it? P@1 by cosine.
+"""Sentence retrieval: share of sentences whose nearest neighbour in the other language is their translation (P@1, cosine).
 
-What makes the figure honest:
+Rules that keep the score meaningful:
 - Candidates are distinct on both sides. Of pairs that share a side, the first is kept; a pair whose sides are equal
-  (an untranslated string) is dropped, since finding a copy of oneself shows nothing.
+  (an untranslated string) is dropped, since retrieving an identical copy shows nothing.
 - A tie counts for the candidate that comes first, so an exact tie with the right answer is wrong unless the right
   answer is the first. A collapsed model, whose vectors are all equal, then scores 1/N, which is chance.
 - Both directions are reported; nearest neighbours are not symmetric.
@@ -35,8 +35,8 @@ def distinct_pairs(first: Sequence[Sequence[int]], second: Sequence[Sequence[int
 
 
 def fixed_layer(layers: int) -> int:
-    """The layer, from 0 the embedding, whose figures are shown where none is chosen by its scores: two thirds of the depth
-    (block 8 of 12, as XTREME's script has it for base models)."""
+    """The layer (0: the embedding) to report when no layer is chosen by score: two thirds of the depth (block 8 of 12, as in
+    XTREME's script for base models)."""
     return round(layers * 2 / 3)
 
 

@@ -1,7 +1,7 @@
 """Scores of tagging: F1 of spans by seqeval, which XTREME uses for named entities and parts of speech alike.
 
 Part-of-speech tags have no B- and I-, so seqeval takes every run of one tag as a span (every SYM and SCONJ by itself,
-whose S it reads as "single"; and no X at a sentence's end): the figure is not token accuracy, and both are reported.
+whose S it reads as "single"; and no X at a sentence's end). The score is therefore not token accuracy; both are reported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def tagging_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[s
         ) from None
     truth, answers = [list(tags) for tags in gold], [list(tags) for tags in predicted]
     with warnings.catch_warnings():
-        # one warning a tag without B- or I-, and one where nothing was found, whose score is 0 as it should be
+        # suppresses a warning per tag without B- or I-, and one for no predicted span, which correctly scores 0
         warnings.simplefilter("ignore")
         return {
             "span_f1": float(f1_score(truth, answers, zero_division=0)),

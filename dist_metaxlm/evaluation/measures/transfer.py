@@ -1,7 +1,7 @@
-"""From scores by seed and language to one table: English, the mean of the others, the transfer gap, each with its interval.
+"""Cross-lingual transfer table from scores by seed and language: English, mean of the others, gap, each with its interval.
 
-The gap (XTREME, arXiv 2003.11080, section 5) is English minus the mean of the others, and is never shown alone: a model that
-is bad at English has a small one.
+The gap (XTREME, arXiv 2003.11080, section 5) is English minus the mean of the others, and is never shown alone, because a
+model that is bad at English has a small gap.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """{mean, half_width, n}: mean and half the 95% confidence interval by Student's t; None as width of a single value."""
+    """{mean, half_width, n}: mean and half the 95% confidence interval (Student's t); half_width of one value: None."""
     count = len(values)
     mean = sum(values) / count
     if count < 2:
@@ -43,7 +43,7 @@ def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, 
         source: the language of the training text.
 
     Returns:
-        `source` (None where it was not tested), `others`, `gap`, `languages` {language: ...} and `scripts` {script: ...}
+        `source` (None if it was not tested), `others`, `gap`, `languages` {language: ...} and `scripts` {script: ...}
         of the languages other than the source, each {mean, half_width, n} over the seeds.
     """
     languages = sorted(scores[0])

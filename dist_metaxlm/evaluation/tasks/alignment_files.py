@@ -1,9 +1,9 @@
-"""Parallel sentences cut into words, and what their words are to be linked with: gold alignments, or a dictionary.
+"""Parallel sentences split into words, with reference links between the words: gold alignments or a dictionary.
 
 Gold alignments are read in the two formats in which gold sets are distributed:
-- Pharaoh (also `.talp`): line n has the links of pair n, `3-4` sure, `3p4` or `3?4` possible; read as counting from 0.
+- Pharaoh (also `.talp`): line n has the links of pair n, `3-4` sure, `3p4` or `3?4` possible; counted from 0.
 - NAACL (shared tasks of 2003 and 2005, web.eecs.umich.edu/~mihalcea/wpt05): a link a line, `pair position position [S|P]`,
-  counting from 1, sure where nothing is said; a negative position (a word without a partner) is passed over. Pairs are
+  counted from 1, sure by default; a negative position (a word without a partner) is skipped. Pairs are
   numbered by `<s snum=0001>...</s>` around both sentences, or else in order (`_by_line`).
 """
 
@@ -23,59 +23,59 @@ from dist_metaxlm.text import pluralize
 Format = Literal["pharaoh", "naacl"]
 Link = tuple[int, int]
 Found = tuple[str, int, Link, bool]
-"""Where a link stands, the place of its pair, the link as it is written, whether it is sure."""
+"""(file and line, index of the pair, the link as written, whether it is sure)."""
 _PHARAOH = re.compile(r"(\d{1,9})([-p?])(\d{1,9})")
 _NAACL = re.compile(r"(\d{1,9})\s+(-?\d{1,9})\s+(-?\d{1,9})(?:\s+([SP]))?(?:\s+[\d.]+)?")
 _NUMBERED = re.compile(r"<s snum=(\d{1,9})>(.*)</s>", re.DOTALL)
 BASES: dict[str, int] = {"pharaoh": 0, "naacl": 1}
-"""What each format counts words from, unless a task says otherwise."""
+"""Number of the first word in each format, unless a task sets another."""
 
 
 @dataclass(frozen=True)
 class AlignedText:
-    """N pairs of sentences and the links that are right. Links are (English word, other word), counted from 0."""
+    """N pairs of sentences and their reference links. Links are (English word, other word), counted from 0."""
 
     english: list[list[str]]
     other: list[list[str]]
     sure: list[set[Link]]
-    """Links that must be found; of a dictionary: all pairs of words that it lists."""
+    """Sure links; for a dictionary, all pairs of words that it lists."""
     possible: list[set[Link]]
-    """Links that may be found, the sure ones among them."""
+    """Possible links, including the sure ones."""
     facts: dict[str, Any]
-    """`reference` (gold or dictionary), and of gold its `format`, `base` and `first` side: how the file was read."""
+    """`reference` (gold or dictionary), and for gold the `format`, `base` and `first` side with which the file was read."""
 
 
 @dataclass(frozen=True)
 class GoldSettings:
-    """How a gold file is to be read."""
+    """How to read a gold file."""
 
     english_first: bool
     """Whether the first number of a link is the English word."""
     format: Format | None = None
-    """None: as the first line looks."""
+    """None: detected from the first line."""
     base: int | None = None
-    """Number of the first word, 0 or 1; None: that of the format."""
+    """Number of the first word, 0 or 1; None: the default of the format."""
 
 
 def read_gold(pairs: Sequence[tuple[str, str]], path: Path, settings: GoldSettings) -> AlignedText:
     """Pairs of (English, other) sentences with the gold alignments of a file.
 
-    Errors: UserError naming file and line of what is no link, of a word or a pair that is not there; or the file where it
-    has fewer or more lines than there are pairs.
+    Errors: UserError naming file and line of an invalid link or of a word or pair that does not exist; or the file if its
+    number of lines differs from the number of pairs.
     """
     numbered, english, other = _words(pairs, path)
-    found = [(f"{shown(path)}, line {number}", line.strip()) for number, line in lines(path)]
-    first = next((line for _, line in found if line), "")
+    entries = [(f"{shown(path)}, line {number}", line.strip()) for number, line in lines(path)]
+    first = next((line for _, line in entries if line), "")
     form: Format = settings.format or ("naacl" if _NAACL.fullmatch(first) else "pharaoh")
     base = BASES[form] if settings.base is None else settings.base
     sure: list[set[Link]] = [set() for _ in pairs]
     possible: list[set[Link]] = [set() for _ in pairs]
-    if form == "pharaoh" and len(found) != len(pairs):
+    if form == "pharaoh" and len(entries) != len(pairs):
         raise UserError(
-            f"{shown(path)} has {pluralize(len(found), 'line')} of links for {pluralize(len(pairs), 'pair')} of "
+            f"{shown(path)} has {pluralize(len(entries), 'line')} of links for {pluralize(len(pairs), 'pair')} of "
             "sentences; line n belongs to pair n, so give as many"
         )
-    for where, pair, place, is_sure in _pharaoh(found) if form == "pharaoh" else _naacl(found, numbered, len(pairs)):
+    for where, pair, place, is_sure in _pharaoh(entries) if form == "pharaoh" else _naacl(entries, numbered, len(pairs)):
         sides = (english[pair], other[pair]) if settings.english_first else (other[pair], english[pair])
         link = _checked(place, sides, base, where)
         link = link if settings.english_first else link[::-1]
@@ -87,10 +87,10 @@ def read_gold(pairs: Sequence[tuple[str, str]], path: Path, settings: GoldSettin
 
 
 def read_dictionary(pairs: Sequence[tuple[str, str]], path: Path, pivot_column: int = 1) -> AlignedText:
-    """Pairs of sentences with the links that a dictionary lists: two words a line, with a tab or space between them.
+    """Pairs of sentences with the links that a dictionary lists: two words per line, separated by a tab or space.
 
-    Words are compared without case and without punctuation at their ends; `pivot_column` is 1 where the English word is
-    first. Errors: UserError naming the line that has not two words, or the file where no word of it is in any pair.
+    Words are compared without case and without punctuation at their ends; `pivot_column` is 1 if the English word is
+    first. Errors: UserError naming a line without exactly two words, or the file if none of its words is in any pair.
     """
     listed: set[tuple[str, str]] = set()
     for number, line in lines(path):
@@ -112,13 +112,13 @@ def read_dictionary(pairs: Sequence[tuple[str, str]], path: Path, pivot_column: 
     if not any(links):
         raise UserError(
             f"{shown(path)} lists no two words that are in a sentence and its translation; give the dictionary "
-            "of these two languages, English in the column that pivot_column says"
+            "of these two languages, English in the column given by pivot_column"
         )
     return AlignedText(english, other, links, links, {"reference": "dictionary", "entries": len(listed)})
 
 
 def _words(pairs: Sequence[tuple[str, str]], path: Path) -> tuple[dict[int, int] | None, list[list[str]], list[list[str]]]:
-    """(place of each pair by the number that `<s snum=...>` gives it, None without such; English words; other words)."""
+    """(`snum` of `<s snum=...>` -> index of the pair, None without such tags; English words; other words)."""
     matches = [tuple(map(_NUMBERED.fullmatch, pair)) for pair in pairs]
     if not all(a and b for a, b in matches):
         return None, [a.split() for a, _ in pairs], [b.split() for _, b in pairs]
@@ -135,8 +135,8 @@ def _words(pairs: Sequence[tuple[str, str]], path: Path) -> tuple[dict[int, int]
     return numbers, [a[2].split() for a, _ in matches if a], [b[2].split() for _, b in matches if b]
 
 
-def _pharaoh(found: list[tuple[str, str]]) -> Iterator[Found]:
-    for pair, (where, line) in enumerate(found):
+def _pharaoh(entries: list[tuple[str, str]]) -> Iterator[Found]:
+    for pair, (where, line) in enumerate(entries):
         for word in line.split():
             match = _PHARAOH.fullmatch(word)
             if match is None:
@@ -147,9 +147,9 @@ def _pharaoh(found: list[tuple[str, str]]) -> Iterator[Found]:
             yield where, pair, (int(match[1]), int(match[3])), match[2] == "-"
 
 
-def _naacl(found: list[tuple[str, str]], numbered: dict[int, int] | None, count: int) -> Iterator[Found]:
+def _naacl(entries: list[tuple[str, str]], numbered: dict[int, int] | None, count: int) -> Iterator[Found]:
     links = []
-    for where, line in found:
+    for where, line in entries:
         match = _NAACL.fullmatch(line)
         if match is None and line:
             raise UserError(
@@ -169,8 +169,8 @@ def _naacl(found: list[tuple[str, str]], numbered: dict[int, int] | None, count:
 
 
 def _by_line(numbers: list[int], count: int) -> dict[int, int]:
-    """Place of each pair by its number. Sets are distributed with the numbers of a larger one, or with numbers left out:
-    where as many numbers as pairs occur they are the pairs in order, else they are lines, from 0 where there is a pair 0."""
+    """Number -> index of the pair. Some sets keep the numbers of a larger set, others skip numbers: if there are as many
+    numbers as pairs, they are the pairs in order; otherwise they are line numbers, from 0 if there is a pair 0."""
     if len(numbers) == count:
         return {number: place for place, number in enumerate(numbers)}
     first = 0 if 0 in numbers else 1
@@ -183,7 +183,7 @@ def _checked(link: Link, sides: tuple[list[str], list[str]], base: int, where: s
         if not base <= number < base + len(words):
             raise UserError(
                 f"{where}: the link {link[0]}-{link[1]} is outside the {pluralize(len(words), 'word')} of its "
-                f"{side} sentence, counted from {base}; mend it, or set gold_base ({1 - base}) or gold_first in "
+                f"{side} sentence, counted from {base}; correct it, or set gold_base ({1 - base}) or gold_first in "
                 "--tasks_file"
             )
     return link[0] - base, link[1] - base

@@ -21,7 +21,7 @@ class Classification:
         self.labels = list(spec.labels)
 
     def read(self, path: Path, language: str) -> list[LabelledPair]:
-        """Pairs of a file; its labels must be known once the training file has been seen."""
+        """Pairs of a file; after `observe` its labels must be among the known ones."""
         return read_labelled(path, self.labels, language)
 
     def text(self, example: LabelledPair) -> str:
@@ -29,7 +29,7 @@ class Classification:
         return f"{example.first} {example.second}"
 
     def observe(self, train: list[LabelledPair]) -> None:
-        """Without labels in the task's description those of the training file are the labels."""
+        """Take the labels from the training file if the task does not list any."""
         self.labels = self.labels or sorted({pair.label for pair in train})
 
     def model(self, folder: str) -> Any:

@@ -1,6 +1,6 @@
 """Readers of evaluation sets in the formats in which XTREME and the original sets are distributed.
 
-Compressed files are read as they are. Whatever is wrong inside a file is one UserError with file and line.
+Compressed files are read directly. Any error inside a file is one UserError with file and line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HEADERS = (("sentence1", "premise"), ("sentence2", "hypo", "hypothesis"), ("gol
 
 @dataclass(frozen=True)
 class TaggedSentence:
-    """Tokens and their tags, as many."""
+    """Tokens and their tags, one per token."""
 
     tokens: list[str]
     tags: list[str]
@@ -55,10 +55,10 @@ class Question:
     starts: list[int]
     """Character at which each answer begins in the context."""
     file: str = ""
-    """Where the question is from, for messages."""
+    """File of the question, for messages."""
 
     def misplaced(self) -> bool:
-        """Whether the first answer, which is the one to learn, is not where its start says."""
+        """Whether the first answer, the training target, is not at its `answer_start`."""
         start, answer = self.starts[0], self.answers[0]
         inside = self.context[start : start + len(answer)] if start >= 0 else ""
         return inside.split() != answer.split()
@@ -69,26 +69,28 @@ def read_pairs(
 ) -> list[tuple[str, str]]:
     """(English, `language`) sentences of one file (any format of data.bitext), or of two files with a sentence a line.
 
-    `pair_columns`: of a TSV file with more than two columns those of the English and the other sentence, from 1.
+    `pair_columns`: in a TSV file with more than two columns, the columns of the English and the other sentence, from 1.
 
-    Errors: UserError where a line has not these columns, the two files differ in length, or a side is empty.
+    Errors: UserError if a line lacks these columns, the two files differ in length, or a side is empty.
     """
     reading = ReadingConfig()
     turned = pivot is None and pair_columns is None and pivot_column == 2
     if pivot is not None:
-        found = list(readers.pairs([(pivot, path)], reading))
+        sentences = list(readers.pairs([(pivot, path)], reading))
     elif kind(path) == ".tsv":
         limit = reading.max_line_characters
-        found = [(a, b) for _, (a, b) in readers_records.columns(path, pair_columns, "pair_columns of --tasks_file", limit)]
+        sentences = [
+            (a, b) for _, (a, b) in readers_records.columns(path, pair_columns, "pair_columns of --tasks_file", limit)
+        ]
     else:
         readers.check_formats([path], "bitext", "evaluation")
-        found = list(readers.pairs([path], reading, (language, "en") if turned else ("en", language)))
-    if not found:
+        sentences = list(readers.pairs([path], reading, (language, "en") if turned else ("en", language)))
+    if not sentences:
         raise UserError(f"{shown(path)} holds no pairs; put some into it or take the file away")
-    for number, pair in enumerate(found, start=1):
+    for number, pair in enumerate(sentences, start=1):
         if not all(pair):
             raise UserError(f"{shown(path)}, pair {number} has an empty side; fill it, or leave the pair out of both sides")
-    return [(right, left) for left, right in found] if turned else found
+    return [(right, left) for left, right in sentences] if turned else sentences
 
 
 def read_tagged(
@@ -98,19 +100,20 @@ def read_tagged(
     label_column: int | None = None,
     comments: str = "",
 ) -> list[TaggedSentence]:
-    """Sentences of a file with a token a line and a blank line between sentences (readers/token_lines.py).
+    """Sentences of a file with one token per line and a blank line between sentences (readers/token_lines.py).
 
-    Two columns are token and tag (XTREME's TSV, MasakhaNER; WikiANN's `en:` before tokens is taken off), three are
-    number, token, tag, ten are CoNLL-U (form and UPOS). Other files (CoNLL-2003 has four) need `label_column`.
+    Two columns are token and tag (XTREME's TSV, MasakhaNER; the `en:` prefix of WikiANN is removed), three are
+    number, token, tag, ten are CoNLL-U (form and UPOS). Other files (CoNLL-2003 has four columns) need `label_column`.
 
-    Errors: UserError naming the line that has other columns than the first, a file of others without `label_column`, the
-    line whose tag is not among `labels`, or, where none are given, is none of a scheme such as BIO that the others follow.
+    Errors: UserError naming a line whose number of columns differs from the first line's, a file with another number of
+    columns without `label_column`, or a line whose tag is not among `labels` or, if none are given, does not fit the
+    scheme (such as BIO) of the other lines.
     """
     sentences: list[TaggedSentence] = []
     tokens: list[str] = []
     tags: list[str] = []
     first_of: dict[str, str] = {}
-    """Tag -> where it stands first."""
+    """Tag -> file and line of its first occurrence."""
     for row in token_rows(path, token_column, comments):
         if row is None:
             if tokens:
@@ -146,23 +149,23 @@ def _token_and_tag(cells: list[str], layout: Layout, label_column: int | None, w
         )
     tag = cells[label - 1].strip()
     if not tag:
-        raise UserError(f"{where} has no label in column {label}; mend the line, or use a file with labels")
+        raise UserError(f"{where} has no label in column {label}; correct the line, or use a file with labels")
     return cells[layout.token - 1], tag
 
 
 def _check_scheme(first_of: dict[str, str]) -> None:
-    """Raise UserError for a tag outside of the scheme that most follow: B-, I-, E-, S-, L-, U- and a class, or O."""
+    """Raise UserError for a tag outside the scheme that most tags follow: B-, I-, E-, S-, L-, U- and a class, or O."""
     inside = [tag for tag in first_of if _SPAN_TAG.fullmatch(tag)]
     strange = [tag for tag in first_of if tag not in inside]
     if any(tag.startswith(("B-", "I-")) for tag in inside) and strange:
         raise UserError(
-            f"{first_of[strange[0]]} has the label {strange[0]!r}, which is no B-, I- or O as the labels of the other lines "
-            "are; mend the line, or name the labels in --tasks_file"
+            f"{first_of[strange[0]]} has the label {strange[0]!r}, which is not B-, I- or O like the labels of the other "
+            "lines; correct the line, or name the labels in --tasks_file"
         )
 
 
 def _without_prefix(sentences: list[TaggedSentence]) -> list[TaggedSentence]:
-    """WikiANN's original files spell every token as `en:token`."""
+    """Remove the `en:` prefix that WikiANN's original files put before every token."""
     first = re.match(r"[a-z]{2,3}(-[a-z]+)*:", sentences[0].tokens[0])
     if first is None or not all(token.startswith(first[0]) for s in sentences for token in s.tokens):
         return sentences
@@ -172,9 +175,9 @@ def _without_prefix(sentences: list[TaggedSentence]) -> list[TaggedSentence]:
 def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None = None) -> list[LabelledPair]:
     """Sentence pairs with a label: three columns (XTREME), or a header that names them (XNLI, MultiNLI, PAWS-X).
 
-    Where the header has a column `language` (XNLI's own files hold all languages), the rows of `language` are taken.
+    If the header has a column `language` (XNLI's own files contain all languages), only the rows of `language` are read.
 
-    Errors: UserError naming the line that lacks a column, or whose label is not among `labels` (where any are given).
+    Errors: UserError naming the line that lacks a column, or whose label is not among `labels` (if any are given).
     """
     rows: list[LabelledPair] = []
     columns, of, width = (0, 1, 2), None, 3
@@ -190,32 +193,32 @@ def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None =
             cells.pop()
         if len(cells) > width:
             raise UserError(
-                f"{where} has {pluralize(len(cells), 'tab-separated column')} where {width} belong; take the tabs out of "
+                f"{where} has {pluralize(len(cells), 'tab-separated column')} where {width} belong; remove the tabs from "
                 "its sentences, or use a file with a header"
             )
         if len(cells) <= max(*columns, of or 0):
             raise UserError(
                 f"{where} has {pluralize(len(cells), 'tab-separated column')} where sentence, sentence and label "
-                f"need {max(*columns, of or 0) + 1}; use a file with labels, or mend the line"
+                f"need {max(*columns, of or 0) + 1}; use a file with labels, or correct the line"
             )
         if of is not None and language is not None and canonical(cells[of].strip(), where) != language:
             continue
         label = _ALIASES.get(cells[columns[2]].strip(), cells[columns[2]].strip())
         if not label:
-            raise UserError(f"{where} has no label; use a file with labels, or mend the line")
+            raise UserError(f"{where} has no label; use a file with labels, or correct the line")
         if labels and label not in labels:
             raise _unknown_label(where, label, labels)
         rows.append(LabelledPair(cells[columns[0]].strip(), cells[columns[1]].strip(), label))
     if not rows:
-        which = f" of language {language!r}" if of is not None and language else ""
-        raise UserError(f"{shown(path)} holds no examples{which}; put some into it or take the file away")
+        suffix = f" of language {language!r}" if of is not None and language else ""
+        raise UserError(f"{shown(path)} holds no examples{suffix}; put some into it or take the file away")
     return rows
 
 
 def labelled_languages(path: Path) -> list[str]:
-    """Languages of a file of labelled pairs by its column `language`; none where it has no such column.
+    """Languages of a file of labelled pairs by its column `language`; empty without such a column.
 
-    Errors: UserError naming the line whose code is no language.
+    Errors: UserError naming the line with an unknown language code.
     """
     rows = ((number, line.split("\t")) for number, line in lines(path) if line.strip())
     of = _language_column(next(rows, (0, []))[1])
@@ -238,7 +241,7 @@ def _header(cells: list[str]) -> tuple[int, int, int] | None:
 
 def _unknown_label(where: str, label: str, labels: Sequence[str]) -> UserError:
     return UserError(
-        f"{where} has the label {label!r}, which is none of {', '.join(labels)}; mend the line, or name the "
+        f"{where} has the label {label!r}, which is none of {', '.join(labels)}; correct the line, or name the "
         "labels in --tasks_file"
     )
 
@@ -246,17 +249,17 @@ def _unknown_label(where: str, label: str, labels: Sequence[str]) -> UserError:
 def read_questions(path: Path) -> list[Question]:
     """Questions of a file in SQuAD's JSON (XQuAD, MLQA, TyDiQA GoldP), in its order; answers without text are left out.
 
-    Errors: UserError naming the file and the field that is not there or not as it should be; how many questions have no
-    answer with text; that no answer of the file is in its context.
+    Errors: UserError naming the file and a missing or malformed field; counting the questions without an answer with text;
+    or saying that no answer of the file is in its context.
     """
     try:
         tree = json.loads(decoded(whole(path), shown(path)))
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{shown(path)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); mend it"
+            f"{shown(path)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); correct it"
         ) from None
     except (ValueError, RecursionError):
-        raise UserError(f"{shown(path)} has a number or a nesting that is too large to read; mend it") from None
+        raise UserError(f"{shown(path)} has a number or a nesting that is too large to read; correct it") from None
     questions = list(_questions(tree, path))
     if not questions:
         raise UserError(f"{shown(path)} holds no questions; put some into it or take the file away")
@@ -264,8 +267,8 @@ def read_questions(path: Path) -> list[Question]:
     if blank:
         raise UserError(
             f"{shown(path)}: {len(blank)} of {pluralize(len(questions), 'question')} have no answer with text (the first: "
-            f"{blank[0].identity!r}), so nothing can be scored; use the file with its answers, which some download scripts "
-            "take out"
+            f"{blank[0].identity!r}), so nothing can be scored; use the file with its answers: some download scripts "
+            "remove them"
         )
     if not any(answer in question.context for question in questions for answer in question.answers):
         raise UserError(
@@ -281,20 +284,20 @@ def _questions(tree: Any, path: Path) -> Iterator[Question]:
             context = _get(paragraph, "context", str, path)
             for entry in _get(paragraph, "qas", list, path):
                 answers = _get(entry, "answers", list, path)
-                found = [(_get(answer, "text", str, path), _get(answer, "answer_start", int, path)) for answer in answers]
-                if not found:
+                given = [(_get(answer, "text", str, path), _get(answer, "answer_start", int, path)) for answer in answers]
+                if not given:
                     raise UserError(f"{shown(path)}: question {entry.get('id')!r} has no answers; use a file with answers")
                 yield Question(
                     str(_get(entry, "id", (str, int), path)),
                     _get(entry, "question", str, path),
                     context,
-                    [text for text, _ in found if text.strip()],
-                    [start for text, start in found if text.strip()],
+                    [text for text, _ in given if text.strip()],
+                    [start for text, start in given if text.strip()],
                     shown(path),
                 )
 
 
 def _get(node: Any, name: str, kind: Any, path: Path) -> Any:
     if not isinstance(node, dict) or not isinstance(node.get(name), kind):
-        raise UserError(f"{shown(path)} is not in SQuAD's form: there is no field {name!r} where one belongs; mend the file")
+        raise UserError(f"{shown(path)} is not in SQuAD's form: it lacks a field {name!r}; correct the file")
     return node[name]

@@ -1,6 +1,6 @@
-"""Fine-tuning on one language, by transformers' Trainer, and application to all others.
+"""Fine-tuning on one language with transformers' Trainer and evaluation on all others.
 
-What is learnt on the training language is scored on every test language; the epoch is the one that is best on the training
+The model is fine-tuned on the training language and scored on every test language. The best epoch is chosen on the training
 language's development set, never on another language's. Defaults are XTREME's (google-research/xtreme, scripts/train_*.sh).
 """
 
@@ -36,9 +36,9 @@ class Settings(Section):
     epochs: int = Field(5, ge=1)
     """Passes over the training examples."""
     batch_size: int = Field(32, ge=1)
-    """Examples (for questions: windows) a step."""
+    """Examples (for questions: windows) per step."""
     max_length: int = Field(128, ge=8)
-    """Tokens of an input, special tokens included; the model's own limit where that is less."""
+    """Tokens of an input, special tokens included; the model's own limit if that is less."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     weight_decay: float = Field(0.0, ge=0)
@@ -46,9 +46,9 @@ class Settings(Section):
     stride: int = Field(128, ge=0)
     """Questions: tokens that neighbouring windows of a paragraph share."""
     max_train: int | None = Field(None, ge=1)
-    """Training examples taken, the first ones; empty: all."""
+    """Number of training examples, from the start of the file; empty: all."""
     max_test: int | None = Field(None, ge=1)
-    """Examples taken of every development and test file, the first ones; empty: all."""
+    """Number of examples of every development and test file, from its start; empty: all."""
 
 
 XTREME = {
@@ -60,36 +60,36 @@ XTREME = {
 
 
 class Head(Protocol[Example]):
-    """What a kind of task adds to the common course; each is one file."""
+    """The part of fine-tuning that depends on the kind of task; one file per kind."""
 
     metric: str
-    """Score by which epochs are chosen and tables made; higher is better."""
+    """Score that selects the epoch and fills the tables; higher is better."""
 
     def read(self, path: Path, language: str) -> list[Example]:
         """Examples of a file that are in this language."""
 
     def text(self, example: Example) -> str:
-        """Text of an example, for its script."""
+        """Text of an example, to determine its script."""
 
     def observe(self, train: list[Example]) -> None:
-        """See all examples of the training file before any other is read, for instance for the labels."""
+        """Receive all training examples before any other file is read, for instance to collect the labels."""
 
     def model(self, folder: str) -> Any:
         """The transformers model with a fresh head, from a folder."""
 
     def features(self, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
-        """Inputs of the model, with labels; keys that begin with `_` are not shown to it."""
+        """Inputs of the model, with labels; keys that begin with `_` are not passed to it."""
 
     def collator(self, tokenizer: Any) -> Any:
         """Pads and stacks features."""
 
     def shrink(self, logits: Any) -> Any:
-        """What of the logits is kept until scoring."""
+        """Reduce the logits to what scoring needs."""
 
     def scores(
         self, examples: Sequence[Example], features: Sequence[dict[str, Any]], predictions: Any, language: str
     ) -> Scores:
-        """Scores of `predictions`, what `shrink` kept of all features."""
+        """Scores of `predictions`, the results of `shrink` for all features."""
 
 
 class TaskData(Generic[Example]):
@@ -104,7 +104,7 @@ class TaskData(Generic[Example]):
         settings: Settings,
         languages: list[str] | None = None,
     ) -> None:
-        """Read all files before anything is trained. Errors: UserError naming the file and what is wrong in it."""
+        """Read all files before training. Errors: UserError naming the file and the problem."""
         where = f"task {name}"
         self.source = spec.train_language
         train = head.read(file_of(root, spec.train, self.source, where), self.source)
@@ -112,13 +112,13 @@ class TaskData(Generic[Example]):
         self.train = _cut(train, spec.train_rows, settings.max_train)
         dev = file_of(root, spec.dev, self.source, where)
         self.dev = _cut(head.read(dev, self.source), spec.dev_rows, settings.max_test)
-        found = files_by_language(root, spec.test, where)
-        wanted = set(found) if languages is None else {*languages, self.source}
-        if not wanted & set(found):
-            raise UserError(f"{where}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
+        files = files_by_language(root, spec.test, where)
+        wanted = set(files) if languages is None else {*languages, self.source}
+        if not wanted & set(files):
+            raise UserError(f"{where}: none of the languages {', '.join(languages or [])} is there, only {', '.join(files)}")
         self.test = {
             language: _cut(head.read(path, language), spec.test_rows, settings.max_test)
-            for language, (path, _) in found.items()
+            for language, (path, _) in files.items()
             if language in wanted
         }
         if not self.train or not self.dev or not all(self.test.values()):
@@ -140,11 +140,11 @@ def finetune_task(
     settings: Settings,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Fine-tune an encoder on a task, whose files `head` has read, once a seed and score every language.
+    """Fine-tune an encoder on a task whose files `head` has read, once per seed, and score every language.
 
     Returns:
-        `metric`, `settings`, `seeds`, `scores` (a mapping language -> scores a seed), `dev` (best score a seed) and `table`
-        (see transfer_table).
+        `metric`, `settings`, `seeds`, `scores` (one mapping language -> scores per seed), `dev` (best score per seed) and
+        `table` (see transfer_table).
     """
     check_folder(folder)
     scores, dev = [], []
@@ -246,7 +246,7 @@ def _arguments(scratch: str, metric: str, settings: Settings, seed: int) -> Any:
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
     )
-    # Of several GPUs a process would give each a batch, and learn from so many times the batch that the settings say.
+    # With several GPUs the Trainer would give each a batch and so multiply the batch size of the settings.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
@@ -256,7 +256,7 @@ def _shown(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def require_libraries(kind: str, seeds: Sequence[int]) -> None:
-    """UserError where a library is missing that learning a kind of task, scoring it or its confidence intervals need."""
+    """Raise UserError if a library is missing that this kind of task needs for training, scoring or intervals."""
     needed = ["accelerate", *(["seqeval"] if kind == "tagging" else []), *(["scipy"] if len(seeds) > 1 else [])]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,7 +1,7 @@
 """Language codes of evaluation files, and the script that a text is written in.
 
 Codes are ISO 639-1 (two letters) or 639-3 (three letters); the three-letter code of a language that has two letters
-becomes these, so that `deu-eng.tsv` and `test-de.tsv` meet in one row of a table.
+becomes the two-letter one, so that `deu-eng.tsv` and `test-de.tsv` share one row of a table.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ _SAMPLE = 20_000
 
 
 def canonical(code: str, where: str) -> str:
-    """The code under which a language stands in every table: two letters where it has them.
+    """The code of a language in every table: the two-letter one if it exists.
 
-    Errors: UserError for a code that is not known; `where` says what carries it. A region (`pt-BR`) or a script stays on the
-    code, after a hyphen (FLORES writes `zho_Hans`).
+    Errors: UserError for an unknown code; `where` names its origin in the message. A region (`pt-BR`) or a script is kept
+    after a hyphen (FLORES writes `zho_Hans`).
     """
     base, _, region = code.replace("_", "-").partition("-")
     base = base.lower()
@@ -71,7 +71,7 @@ def canonical(code: str, where: str) -> str:
 
 
 def without_script(code: str) -> str:
-    """`ja` of `ja-Jpan`; a region stays."""
+    """`ja` of `ja-Jpan`; a region is kept."""
     base, _, subtag = code.partition("-")
     return base if len(subtag) == 4 else code
 

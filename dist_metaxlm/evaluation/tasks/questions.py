@@ -39,18 +39,18 @@ class Questions:
         return example.context
 
     def observe(self, train: list[Question]) -> None:
-        """Nothing is taken from the training questions, but their answers must be where they say.
+        """Check that the training answers are at their `answer_start`; nothing else is read from them.
 
-        Errors: UserError counting the questions whose `answer_start` points at something else, which would be learned.
+        Errors: UserError counting the questions whose `answer_start` points at other text, which would be learned.
         """
         wrong = [question for question in train if question.misplaced()]
         if wrong:
             first = wrong[0]
             start, answer = first.starts[0], first.answers[0]
-            there = first.context[start : start + len(answer)] if start >= 0 else ""
+            actual = first.context[start : start + len(answer)] if start >= 0 else ""
             raise UserError(
                 f"{first.file}: answer_start of {len(wrong)} of {pluralize(len(train), 'question')} does not point at the "
-                f"answer (the first: {first.identity!r}, where {there[:40]!r} is at {start} instead of {answer[:40]!r}); "
+                f"answer (the first: {first.identity!r}, where {actual[:40]!r} is at {start} instead of {answer[:40]!r}); "
                 "correct it, in characters of the context from 0, not bytes, or leave these questions out"
             )
 
@@ -87,7 +87,7 @@ class Questions:
                         "start_positions": start,
                         "end_positions": end,
                         "_question": number,
-                        "_spans": [span if there else None for span, there in zip(spans, inside, strict=True)],
+                        "_spans": [span if is_inside else None for span, is_inside in zip(spans, inside, strict=True)],
                     }
                 )
         return features
@@ -109,18 +109,18 @@ class Questions:
         best: dict[int, tuple[float, str]] = {}
         for feature, starts, ends in zip(features, *predictions[:2], strict=True):
             number = feature["_question"]
-            found = _best_span(feature["_spans"], starts, ends)
-            if found and (number not in best or found[0] > best[number][0]):
-                best[number] = (found[0], examples[number].context[found[1] : found[2]])
+            span = _best_span(feature["_spans"], starts, ends)
+            if span and (number not in best or span[0] > best[number][0]):
+                best[number] = (span[0], examples[number].context[span[1] : span[2]])
         answers = {str(number): example.answers for number, example in enumerate(examples)}
         said = {question: best[int(question)][1] if int(question) in best else "" for question in answers}
         return answer_scores(answers, said, self._rules, language)
 
 
 def _shortened(question: str, tokenizer: Any, most: int) -> tuple[str, int]:
-    """The question, cut to at most `most` tokens, and how many it has.
+    """The question, cut to at most `most` tokens, and its number of tokens.
 
-    The cut is looked for by characters: the offsets of characters that are spelled in bytes are those of their whole run.
+    The cut is searched by characters: characters spelled in bytes have the offsets of their whole run.
     """
     while (used := len(tokenizer(question, add_special_tokens=False)["input_ids"])) > most and question:
         question = question[: min(len(question) - 1, len(question) * most // used)]
@@ -128,9 +128,9 @@ def _shortened(question: str, tokenizer: Any, most: int) -> tuple[str, int]:
 
 
 def _answer_tokens(example: Question, spans: Sequence[tuple[int, int]], inside: Sequence[bool]) -> tuple[int, int]:
-    """First and last token of the first answer; 0, 0 where the window does not hold all of it."""
+    """First and last token of the first answer; 0, 0 if the window does not contain all of it."""
     begin, end = example.starts[0], example.starts[0] + len(example.answers[0])
-    tokens = [place for place, there in enumerate(inside) if there]
+    tokens = [position for position, is_inside in enumerate(inside) if is_inside]
     if not tokens or spans[tokens[0]][0] > begin or spans[tokens[-1]][1] < end:
         return 0, 0
     covered = [place for place in tokens if spans[place][1] > begin and spans[place][0] < end]

@@ -1,7 +1,7 @@
-"""Sentence retrieval and alignment over any parallel files, every layer, both directions, by cosine and by CSLS.
+"""Sentence retrieval and alignment on any parallel files: every layer, both directions, cosine and CSLS.
 
-All pairs of a file are candidates, as in XTREME's Tatoeba; a sentence that occurs twice can then be missed by no fault of
-the model, so the number of distinct sentences (of the side with fewer) is reported beside the scores.
+All pairs of a file are candidates, as in XTREME's Tatoeba; a duplicate sentence can then be missed through no
+fault of the model, so the number of distinct sentences (of the side with fewer) is reported with the scores.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ WAYS = ("to_english", "from_english")
 
 def read_parallel(name: str, spec: TaskSpec, root: Path, languages: list[str] | None = None) -> Pairs:
     """Language -> (English, other) sentences of a task's files. Errors: UserError as the readers say."""
-    found = files_by_language(root, spec.test, f"task {name}")
+    files = files_by_language(root, spec.test, f"task {name}")
     pivots = {}
-    if spec.pivot and not all(path.name.endswith(".tsv") or ".tsv." in path.name for path, _ in found.values()):
-        pivots = pivot_files(root, spec.pivot, found, f"task {name}")
-        found.pop("en", None)
-    chosen = {language: of for language, of in found.items() if languages is None or language in languages}
+    if spec.pivot and not all(path.name.endswith(".tsv") or ".tsv." in path.name for path, _ in files.values()):
+        pivots = pivot_files(root, spec.pivot, files, f"task {name}")
+        files.pop("en", None)
+    chosen = {language: of for language, of in files.items() if languages is None or language in languages}
     if not chosen:
-        raise UserError(f"task {name}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
+        raise UserError(f"task {name}: none of the languages {', '.join(languages or [])} is there, only {', '.join(files)}")
     missing = [language for language in chosen if pivots and language not in pivots]
     if missing:
         raise UserError(
@@ -52,7 +52,7 @@ def evaluate_parallel(
 
     Returns:
         `languages` {language: {script, candidates, distinct, cosine {to_english, from_english}, csls {the same},
-        translations, random, cka}}, figures a list over layers; `per_layer` (means over languages: cosine, csls, cka,
+        translations, random, cka}}, scores as lists over layers; `per_layer` (means over languages: cosine, csls, cka,
         translations, random), `layer` (two thirds of the depth, as XTREME's block 8 of 12), `best_layer` (chosen on these
         same sentences), `pooling`.
     """

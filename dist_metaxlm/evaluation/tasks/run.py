@@ -1,4 +1,4 @@
-"""Tasks for one encoder after the other: ours by run and phase, any other by its folder, all through the same code."""
+"""Run tasks on one encoder after the other: ours by run and phase, others by folder, all through the same code."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from dist_metaxlm.training.run.run_folder import environment
 
 Log = Callable[[str], None]
 Opened = Callable[[Path, Log], dict[str, Any]]
-"""A task whose files are read and whose settings are checked: (folder of an encoder, log) -> result."""
+"""A task with files read and settings checked: (folder of an encoder, log) -> result."""
 
 HEADS: dict[str, Callable[[TaskSpec], Any]] = {"tagging": Tagging, "classification": Classification, "questions": Questions}
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What the command line says of tasks."""
+    """Task options of the command line."""
 
     data: Path
     """Folder of the tasks' files."""
     file: Path | None = None
     """YAML file that describes tasks."""
     languages: tuple[str, ...] = ()
-    """Languages to test; empty: all whose files are there."""
+    """Languages to test; empty: all that have files."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds of fine-tuning."""
     settings: tuple[str, ...] = ()
@@ -55,11 +55,11 @@ class TaskOptions:
     include_special: bool = True
     """Retrieval: pool over special tokens too."""
     max_pairs: int | None = None
-    """Retrieval and alignment: pairs taken of every file, the first ones."""
+    """Retrieval and alignment: number of pairs of every file, from its start."""
     keep_going: bool = False
-    """After a task that failed by the user's mistake go on with the next one."""
+    """Continue with the next task after a UserError."""
     data_directory: str | None = None
-    """Where a run's prepared data lie; empty: where its recipe says."""
+    """Folder of a run's prepared data; empty: the one in its recipe."""
 
 
 def evaluate_run_tasks(
@@ -70,7 +70,7 @@ def evaluate_run_tasks(
     log: Log = lambda line: None,
     opened: Mapping[str, Opened] | None = None,
 ) -> dict[str, Any]:
-    """Tasks for a run's phase; each result is also written to evaluation/PHASE-TASK.json of the run."""
+    """Run tasks on a phase of a run; each result is also written to evaluation/PHASE-TASK.json of the run."""
     with exported_phase(run_dir, phase, data_directory=options.data_directory) as folder:
         results = evaluate_tasks(folder, names, options, log, opened)
     for name, result in results.items():
@@ -82,7 +82,7 @@ def evaluate_run_tasks(
 def split_tasks(given: str | None, has_run: bool, file: str | None, keep_going: bool) -> tuple[list[str], list[str]]:
     """(tasks on a run's held-out text, tasks with files of their own) of a comma-separated list.
 
-    Errors: UserError for an unknown task (unless `keep_going`, when it fails in its turn), or one that only a run has.
+    Errors: UserError for an unknown task (with `keep_going` only that task fails, later), or one that needs a run.
     """
     if given is None and not has_run:
         raise UserError(f"--model needs --tasks; choose from {', '.join(BUILT_IN)}")
@@ -95,7 +95,7 @@ def split_tasks(given: str | None, has_run: bool, file: str | None, keep_going: 
     if len(others) < len(names) and not has_run:
         raise UserError(
             f"task {next(name for name in names if name in HELDOUT)} reads a run's held-out text; give "
-            "--run_dir and --phase, or take it out of --tasks"
+            "--run_dir and --phase, or remove it from --tasks"
         )
     return [name for name in names if name in HELDOUT], others
 
@@ -109,9 +109,9 @@ def evaluate_encoders(
     output: str | None = None,
     log: Log = lambda line: None,
 ) -> dict[str, Any]:
-    """{encoder: {task: result}} of a run's phases and of Hugging Face folders, under names that a table can show.
+    """{encoder: {task: result}} of a run's phases and of Hugging Face folders, under names for tables.
 
-    Everything is also written to the JSON file `output`, where one is named. Errors: as `evaluate_tasks`.
+    All results are also written to the JSON file `output`, if given. Errors: as `evaluate_tasks`.
     """
     opened: Mapping[str, Opened] = {}
     if not options.keep_going:
@@ -142,8 +142,8 @@ def evaluate_tasks(
 ) -> dict[str, Any]:
     """{task: result} of an encoder in a folder; a task that failed under `keep_going` has {error: sentence}.
 
-    Tasks that are not among the `opened` ones are read here, one after the other.
-    Errors: UserError as the task's files, settings or the folder give cause.
+    Tasks that are not in `opened` are read here, one after the other.
+    Errors: UserError for problems of the task's files, settings or the folder.
     """
     check_folder(Path(folder))
     results: dict[str, Any] = {}
@@ -162,18 +162,18 @@ def evaluate_tasks(
 
 
 def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: Log) -> None:
-    """Languages that were asked for and have no file are left out of the means: say so."""
-    there = result["languages"] if result["kind"] in ("retrieval", "alignment") else result["table"]["languages"]
-    missing = [language for language in asked if canonical(language, "--languages") not in there]
+    """Log which requested languages have no file and are left out of the means."""
+    tested = result["languages"] if result["kind"] in ("retrieval", "alignment") else result["table"]["languages"]
+    missing = [language for language in asked if canonical(language, "--languages") not in tested]
     if missing:
         log(f"{name}: no test file for {', '.join(missing)}; the means are without")
 
 
 def check_tasks(names: Sequence[str], options: TaskOptions) -> dict[str, Opened]:
-    """Read all that tasks need besides an encoder, so that nothing is found missing after hours of training.
+    """Read everything that tasks need besides an encoder, so that nothing turns out to be missing after hours of training.
 
-    Returns what was read of a single task; several are not held at once, and are read again in their turn. Errors: UserError
-    as the first task's files, settings or libraries give cause.
+    Returns the contents of a single task; of several tasks nothing is kept, and each is read again later. Errors: UserError
+    for the first problem of a task's files, settings or libraries.
     """
     for name in names:
         opened = _opened(name, options)
@@ -211,7 +211,7 @@ def _opened(name: str, options: TaskOptions) -> Opened:
 
 
 def read_settings(kind: str, overrides: Sequence[str]) -> Settings:
-    """XTREME's settings for a kind of task with `key=value` overrides. Errors: UserError naming what is wrong."""
+    """XTREME's settings for a kind of task with `key=value` overrides. Errors: UserError naming the problem."""
     fields: dict[str, Any] = XTREME[kind].model_dump()
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -230,9 +230,9 @@ def read_settings(kind: str, overrides: Sequence[str]) -> Settings:
 
 @contextmanager
 def libraries_on_standard_error() -> Iterator[None]:
-    """What libraries print goes to standard error: with --json only one object may stand on standard output."""
+    """Redirect what libraries print to standard error: with --json standard output must hold exactly one object."""
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which looks for one and warns
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which searches for one and warns
     output = sys.stdout
     sys.stdout = sys.stderr
     try:

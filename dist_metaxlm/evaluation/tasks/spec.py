@@ -1,8 +1,8 @@
-"""What a task is made of: its kind, its files by split and language, its labels and how its answers are scored.
+"""Specification of a task: kind, files by split and language, labels and metric.
 
 A pattern is a path below the folder of task data in which `{lang}` stands for a language code and `*` for anything but a
-slash; it also finds the file compressed (`.xz`, `.gz`, `.zst`). A split has several patterns; the first one that names any
-file is taken, so one task reads XTREME's folders and the original ones.
+slash; it also matches compressed files (`.xz`, `.gz`, `.zst`). A split has several patterns; the first one that matches
+any file is used, so one task reads XTREME's folders and the original ones.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ UPOS = [
 ]
 """Universal part-of-speech tags (universaldependencies.org/u/pos), XTREME's label set."""
 FLORES = ("flores", "flores200_dataset", "flores101_dataset")
-"""Folders of FLORES: whatever it was called here, and the names of its archives."""
+"""Folders of FLORES: our name and the names of its archives."""
 
 
 class TaskSpec(Section):
@@ -69,34 +69,34 @@ class TaskSpec(Section):
     pair_columns: tuple[PositiveInt, PositiveInt] | None = None
     """Retrieval and alignment from TSV files of more columns than two: those of the English and the other sentence."""
     gold: list[str] = []
-    """Alignment: the links of words that annotators made; docs/evaluation.md has the formats."""
+    """Alignment: word links made by annotators; docs/evaluation.md describes the formats."""
     gold_format: Literal["pharaoh", "naacl"] | None = None
-    """Alignment: format of `gold`; empty: as its first line looks."""
+    """Alignment: format of `gold`; empty: detected from its first line."""
     gold_base: Literal[0, 1] | None = None
     """Alignment: number of a sentence's first word in `gold`; empty: 0 in pharaoh, 1 in naacl."""
     gold_first: Literal["pivot", "test"] | None = None
-    """Alignment: whose word a link of `gold` names first; empty: the pivot's where its path has `en-{lang}`, else test's."""
+    """Alignment: whose word a link of `gold` names first; empty: the pivot's if its path has `en-{lang}`, else test's."""
     dictionary: list[str] = []
-    """Alignment: two words a line, used for languages without `gold`."""
+    """Alignment: dictionary with two words per line, used for languages without `gold`."""
     extraction: Literal["argmax", "itermax", "sinkhorn"] = "argmax"
-    """Alignment: how links are taken from similarities (objectives/word_alignment.py)."""
+    """Alignment: how links are extracted from similarities (objectives/word_alignment.py)."""
     words: Literal["mean", "first", "pieces"] = "mean"
-    """Alignment: a word's state is the mean or the first of its pieces', or words are linked where any pieces are."""
+    """Alignment: a word's state is the mean or the first of its pieces', or words are linked if any of their pieces are."""
     labels: list[str] = []
-    """All labels; a line with another one is an error. Empty: those of the training file, which must keep to B-, I- and O
-    where any of them does."""
+    """All labels; a line with another one is an error. Empty: those of the training file, which must all be B-, I- or O
+    if any of them is."""
     token_column: int | None = Field(None, ge=1)
     """Tagging: column of the token, from 1; empty: by the number of columns (2: 1, 3: 2, CoNLL-U: 2)."""
     label_column: int | None = Field(None, ge=1)
     """Tagging: column of the label, from 1; empty: the one after the token (CoNLL-U: 4)."""
     comments: str = ""
-    """Tagging: what a comment line begins with, such as "# id"; empty: `#` where lines are numbered (CoNLL-U), else none."""
+    """Tagging: prefix of comment lines, such as "# id"; empty: `#` if lines are numbered (CoNLL-U), else none."""
     metric: Literal["accuracy", "span_f1", "squad", "mlqa"] | None = None
     """Score of the task; empty: accuracy for classification, span F1 for tagging, SQuAD's for questions."""
     train_language: str = "en"
     """Language of `train` and `dev`."""
     train_rows: tuple[int, int] | None = None
-    """Examples taken of the training file, from the first (0) to before the second; empty: all."""
+    """Half-open range of examples of the training file, from 0; empty: all."""
     dev_rows: tuple[int, int] | None = None
     """The same for `dev`, so that one parallel file can serve as several splits."""
     test_rows: tuple[int, int] | None = None
@@ -189,11 +189,11 @@ BUILT_IN: dict[str, TaskSpec] = {
         metric="squad",
     ),
 }
-"""XTREME's tasks where its download scripts and the original archives put them."""
+"""XTREME's tasks at the paths of its download scripts and of the original archives."""
 
 
 def load_tasks(names: list[str], file: str | Path | None = None) -> dict[str, TaskSpec]:
-    """The named tasks, from a YAML file of `name: {kind: ..., ...}` first and then from the built-in ones.
+    """The named tasks from a YAML file of `name: {kind: ..., ...}`, else from the built-in ones.
 
     A file's entry for a built-in name changes only the fields it gives. Errors: UserError naming the task or field.
     """
@@ -213,7 +213,7 @@ def _read(path: Path) -> dict[str, TaskSpec]:
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--tasks_file {path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
+        raise UserError(f"--tasks_file {path} is not YAML: {' '.join(str(error).split())}; correct that line") from None
     if not isinstance(tree, dict) or not all(isinstance(value, dict) for value in tree.values()):
         raise UserError(f"--tasks_file {path} holds no tasks; write `name: {{kind: tagging, train: [...], ...}}`")
     return {str(name): _spec(path, str(name), value) for name, value in tree.items()}
@@ -233,24 +233,24 @@ def _spec(path: Path, name: str, fields: dict[str, Any]) -> TaskSpec:
 def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, tuple[Path, str]]:
     """Canonical language -> (file, code as spelled in its name), sorted, from the first pattern that names any file.
 
-    A pattern without `{lang}` names one file of labelled pairs for all languages that its column `language` holds.
+    A pattern without `{lang}` names one file of labelled pairs for all languages in its column `language`.
 
-    Errors: UserError where none does, a name has a code that is no language, or two files are of one language.
+    Errors: UserError if no pattern matches, a name has an unknown language code, or two files have the same language.
     """
     for pattern in patterns:
-        found: dict[str, tuple[Path, str]] = {}
+        files: dict[str, tuple[Path, str]] = {}
         for path, code in _matches(root, pattern):
             language = canonical(code, f"{what}: {path}")
-            if language in found:
-                raise UserError(f"{what}: {found[language][0]} and {path} are both of language {language!r}; keep one")
-            found[language] = (path, code)
-        found = _without_scripts(found)
+            if language in files:
+                raise UserError(f"{what}: {files[language][0]} and {path} are both of language {language!r}; keep one")
+            files[language] = (path, code)
+        files = _without_scripts(files)
         if PLACE not in pattern:
-            found = {
+            files = {
                 language: (path, language) for path in _packed(root, pattern)[:1] for language in labelled_languages(path)
             }
-        if found:
-            return dict(sorted(found.items()))
+        if files:
+            return dict(sorted(files.items()))
     raise nothing_there(root, patterns, what)
 
 
@@ -260,14 +260,14 @@ def nothing_there(root: Path, patterns: list[str], what: str) -> UserError:
         return UserError(f"{what}: there is no folder {root}; name the one that has the task's files with --task_data")
     return UserError(
         f"{what}: no file {' or '.join(str(root / pattern) for pattern in patterns) or 'is named'}; give the "
-        "folder of the task's files with --task_data, or say in --tasks_file where they lie"
+        "folder of the task's files with --task_data, or say in --tasks_file where they are"
     )
 
 
-def _without_scripts(found: dict[str, tuple[Path, str]]) -> dict[str, tuple[Path, str]]:
-    """`ja-Jpan` is `ja` where the language is there in no other script."""
-    scripts = Counter(map(without_script, found))
-    return {plain if scripts[plain := without_script(language)] == 1 else language: of for language, of in found.items()}
+def _without_scripts(files: dict[str, tuple[Path, str]]) -> dict[str, tuple[Path, str]]:
+    """Shorten `ja-Jpan` to `ja` if the language has no file in another script."""
+    scripts = Counter(map(without_script, files))
+    return {plain if scripts[plain := without_script(language)] == 1 else language: of for language, of in files.items()}
 
 
 def pivot_files(root: Path, patterns: list[str], languages: Iterable[str], what: str) -> dict[str, Path]:
@@ -285,21 +285,21 @@ def pivot_files(root: Path, patterns: list[str], languages: Iterable[str], what:
 
 
 def files_of_all_patterns(root: Path, patterns: list[str], what: str) -> dict[str, tuple[Path, str]]:
-    """Canonical language -> (file, pattern that names it), sorted; of two patterns' files for a language the first's.
+    """Canonical language -> (file, pattern that names it), sorted; if two patterns match a language, the first wins.
 
-    Errors: UserError where a name has a code that is no language, or two files of one pattern are of one language.
+    Errors: UserError if a name has an unknown language code, or two files of one pattern have the same language.
     """
-    found: dict[str, tuple[Path, str]] = {}
+    files: dict[str, tuple[Path, str]] = {}
     for pattern in patterns:
         for path, code in _matches(root, pattern):
             language = canonical(code, f"{what}: {path}")
-            if found.setdefault(language, (path, pattern)) != (path, pattern) and found[language][1] == pattern:
-                raise UserError(f"{what}: {found[language][0]} and {path} are both of language {language!r}; keep one")
-    return dict(sorted(found.items()))
+            if files.setdefault(language, (path, pattern)) != (path, pattern) and files[language][1] == pattern:
+                raise UserError(f"{what}: {files[language][0]} and {path} are both of language {language!r}; keep one")
+    return dict(sorted(files.items()))
 
 
 def file_of(root: Path, patterns: list[str], language: str, what: str) -> Path:
-    """The file of one language, from the first pattern that names one; a pattern without `{lang}` serves any language."""
+    """The file of one language, from the first pattern that matches; a pattern without `{lang}` serves any language."""
     for pattern in patterns:
         if PLACE not in pattern:
             for path in _packed(root, pattern):
@@ -319,14 +319,14 @@ def _same(code: str, language: str) -> bool:
 
 
 def _matches(root: Path, pattern: str) -> list[tuple[Path, str]]:
-    """(file, code) of all files of a pattern; the code is what stands at its first `{lang}`, the others must equal it."""
+    """(file, code) of all files of a pattern; the code is the match of the first `{lang}`, the others must equal it."""
     if PLACE not in pattern:
         return []
     head, *rest = (re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split(PLACE))
     expression = head + "(?P<lang>[A-Za-z]+(?:-[A-Za-z]+|_[A-Z][a-z]{3})?)" + "(?P=lang)".join(rest)
-    # In the text of a pattern only * and {lang} stand for others; to glob, brackets and ? would as well.
+    # Only * and {lang} are wildcards of a pattern; brackets and ? are escaped for glob.
     matcher = re.compile(expression + f"({'|'.join(map(re.escape, PACKED))})?")
-    found = {}
+    codes = {}
     for path in sorted(
         path
         for pathname in {pattern, *(pattern + suffix for suffix in PACKED)}
@@ -334,8 +334,8 @@ def _matches(root: Path, pattern: str) -> list[tuple[Path, str]]:
     ):
         match = matcher.fullmatch(path.relative_to(root).as_posix())
         if match and path.is_file():
-            found[path] = match["lang"]
-    return list(found.items())
+            codes[path] = match["lang"]
+    return list(codes.items())
 
 
 def _packed(root: Path, name: str) -> list[Path]:

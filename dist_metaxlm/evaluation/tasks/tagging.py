@@ -22,7 +22,7 @@ class Tagging:
         self._spec, self.labels = spec, list(spec.labels)
 
     def read(self, path: Path, language: str) -> list[TaggedSentence]:
-        """Sentences of a file; its tags must be known once the training file has been seen."""
+        """Sentences of a file; after `observe` its tags must be among the known ones."""
         spec = self._spec
         return read_tagged(path, self.labels, spec.token_column, spec.label_column, spec.comments)
 
@@ -31,7 +31,7 @@ class Tagging:
         return " ".join(example.tokens)
 
     def observe(self, train: list[TaggedSentence]) -> None:
-        """Without labels in the task's description those of the training file are the labels."""
+        """Take the labels from the training file if the task does not list any."""
         self.labels = self.labels or sorted({tag for sentence in train for tag in sentence.tags})
 
     def model(self, folder: str) -> Any:
@@ -41,7 +41,7 @@ class Tagging:
         return AutoModelForTokenClassification.from_pretrained(folder, local_files_only=True, num_labels=len(self.labels))
 
     def features(self, examples: Sequence[TaggedSentence], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
-        """Sentences as inputs; one that is too long goes on in a further input, so every word is scored."""
+        """Sentences as inputs; one that is too long continues in a further input, so every word is scored."""
         features = []
         for number, sentence in enumerate(examples):
             for words in _chunks(sentence, tokenizer, settings.max_length):
@@ -81,13 +81,13 @@ class Tagging:
     ) -> Scores:
         """Span F1, precision, recall and token accuracy over whole sentences."""
         gold: list[list[str]] = [[] for _ in examples]
-        found: list[list[str]] = [[] for _ in examples]
+        tags: list[list[str]] = [[] for _ in examples]
         for feature, row in zip(features, predictions, strict=True):
             for label, predicted in zip(feature["labels"], row.tolist(), strict=False):
                 if label != IGNORED:
                     gold[feature["_sentence"]].append(self.labels[label])
-                    found[feature["_sentence"]].append(self.labels[predicted])
-        return tagging_scores(gold, found)
+                    tags[feature["_sentence"]].append(self.labels[predicted])
+        return tagging_scores(gold, tags)
 
 
 def _chunks(sentence: TaggedSentence, tokenizer: Any, max_length: int) -> Iterator[list[int]]:

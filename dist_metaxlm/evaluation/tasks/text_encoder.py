@@ -1,6 +1,6 @@
-"""Any Hugging Face encoder as sentences -> vectors after every layer; a phase of ours is exported and opened the same way.
+"""Any Hugging Face encoder as a function from sentences to vectors after every layer; our phases are exported first.
 
-So figures of XLM-R, mmBERT, a user's own model and ours come from one piece of code and stand in one table.
+XLM-R, mmBERT, a user's own model and ours are therefore scored by the same code and appear in one table.
 
 Shapes: K layers + 1 (0 is the embedding output), N sentences, B of a batch, L its longest in tokens, H hidden.
 """
@@ -23,12 +23,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe
 
 
 class TextEncoder:
-    """An encoder and its tokenizer, opened from a folder as transformers opens them, offline."""
+    """An encoder and its tokenizer, loaded offline from a folder by transformers."""
 
     def __init__(self, folder: str | Path, max_length: int = 512) -> None:
         """Open `folder`; sentences are cut at `max_length` tokens (or the model's own limit, if less), special ones too.
 
-        Errors: UserError where the folder has no configuration, weights or tokenizer that transformers can open.
+        Errors: UserError if the folder has no configuration, weights or tokenizer that transformers can load.
         """
         self.folder = Path(folder)
         check_folder(self.folder)
@@ -70,7 +70,7 @@ class TextEncoder:
         return pooled
 
     def _pool(self, ids: list[list[int]], specials: list[list[int]], include_special: bool) -> torch.Tensor:
-        """[K, B, H] means over the tokens of each sentence (over all of them where there are only special ones)."""
+        """[K, B, H] means over the tokens of each sentence (over all of them if there are only special ones)."""
         weights = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
         for row, (tokens, marks) in enumerate(zip(ids, specials, strict=True)):
             inner = torch.tensor([1 - mark for mark in marks])
@@ -80,7 +80,7 @@ class TextEncoder:
 
     def states(self, ids: list[list[int]]) -> tuple[torch.Tensor, ...]:
         """K tensors [B, L, H] on the model's device: states after the embedding and after every layer; call it under
-        `inference`. What a sentence lacks to L is padding, whose states mean nothing."""
+        `inference`. Shorter sentences are padded to L; states of padding are meaningless."""
         inputs = torch.full((len(ids), max(map(len, ids))), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(inputs)
         for row, tokens in enumerate(ids):
@@ -91,7 +91,7 @@ class TextEncoder:
 
 
 def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Numbers of the sentences in batches of about equal lengths, at most `max_tokens` with padding in each."""
+    """Sentence numbers in batches of similar length, each of at most `max_tokens` tokens including padding."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
         if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
@@ -103,7 +103,7 @@ def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:
-    """Tokens that a model takes at most: its positions (XLM-R's table has two rows for the offset), or the tokenizer's."""
+    """Longest input of a model in tokens: its positions (XLM-R's table has two rows for the offset), or the tokenizer's."""
     positions = int(getattr(config, "max_position_embeddings", 512) or 512)
     if "roberta" in str(getattr(config, "model_type", "")):
         positions -= int(config.pad_token_id) + 1
@@ -111,7 +111,7 @@ def longest_input(config: Any, tokenizer: Any) -> int:
 
 
 def check_folder(folder: Path) -> None:
-    """UserError where there is no such folder, or it has no configuration or no tokenizer."""
+    """Raise UserError if the folder does not exist or has no configuration or no tokenizer."""
     if not folder.is_dir():
         raise UserError(
             f"there is no folder {folder}; encoders are opened from this machine: download the model first, "
@@ -125,9 +125,9 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def opening(folder: Path) -> Iterator[None]:
-    """Turn what transformers says of a folder that it cannot open into one sentence; it says nothing else meanwhile.
+    """Turn transformers' errors about a folder into one sentence and silence its other output.
 
-    Its table of missing and unexpected weights, such as the pooler's, is as it should be for every encoder here.
+    Its table of missing and unexpected weights, such as the pooler's, is expected for every encoder here.
     """
     import transformers
     from safetensors import SafetensorError
@@ -151,7 +151,7 @@ def opening(folder: Path) -> Iterator[None]:
 def exported_phase(
     run_dir: str | Path, phase: str, step: int | None = None, data_directory: str | None = None
 ) -> Iterator[Path]:
-    """A run's phase (or its initialisation: `untrained`) as a Hugging Face folder that is gone afterwards.
+    """A run's phase (or its initialisation: `untrained`) as a temporary Hugging Face folder, deleted on exit.
 
     Errors: UserError for a run without that phase, an intact checkpoint of `step` or a tokenizer.
     """

@@ -1,8 +1,8 @@
-"""Word alignment from hidden states, layer by layer: are a word and its translation each other's nearest?
+"""Word alignment from hidden states, by layer: a word and its translation should be mutual nearest neighbours.
 
-The two sentences go through the encoder one by one (as in SimAlign, arXiv 2004.08728), so what is measured is the shared
-space and not attention between them. A word is the mean or the first of its pieces; with `pieces`, words are linked where
-any of their pieces are.
+The two sentences are encoded separately (as in SimAlign, arXiv 2004.08728), so the score measures the shared space and not
+attention between them. A word is the mean or the first of its pieces; with `pieces`, words are linked if any of their
+pieces are.
 
 Shapes: K layers + 1, B pairs of a batch, M English and N other words (with `pieces`: pieces), L pieces of a sentence.
 """
@@ -32,29 +32,29 @@ Words = Literal["mean", "first", "pieces"]
 
 @dataclass(frozen=True)
 class Pieces:
-    """A sentence as the encoder takes it."""
+    """A sentence as input of the encoder."""
 
     ids: list[int]
     owners: list[int | None]
-    """Word that each piece is of; None: a special token."""
+    """Word that each piece belongs to; None: a special token."""
 
 
 def read_alignment(
     name: str, spec: TaskSpec, root: Path, languages: list[str] | None = None, max_pairs: int | None = None
 ) -> Texts:
-    """Language -> its pairs of sentences with gold links, or with a dictionary's where there are no gold ones.
+    """Language -> its pairs of sentences with gold links, or with a dictionary's if there are no gold ones.
 
-    Errors: UserError as the readers say, and for a language with neither.
+    Errors: UserError of the readers, and for a language with neither.
     """
     what = f"task {name}"
-    found = files_of_all_patterns(root, spec.test, what)
+    files = files_of_all_patterns(root, spec.test, what)
     pivots = files_of_all_patterns(root, spec.pivot, what)
     gold, dictionaries = (files_of_all_patterns(root, patterns, what) for patterns in (spec.gold, spec.dictionary))
-    if not found:
+    if not files:
         raise nothing_there(root, spec.test, what)
-    chosen = {language: of for language, of in found.items() if languages is None or language in languages}
+    chosen = {language: of for language, of in files.items() if languages is None or language in languages}
     if not chosen:
-        raise UserError(f"{what}: none of the languages {', '.join(languages or [])} is there, only {', '.join(found)}")
+        raise UserError(f"{what}: none of the languages {', '.join(languages or [])} is there, only {', '.join(files)}")
     texts = {}
     for language, (path, _) in chosen.items():
         pairs = read_pairs(
@@ -69,7 +69,7 @@ def read_alignment(
         else:
             raise UserError(
                 f"{what}: {path} has neither a gold alignment nor a dictionary beside it; add one, or say in "
-                "gold or dictionary of --tasks_file where it lies"
+                "gold or dictionary of --tasks_file where it is"
             )
         texts[language] = _first(text, max_pairs)
     return texts
@@ -82,7 +82,7 @@ def evaluate_alignment(
 
     Returns:
         `languages` {language: {script, sentences, words, cut, reference..., aer (of gold only), precision, recall, f1}},
-        figures a list over layers; `per_layer` (means over languages), `layer` (two thirds of the depth, fixed beforehand),
+        scores as lists over layers; `per_layer` (means over languages), `layer` (two thirds of the depth, fixed beforehand),
         `best_layer` (by F1, chosen on these same sentences), `extraction`, `words`.
     """
     languages = {}
@@ -138,11 +138,11 @@ def _counts(
             )
             rows = []
             for english, other in zip(*states, strict=True):
-                found = link_words(english.float(), other.float(), owned[0], owned[1], extraction, words)
+                links = link_words(english.float(), other.float(), owned[0], owned[1], extraction, words)
                 rows.append(
-                    alignment_scores.gold_counts(found, sure, possible)
+                    alignment_scores.gold_counts(links, sure, possible)
                     if text.facts["reference"] == "gold"
-                    else alignment_scores.dictionary_counts(found, sure)
+                    else alignment_scores.dictionary_counts(links, sure)
                 )
             counts = torch.stack(rows)
             total = counts if total is None else total + counts
@@ -160,14 +160,14 @@ def link_words(
 ) -> torch.Tensor:
     """[B, M, N] bool links of words, from states of pieces [B, L, H] and the weights of pieces in words [B, M or N, L].
 
-    A word without pieces, or of the batch's padding, is linked with nothing.
+    A word without pieces, or in the batch's padding, gets no link.
     """
     if words != "pieces":
-        there = [owned.any(-1) for owned in (english_owned, other_owned)]
-        allowed = there[0].unsqueeze(-1) & there[1].unsqueeze(-2)
+        present = [owned.any(-1) for owned in (english_owned, other_owned)]
+        allowed = present[0].unsqueeze(-1) & present[1].unsqueeze(-2)
         return extract(english_owned @ english, other_owned @ other, allowed, extraction)
-    there = [owned.any(-2) for owned in (english_owned, other_owned)]
-    links = extract(english, other, there[0].unsqueeze(-1) & there[1].unsqueeze(-2), extraction)
+    present = [owned.any(-2) for owned in (english_owned, other_owned)]
+    links = extract(english, other, present[0].unsqueeze(-1) & present[1].unsqueeze(-2), extraction)
     return (english_owned @ links.float() @ other_owned.transpose(-1, -2)) > 0
 
 
@@ -193,7 +193,7 @@ def _marked(links: Sequence[set[Link]], size: tuple[int, int, int]) -> torch.Ten
 
 
 def _pieces(encoder: TextEncoder, words: list[str]) -> Pieces:
-    """A sentence of words in pieces, cut at the encoder's longest input."""
+    """Tokenise a sentence of words, cut at the encoder's longest input."""
     encoded = encoder.tokenizer(words, is_split_into_words=True, truncation=True, max_length=encoder.max_length)
     if not encoded.is_fast:
         raise UserError(

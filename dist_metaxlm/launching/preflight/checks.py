@@ -35,7 +35,7 @@ class Finding:
         return asdict(self)
 
 
-def judge(hosts: Sequence[Host], reports: Mapping[str, Mapping[str, Any]], min_free_gb: float) -> list[Finding]:
+def evaluate_checks(hosts: Sequence[Host], reports: Mapping[str, Mapping[str, Any]], min_free_gb: float) -> list[Finding]:
     """All findings about nodes that answered (`reports` by host: what facts.collect gave, and `clock_offset` in seconds)."""
     found = [finding for host in hosts if host.name in reports for finding in _alone(host, reports[host.name], min_free_gb)]
     first = hosts[0].name

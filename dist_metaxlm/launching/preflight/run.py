@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from dist_metaxlm.launching.hostfile import read_hostfile
-from dist_metaxlm.launching.preflight.checks import Finding, judge, judge_links
+from dist_metaxlm.launching.preflight.checks import Finding, evaluate_checks, judge_links
 from dist_metaxlm.launching.preflight.remote import Agent, Unanswered
 
 
@@ -43,7 +43,7 @@ def preflight(wanted: Wanted, program: Sequence[str]) -> dict[str, Any]:
     try:
         with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
             reports, findings = _facts(pool, agents, wanted)
-            findings += judge(hosts, reports, wanted.min_free_gb)
+            findings += evaluate_checks(hosts, reports, wanted.min_free_gb)
             links: dict[str, Any] = {}
             if len(reports) == len(hosts) > 1 and not any(f.check == "port" for f in findings):
                 links, slow = _links(pool, agents, wanted)

@@ -12,7 +12,7 @@ import torch
 
 from dist_metaxlm.benchmarking.kernels import gpu_check
 from dist_metaxlm.benchmarking.kernels.cases import kernel_cases
-from dist_metaxlm.benchmarking.kernels.partial import finished, keeper, partial_result
+from dist_metaxlm.benchmarking.kernels.partial import finished, keep_partial_results, partial_result
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import load_recipe
 
@@ -48,7 +48,7 @@ def test_verdicts_of_sections_become_the_verdict() -> None:
     def run(arguments: list[str], seconds: float) -> tuple[int, str, str]:
         calls.append(arguments)
         assert seconds > gpu_check.GRACE
-        keeper(arguments[arguments.index("--output") + 1])({"steps": len(calls), "slower": ["early"]})
+        keep_partial_results(arguments[arguments.index("--output") + 1])({"steps": len(calls), "slower": ["early"]})
         return outputs[len(calls) - 1]
 
     lines: list[str] = []
@@ -74,11 +74,11 @@ def test_what_is_kept_goes_when_the_result_is_there(tmp_path: Path) -> None:
     output = str(tmp_path / "result.json")
     assert partial_result(Path(output)) is None
     for steps in (1, 2):
-        keeper(output)({"steps": steps})
+        keep_partial_results(output)({"steps": steps})
     assert partial_result(Path(output)) == {"steps": 2}
     finished(output)
     assert list(tmp_path.iterdir()) == []
-    keeper(None)({"steps": 3})
+    keep_partial_results(None)({"steps": 3})
 
 
 def test_a_section_far_beyond_its_time_is_ended(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_constant_is_changed_only_meanwhile() -> None:
 
 def test_sides_take_turns_and_ratios_are_of_one_turn() -> None:
     order: list[str] = []
-    seconds = turns.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    seconds = turns.interleaved_timings({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b"] * (turns.WARM_UP + 2)
     assert len(seconds["a"]) == len(seconds["b"]) == 2
     assert turns.ratio({"a": [2.0, 9.0, 4.0], "b": [1.0, 1.0, 2.0]}, "a", "b") == {"median": 2, "least": 2, "greatest": 9}

@@ -22,7 +22,7 @@ MASKER = Masker(TOKENIZER, 1, False, 5)  # type: ignore[arg-type]
 
 @pytest.fixture()
 def pairs(bitext) -> ContrastPairs:
-    """Sentences of 3 to 14 words, none of which occurs twice; sides of a pair can be told by their words."""
+    """Sentences of 3 to 14 words without repeated words; the words identify the side of a pair."""
     sizes = [(3 + number % 12, 4 + number % 7) for number in range(40)]
     return ContrastPairs([bitext(sizes, 100), bitext(sizes, 10_000)], ["a-b", "a-c"], LENGTH, (1,))
 

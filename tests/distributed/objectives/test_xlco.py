@@ -2,7 +2,7 @@
 
 With `group` the keys of a group are negatives of each other too; there a sequence's states are pooled to their mean as well.
 
-The reference encodes one sequence at a time, keeps the queue as a list, and knows nothing of packing, ranks, micro-batches.
+The reference encodes one sequence at a time, keeps the queue as a list, and has no packing, ranks or micro-batches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dist_metaxlm.recipe.load import load_recipe
 WORKER = Path(__file__).with_name("worker_xlco.py")
 STEPS, RATE = 4, 0.3  # of worker_xlco.py
 EXAMPLES, QUEUE, LAYER, MOMENTUM = 8, 20, 1, 0.7
-# 8 keys a step and 20 places: the third step goes round the end of the queue.
+# 8 keys a step and 20 places: the third step wraps around the end of the queue.
 XLCO = {
     "name": "xlco",
     "pairs": 2 * EXAMPLES,

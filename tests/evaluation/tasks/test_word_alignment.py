@@ -113,7 +113,7 @@ def test_pairs_are_numbered_as_the_shared_task_wraps_them(tmp_path):
         ),
         ("0-0\n0-1\n", GoldSettings(True), "outside the 1 word of its second sentence"),
         ("0-0\n1-0\n", GoldSettings(False), "outside the 1 word of its first sentence"),
-        ("0-0\n\n", GoldSettings(True, base=1), r"outside .* counted from 1; mend it, or set gold_base \(0\)"),
+        ("0-0\n\n", GoldSettings(True, base=1), r"outside .* counted from 1; correct it, or set gold_base \(0\)"),
         ("0-0\n0:0\n", GoldSettings(True), "line 2 has '0:0', which is no link"),
         ("1 1 1\n1 2 X\n", GoldSettings(True), "line 2 is no link"),
         ("1 1 1\n2 1 1\n3 1 1\n", GoldSettings(True), "line 3 names pair 3, and there are 2, from 1 to 2"),

@@ -228,7 +228,7 @@ def test_problems_of_machine_code_are_named(monkeypatch: pytest.MonkeyPatch, tmp
         "products wait for each other",
         "weights wait for products",
         "spills 8 bytes",
-        "262144 bytes of shared memory, 232448 are there",
+        "262144 bytes of shared memory, 232448 are available",
     ]
     monkeypatch.setattr(sys, "argv", ["aot_cuda", "--library", str(tmp_path / "none.so")])
     with pytest.raises(UserError, match="cannot be loaded"):

@@ -32,7 +32,7 @@ def test_gradcheck(chunk_rows: int, reduce: str, with_bias: bool) -> None:
         losses = linear_cross_entropy(tensors[0], tensors[1], tensors[2] if with_bias else None, targets, 0)
         return {"rows": losses, "sum": losses.sum() * 0.3, "weighted": (losses * row_weights).sum()}[reduce]
 
-    # A second backward forms the gradients anew, in another order of rounding: hence the tolerance between the two.
+    # A second backward computes the gradients again, in another order of rounding: hence the tolerance between the two.
     tensors = (states, weight, bias) if with_bias else (states, weight)
     assert torch.autograd.gradcheck(loss, tensors, nondet_tol=1e-12)
 

@@ -174,7 +174,7 @@ def test_the_join_is_the_one_of_megatrons_builder(corpus: Path) -> None:
             assert (corpus / f"joined.{end}").read_bytes() == (store / f"{name}.{end}").read_bytes()
 
 
-def test_bad_text_is_named_whoever_reads_it(corpus: Path) -> None:
+def test_bad_text_is_named_by_any_worker(corpus: Path) -> None:
     with (corpus / "en.txt").open("ab") as file:
         file.write(b"bad \xff byte\n")
     for workers in (1, 2):

@@ -1,4 +1,4 @@
-"""The tokenizer's sample: an even, repeatable share of the corpus, of which no more is read than is drawn."""
+"""The tokenizer's sample: an even, repeatable share of the corpus; nothing beyond the sample is read."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from dist_metaxlm.training.loop.metrics import Clock, MetricsWriter
 
 
-def test_waiting_is_counted_apart_and_anew_in_each_interval() -> None:
+def test_waiting_is_counted_separately_and_reset_in_each_interval() -> None:
     def slow() -> Iterator[int]:
         for number in range(3):
             time.sleep(0.01)
