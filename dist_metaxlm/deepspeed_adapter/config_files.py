@@ -111,7 +111,8 @@ def follow_file(recipe: Recipe, file: str | None) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         reason = "; ".join(
-            ".".join(map(str, item["loc"])) + ": " + item["msg"].removeprefix("Value error, ") for item in error.errors()
+            ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")]))
+            for item in error.errors()
         )
         raise UserError(f"--deepspeed_config {file} does not go with recipe {recipe.name}: {reason}") from None
 

@@ -105,7 +105,7 @@ def test_a_file_decides_stage_offload_and_precision(layout: tuple[int, bool, str
             [],
             'offload_optimizer: "cpu", and it is a section',
         ),
-        ({"zero_optimization": {"stage": 2}}, ["parallel.pipeline=2"], "set zero_stage: 1"),
+        ({"zero_optimization": {"stage": 2}}, ["parallel.pipeline=2"], "set parallel.zero_stage=1"),
         ({"optimizer": {"type": "AdamW"}}, [], "the recipe's section optimizer decides it; remove it"),
     ],
 )

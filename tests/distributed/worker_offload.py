@@ -17,7 +17,7 @@ from dist_metaxlm.parallel.process_group import barrier, process_group
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.engine.engine import build_engine
-from dist_metaxlm.training.pretrain import build_model
+from dist_metaxlm.training.engine.model import build_model
 
 
 def engine_of(job: dict[str, Any], overrides: list[str]) -> tuple[Any, Any]:

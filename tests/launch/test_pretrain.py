@@ -376,7 +376,9 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(
     pretrain(cross, HeldoutProbe)
     told = capsys.readouterr()
     assert "phase cross of" in told.out
-    assert f"warning: cross of {tmp_path} began with meta's step 8, and meta is now at step 10; `deepspeed " in told.err
+    assert (
+        f"warning: cross of {tmp_path} began with meta's step 8, and meta is now at step 10; `metaxlm pretrain " in told.err
+    )
     assert f"--phase cross --resume never --recipe {tiny_recipe} --run_dir {tmp_path} training.probe_in" in told.err
 
 

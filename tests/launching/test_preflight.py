@@ -130,7 +130,7 @@ def test_an_agent_is_asked_through_the_noise_of_a_login_shell(tmp_path: Path, mo
         f"""echo "$@" > {tmp_path}/words; echo '{MARK}{{"ready": true}}'
 while read line; do echo '{MARK}{{"clock": 100.0}}'; done""",
     )
-    agent = Agent("node7", Path("/somewhere/preflight.py"))
+    agent = Agent("node7", ["python", "preflight.py"])
     assert agent.answer(10.0) == {"ready": True}
     assert agent.clock_offset() < -1e9
     agent.close()
@@ -141,12 +141,12 @@ while read line; do echo '{MARK}{{"clock": 100.0}}'; done""",
 
 def test_a_node_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_ssh(tmp_path, monkeypatch, "echo 'ssh: connect to host node7 port 22: No route to host' >&2; exit 255")
-    agent = Agent("node7", Path("/somewhere/preflight.py"))
+    agent = Agent("node7", ["python", "preflight.py"])
     with pytest.raises(Unanswered, match="No route to host"):
         agent.answer(10.0)
     agent.close()
     fake_ssh(tmp_path, monkeypatch, "exec sleep 60")
-    agent = Agent("node7", Path("/somewhere/preflight.py"))
+    agent = Agent("node7", ["python", "preflight.py"])
     with pytest.raises(Unanswered, match=r"no answer within 0 s"):
         agent.answer(0.2)
     agent.close()

@@ -33,7 +33,7 @@ def test_the_estimate_is_a_little_more_than_the_files(tmp_path: Path, family: st
     )
     phase = recipe.phases["cross"]
     model = PretrainingModel(Encoder(recipe.model), phase.objectives)
-    engine = SimpleNamespace(module=model, optimizer=torch.optim.AdamW(model.parameters()))
+    engine = SimpleNamespace(module=model, optimizer=torch.optim.AdamW(model.parameters()), device=torch.device("cpu"))
     optimizer_state.create_adam_state(engine)
     progress = {"seen": torch.zeros(recipe.model.vocab_size, dtype=torch.uint8)}
     with CheckpointSaver(tmp_path, engine, 1, background=False) as saver:

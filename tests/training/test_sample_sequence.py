@@ -142,9 +142,10 @@ def test_each_window_once_an_epoch_and_prefixes_of_the_mix_within_a_block(run: t
     store, phase = run
     data = PhaseData(store, TOKENIZER, "cross", phase, 7)  # type: ignore[arg-type]
     mlm, total = phase.objectives[0], 2048
-    source, ordinal = data._mixtures["mlm"].lookup(np.arange(total))
-    starts = data._text.locate(source, ordinal)
-    for number, name in enumerate(data._corpora):
+    text = data._sources["mlm"]
+    source, ordinal = text.mixture.lookup(np.arange(total))
+    starts = text._windows.locate(source, ordinal)
+    for number, name in enumerate(text._corpora):
         tokens = len(store.text(name).tokens)
         count, mine = tokens // LENGTH, source == number
         for epoch in range(int(mine.sum()) // count):

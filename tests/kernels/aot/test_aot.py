@@ -49,7 +49,7 @@ def test_a_problem_in_use_fails(tmp_path: Path) -> None:
     output = tmp_path / "table.md"
     script = (
         "import os; os.environ.pop('TRITON_INTERPRET', None)\n"
-        "import sys, dataclasses\nfrom dist_metaxlm.kernels import aot, aot_cases\n"
+        "import sys, dataclasses\nfrom dist_metaxlm.kernels.aot import cases as aot_cases, compile as aot\n"
         "case = next(c for c in aot_cases.CASES if c.name.startswith('drop_rows'))\n"
         "aot_cases.CASES[:] = [dataclasses.replace(case, expects={80: ('HMMA',)})]\n"
         f"sys.argv = ['aot', '--in_use', '--sm', '80', '--jobs', '1', '--output', {str(output)!r}]\n"

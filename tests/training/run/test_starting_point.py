@@ -78,7 +78,7 @@ def test_cross_without_a_finished_meta_names_the_command(tmp_path: Path, unfinis
         (tmp_path / "meta").mkdir()
     origin = origin_of(load_recipe("quickstart"), PhaseFolder(tmp_path, "cross"), Options("cross", "mine.yaml"))
     state, asked = "an unfinished one" if unfinished else "none", f"--phase meta --recipe mine.yaml --run_dir {tmp_path}`"
-    with pytest.raises(UserError, match=f"holds {state}; run `deepspeed launch/pretrain.py {asked} first"):
+    with pytest.raises(UserError, match=f"holds {state}; run `metaxlm pretrain {asked} first"):
         origin.check()
     PhaseFolder(tmp_path, "meta").path.mkdir(exist_ok=True)
     PhaseFolder(tmp_path, "meta").finish({"steps": 3})
