@@ -103,6 +103,6 @@ def _tell_torchrun(sentence: str) -> None:
     """The sentence for torchrun's summary of a failure, which stands below its own traceback and is all that is read."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        found = {"message": sentence, "extraInfo": {"py_callstack": sentence, "timestamp": str(int(time.time()))}}
+        failure = {"message": sentence, "extraInfo": {"py_callstack": sentence, "timestamp": str(int(time.time()))}}
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": found}, file)
+            json.dump({"message": failure}, file)

@@ -60,10 +60,10 @@ def as_typed(text: str) -> str:
     """`text` with its commands in the form that the user of this process typed."""
     folder = _script_folder()
     if folder is not None:
-        text = _MODULE.sub(lambda found: _script(folder, found[1]), text)
-        text = _JOB.sub(lambda found: _script(folder, found[1]), text)
+        text = _MODULE.sub(lambda match: _script(folder, match[1]), text)
+        text = _JOB.sub(lambda match: _script(folder, match[1]), text)
         text = _REQUEST.sub(f"deepspeed {_script(folder, 'pretrain')} ", text)
-        return _COMMAND.sub(lambda found: f"python {_script(folder, found[1])}", text)
+        return _COMMAND.sub(lambda match: f"python {_script(folder, match[1])}", text)
     if _started_by_module("pretrain"):
         return _REQUEST.sub(f"deepspeed --module {MODULE}.pretrain ", text)
     return text

@@ -55,8 +55,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if command == "inspect":
         from dist_metaxlm.data import inspection
 
-        found = inspection.inspect(recipe, arguments.phase, arguments.objective, arguments.sample)
-        print(json.dumps(found, ensure_ascii=False) if arguments.json else inspection.as_text(found))
+        sample = inspection.inspect(recipe, arguments.phase, arguments.objective, arguments.sample)
+        print(json.dumps(sample, ensure_ascii=False) if arguments.json else inspection.as_text(sample))
         return
     start = time.perf_counter()
     if command == "verify":

@@ -124,16 +124,16 @@ def fake_english(arguments: argparse.Namespace) -> int:
     options = FakeEnglishOptions(
         Path(arguments.output), tuple(arguments.text), not arguments.no_parallel, tuple(arguments.overrides)
     )
-    found = fake_english_study(options, logger(arguments))
+    outcome = fake_english_study(options, logger(arguments))
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(outcome))
     else:
         print(
-            f"{found['case']}: retrieval {found['retrieval']:.3f} at layer {found['layer']} among {found['candidates']} "
-            f"sentences, {'above' if found['reached'] else 'NOT above'} {found['bar']}; "
+            f"{outcome['case']}: retrieval {outcome['retrieval']:.3f} at layer {outcome['layer']} among "
+            f"{outcome['candidates']} sentences, {'above' if outcome['reached'] else 'NOT above'} {outcome['bar']}; "
             f"{options.output / 'fake-english.json'}"
         )
-    return 0 if found["reached"] else 1
+    return 0 if outcome["reached"] else 1
 
 
 STUDIES: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {

@@ -112,15 +112,15 @@ def _place(offset: int | None, length: int, corpus: Corpus) -> dict[str, Any]:
     return {"document": document, "offset": offset, "part": f"{part} of {end - begin}"}
 
 
-def as_text(found: dict[str, Any]) -> str:
+def as_text(sample: dict[str, Any]) -> str:
     """The same for people."""
     lines = [
-        f"phase {found['phase']}, objective {found['objective']}, sample {found['sample']}: {found['language']}, "
-        f"{pluralize(found['tokens'], 'token')}, {pluralize(found['targets'], 'target')}",
-        f"corpus {found['corpus']}, from {', '.join(found['files']) or 'files that the store does not name'}",
-        f"text after the tokenizer's normalisation, {found['normalisation']}",
+        f"phase {sample['phase']}, objective {sample['objective']}, sample {sample['sample']}: {sample['language']}, "
+        f"{pluralize(sample['tokens'], 'token')}, {pluralize(sample['targets'], 'target')}",
+        f"corpus {sample['corpus']}, from {', '.join(sample['files']) or 'files that the store does not name'}",
+        f"text after the tokenizer's normalisation, {sample['normalisation']}",
     ]
-    for document in found["documents"]:
+    for document in sample["documents"]:
         first, last = document["positions"]
         where = "" if document["document"] is None else f"document {document['document']} at token {document['offset']}, "
         lines += [

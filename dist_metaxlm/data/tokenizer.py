@@ -75,10 +75,10 @@ class Tokenizer:
 
     def _check_ids(self) -> None:
         sp = self._processor
-        found = (sp.bos_id(), sp.pad_id(), sp.eos_id(), sp.unk_id())
-        if found != (BOS, PAD, EOS, UNK):
+        ids = (sp.bos_id(), sp.pad_id(), sp.eos_id(), sp.unk_id())
+        if ids != (BOS, PAD, EOS, UNK):
             raise UserError(
-                f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, found))} where 0, 1, 2, 3 are "
+                f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, ids))} where 0, 1, 2, 3 are "
                 "needed; train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3, or convert the folder that "
                 "has XLM-R's with metaxlm convert import"
             )

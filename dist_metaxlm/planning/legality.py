@@ -167,11 +167,11 @@ def is_legal(
     return _judge(recipe, cluster, phase, precision).accepts(layout)
 
 
-def refusal(found: Sequence[Problem]) -> str:
+def refusal(wrong: Sequence[Problem]) -> str:
     """All problems in one sentence; a remedy that several share is given once, behind the last of them."""
-    last = {problem.remedy: number for number, problem in enumerate(found)}
+    last = {problem.remedy: number for number, problem in enumerate(wrong)}
     return "; ".join(
-        problem.message if last[problem.remedy] == number else problem.reason for number, problem in enumerate(found)
+        problem.message if last[problem.remedy] == number else problem.reason for number, problem in enumerate(wrong)
     )
 
 

@@ -258,8 +258,8 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
     table = Table(title=f"{recipe.name} on {where}, GB a device", pad_edge=False, padding=0, box=SIMPLE_HEAD)
     for heading in ("TP", "PP", "DP", "SP", "ZeRO", "tokens", "passes", "states", "act.", "total", "host", "idle", "fits"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for found in plans[:top]:
-        memory, layout = found.memory, found.layout
+    for candidate in plans[:top]:
+        memory, layout = candidate.memory, candidate.layout
         states = memory.weights + memory.gradients + memory.optimizer + memory.buffers
         table.add_row(
             str(layout.tensor),
@@ -267,16 +267,16 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
             str(layout.data),
             "yes" if layout.sequence else "no",
             str(layout.zero_stage),
-            f"{found.micro_batch_tokens:,}",
-            str(found.micro_batches),
+            f"{candidate.micro_batch_tokens:,}",
+            str(candidate.micro_batches),
             f"{states / gigabyte:.1f}",
             f"{(memory.activations + memory.head) / gigabyte:.1f}",
             f"{memory.total / gigabyte:.1f}",
-            f"{found.host.total / gigabyte:.1f}",
-            f"{found.idle:.0%}",
-            "yes" if found.fits else "no",
+            f"{candidate.host.total / gigabyte:.1f}",
+            f"{candidate.idle:.0%}",
+            "yes" if candidate.fits else "no",
         )
-    fitting = sum(found.fits for found in plans)
+    fitting = sum(candidate.fits for candidate in plans)
     lines = [
         f"{facts['parameters'] / 1e6:,.1f} M parameters, {facts['parameters_without_embeddings'] / 1e6:,.1f} M without "
         "embeddings; memory is an estimate (planning/memory.py)"

@@ -193,9 +193,9 @@ def _make_heldout(recipe: Recipe, directory: Path, log: Log) -> bool:
         return False
     text, bitext = corpus_files(recipe)
     with _committed(place) as folder:
-        found = heldout.write(folder, text, bitext, recipe.data.heldout_strings)
-        manifest.write(folder, found)
-    log(f"{found['strings']} source strings held out of {found['asked']} asked for")
+        counts = heldout.write(folder, text, bitext, recipe.data.heldout_strings)
+        manifest.write(folder, counts)
+    log(f"{counts['strings']} source strings held out of {counts['asked']} asked for")
     return True
 
 
@@ -210,17 +210,17 @@ def _make_tokenizer(recipe: Recipe, directory: Path, log: Log) -> bool:
         taken = Tokenizer.load(config.path)
         log(f"taking the tokenizer {config.path}, normalisation {taken.normalisation}")
         shutil.copyfile(config.path, scratch)
-        found = report(Tokenizer.load(scratch), draw(samples, config))
+        by_language = report(Tokenizer.load(scratch), draw(samples, config))
     else:
         log(
             f"training a tokenizer of {recipe.model.vocab_size} ids, normalisation {config.normalisation}, on at most "
             f"{config.sample_bytes / 1e6:.0f} MB of text"
         )
-        found = train_tokenizer(samples, config, recipe.model.vocab_size, scratch)
-    for sentence in poorly_served(found):
+        by_language = train_tokenizer(samples, config, recipe.model.vocab_size, scratch)
+    for sentence in poorly_served(by_language):
         log(sentence)
     scratch_report = directory / ".making-tokenizer_report.json"
-    scratch_report.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    scratch_report.write_text(json.dumps(by_language, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(scratch_report, directory / REPORT)
     os.replace(scratch, place)
     return True
@@ -262,10 +262,10 @@ def _check_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
 
 
 def _check_match(directory: Path) -> None:
-    known, found = TokenStore.open(directory / "store").tokenizer_hash, Tokenizer.load(directory / "tokenizer.model").hash
-    if found != known:
+    known, actual = TokenStore.open(directory / "store").tokenizer_hash, Tokenizer.load(directory / "tokenizer.model").hash
+    if actual != known:
         raise UserError(
             f"{directory / 'tokenizer.model'} is not the tokenizer that the token store was written with "
-            f"(SHA-256 {found[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
+            f"(SHA-256 {actual[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
             "metaxlm prepare again"
         )

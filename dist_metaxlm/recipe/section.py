@@ -15,14 +15,14 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_flag_for_a_number(cls, found: Any) -> Any:
+    def _no_flag_for_a_number(cls, values: Any) -> Any:
         """To Python `true` is a 1; in a recipe it is a slip."""
         fields = cls.model_fields
-        for name, value in found.items() if isinstance(found, Mapping) else ():
+        for name, value in values.items() if isinstance(values, Mapping) else ():
             wanted = _types(fields[name].annotation) if isinstance(value, bool) and name in fields else set()
             if wanted & {int, float} and bool not in wanted:
                 raise ValueError(f"{name} is a number, not {str(value).lower()}")
-        return found
+        return values
 
 
 def _types(annotation: Any) -> set[Any]:

@@ -71,15 +71,15 @@ def _check_keys(node: yaml.Node, known: set[int]) -> None:
         return
     known.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        found: dict[str, yaml.Mark] = {}
+        marks: dict[str, yaml.Mark] = {}
         for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in found:
+            if isinstance(key, yaml.ScalarNode) and key.value in marks:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} stands twice in a section, first in line {found[key.value].line + 1} and again",
+                    problem=f"{key.value} stands twice in a section, first in line {marks[key.value].line + 1} and again",
                     problem_mark=key.start_mark,
                 )
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                found[key.value] = key.start_mark
+                marks[key.value] = key.start_mark
             _check_keys(value, known)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:

@@ -46,8 +46,8 @@ def kernels(arguments: argparse.Namespace) -> Outcome:
     if arguments.configurations:
         from dist_metaxlm.benchmarking.kernels.configurations import measure_configurations, table
 
-        found = measure_configurations(arguments.device, arguments.repeats, arguments.only, arguments.seconds, keep)
-        return found, table(found)
+        timings = measure_configurations(arguments.device, arguments.repeats, arguments.only, arguments.seconds, keep)
+        return timings, table(timings)
     result = measure_kernels(arguments.device, arguments.repeats, arguments.only, arguments.seconds, keep)
     return result, "\n".join(line(row) for row in result["cases"])
 

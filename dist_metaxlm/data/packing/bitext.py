@@ -134,20 +134,20 @@ class BitextWindows(OrderedPairs):
         The last ones are kept: the next windows of a language pair come from the same chunk, mostly.
         """
         keys = [tuple(chunk) for chunk in chunks.tolist()]
-        found = {chunk: self._kept.get(chunk) for chunk in keys}
-        missing = chunks[[found[chunk] is None for chunk in keys]]
+        packings = {chunk: self._kept.get(chunk) for chunk in keys}
+        missing = chunks[[packings[chunk] is None for chunk in keys]]
         if len(missing):
             corpus, epoch, number = missing.T
             pair, size = self._members(corpus, number, hash_u64(self._order_keys[corpus], epoch))
             made = np.stack([pair, size, pack(size, self._per_chunk[corpus], self.length)], axis=1)
             for chunk, packing in zip(missing.tolist(), made, strict=True):
-                found[tuple(chunk)] = self._kept[tuple(chunk)] = packing[:, : self._plans[chunk[0]].widest].copy()
+                packings[tuple(chunk)] = self._kept[tuple(chunk)] = packing[:, : self._plans[chunk[0]].widest].copy()
             for chunk in list(self._kept)[: -_KEPT * len(self._plans)]:
                 self._kept.pop(chunk, None)
         result = np.zeros((3, len(keys), max(self._plans[chunk[0]].widest for chunk in keys)), np.int64)
         result[2] = -1
         for row, chunk in enumerate(keys):
-            packing = found[chunk]
+            packing = packings[chunk]
             assert packing is not None
             result[:, row, : packing.shape[1]] = packing
         return result

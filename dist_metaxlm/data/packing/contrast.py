@@ -65,18 +65,18 @@ class ContrastPairs(OrderedPairs):
 
     def read(self, corpus: np.ndarray, documents: np.ndarray, max_tokens: int) -> ContrastRead:
         """Pack pairs `documents` of language pairs `corpus` (both [P]), sentences cut to `max_tokens`."""
-        source, size, starts_anew = self.sentence_places(corpus, documents)
-        length = np.minimum(size + starts_anew, max_tokens)
+        source, size, needs_bos = self.sentence_places(corpus, documents)
+        length = np.minimum(size + needs_bos, max_tokens)
         placed = place(length, self.length)
         start = placed.start
         flat = np.full(placed.windows * self.length, PAD, np.int64)
         flat[start] = BOS
-        kept = length - starts_anew
+        kept = length - needs_bos
         order = np.argsort(corpus, kind="stable")
         for number, where in groups(corpus[order]):
             mine = (2 * order[where][:, None] + np.arange(2)).reshape(-1)
-            flat[spans((start + starts_anew)[mine], kept[mine])] = self._tokens[number][spans(source[mine], kept[mine])]
-        cut = length < size + starts_anew
+            flat[spans((start + needs_bos)[mine], kept[mine])] = self._tokens[number][spans(source[mine], kept[mine])]
+        cut = length < size + needs_bos
         flat[(start + length - 1)[cut]] = EOS
         pairs = np.searchsorted(placed.documents, start).reshape(-1, 2)
         return ContrastRead(flat.reshape(-1, self.length), placed.documents, pairs, placed.leaders)

@@ -104,10 +104,10 @@ class Windows(Ordered):
     def _documents(self, pieces: Pieces, runs: list[tuple[int, slice]]) -> np.ndarray:
         """[D] int64: first token of each document in the flat batch, ascending; `runs` are the pieces of each corpus."""
         bounds = np.stack([pieces.source + 1, pieces.source + pieces.size])
-        found = np.empty_like(bounds)
+        positions = np.empty_like(bounds)
         for number, where in runs:
-            found[:, where] = self._corpora[number].document_starts.searchsorted(bounds[:, where])
-        low, count = found[0], found[1] - found[0]
+            positions[:, where] = self._corpora[number].document_starts.searchsorted(bounds[:, where])
+        low, count = positions[0], positions[1] - positions[0]
         inside = spans(low, count)
         ends = [0, *np.cumsum(count).tolist()]
         for number, where in runs:

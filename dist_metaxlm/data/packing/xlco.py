@@ -68,8 +68,8 @@ def sentences(
     pairs: ContrastPairs, corpus: np.ndarray, documents: np.ndarray, longest: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """([N, B] int64 sentences up to their `</s>`, without `<s>`, cut to B = `longest`, then `<pad>`; [N] their tokens)."""
-    source, size, starts_anew = pairs.sentence_places(corpus, documents)
-    source, size = source + 1 - starts_anew, size - 1 + starts_anew
+    source, size, needs_bos = pairs.sentence_places(corpus, documents)
+    source, size = source + 1 - needs_bos, size - 1 + needs_bos
     kept = np.minimum(size, longest)
     bodies = np.full(len(size) * longest, PAD, np.int64)
     first = np.arange(len(size)) * longest

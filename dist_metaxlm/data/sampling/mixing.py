@@ -51,8 +51,8 @@ class Mixture:
             slot = permute(slot, self.block, hash_u64(self._key, blocks)[row])
         # every row of `ends` rises to `block`, so with the rows laid end to end one search serves all samples
         offsets = np.arange(len(blocks)) * self.block
-        found = np.searchsorted((ends + offsets[:, None]).ravel(), slot + offsets[row], side="right")
-        source = found - row * self._sources
+        cell = np.searchsorted((ends + offsets[:, None]).ravel(), slot + offsets[row], side="right")
+        source = cell - row * self._sources
         starts = ends[row, source - 1]
         starts[source == 0] = 0
         return source, before[row, source] + slot - starts

@@ -103,8 +103,8 @@ def check_sizes(folder: Path, content: dict[str, Any]) -> None:
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != known["size"]:
-            found = "is missing" if size is None else f"has {size} bytes where {known['size']} were written"
-            raise UserError(f"{path} {found}; delete {folder} and run metaxlm prepare again")
+            fault = "is missing" if size is None else f"has {size} bytes where {known['size']} were written"
+            raise UserError(f"{path} {fault}; delete {folder} and run metaxlm prepare again")
 
 
 def verify(folder: Path) -> int:
@@ -115,8 +115,8 @@ def verify(folder: Path) -> int:
     content = read(folder)
     check_sizes(folder, content)
     for name, known in content["files"].items():
-        for number, found in enumerate(_block_hashes(folder / name)):
-            if found != known["sha256"][number]:
+        for number, digest in enumerate(_block_hashes(folder / name)):
+            if digest != known["sha256"][number]:
                 last = min(known["size"], (number + 1) * BLOCK) - 1
                 raise UserError(
                     f"{folder / name} is damaged between bytes {number * BLOCK} and {last}: the checksum is not "

@@ -62,7 +62,7 @@ def sources(config: DataConfig) -> Sources:
         )
     for language in {*config.text, *(code for pair in config.bitext for code in pair.split("-"))}:
         _check_name(language, "language code", "'en' or 'zh_Hant'")
-    found: dict[str, dict[str, dict[str, Sequence[PairPlace]]]] = {"text": {}, "bitext": {}}
+    by_kind: dict[str, dict[str, dict[str, Sequence[PairPlace]]]] = {"text": {}, "bitext": {}}
     declared: dict[str, Mapping[str, Mapping[str, TextSource | BitextSource]]] = {
         "text": config.text,
         "bitext": config.bitext,
@@ -83,33 +83,33 @@ def sources(config: DataConfig) -> Sources:
                     _check_name(name, "source", "'wiki'")
                 where = f"data.{what}.{language}.{name}".rstrip(".")
                 files = _places(source, where, what, problems[language])
-                found[what].setdefault(language, {})[name] = files
+                by_kind[what].setdefault(language, {})[name] = files
                 if not files and config.reading.on_error == "skip" and not problems[language].wrong:
                     refused.append(f"{where}: none of its files has text; give it others, or remove it")
-    _refuse_shared(found["text"])
-    _refuse(config, found, problems, refused)
-    return Sources(found["text"], found["bitext"], problems)
+    _refuse_shared(by_kind["text"])
+    _refuse(config, by_kind, problems, refused)
+    return Sources(by_kind["text"], by_kind["bitext"], problems)
 
 
 def _refuse(
-    config: DataConfig, found: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems], refused: list[str]
+    config: DataConfig, by_kind: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems], refused: list[str]
 ) -> None:
     """Raise one UserError with all that the recipe's policy does not let pass."""
     if config.reading.on_error == "refuse" and any(problems.values()):
-        _read_small(config, found, problems)
+        _read_small(config, by_kind, problems)
     for language, its in problems.items():
         if its.wrong or config.reading.on_error == "refuse":
             refused += its.refused(config.reading, language, 0, 0)
     raise_all(refused)
 
 
-def _read_small(config: DataConfig, found: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems]) -> None:
+def _read_small(config: DataConfig, by_kind: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems]) -> None:
     """Read the smaller ones of files that are refused in any case, so that their own problems are said as well."""
     left = READ_TO_REFUSE_BYTES
     tasks = [
         (shape, name, source, places)
         for shape in (TEXT, BITEXT)
-        for name, of in found[shape.folder].items()
+        for name, of in by_kind[shape.folder].items()
         for source, places in of.items()
     ]
     for shape, name, source, places in tasks:
@@ -142,10 +142,10 @@ def _check_name(name: str, what: str, example: str) -> None:
 
 
 def _places(source: TextSource | BitextSource, where: str, what: str, problems: Problems) -> list[PairPlace]:
-    found: list[PairPlace] = []
+    places: list[PairPlace] = []
     for entry in source.files:
         if isinstance(entry, MosesPair):
-            found += _moses_places(entry, where, problems)
+            places += _moses_places(entry, where, problems)
             continue
         for place in readers.expand([entry], where, problems):
             try:
@@ -154,8 +154,8 @@ def _places(source: TextSource | BitextSource, where: str, what: str, problems: 
             except UserError as error:
                 problems.file(error)
             else:
-                found.append(place)
-    return list(dict.fromkeys(found))
+                places.append(place)
+    return list(dict.fromkeys(places))
 
 
 def _moses_places(entry: MosesPair, where: str, problems: Problems) -> list[PairPlace]:
@@ -173,24 +173,24 @@ def _moses_places(entry: MosesPair, where: str, problems: Problems) -> list[Pair
                 f"{entry.moses[1]!r} {len(sides[1])}; give as many files on both sides"
             )
         )
-    found: list[PairPlace] = []
+    pairs: list[PairPlace] = []
     for pair in zip(*sides, strict=False) if len(sides[0]) == len(sides[1]) else ():
         empty = [place for place in pair if isinstance(place, Path) and not place.stat().st_size]
         if empty:
             kind = Empty if len(empty) == 2 else WrongRecipe
             problems.file(kind(f"{where}: {shown(empty[0])} is empty; put text into it or take it out of the recipe"))
         else:
-            found.append((pair[0], pair[1]))
-    return found
+            pairs.append((pair[0], pair[1]))
+    return pairs
 
 
 def files(folder: Path) -> tuple[Files, Files]:
     """The corpus files of a prepared or quickstart folder: text by language, bitext by pair, both sorted."""
-    found: tuple[Files, Files] = {}, {}
-    for into, pattern in zip(found, ("text/*.txt", "bitext/*.tsv"), strict=True):
+    listing: tuple[Files, Files] = {}, {}
+    for into, pattern in zip(listing, ("text/*.txt", "bitext/*.tsv"), strict=True):
         for path in sorted(folder.glob(pattern)):
             into.setdefault(path.name.split(".")[0], []).append(path)
-    return found
+    return listing
 
 
 def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None) -> dict[str, Any]:
@@ -203,18 +203,18 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
     origin: dict[str, Any] = {}
     if config.corpus == "quickstart":
         origin = quickstart.collect(scratch / "quickstart", log)
-        found = _named(scratch / "quickstart")
+        inputs = _named(scratch / "quickstart")
     else:
-        found = sources(config)
+        inputs = sources(config)
     for place in (scratch, folder / TEXT.folder, folder / BITEXT.folder):
         place.mkdir(exist_ok=True)
     tasks = [
-        (shape, name, named, found.problems.get(name, Problems()))
-        for shape, group in ((TEXT, found.text), (BITEXT, found.bitext))
+        (shape, name, named, inputs.problems.get(name, Problems()))
+        for shape, group in ((TEXT, inputs.text), (BITEXT, inputs.bitext))
         for name, named in group.items()
     ]
     log(
-        f"cleaning {pluralize(len(found.text), 'language')} and {pluralize(len(found.bitext), 'language pair')}, "
+        f"cleaning {pluralize(len(inputs.text), 'language')} and {pluralize(len(inputs.bitext), 'language pair')}, "
         f"{sum(_sizes(tasks)) / 1e6:.1f} MB of files"
     )
     maker = LanguageMaker(folder, config, _index(config, log))
@@ -236,10 +236,10 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
 
 def _by_file(made: Mapping[str, Made]) -> dict[str, dict[str, int]]:
     """Evaluation file -> language or pair -> documents dropped because of it."""
-    found: dict[str, dict[str, int]] = {}
+    dropped: dict[str, dict[str, int]] = {}
     for file, name in sorted((file, name) for name, one in made.items() for file in one.hits):
-        found.setdefault(file, {})[name] = made[name].hits[file]
-    return found
+        dropped.setdefault(file, {})[name] = made[name].hits[file]
+    return dropped
 
 
 def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> Iterator[Made]:

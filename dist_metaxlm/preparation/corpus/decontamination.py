@@ -64,10 +64,10 @@ def _codes(text: str) -> Codes:
 
 def _inside(codes: Codes, ranges: tuple[tuple[int, int], ...]) -> NDArray[np.bool_]:
     """Which codes lie in one of the ranges."""
-    found = np.zeros(len(codes), bool)
+    inside = np.zeros(len(codes), bool)
     for first, last in ranges:
-        found |= (codes >= first) & (codes <= last)
-    return found
+        inside |= (codes >= first) & (codes <= last)
+    return inside
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,14 @@ class EvaluationIndex:
     def check(self, documents: Sequence[Sequence[str]]) -> list[Hit | None]:
         """For each document (a list of lines) the first evaluation text that it contains, or None."""
         normal = [[letters(line) for line in lines] for lines in documents]
-        found: list[int | None] = [
+        texts: list[int | None] = [
             next((self._short[line] for line in lines if line in self._short), None) for lines in normal
         ]
         joined = ["".join(lines) for lines in normal]
         for number, text in self._windows(joined):
-            if found[number] is None:
-                found[number] = text
-        return [None if text is None else Hit(*self._texts[text]) for text in found]
+            if texts[number] is None:
+                texts[number] = text
+        return [None if text is None else Hit(*self._texts[text]) for text in texts]
 
     def _windows(self, joined: list[str]) -> Iterator[tuple[int, int]]:
         """(document, text) of all windows found, document by document in order."""

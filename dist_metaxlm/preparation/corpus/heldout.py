@@ -147,8 +147,8 @@ def _suitable(candidates: Candidates) -> list[tuple[str, dict[str, str]]]:
             continue
         texts = {PIVOT: source.text}
         for language, seen in sorted(source.translations.items()):
-            found = text_key(seen[0])
-            if found and found != key and uses[language, found] == 1:
+            translation_key = text_key(seen[0])
+            if translation_key and translation_key != key and uses[language, translation_key] == 1:
                 texts[language] = seen[0]
         if len(texts) > 1:
             result.append((key, texts))

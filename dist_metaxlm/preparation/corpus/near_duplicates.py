@@ -66,13 +66,13 @@ class NearDuplicateFinder:
 
     def add(self, lines: Sequence[str], ordinal: int) -> None:
         """Take note of a document."""
-        found = shingles("\n".join(lines), self._config.words)
+        hashes = shingles("\n".join(lines), self._config.words)
         sketch = self._empty.copy()
-        for start in range(0, len(found), BATCH):
-            sketch.update_batch(found[start : start + BATCH].tolist())
+        for start in range(0, len(hashes), BATCH):
+            sketch.update_batch(hashes[start : start + BATCH].tolist())
         signature = sketch.hashvalues.astype("<u4").tobytes()
         self._file.write(signature)
-        if len(found):
+        if len(hashes):
             for band, start, stop in self._cuts:
                 part = signature[4 * start : 4 * stop]
                 self._bands.add(blake2b(part, digest_size=16, key=band.to_bytes(2, "big")).digest(), ordinal)

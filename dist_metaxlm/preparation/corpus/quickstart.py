@@ -123,8 +123,8 @@ def _catalogues(
     """Place (folder and domain) -> locale -> raw strings; and place -> English strings in source order."""
     catalogues: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for name, blob in package.read(".mo").items():
-        found = _CATALOGUE.match(name)
-        if found is None or base_language(found["locale"]) is None:
+        match = _CATALOGUE.match(name)
+        if match is None or base_language(match["locale"]) is None:
             continue
         strings: dict[str, str] = {}
         try:
@@ -133,12 +133,12 @@ def _catalogues(
         except ValueError:
             dropped["unreadable catalogues"] += 1
             continue
-        catalogues[f"{found['folder']}:{found['domain']}"][found["locale"]] = strings
+        catalogues[f"{match['folder']}:{match['domain']}"][match["locale"]] = strings
     longest: dict[str, bytes] = {}
     for name, blob in package.read(".po").items():
-        found = _CATALOGUE.match(name)
-        if found is not None:
-            place = f"{found['folder']}:{found['domain']}"
+        match = _CATALOGUE.match(name)
+        if match is not None:
+            place = f"{match['folder']}:{match['domain']}"
             longest[place] = max(longest.get(place, b""), blob, key=len)
     return catalogues, {place: read_po_order(blob.decode("utf-8", "replace")) for place, blob in longest.items()}
 

@@ -98,8 +98,8 @@ def _charset(header: str) -> tuple[str, str]:
 
     UTF-8 where the header declares none, the placeholder CHARSET, or one that is not known here.
     """
-    found = _CHARSET.search(header)
-    declared = found[1] if found and found[1].upper() != "CHARSET" else ""
+    match = _CHARSET.search(header)
+    declared = match[1] if match and match[1].upper() != "CHARSET" else ""
     try:
         known = bool(declared) and _ASCII.decode(declared) == _ASCII.decode("ascii")
     except (LookupError, UnicodeError):
@@ -128,8 +128,8 @@ def _po_entries(text: str) -> list[Any]:
         # The line break keeps polib from taking a short text for the name of a file.
         return list(polib.pofile(_Lines(text + "\n"), encoding="utf-8"))
     except (OSError, ValueError) as error:
-        found = re.search(r"\(line (\d+)\)", str(error))
-        raise ValueError(f"syntax error in line {found[1]}" if found else "syntax error") from None
+        match = re.search(r"\(line (\d+)\)", str(error))
+        raise ValueError(f"syntax error in line {match[1]}" if match else "syntax error") from None
 
 
 def _pairs(entries: Iterable[Any]) -> Iterator[tuple[str, str]]:

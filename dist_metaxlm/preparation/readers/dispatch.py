@@ -166,10 +166,10 @@ def _catalogue(place: Place, reading: ReadingConfig, report: Report) -> Iterator
     content = whole(place)
     read = catalogues.read_mo if form(place, reading) == ".mo" else catalogues.read_po
     try:
-        found = list(read(content))
+        strings = list(read(content))
     except ValueError as error:
         raise UserError(f"{shown(place)} is not a gettext catalogue ({error}); check it with msgfmt --check") from None
-    for number, (source, translation) in enumerate(found, 1):
+    for number, (source, translation) in enumerate(strings, 1):
         source, translation = catalogues.clean(source), catalogues.clean(translation)
         if catalogues.usable(source, translation):
             where = f"{shown(place)}, message {number}"

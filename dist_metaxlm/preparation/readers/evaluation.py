@@ -42,11 +42,11 @@ def evaluation_files(entries: Iterable[str | EvaluationFiles]) -> list[tuple[Pla
 
     Errors: UserError naming all patterns without files, empty files and files of no known format.
     """
-    found: list[tuple[Place, int | None]] = []
+    places: list[tuple[Place, int | None]] = []
     problems = Problems()
     for entry in entries:
         if isinstance(entry, EvaluationFiles):
-            found += [(place, entry.token_column) for place in expand(entry.files, FIELD, problems)]
+            places += [(place, entry.token_column) for place in expand(entry.files, FIELD, problems)]
             continue
         for place in expand([entry], FIELD, problems):
             if kind(place) not in KNOWN:
@@ -56,9 +56,9 @@ def evaluation_files(entries: Iterable[str | EvaluationFiles]) -> list[tuple[Pla
                         "any file with one token a line as {files: [...], token_column: 1}"
                     )
                 )
-            found.append((place, None))
+            places.append((place, None))
     raise_all(problems.quoted)
-    return found
+    return places
 
 
 def _texts(place: Place, limit: int) -> Iterator[str]:

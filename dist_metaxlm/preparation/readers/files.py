@@ -64,7 +64,7 @@ def expand(patterns: Iterable[str], field: str, report: Report = REFUSE, keep_em
     Errors, to `report`: UserError naming `field` (a recipe field) and the pattern that names no file, or an empty file
     unless `keep_empty`.
     """
-    found: dict[Place, None] = {}
+    places: dict[Place, None] = {}
     for pattern in patterns:
         try:
             files = _expand_url(pattern, field) if "://" in pattern else _expand_local(pattern)
@@ -78,8 +78,8 @@ def expand(patterns: Iterable[str], field: str, report: Report = REFUSE, keep_em
             if size == 0 and not keep_empty:
                 report.file(Empty(f"{field}: {shown(place)} is empty; put text into it or take it out of the recipe"))
             else:
-                found[place] = None
-    return list(found)
+                places[place] = None
+    return list(places)
 
 
 def _names_nothing(pattern: str, field: str) -> UserError:

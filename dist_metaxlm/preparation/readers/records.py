@@ -72,9 +72,9 @@ def checked(value: Any, where: str) -> str:
     """A value that must be text. Errors: UserError where it is none, or holds NUL or half a surrogate pair."""
     if not isinstance(value, str):
         raise UserError(f"{where} is not text but {type(value).__name__}; name a field that holds text")
-    if found := _UNFIT.search(value):
+    if unfit := _UNFIT.search(value):
         raise UserError(
-            f"{where}, character {found.start() + 1} is U+{ord(found[0]):04X}, which no text has; mend it or leave it out"
+            f"{where}, character {unfit.start() + 1} is U+{ord(unfit[0]):04X}, which no text has; mend it or leave it out"
         )
     return value
 
@@ -82,9 +82,9 @@ def checked(value: Any, where: str) -> str:
 def sides(record: dict[str, Any], languages: Sequence[str], where: str) -> tuple[str, str]:
     """Both sides of a translation: fields named by the language codes, or a field `translation` that holds them."""
     inner = record.get("translation")
-    found = inner if isinstance(inner, dict) else record
+    fields = inner if isinstance(inner, dict) else record
     advice = "name the fields by the language codes of the pair, alone or inside a field 'translation'"
-    left, right = (one_line(field(found, language, where, advice)) for language in languages)
+    left, right = (one_line(field(fields, language, where, advice)) for language in languages)
     return left, right
 
 

@@ -60,11 +60,11 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int, report: Report
                 if event == "end" and _name(element) == "tu":
                     metered.unit()
                     try:
-                        found = _unit(element, f"{shown(place)}, unit {metered.units}")
+                        sides = _unit(element, f"{shown(place)}, unit {metered.units}")
                     except UserError as error:
                         report.record(error)
-                        found = {}
-                    left, right = (_pick(found, language) for language in languages)
+                        sides = {}
+                    left, right = (_pick(sides, language) for language in languages)
                     if left is not None and right is not None:
                         yield one_line(left), one_line(right)
                     element.clear()
@@ -83,7 +83,7 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int, report: Report
 
 
 def _unit(element: Any, where: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    sides: dict[str, str] = {}
     for variant in (child for child in element.iter() if _name(child) == "tuv"):
         segment = next((child for child in variant if _name(child) == "seg"), None)
         code = variant.get(_LANGUAGE) or variant.get("lang")
@@ -92,8 +92,8 @@ def _unit(element: Any, where: str) -> dict[str, str]:
         for inner in segment.iter():
             if _name(inner) in _CODES:
                 inner.text = None
-        found.setdefault(_folded(code), checked("".join(segment.itertext()), where))
-    return found
+        sides.setdefault(_folded(code), checked("".join(segment.itertext()), where))
+    return sides
 
 
 def _name(element: Any) -> str:
@@ -101,11 +101,11 @@ def _name(element: Any) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
-def _pick(found: dict[str, str], language: str) -> str | None:
+def _pick(sides: dict[str, str], language: str) -> str | None:
     wanted = _folded(language)
-    if wanted in found:
-        return found[wanted]
-    return next((text for code, text in found.items() if code.split("_")[0] == wanted), None)
+    if wanted in sides:
+        return sides[wanted]
+    return next((text for code, text in sides.items() if code.split("_")[0] == wanted), None)
 
 
 def _folded(code: str) -> str:

@@ -155,8 +155,8 @@ def _train_into(model: io.BytesIO, texts: Iterable[str], config: TokenizerConfig
         )
     except (RuntimeError, OSError) as error:
         message = str(error)
-        if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
-            most = int(found[1]) + 1
+        if match := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
+            most = int(match[1]) + 1
             less = f"set it to {most} or less, or" if most >= LEAST_VOCAB else f"it fills {most}, less than any model takes:"
             raise UserError(
                 f"model.vocab_size {vocab_size} is more than this text can fill; {less} give more text, of "
@@ -166,10 +166,10 @@ def _train_into(model: io.BytesIO, texts: Iterable[str], config: TokenizerConfig
             raise UserError(
                 "the text to train a tokenizer on is white space and control characters alone; name other files in data.text"
             ) from None
-        if found := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
+        if match := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
             raise UserError(
-                f"model.vocab_size {vocab_size} is less than the {found[2]} pieces that characters, bytes and "
-                f"special tokens take; set it to more than {found[2]}, or lower "
+                f"model.vocab_size {vocab_size} is less than the {match[2]} pieces that characters, bytes and "
+                f"special tokens take; set it to more than {match[2]}, or lower "
                 "data.tokenizer.character_coverage"
             ) from None
         raise
@@ -200,9 +200,9 @@ def report(tokenizer: Tokenizer, drawn: Mapping[str, list[str]]) -> dict[str, di
     return result
 
 
-def poorly_served(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+def poorly_served(by_language: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """A sentence for each language of a `report` of whose tokens more than POOR are bytes or `<unk>`."""
-    for language, row in found.items():
+    for language, row in by_language.items():
         share = row["unknown_rate"] + row["byte_rate"]
         if share > POOR:
             yield (
