@@ -77,7 +77,7 @@ def _a_step(phase: PhaseConfig, objective: Objective, amount: int) -> Fraction:
 def _fixed(phase: PhaseConfig, languages: Sequence[str]) -> dict[int, float]:
     unknown = [language for language in phase.shares if language not in languages]
     if unknown:
-        raise UserError(f"shares names {unknown[0]!r}, of which the store has no text; it has {_listed(languages)}")
+        raise UserError(f"shares names {unknown[0]!r}, which has no text in the store; the store has {_listed(languages)}")
     if phase.shares and len(phase.shares) == len(languages):
         raise UserError(
             f"shares gives every language of the phase a share, {sum(phase.shares.values()):g} together; take "

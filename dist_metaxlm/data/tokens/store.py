@@ -219,7 +219,7 @@ class Corpus:
 
 
 def _parts(count: int, mapped: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of runs of `count` entries that fit in the processor's cache; releases `mapped` pages between them."""
+    """(first, last + 1) of cache-sized runs of `count` entries; releases pages of `mapped` between them."""
     for first in range(0, count, _CHUNK):
         last = min(first + _CHUNK, count)
         yield first, last
