@@ -1,4 +1,4 @@
-"""How messages count things, and name what was probably meant."""
+"""Plurals and did-you-mean suggestions for messages."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ def test_yaml_as_a_recipe_means_it(tmp_path: Path) -> None:
     assert read_yaml("[010, 1:30, 0x10, -1_000, 0]") == ["010", "1:30", 16, -1000, 0]  # not eight and ninety
     assert read_yaml("a: &x {k: 1}\nb: {<<: *x, k: 2}") == {"a": {"k": 1}, "b": {"k": 2}}
     path.write_text("name: x\nmodel: {layers: 2,\n  hidden: 8, layers: 3}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"layers stands twice in a section, first in line 2 and again.*line 3"):
+    with pytest.raises(UserError, match=r"layers occurs twice in a section, first in line 2 and again.*line 3"):
         load_recipe(path)
 
 
