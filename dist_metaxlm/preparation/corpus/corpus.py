@@ -1,7 +1,7 @@
-"""The corpus step: sources of every language, read, cleaned and written as plain files that the later steps read.
+"""The corpus step: the sources of every language are read, cleaned and written as plain files for the later steps.
 
 Written: text/<language>[.<source>].txt (a paragraph a line, a blank line between documents),
-bitext/<pair>.tsv (sentence, tab, translation), decontaminated.jsonl (what contained evaluation text).
+bitext/<pair>.tsv (sentence, tab, translation), decontaminated.jsonl (documents that contained evaluation text).
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from dist_metaxlm.text import pluralize
 Log = Callable[[str], None]
 Files = dict[str, list[Path]]
 Task = tuple[Shape, str, Named, Problems]
-"""A language or language pair, with its files, and what was found wrong before they were opened."""
+"""A language or language pair, with its files, and the problems detected before opening them."""
 
 READ_TO_REFUSE_BYTES = 64 << 20
-"""So many bytes of a refused corpus are read to name the other problems in it."""
+"""Bytes of a refused corpus that are read to report further problems in it."""
 ALONE_BYTES = 64 << 20
-"""Less text than this is cleaned by one process, unless the user asks for more: they take a second to start."""
+"""Less text than this is cleaned by one process unless the user sets --workers: processes take a second to start."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Every file of a recipe, looked up and known to be there."""
+    """Every file of a recipe, resolved and checked for existence."""
 
     text: Mapping[str, Named]
     bitext: Mapping[str, Named]
     problems: Mapping[str, Problems] = field(default_factory=dict)
-    """Language or pair -> its files that are left out without being opened, as `data.reading.on_error` lets them be."""
+    """Language or pair -> its files that are skipped without being opened, as `data.reading.on_error` allows."""
 
 
 def sources(config: DataConfig) -> Sources:
     """The files of a recipe with `corpus: files`.
 
-    Errors: UserError for a name that cannot name files and for text that two languages claim; one for all patterns that
-    name no file and, as `data.reading.on_error` says, empty files and unknown formats.
+    Errors: UserError for a name that is invalid in file names and for a file of two languages; one for all patterns that
+    match no file and, depending on `data.reading.on_error`, empty files and unknown formats.
     """
     if not config.text:
         raise UserError(
@@ -94,7 +94,7 @@ def sources(config: DataConfig) -> Sources:
 def _refuse(
     config: DataConfig, by_kind: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems], refused: list[str]
 ) -> None:
-    """Raise one UserError with all that the recipe's policy does not let pass."""
+    """Raise one UserError with all problems that the recipe's policy does not allow."""
     if config.reading.on_error == "refuse" and any(problems.values()):
         _read_small(config, by_kind, problems)
     for language, its in problems.items():
@@ -104,7 +104,7 @@ def _refuse(
 
 
 def _read_small(config: DataConfig, by_kind: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems]) -> None:
-    """Read the smaller ones of files that are refused in any case, so that their own problems are said as well."""
+    """Read the smaller files of a corpus that is refused in any case, to report their problems as well."""
     left = READ_TO_REFUSE_BYTES
     tasks = [
         (shape, name, source, places)
@@ -123,7 +123,7 @@ def _read_small(config: DataConfig, by_kind: Mapping[str, Mapping[str, Named]], 
 
 
 def _refuse_shared(text: Mapping[str, Mapping[str, Sequence[PairPlace]]]) -> None:
-    """Raise UserError for a file of two languages, as a glob that names too much makes it: they would be mixed up."""
+    """Raise UserError for a file of two languages, such as from a glob that matches too much: they would be mixed up."""
     owners: dict[PairPlace, str] = {}
     for language, named in text.items():
         for place in (place for places in named.values() for place in places):
@@ -159,7 +159,7 @@ def _places(source: TextSource | BitextSource, where: str, what: str, problems: 
 
 
 def _moses_places(entry: MosesPair, where: str, problems: Problems) -> list[PairPlace]:
-    """The pairs of files of two globs. An empty file keeps its place, or all behind it would be paired wrongly."""
+    """The pairs of files of two globs. An empty file keeps its position; otherwise all later files would be mismatched."""
     sides: list[list[Place]] = []
     for side in entry.moses:
         its = Problems()
@@ -194,10 +194,10 @@ def files(folder: Path) -> tuple[Files, Files]:
 
 
 def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None) -> dict[str, Any]:
-    """Write the corpus into `folder`; returns what went in and what every step dropped, for the manifest.
+    """Write the corpus into `folder`; returns counts of the input and of the units dropped by every step, for the manifest.
 
-    `workers`: processes, each of which takes whole languages; what is written does not depend on them.
-    Errors: one UserError for all that `data.reading.on_error` does not let pass, and for languages of which nothing is left.
+    `workers`: processes, each for whole languages; the output does not depend on their number.
+    Errors: one UserError for all problems that `data.reading.on_error` does not allow, and for languages with no text left.
     """
     scratch = folder / ".scratch"
     origin: dict[str, Any] = {}
@@ -219,9 +219,9 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
     )
     maker = LanguageMaker(folder, config, _index(config, log))
     made: dict[str, Made] = {}
-    for one in _all_made(maker, tasks, workers):
-        made[one.name] = one
-        for line in one.line.split("\n"):
+    for result in _all_made(maker, tasks, workers):
+        made[result.name] = result
+        for line in result.line.split("\n"):
             log(line)
     raise_all([sentence for _, name, *_ in tasks for sentence in made[name].refused])
     if config.cleaning.decontaminate:
@@ -237,20 +237,20 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
 def _by_file(made: Mapping[str, Made]) -> dict[str, dict[str, int]]:
     """Evaluation file -> language or pair -> documents dropped because of it."""
     dropped: dict[str, dict[str, int]] = {}
-    for file, name in sorted((file, name) for name, one in made.items() for file in one.hits):
+    for file, name in sorted((file, name) for name, result in made.items() for file in result.hits):
         dropped.setdefault(file, {})[name] = made[name].hits[file]
     return dropped
 
 
 def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> Iterator[Made]:
-    """What comes of all tasks, as they are done, in this process or in `workers` others."""
+    """The results of all tasks in order of completion, from this process or `workers` others."""
     sizes = _sizes(tasks)
     workers = min(workers or (available_cores() if sum(sizes) >= ALONE_BYTES else 1), len(tasks))
     if workers == 1:
         yield from (maker.make(*task) for task in tasks)
         return
     with ProcessPoolExecutor(workers, WORKERS, end_with_parent) as pool:
-        # the largest first, so that none is left for the end; it takes as long as all the others may
+        # largest first, so that none starts last: it may take as long as all the others together
         largest_first = sorted(range(len(tasks)), key=lambda number: -sizes[number])
         try:
             for future in as_completed([pool.submit(maker.make, *tasks[number]) for number in largest_first]):
@@ -260,19 +260,19 @@ def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> I
             pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise UserError(
-                    "a worker process was killed, most often for want of memory; give fewer --workers and run "
+                    "a worker process was killed, usually for lack of memory; give fewer --workers and run "
                     "metaxlm prepare again"
                 ) from None
             raise
 
 
 def _sizes(tasks: list[Task]) -> list[int]:
-    """Bytes of the files of each."""
+    """Bytes of the files of each task."""
     return [sum(_size(place) for places in named.values() for place in places) for _, _, named, _ in tasks]
 
 
 def _size(place: PairPlace) -> int:
-    """Bytes of a file or two; of a URL nothing is known."""
+    """Bytes of one or two files; URLs count as 0."""
     if isinstance(place, tuple):
         return sum(map(_size, place))
     return place.stat().st_size if isinstance(place, Path) else 0

@@ -1,6 +1,6 @@
 """English prose from the documentation strings of installed packages: parsed, never imported.
 
-Kept are sentences and paragraphs; code, doctests, parameter headings, formulas and tables are dropped.
+Sentences and paragraphs are kept; code, doctests, parameter headings, formulas and tables are dropped.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _is_heading(line: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Markup of reStructuredText and Markdown taken off; white space single."""
+    """Text without markup of reStructuredText and Markdown, with single white space."""
     text = _ROLE.sub(lambda match: match[1].split(".")[-1], text)
     text = _LINK.sub(lambda match: match[1] or match[2], text)
     text = _MARKUP.sub(lambda match: match[1] or match[2] or match[3] or "", text)
@@ -183,7 +183,7 @@ def plain(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Whether a paragraph reads as sentences: long enough, begins and ends as one, few symbols that code is made of."""
+    """Whether a paragraph reads as sentences: long enough, begins and ends like a sentence, few symbols typical of code."""
     if text.count(" ") + 1 < MIN_WORDS or not text[0].isupper() or text[-1] not in ".!?":
         return False
     letters = sum(character.isalpha() or character == " " for character in text)
