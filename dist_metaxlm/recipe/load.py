@@ -94,7 +94,7 @@ def _read_yaml(name_or_path: str | Path) -> dict[str, Any]:
     try:
         tree = read_yaml(text, str(name_or_path))
     except yaml.YAMLError as error:
-        raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
+        raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}; correct that line") from None
     if not isinstance(tree, dict):
         raise UserError(f"recipe {name_or_path} holds no settings; start from one of {', '.join(shipped_recipes())}")
     return tree
@@ -109,7 +109,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
         value = read_yaml(text)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None)
-        return f"override {override!r}: {text!r} is not a YAML value{f' ({problem})' if problem else ''}; quote or mend it"
+        return (
+            f"override {override!r}: {text!r} is not a YAML value{f' ({problem})' if problem else ''}; quote or correct it"
+        )
     steps = key.strip().split(".")
     node: Any = tree
     for index, step in enumerate(steps):

@@ -254,7 +254,7 @@ def test_what_is_not_made_yet_may_still_change(recipe: Recipe, tmp_path: Path) -
     with pytest.raises(UserError, match=r"data\.text\.en=.* and the recipe has None; .*, or delete that folder"):
         prepare(make_recipe(tmp_path, text={"de": [str(tmp_path / "en.txt")]}), silent)
     (tmp_path / "data" / "settings.json").write_text("{")
-    with pytest.raises(UserError, match=r"settings\.json is damaged, so nobody knows"):
+    with pytest.raises(UserError, match=r"settings\.json is damaged, so the settings of the data in"):
         prepare(recipe, silent)
 
 

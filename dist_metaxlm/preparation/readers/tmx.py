@@ -22,7 +22,7 @@ _CODES = {"bpt", "ept", "ph", "it", "ut"}
 
 
 class _Metered:
-    """A stream that refuses to go on after 4 * `limit` bytes without a call of `unit`: expat keeps an element in memory."""
+    """A stream that raises after 4 * `limit` bytes without a call of `unit`: expat keeps an element in memory."""
 
     def __init__(self, file: IO[bytes], place: Place, limit: int) -> None:
         self._file, self._place, self._limit = file, place, limit
@@ -41,18 +41,18 @@ class _Metered:
 
 
 def tmx_pairs(place: Place, languages: Sequence[str], limit: int, report: Report = REFUSE) -> Iterator[tuple[str, str]]:
-    """Both sides of every unit that has both languages; a regional variant (`en-US`) serves where the code is missing.
+    """Both sides of every unit that has both languages; a regional variant (`en-US`) is used if the code is missing.
 
-    Elements count by their names, in the namespace of TMX 1.4b (`http://www.lisa.org/tmx14`), in another or in none.
+    Elements are matched by name, in the namespace of TMX 1.4b (`http://www.lisa.org/tmx14`), another one or none.
 
-    Errors: UserError where the file defines entities, is not well-formed (line and column), or one unit has more than
-    `limit` characters; to `report` a unit with what is no text.
+    Errors: UserError if the file defines entities, is not well-formed (line and column), or one unit has more than
+    `limit` characters; to `report` a unit with invalid text.
     """
     with opened(place) as file:
         metered = _Metered(file, place, limit)
         try:
             root: Any = None
-            # defusedxml refuses entities and external references; a DOCTYPE alone is in most TMX files.
+            # defusedxml refuses entities and external references; a DOCTYPE without them is in most TMX files.
             for event, element in iterparse(
                 metered, events=("start", "end"), forbid_dtd=False, forbid_entities=True, forbid_external=True
             ):
@@ -78,7 +78,7 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int, report: Report
             ) from None
         except (ParseError, UnicodeError, LookupError) as error:
             raise UserError(
-                f"{shown(place)} is not well-formed XML ({error}) after unit {metered.units}; mend or export it again"
+                f"{shown(place)} is not well-formed XML ({error}) after unit {metered.units}; correct or export it again"
             ) from None
 
 

@@ -1,6 +1,6 @@
-"""Making the token store: shards encoded by all workers and ranks, joined, described, committed by one rename.
+"""Building the token store: shards are encoded by all workers and ranks, joined, described and committed by one rename.
 
-Whatever the number of workers, ranks and interruptions, the store comes out byte for byte the same.
+The store is byte for byte the same for any number of workers, ranks and interruptions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dist_metaxlm.preparation.workers.processes import WORKERS, available_cores,
 from dist_metaxlm.preparation.workers.progress import Log, reporting
 
 SHARDS = ".shards"
-"""Folder of the finished shards beside the store; what a killed run leaves here is what the next one goes on from."""
+"""Folder of the finished shards next to the store; the next run continues from the shards of a killed one."""
 
 Task = Callable[..., None]
 
@@ -87,7 +87,7 @@ def make_store(
 
 @contextmanager
 def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
-    """A function that runs a task in all workers and returns when all are through; this process is one of them."""
+    """A function that runs a task in all workers and returns when all have finished; this process is one of them."""
     if workers == 1:
         yield lambda task, *arguments: task(*arguments)
         return
@@ -101,8 +101,8 @@ def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
                     future.result()
             except BrokenProcessPool:
                 raise UserError(
-                    "a worker process was killed, most often for want of memory; give fewer --workers and run "
-                    "metaxlm prepare again, it goes on from the finished shards"
+                    "a worker process was killed, usually for lack of memory; give fewer --workers and run "
+                    "metaxlm prepare again, it continues from the finished shards"
                 ) from None
             except BaseException:
                 job.stop()
