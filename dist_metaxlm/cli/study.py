@@ -1,5 +1,5 @@
-"""Studies: two-phase, whether learning English first and all languages afterwards beats one phase; fake-english, whether two
-languages that are one up to their token ids find each other.
+"""Studies. two-phase: whether training on English first and on all languages afterwards beats one phase; fake-english:
+whether two languages that differ only in their token ids become aligned.
 
 examples:
   metaxlm study two-phase --size tiny
@@ -9,8 +9,8 @@ examples:
   metaxlm study fake-english
   metaxlm study fake-english --no_parallel --text mine.txt --output runs/fake phases.joint.steps=12000
 
-two-phase: the recipe gives text, phases and optimiser; the size gives the model and N; more --seeds and --ratios may be
-given to a study that is there. Run a study again and it goes on where it was. `metaxlm study two-phase --help` has all
+two-phase: the recipe gives text, phases and optimiser; the size gives the model and N; more --seeds and --ratios can be
+added to an existing study. A study that is run again continues from its last state. `metaxlm study two-phase --help` has all
 its options; the arms are in docs/evaluation.md.
 """
 
