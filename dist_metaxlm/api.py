@@ -32,7 +32,7 @@ def prepare(
     workers: int | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Make what is missing of a recipe's data in its `data.directory`.
+    """Prepare the missing data of a recipe in its `data.directory`.
 
     Args:
         recipe: what to prepare.
@@ -151,7 +151,7 @@ def export(
     Args:
         run_dir: folder of the run.
         phase: `meta`, `cross` or `joint`.
-        output: folder to write, which must hold nothing but an earlier export (with `overwrite`).
+        output: folder to write, which must be empty or hold an earlier export (with `overwrite`).
         dtype: `float32`, `bfloat16` or `float16`.
         max_shard_size: size of the largest weights file, in bytes or as text such as `500MB`.
         data_directory: the prepared data of the run; None: where its recipe says.

@@ -35,7 +35,7 @@ _COMMAND = re.compile(rf"\bmetaxlm ({_NAMES})\b")
 
 
 def own_command(name: str) -> list[str]:
-    """The words that start the command `name` in a process of its own, with this Python and this package.
+    """The words that start the command `name` in a separate process, with this Python and this package.
 
     With -P the working directory, which may contain other packages, is not searched for modules.
     """

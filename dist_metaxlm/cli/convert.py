@@ -28,7 +28,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     export.add_argument(
         "--data_directory",
         metavar="FOLDER",
-        help="prepared data of the run, where they have moved (default: data.directory of its recipe)",
+        help="prepared data of the run, if they have moved (default: data.directory of its recipe)",
     )
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
     export.add_argument(

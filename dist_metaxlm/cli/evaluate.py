@@ -53,7 +53,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data_directory",
         metavar="FOLDER",
-        help="prepared data of the run, where they have moved (default: data.directory of its recipe)",
+        help="prepared data of the run, if they have moved (default: data.directory of its recipe)",
     )
     parser.add_argument("--report", action="store_true", help="write the summary and the page of the run")
     tasks = parser.add_argument_group("tasks")
@@ -85,7 +85,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse(words)
     if not arguments.phase and not arguments.report and not arguments.model:
-        raise UserError("neither --phase nor --report is given; name a phase to evaluate, or ask for the report")
+        raise UserError("neither --phase nor --report is given; name a phase to evaluate, or give --report")
     if (arguments.phase or arguments.report) and not arguments.run_dir:
         raise UserError("--phase and --report need --run_dir; name the folder of the run")
     fields = [word for word in arguments.phase if "=" in word]

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   metaxlm prepare --recipe mine.yaml data.directory=data/mine
   metaxlm prepare tokenizer --recipe mine.yaml        # stop after the tokenizer
   mpirun -n 8 metaxlm prepare store --recipe mine.yaml  # over MPI ranks on machines that share data.directory
-  metaxlm prepare inspect --phase cross --objective tlm --sample 12345   # what the trainer sees
+  metaxlm prepare inspect --phase cross --objective tlm --sample 12345   # the trainer's input
   metaxlm prepare verify --json                       # compare every file with its checksum
 
 commands (default: store): corpus, heldout, tokenizer, store run the missing steps up to that one; verify checks them;

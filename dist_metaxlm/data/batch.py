@@ -18,7 +18,7 @@ class PackedBatch:
     """A micro-batch of W windows of L tokens; documents never cross a window and attention never crosses a document.
 
     `targets` and `target_tokens` have M entries, the same number in every micro-batch of an objective unless a window
-    had fewer eligible tokens; the loss is divided by a constant that the recipe fixes, never by M.
+    had fewer eligible tokens; the loss is divided by a constant from the recipe, never by M.
     """
 
     tokens: torch.Tensor
@@ -45,7 +45,7 @@ class PackedBatch:
     starts: torch.Tensor | None = None
     """[E] int64, xlco only: flat position of the `<s>` of each example's sequence."""
     texts: torch.Tensor | None = None
-    """[E, 2] int64, xlco only: hashes of the words of each example's query and key, whatever is masked in them."""
+    """[E, 2] int64, xlco only: hashes of the words of each example's query and key before masking."""
     keys: PackedBatch | None = None
     """xlco only: the keys that belong to the queries in this batch; packed separately."""
 

@@ -78,8 +78,8 @@ class Tokenizer:
         ids = (sp.bos_id(), sp.pad_id(), sp.eos_id(), sp.unk_id())
         if ids != (BOS, PAD, EOS, UNK):
             raise UserError(
-                f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, ids))} where 0, 1, 2, 3 are "
-                "needed; train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3, or convert the folder that "
+                f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, ids))} instead of "
+                "0, 1, 2, 3; train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3, or convert the folder that "
                 "has XLM-R's with metaxlm convert import"
             )
 

@@ -191,16 +191,16 @@ class DataConfig(Section):
             return value
         for key, sources in value.items():
             if isinstance(sources, str):
-                raise ValueError(f"{key}: {sources} is one name where a list of files belongs; write {key}: [{sources}]")
+                raise ValueError(f"{key}: {sources} is a name instead of a list of files; write {key}: [{sources}]")
             if sources is None:
                 raise ValueError(f"{key} names no files; write {key}: [...], or leave it out")
             if isinstance(sources, dict) and isinstance(sources.get("files"), list):
                 raise ValueError(
-                    f"{key}: files stands where the name of a source belongs; write {key}: {{web: {{files: "
+                    f"{key}: files is in the place of a source name; write {key}: {{web: {{files: "
                     f"...}}}}, or {key}: [...] for files without a weight"
                 )
             if isinstance(sources, dict) and isinstance(sources.get("moses"), list):
-                raise ValueError(f"{key}: moses stands where a list of files belongs; write {key}: [{{moses: ...}}]")
+                raise ValueError(f"{key}: moses must be inside a list of files; write {key}: [{{moses: ...}}]")
         return {key: {"": {"files": sources}} if isinstance(sources, list) else sources for key, sources in value.items()}
 
     @model_validator(mode="after")

@@ -193,9 +193,9 @@ def _describe(item: Any) -> str:
     value = item.get("input")
     if item["type"] in ("model_type", "dict_type"):
         keys = f" with the keys {', '.join(_fields_at(location))}" if item["type"] == "model_type" else ""
-        return f"{place} is {_kind(value)} where a section{keys} belongs; write key: value lines under it"
+        return f"{place} is {_kind(value)} instead of a section{keys}; write key: value lines under it"
     if item["type"] in ("list_type", "tuple_type"):
-        return f"{place} is {_kind(value)} where a list belongs; write {place.split('.')[-1]}: [...]"
+        return f"{place} is {_kind(value)} instead of a list; write {place.split('.')[-1]}: [...]"
     message = item["msg"].removeprefix("Value error, ")
     shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) and item["type"] != "value_error" else ""
     quotes = "; put it in quotes" if shown and item["type"] == "string_type" else ""

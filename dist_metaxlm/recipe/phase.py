@@ -89,7 +89,7 @@ class PhaseConfig(Section):
         memories = [objective.name for objective in self.objectives if objective.keeps_memory]
         if len(memories) > 1:
             problems.append(
-                f"{' and '.join(memories)} each keep a memory beside the model; one of them can, drop the others"
+                f"{' and '.join(memories)} each keep a memory in addition to the model; keep one of them, drop the others"
             )
         problems += _alpha_problems("alpha", self.alpha) + _alpha_problems("pair_alpha", self.pair_alpha)
         problems += _share_problems(self.shares, self.languages)

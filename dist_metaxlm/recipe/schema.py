@@ -1,4 +1,4 @@
-"""The typed recipe: every setting of a run, with its unit, checked where it is declared.
+"""The typed recipe: every setting of a run, with its unit and its validation.
 
 A recipe is one YAML file. `phases` holds the training phases; a phase may set only the fields of `PhaseConfig`,
 everything else (model, tokenizer, optimiser, layout) is shared by all phases of a run.

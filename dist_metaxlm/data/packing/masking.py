@@ -44,7 +44,7 @@ class Masker:
     """Chooses and replaces the targets of windows."""
 
     def __init__(self, tokenizer: Tokenizer, count: int, whole_words: bool, key: int) -> None:
-        """Mask exactly `count` tokens a window, fewer only where fewer are eligible; `key` names the random stream.
+        """Mask exactly `count` tokens a window, fewer only if fewer are eligible; `key` names the random stream.
 
         With `whole_words`, whole words are selected in the order of their hashes until the count is reached; if the last
         one does not fit, only its first pieces are selected. A word never crosses a document or a special token.

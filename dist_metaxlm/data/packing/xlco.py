@@ -97,9 +97,9 @@ def mixed(config: CrossLingualContrast, draws: np.ndarray) -> np.ndarray:
     return np.where(swap[None, :, None] == 1, sides[::-1], sides)
 
 
-def _ordered(one: np.ndarray, other: np.ndarray, reverse: np.ndarray) -> np.ndarray:
-    """[E, 2]: `one` and `other`, exchanged where `reverse` is 1."""
-    return np.stack([np.where(reverse == 1, other, one), np.where(reverse == 1, one, other)], axis=1)
+def _ordered(first: np.ndarray, second: np.ndarray, reverse: np.ndarray) -> np.ndarray:
+    """[E, 2]: `first` and `second`, exchanged if `reverse` is 1."""
+    return np.stack([np.where(reverse == 1, second, first), np.where(reverse == 1, first, second)], axis=1)
 
 
 def sequences(bodies: np.ndarray, size: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

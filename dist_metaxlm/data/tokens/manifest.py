@@ -103,7 +103,7 @@ def check_sizes(folder: Path, content: dict[str, Any]) -> None:
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != known["size"]:
-            fault = "is missing" if size is None else f"has {size} bytes where {known['size']} were written"
+            fault = "is missing" if size is None else f"has {size} bytes instead of {known['size']}"
             raise UserError(f"{path} {fault}; delete {folder} and run metaxlm prepare again")
 
 

@@ -210,7 +210,7 @@ class Corpus:
         end = int(pointers[-1]) + itemsize * int(lengths[-1]) if count else 0
         if size != end:
             raise UserError(
-                f"{self._bin} has {size} bytes where its index counts {end}; "
+                f"{self._bin} has {size} bytes, but its index counts {end}; "
                 f"delete {self._bin.parent} and run metaxlm prepare again"
             )
 

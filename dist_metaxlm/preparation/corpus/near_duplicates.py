@@ -32,7 +32,7 @@ _TOKEN = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 def shingles(text: str, words: int) -> NDArray[np.uint32]:
-    """Hashes of the distinct n-grams of words (characters where a script has no spaces), case folded; sorted.
+    """Hashes of the distinct n-grams of words (characters in scripts without spaces), case folded; sorted.
 
     Empty if the text has fewer than `words` of them: such a text counts as a duplicate only if it is identical.
     """

@@ -71,7 +71,7 @@ def prose_documents(extra: Iterable[bytes] = (), budget: int = PROSE_BYTES) -> l
 
 
 def _documents(paragraphs: list[str]) -> Iterator[list[str]]:
-    """Runs of paragraphs of at least DOCUMENT_WORDS words (the last one: what is left)."""
+    """Runs of paragraphs of at least DOCUMENT_WORDS words (the last one: the rest)."""
     document: list[str] = []
     for paragraph in paragraphs:
         document.append(paragraph)

@@ -145,7 +145,7 @@ def _pairs(entries: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def runs(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Documents of consecutive strings of at least DOCUMENT_WORDS words (the last one: what is left)."""
+    """Documents of consecutive strings of at least DOCUMENT_WORDS words (the last one: the rest)."""
     document: list[str] = []
     words = 0
     for text in texts:

@@ -65,8 +65,8 @@ def field(record: dict[str, Any], name: str, where: str, setting: str) -> str:
     Errors: UserError naming the place, the existing fields and `setting`, the recipe field that selects the field.
     """
     if name not in record:
-        there = ", ".join(map(repr, list(record)[:20])) or "none"
-        raise UserError(f"{where} has no field {name!r}; there is {there}: {setting}")
+        fields = ", ".join(map(repr, list(record)[:20])) or "none"
+        raise UserError(f"{where} has no field {name!r}; its fields are {fields}: {setting}")
     return checked("" if record[name] is None else record[name], f"{where}, field {name!r}")
 
 
@@ -105,8 +105,8 @@ def columns(
         if wanted is None and len(cells) != 2:
             report.record(
                 UserError(
-                    f"{where} has {pluralize(len(cells), 'tab-separated column')} where a sentence and its "
-                    f"translation are 2; correct the line or leave it out, or name the columns in {setting}"
+                    f"{where} has {pluralize(len(cells), 'tab-separated column')} instead of 2 "
+                    f"(sentence, translation); correct the line or leave it out, or name the columns in {setting}"
                 )
             )
         elif wanted is not None and len(cells) < max(wanted):
@@ -150,5 +150,5 @@ def parquet(
             raise UserError(f"{shown(place)} is not a whole parquet file ({reason}); write or copy it again") from None
         except UnicodeDecodeError:
             raise UserError(
-                f"{shown(place)}, after row {number} there is text that is not UTF-8; write the column as UTF-8"
+                f"{shown(place)}, after row {number}: text that is not UTF-8; write the column as UTF-8"
             ) from None

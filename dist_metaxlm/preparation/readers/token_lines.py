@@ -104,7 +104,7 @@ def _row(
     wrong_number = layout.numbered and not _NUMBER.fullmatch(cells[0])
     if strict and (len(cells) != layout.width or wrong_number):
         what = "no number in its first column" if wrong_number else pluralize(len(cells), "column")
-        remedy = "correct the line" + ("; a comment is one only where comments: '#' says so" if line.startswith("#") else "")
-        raise UserError(f"{where} has {what} where the first token of the file has {layout.width} columns; {remedy}")
+        remedy = "correct the line" + ("; # begins comments only with comments: '#'" if line.startswith("#") else "")
+        raise UserError(f"{where} has {what}, but the first token of the file has {layout.width} columns; {remedy}")
     if not layout.numbered or cells[0].isdecimal():
         yield where, cells, layout

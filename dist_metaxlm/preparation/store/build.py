@@ -122,15 +122,15 @@ def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]
     content: dict[str, dict[str, Any]] = {"text": {}, "bitext": {}}
     for kind, unit, sequences, files in (("text", "documents", 1, text), ("bitext", "pairs", 2, bitext)):
         for name, paths in files.items():
-            mine = [(shard, report) for shard, report in zip(job.shards, reports, strict=True) if shard.name == name]
-            _refuse_empty(mine, unit)
+            parts = [(shard, report) for shard, report in zip(job.shards, reports, strict=True) if shard.name == name]
+            _refuse_empty(parts, unit)
             dropped: dict[str, int] = {}
-            for _, report in mine:
+            for _, report in parts:
                 for why, count in report["dropped"].items():
                     dropped[why] = dropped.get(why, 0) + count
-            totals = {key: sum(report[key] for _, report in mine) for key in ("sequences", "tokens", "bytes")}
+            totals = {key: sum(report[key] for _, report in parts) for key in ("sequences", "tokens", "bytes")}
             content[kind][name] = {
-                "language": mine[0][0].language,
+                "language": parts[0][0].language,
                 unit: totals["sequences"] // sequences,
                 "tokens": totals["tokens"],
                 "bytes": totals["bytes"],
@@ -142,9 +142,9 @@ def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]
     return content
 
 
-def _refuse_empty(mine: list[tuple[Shard, dict[str, Any]]], unit: str) -> None:
+def _refuse_empty(parts: list[tuple[Shard, dict[str, Any]]], unit: str) -> None:
     seen: dict[Path, int] = {}
-    for shard, report in mine:
+    for shard, report in parts:
         seen[shard.path] = seen.get(shard.path, 0) + report["seen"]
     for path, count in seen.items():
         if not count:

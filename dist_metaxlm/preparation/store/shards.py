@@ -118,8 +118,8 @@ def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
         if len(columns) != 2:
             place = f"{shard.path}, line {_lines_before(shard) + number + 1}"
             raise UserError(
-                f"{place} has {pluralize(len(columns), 'tab-separated column')} where a sentence and its "
-                "translation are 2; correct the line or leave it out"
+                f"{place} has {pluralize(len(columns), 'tab-separated column')} instead of 2 "
+                "(sentence, translation); correct the line or leave it out"
             )
         yield columns[0].strip(), columns[1].strip()
 

@@ -22,7 +22,7 @@ _CODES = {"int32": 4, "uint16": 8}
 
 
 def token_dtype(vocab_size: int) -> Any:
-    """uint16 where the vocabulary fits (Megatron's own limit), else int32."""
+    """uint16 if the vocabulary fits (Megatron's own limit), else int32."""
     return np.uint16 if vocab_size < 65500 else np.int32
 
 

@@ -63,8 +63,8 @@ class MPIRanks(Ranks):
             yield
         except Exception as error:
             failure = error
-        mine, worst = np.array([failure is not None], np.int32), np.zeros(1, np.int32)
-        request = self._world.Iallreduce(mine, worst, op=self._mpi.MAX)
+        failed, worst = np.array([failure is not None], np.int32), np.zeros(1, np.int32)
+        request = self._world.Iallreduce(failed, worst, op=self._mpi.MAX)
         # MPI's busy waiting would occupy a core that another rank uses
         while not request.Test():
             time.sleep(POLL_SECONDS)

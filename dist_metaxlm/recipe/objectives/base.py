@@ -68,7 +68,7 @@ class Objective(Section):
     needs_whole_model: ClassVar[bool] = False
     """Whether every rank needs the whole weights: data parallelism with ZeRO-0 or 1 only. An objective with parameters or
     a memory of its own does."""
-    whole_model_reason: ClassVar[str] = "has parameters of its own beside the whole model on every rank"
+    whole_model_reason: ClassVar[str] = "has its own parameters in addition to the whole model on every rank"
     """The reason for `needs_whole_model` in messages: a verb and its object."""
     whole_model_remedy: ClassVar[str] = "drop the objective"
     """Alternative to changing the layout, for messages."""

@@ -96,8 +96,8 @@ class PairObjective(Objective):
         assert own is not None
         first, groups = turn * self.pairs, self.pairs // group
         if own == group:
-            mine = range(share.rank * groups // share.ranks, (share.rank + 1) * groups // share.ranks)
-            starts = [first + number * group for number in mine]
+            own_groups = range(share.rank * groups // share.ranks, (share.rank + 1) * groups // share.ranks)
+            starts = [first + number * group for number in own_groups]
         else:
             starts = [first + number * group + share.rank * own for number in range(groups)]
         return [range(start, start + own) for start in starts]
