@@ -168,7 +168,7 @@ def test_moses_pairs_and_unequal_files(tmp_path: Path) -> None:
     right.write_bytes(gzip.compress(b"un\n\ndeux\n"))
     assert list(readers.pairs([(left, right)], READING, ("en", "fr"))) == [("one", "un"), ("two x", "deux")]
     right.write_bytes(gzip.compress(b"un\n\ndeux\ntrois\n"))
-    with pytest.raises(UserError, match=r"a\.en ends after line 3 and .*a\.fr\.gz goes on"):
+    with pytest.raises(UserError, match=r"a\.en ends after line 3 and .*a\.fr\.gz continues"):
         list(readers.pairs([(left, right)], READING, ("en", "fr")))
 
 
