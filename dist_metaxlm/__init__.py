@@ -1,7 +1,7 @@
 """Two-phase pretraining of cross-lingual encoders.
 
-The names of the Python API (docs/python-api.md) are imported when they are first used, so that `import dist_metaxlm` and
-the help of a command take no time.
+The names of the Python API (docs/python-api.md) are imported on first use, so that `import dist_metaxlm` and
+the help of a command are fast.
 """
 
 from __future__ import annotations

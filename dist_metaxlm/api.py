@@ -1,6 +1,6 @@
-"""The Python API: each function does what the command of its name does, and raises UserError where that would exit with 2.
+"""The Python API: each function is equivalent to the command of its name and raises UserError if that would exit with 2.
 
-Recipes are passed as objects (`load_recipe`) or, like on the command line, by the name of a shipped recipe or the path of
+Recipes are passed as objects (`load_recipe`) or, as on the command line, as the name of a shipped recipe or the path of
 a YAML file. See docs/python-api.md.
 """
 
@@ -32,14 +32,14 @@ def prepare(
     workers: int | None = None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Make what is missing of a recipe's data in its `data.directory`.
+    """Prepare the missing data of a recipe in its `data.directory`.
 
     Args:
         recipe: what to prepare.
         overrides: fields of a recipe given by name, such as `phases.meta.steps=20`.
-        until: `corpus`, `heldout`, `tokenizer` or `store`: the last step that is made.
-        workers: processes that work at once; None: by the cores.
-        log: is given a line at each step.
+        until: `corpus`, `heldout`, `tokenizer` or `store`: the last step to run.
+        workers: number of parallel processes; None: from the number of cores.
+        log: called with a line at each step.
 
     Returns:
         What was prepared: documents, sentences and tokens by language.
@@ -65,26 +65,26 @@ def pretrain(
     deepspeed_config: str | Path | None = None,
     change: bool = False,
 ) -> Path:
-    """Train, resume or recognise as finished one phase, in this process; under a launcher, on all ranks together.
+    """Train or resume one phase in this process, or return if it is finished; under a launcher, on all ranks together.
 
     Several phases can be trained one after the other in one process.
 
     Args:
         phase: `meta`, `cross` or `joint`.
-        recipe: what to train; its data are prepared where they are missing.
+        recipe: what to train; missing data are prepared.
         overrides: fields of a recipe given by name.
         run_dir: folder of the run; None: `runs/NAME` of the recipe.
         resume: `auto`, `never`, or the step of a checkpoint.
         init_from: folder that `metaxlm convert import` wrote.
-        deepspeed_config: DeepSpeed JSON; None: the one that fits the recipe.
-        change: allow another length, learning rate or optimiser than the phase was started with.
+        deepspeed_config: DeepSpeed JSON; None: the file that matches the recipe.
+        change: allow a length, learning rate or optimiser other than those the phase was started with.
 
     Returns:
-        The folder of the run, which `evaluate` and `export` take.
+        The folder of the run, for `evaluate` and `export`.
 
     Raises:
         UserError: as `metaxlm pretrain`.
-        GracefulStop: after a signal, when everything is saved.
+        GracefulStop: after a signal, once everything is saved.
     """
     from dist_metaxlm.evaluation.probe import HeldoutProbe
     from dist_metaxlm.training.pretrain import Options
@@ -151,15 +151,15 @@ def export(
     Args:
         run_dir: folder of the run.
         phase: `meta`, `cross` or `joint`.
-        output: folder to write, which must hold nothing but an earlier export (with `overwrite`).
+        output: folder to write, which must be empty or hold an earlier export (with `overwrite`).
         dtype: `float32`, `bfloat16` or `float16`.
-        max_shard_size: bytes of the largest weights file, or such as `500MB`.
+        max_shard_size: size of the largest weights file, in bytes or as text such as `500MB`.
         data_directory: the prepared data of the run; None: where its recipe says.
         overwrite: replace an earlier export.
         fill_mask: languages in which a masked word of a held-out string is filled with the exported model.
 
     Returns:
-        `output`, `model` (the recipe's section), `parameters`, and `fill_mask` where it was asked for.
+        `output`, `model` (the recipe's section), `parameters`, and `fill_mask` if requested.
 
     Raises:
         UserError: as `metaxlm convert export`.
@@ -191,7 +191,7 @@ def plan(recipe: Recipe | str | Path, cluster: str, overrides: Iterable[str] = (
     """Every layout in which a recipe fits on a cluster, with the memory of a device, best first.
 
     Args:
-        recipe: what is to be trained.
+        recipe: what to train.
         cluster: such as `16x8xH100`: nodes, devices of a node, kind.
         overrides: fields of a recipe given by name.
 

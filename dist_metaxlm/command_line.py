@@ -1,6 +1,6 @@
 """The parser of the commands: a mistake in the arguments is a sentence with the nearest name, and exit code 2.
 
-argparse prints its whole usage there.
+argparse prints its whole usage instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CHOICE = re.compile(r"argument (?P<name>[^:]+): invalid choice: (?P<value>.+) \
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which shows the docstring as it is written and raises UserError where argparse would print its usage."""
+    """argparse's parser, but it shows the docstring verbatim and raises UserError instead of printing the usage."""
 
     def __init__(
         self, description: str | None = None, prog: str | None = None, epilog: str | None = None, add_help: bool = True
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         self._commands: Any = None
 
     def add_subparsers(self, **settings: Any) -> Any:
-        """As argparse's; their options are thought of, too, where one is misspelt."""
+        """Same as argparse; subcommand options are included in did-you-mean suggestions."""
         self._commands = super().add_subparsers(**settings)
         return self._commands
 
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         return as_typed(super().format_help())
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's finding as a sentence of ours."""
+        """Raise argparse's error as a UserError in one sentence."""
         raise UserError(self._sentence(message))
 
     def _sentence(self, message: str) -> str:
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         if kind == "unrecognized arguments":
             first = next((word.split("=")[0] for word in words.split() if word.startswith("-")), None)
             if first is None:
-                return f"{self.prog} has no use for {words}; `{self.prog} --help` says what it takes"
+                return f"{self.prog} does not accept {words}; `{self.prog} --help` lists its arguments"
             parsers = [self, *(self._commands.choices.values() if self._commands else [])]
             options = re.findall(r"(?<![\w-])--?\w+", " ".join(parser.format_usage() for parser in parsers))
             return f"{self.prog} has no option {first}{did_you_mean(first, options)} `{self.prog} --help` lists them"
@@ -56,4 +56,4 @@ class Parser(argparse.ArgumentParser):
         if choice is not None:
             value, known = choice["value"].strip("'\""), [word.strip("'\" ") for word in choice["known"].split(",")]
             return f"{choice['name']} {value} is none of {', '.join(known)}{did_you_mean(value, known).rstrip(';')}"
-        return f"{message.removeprefix('argument ')}; `{self.prog} --help` says what it takes"
+        return f"{message.removeprefix('argument ')}; `{self.prog} --help` lists its arguments"

@@ -1,4 +1,4 @@
-"""Exit codes and the one exception that a user's mistake raises."""
+"""Exit codes and the exception for user errors."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ EXIT_AGAIN = 75
 EXIT_INTERRUPTED = 130
 
 _PATHS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
-"""What an operating system says of a path that cannot be meant."""
+"""Operating-system errors caused by a wrong path."""
 _DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ESTALE)
-"""What it says of a disk, its state and its rights."""
+"""Operating-system errors of a disk, its state and permissions."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one sentence naming the value at fault and the remedy; the process exits with 2."""
+    """An error the user can correct: one sentence with the wrong value and the remedy; the process exits with 2."""
 
 
 class GracefulStop(Exception):
-    """A run was asked to stop and has saved all it did; starting it again goes on from there. The process exits with 75."""
+    """A run received a stop request and has saved its state; starting it again resumes. The process exits with 75."""
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and turn its outcome into an exit code: no traceback for what a user or a disk caused."""
+    """Run a script's `main` and turn its outcome into an exit code: no traceback for errors of the user or the disk."""
     print_any_text()
     try:
         code = main() or EXIT_DONE
@@ -43,7 +43,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         _report(str(error))
         code = EXIT_USER
     except BrokenPipeError:
-        # The reader of our output has gone (`... | head`): nothing is wrong, and nothing more can be said.
+        # The reader of the output has closed it (`... | head`): not an error, and no more output is possible.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_DONE
     except GracefulStop as stop:
@@ -60,9 +60,9 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 
 def print_any_text() -> None:
-    """Let standard output and error print any text: what their encoding lacks as an escape such as `\\u6c49`.
+    """Let standard output and error print any text: characters outside their encoding as escapes such as `\\u6c49`.
 
-    Else one character that a Latin-1 or ASCII terminal lacks would end a command whose work is done.
+    Otherwise one character outside Latin-1 or ASCII would make a finished command fail on such a terminal.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -70,29 +70,29 @@ def print_any_text() -> None:
 
 
 def _io_code(error: OSError) -> int:
-    """Say what the disk or a path did, and its exit code; what is neither is a bug and is raised again."""
+    """Report an error of the disk or a path and return its exit code; any other error is a bug and is re-raised."""
     missing = error.errno == errno.ENOENT and _of_the_kernel(error.filename)
     if (error.errno in _PATHS or missing) and error.filename is not None:
         _report(f"{error.strerror}: {error.filename}; correct the path")
         return EXIT_USER
-    # Without a path, EPERM is a signal or a setting that we had no right to ask for.
+    # Without a path, EPERM is from a signal or a setting for which the process lacks permission.
     if error.errno not in _DISKS and not (error.errno == errno.EPERM and error.filename is not None):
         raise error
-    written = error.filename2 or error.filename or "while writing"  # the second one of a copy
+    written = error.filename2 or error.filename or "while writing"  # the target of a copy
     _report(f"{error.strerror}: {written}; free or repair it and run the command again")
     return EXIT_IO
 
 
 def _of_the_kernel(path: object) -> bool:
-    """Whether a path is where nobody can make a file and the kernel says that the folder, which is there, is not."""
+    """Whether the path is under /proc or /sys, where creating a file fails with ENOENT although the parent exists."""
     return os.path.realpath(os.fsdecode(path) if isinstance(path, bytes) else str(path)).startswith(("/proc/", "/sys/"))
 
 
 def _report(sentence: str, kind: str = "error") -> None:
-    """One sentence on standard error, once a job: all ranks find the same mistake, and the first rank's word is enough."""
+    """Print one sentence on standard error, once per job: all ranks detect the same error, so only the first reports it."""
     rank, sentence = int(os.environ.get("RANK") or 0), as_typed(sentence)
     if rank:
-        # Where rank 0 has failed too, the launcher ends this process while it waits here.
+        # If rank 0 has failed too, the launcher ends this process while it waits here.
         time.sleep(2.0)
         sentence = f"rank {rank}: {sentence}"
     print(f"{kind}: {sentence}", file=sys.stderr, flush=True)
@@ -100,9 +100,9 @@ def _report(sentence: str, kind: str = "error") -> None:
 
 
 def _tell_torchrun(sentence: str) -> None:
-    """The sentence for torchrun's summary of a failure, which stands below its own traceback and is all that is read."""
+    """The sentence for torchrun's failure summary, which appears below its traceback and is the part that users read."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        found = {"message": sentence, "extraInfo": {"py_callstack": sentence, "timestamp": str(int(time.time()))}}
+        failure = {"message": sentence, "extraInfo": {"py_callstack": sentence, "timestamp": str(int(time.time()))}}
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": found}, file)
+            json.dump({"message": failure}, file)

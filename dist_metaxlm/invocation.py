@@ -1,7 +1,7 @@
-"""How this process was started, so that messages and help name commands in the form that the user typed.
+"""How this process was started, so that messages and help show commands in the form that the user typed.
 
-Sentences and examples are written in one form, that of an installed package: `metaxlm prepare`, `deepspeed --module
-dist_metaxlm.cli.pretrain`, `torchrun -m dist_metaxlm.cli.pretrain`. Where a process was started by a script of `launch/`
+Messages and examples are written in the form of an installed package: `metaxlm prepare`, `deepspeed --module
+dist_metaxlm.cli.pretrain`, `torchrun -m dist_metaxlm.cli.pretrain`. If a process was started by a script of `launch/`
 they are printed as `python launch/prepare.py`, `deepspeed launch/pretrain.py`, `torchrun launch/pretrain.py`.
 """
 
@@ -35,15 +35,15 @@ _COMMAND = re.compile(rf"\bmetaxlm ({_NAMES})\b")
 
 
 def own_command(name: str) -> list[str]:
-    """The words that start the command `name` in a process of its own, with this Python and this package.
+    """The words that start the command `name` in a separate process, with this Python and this package.
 
-    With -P the working directory, where other packages may lie, is not searched for modules.
+    With -P the working directory, which may contain other packages, is not searched for modules.
     """
     return [sys.executable, "-P", "-m", f"{MODULE}.{name}"]
 
 
 def command_of(words: tuple[str, ...]) -> tuple[str | None, int]:
-    """Which of our commands the words after `python` start, None for another program, and how many words name it."""
+    """The command of this package that the words after `python` start (None for others), and its number of words."""
     if words[:1] == ("-m",):
         name = words[1].removeprefix(f"{MODULE}.") if len(words) > 1 else ""
         return (name if name in SCRIPTS else None), 2
@@ -52,7 +52,7 @@ def command_of(words: tuple[str, ...]) -> tuple[str | None, int]:
 
 
 def program(name: str) -> str:
-    """What usage and errors call the command `name`: `prepare.py` where its script was started, else `metaxlm prepare`."""
+    """Name of the command `name` in usage and errors: `prepare.py` if its script was started, else `metaxlm prepare`."""
     return f"metaxlm {name}" if _script_folder() is None else Path(SCRIPTS[name]).name
 
 
@@ -60,10 +60,10 @@ def as_typed(text: str) -> str:
     """`text` with its commands in the form that the user of this process typed."""
     folder = _script_folder()
     if folder is not None:
-        text = _MODULE.sub(lambda found: _script(folder, found[1]), text)
-        text = _JOB.sub(lambda found: _script(folder, found[1]), text)
+        text = _MODULE.sub(lambda match: _script(folder, match[1]), text)
+        text = _JOB.sub(lambda match: _script(folder, match[1]), text)
         text = _REQUEST.sub(f"deepspeed {_script(folder, 'pretrain')} ", text)
-        return _COMMAND.sub(lambda found: f"python {_script(folder, found[1])}", text)
+        return _COMMAND.sub(lambda match: f"python {_script(folder, match[1])}", text)
     if _started_by_module("pretrain"):
         return _REQUEST.sub(f"deepspeed --module {MODULE}.pretrain ", text)
     return text
@@ -74,7 +74,7 @@ def _script(folder: Path, name: str) -> str:
 
 
 def _script_folder() -> Path | None:
-    """The folder of our scripts, as the user can type it, where one of them was started."""
+    """The folder of the scripts, as the user can type it, if one of them was started."""
     path = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
     if path is None or path.name not in {Path(script).name for script in SCRIPTS.values()}:
         return None
@@ -86,5 +86,5 @@ def _script_folder() -> Path | None:
 
 
 def _started_by_module(name: str) -> bool:
-    """Whether Python was told `-m dist_metaxlm.cli.NAME`, as `deepspeed --module` does."""
+    """Whether Python was started with `-m dist_metaxlm.cli.NAME`, as by `deepspeed --module`."""
     return bool(sys.argv) and Path(sys.argv[0]).parts[-3:] == (*MODULE.split("."), f"{name}.py")

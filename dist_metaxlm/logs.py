@@ -1,7 +1,7 @@
-"""Where the log goes: the first rank's to standard output, warnings of every rank to standard error.
+"""Log output: the first rank's to standard output, warnings of every rank to standard error.
 
-Modules log to `logging.getLogger(__name__)`; a command calls `set_up` once. A process alone writes plain messages. One of
-several ranks writes `2026-11-30 18:52:10 rank 3 warning: message`, so that the logs of nodes can be merged and sorted.
+Modules log to `logging.getLogger(__name__)`; a command calls `set_up` once. A single process writes plain messages. With
+several ranks each writes `2026-11-30 18:52:10 rank 3 warning: message`, so that the logs of nodes can be merged and sorted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ROOT = "dist_metaxlm"
 
 
 class _Handler(logging.Handler):
-    """Writes to the streams that `sys` has when a record comes, which a caller may have redirected."""
+    """Writes to the current streams of `sys` at each record; a caller may have redirected them."""
 
     def __init__(self, rank: int, ranks: int, all_to_stderr: bool) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class _Handler(logging.Handler):
 def set_up(rank: int = 0, ranks: int = 1, all_to_stderr: bool = False) -> None:
     """Send this process's log to its terminal; a second call replaces the first.
 
-    The first rank writes from the level in `DIST_METAXLM_LOG` on (`debug`, `info` or `warning`; `info` where it is not set),
-    the others warnings, or all of it with `debug`.
+    The first rank writes from the level in `DIST_METAXLM_LOG` on (`debug`, `info` or `warning`; `info` if not set),
+    the other ranks write warnings, or everything with `debug`.
 
     Args:
         all_to_stderr: keep standard output free, for a command with `--json`.

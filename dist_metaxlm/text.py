@@ -1,4 +1,4 @@
-"""How messages count things, and name what was probably meant."""
+"""Plurals and did-you-mean suggestions for messages."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def pluralize(count: int, noun: str, form: str = "") -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`, did you mean X?` for the known word most like this one, else `;`."""
-    found = difflib.get_close_matches(word, list(known), 1)
-    return f", did you mean {found[0]}?" if found else ";"
+    matches = difflib.get_close_matches(word, list(known), 1)
+    return f", did you mean {matches[0]}?" if matches else ";"

@@ -28,12 +28,12 @@ def parser() -> Parser:
             "write --output x --outputs",
             "script.py has no option --outputs, did you mean --output? `script.py --help` lists them",
         ),
-        ("write --output x 7", "script.py has no use for 7; `script.py --help` says what it takes"),
+        ("write --output x 7", "script.py does not accept 7; `script.py --help` lists its arguments"),
         ("wirte --output x", "action wirte is none of write, did you mean write?"),
         ("--size 3 write --output x", "--size 3 is none of 1, 2"),
         ("write", "script.py write needs --output; `script.py write --help` has examples"),
-        ("write --output", "--output: expected one argument; `script.py write --help` says what it takes"),
-        ("write --output x --job {", "--job: invalid loads value: '{'; `script.py write --help` says what it takes"),
+        ("write --output", "--output: expected one argument; `script.py write --help` lists its arguments"),
+        ("write --output x --job {", "--job: invalid loads value: '{'; `script.py write --help` lists its arguments"),
     ],
 )
 def test_mistakes_are_one_sentence(words: str, sentence: str) -> None:

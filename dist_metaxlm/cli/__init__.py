@@ -1,1 +1,1 @@
-"""The commands of `metaxlm`, a module each; `launch/` has a script for each in a checkout."""
+"""The commands of `metaxlm`, one module each; in a checkout `launch/` has a script for each."""

@@ -24,11 +24,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     actions = parser.add_subparsers(dest="action", required=True)
     export = actions.add_parser("export", help="a phase's newest checkpoint and its tokenizer -> Hugging Face folder")
     export.add_argument("--run_dir", required=True, help="folder of the run, such as runs/quickstart")
-    export.add_argument("--phase", required=True, choices=("meta", "cross", "joint"), help="phase whose weights are taken")
+    export.add_argument("--phase", required=True, choices=("meta", "cross", "joint"), help="phase to export")
     export.add_argument(
         "--data_directory",
         metavar="FOLDER",
-        help="prepared data of the run, where they have moved (default: data.directory of its recipe)",
+        help="prepared data of the run, if they have moved (default: data.directory of its recipe)",
     )
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
     export.add_argument(
@@ -36,11 +36,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         metavar="LANGUAGE",
         default=[],
-        help="open the export with transformers and fill a masked word of a held-out string in each",
+        help="open the export with transformers and fill a masked word of a held-out string in each language",
     )
     reading = actions.add_parser(
         "import",
-        help="Hugging Face folder (safetensors) -> weights by our names, shape, "
+        help="Hugging Face folder (safetensors) -> weights by logical names, shape, "
         "and tokenizer.model from XLM-R's SentencePiece file",
     )
     reading.add_argument("--input", required=True, help="folder that save_pretrained wrote")
@@ -57,7 +57,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     for action in (export, reading):
         action.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="largest weights file, such as 500MB")
-        action.add_argument("--output", required=True, help="folder to write; must not hold anything yet")
+        action.add_argument("--output", required=True, help="folder to write; must be empty or not exist")
         action.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
     return parser.parse_args(words)
 
@@ -103,11 +103,11 @@ def main(words: Sequence[str] | None = None) -> None:
     if arguments.action == "import" and done["tokenizer"] is None:
         print(
             "weights only: the folder has no SentencePiece tokenizer (RoBERTa and ModernBERT have byte-level BPE), so the "
-            "rows of the embedding mean nothing under a tokenizer of yours until they are trained anew"
+            "rows of the embedding are meaningless for another tokenizer until they are trained again"
         )
     elif arguments.action == "import":
         print(
-            f"for a recipe: data.tokenizer.path={done['tokenizer']}, and as its model what "
+            f"for a recipe: data.tokenizer.path={done['tokenizer']}, and as its model the content of "
             f"{Path(done['output']) / 'model_config.json'} holds, model.vocab_size={done['model']['vocab_size']} among it"
         )
     if done.get("rows_without_id"):

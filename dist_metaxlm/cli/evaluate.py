@@ -8,9 +8,9 @@ examples:
   metaxlm evaluate --model models/xlm-roberta-base --tasks tatoeba,wikiann --task_data data/xtreme --languages de sw
 
 perplexity and retrieval read the run's held-out text; the other tasks read files in the formats of XTREME and the original
-sets (docs/evaluation.md), are learnt in English with several seeds, and put a run and all --model into one table. Each
-phase's result goes to evaluation/PHASE.json (of tasks: PHASE-TASK.json) of the run; --report writes summary.json and
-report.html from what is there and prints one table.
+sets (docs/evaluation.md), fine-tune in English with several seeds, and put a run and all --model into one table. Each
+phase's result is written to evaluation/PHASE.json (of tasks: PHASE-TASK.json) of the run; --report writes summary.json and
+report.html from the existing results and prints one table.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data_directory",
         metavar="FOLDER",
-        help="prepared data of the run, where they have moved (default: data.directory of its recipe)",
+        help="prepared data of the run, if they have moved (default: data.directory of its recipe)",
     )
     parser.add_argument("--report", action="store_true", help="write the summary and the page of the run")
     tasks = parser.add_argument_group("tasks")
     tasks.add_argument("--task_data", default="data/xtreme", help="folder of the tasks' files (default: %(default)s)")
-    tasks.add_argument("--tasks_file", help="YAML that describes further tasks or says where their files lie")
-    tasks.add_argument("--languages", nargs="+", default=[], help="languages to test (default: all whose files are there)")
+    tasks.add_argument("--tasks_file", help="YAML that describes further tasks or gives the location of their files")
+    tasks.add_argument("--languages", nargs="+", default=[], help="languages to test (default: all that have files)")
     tasks.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of fine-tuning (default: 1 2 3)")
     tasks.add_argument(
         "--finetune",
@@ -73,7 +73,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     tasks.add_argument(
         "--keep_going",
         action="store_true",
-        help="after a task that cannot be run go on with the next one; the exit code is 2 all the same",
+        help="after a task that cannot run, continue with the next one; the exit code is still 2",
     )
     tasks.add_argument("--output", help="JSON file for the tasks' results of all encoders")
     parser.add_argument(
@@ -85,7 +85,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse(words)
     if not arguments.phase and not arguments.report and not arguments.model:
-        raise UserError("neither --phase nor --report is given; name a phase to evaluate, or ask for the report")
+        raise UserError("neither --phase nor --report is given; name a phase to evaluate, or give --report")
     if (arguments.phase or arguments.report) and not arguments.run_dir:
         raise UserError("--phase and --report need --run_dir; name the folder of the run")
     fields = [word for word in arguments.phase if "=" in word]

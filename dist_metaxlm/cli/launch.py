@@ -1,4 +1,4 @@
-"""Start a command on the nodes of a hostfile: check everything first, then hand over to the launcher.
+"""Start a command on the nodes of a hostfile: check everything first, then run the launcher.
 
 examples:
   metaxlm launch --hostfile hosts -- pretrain --phase meta
@@ -27,7 +27,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--launcher",
         default="deepspeed",
         choices=("deepspeed", "mpirun", "srun", "torchrun"),
-        help="what starts the ranks (default: deepspeed, by pdsh and ssh)",
+        help="launcher of the ranks (default: deepspeed, by pdsh and ssh)",
     )
     parser.add_argument(
         "--topology", metavar="FILE", help="a line `host rack/switch` for each host: neighbours get neighbouring ranks"
@@ -50,7 +50,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def slurm_script() -> str:
-    """The batch script that comes with the package."""
+    """The batch script of the package."""
     return resources.files("dist_metaxlm.launching").joinpath("slurm.sbatch").read_text(encoding="utf-8")
 
 

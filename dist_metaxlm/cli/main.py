@@ -1,4 +1,4 @@
-"""`metaxlm COMMAND ...`: every command of the package behind one name."""
+"""`metaxlm COMMAND ...`: the common entry point of all commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ assert COMMANDS.keys() == SCRIPTS.keys()
 
 
 def usage() -> str:
-    """What `metaxlm --help` prints."""
+    """The text of `metaxlm --help`."""
     lines = [f"  {name:<10} {line}" for name, line in COMMANDS.items()]
     return "\n".join(
         [
@@ -45,9 +45,9 @@ def usage() -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command that the first word names with the words behind it; without any, print the help.
+    """Run the command named by the first word with the remaining words; without words, print the help.
 
-    Errors: UserError for a command that does not exist, and what the command raises.
+    Errors: UserError for an unknown command, and the errors of the command.
     """
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):

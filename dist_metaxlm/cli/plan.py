@@ -37,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
     recipe, cluster = load_recipe(arguments.recipe, arguments.overrides), parse_cluster(arguments.cluster)
     plans = plan(recipe, cluster)
     if arguments.json:
-        print(json.dumps({**summary(recipe, cluster), "layouts": [found.as_dict() for found in plans]}, indent=1))
+        print(json.dumps({**summary(recipe, cluster), "layouts": [candidate.as_dict() for candidate in plans]}, indent=1))
         return
     from rich.console import Console
 

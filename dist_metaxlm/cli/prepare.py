@@ -1,4 +1,4 @@
-"""Prepare the data of a recipe: corpus, held-out split, tokenizer and token store; what is there stays as it is."""
+"""Prepare the data of a recipe: corpus, held-out split, tokenizer and token store; existing results are kept."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EXAMPLES = """examples:
   metaxlm prepare --recipe mine.yaml data.directory=data/mine
   metaxlm prepare tokenizer --recipe mine.yaml        # stop after the tokenizer
   mpirun -n 8 metaxlm prepare store --recipe mine.yaml  # over MPI ranks on machines that share data.directory
-  metaxlm prepare inspect --phase cross --objective tlm --sample 12345   # what the trainer sees
+  metaxlm prepare inspect --phase cross --objective tlm --sample 12345   # the trainer's input
   metaxlm prepare verify --json                       # compare every file with its checksum
 
-commands (default: store): corpus, heldout, tokenizer, store make what is missing up to that step; verify checks it;
+commands (default: store): corpus, heldout, tokenizer, store run the missing steps up to that one; verify checks them;
 inspect prints a sample.
 """
 COMMANDS = ("corpus", "heldout", "tokenizer", "store", "verify", "inspect")
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes that clean the corpus, and of each rank that write the store (default: the cores)",
+        help="processes that clean the corpus, and per rank that write the store (default: number of cores)",
     )
     parser.add_argument("--phase", default="meta", help="inspect: phase of the recipe (default: meta)")
     parser.add_argument("--objective", help="inspect: name of an objective (default: the phase's first)")
@@ -55,8 +55,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if command == "inspect":
         from dist_metaxlm.data import inspection
 
-        found = inspection.inspect(recipe, arguments.phase, arguments.objective, arguments.sample)
-        print(json.dumps(found, ensure_ascii=False) if arguments.json else inspection.as_text(found))
+        sample = inspection.inspect(recipe, arguments.phase, arguments.objective, arguments.sample)
+        print(json.dumps(sample, ensure_ascii=False) if arguments.json else inspection.as_text(sample))
         return
     start = time.perf_counter()
     if command == "verify":
@@ -80,9 +80,9 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def split(words: list[str]) -> tuple[str, list[str]]:
-    """The command, wherever it stands and `store` where none is given, and the overrides.
+    """The command (at any position; default `store`) and the overrides.
 
-    Errors: UserError for a command that is not known, and for two.
+    Errors: UserError for an unknown command, and for two commands.
     """
     commands = [word for word in words if "=" not in word]
     for word in commands:
@@ -97,7 +97,7 @@ def split(words: list[str]) -> tuple[str, list[str]]:
 
 
 def lines(outcome: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """An outcome for people, a line a fact."""
+    """An outcome as readable text, one line per fact."""
     for name, value in outcome.items():
         if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
             yield f"{indent}{name}:"

@@ -25,7 +25,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    # A launcher that is deaf to Ctrl-C (as make demo starts it) hands that on; a rank hears it from its first second.
+    # A launcher that ignores Ctrl-C (as in make demo) passes that on to ranks; a rank must handle it from its start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = parse(words)
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":

@@ -1,5 +1,5 @@
-"""Studies: two-phase, whether learning English first and all languages afterwards beats one phase; fake-english, whether two
-languages that are one up to their token ids find each other.
+"""Studies. two-phase: whether training on English first and on all languages afterwards beats one phase; fake-english:
+whether two languages that differ only in their token ids become aligned.
 
 examples:
   metaxlm study two-phase --size tiny
@@ -9,8 +9,8 @@ examples:
   metaxlm study fake-english
   metaxlm study fake-english --no_parallel --text mine.txt --output runs/fake phases.joint.steps=12000
 
-two-phase: the recipe gives text, phases and optimiser; the size gives the model and N; more --seeds and --ratios may be
-given to a study that is there. Run a study again and it goes on where it was. `metaxlm study two-phase --help` has all
+two-phase: the recipe gives text, phases and optimiser; the size gives the model and N; more --seeds and --ratios can be
+added to an existing study. A study that is run again continues from its last state. `metaxlm study two-phase --help` has all
 its options; the arms are in docs/evaluation.md.
 """
 
@@ -124,16 +124,16 @@ def fake_english(arguments: argparse.Namespace) -> int:
     options = FakeEnglishOptions(
         Path(arguments.output), tuple(arguments.text), not arguments.no_parallel, tuple(arguments.overrides)
     )
-    found = fake_english_study(options, logger(arguments))
+    outcome = fake_english_study(options, logger(arguments))
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(outcome))
     else:
         print(
-            f"{found['case']}: retrieval {found['retrieval']:.3f} at layer {found['layer']} among {found['candidates']} "
-            f"sentences, {'above' if found['reached'] else 'NOT above'} {found['bar']}; "
+            f"{outcome['case']}: retrieval {outcome['retrieval']:.3f} at layer {outcome['layer']} among "
+            f"{outcome['candidates']} sentences, {'above' if outcome['reached'] else 'NOT above'} {outcome['bar']}; "
             f"{options.output / 'fake-english.json'}"
         )
-    return 0 if found["reached"] else 1
+    return 0 if outcome["reached"] else 1
 
 
 STUDIES: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {

@@ -1,4 +1,4 @@
-"""The packed batch: the one shape in which tokens travel from the loader to the model.
+"""The packed batch: the only format in which tokens are passed from the loader to the model.
 
 Legend of shape suffixes: T tokens of the micro-batch, W windows, L tokens of a window (T = W * L), D documents,
 M targets (masked positions), P translation pairs, E examples (of xlco: a query and its key).
@@ -18,7 +18,7 @@ class PackedBatch:
     """A micro-batch of W windows of L tokens; documents never cross a window and attention never crosses a document.
 
     `targets` and `target_tokens` have M entries, the same number in every micro-batch of an objective unless a window
-    had fewer eligible tokens; the loss is divided by a constant that the recipe fixes, never by M.
+    had fewer eligible tokens; the loss is divided by a constant from the recipe, never by M.
     """
 
     tokens: torch.Tensor
@@ -35,9 +35,9 @@ class PackedBatch:
     languages: torch.Tensor
     """[W] int64: index of the window's language (or language pair) in the loader's list."""
     targets: torch.Tensor
-    """[M] int64: flat positions whose token is to be predicted, ascending."""
+    """[M] int64: flat positions whose token the model predicts, ascending."""
     target_tokens: torch.Tensor
-    """[M] int64: what stood there."""
+    """[M] int64: the original tokens at these positions."""
     pairs: torch.Tensor | None = None
     """[P, 2] int64, contrast only: document numbers (into cu_seqlens) of a sentence and of its translation."""
     pair_languages: torch.Tensor | None = None
@@ -45,13 +45,13 @@ class PackedBatch:
     starts: torch.Tensor | None = None
     """[E] int64, xlco only: flat position of the `<s>` of each example's sequence."""
     texts: torch.Tensor | None = None
-    """[E, 2] int64, xlco only: hashes of the words of each example's query and key, whatever is masked in them."""
+    """[E, 2] int64, xlco only: hashes of the words of each example's query and key before masking."""
     keys: PackedBatch | None = None
-    """xlco only: the keys of the examples, of which this batch has the queries; packed for themselves."""
+    """xlco only: the keys that belong to the queries in this batch; packed separately."""
 
     @classmethod
     def outline(cls, positions: torch.Tensor, cu_seqlens: torch.Tensor, samples: torch.Tensor, window: int) -> PackedBatch:
-        """A batch of which only the documents' places are known: what pipeline stages behind the first need of it."""
+        """A batch with document boundaries only: what pipeline stages after the first need."""
         nothing = positions.new_empty(0)
         return cls(nothing, positions, cu_seqlens, window, samples, nothing, nothing, nothing)
 
@@ -60,7 +60,7 @@ class PackedBatch:
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> PackedBatch:
-        """The same batch in page-locked memory, for copies to a CUDA device that run beside its work."""
+        """The same batch in page-locked memory, for asynchronous copies to a CUDA device."""
         return self._mapped(torch.Tensor.pin_memory)
 
     def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
@@ -79,7 +79,7 @@ class PackedBatch:
 
     @property
     def token_numbers(self) -> torch.Tensor:
-        """[T] int64: a number that each token keeps in every layout; keys the dropout masks."""
+        """[T] int64: a number per token that is the same in every layout; keys the dropout masks."""
         if self.samples.numel() * self.window == self.positions.numel():
             offsets = torch.arange(self.window, device=self.samples.device)
             return (self.samples.unsqueeze(1) * self.window + offsets).view(-1)

@@ -16,14 +16,14 @@ from dist_metaxlm.recipe.schema import Objective, PhaseConfig, Recipe
 from dist_metaxlm.text import pluralize
 
 LAST = 1 << 40
-"""No phase has as many samples; beyond this their numbers are not computed exactly."""
+"""No phase has this many samples; sample numbers beyond it are not computed exactly."""
 
 
 def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample: int) -> dict[str, Any]:
     """Sample number `sample` of an objective of a phase (by default its first), as the trainer gets it; JSON-ready.
 
     Positions count tokens of the sample, offsets tokens of the corpus. Errors: UserError for a phase or objective that
-    the recipe has not, a negative number, or data that are not prepared.
+    the recipe does not have, a negative number, or data that are not prepared.
     """
     phase = recipe.phase(phase_name)
     objective = _objective(phase_name, phase, objective_name)
@@ -61,7 +61,7 @@ def _objective(phase_name: str, phase: PhaseConfig, name: str | None) -> Objecti
 
 
 def _shown_tokens(shown: Shown) -> int:
-    """Tokens of the windows, or of the documents alone where they were put together for people to look at."""
+    """Tokens of the windows, or of the documents only if these were assembled for display."""
     return shown.batch.tokens.numel() if shown.part is None else int((shown.words != PAD).sum())
 
 
@@ -96,13 +96,13 @@ def _documents(shown: Shown, runs: list[tuple[int, int]], corpus: Corpus, tokeni
 
 
 def _offset(first: int, runs: list[tuple[int, int]]) -> int | None:
-    """Offset in the corpus of flat position `first`; None in front of all runs."""
+    """Offset in the corpus of flat position `first`; None if it precedes all runs."""
     before = [(place, source) for place, source in runs if place <= first]
     return before[-1][1] + first - before[-1][0] if before else None
 
 
 def _place(offset: int | None, length: int, corpus: Corpus) -> dict[str, Any]:
-    """Number of the store's document, offset of its part in the corpus, and which part the sample shows."""
+    """The document's number in the store, the offset of its part in the corpus, and which part the sample shows."""
     if offset is None:
         return {"document": None, "offset": None, "part": "part of a pair that the window's edge cuts"}
     starts = corpus.document_starts
@@ -112,15 +112,15 @@ def _place(offset: int | None, length: int, corpus: Corpus) -> dict[str, Any]:
     return {"document": document, "offset": offset, "part": f"{part} of {end - begin}"}
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The same for people."""
+def as_text(sample: dict[str, Any]) -> str:
+    """The inspected sample as readable text."""
     lines = [
-        f"phase {found['phase']}, objective {found['objective']}, sample {found['sample']}: {found['language']}, "
-        f"{pluralize(found['tokens'], 'token')}, {pluralize(found['targets'], 'target')}",
-        f"corpus {found['corpus']}, from {', '.join(found['files']) or 'files that the store does not name'}",
-        f"text after the tokenizer's normalisation, {found['normalisation']}",
+        f"phase {sample['phase']}, objective {sample['objective']}, sample {sample['sample']}: {sample['language']}, "
+        f"{pluralize(sample['tokens'], 'token')}, {pluralize(sample['targets'], 'target')}",
+        f"corpus {sample['corpus']}, from {', '.join(sample['files']) or 'files that the store does not name'}",
+        f"text after the tokenizer's normalisation, {sample['normalisation']}",
     ]
-    for document in found["documents"]:
+    for document in sample["documents"]:
         first, last = document["positions"]
         where = "" if document["document"] is None else f"document {document['document']} at token {document['offset']}, "
         lines += [

@@ -1,7 +1,7 @@
 """The data of one phase: packed batches by objective and sample number, without any state.
 
 Sample n of an objective follows from (seed, phase, objective, n) alone, so ranks, micro-batches and resumed runs read
-what they need by number. What a sample is, a window or a translation pair, is up to the objective's data source
+samples by number. The objective's data source defines whether a sample is a window or a translation pair
 (data/objectives/).
 """
 
@@ -39,7 +39,7 @@ class PhaseData:
         self._phase = phase
         reads = {objective.reads for objective in phase.objectives}
         text = list(text_sources(store.manifest["text"]))
-        # a language may be there in translations only; objectives on text need text of it
+        # a language may have translations only; objectives on text need its text
         self.languages = chosen_languages(phase, text if "text" in reads else _with_sides(text, store.pairs))
         self.pairs = chosen_pairs(phase, store.pairs) if "pairs" in reads else []
         opening = Opening(store, tokenizer, phase, phase_name, seed, self.languages, self.pairs)
@@ -52,15 +52,15 @@ class PhaseData:
         return self._sources[objective.name].batch(objective, np.arange(first, first + count, dtype=np.int64))
 
     def origin(self, objective: Objective, sample: int) -> Origin:
-        """Where a sample comes from."""
+        """The origin of a sample in the store."""
         return self._sources[objective.name].origin(sample)
 
     def shown(self, objective: Objective, sample: int) -> list[Shown]:
-        """The documents of a sample, for people who look at it."""
+        """The documents of a sample, for display."""
         return self._sources[objective.name].shown(objective, sample)
 
     def names(self, objective_name: str) -> list[str]:
-        """Languages or language pairs of an objective; batches number them by their place here."""
+        """Languages or language pairs of an objective; batches refer to them by index in this list."""
         return self._sources[objective_name].names
 
     def asked(self, objective_name: str, tokens: int) -> dict[str, float]:
@@ -69,7 +69,7 @@ class PhaseData:
         return self._named(objective_name, self._sources[objective_name].mixture.shares(sample))
 
     def asked_so_far(self, objective_name: str, samples: int) -> dict[str, float]:
-        """The same, averaged over the first `samples` samples of the objective: what their realised mix should be."""
+        """The same, averaged over the first `samples` samples of the objective: the expected actual mix."""
         return self._named(objective_name, self._sources[objective_name].mixture.shares_so_far(samples))
 
     def _named(self, objective_name: str, shares: np.ndarray) -> dict[str, float]:
@@ -77,7 +77,7 @@ class PhaseData:
 
 
 def chosen_languages(phase: PhaseConfig, available: list[str]) -> list[str]:
-    """The phase's languages in the recipe's order, or all of the store; UserError for one that is not in the store."""
+    """The phase's languages in the recipe's order, or all of the store; UserError for a language that the store lacks."""
     languages = list(available) if phase.languages == "all" else list(dict.fromkeys(phase.languages))
     for language in [*languages, *(name for point in phase.unlock for name in point.languages)]:
         if language not in available:
@@ -91,7 +91,7 @@ def chosen_languages(phase: PhaseConfig, available: list[str]) -> list[str]:
 
 
 def chosen_pairs(phase: PhaseConfig, available: list[str]) -> list[str]:
-    """The store's language pairs with both sides among the phase's languages; UserError where there is none."""
+    """The store's language pairs with both sides among the phase's languages; UserError if none exists."""
     if phase.languages == "all":
         pairs = list(available)
     else:

@@ -1,4 +1,4 @@
-"""Batches built ahead of the training step, in order, by threads."""
+"""Threads that build batches ahead of the training step, in order."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Result = TypeVar("Result")
 
 
 def prefetch(thunks: Iterable[Callable[[], Result]], depth: int, workers: int = 1) -> Iterator[Result]:
-    """Yield what each thunk returns, in order, with up to `depth` results built ahead of the one that is in use, by
-    `workers` threads. The order and the results are the same for any number of them.
+    """Yield the result of each thunk, in order, with up to `depth` results built ahead of the one in use, by `workers`
+    threads. The order and the results are the same for any number of threads.
 
-    An exception of a thunk is raised where its result would have been. Closing the iterator drops what is not begun and
-    waits for those in the making. `depth` 0 builds each result when it is asked for.
+    An exception of a thunk is raised where its result would have been. Closing the iterator cancels
+    thunks that have not started and waits for those that are running. `depth` 0 builds each result on demand.
     """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="prefetch") as pool:

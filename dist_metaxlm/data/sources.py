@@ -16,13 +16,13 @@ class Source:
     corpus: str
     """Name of its files."""
     language: str
-    """Language it belongs to."""
+    """Its language."""
     weight: Fraction
-    """Factor of its tokens where the sources of a language share its windows."""
+    """Factor of its tokens in its share of the language's windows."""
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         known = self.corpus == self.language
         return f"language {self.language}" if known else f"source {self.corpus} of language {self.language}"
 
@@ -30,7 +30,7 @@ class Source:
 def text_sources(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Source]]:
     """Language -> its sources, both in alphabetical order, from the manifest's text entries.
 
-    An entry without "language" is a language of its own, one without "weight" has weight 1.
+    An entry without "language" is a separate language; an entry without "weight" has weight 1.
     """
     sources: dict[str, list[Source]] = {}
     for corpus in sorted(entries):

@@ -1,4 +1,4 @@
-"""Ids of the special tokens, the same in every tokenizer of ours and in XLM-R's; `<mask>` is the last id."""
+"""Ids of the special tokens, the same in every tokenizer of this project and in XLM-R's; `<mask>` is the last id."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What one optimiser step consists of: which samples of which objectives this rank takes, in which micro-steps.
+"""The contents of one optimiser step: this rank's samples by objective and micro-step.
 
-The global batch of a step is fixed by the recipe; ranks and micro-batches only cut it up. Every micro-step has the same
+The global batch of a step is fixed by the recipe; ranks and micro-batches only divide it. Every micro-step has the same
 objective on all ranks, and each objective is divided by its own denominator, so no layout changes the loss.
 """
 
@@ -46,7 +46,7 @@ class StepPlan:
         check_batches(phase, phase_name, world_size)
 
     def objectives_at(self, step: int) -> list[tuple[Objective, float, int]]:
-        """(objective, weight in this step's loss, how often the objective was taken before this step)."""
+        """(objective, weight in this step's loss, number of earlier steps with the objective)."""
         if self.phase.mixing == "sum":
             return [(objective, objective.weight, step) for objective in self.phase.objectives]
         drawn = self._draw(np.arange(step + 1))
@@ -68,10 +68,10 @@ class StepPlan:
 
 
 def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:
-    """Every objective's batch must be cut evenly over the data-parallel ranks.
+    """Check that every objective's batch divides evenly over the data-parallel ranks.
 
     Raises:
-        UserError: naming each batch that is not, with the nearest one that is.
+        UserError: naming each batch that does not, with the nearest one that does.
     """
     problems = undivided(phase, world_size)
     if problems:

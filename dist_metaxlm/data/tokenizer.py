@@ -1,4 +1,4 @@
-"""The tokenizer: a SentencePiece unigram model, with `<mask>` as one id more after its last piece."""
+"""The tokenizer: a SentencePiece unigram model, with `<mask>` as an additional id after its last piece."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_metaxlm.errors import UserError
 
 WORD_START = "\u2581"
 _SHORT = 100
-"""Mean characters of a text below which a list of ids costs less than an array of its own."""
+"""Mean characters of a text below which a list of ids costs less than a separate array."""
 
 
 class Tokenizer:
@@ -53,7 +53,7 @@ class Tokenizer:
 
     @property
     def normalisation(self) -> str:
-        """The rule by which the model changes characters before it cuts them: `nmt_nfkc`, `nfkc`, `identity` or another."""
+        """The model's normalisation rule, applied before segmentation: `nmt_nfkc`, `nfkc`, `identity` or another."""
         from sentencepiece import sentencepiece_model_pb2
 
         model = sentencepiece_model_pb2.ModelProto.FromString(self._processor.serialized_model_proto())
@@ -62,7 +62,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Open a model file. Errors: UserError if it is missing, no SentencePiece model, or lays out other ids."""
+        """Open a model file. Errors: UserError if it is missing, is not a SentencePiece model, or has other special ids."""
         path = Path(path)
         if path.is_dir():
             raise UserError(
@@ -75,11 +75,11 @@ class Tokenizer:
 
     def _check_ids(self) -> None:
         sp = self._processor
-        found = (sp.bos_id(), sp.pad_id(), sp.eos_id(), sp.unk_id())
-        if found != (BOS, PAD, EOS, UNK):
+        ids = (sp.bos_id(), sp.pad_id(), sp.eos_id(), sp.unk_id())
+        if ids != (BOS, PAD, EOS, UNK):
             raise UserError(
-                f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, found))} where 0, 1, 2, 3 are "
-                "needed; train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3, or convert the folder that "
+                f"{self.path} has bos, pad, eos, unk at ids {', '.join(map(str, ids))} instead of "
+                "0, 1, 2, 3; train it with --bos_id=0 --pad_id=1 --eos_id=2 --unk_id=3, or convert the folder that "
                 "has XLM-R's with metaxlm convert import"
             )
 

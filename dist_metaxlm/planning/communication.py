@@ -1,16 +1,16 @@
-"""Bytes that leave each node in an optimiser step, by layout: what the link between nodes has to carry.
+"""Bytes that leave each node in an optimiser step, by layout: the load of the link between nodes.
 
-Counted are the collectives of a layout as rings (a rank of n sends (n - 1) / n of the data for each pass over it), with the
-element size of the training precision; headers, retries and the small sums of losses and norms are not.
+The count includes the collectives of a layout as rings (a rank of n sends (n - 1) / n of the data for each pass over it),
+with the element size of the training precision. It excludes headers, retries and the small sums of losses and norms.
 
-    data:     the gradients, 2 passes without ZeRO, 3 with it. ZeRO-1 and 2 could do with 2 (arXiv 1910.02054, section 7);
+    data:     the gradients, 2 passes without ZeRO, 3 with it. ZeRO-1 and 2 need only 2 (arXiv 1910.02054, section 7);
               DeepSpeed (0.19, `use_multi_rank_bucket_allreduce`) sends whole buckets to all ranks and gathers the weights
     tensor:   the states [tokens, h] in 4 all-reduces of 2 passes a block (arXiv 1909.08053), one more for the embedding,
               and the states of the targets in the backward pass of the head
     pipeline: the states [tokens, h] forward, their gradients backward; the word embedding's gradient between the two stages
               that hold it, and its new weights once
 
-All objectives of the phase are counted (`mixing: sum`), translation pairs with sentences of the greatest length.
+All objectives of the phase are counted (`mixing: sum`), translation pairs with sentences of maximum length.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Traffic:
 
     @property
     def busiest(self) -> int:
-        """Of the node that sends most, which is what a step waits for."""
+        """Bytes of the node that sends most; a step waits for it."""
         return max(self.by_node)
 
 
 def predict_traffic(recipe: Recipe, phase: str, nodes: int, ranks_a_node: int) -> Traffic:
-    """The traffic of a step of `phase` where the recipe's layout lies on nodes that are filled one after another."""
+    """The traffic of a step of `phase` for the recipe's layout on nodes that are filled one after another."""
     layout, config = recipe.parallel, recipe.phase(phase)
     place = Placement(
         Topology(0, nodes * ranks_a_node, 0, ranks_a_node, "plan", filled_nodes([ranks_a_node] * nodes)),
@@ -87,12 +87,12 @@ def _ring(rank: int, position: int, members: int, stride: int) -> int:
 
 
 def _element(recipe: Recipe) -> int:
-    """Bytes of a number on its way; `auto` counts as fp32, which it is on CPU."""
+    """Bytes of a transferred number; `auto` counts as fp32, its value on CPU."""
     return 2 if recipe.training.precision in ("bf16", "fp16") else 4
 
 
 def _gradients(recipe: Recipe, phase: PhaseConfig, stage: Stage, data: int) -> float:
-    """What a rank sends to the next of its data-parallel group."""
+    """Bytes that a rank sends to the next in its data-parallel group."""
     parameters = stage_parameters(recipe.model, stage, recipe.parallel.tensor).own
     parameters += sum(objective.own_parameters(recipe.model) for objective in phase.objectives) if stage.last else 0
     passes = 3 if recipe.parallel.zero_stage else 2
@@ -100,23 +100,27 @@ def _gradients(recipe: Recipe, phase: PhaseConfig, stage: Stage, data: int) -> f
 
 
 def _inside_blocks(recipe: Recipe, phase: PhaseConfig, stage: Stage, place: Placement) -> float:
-    """What a rank sends to the next of its tensor group."""
+    """Bytes that a rank sends to the next in its tensor group."""
     states = 0.0
-    for one in _passes(phase):
-        tokens, ways = one.tokens / place.data, 2 if one.backward else 1
-        blocks = sum(one.layers is None or block < one.layers for block in stage.blocks)
+    for encoder_pass in _passes(phase):
+        tokens, ways = encoder_pass.tokens / place.data, 2 if encoder_pass.backward else 1
+        blocks = sum(encoder_pass.layers is None or block < encoder_pass.layers for block in stage.blocks)
         states += tokens * ways * (2 * blocks + stage.first / 2)
-        states += tokens * phase.mask_rate if one.targets and stage.last else 0
+        states += tokens * phase.mask_rate if encoder_pass.targets and stage.last else 0
     return 2 * (place.tensor - 1) / place.tensor * states * recipe.model.hidden * _element(recipe)
 
 
 def _between_stages(recipe: Recipe, phase: PhaseConfig, place: Placement) -> float:
-    """What a rank sends to its like on a neighbouring stage."""
+    """Bytes that a rank sends to its counterpart on a neighbouring stage."""
     split = place.tensor if recipe.parallel.sequence else 1
-    tokens = sum(one.tokens / place.data for one in _passes(phase))
+    tokens = sum(encoder_pass.tokens / place.data for encoder_pass in _passes(phase))
     return tokens * recipe.model.hidden * _element(recipe) / split
 
 
 def _passes(phase: PhaseConfig) -> list[EncoderPass]:
-    """What goes through the encoder in a step, of all objectives."""
-    return [one for of in phase.objectives for one in of.passes(phase.sequence_length, phase.mask_rate)]
+    """Encoder passes of all objectives in a step."""
+    return [
+        encoder_pass
+        for objective in phase.objectives
+        for encoder_pass in objective.passes(phase.sequence_length, phase.mask_rate)
+    ]

@@ -3,7 +3,7 @@
 Per token, fwd + bwd:  6 L (4 h^2 + 2 h f) + 12 L s h + 6 r (V h + h^2)
 with L blocks, width h, feed-forward width f (3 h f for GeGLU), s = sum(len^2) / sum(len) the length a token attends
 over, r targets per token. A matrix product of m x n weights is 2 m n a token forward and twice that backward; the
-embedding lookup, norms and activations count nothing, nor does anything recomputed.
+embedding lookup, norms, activations and recomputation are not counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def training_flops(
 
     tokens: all tokens of the pack. squared_lengths: sum over documents of length^2. targets: positions that reach the
     vocabulary. layers: blocks that are run (default: all). Local layers of family modern attend over at most
-    `local_window` tokens; a document shorter than that costs its length.
+    `local_window` tokens; a shorter document counts with its length.
     """
     run = model.layers if layers is None else layers
     hidden, matrices = model.hidden, 3 if model.family == "modern" else 2
@@ -37,14 +37,20 @@ def flops_per_token(model: ModelConfig, length: float, target_share: float, laye
 
 
 def objective_flops(model: ModelConfig, objective: Objective, sequence_length: int, mask_rate: float) -> float:
-    """Operations of one step with `objective`, at most: full windows, longest sentences."""
+    """Operations of one step with `objective`, upper bound: full windows, longest sentences."""
     total = objective.other_flops(model, sequence_length)
-    for one in objective.passes(sequence_length, mask_rate):
-        both_ways = training_flops(model, one.tokens, one.tokens * one.document, one.targets, one.layers)
-        total += both_ways if one.backward else both_ways / 3
+    for encoder_pass in objective.passes(sequence_length, mask_rate):
+        both_ways = training_flops(
+            model,
+            encoder_pass.tokens,
+            encoder_pass.tokens * encoder_pass.document,
+            encoder_pass.targets,
+            encoder_pass.layers,
+        )
+        total += both_ways if encoder_pass.backward else both_ways / 3
     return total
 
 
 def step_flops(model: ModelConfig, phase: PhaseConfig) -> float:
-    """Operations of one optimiser step with all objectives (`mixing: sum`), at most."""
-    return sum(objective_flops(model, one, phase.sequence_length, phase.mask_rate) for one in phase.objectives)
+    """Operations of objective optimiser step with all objectives (`mixing: sum`), upper bound."""
+    return sum(objective_flops(model, objective, phase.sequence_length, phase.mask_rate) for objective in phase.objectives)

@@ -1,4 +1,4 @@
-"""What is known of accelerators: memory, and the dense bf16 peak that MFU is measured against."""
+"""Data of accelerators: memory, and the dense bf16 peak that MFU is relative to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEVICES = {
     )
 }
 
-# What torch.cuda.get_device_name says, after "NVIDIA "; an unlisted name (MIG slice, H100 NVL, GH200) has no peak here.
+# Result of torch.cuda.get_device_name without "NVIDIA "; an unlisted name (MIG slice, H100 NVL, GH200) has no peak.
 _TORCH_NAMES = (
     (r"A100-(SXM4|PCIE)-40GB", "A100-40GB"),
     (r"A100-SXM4-80GB|A100 80GB PCIe", "A100-80GB"),
@@ -54,7 +54,7 @@ def device_named(name: str) -> Device:
 
 
 def device_of(torch_name: str) -> Device | None:
-    """The device that `torch.cuda.get_device_name()` means, or None if it is not in the table."""
+    """The device that `torch.cuda.get_device_name()` names, or None if it is not in the table."""
     plain = torch_name.removeprefix("NVIDIA ").strip()
     for pattern, name in _TORCH_NAMES:
         if re.fullmatch(pattern, plain):
@@ -63,6 +63,6 @@ def device_of(torch_name: str) -> Device | None:
 
 
 def model_flops_utilisation(flops_per_second: float, torch_name: str) -> float | None:
-    """Share of a device's dense bf16 peak that `flops_per_second` (of one device) is; None for an unknown device."""
+    """`flops_per_second` (of one device) as a share of its dense bf16 peak; None for an unknown device."""
     device = device_of(torch_name)
     return None if device is None else flops_per_second / device.bf16_flops

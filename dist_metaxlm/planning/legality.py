@@ -1,9 +1,9 @@
-"""Whether a layout is legal: the one answer that recipe validation, planner, launchers and training share.
+"""Whether a layout is legal: the check shared by recipe validation, planner, launchers and training.
 
-The rules without ranks are in `recipe/layout.py`: methods that clash, objectives that need whole weights, half precision
-without ZeRO. Here are those of the ranks at hand: tensor ranks and stages have to divide the ranks and fit the model, the
-copies of the model have to share every batch evenly, and tensor groups stay inside nodes unless the recipe allows more.
-For a size that does not fit, the nearest layout that is legal on the same ranks is searched for and named.
+`recipe/layout.py` has the rules that do not depend on ranks: incompatible methods, objectives that need whole weights, half
+precision without ZeRO. This module has the rules for given ranks: tensor ranks and stages must divide the ranks and fit
+the model, the copies of the model must share every batch evenly, and tensor groups stay inside nodes unless the recipe
+allows more. For a size that does not fit, the nearest legal layout on the same ranks is searched for and named.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Misfit:
 
 @dataclass(frozen=True, kw_only=True)
 class _Judge:
-    """What layouts are judged by: arguments as of `problems`."""
+    """Criteria for checking layouts; arguments as for `problems`."""
 
     recipe: Recipe
     cluster: Nodes | None
@@ -46,11 +46,11 @@ class _Judge:
         return self.fits(layout) and not any(undivided(phase, self.copies(layout)) for phase in self.phases.values())
 
     def fits(self, layout: Layout) -> bool:
-        """Whether it is legal but perhaps for batches that its copies of the model cannot share."""
+        """Whether it is legal, ignoring batches that its copies of the model cannot share."""
         return not contradictions(self.recipe, layout, self.precision) and not any(self.misfits(layout))
 
     def copies(self, layout: Layout) -> int:
-        """Copies of the model on the ranks at hand, for a layout without misfits; 1 where the ranks are not known."""
+        """Copies of the model on the given ranks, for a layout without misfits; 1 if the ranks are not known."""
         return 1 if self.cluster is None else self.cluster.world_size // (layout.tensor * layout.pipeline)
 
     def misfits(self, layout: Layout) -> Iterator[_Misfit]:
@@ -93,10 +93,10 @@ class _Judge:
             yield _Misfit(field="pipeline", value=stages, reason=reason)
 
     def nearest(self, layout: Layout, accepts: Callable[[Layout], bool]) -> Layout | None:
-        """The accepted layout whose tensor ranks and stages are nearest to those of `layout`, the smaller ones of two.
+        """The accepted layout whose tensor ranks and stages are nearest to those of `layout`; at a tie the smaller.
 
-        Layouts that keep what is right of the two come first. ZeRO stage and sequence parallelism follow where the wanted
-        ones do not go with it.
+        Layouts that keep the valid one of the two come first. ZeRO stage and sequence parallelism are adjusted if the
+        wanted ones are incompatible with it.
         """
         ranks = None if self.cluster is None else self.cluster.world_size
         grid = [
@@ -117,7 +117,7 @@ class _Judge:
         return next((candidate for candidate in candidates if accepts(candidate)), None)
 
     def settled(self, layout: Layout) -> Layout:
-        """The layout with the remedies of its contradictions."""
+        """The layout with the remedies of its contradictions applied."""
         while clashes := contradictions(self.recipe, layout, self.precision):
             layout = replace(layout, **{name: value for clash in clashes for name, value in clash.change.items()})
         return layout
@@ -126,12 +126,12 @@ class _Judge:
 def problems(
     recipe: Recipe, layout: Layout, cluster: Nodes | None = None, phase: str | None = None, precision: str | None = None
 ) -> list[Problem]:
-    """All that is wrong with `layout` for `recipe` on the ranks of `cluster`; empty for a legal one.
+    """All problems of `layout` for `recipe` on the ranks of `cluster`; empty for a legal one.
 
     Arguments:
-        cluster: the ranks and their nodes; copies of the model follow from it. None: only what holds on any ranks.
+        cluster: the ranks and their nodes; they determine the copies of the model. None: only rules that hold on any ranks.
         phase: the phase that is trained; None: all of the recipe.
-        precision: what `training.precision: auto` means on the devices at hand; None: not known, and nothing is refused.
+        precision: value of `training.precision: auto` on the given devices; None: not known, and nothing is refused.
     """
     judge = _judge(recipe, cluster, phase, precision)
     clashes, misfits = contradictions(recipe, layout, precision), list(judge.misfits(layout))
@@ -139,7 +139,7 @@ def problems(
         return [*clashes, *_sharing_problems(judge, judge.settled(layout))]
     near = judge.nearest(layout, judge.accepts)
     remaining: list[Problem] = []
-    if near is None:  # batches that no layout of these ranks shares: the nearest without them, and what is wrong with those
+    if near is None:  # batches that no layout of these ranks shares: the nearest layout without them, and their problems
         near = judge.nearest(layout, judge.fits)
         assert near is not None, "one rank a copy, in one stage, divides everything"
         remaining = _sharing_problems(judge, near)
@@ -154,8 +154,8 @@ def problems(
     if any(misfit.crosses for misfit in misfits) and judge.accepts(across):
         remedy += f", or {assignment(ACROSS, True)} if you want that"
     sizes = [
-        Problem(field=f"parallel.{one.field}", value=one.value, reason=one.reason, remedy=remedy, change=change)
-        for one in misfits
+        Problem(field=f"parallel.{misfit.field}", value=misfit.value, reason=misfit.reason, remedy=remedy, change=change)
+        for misfit in misfits
     ]
     return [*sizes, *clashes, *remaining]
 
@@ -167,11 +167,11 @@ def is_legal(
     return _judge(recipe, cluster, phase, precision).accepts(layout)
 
 
-def refusal(found: Sequence[Problem]) -> str:
-    """All problems in one sentence; a remedy that several share is given once, behind the last of them."""
-    last = {problem.remedy: number for number, problem in enumerate(found)}
+def refusal(wrong: Sequence[Problem]) -> str:
+    """All problems in one sentence; a remedy that several share is given once, after the last of them."""
+    last = {problem.remedy: number for number, problem in enumerate(wrong)}
     return "; ".join(
-        problem.message if last[problem.remedy] == number else problem.reason for number, problem in enumerate(found)
+        problem.message if last[problem.remedy] == number else problem.reason for number, problem in enumerate(wrong)
     )
 
 
@@ -181,7 +181,7 @@ def _judge(recipe: Recipe, cluster: Nodes | None, phase: str | None, precision: 
 
 
 def _sharing_problems(judge: _Judge, layout: Layout) -> list[Problem]:
-    """Batches that the copies of the model cannot share evenly; none where the sizes of `layout` do not fit at all."""
+    """Batches that the copies of the model cannot share evenly; none if the sizes of `layout` do not fit at all."""
     if judge.cluster is None or any(judge.misfits(layout)):
         return []
     ranks, copies, each = judge.cluster.world_size, judge.copies(layout), layout.tensor * layout.pipeline

@@ -7,20 +7,20 @@ rank's own shard of the model and N data-parallel ranks:
     fp32: weights 4 P, gradients 4 P, two moments 8 P; ZeRO-1, ZeRO-2 and offload (DeepSpeed 0.19.8) keep a copy, 4 P
     ZeRO-1 divides the optimiser's part by N, ZeRO-2 also the gradients, ZeRO-3 also the weights.
 
-fp16 needs what bf16 does. Half-precision gradients are also there once as the 2-byte gradients of one backward pass: 2 P
-(ZeRO-0, 1), one bucket else. Offload (arXiv 2101.06840) moves the optimiser's part to the CPU, and with ZeRO-3 the summed
-gradients too.
+fp16 needs what bf16 does. Half precision also needs the 2-byte gradients of one backward pass: 2 P (ZeRO-0, 1),
+otherwise one bucket. Offload (arXiv 2101.06840) moves the optimiser's part to the CPU, and with ZeRO-3 also the summed
+gradients.
 
 Activations are an estimate: per token and block the tensors that the backward pass needs, with memory-linear attention
-and nothing recomputed, 8 h + 2 f elements (modern: 10 h + 4 f; rotated queries and keys lie beside the others). Tensor
-parallelism divides 4 h (modern: 6 h) and the f part, sequence parallelism all of it. `recompute: selective` leaves out the
-f part but for one block at a time; of a block that `recompute: blocks` takes its input stays, h, and one such block at a
-time is there whole. The first of a pipeline's p stages holds p micro-batches, the next p - 1, the last one. The last has the
+and nothing recomputed, 8 h + 2 f elements (modern: 10 h + 4 f, including rotated queries and keys). Tensor parallelism
+divides 4 h (modern: 6 h) and the f part, sequence parallelism all of it. `recompute: selective` keeps the f part of only
+one block at a time. `recompute: blocks` keeps the input, h, of each block that it applies to, and one such block at a time
+in full. The first of a pipeline's p stages holds p micro-batches, the next p - 1, the last one. The last stage has the
 head, with the gathered targets' states and one chunk of logits, and a copy of the token embedding without optimiser states.
 
-Host memory: 12 bytes of each parameter that the rank updates, divided by N whatever the ZeRO stage, for the copy from which
-checkpoints are written. Beside training it is there all the time and page-locked, where torch rounds each buffer up to a
-power of two: at most twice as much. Otherwise it is there while a save lasts. Offloaded states lie there too.
+Host memory: 12 bytes per parameter that the rank updates, divided by N at any ZeRO stage, for the copy from which
+checkpoints are written. With background saving the copy is permanent and page-locked, and torch rounds each buffer up to a
+power of two: at most twice as much. Otherwise it exists only during a save. Offloaded states are in host memory too.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from dist_metaxlm.recipe.schema import ModelConfig
 BUCKET_ELEMENTS = 50_000_000
 """Elements of DeepSpeed's reduce and all-gather buckets, as in ds_configs/."""
 HEAD_CHUNK_BYTES = 2 * 10**9
-"""Allowance for the logits that the head holds at once, in bytes; the kernels take no larger chunk."""
+"""Allowance for the logits that the head holds at once, in bytes; the kernels use no larger chunk."""
 LIVE_PARAMETERS = 1_000_000_000
 """ZeRO-3: gathered parameters that DeepSpeed keeps at most (its default stage3_max_live_parameters)."""
 PINNED_ROUNDING = 2
-"""How many times a page-locked buffer may be as large as what was asked for, at most."""
+"""Largest ratio of a page-locked buffer's size to the requested size."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes of host memory that a rank of the fullest stage needs, at most."""
+    """Upper bound on the host memory of a rank of the fullest stage, in bytes."""
 
     saving: int
-    """Where checkpoints are copied to before they are written."""
+    """Copy from which checkpoints are written."""
     offload: int
-    """Optimiser states and gradients that are kept off the device."""
+    """Offloaded optimiser states and gradients."""
 
     @property
     def total(self) -> int:
@@ -94,7 +94,7 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Bytes on the fullest rank, for micro-batches of `micro_batch_tokens` tokens; precision `fp32`, `bf16` or `fp16`.
 
-    `stages` says what lies where in a pipeline (planning/stages.py); without one it may be left out.
+    `stages` assigns parts of the model to pipeline stages (planning/stages.py); it may be omitted without a pipeline.
     """
     stages = stages or [Stage(range(model.layers))]
     assert len(stages) == layout.pipeline, f"{len(stages)} stages for a pipeline of {layout.pipeline}"
@@ -135,9 +135,9 @@ def _stage_memory(
 def estimate_host_memory(
     model: ModelConfig, layout: Layout, precision: str, background: bool, stages: Sequence[Stage], shared: int = 0
 ) -> HostMemory:
-    """Host memory of a rank on CUDA devices; `background`: whether checkpoints are written beside training.
+    """Host memory of a rank on CUDA devices; `background`: whether checkpoints are written in the background.
 
-    shared: bytes that all ranks hold alike and save in shares (planning/checkpoint_size.py).
+    shared: bytes that are replicated on all ranks and saved in shares (planning/checkpoint_size.py).
     """
     own = max(stage_parameters(model, stage, layout.tensor).own for stage in stages)
     offload = 0
@@ -167,5 +167,5 @@ def _head(model: ModelConfig, layout: Layout, element: int, targets: int) -> int
     logits = targets * -(-model.vocab_size // layout.tensor)
     states = 4 * targets * model.hidden * element
     weight_gradient = 4 * -(-model.vocab_size // layout.tensor) * model.hidden
-    # Probabilities in fp32 beside the logits in the training precision.
+    # Probabilities in fp32 in addition to the logits in the training precision.
     return states + weight_gradient + min(HEAD_CHUNK_BYTES, logits * (4 + element))

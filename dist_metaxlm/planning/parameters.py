@@ -13,7 +13,7 @@ POSITION_OFFSET = 2
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of parameters; `split` is what tensor parallelism divides, `whole` what every tensor rank holds."""
+    """Numbers of parameters; `split`: divided by tensor parallelism; `whole`: held by every tensor rank."""
 
     word_embedding: int
     """Word embedding [V, H], also the output projection; split over the vocabulary."""
@@ -48,7 +48,7 @@ class ParameterCounts:
 
     @property
     def without_embeddings(self) -> int:
-        """All parameters but the word embedding and the positions."""
+        """All parameters except the word embedding and the positions."""
         return self.total - self.word_embedding - self.positions
 
 
@@ -60,7 +60,7 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
     norm = hidden * (1 + bias)
     attention = 4 * hidden * hidden + bias * 3 * hidden
     feed_forward = hidden * ffn * (3 if modern else 2) + bias * ffn
-    # Post-norm and modern have a norm after the embedding; the first modern block then has none of its own.
+    # Post-norm and modern have a norm after the embedding; the first modern block then has no norm itself.
     embedding_norm = norm if modern or model.norm == "post" else 0
     block_norms = 2 * model.layers - (1 if modern else 0)
     return ParameterCounts(
@@ -80,20 +80,20 @@ class StageParameters:
     """Numbers of parameters on one tensor rank of a pipeline stage, before ZeRO."""
 
     own: int
-    """Those that it updates."""
+    """Parameters that it updates."""
     copied: int = 0
-    """Its part of the last stage's copy of the token embedding: weights and gradients, and no optimiser state."""
+    """Its part of the last stage's copy of the token embedding: weights and gradients without optimiser state."""
 
     @property
     def total(self) -> int:
-        """All that lie there."""
+        """All parameters that it holds."""
         return self.own + self.copied
 
 
 def stage_parameters(model: ModelConfig, stage: Stage, tensor: int = 1) -> StageParameters:
-    """What a rank of `stage` holds where `tensor` ranks share it, the vocabulary padded to a multiple of them."""
+    """Parameters on a rank of `stage` if `tensor` ranks share it; the vocabulary is padded to a multiple of `tensor`."""
     counts, rows = count_parameters(model), -(-model.vocab_size // tensor)
-    # The first block of family modern has no norm of its own; all others are alike.
+    # The first block of family modern has no norm; all others are identical.
     absent = counts.embedding_norm if model.family == "modern" else 0
     split = counts.blocks_split // model.layers * len(stage.blocks)
     whole = (counts.blocks_whole + absent) // model.layers * len(stage.blocks) - absent * (0 in stage.blocks)

@@ -1,11 +1,11 @@
-"""Which layouts a recipe can run in on a cluster, what they need, and which to take.
+"""The layouts in which a recipe can run on a cluster, their requirements, and their ranking.
 
-The order is a rule, not a speed model: what fits before what does not; ZeRO 0-2 before ZeRO-3, which gathers the weights
-in every pass; then fewer pipeline stages, fewer tensor ranks, ZeRO-1 before 2 before 0, and no sequence parallelism
-before it. So plain data parallelism with ZeRO-1 stands first wherever it fits.
+The order is a rule, not a speed model: layouts that fit before those that do not; ZeRO 0-2 before ZeRO-3, which gathers
+the weights in every pass; then fewer pipeline stages, fewer tensor ranks, ZeRO-1 before 2 before 0, and no sequence
+parallelism before it. So plain data parallelism with ZeRO-1 is first whenever it fits.
 
-Pipeline stages are those that training cuts (planning/stages.py), phase by phase; what is shown is the fullest rank of any
-stage and phase.
+Pipeline stages are the same as in training (planning/stages.py), phase by phase; the figures are those of the fullest rank
+of any stage and phase.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dist_metaxlm.text import pluralize
 MEMORY_SHARE = 0.9
 """Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""
 _SHOWN = ("tensor", "pipeline", "data", "sequence", "zero_stage")
-"""Fields of a layout in a plan's JSON, beside its micro-batch; the others are the recipe's."""
+"""Fields of a layout in a plan's JSON besides its micro-batch; the others are the recipe's."""
 _ZERO_ORDER = {1: 0, 2: 1, 0: 2, 3: 3}
 Stages = dict[str, list[Stage]]
 """Pipeline stages by phase, whose windows and masks may weigh the parts differently."""
@@ -55,13 +55,13 @@ class Cluster:
         return tuple(node for node in range(self.nodes) for _ in range(self.devices_per_node))
 
     def host(self, rank: int) -> str:
-        """What a node is called that has no name yet."""
+        """Placeholder name of the node of a rank."""
         return f"node {rank // self.devices_per_node}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One legal layout with the largest micro-batch that fits (or the smallest there is, if none does)."""
+    """One legal layout with the largest micro-batch that fits (or the smallest one, if none does)."""
 
     layout: Layout
     """With the micro-batch."""
@@ -69,17 +69,17 @@ class Plan:
     """Passes of the largest objective that a rank makes in a step."""
     memory: MemoryEstimate
     host: HostMemory
-    """Of each rank; a node's is as many times as much as it has devices."""
+    """Host memory per rank; a node needs this times its number of devices."""
     stage_blocks: dict[str, list[int]]
     """Blocks of each pipeline stage, by phase."""
     idle: float
-    """Share of a step in which a stage waits for the others on average, by operations alone; of the worst phase."""
+    """Share of a step in which a stage waits for the others on average, from operation counts alone; worst phase."""
     fits: bool
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Tokens a rank takes through the model at once."""
-        assert self.layout.micro_batch_tokens is not None, "a plan has one"
+        """Tokens of a rank's micro-batch."""
+        assert self.layout.micro_batch_tokens is not None, "a plan has a micro-batch"
         return self.layout.micro_batch_tokens
 
     def as_dict(self) -> dict[str, Any]:
@@ -156,10 +156,10 @@ def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layou
 
 
 def _grids(recipe: Recipe, cluster: Cluster) -> Iterator[tuple[int, int]]:
-    """Tensor ranks and stages whose layout without any further method is legal; no other of theirs is otherwise."""
+    """Tensor ranks and stages whose layout is legal without further methods; if it is not, none with them is legal."""
     asked = replace(recipe.parallel.layout(), zero_stage=1, sequence=False)
     for tensor in range(1, min(recipe.model.heads, cluster.world_size) + 1):
-        for pipeline in range(1, recipe.model.layers + 3):  # embedding and head may have a stage each
+        for pipeline in range(1, recipe.model.layers + 3):  # embedding and head may each have a stage
             if is_legal(recipe, replace(asked, tensor=tensor, pipeline=pipeline), cluster):
                 yield tensor, pipeline
 
@@ -168,7 +168,7 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stag
     """The layout with the largest micro-batch that fits; windows are halved until it does."""
     length = max(phase.sequence_length for phase in recipe.phases.values())
     share = max(_share(phase, layout.data) for phase in recipe.phases.values())
-    # A pipeline is idle unless several micro-batches follow each other through it.
+    # A pipeline is idle unless several micro-batches are in flight.
     windows = max(1, -(-share // length) // (4 * layout.pipeline if layout.pipeline > 1 else 1))
     budget = int(MEMORY_SHARE * cluster.device.memory)
     while True:
@@ -204,17 +204,17 @@ def _idle(recipe: Recipe, phase: PhaseConfig, data: int, tokens: int, stages: li
 
 
 def _share(phase: PhaseConfig, data: int) -> int:
-    """Tokens that a data-parallel rank has of the phase's largest objective with a fixed number of tokens."""
+    """Tokens per data-parallel rank of the phase's largest objective with a fixed number of tokens."""
     return max(objective.tokens_per_step // data for objective in phase.objectives) or phase.sequence_length
 
 
 def _group_tokens(phase: PhaseConfig, data: int, layers: int) -> int:
-    """Tokens that a rank trains on at once, at most, as if through all blocks, where an objective's batch is not cut."""
+    """Most tokens that a rank trains on at once, as if through all blocks, for an objective whose batch is not cut."""
     return max(objective.uncut_tokens(data) * (objective.last_layer or layers) // layers for objective in phase.objectives)
 
 
 def _memory_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batch_tokens: int, data: int) -> int:
-    """What objectives keep on every rank: fp32 copies of weights (and one more in half precision), and buffers."""
+    """Memory of objectives on every rank: fp32 copies of weights (and one more in half precision), and buffers."""
     return sum(
         copied_parameters(recipe.model, objective) * (4 if precision == "fp32" else 6)
         + objective.buffer_bytes(recipe.model, micro_batch_tokens, data)
@@ -223,7 +223,7 @@ def _memory_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batc
 
 
 def summary(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
-    """What is planned: the recipe's size, its work by phase, the cluster."""
+    """Summary of the input: the recipe's size, its work by phase, the cluster."""
     counts = count_parameters(recipe.model)
     return {
         "recipe": recipe.name,
@@ -258,8 +258,8 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
     table = Table(title=f"{recipe.name} on {where}, GB a device", pad_edge=False, padding=0, box=SIMPLE_HEAD)
     for heading in ("TP", "PP", "DP", "SP", "ZeRO", "tokens", "passes", "states", "act.", "total", "host", "idle", "fits"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for found in plans[:top]:
-        memory, layout = found.memory, found.layout
+    for candidate in plans[:top]:
+        memory, layout = candidate.memory, candidate.layout
         states = memory.weights + memory.gradients + memory.optimizer + memory.buffers
         table.add_row(
             str(layout.tensor),
@@ -267,16 +267,16 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
             str(layout.data),
             "yes" if layout.sequence else "no",
             str(layout.zero_stage),
-            f"{found.micro_batch_tokens:,}",
-            str(found.micro_batches),
+            f"{candidate.micro_batch_tokens:,}",
+            str(candidate.micro_batches),
             f"{states / gigabyte:.1f}",
             f"{(memory.activations + memory.head) / gigabyte:.1f}",
             f"{memory.total / gigabyte:.1f}",
-            f"{found.host.total / gigabyte:.1f}",
-            f"{found.idle:.0%}",
-            "yes" if found.fits else "no",
+            f"{candidate.host.total / gigabyte:.1f}",
+            f"{candidate.idle:.0%}",
+            "yes" if candidate.fits else "no",
         )
-    fitting = sum(found.fits for found in plans)
+    fitting = sum(candidate.fits for candidate in plans)
     lines = [
         f"{facts['parameters'] / 1e6:,.1f} M parameters, {facts['parameters_without_embeddings'] / 1e6:,.1f} M without "
         "embeddings; memory is an estimate (planning/memory.py)"

@@ -1,7 +1,7 @@
-"""Which parts of the encoder each pipeline stage holds: consecutive, every part placed once, the costliest stage cheapest.
+"""The parts of the encoder on each pipeline stage: consecutive, each part once, minimising the cost of the costliest stage.
 
-The parts are the embedding, the blocks and the head (with the final norm). A head over 250,000 ids is worth several
-blocks, so the last stage may have fewer of them than the others, or none; so may the first.
+The parts are the embedding, the blocks and the head (with the final norm). A head over 250,000 ids costs as much
+as several blocks, so the last stage may have fewer blocks than the others, or none; so may the first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Stage:
     """One stage's parts of the encoder."""
 
     blocks: range
-    """Its blocks, by their number in the whole encoder."""
+    """Its blocks, by their index in the whole encoder."""
     first: bool = True
     """Whether it holds the embedding."""
     last: bool = True
@@ -28,8 +28,8 @@ class Stage:
 def part_costs(model: ModelConfig, length: float, target_share: float) -> list[float]:
     """Operations per token of the embedding, of each block and of the head, forward and backward.
 
-    length: tokens that a token attends over. target_share: share of tokens that reach the head. Looking up the embedding
-    counts nothing. The local blocks of family modern cost less than its global ones.
+    length: tokens that a token attends over. target_share: share of tokens that reach the head. The embedding
+    lookup is not counted. The local blocks of family modern cost less than its global ones.
     """
     sums = [flops_per_token(model, length, 0.0, layers) for layers in range(model.layers + 1)]
     blocks = [after - before for before, after in zip(sums, sums[1:], strict=False)]
@@ -39,7 +39,7 @@ def part_costs(model: ModelConfig, length: float, target_share: float) -> list[f
 def balanced_stages(costs: Sequence[float], stages: int) -> list[Stage]:
     """Cut parts of `costs` (embedding, blocks, head) into `stages` runs of at least one part each.
 
-    The largest sum of a run is as small as can be, and among such cuts the one with the least spread is taken.
+    The cut minimises the largest sum of a run, and among such cuts the sum of squares.
     """
     parts = len(costs)
     assert 1 <= stages <= parts, f"{parts} parts cannot be cut into {stages} stages"
@@ -75,8 +75,8 @@ def model_stages(model: ModelConfig, length: float, target_share: float, stages:
 def idle_share(costs: Sequence[float], stages: Sequence[Stage], micro_batches: int) -> float:
     """Share of a step that a stage waits on average, while the pipeline fills and drains and for the costliest stage.
 
-    costs: as of `part_costs`. Of m equal micro-batches the first takes the sum of the stages' costs, each other one follows
-    by the largest; communication counts nothing. With equal costs of p stages this is (p - 1) / (m + p - 1), as in
+    costs: as from `part_costs`. Of m equal micro-batches the first takes the sum of the stages' costs, each further one adds
+    the largest; communication is not counted. With equal costs of p stages this is (p - 1) / (m + p - 1), as in
     PipeDream-Flush (arXiv 2104.04473, section 2.2).
     """
     by_stage = [

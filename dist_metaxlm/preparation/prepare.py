@@ -1,6 +1,6 @@
-"""From raw text to everything that training reads: corpus, held-out split, tokenizer, token store; what is there stays.
+"""From raw text to training data: corpus, held-out split, tokenizer, token store; existing results are kept.
 
-Each step writes into a hidden folder beside its place and is committed by a rename, so nothing is ever half there.
+Each step writes into a hidden folder next to its target and is committed by a rename, so no result is ever incomplete.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STEPS = ("corpus", "heldout", "tokenizer", "store")
 
 
 def is_prepared(recipe: Recipe) -> bool:
-    """Whether everything is there, made with these settings. Errors: UserError if it was made with other settings."""
+    """Whether all data exist with these settings. Errors: UserError if they were made with other settings."""
     directory = Path(recipe.data.directory)
     if not (directory / "store" / manifest.NAME).is_file():
         return False
@@ -47,13 +47,13 @@ def is_prepared(recipe: Recipe) -> bool:
 
 
 def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None = None, ranks: Ranks | None = None) -> None:
-    """Make what is missing of STEPS, in that order, up to `until`; returns at once where nothing is.
+    """Run the missing steps of STEPS in order, up to `until`; returns at once if none is missing.
 
-    Two processes may call it at once: one works, the other waits. With `ranks` all of them call it, and write the store
-    together; `workers` is the number of processes of each for that, by default its share of the machine's cores, and of the
-    first for cleaning (by default one for little text, else one a core).
-    Errors: UserError for missing, empty or undecodable text, for a tokenizer of another size than `model.vocab_size`, and
-    for data that other settings have made.
+    Two processes may call it at once: one works, the other waits. With `ranks`, all ranks call it and write the store
+    together. `workers` is the number of processes of each rank for the store (default: its share of the machine's cores)
+    and of the first rank for cleaning (default: one for little text, else one a core).
+    Errors: UserError for missing, empty or undecodable text, for a tokenizer whose size is not `model.vocab_size`, and
+    for data made with other settings.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers} is less than 1; give at least 1, or leave it out for one a core")
@@ -64,7 +64,7 @@ def prepare(recipe: Recipe, log: Log, until: str = "store", workers: int | None 
             missing = ranks.first and not is_prepared(recipe)
             if missing:
                 for folder in (directory / "corpus", directory / "heldout", directory / "store"):
-                    if folder.is_dir():  # what the missing steps read, or would be read instead of them
+                    if folder.is_dir():  # read by the missing steps, or instead of their results
                         manifest.check_sizes(folder, manifest.read(folder))
                 if recipe.data.corpus == "files" and not (directory / "corpus").is_dir():
                     corpus.sources(recipe.data)
@@ -102,9 +102,9 @@ def _first_steps(recipe: Recipe, directory: Path, log: Log, until: str, workers:
 
 
 def verify(recipe: Recipe) -> int:
-    """Check every prepared file by size and checksums, index against tokens, and the tokenizer; returns how many files.
+    """Check every prepared file by size and checksums, index against tokens, and the tokenizer; returns the number of files.
 
-    Errors: UserError naming the first file that is not as it was written, and the range of bytes.
+    Errors: UserError naming the first changed file, and the range of bytes.
     """
     directory = Path(recipe.data.directory)
     store = TokenStore.open(directory / "store")
@@ -116,8 +116,8 @@ def verify(recipe: Recipe) -> int:
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """What is prepared: folder, the tokenizer's normalisation, and once the store is there languages, pairs, documents,
-    tokens, bytes of text, and how many paragraphs and pairs of the corpus are not in it, by reason."""
+    """Summary of the prepared data: folder, the tokenizer's normalisation, and if the store exists languages, pairs,
+    documents, tokens, bytes of text, and numbers of omitted paragraphs and pairs of the corpus by reason."""
     directory = Path(recipe.data.directory)
     model = directory / "tokenizer.model"
     facts = {"directory": str(directory)}
@@ -148,20 +148,20 @@ def _total(listed: Iterable[dict[str, Any]], what: str) -> int:
 
 @contextmanager
 def _lock(directory: Path, log: Log) -> Iterator[None]:
-    """Hold the folder for this process; the kernel lets go of it however the process ends."""
+    """Lock the folder for this process; the kernel releases the lock whenever the process ends."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log(f"another process prepares {directory}; waiting for it")
+            log(f"another process is preparing {directory}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def _committed(place: Path) -> Iterator[Path]:
-    """A hidden folder that takes the name `place` if the block ends well and is removed if not."""
+    """A hidden folder that is renamed to `place` if the block succeeds and removed otherwise."""
     scratch = place.with_name(f".making-{place.name}")
     scratch.mkdir()
     try:
@@ -193,9 +193,9 @@ def _make_heldout(recipe: Recipe, directory: Path, log: Log) -> bool:
         return False
     text, bitext = corpus_files(recipe)
     with _committed(place) as folder:
-        found = heldout.write(folder, text, bitext, recipe.data.heldout_strings)
-        manifest.write(folder, found)
-    log(f"{found['strings']} source strings held out of {found['asked']} asked for")
+        counts = heldout.write(folder, text, bitext, recipe.data.heldout_strings)
+        manifest.write(folder, counts)
+    log(f"{counts['strings']} source strings held out of {counts['asked']} asked for")
     return True
 
 
@@ -208,26 +208,26 @@ def _make_tokenizer(recipe: Recipe, directory: Path, log: Log) -> bool:
     if config.path:
         _check_size(Tokenizer.load(config.path), recipe)
         taken = Tokenizer.load(config.path)
-        log(f"taking the tokenizer {config.path}, normalisation {taken.normalisation}")
+        log(f"using the tokenizer {config.path}, normalisation {taken.normalisation}")
         shutil.copyfile(config.path, scratch)
-        found = report(Tokenizer.load(scratch), draw(samples, config))
+        by_language = report(Tokenizer.load(scratch), draw(samples, config))
     else:
         log(
             f"training a tokenizer of {recipe.model.vocab_size} ids, normalisation {config.normalisation}, on at most "
             f"{config.sample_bytes / 1e6:.0f} MB of text"
         )
-        found = train_tokenizer(samples, config, recipe.model.vocab_size, scratch)
-    for sentence in poorly_served(found):
+        by_language = train_tokenizer(samples, config, recipe.model.vocab_size, scratch)
+    for sentence in poorly_served(by_language):
         log(sentence)
     scratch_report = directory / ".making-tokenizer_report.json"
-    scratch_report.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    scratch_report.write_text(json.dumps(by_language, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     os.replace(scratch_report, directory / REPORT)
     os.replace(scratch, place)
     return True
 
 
 def tokenizer_report(recipe: Recipe) -> dict[str, Any]:
-    """Language -> how the tokenizer serves it (tokenizer_training.py); empty where no tokenizer is prepared."""
+    """Language -> how well the tokenizer covers it (tokenizing/training.py); empty if no tokenizer is prepared."""
     path = Path(recipe.data.directory) / REPORT
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
@@ -238,7 +238,7 @@ def _make_store(recipe: Recipe, directory: Path, log: Log, workers: int | None, 
     text, bitext = corpus_files(recipe)
     about = {"settings": settings(recipe), "corpus": _about(directory / "corpus"), "heldout": _about(directory / "heldout")}
     if recipe.data.corpus == "files":
-        # Named sources stay corpora of their own, `en.books`: their weights mix them. The quickstart's files have none.
+        # Named sources stay separate corpora, `en.books`: their weights mix them. The quickstart's files have none.
         text = {path.name.removesuffix(".txt"): [path] for paths in text.values() for path in paths}
     weights = {
         f"{language}.{name}" if name else language: source.weight
@@ -249,7 +249,7 @@ def _make_store(recipe: Recipe, directory: Path, log: Log, workers: int | None, 
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """What a step wrote down of its work, without its list of files."""
+    """A step's manifest without its list of files."""
     return {name: value for name, value in manifest.read(folder).items() if name not in ("format", "files")}
 
 
@@ -262,10 +262,10 @@ def _check_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
 
 
 def _check_match(directory: Path) -> None:
-    known, found = TokenStore.open(directory / "store").tokenizer_hash, Tokenizer.load(directory / "tokenizer.model").hash
-    if found != known:
+    known, actual = TokenStore.open(directory / "store").tokenizer_hash, Tokenizer.load(directory / "tokenizer.model").hash
+    if actual != known:
         raise UserError(
             f"{directory / 'tokenizer.model'} is not the tokenizer that the token store was written with "
-            f"(SHA-256 {found[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
+            f"(SHA-256 {actual[:12]}..., not {known[:12]}...); delete {directory / 'store'} and run "
             "metaxlm prepare again"
         )

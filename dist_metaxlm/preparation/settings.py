@@ -1,4 +1,4 @@
-"""The settings that prepared data follow from, kept beside the data so that a recipe that differs is noticed."""
+"""The settings that determine the prepared data, stored with the data to detect a recipe that differs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dist_metaxlm.recipe.schema import Recipe
 
 NAME = "settings.json"
 _MADE = ("corpus", "heldout", "tokenizer.model", "store")
-"""What is prepared, each from the ones before it."""
+"""Prepared results, each made from the previous ones."""
 _POLICY, _STRICT = "data.reading.on_error", "refuse"
-"""Kept only where it is another: data in which nothing was left out are the same under every policy, and older data have
-no such field. How much may be left out (`max_skipped`) changes nothing in what was made."""
+"""Stored only if it differs from this value: data without omissions are the same under every policy, and older data have
+no such field. The limit on omissions (`max_skipped`) does not change the data."""
 _USED_BY = {"data.heldout_strings": "heldout", "model.vocab_size": "tokenizer.model", "data.max_pair_tokens": "store"}
-"""Settings that nothing before this one follows from; those of the tokenizer are its own, all others the corpus's."""
+"""Setting -> first result that depends on it; those of the tokenizer affect the tokenizer, all others the corpus."""
 
 _BEFORE = {"data.tokenizer.normalisation": "nmt_nfkc", _POLICY: _STRICT}
-"""Settings that older data do not name -> what they were made with."""
+"""Settings missing in older data -> the values those were made with."""
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings that the prepared data follow from, flat: recipe field -> value."""
+    """The settings that determine the prepared data, flat: recipe field -> value."""
     flat: dict[str, Any] = {"model.vocab_size": recipe.model.vocab_size}
     for name, value in recipe.data.model_dump(mode="json").items():
         if name in ("tokenizer", "reading", "cleaning"):
@@ -40,14 +40,14 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _said(sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Sources of a language without the fields that a recipe leaves empty."""
+    """Sources of a language without empty fields."""
     return {name: {field: value for field, value in source.items() if value is not None} for name, source in sources.items()}
 
 
 def check_settings(recipe: Recipe) -> None:
     """Raise UserError naming the first field whose value differs from the one the data were made with.
 
-    What is not made yet may still change: a vocabulary that is too large for the text costs no second cleaning.
+    Settings of results that do not exist yet may change: a too large vocabulary does not require a second cleaning.
     """
     directory = Path(recipe.data.directory)
     path = directory / NAME
@@ -57,8 +57,8 @@ def check_settings(recipe: Recipe) -> None:
         made = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise UserError(
-            f"{path} is damaged, so nobody knows what the data in {directory} were made with; delete that "
-            "folder and run metaxlm prepare again, or put the file back"
+            f"{path} is damaged, so the settings of the data in {directory} are unknown; delete that folder "
+            "and run metaxlm prepare again, or restore the file"
         ) from None
     for field, value in {_POLICY: _STRICT, **settings(recipe)}.items():
         user = "tokenizer.model" if field.startswith("data.tokenizer.") else _USED_BY.get(field, "corpus")
@@ -80,7 +80,7 @@ def check_settings(recipe: Recipe) -> None:
 
 
 def _difference(field: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """(field, value before, value now) where two values differ first: of a hundred languages the one that was added."""
+    """(field, value before, value now) of the first difference of two values: of a hundred languages the added one."""
     if isinstance(before, dict) and isinstance(now, dict):
         key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
         return _difference(f"{field}.{key}" if key else field, before.get(key), now.get(key))
@@ -88,7 +88,7 @@ def _difference(field: str, before: Any, now: Any) -> tuple[str, Any, Any]:
 
 
 def write_settings(recipe: Recipe) -> None:
-    """Keep the recipe's settings in its data folder."""
+    """Store the recipe's settings in its data folder."""
     path = Path(recipe.data.directory) / NAME
     scratch = path.with_name(f".making-{NAME}")
     scratch.write_text(json.dumps(settings(recipe), indent=1) + "\n", encoding="utf-8")

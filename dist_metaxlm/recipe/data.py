@@ -17,7 +17,7 @@ Normalisation = Literal["nmt_nfkc", "nfkc", "identity"]
 
 
 class TokenizerConfig(Section):
-    """How the SentencePiece unigram model is trained, or which one is taken."""
+    """Training of the SentencePiece unigram model, or the existing model to use."""
 
     path: str | None = None
     """An existing SentencePiece model to use; empty: train one from the corpus."""
@@ -32,7 +32,7 @@ class TokenizerConfig(Section):
     normalisation: Normalisation = "nmt_nfkc"
     """What the tokenizer does to characters, after `cleaning.unicode`: `nmt_nfkc` is XLM-R's table (NFKC; ZWNJ becomes a
     space, control characters go), `nfkc` is NFKC alone, `identity` keeps every character. A tokenizer that `path` names
-    keeps its own."""
+    keeps its own rule."""
 
 
 def _refuse_one_column(columns: tuple[int, int] | None, field: str) -> None:
@@ -49,9 +49,9 @@ class TextSource(Section):
     files: list[str] = Field(min_length=1)
     """Paths, globs or fsspec URLs; the format follows from the name (docs/data.md)."""
     weight: float = Field(1.0, gt=0)
-    """How often this source is drawn, relative to its size, beside the others of its language."""
+    """How often this source is drawn, relative to its size and to the other sources of its language."""
     format: Literal["txt", "jsonl", "json", "tsv", "parquet", "po", "mo"] | None = None
-    """Format of all files of this source, whatever their names end in; empty: by the name."""
+    """Format of all files of this source, regardless of their names; empty: by the name."""
     text_field: str | None = None
     """`reading.text_field` of this source."""
     text_column: Column | None = None
@@ -59,7 +59,7 @@ class TextSource(Section):
 
 
 class MosesPair(Section):
-    """Two files of which line n of one translates line n of the other."""
+    """Two files; line n of one translates line n of the other."""
 
     moses: tuple[str, str]
     """Path, glob or URL of each side, in the order of the language pair; globs are paired in sorted order."""
@@ -71,7 +71,7 @@ class BitextSource(Section):
     files: list[str | MosesPair] = Field(min_length=1)
     """Paths, globs or fsspec URLs, or `{moses: [a.en, a.fr]}`."""
     format: Literal["tsv", "jsonl", "json", "parquet", "tmx", "po", "mo"] | None = None
-    """Format of all files of this source but Moses files, whatever their names end in; empty: by the name."""
+    """Format of all files of this source except Moses files, regardless of their names; empty: by the name."""
     pair_columns: tuple[Column, Column] | None = None
     """`reading.pair_columns` of this source."""
 
@@ -82,7 +82,7 @@ class BitextSource(Section):
 
 
 class ReadingConfig(Section):
-    """Where text stands inside the files, and how much of it may stand in one place."""
+    """Location of the text inside the files, and limits on its size."""
 
     text_field: str = "text"
     """Field of a JSON line, or column of a parquet file, that holds a document."""
@@ -100,20 +100,20 @@ class ReadingConfig(Section):
     Files without text lose nothing and do not count."""
 
     def of_source(self, source: TextSource | BitextSource | None) -> SourceReading:
-        """These settings with those that one source sets for itself."""
+        """These settings, overridden by those of one source."""
         own = {} if source is None else source.model_dump(exclude={"files", "weight"}, exclude_none=True)
         return SourceReading(**{**self.model_dump(), **own})
 
 
 class SourceReading(ReadingConfig):
-    """How the files of one source are read."""
+    """Reading settings of the files of one source."""
 
     format: str | None = None
     """Format of its files, such as "jsonl"; empty: by their names."""
 
 
 class NearDuplicates(Section):
-    """Removal of documents that are almost another one (MinHash, banded; text only, not translations)."""
+    """Removal of near-duplicate documents (MinHash, banded; text only, not translations)."""
 
     threshold: float = Field(0.8, gt=0, lt=1)
     """Estimated Jaccard similarity of the word n-grams from which a later document is dropped."""
@@ -124,7 +124,7 @@ class NearDuplicates(Section):
 
 
 class EvaluationFiles(Section):
-    """Evaluation text that is spelled one token a line, a blank line between sentences (CoNLL)."""
+    """Evaluation text with one token a line and a blank line between sentences (CoNLL)."""
 
     files: list[str] = Field(min_length=1)
     """Paths, globs or URLs."""
@@ -133,22 +133,22 @@ class EvaluationFiles(Section):
 
 
 class CleaningConfig(Section):
-    """What is done to the text, in this order; the corpus manifest counts what each step changed or dropped."""
+    """Cleaning steps, in this order; the corpus manifest counts what each step changed or dropped."""
 
     unicode: Literal["NFC", "NFKC", "none"] = "NFC"
     """Unicode normalisation form."""
     control_characters: bool = True
-    """Take out control and invisible formatting characters (joiners stay); tabs become spaces."""
+    """Remove control and invisible formatting characters (joiners stay); tabs become spaces."""
     min_characters: int = Field(1, ge=1)
     """Shorter lines (for translations: sides) are dropped."""
     max_characters: int | None = Field(None, ge=1)
     """Longer lines (for translations: sides) are dropped; empty: no bound."""
     decontaminate: list[str | EvaluationFiles] = []
-    """Evaluation files; documents and translation pairs that contain a sentence of theirs are dropped and listed."""
+    """Evaluation files; documents and translation pairs that contain one of their sentences are dropped and listed."""
     deduplicate: list[Literal["documents", "lines"]] = ["documents"]
-    """What must not occur twice in a language: whole documents, lines, or both (for translations: pairs)."""
+    """Units that must be unique in a language: whole documents, lines, or both (for translations: pairs)."""
     near_duplicates: NearDuplicates | None = None
-    """Empty: almost equal documents stay."""
+    """Empty: near-duplicate documents stay."""
 
     @model_validator(mode="after")
     def _consistent(self) -> CleaningConfig:
@@ -161,7 +161,7 @@ class CleaningConfig(Section):
 
 
 class DataConfig(Section):
-    """Where text comes from and where the prepared tokens lie."""
+    """Source of the text and location of the prepared tokens."""
 
     directory: str = Field(min_length=1)
     """Folder of the prepared data: corpus, tokenizer, token store, held-out strings; relative to the working directory."""
@@ -172,11 +172,11 @@ class DataConfig(Section):
     one source without a name."""
     bitext: dict[str, dict[str, BitextSource]] = {}
     """Language pair such as `en-fr` -> files, globs, URLs or `{moses: [a.en, a.fr]}`; or named sources, which are
-    counted apart and trained on together."""
+    counted separately and trained on together."""
     reading: ReadingConfig = ReadingConfig()
     """Fields, columns and limits of the files above."""
     cleaning: CleaningConfig = CleaningConfig()
-    """What is done to their text."""
+    """Cleaning of their text."""
     heldout_strings: int = Field(500, ge=0)
     """Source strings kept out of training with all their translations, for evaluation."""
     max_pair_tokens: int = Field(128, ge=8)
@@ -191,16 +191,16 @@ class DataConfig(Section):
             return value
         for key, sources in value.items():
             if isinstance(sources, str):
-                raise ValueError(f"{key}: {sources} is one name where a list of files belongs; write {key}: [{sources}]")
+                raise ValueError(f"{key}: {sources} is a name instead of a list of files; write {key}: [{sources}]")
             if sources is None:
                 raise ValueError(f"{key} names no files; write {key}: [...], or leave it out")
             if isinstance(sources, dict) and isinstance(sources.get("files"), list):
                 raise ValueError(
-                    f"{key}: files stands where the name of a source belongs; write {key}: {{web: {{files: "
+                    f"{key}: files is in the place of a source name; write {key}: {{web: {{files: "
                     f"...}}}}, or {key}: [...] for files without a weight"
                 )
             if isinstance(sources, dict) and isinstance(sources.get("moses"), list):
-                raise ValueError(f"{key}: moses stands where a list of files belongs; write {key}: [{{moses: ...}}]")
+                raise ValueError(f"{key}: moses must be inside a list of files; write {key}: [{{moses: ...}}]")
         return {key: {"": {"files": sources}} if isinstance(sources, list) else sources for key, sources in value.items()}
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
-"""A layout as a value, and what of it contradicts the recipe on any number of ranks.
+"""A layout as a value, and its conflicts with the recipe on any number of ranks.
 
-What depends on the ranks and nodes at hand is added by `planning/legality.py`, which is the whole answer.
+`planning/legality.py` adds the checks that depend on the given ranks and nodes; it is the complete check.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How ranks share the model and its training: ranks = tensor * pipeline * data."""
+    """Distribution of the model and its training over ranks: ranks = tensor * pipeline * data."""
 
     tensor: int = 1
     """Tensor-parallel ranks."""
     pipeline: int = 1
     """Pipeline stages."""
     data: int = 1
-    """Copies of the model; 1 where the number of ranks is not known yet."""
+    """Copies of the model; 1 if the number of ranks is not known yet."""
     zero_stage: int = 1
     """DeepSpeed ZeRO stage over the copies."""
     sequence: bool = False
     """Sequence parallelism over the tensor-parallel ranks."""
     offload_optimizer: bool = False
-    """Whether fp32 weights, Adam's moments and its update live on the CPU."""
+    """Whether fp32 weights, Adam's moments and its update are on the CPU."""
     micro_batch_tokens: int | None = None
-    """Tokens a rank takes through the model at once; None: all of its share of a step."""
+    """Tokens of a rank's micro-batch; None: its whole share of a step."""
     recompute: Literal["none", "selective", "blocks"] = "none"
     """Activations computed again in the backward pass."""
     recompute_every: int = 1
     """With recompute `blocks`: only blocks 0, k, 2k, ..."""
     tensor_across_nodes: bool = False
-    """Whether a tensor group may lie on more than one node."""
+    """Whether a tensor group may span more than one node."""
 
     def on(self, ranks: int) -> Layout:
         """The same layout with as many copies of the model as `ranks` ranks hold (0 if they are too few for one)."""
         return replace(self, data=ranks // (self.tensor * self.pipeline))
 
     def overrides(self) -> list[str]:
-        """The recipe's fields that ask for this use of the ranks, as `key=value`; what is recomputed or offloaded is not."""
+        """The recipe's fields for this use of the ranks, as `key=value`; without recomputation and offload."""
         names = ["tensor", "pipeline", "sequence", "zero_stage"]
         names += [] if self.micro_batch_tokens is None else ["micro_batch_tokens"]
         return [assignment(name, getattr(self, name)) for name in names]
@@ -66,11 +66,11 @@ class Problem:
     value: Any
     """Its value."""
     reason: str
-    """What is wrong; names field and value."""
+    """The problem, with field and value."""
     remedy: str
-    """What to do about it."""
+    """The remedy, as an instruction."""
     change: Mapping[str, Any]
-    """Fields of the layout with the values that solve it; empty where the remedy is not in the layout."""
+    """Fields of the layout with the values that solve it; empty if the remedy is not in the layout."""
 
     @property
     def message(self) -> str:
@@ -84,9 +84,9 @@ def assignment(name: str, value: Any) -> str:
 
 
 def contradictions(recipe: Recipe, layout: Layout, precision: str | None = None) -> list[Problem]:
-    """The problems of `layout` that no number of ranks solves.
+    """The problems of `layout` on any number of ranks.
 
-    precision: what `training.precision: auto` means on the devices at hand; None where that is not known.
+    precision: value of `training.precision: auto` on the given devices; None if not known.
     """
     problems = [*clashing_methods(layout), *_whole_models(recipe, layout)]
     asked = recipe.training.precision
@@ -95,7 +95,7 @@ def contradictions(recipe: Recipe, layout: Layout, precision: str | None = None)
 
 
 def half_precision_problem(layout: Layout, precision: str | None) -> Problem | None:
-    """The problem of ZeRO-0 with bf16 or fp16: DeepSpeed's fp16 optimiser without ZeRO takes an empty Adam step first."""
+    """The problem of ZeRO-0 with bf16 or fp16: DeepSpeed's fp16 optimiser without ZeRO runs an empty Adam step first."""
     if layout.zero_stage != 0 or precision in (None, "fp32"):
         return None
     return Problem(
@@ -108,7 +108,7 @@ def half_precision_problem(layout: Layout, precision: str | None) -> Problem | N
 
 
 def clashing_methods(layout: Layout) -> Iterator[Problem]:
-    """Methods that do not go with each other, whatever the recipe trains."""
+    """Methods that are incompatible in any recipe."""
     if layout.sequence and layout.tensor == 1:
         yield Problem(
             field="parallel.sequence",
@@ -146,7 +146,7 @@ def clashing_methods(layout: Layout) -> Iterator[Problem]:
 
 
 def _whole_models(recipe: Recipe, layout: Layout) -> Iterator[Problem]:
-    """What an objective does not work with that needs the weights whole on every rank."""
+    """Layout settings that are incompatible with an objective that needs the whole weights on every rank."""
     for name, phase in recipe.phases.items():
         for objective in phase.objectives:
             if not objective.needs_whole_model:

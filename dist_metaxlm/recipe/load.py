@@ -30,7 +30,7 @@ def shipped_recipes() -> list[str]:
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), layout_later: bool = False) -> Recipe:
     """Read a shipped recipe by name or any YAML file, apply overrides such as `phases.meta.steps=20`, validate.
 
-    layout_later: the caller checks the layout with the ranks at hand (planning/legality.py), which names all its problems.
+    layout_later: the caller checks the layout for the given ranks (planning/legality.py), which names all its problems.
 
     Raises:
         UserError: naming every problem found, each with its place in the recipe and the nearest legal name.
@@ -52,7 +52,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), layout_
             if not _is_other_branch(item)
             and (_is_unknown_phase(item) or not (item["loc"][:1] == ("phases",) and unknown & set(item["loc"][1:2])))
         ]
-        if all(item["loc"] for item in error.errors()):  # sections are wrong, so nobody has looked at the layout
+        if all(item["loc"] for item in error.errors()):  # errors in sections: the layout has not been checked
             problems += _layout_problems(tree)
     if problems:
         raise UserError(f"recipe {name_or_path}: " + "; ".join(problems))
@@ -60,7 +60,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), layout_
 
 
 def _layout_problems(tree: dict[str, Any]) -> list[str]:
-    """What is wrong with the layout by itself, if its section can be read."""
+    """Problems of the layout alone, if its section can be read."""
     try:
         layout = ParallelConfig.model_validate(tree.get("parallel", {})).layout()
     except ValidationError:
@@ -69,7 +69,7 @@ def _layout_problems(tree: dict[str, Any]) -> list[str]:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe as YAML, defaults included: what a run writes beside its results."""
+    """The whole recipe as YAML, defaults included; a run saves it with its results."""
     return write_yaml(recipe.model_dump(mode="json"))
 
 
@@ -94,7 +94,7 @@ def _read_yaml(name_or_path: str | Path) -> dict[str, Any]:
     try:
         tree = read_yaml(text, str(name_or_path))
     except yaml.YAMLError as error:
-        raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}; mend that line") from None
+        raise UserError(f"recipe {name_or_path} is not YAML: {' '.join(str(error).split())}; correct that line") from None
     if not isinstance(tree, dict):
         raise UserError(f"recipe {name_or_path} holds no settings; start from one of {', '.join(shipped_recipes())}")
     return tree
@@ -109,7 +109,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
         value = read_yaml(text)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None)
-        return f"override {override!r}: {text!r} is not a YAML value{f' ({problem})' if problem else ''}; quote or mend it"
+        return (
+            f"override {override!r}: {text!r} is not a YAML value{f' ({problem})' if problem else ''}; quote or correct it"
+        )
     steps = key.strip().split(".")
     node: Any = tree
     for index, step in enumerate(steps):
@@ -127,21 +129,21 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
                 node.pop({"steps": "tokens", "tokens": "steps"}[step], None)
             node[step] = value
         else:
-            # A copy, because under an anchor or in phases.defaults the same section serves other phases too.
+            # A copy, because other phases share the same section under an anchor or in phases.defaults.
             child = node[step] if step in node else _default(tree, steps[: index + 1])
             node[step] = node = list(child) if isinstance(child, list) else dict(child) if isinstance(child, dict) else child
     return None
 
 
 def _default(tree: dict[str, Any], steps: list[str]) -> Any:
-    """What `phases.NAME.FIELD` is where only `phases.defaults` gives it; an empty section for anything else."""
+    """The value of `phases.NAME.FIELD` if only `phases.defaults` sets it; an empty section for anything else."""
     phases = tree.get("phases") if len(steps) == 3 and steps[0] == "phases" else None
     defaults = phases.get("defaults") if isinstance(phases, dict) else None
     return defaults.get(steps[2], {}) if isinstance(defaults, dict) else {}
 
 
 def _no_item(items: list[Any], place: str, step: str) -> str:
-    """Why `step` names nothing in a list that an override may change."""
+    """Message for a `step` that names no item of a list in an override."""
     names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
     if step in names:
         return f"{step!r} is a section of {place}; set a field of it, {place}.{step}.FIELD=..."
@@ -153,7 +155,7 @@ def _no_item(items: list[Any], place: str, step: str) -> str:
 
 
 def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:
-    """`phases.defaults` holds what the phases share; each phase's own keys win, also inside of `learning_rate`."""
+    """`phases.defaults` holds what the phases share; each phase's own keys take precedence, also inside `learning_rate`."""
     phases = tree.get("phases")
     if not isinstance(phases, dict):
         return
@@ -176,9 +178,9 @@ def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:
 
 
 def _describe(item: Any) -> str:
-    """One pydantic error as `place: what is wrong; nearest legal name`."""
+    """One pydantic error as `place: problem; nearest legal name`."""
     location = [str(part) for part in item["loc"]]
-    # Pydantic names the branch of a union ('mlm') or of a model type in the location; keep what a reader would type.
+    # Pydantic names the branch of a union ('mlm') or of a model type in the location; keep the parts that a user would type.
     place = ".".join(part for part in location if part not in _BRANCHES) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
@@ -191,9 +193,9 @@ def _describe(item: Any) -> str:
     value = item.get("input")
     if item["type"] in ("model_type", "dict_type"):
         keys = f" with the keys {', '.join(_fields_at(location))}" if item["type"] == "model_type" else ""
-        return f"{place} is {_kind(value)} where a section{keys} belongs; write key: value lines under it"
+        return f"{place} is {_kind(value)} instead of a section{keys}; write key: value lines under it"
     if item["type"] in ("list_type", "tuple_type"):
-        return f"{place} is {_kind(value)} where a list belongs; write {place.split('.')[-1]}: [...]"
+        return f"{place} is {_kind(value)} instead of a list; write {place.split('.')[-1]}: [...]"
     message = item["msg"].removeprefix("Value error, ")
     shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) and item["type"] != "value_error" else ""
     quotes = "; put it in quotes" if shown and item["type"] == "string_type" else ""
@@ -208,7 +210,7 @@ def _kind(value: Any) -> str:
 
 
 def _is_other_branch(item: Any) -> bool:
-    """Whether a list or section is told only that it is no plain value: what is wrong inside it is told as well."""
+    """Whether the error only says that a list or section is not a plain value; errors inside it are reported as well."""
     return item["loc"][-1:] in (("str",), ("float",), ("literal['all']",)) and isinstance(item.get("input"), list | dict)
 
 

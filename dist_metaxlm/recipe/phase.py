@@ -1,4 +1,4 @@
-"""What a phase of a recipe may set: its text mix, objectives, masks, batches, learning rate and length."""
+"""The settings of a phase: its text mix, objectives, masks, batches, learning rate and length."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class AlphaPoint(Section):
 
 
 class Unlock(Section):
-    """Languages that the phase does not show from its start on."""
+    """Languages that join the mix after the start of the phase."""
 
     tokens: int = Field(gt=0)
     """Training tokens of this phase after which `languages` join the mix."""
     languages: list[str] = Field(min_length=1)
-    """Languages that join; a language pair joins with the later of its sides."""
+    """Languages that join; a language pair joins with the later of its languages."""
 
 
 class LearningRate(Section):
@@ -34,7 +34,7 @@ class LearningRate(Section):
     peak: float = Field(gt=0)
     """Learning rate after warm-up."""
     schedule: Literal["linear", "cosine", "wsd"] = "linear"
-    """Shape after warm-up: to the floor linearly, by a cosine, or constant with a 1-sqrt decay at the end (wsd)."""
+    """Shape after warm-up: linear or cosine decay to the minimum, or constant with a 1-sqrt decay at the end (wsd)."""
     warmup_steps: int = Field(0, ge=0)
     """Optimiser steps of linear warm-up from zero."""
     decay_steps: int = Field(0, ge=0)
@@ -44,7 +44,7 @@ class LearningRate(Section):
 
 
 class PhaseConfig(Section):
-    """What a phase may set of its own."""
+    """The fields that a phase may set."""
 
     steps: int | None = Field(None, gt=0)
     """Optimiser steps; give this or `tokens`."""
@@ -55,13 +55,13 @@ class PhaseConfig(Section):
     alpha: float | list[AlphaPoint] = 0.3
     """Exponent of the language mix p ~ tokens^alpha, or its schedule over tokens."""
     shares: dict[str, float] = {}
-    """Language -> its share of the mlm windows, whatever alpha says; the other languages divide the rest by alpha."""
+    """Language -> its fixed share of the mlm windows; the other languages divide the rest by alpha."""
     pair_alpha: float | list[AlphaPoint] = 0.3
     """Exponent of the mix of language pairs p ~ pairs^alpha, for all objectives on pairs, or its schedule over tokens."""
     max_repetitions: float | None = Field(None, gt=0)
-    """Epochs over a language's text that the phase takes at most; its surplus goes to the others by their shares."""
+    """Most epochs over a language's text in the phase; its surplus goes to the others by their shares."""
     pair_max_repetitions: float | None = Field(None, gt=0)
-    """The same for language pairs: epochs over a pair's translations in each objective on pairs, at most."""
+    """The same for language pairs: most epochs over a pair's translations in each objective on pairs."""
     unlock: list[Unlock] = []
     """Languages that join the mix later; all others are in it from the start."""
     sequence_length: int = Field(gt=7)
@@ -71,9 +71,9 @@ class PhaseConfig(Section):
     whole_words: bool = False
     """Mask all pieces of a word together."""
     objectives: list[RegisteredObjective] = Field(min_length=1)
-    """What is learnt, each with its batch and weight."""
+    """Training objectives, each with its batch and weight."""
     mixing: Literal["sum", "draw"] = "sum"
-    """`sum`: each step takes all objectives; `draw`: each step takes one, drawn by weight, the same on all ranks."""
+    """`sum`: each step uses all objectives; `draw`: each step uses one, drawn by weight, the same on all ranks."""
     learning_rate: LearningRate
     """Learning rate schedule."""
 
@@ -89,7 +89,7 @@ class PhaseConfig(Section):
         memories = [objective.name for objective in self.objectives if objective.keeps_memory]
         if len(memories) > 1:
             problems.append(
-                f"{' and '.join(memories)} each keep a memory beside the model; one of them can, drop the others"
+                f"{' and '.join(memories)} each keep a memory in addition to the model; keep one of them, drop the others"
             )
         problems += _alpha_problems("alpha", self.alpha) + _alpha_problems("pair_alpha", self.pair_alpha)
         problems += _share_problems(self.shares, self.languages)

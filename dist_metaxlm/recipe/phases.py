@@ -1,4 +1,4 @@
-"""What changes from one phase to the next, in words."""
+"""Differences between two phases of a recipe, as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dist_metaxlm.recipe.schema import Recipe
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested recipe as {dotted key: value}; objectives go by their name."""
+    """A nested recipe as {dotted key: value}; objectives are keyed by name."""
     if isinstance(value, dict) and value:
         items = {f"{prefix}.{key}" if prefix else str(key): child for key, child in value.items()}
     elif isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):

@@ -1,4 +1,4 @@
-"""The typed recipe: every setting of a run, with its unit, checked where it is declared.
+"""The typed recipe: every setting of a run, with its unit and its validation.
 
 A recipe is one YAML file. `phases` holds the training phases; a phase may set only the fields of `PhaseConfig`,
 everything else (model, tokenizer, optimiser, layout) is shared by all phases of a run.
@@ -66,9 +66,9 @@ __all__ = [
 
 PHASE_NAMES = ("meta", "cross", "joint")
 LEAST_VOCAB = 301
-"""Special tokens and the pieces of single bytes take more than 260 ids."""
+"""Special tokens and the pieces of single bytes need more than 260 ids."""
 LAYOUT_LATER = "layout later"
-"""Key of pydantic's validation context: true where the caller checks the layout itself, with the ranks at hand."""
+"""Key of pydantic's validation context: true if the caller checks the layout itself for the given ranks."""
 
 
 class ModelConfig(Section):
@@ -77,7 +77,7 @@ class ModelConfig(Section):
     family: Literal["xlmr", "modern"] = "xlmr"
     """`xlmr`: learned positions, GELU, biases. `modern`: RoPE, GeGLU, no biases, alternating local attention."""
     norm: Literal["post", "pre"] = "post"
-    """Place of the norm: `post` is XLM-R, `pre` is XLM-R XL/XXL and the modern family."""
+    """Position of the norm: `post` is XLM-R, `pre` is XLM-R XL/XXL and the modern family."""
     norm_type: Literal["layer", "rms"] = "layer"
     """`layer`: LayerNorm. `rms`: RMSNorm (arXiv 1910.07467), `modern` only; Hugging Face has no class for such a model."""
     layers: int = Field(gt=0)
@@ -127,18 +127,18 @@ class ModelConfig(Section):
 
 
 class CarryOver(Section):
-    """What `cross` takes from the `meta` phase besides the weights (always) and the tokenizer (must be the same)."""
+    """What `cross` inherits from the `meta` phase besides the weights (always) and the tokenizer (must be the same)."""
 
     optimizer: Literal["reset", "carry"] = "reset"
-    """Adam's moments and step count: start anew or go on."""
+    """Adam's moments and step count: start from zero or continue."""
     schedule: Literal["restart", "continue"] = "restart"
     """Learning rate: the phase's schedule from its start, or from the step that meta reached."""
     unseen_embeddings: Literal["keep", "reinitialise"] = "keep"
-    """Embeddings of tokens that the meta phase never saw as input or target: keep, or draw them anew."""
+    """Embeddings of tokens that the meta phase never saw as input or target: keep, or initialise again."""
 
 
 class OptimizerConfig(Section):
-    """AdamW, or Muon beside it; decay only on matrices (embeddings included), never on norms and biases."""
+    """AdamW, or Muon with AdamW; decay only on matrices (embeddings included), never on norms and biases."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """`adamw` for all parameters, or `muon` for the matrices of the blocks (arXiv 2502.16982) and AdamW for the rest."""
@@ -151,7 +151,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of matrices."""
     clip_norm: float = Field(1.0, ge=0)
-    """Largest global gradient norm; 0 does not clip."""
+    """Largest global gradient norm; 0: no clipping."""
     matrix_rate: float = Field(1.0, gt=0)
     """`muon` only: learning rate of the matrices as a multiple of the phase's; updates have the size of AdamW's."""
     momentum: float = Field(0.95, ge=0, lt=1)
@@ -165,7 +165,7 @@ class OptimizerConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How the model and its training are spread over ranks."""
+    """Distribution of the model and its training over ranks."""
 
     tensor: int = Field(1, gt=0)
     """Tensor-parallel ranks."""
@@ -176,17 +176,17 @@ class ParallelConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage over the data-parallel ranks."""
     micro_batch_tokens: int | None = Field(None, gt=0)
-    """Tokens a rank takes through the model at once; empty: all of its share of a step."""
+    """Tokens of a rank's micro-batch; empty: its whole share of a step."""
     recompute: Literal["none", "selective", "blocks"] = "none"
     """Activations computed again in the backward pass: `selective` the inside of feed-forward layers, `blocks` all."""
     recompute_every: int = Field(1, gt=0)
     """With `recompute: blocks`: only blocks 0, k, 2k, ..."""
     offload_optimizer: bool = False
-    """Whether fp32 weights, Adam's moments and its update live on the CPU (ZeRO-Offload)."""
+    """Whether fp32 weights, Adam's moments and its update are on the CPU (ZeRO-Offload)."""
     tensor_across_nodes: bool = False
-    """Allow a tensor group on more than one node, where its ranks talk over the network in every block."""
+    """Allow a tensor group on more than one node; its ranks then communicate over the network in every block."""
     join_seconds: float = Field(300.0, gt=0)
-    """Seconds that the ranks wait for one another at the start; after them the missing hosts are named."""
+    """Seconds that the ranks wait for one another at the start; then an error names the missing hosts."""
 
     def layout(self, ranks: int = 1) -> Layout:
         """These settings as a layout of `ranks` ranks. Whether it is legal: planning/legality.py."""
@@ -195,18 +195,18 @@ class ParallelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How the run is driven and watched."""
+    """Precision, kernels, logging, checkpoints and probes of a run."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 on CUDA devices that have it, else fp32. `fp16` has loss scaling; for devices without bf16."""
     fp16_scale_power: int = Field(16, ge=0, le=32)
-    """`fp16` only: the first loss scale is 2 to this power; overflows find the right one from there."""
+    """`fp16` only: the first loss scale is 2 to this power; overflows adjust it from there."""
     fp16_scale_window: int = Field(1000, gt=0)
     """`fp16` only: good steps after which the loss scale is doubled."""
     kernels: Literal["auto", "reference", "triton", "cuda"] = "auto"
     """Which implementation of the operators to force; `auto`: the fastest that device, dtype and shape allow."""
     attention_backward: Literal["two_pass", "atomic"] = "two_pass"
-    """Backward of attention on a GPU: `two_pass` gives the same bits every time, `atomic` does five products for seven."""
+    """Backward of attention on a GPU: `two_pass` is bitwise reproducible, `atomic` needs five products instead of seven."""
     log_interval: int = Field(10, gt=0)
     """Steps between two lines of metrics; the only device-to-host copies of the loop happen here."""
     checkpoint_interval: int = Field(500, gt=0)
@@ -219,7 +219,7 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, gt=0)
     """Newest checkpoints of a phase that are kept."""
     save_in_background: bool = True
-    """Write checkpoints while training goes on, from a copy of weights and moments in host memory: 12 bytes a parameter
+    """Write checkpoints while training continues, from a copy of weights and moments in host memory: 12 bytes a parameter
     (page-locked on CUDA), shared by the ranks that hold them. false: no copy, and training waits for the disk."""
 
     @model_validator(mode="after")
@@ -255,9 +255,9 @@ class Recipe(Section):
     training: TrainingConfig = TrainingConfig()
     """Driving and watching."""
     deepspeed: dict[str, JsonValue] | None = None
-    """Settings that DeepSpeed alone reads, as a file of --deepspeed_config has them; empty: those of ds_configs/."""
+    """Settings that only DeepSpeed reads, as in a file of --deepspeed_config; empty: those of ds_configs/."""
     carry_over: CarryOver = CarryOver()
-    """From meta to cross."""
+    """What the cross phase inherits from meta."""
     phases: dict[Literal["meta", "cross", "joint"], PhaseConfig]
     """The training phases."""
 
@@ -296,7 +296,7 @@ class Recipe(Section):
         """The phase called `name`.
 
         Raises:
-            UserError: when the recipe has no such phase; the message lists those that it has.
+            UserError: when the recipe has no such phase; the message lists its phases.
         """
         for key, phase in self.phases.items():
             if key == name:

@@ -15,17 +15,17 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_flag_for_a_number(cls, found: Any) -> Any:
-        """To Python `true` is a 1; in a recipe it is a slip."""
+    def _no_flag_for_a_number(cls, values: Any) -> Any:
+        """Refuse booleans for numbers: in Python `true` equals 1, in a recipe it is a mistake."""
         fields = cls.model_fields
-        for name, value in found.items() if isinstance(found, Mapping) else ():
+        for name, value in values.items() if isinstance(values, Mapping) else ():
             wanted = _types(fields[name].annotation) if isinstance(value, bool) and name in fields else set()
             if wanted & {int, float} and bool not in wanted:
                 raise ValueError(f"{name} is a number, not {str(value).lower()}")
-        return found
+        return values
 
 
 def _types(annotation: Any) -> set[Any]:
-    """The types that an annotation is made of."""
+    """The component types of an annotation."""
     parts = get_args(annotation)
     return set().union(*map(_types, parts)) if parts else {annotation} if isinstance(annotation, type) else set()

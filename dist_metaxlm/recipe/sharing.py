@@ -1,4 +1,4 @@
-"""Which numbers of data-parallel ranks can share the batches of a phase evenly."""
+"""Numbers of data-parallel ranks that can share the batches of a phase evenly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from dist_metaxlm.recipe.schema import PhaseConfig
 
 
 def undivided(phase: PhaseConfig, world_size: int) -> list[str]:
-    """What of a phase cannot be cut evenly over so many data-parallel ranks, each with the nearest that can."""
+    """Batches of a phase that do not divide evenly over data-parallel ranks, each with the nearest that does."""
     problems = (objective.undivided(phase.sequence_length, world_size) for objective in phase.objectives)
     return [problem for problem in problems if problem is not None]

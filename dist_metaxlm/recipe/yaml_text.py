@@ -1,7 +1,7 @@
-"""YAML as recipes mean it: `no` is Norwegian and not false, 1e-3 is a number, and a key stands only once.
+"""YAML as recipes use it: `no` is a string (Norwegian), 1e-3 is a number, and duplicate keys are errors.
 
 PyYAML reads YAML 1.1, where no, yes, on and off are truth values, 2026-11-22 is a date, 1e-3 is text, 010 is eight, 1:30 is
-ninety, and of a key that is given twice the last one wins in silence. The rest of its safe reader is kept.
+ninety, and the last of duplicate keys silently wins. The rest of its safe reader is kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe writer, which also quotes text that `_Loader` would not read as text."""
+    """The safe writer, which also quotes text that `_Loader` would read as another type."""
 
 
 _Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))
@@ -47,9 +47,9 @@ def write_yaml(value: Any) -> str:
 
 
 def read_yaml(text: str, name: str = "value") -> Any:
-    """The value that a text says; `name` is what messages call it.
+    """The value of a YAML text; `name` is its name in messages.
 
-    Errors: yaml.YAMLError with the line, also for a key that stands twice in a section.
+    Errors: yaml.YAMLError with the line, also for a duplicate key in a section.
     """
     loader = _Loader(text)
     loader.name = name
@@ -66,20 +66,20 @@ def read_yaml(text: str, name: str = "value") -> Any:
 
 
 def _check_keys(node: yaml.Node, known: set[int]) -> None:
-    """Refuse a key that a section has twice: the first one would be lost without a word."""
+    """Refuse duplicate keys in a section: the first value would be lost silently."""
     if id(node) in known:
         return
     known.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        found: dict[str, yaml.Mark] = {}
+        marks: dict[str, yaml.Mark] = {}
         for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in found:
+            if isinstance(key, yaml.ScalarNode) and key.value in marks:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} stands twice in a section, first in line {found[key.value].line + 1} and again",
+                    problem=f"{key.value} occurs twice in a section, first in line {marks[key.value].line + 1} and again",
                     problem_mark=key.start_mark,
                 )
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                found[key.value] = key.start_mark
+                marks[key.value] = key.start_mark
             _check_keys(value, known)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:

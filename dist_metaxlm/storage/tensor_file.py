@@ -1,8 +1,8 @@
-"""Files of a checkpoint: safetensors written one tensor at a time and hashed on the way, and read one tensor at a time.
+"""Files of a checkpoint: safetensors, written one tensor at a time and hashed while writing, and read one tensor at a time.
 
-`safetensors.torch.save_file` wants all tensors of a file in memory at once. The writer of a checkpoint gathers them one
-after another and lets go of each, so it writes the same layout (8 bytes of length, a JSON header, the data; format of
-safetensors 0.8, `docs/safetensors/index` of Hugging Face) as they come; the library reads and checks it.
+`safetensors.torch.save_file` needs all tensors of a file in memory at once. The checkpoint writer gathers and releases them
+one after another, so it writes the same layout (8 bytes of length, a JSON header, the data; format of safetensors 0.8,
+`docs/safetensors/index` of Hugging Face) incrementally; the library reads and checks it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import torch
 from safetensors import safe_open
 
 CHUNK = 4 << 20
-"""Bytes that are hashed and written in one go: they are still in the processor's cache when they are written."""
+"""Bytes that are hashed and written together: they are still in the processor's cache when they are written."""
 
 
 @dataclass(frozen=True)
 class FinishedFile:
-    """What a manifest says of a file that was written and synchronised."""
+    """Manifest entry of a file that was written and synchronised."""
 
     bytes: int
     sha256: str
 
 
 class HashedFile:
-    """A file written once, from front to back; its digest is taken from memory, so a fault of the disk is found later."""
+    """A file written once, from front to back; its digest is computed in memory, so a later check detects disk faults."""
 
     def __init__(self, path: Path) -> None:
         self._digest, self._bytes = hashlib.sha256(), 0
@@ -49,21 +49,21 @@ class HashedFile:
         self._bytes += len(view)
 
     def finalize(self) -> FinishedFile:
-        """Bring it to the disk and close it."""
+        """Flush the file to disk and close it."""
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
         return FinishedFile(self._bytes, self._digest.hexdigest())
 
     def close_quietly(self) -> None:
-        """Close it without a word: an error is already on its way."""
-        # Closing writes what is still buffered, which fails again where the disk is full.
+        """Close the file and ignore errors: another error is already being raised."""
+        # Closing writes the buffer, which fails again if the disk is full.
         with contextlib.suppress(OSError):
             self._stream.close()
 
 
 class TensorFile(HashedFile):
-    """A safetensors file of fp32 tensors of which only names and shapes are known at first."""
+    """A safetensors file of fp32 tensors; only names and shapes are known at creation."""
 
     def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
         super().__init__(path)
@@ -72,7 +72,7 @@ class TensorFile(HashedFile):
             start, end = end, end + 4 * torch.Size(shape).numel()
             header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as the library's own files do
+        text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as in the library's files
         self._left = list(shapes.items())
         try:
             self.write(struct.pack("<Q", len(text)) + text)
@@ -87,16 +87,16 @@ class TensorFile(HashedFile):
         self.write(tensor.contiguous().view(-1).numpy().data)
 
     def finalize(self) -> FinishedFile:
-        """Bring it to the disk and close it, complete."""
+        """Flush the complete file to disk and close it."""
         assert not self._left, f"{self._left[0][0]} was announced and not written"
         return super().finalize()
 
 
 class TensorsOnDisk(Mapping[str, torch.Tensor]):
-    """Tensors of some safetensors files by name, each read when it is asked for.
+    """Tensors of some safetensors files by name, each read on access.
 
-    What is returned is a view of the mapped file: memory is the page cache, which all ranks of a node share. Copy before
-    changing a tensor in place: the change would be seen at the next reading.
+    Tensors are views of the mapped file: their memory is the page cache, which all ranks of a node share. Copy a tensor
+    before changing it in place: the next read would return the change.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:

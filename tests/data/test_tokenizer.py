@@ -117,7 +117,7 @@ def test_a_language_that_the_tokenizer_hardly_knows_is_named(trained) -> None:
     tokenizer, report = trained
     assert list(poorly_served(report)) == []
     (said,) = poorly_served(report | training_report(tokenizer, {"zh": ["你好" * 9]}))
-    assert re.match("the tokenizer knows little of 'zh': [0-9]+% of its tokens are single bytes or unknown", said)
+    assert re.match("the tokenizer covers 'zh' poorly: [0-9]+% of its tokens are single bytes or unknown", said)
 
 
 def test_quotas_follow_alpha_and_pass_on_what_a_small_language_lacks() -> None:
@@ -142,11 +142,11 @@ def test_a_vocabulary_that_text_cannot_fill_names_the_largest_that_it_can(tmp_pa
     largest = int(str(caught.value).split("set it to ")[1].split()[0])
     train_tokenizer(text, TokenizerConfig(), largest, tmp_path / "t.model")
     assert Tokenizer.load(tmp_path / "t.model").vocab_size == largest
-    with pytest.raises(UserError, match=r"it fills \d+, less than any model takes: give more text"):
+    with pytest.raises(UserError, match=r"it fills \d+, less than any model needs: give more text"):
         train_tokenizer({"aa": TextSample(["two words"])}, TokenizerConfig(), 400, tmp_path / "u.model")
-    with pytest.raises(UserError, match=r"give more text, of which data\.tokenizer\.sample_bytes takes 50 at most"):
+    with pytest.raises(UserError, match=r"give more text \(data\.tokenizer\.sample_bytes limits it to 50\)"):
         train_tokenizer(text, TokenizerConfig(sample_bytes=50), 9000, tmp_path / "u.model")
-    with pytest.raises(UserError, match="is white space and control characters alone"):
+    with pytest.raises(UserError, match="has only white space and control characters"):
         train_tokenizer({"aa": TextSample(["\u200b \u200c"])}, TokenizerConfig(), 400, tmp_path / "u.model")
 
 

@@ -157,7 +157,7 @@ def test_the_initialisation_is_that_of_the_recipes_seed(run_dir):
     [
         (["--phase", "later"], "unknown phase 'later'"),
         (["--phase", "meta", "data.directory=/new"], "data.directory=/new: a run is evaluated with the recipe that it was"),
-        (["seed=2", "--phase", "meta"], "evaluate.py has no use for seed=2; `evaluate.py --help` says"),
+        (["seed=2", "--phase", "meta"], "evaluate.py does not accept seed=2; `evaluate.py --help` lists"),
         (["--phase", "meta"], "meta"),
         (["--phase", "untrained", "--tasks", "perplexity,guessing"], "unknown task 'guessing'"),
         (["--phase", "untrained", "--tasks", ""], "unknown task ''"),

@@ -174,8 +174,8 @@ def test_what_cannot_be_registered_is_refused(registered: None) -> None:
 
     for configuration, words in (
         (Other, "mlm is registered already, with dist_metaxlm.recipe.objectives.masked_lm.MaskedLM"),
-        (Nameless, "no lower-case identifier"),
-        (Spaced, "'a b' is no lower-case identifier"),
+        (Nameless, "not a lower-case identifier"),
+        (Spaced, "'a b' is not a lower-case identifier"),
         (Heavy, "defines own_parameters and needs_whole_model is False"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -198,7 +198,7 @@ def test_data_from_before_the_field_are_those_of_its_default(recipe: Recipe, tmp
 def test_what_a_step_reads_is_what_the_one_before_wrote(recipe: Recipe, tmp_path: Path, name: str, step: str) -> None:
     prepare(recipe, silent, until="tokenizer")
     (tmp_path / "data" / name).write_text("[]")
-    with pytest.raises(UserError, match=rf"{name} has 2 bytes where \d+ were written; delete \S+{step} and run") as caught:
+    with pytest.raises(UserError, match=rf"{name} has 2 bytes instead of \d+; delete \S+{step} and run") as caught:
         prepare(recipe, silent)
     shutil.rmtree(str(caught.value).split("delete ")[1].split(" and")[0])
     prepare(recipe, silent)
@@ -254,7 +254,7 @@ def test_what_is_not_made_yet_may_still_change(recipe: Recipe, tmp_path: Path) -
     with pytest.raises(UserError, match=r"data\.text\.en=.* and the recipe has None; .*, or delete that folder"):
         prepare(make_recipe(tmp_path, text={"de": [str(tmp_path / "en.txt")]}), silent)
     (tmp_path / "data" / "settings.json").write_text("{")
-    with pytest.raises(UserError, match=r"settings\.json is damaged, so nobody knows"):
+    with pytest.raises(UserError, match=r"settings\.json is damaged, so the settings of the data in"):
         prepare(recipe, silent)
 
 

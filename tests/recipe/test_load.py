@@ -134,7 +134,7 @@ def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
         ("text: {en: {files: [a.txt], weight: 2}}", "write en: {web: {files: ...}}, or en: [...]"),
         (
             "text: {en: {web: [a.txt]}}",
-            "data.text.en.web is a list where a section with the keys files, weight, format, text_field",
+            "data.text.en.web is a list instead of a section with the keys files, weight, format, text_field",
         ),
         ("text: {en: }", "en names no files; write en: [...]"),
         ("text: {12: [a.txt]}", "data.text.12: Input should be a valid string (got 12); put it in quotes"),
@@ -147,8 +147,8 @@ def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
             "data.reading.pair_columns.0: Input should be greater than or equal to 1 (got 0)",
         ),
         ("reading: {pair_columns: [2, 2]}", "reading.pair_columns [2, 2] names one column for both sides"),
-        ("cleaning:", "data.cleaning is empty where a section with the keys unicode, control_characters"),
-        ("cleaning: {deduplicate: lines}", "deduplicate is 'lines' where a list belongs; write deduplicate: [...]"),
+        ("cleaning:", "data.cleaning is empty instead of a section with the keys unicode, control_characters"),
+        ("cleaning: {deduplicate: lines}", "deduplicate is 'lines' instead of a list; write deduplicate: [...]"),
     ],
 )
 def test_mistakes_in_the_data_section_are_told_in_words(tmp_path: Path, data: str, words: str) -> None:
@@ -182,7 +182,7 @@ def test_mistakes_in_the_data_section_are_told_in_words(tmp_path: Path, data: st
         ("nonsense", "not of the form key=value"),
         ("phases.cross.objectives.electra.weight=1", "there is mlm, tlm, contrast"),
         ("model.layers=many", "model.layers"),
-        ("model=null", "model is empty where a section with the keys family, norm"),
+        ("model=null", "model is empty instead of a section with the keys family, norm"),
         ("phases.meta.languages.0=fr", "phases.meta.languages is a list; give all of it, phases.meta.languages=[...]"),
         ("phases.meta.objectives.mlm=3", "set a field of it, phases.meta.objectives.mlm.FIELD=..."),
         ("phases.meta.steps.most=1", "phases.meta.steps is a value, not a section; give all of it, phases.meta.steps=..."),
@@ -334,7 +334,7 @@ def test_yaml_as_a_recipe_means_it(tmp_path: Path) -> None:
     assert read_yaml("[010, 1:30, 0x10, -1_000, 0]") == ["010", "1:30", 16, -1000, 0]  # not eight and ninety
     assert read_yaml("a: &x {k: 1}\nb: {<<: *x, k: 2}") == {"a": {"k": 1}, "b": {"k": 2}}
     path.write_text("name: x\nmodel: {layers: 2,\n  hidden: 8, layers: 3}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"layers stands twice in a section, first in line 2 and again.*line 3"):
+    with pytest.raises(UserError, match=r"layers occurs twice in a section, first in line 2 and again.*line 3"):
         load_recipe(path)
 
 

@@ -43,7 +43,7 @@ BENCHMARKS = (
     training.add_cpu,
     kernels.add_gpu,
 )
-"""What registers each benchmark's parser, in the order of the help."""
+"""Functions that register each benchmark's parser, in the order of the help."""
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

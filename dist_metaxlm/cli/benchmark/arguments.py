@@ -1,4 +1,4 @@
-"""Arguments that several benchmarks take."""
+"""Arguments shared by several benchmarks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 Outcome = tuple[dict[str, Any], str]
-"""Figures of a benchmark, JSON-ready, and the lines that are printed of them."""
+"""Figures of a benchmark, JSON-ready, and the lines to print."""
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

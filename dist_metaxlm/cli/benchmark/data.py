@@ -16,11 +16,11 @@ def add_data(commands: Any) -> None:
         "--tokens",
         type=int,
         default=10**9,
-        help="tokens of the store that is opened; a second one has ten times as many (default: 1e9)",
+        help="tokens of the opened store; a second one has ten times as many (default: 1e9)",
     )
     parser.add_argument("--runs", type=int, default=5, help="fresh processes that open each store (default: 5)")
     parser.add_argument("--metrics", help="metrics.jsonl of a run, for the share of its time spent waiting for data")
-    parser.add_argument("--store", help="token store with translations, to measure what tlm's windows lose on it")
+    parser.add_argument("--store", help="token store with translations, to measure the losses of tlm's windows on it")
     add_output(parser)
     parser.set_defaults(run=data)
 
@@ -53,7 +53,7 @@ def data(arguments: argparse.Namespace) -> Outcome:
 
 
 def add_cleaning(commands: Any) -> None:
-    parser = commands.add_parser("cleaning", help="speed, memory and finds of the corpus step on generated text")
+    parser = commands.add_parser("cleaning", help="speed, memory and detections of the corpus step on generated text")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[250, 1000], help="sizes (default: 250 1000)")
     add_output(parser)
     parser.set_defaults(run=cleaning)
@@ -71,9 +71,9 @@ def cleaning(arguments: argparse.Namespace) -> Outcome:
 
 
 def add_store(commands: Any) -> None:
-    parser = commands.add_parser("store", help="metaxlm prepare store, whole command, side by side with Megatron's way")
+    parser = commands.add_parser("store", help="metaxlm prepare store, whole command, compared with Megatron's tools")
     parser.add_argument("--repeats", type=int, default=3, help="times that each command runs (default: 3)")
-    parser.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
+    parser.add_argument("--scratch", default=".", help="folder for temporary files (default: current folder)")
     add_recipe(parser)
     add_output(parser)
     parser.set_defaults(run=store)

@@ -14,24 +14,24 @@ def add_kernels(commands: Any) -> None:
     parser = commands.add_parser(
         "kernels",
         help="every operator on a GPU: against fp64, its reference and its peers; "
-        "exit code 1 where one is wrong or slower than its reference",
+        "exit code 1 if one is wrong or slower than its reference",
     )
     parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),
         default="cuda",
-        help="cpu tries the command itself, on small shapes and the references (default: cuda)",
+        help="cpu tests the command itself, on small shapes and the references (default: cuda)",
     )
     parser.add_argument("--repeats", type=int, default=20, help="timed runs of each implementation (default: 20)")
     parser.add_argument(
         "--seconds",
         type=float,
-        help="begin no peer, and no configuration but those in use, later than this (default: no limit)",
+        help="start no peer, and no configuration except those in use, later than this (default: no limit)",
     )
     parser.add_argument(
         "--configurations",
         action="store_true",
-        help="instead time every configuration in the lists of the Triton kernels beside the one in use",
+        help="instead time every configuration in the lists of the Triton kernels against the one in use",
     )
     parser.add_argument("--only", nargs="+", default=[""], help="only operators whose name contains one of these")
     add_output(parser)
@@ -46,8 +46,8 @@ def kernels(arguments: argparse.Namespace) -> Outcome:
     if arguments.configurations:
         from dist_metaxlm.benchmarking.kernels.configurations import measure_configurations, table
 
-        found = measure_configurations(arguments.device, arguments.repeats, arguments.only, arguments.seconds, keep)
-        return found, table(found)
+        timings = measure_configurations(arguments.device, arguments.repeats, arguments.only, arguments.seconds, keep)
+        return timings, table(timings)
     result = measure_kernels(arguments.device, arguments.repeats, arguments.only, arguments.seconds, keep)
     return result, "\n".join(line(row) for row in result["cases"])
 
@@ -55,16 +55,16 @@ def kernels(arguments: argparse.Namespace) -> Outcome:
 def add_gpu(commands: Any) -> None:
     parser = commands.add_parser(
         "gpu",
-        help="everything that is to be measured on a GPU: kernels, then three models against "
-        "Hugging Face's; exit code 1 where one is wrong or slower (make gpu-check)",
+        help="all GPU measurements: kernels, then three models against "
+        "Hugging Face's; exit code 1 if one is wrong or slower (make gpu-check)",
     )
     parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),
         default="cuda",
-        help="cpu tries the command itself on small stand-ins (default: cuda)",
+        help="cpu tests the command itself on small stand-ins (default: cuda)",
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="time for all of it (default: 10)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="total time (default: 10)")
     add_output(parser)
     parser.set_defaults(run=gpu)
 

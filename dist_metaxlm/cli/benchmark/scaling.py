@@ -19,14 +19,14 @@ def add_scaling(commands: Any) -> None:
         "--launcher",
         choices=("deepspeed", "mpirun", "srun"),
         default="deepspeed",
-        help="what starts the ranks on the nodes (default: deepspeed)",
+        help="launcher of the ranks on the nodes (default: deepspeed)",
     )
     parser.add_argument("--master_port", type=int, default=29500, help="port of the first node (default: 29500)")
     parser.add_argument(
         "--link_megabits",
         type=float,
         metavar="N",
-        help="what a node's link carries in a second; adds how long a step's traffic takes on it",
+        help="bandwidth of a node's link; adds the duration of a step's traffic on it",
     )
     parser.add_argument(
         "--over",
@@ -43,7 +43,7 @@ def add_scaling(commands: Any) -> None:
         dest="scalings",
         help="strong: the same batch; weak: a batch that grows (default: both)",
     )
-    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)  # what it starts on the nodes
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)  # internal: command for the nodes
     parser.add_argument("--phase", default="cross", help="phase whose steps are measured (default: cross)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each run (default: 8)")
     parser.add_argument("--repeats", type=int, default=2, help="times that each layout runs (default: 2)")

@@ -13,7 +13,7 @@ from dist_metaxlm.text import pluralize
 
 
 def add_throughput(commands: Any) -> None:
-    parser = commands.add_parser("throughput", help="tokens per second of training, side by side with a baseline")
+    parser = commands.add_parser("throughput", help="tokens per second of training, compared with a baseline")
     parser.add_argument("--baseline", choices=("huggingface",), default="huggingface")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each side (default: 8)")
     parser.add_argument("--batch_tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
@@ -25,7 +25,7 @@ def add_throughput(commands: Any) -> None:
         help="those of the recipe's token "
         "store, or random ids in documents of lognormal lengths, which need no data (default: store)",
     )
-    parser.add_argument("--seconds", type=float, help="begin no new step after so many (default: no limit)")
+    parser.add_argument("--seconds", type=float, help="start no new step after this time (default: no limit)")
     add_recipe(parser)
     add_output(parser)
     parser.set_defaults(run=throughput)
@@ -62,8 +62,7 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
 def add_step(commands: Any) -> None:
     parser = commands.add_parser(
         "step",
-        help="where the time of a training step goes, by component and pass, and what "
-        "makes the host wait; under a launcher on all its ranks",
+        help="time of a training step by component and pass, and causes of host waits; under a launcher on all its ranks",
     )
     parser.add_argument("--phase", default="cross", help="phase whose steps are profiled (default: cross)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, and as many under the profiler (default: 5)")
@@ -83,8 +82,8 @@ def step(arguments: argparse.Namespace) -> Outcome:
 def add_cpu(commands: Any) -> None:
     parser = commands.add_parser(
         "cpu",
-        help="what the CPU path chose beside what it did not: short rows, how dropout "
-        "masks are hashed, AdamW; under a launcher on all its ranks",
+        help="choices of the CPU path against their alternatives: short rows, hashing of "
+        "dropout masks, AdamW; under a launcher on all its ranks",
     )
     parser.add_argument("--phase", default="cross", help="phase whose documents and steps are measured (default: cross)")
     parser.add_argument("--repeats", type=int, default=8, help="timed runs of each side (default: 8)")
@@ -93,7 +92,7 @@ def add_cpu(commands: Any) -> None:
         nargs="+",
         choices=("rows", "dropout", "update"),
         default=["rows", "dropout", "update"],
-        help="what is compared (default: all)",
+        help="comparisons to run (default: all)",
     )
     add_recipe(parser)
     add_output(parser)
@@ -110,12 +109,11 @@ def cpu(arguments: argparse.Namespace) -> Outcome:
 def add_saving(commands: Any) -> None:
     parser = commands.add_parser(
         "saving",
-        help="how long training stands still at a checkpoint, blocking against in the "
-        "background; under a launcher on all its ranks",
+        help="pause of training at a checkpoint, blocking against background saving; under a launcher on all its ranks",
     )
     parser.add_argument("--repeats", type=int, default=5, help="saves of either kind (default: 5)")
     parser.add_argument("--tokens", type=int, default=256, help="tokens of a rank's training step (default: 256)")
-    parser.add_argument("--scratch", default=".", help="folder for what is written and removed again (default: here)")
+    parser.add_argument("--scratch", default=".", help="folder for temporary files (default: current folder)")
     add_recipe(parser)
     add_output(parser)
     parser.set_defaults(run=saving)
@@ -128,9 +126,9 @@ def saving(arguments: argparse.Namespace) -> Outcome:
         arguments.recipe, arguments.overrides, Path(arguments.scratch), arguments.repeats, arguments.tokens
     )
     return result, (
-        f"{result['megabytes']:.0f} MB on {pluralize(result['ranks'], 'rank')}: training stands still for "
+        f"{result['megabytes']:.0f} MB on {pluralize(result['ranks'], 'rank')}: training pauses for "
         f"{result['background_stall_seconds']:.3f} s instead of {result['blocking_seconds']:.2f} s "
         f"({result['stall_share_of_blocking']:.1%}; {result['stall_share_min']:.1%} to {result['stall_share_max']:.1%}), "
-        f"for {result['copy_seconds']:.3f} s ({result['copy_share_of_blocking']:.1%}) where no step hides the copy; "
-        f"the steps beside a save take {result['slowed_seconds']:.2f} s longer"
+        f"for {result['copy_seconds']:.3f} s ({result['copy_share_of_blocking']:.1%}) if no step hides the copy; "
+        f"steps during a save take {result['slowed_seconds']:.2f} s longer"
     )

@@ -29,7 +29,7 @@ Config = TypeVar("Config", bound=Objective)
 
 @dataclass(frozen=True)
 class Opening:
-    """What data sources are opened with: the store, and what the phase reads of it."""
+    """Arguments for opening a data source: the store, and the languages and pairs that the phase reads."""
 
     store: TokenStore
     tokenizer: Tokenizer
@@ -39,10 +39,10 @@ class Opening:
     languages: list[str]
     """Languages of the phase, in the order in which batches number them."""
     pairs: list[str]
-    """Language pairs of the phase, likewise; empty where no objective reads pairs."""
+    """Language pairs of the phase, likewise; empty if no objective reads pairs."""
 
     def keys(self, objective: str) -> tuple[str | int, ...]:
-        """What the random streams of an objective are keyed by."""
+        """Key of the random streams of an objective."""
         return self.seed, self.phase_name, objective
 
     def sources(self) -> list[list[Source]]:
@@ -57,7 +57,7 @@ class Opening:
 
     @property
     def pair_titles(self) -> list[str]:
-        """What messages call the language pairs."""
+        """Names of the language pairs in messages."""
         return [f"language pair {pair}" for pair in self.pairs]
 
     def masker(self, objective: str) -> Masker:
@@ -66,7 +66,7 @@ class Opening:
         return Masker(self.tokenizer, phase.targets_per_window, phase.whole_words, key(*self.keys(objective), "mask"))
 
     def check_targets(self) -> None:
-        """Raise UserError where the phase's mask rate gives a window no target."""
+        """Raise UserError if the phase's mask rate gives a window no target."""
         if self.phase.targets_per_window < 1:
             raise UserError(
                 f"mask_rate {self.phase.mask_rate} of sequence_length {self.phase.sequence_length} is less than one "
@@ -85,20 +85,20 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Shown:
-    """Documents of a sample as the model sees them, for people who look at it."""
+    """Documents of a sample as the model sees them, for display."""
 
     batch: PackedBatch
     words: np.ndarray
-    """[T] int64: the same tokens before any was masked."""
+    """[T] int64: the same tokens before masking."""
     part: str | None = None
-    """What these documents are, where they are put together from several places of the store."""
+    """Description of these documents if they are assembled from several places of the store."""
 
 
 class DataSource(ABC, Generic[Config]):
-    """What one objective of a phase reads. Batches may be built from several threads at once."""
+    """The data of one objective of a phase. Batches may be built from several threads at once."""
 
     names: list[str]
-    """Languages or language pairs that it reads; batches number them by their place here."""
+    """Languages or language pairs that it reads; batches refer to them by index in this list."""
     mixture: Mixture
     """Which of its corpora each sample is from."""
 
@@ -108,7 +108,7 @@ class DataSource(ABC, Generic[Config]):
 
     @abstractmethod
     def batch(self, objective: Config, samples: np.ndarray) -> PackedBatch:
-        """The samples numbered `samples` [n] int64, which follow each other. They depend on nothing else in the batch."""
+        """The samples numbered `samples` [n] int64, consecutive. Each sample is independent of the rest of the batch."""
 
     @abstractmethod
     def origin(self, sample: int) -> Origin:

@@ -38,6 +38,6 @@ class MaskedPairsSource(DataSource[Config], Generic[Config]):
         return packed_batch(masked.inputs, pairs.documents, samples, owner, masked.targets, masked.target_tokens)
 
     def origin(self, sample: int) -> Origin:
-        """See `DataSource`: of its pairs."""
+        """See `DataSource`: the origin of the window's pairs."""
         number, ordinal = self.locate(sample)
         return Origin(self.names[number[0]], self._windows.origin(number, ordinal))

@@ -41,6 +41,6 @@ class ContrastSource(DataSource[PairConfig], Generic[PairConfig]):
         return replace(packed, pairs=torch.from_numpy(read.pairs), pair_languages=torch.from_numpy(number))
 
     def origin(self, sample: int) -> Origin:
-        """See `DataSource`: of the pair."""
+        """See `DataSource`: the origin of the pair."""
         number, ordinal = self.locate(sample)
         return Origin(self.names[number[0]], [(0, self._pairs.origin(number, ordinal))])

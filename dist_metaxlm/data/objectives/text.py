@@ -1,4 +1,4 @@
-"""Windows of text in the phase's languages: as they are, or masked for masked language modelling."""
+"""Windows of text in the phase's languages: unmasked, or masked for masked language modelling."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TextSource(DataSource[Config], Generic[Config]):
 
 
 class MaskedTextSource(TextSource[Config], Generic[Config]):
-    """The same with the phase's masks, whose tokens are the targets."""
+    """The same windows with the phase's masks; the masked tokens are the targets."""
 
     def __init__(self, opening: Opening, objective: Config) -> None:
         """See `DataSource`."""

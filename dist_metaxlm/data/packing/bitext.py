@@ -1,10 +1,10 @@
 """Windows of translation pairs for TLM: whole pairs `<s> a </s> b </s>` in either order.
 
 In each epoch the pairs of a corpus are put into a keyed order, cut into chunks of a few hundred, and each chunk is packed
-into the same number of windows (pair_packing.py). So a window follows from its number by packing one chunk, without an
-index; within an epoch no pair comes twice, and all come but the few (about 1 in 100) that do not fit into their chunk.
-Which those are, and which pairs share a window, changes with the epoch. What no pair fills is `<pad>`, a document of its
-own at the window's end.
+into the same number of windows (pair_packing.py). A window is computed from its number by packing one chunk, without an
+index. Within an epoch no pair is repeated, and all are used except the few (about 1 in 100) that do not fit into their
+chunk. The omitted pairs and the pairs that share a window change with the epoch. Unfilled positions are `<pad>`, a
+separate document at the window's end.
 
 Shapes: W windows, L tokens a window, T = W * L, P pairs of the batch, N chunks of the batch, C pairs of a chunk.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dist_metaxlm.data.tokens.store import Corpus
 
 _KEPT = 4
-"""Packed chunks that are kept for each language pair: 9 kB each."""
+"""Packed chunks cached for each language pair: 9 kB each."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class BitextRead:
     """Windows of pairs, each pair in the order in which it is shown."""
 
     tokens: np.ndarray
-    """[W, L] int64; what no pair fills is `<pad>`."""
+    """[W, L] int64; unfilled positions are `<pad>`."""
     documents: np.ndarray
     """[D] int64: first token of each pair and of each window's padding in the flat batch, ascending."""
 
@@ -64,7 +64,7 @@ class BitextWindows(OrderedPairs):
     def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int, keys: tuple[str | int, ...]) -> None:
         """Pack the bitexts `corpora`, called `names`, into windows of `length`; `keys` name the random streams.
 
-        Raises UserError naming all corpora without pairs, or whose pairs are longer than a window.
+        Raises UserError naming all corpora that have no pairs or whose pairs are longer than a window.
         """
         super().__init__(corpora, names, length, keys)
         unfit = []
@@ -89,13 +89,13 @@ class BitextWindows(OrderedPairs):
         self._kept: dict[tuple[int, ...], np.ndarray] = {}
 
     def locate(self, corpus: np.ndarray, ordinal: np.ndarray) -> Placed:
-        """The pairs in windows number `ordinal` (from 0 for ever) of language pairs `corpus` (both [W])."""
+        """The pairs in windows number `ordinal` (from 0, unbounded) of language pairs `corpus` (both [W])."""
         count, per_chunk = self.counts[corpus], self._per_chunk[corpus]
         epoch, window = ordinal // count, ordinal % count
         chunks, row = np.unique(np.stack([corpus, epoch, window // per_chunk], axis=1), axis=0, return_inverse=True)
         row = row.reshape(-1)
         pair, size, packed = self._packings(chunks)
-        # the windows of a chunk are filled longest pair first: without this, long pairs would come before short ones
+        # the windows of a chunk are filled longest pair first: without this, long pairs would precede short ones
         draws = hash_u64(hash_u64(self._order_keys[chunks[:, 0]], chunks[:, 1]), chunks[:, 2])
         slot = permute(window % per_chunk, per_chunk, draws[row])
         window, column = np.nonzero(packed[row] == slot[:, None])
@@ -113,9 +113,9 @@ class BitextWindows(OrderedPairs):
         order = np.argsort(number, kind="stable")
         size = placed.end - placed.first
         for known, where in groups(number[order]):
-            mine = order[where]
-            source = self._document_starts[known][placed.pair[mine]]
-            flat[spans(placed.first[mine], size[mine])] = self._tokens[known][spans(source, size[mine])]
+            own = order[where]
+            source = self._document_starts[known][placed.pair[own]]
+            flat[spans(placed.first[own], size[own])] = self._tokens[known][spans(source, size[own])]
         draws = hash_u64(hash_u64(self._swap_key, samples)[placed.window], placed.first % self.length)
         chosen = (draws >> np.uint64(63)).astype(np.bool_)
         swap_sides(flat, placed.first[chosen], placed.second[chosen], placed.end[chosen])
@@ -131,23 +131,23 @@ class BitextWindows(OrderedPairs):
     def _packings(self, chunks: np.ndarray) -> np.ndarray:
         """[3, N, C] int64 pair, tokens, window (-1: in none) of chunks [N, 3] (corpus, epoch, number), by corpus.
 
-        The last ones are kept: the next windows of a language pair come from the same chunk, mostly.
+        The latest ones are cached: the next windows of a language pair mostly come from the same chunk.
         """
         keys = [tuple(chunk) for chunk in chunks.tolist()]
-        found = {chunk: self._kept.get(chunk) for chunk in keys}
-        missing = chunks[[found[chunk] is None for chunk in keys]]
+        packings = {chunk: self._kept.get(chunk) for chunk in keys}
+        missing = chunks[[packings[chunk] is None for chunk in keys]]
         if len(missing):
             corpus, epoch, number = missing.T
             pair, size = self._members(corpus, number, hash_u64(self._order_keys[corpus], epoch))
             made = np.stack([pair, size, pack(size, self._per_chunk[corpus], self.length)], axis=1)
             for chunk, packing in zip(missing.tolist(), made, strict=True):
-                found[tuple(chunk)] = self._kept[tuple(chunk)] = packing[:, : self._plans[chunk[0]].widest].copy()
+                packings[tuple(chunk)] = self._kept[tuple(chunk)] = packing[:, : self._plans[chunk[0]].widest].copy()
             for chunk in list(self._kept)[: -_KEPT * len(self._plans)]:
                 self._kept.pop(chunk, None)
         result = np.zeros((3, len(keys), max(self._plans[chunk[0]].widest for chunk in keys)), np.int64)
         result[2] = -1
         for row, chunk in enumerate(keys):
-            packing = found[chunk]
+            packing = packings[chunk]
             assert packing is not None
             result[:, row, : packing.shape[1]] = packing
         return result
@@ -158,9 +158,9 @@ class BitextWindows(OrderedPairs):
         pair, size = np.zeros((2, len(corpus), widest), np.int64)
         for number, rows in groups(corpus):
             plan, starts = self._plans[number], self._document_starts[number]
-            members, there = plan.members(chunk[rows], draws[rows])
+            members, present = plan.members(chunk[rows], draws[rows])
             pair[rows, : plan.widest] = members
-            size[rows, : plan.widest] = np.where(there, starts[members + 1] - starts[members], 0)
+            size[rows, : plan.widest] = np.where(present, starts[members + 1] - starts[members], 0)
         size[size > self.length] = 0
         return pair, size
 
@@ -169,8 +169,8 @@ class BitextWindows(OrderedPairs):
         result = np.empty_like(pair)
         order = np.argsort(corpus, kind="stable")
         for number, where in groups(corpus[order]):
-            mine = order[where]
-            result[mine] = self._second_starts[number][pair[mine]] - self._document_starts[number][pair[mine]]
+            own = order[where]
+            result[own] = self._second_starts[number][pair[own]] - self._document_starts[number][pair[own]]
         return result
 
 
@@ -179,6 +179,6 @@ def swap_sides(flat: np.ndarray, first: np.ndarray, second: np.ndarray, end: np.
     body = first + 1
     length = end - body
     target = spans(body, length)
-    # everything after <s> turns by the length of the first side
+    # everything after <s> rotates by the length of the first side
     turned = (spans(np.zeros_like(length), length) + np.repeat(second - body, length)) % np.repeat(length, length)
     flat[target] = flat[np.repeat(body, length) + turned]

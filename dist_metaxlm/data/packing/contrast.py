@@ -1,7 +1,7 @@
 """Translation pairs as separate sentences, packed into windows, for the contrast objective.
 
-Sample n is a pair: a language pair by quota (mixing.py), and in it a pair by a keyed permutation of the epoch, so every
-pair comes once an epoch. Each sentence is a document of its own; documents are packed first-fit, longest first.
+Sample n is a pair: a language pair by quota (mixing.py), and within it a pair by a keyed permutation of the epoch, so every
+pair occurs once an epoch. Each sentence is a separate document; documents are packed first-fit, longest first.
 
 Shapes: P pairs, documents 2P (pair p has the sentences 2p and 2p + 1), W windows of L tokens.
 """
@@ -30,13 +30,13 @@ class ContrastRead:
     """Sentences packed into windows."""
 
     tokens: np.ndarray
-    """[W, L] int64; what no sentence fills is `<pad>`."""
+    """[W, L] int64; unfilled positions are `<pad>`."""
     documents: np.ndarray
     """[D] int64: first token of each sentence and of each window's padding in the flat batch, ascending."""
     pairs: np.ndarray
     """[P, 2] int64: document numbers of each pair's sentences."""
     leaders: np.ndarray
-    """[W] int64: which of the 2P sentences stands first in each window."""
+    """[W] int64: index of the first of the 2P sentences in each window."""
 
 
 class ContrastPairs(OrderedPairs):
@@ -55,28 +55,28 @@ class ContrastPairs(OrderedPairs):
             )
 
     def locate(self, corpus: np.ndarray, ordinal: np.ndarray) -> np.ndarray:
-        """[P] int64: document of `corpus` that is number `ordinal` of it (both [P]), from 0 for ever."""
+        """[P] int64: the document at place `ordinal` in the order of `corpus` (both [P]); ordinals from 0, unbounded."""
         count = self._counts[corpus]
         return permute(ordinal % count, count, hash_u64(self._order_keys[corpus], ordinal // count))
 
     def origin(self, corpus: np.ndarray, ordinal: np.ndarray) -> int:
-        """First token in its corpus of the pair that is number `ordinal` of `corpus` (both [1])."""
+        """First token, in its corpus, of the pair at place `ordinal` in the order of `corpus` (both [1])."""
         return int(self._document_starts[corpus[0]][self.locate(corpus, ordinal)[0]])
 
     def read(self, corpus: np.ndarray, documents: np.ndarray, max_tokens: int) -> ContrastRead:
         """Pack pairs `documents` of language pairs `corpus` (both [P]), sentences cut to `max_tokens`."""
-        source, size, starts_anew = self.sentence_places(corpus, documents)
-        length = np.minimum(size + starts_anew, max_tokens)
+        source, size, needs_bos = self.sentence_places(corpus, documents)
+        length = np.minimum(size + needs_bos, max_tokens)
         placed = place(length, self.length)
         start = placed.start
         flat = np.full(placed.windows * self.length, PAD, np.int64)
         flat[start] = BOS
-        kept = length - starts_anew
+        kept = length - needs_bos
         order = np.argsort(corpus, kind="stable")
         for number, where in groups(corpus[order]):
-            mine = (2 * order[where][:, None] + np.arange(2)).reshape(-1)
-            flat[spans((start + starts_anew)[mine], kept[mine])] = self._tokens[number][spans(source[mine], kept[mine])]
-        cut = length < size + starts_anew
+            own = (2 * order[where][:, None] + np.arange(2)).reshape(-1)
+            flat[spans((start + needs_bos)[own], kept[own])] = self._tokens[number][spans(source[own], kept[own])]
+        cut = length < size + needs_bos
         flat[(start + length - 1)[cut]] = EOS
         pairs = np.searchsorted(placed.documents, start).reshape(-1, 2)
         return ContrastRead(flat.reshape(-1, self.length), placed.documents, pairs, placed.leaders)
@@ -86,16 +86,16 @@ class ContrastPairs(OrderedPairs):
         return self._tokens[corpus]
 
     def sentence_places(self, corpus: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """([2P] first token in its corpus, [2P] tokens there, [2P] 1 where `<s>` is to be put in front)."""
+        """([2P] first token in its corpus, [2P] number of tokens, [2P] 1 where `<s>` must be prepended)."""
         source = np.empty((len(corpus), 2), np.int64)
         size = np.empty((len(corpus), 2), np.int64)
         order = np.argsort(corpus, kind="stable")
         for number, where in groups(corpus[order]):
-            mine = order[where]
-            document = documents[mine]
-            source[mine, 0] = self._document_starts[number][document]
-            source[mine, 1] = self._second_starts[number][document]
-            size[mine, 1] = self._document_starts[number][document + 1]
+            own = order[where]
+            document = documents[own]
+            source[own, 0] = self._document_starts[number][document]
+            source[own, 1] = self._second_starts[number][document]
+            size[own, 1] = self._document_starts[number][document + 1]
         size[:, 1] -= source[:, 1]
         size[:, 0] = source[:, 1] - source[:, 0]
         return source.reshape(-1), size.reshape(-1), np.tile(np.array([0, 1], np.int64), len(corpus))
@@ -103,16 +103,16 @@ class ContrastPairs(OrderedPairs):
 
 @dataclass(frozen=True)
 class Placed:
-    """Where sentences stand in windows."""
+    """The placement of sentences in windows."""
 
     start: np.ndarray
     """[N] int64: first token of each in the flat batch."""
     windows: int
-    """Windows that it takes."""
+    """Number of windows used."""
     documents: np.ndarray
     """[D] int64: first token of each sentence and of each window's padding in the flat batch, ascending."""
     leaders: np.ndarray
-    """[W] int64: which of the N stands first in each window."""
+    """[W] int64: index of the first of the N sentences in each window."""
 
 
 def place(lengths: np.ndarray, capacity: int) -> Placed:
@@ -127,8 +127,8 @@ def place(lengths: np.ndarray, capacity: int) -> Placed:
 def first_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Pack items of `lengths` [N], each at most `capacity`, into bins: first fit, longest first, ties in given order.
 
-    Returns ([N] bin, [N] offset in the bin, number of bins). Items of one length go together, since first fit fills bin
-    after bin with them: the loop is over the different lengths, not over items.
+    Returns ([N] bin, [N] offset in the bin, number of bins). Items of equal length are placed together, since first fit
+    fills one bin after another with them: the loop is over the distinct lengths, not over items.
     """
     order = np.argsort(-lengths, kind="stable")
     bins, offsets = np.empty(len(lengths), np.int64), np.empty(len(lengths), np.int64)

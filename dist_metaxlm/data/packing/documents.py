@@ -1,6 +1,6 @@
-"""From documents placed in windows to a packed batch: the last step of every way of packing.
+"""From documents placed in windows to a packed batch: the last step of every packing method.
 
-Shapes: N documents with text, D documents in all (the padding behind a window's last document is one too), W windows of L
+Shapes: N documents with text, D documents in all (including the padding after a window's last document), W windows of L
 tokens, T = W * L, M targets.
 """
 
@@ -15,7 +15,7 @@ from dist_metaxlm.data.tokenizer import PAD
 
 
 def with_padding(start: np.ndarray, length: np.ndarray, windows: int, window: int) -> np.ndarray:
-    """[D] int64 ascending: `start` [N] of the documents of `length` [N] and of the padding behind each window's last one.
+    """[D] int64 ascending: `start` [N] of the documents of `length` [N] and of the padding after each window's last one.
 
     A window's documents follow each other without a gap from its start.
     """

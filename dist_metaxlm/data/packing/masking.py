@@ -1,7 +1,7 @@
 """Masks: an exact number of targets in every window, chosen by the window's sample number alone.
 
 Every position of a window gets a hash of (key, sample number, position); the positions with the smallest hashes are the
-targets. So a window's masks do not depend on what else is in the batch, and the count is exact. Of the targets 80 % are
+targets. So a window's masks do not depend on the rest of the batch, and the count is exact. Of the targets 80 % are
 replaced by `<mask>`, 10 % by a random ordinary token and 10 % stay (BERT, arXiv 1810.04805 section 3.1).
 
 Shapes: W windows, L tokens a window, T = W * L, M targets.
@@ -30,24 +30,24 @@ _NEVER = np.uint64(1 << 63)
 
 @dataclass(frozen=True)
 class Masked:
-    """What the model sees, and what it is to predict."""
+    """The model's input and its targets."""
 
     inputs: np.ndarray
     """[W, L] int64: tokens with the masks applied."""
     targets: np.ndarray
     """[M] int64: flat positions, ascending."""
     target_tokens: np.ndarray
-    """[M] int64: what stood there."""
+    """[M] int64: the original tokens at these positions."""
 
 
 class Masker:
     """Chooses and replaces the targets of windows."""
 
     def __init__(self, tokenizer: Tokenizer, count: int, whole_words: bool, key: int) -> None:
-        """Mask exactly `count` tokens a window, fewer only where fewer are eligible; `key` names the random stream.
+        """Mask exactly `count` tokens a window, fewer only if fewer are eligible; `key` names the random stream.
 
-        With `whole_words`, words are taken whole in the order of their hashes until the count is reached; the last one
-        is taken in part, its first pieces, where it does not fit. A word never crosses a document or a special token.
+        With `whole_words`, whole words are selected in the order of their hashes until the count is reached; if the last
+        one does not fit, only its first pieces are selected. A word never crosses a document or a special token.
         """
         self._count = count
         self._whole_words = whole_words
@@ -61,8 +61,8 @@ class Masker:
     def mask(self, tokens: np.ndarray, samples: np.ndarray, documents: np.ndarray, share: float | None = None) -> Masked:
         """Mask windows `tokens` [W, L] of sample numbers `samples` [W].
 
-        `documents` [D] are the flat positions where documents begin. Special tokens, `<pad>` too, are never targets.
-        With `share`, a window has round(share * its eligible tokens) targets in place of the fixed count.
+        `documents` [D] are the flat positions where documents begin. Special tokens, including `<pad>`, are never targets.
+        With `share`, a window has round(share * its eligible tokens) targets instead of the fixed count.
         """
         eligible = self._ordinary[tokens]
         ranks = self._ranks(tokens, samples, documents, eligible)
@@ -79,7 +79,7 @@ class Masker:
         return Masked(inputs, targets, target_tokens)
 
     def _ranks(self, tokens: np.ndarray, samples: np.ndarray, documents: np.ndarray, eligible: np.ndarray) -> np.ndarray:
-        """[W, L] uint64, all different in a row: the order in which positions are taken; the top bit says never."""
+        """[W, L] uint64, distinct in a row: the order of selection; the top bit marks ineligible positions."""
         length = tokens.shape[1]
         position = np.arange(length, dtype=np.uint64)
         low = np.uint64((1 << (length - 1).bit_length()) - 1)

@@ -1,4 +1,4 @@
-"""Several corpora, each read in an order of its own: what the windows of text, of pairs and of contrast have in common."""
+"""Several corpora, each read in its own order: the common base of text, pair and contrast windows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ordered:
 
 
 class OrderedPairs(Ordered):
-    """The same for bitexts, with where their pairs and the second sides of these begin."""
+    """The same for bitexts, with the start positions of pairs and of their second sides."""
 
     def __init__(self, corpora: Sequence[Corpus], names: Sequence[str], length: int, keys: tuple[str | int, ...]) -> None:
         super().__init__(corpora, names, length, keys)

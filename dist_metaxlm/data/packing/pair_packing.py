@@ -1,7 +1,7 @@
 """Packing whole pairs into a fixed number of windows, for many chunks of pairs at once.
 
-Longest first, each into the window with most room (Graham's LPT rule, 1969): windows fill evenly, so that none goes
-without targets, and what is too much for the chunk is left over.
+Longest first, each into the window with the most free space (Graham's LPT rule, 1969): windows fill evenly, so that
+none lacks targets, and pairs that exceed the chunk's capacity are left over.
 
 Shapes: N chunks, C pairs of a chunk, V windows of a chunk.
 """
@@ -17,9 +17,9 @@ import numpy as np
 from dist_metaxlm.data.sampling.permutation import hash_u64
 
 PAIRS = 384
-"""Pairs of a chunk, about: more of them fill windows better and cost more a window."""
+"""Approximate pairs of a chunk: more pairs fill windows better and cost more time per window."""
 _FILLS = (97, 96, 95, 94, 93, 92, 90, 88, 85, 80, 70, 60, 45)
-"""Per cent of the windows' tokens that are tried, best first."""
+"""Fill levels to try, in per cent of the windows' tokens, best first."""
 _LEFT_OVER = 200
 _SAMPLED = 8
 
@@ -28,8 +28,8 @@ _SAMPLED = 8
 class ChunkPlan:
     """How a corpus of pairs is cut: chunk k holds places k * pairs // chunks to (k + 1) * pairs // chunks of its order.
 
-    The order steps through the ring of pairs by a stride coprime to their number, so that each pair comes once and each
-    chunk is spread evenly over the corpus: neighbours are alike in length, and a chunk of neighbours would be far too
+    The order steps through the ring of pairs by a stride coprime to their number, so that each pair occurs once and each
+    chunk is spread evenly over the corpus: neighbours have similar lengths, and a chunk of neighbours would be far too
     long or too short for its windows.
     """
 
@@ -44,7 +44,7 @@ class ChunkPlan:
         return -(-self.pairs // self.chunks)
 
     def members(self, chunk: np.ndarray, stride_draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """([N, widest] int64 pairs of each of the chunks `chunk` [N], [N, widest] bool where there is one).
+        """([N, widest] int64 pairs of each of the chunks `chunk` [N], [N, widest] bool: whether the entry is a pair).
 
         `stride_draw` [N] uint64 decides the order of the pairs.
         """
@@ -53,7 +53,7 @@ class ChunkPlan:
         count = (chunk + 1) * self.pairs // self.chunks - first
         start = np.array(
             [place * stride % self.pairs for place, stride in zip(first.tolist(), strides.tolist(), strict=True)], np.int64
-        )  # Python's: it may pass 2**63
+        )  # Python integers: it may exceed 2**63
         column = np.arange(self.widest)
         return (start[:, None] + strides[:, None] * column) % self.pairs, column < count[:, None]
 
@@ -72,8 +72,8 @@ def plan_chunks(document_starts: np.ndarray, length: int) -> ChunkPlan:
         chunks = -(-pairs // max(1, windows * length * fill * pairs // (100 * tokens)))
         plan = ChunkPlan(pairs, chunks, max(1, -(-tokens * 100 // (chunks * length * fill))))
         sampled = np.unique(np.arange(_SAMPLED) * plan.chunks // _SAMPLED)
-        members, there = plan.members(sampled, hash_u64(0, sampled))
-        sizes = np.where(there, document_starts[members + 1] - document_starts[members], 0)
+        members, present = plan.members(sampled, hash_u64(0, sampled))
+        sizes = np.where(present, document_starts[members + 1] - document_starts[members], 0)
         sizes[sizes > length] = 0
         left = sizes[pack(sizes, np.full(len(sampled), plan.windows), length) < 0].sum()
         if int(left) * _LEFT_OVER <= int(sizes.sum()):
@@ -83,7 +83,7 @@ def plan_chunks(document_starts: np.ndarray, length: int) -> ChunkPlan:
 
 @lru_cache(maxsize=4096)
 def _stride(draw: int, pairs: int, count: int) -> int:
-    """A number coprime to `pairs` whose first `count` multiples lie well apart on the ring: the best of a few draws."""
+    """A number coprime to `pairs` whose first `count` multiples are well spaced on the ring: the best of a few draws."""
     draws = 1 + (hash_u64(draw, np.arange(16)) % np.uint64(max(1, pairs - 1))).astype(np.int64)
     places = draws[:, None] * np.arange(1, max(2, count)) % pairs
     gaps = np.minimum(places, pairs - places).min(axis=1)
@@ -94,7 +94,7 @@ def _stride(draw: int, pairs: int, count: int) -> int:
 def pack(sizes: np.ndarray, windows: np.ndarray, length: int) -> np.ndarray:
     """[N, C] int64: window of each item of `sizes` [N, C] (0: no item), -1 if left over; `windows` [N] of `length`.
 
-    A chunk's last pairs are left over first where it has more tokens than its windows, whatever their sizes.
+    If a chunk has more tokens than its windows, its last pairs are left over first, whatever their sizes.
     """
     rows = np.arange(len(sizes))
     kept = np.where(sizes.cumsum(axis=1) <= (windows * length)[:, None], sizes, 0)

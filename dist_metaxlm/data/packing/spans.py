@@ -21,7 +21,7 @@ def positions_within(starts: np.ndarray, total: int) -> np.ndarray:
 
 
 def groups(numbers: np.ndarray) -> list[tuple[int, slice]]:
-    """(number, where it stands) for each run of equal values of `numbers` [n], which must be sorted."""
+    """(number, slice of its positions) for each run of equal values of `numbers` [n], which must be sorted."""
     if not len(numbers):
         return []
     borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]

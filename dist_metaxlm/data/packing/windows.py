@@ -1,8 +1,8 @@
-"""Which window of a language comes next, and reading it.
+"""Selection and reading of a language's windows.
 
 A language's tokens are a ring. In epoch e it is cut into W = tokens // L windows of L tokens from a keyed offset on, so
-no document is always cut at the same place, and a keyed permutation orders the windows. A window that runs over the end
-of the ring goes on at its start; that seam is a document boundary.
+no document is always cut at the same place, and a keyed permutation orders the windows. A window that passes the end
+of the ring continues at its start; that seam is a document boundary.
 
 Shapes: W windows of the batch, L tokens a window, T = W * L, K languages (or language pairs).
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Unbroken runs of tokens that make up windows: one a window, two for a window over the end of the ring."""
+    """Unbroken runs of tokens that make up windows: one a window, two for a window that passes the end of the ring."""
 
     corpus: np.ndarray
     """[n] int64: number of the corpus, ascending."""
@@ -65,7 +65,7 @@ class Windows(Ordered):
         self._offset_keys = np.array([key(*keys, "offset", name) for name in names], np.uint64)
 
     def locate(self, corpus: np.ndarray, ordinal: np.ndarray) -> np.ndarray:
-        """[W] int64: first token, in its corpus, of window number `ordinal` of `corpus` (both [W]), from 0 for ever."""
+        """[W] int64: first token, in its corpus, of window number `ordinal` of `corpus` (both [W]), from 0, unbounded."""
         total = self._totals[corpus]
         count = total // self.length
         epoch = ordinal // count
@@ -88,7 +88,7 @@ class Windows(Ordered):
     def read(self, pieces: Pieces, windows: int) -> tuple[np.ndarray, np.ndarray]:
         """([W, L] int64 tokens, [D] int64 first token of each document in the flat batch, ascending).
 
-        A document begins where the corpus says, where a window begins, and at the ring's seam.
+        A document begins at each document start of the corpus, at each window start and at the ring's seam.
         """
         tokens = np.empty((windows, self.length), np.int64)
         flat = tokens.reshape(-1)
@@ -104,10 +104,10 @@ class Windows(Ordered):
     def _documents(self, pieces: Pieces, runs: list[tuple[int, slice]]) -> np.ndarray:
         """[D] int64: first token of each document in the flat batch, ascending; `runs` are the pieces of each corpus."""
         bounds = np.stack([pieces.source + 1, pieces.source + pieces.size])
-        found = np.empty_like(bounds)
+        positions = np.empty_like(bounds)
         for number, where in runs:
-            found[:, where] = self._corpora[number].document_starts.searchsorted(bounds[:, where])
-        low, count = found[0], found[1] - found[0]
+            positions[:, where] = self._corpora[number].document_starts.searchsorted(bounds[:, where])
+        low, count = positions[0], positions[1] - positions[0]
         inside = spans(low, count)
         ends = [0, *np.cumsum(count).tolist()]
         for number, where in runs:

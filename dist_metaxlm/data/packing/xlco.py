@@ -1,9 +1,9 @@
 """Queries and keys of cross-lingual contrast (InfoXLM, arXiv 2007.07834), with mix-up contrast.
 
-A sample is a translation pair, as in contrast.py. An example is one pair, or with mix-up two that follow each other,
-x = (x1, x2) and d = (d1, d2), put together as `<s> x1 </s> d1 </s>` and `<s> x2 </s> d2 </s>`. From the example's number
-follow the order of the sentences in either sequence, which of the two is the query, with `mixup: sides` whether d1 and d2
-change places, and what is masked; so nothing depends on which rank or micro-batch takes it.
+A sample is a translation pair, as in contrast.py. An example is one pair, or with mix-up two consecutive ones,
+x = (x1, x2) and d = (d1, d2), combined as `<s> x1 </s> d1 </s>` and `<s> x2 </s> d2 </s>`. The example's number
+determines the order of the sentences in either sequence, which of the two is the query, with `mixup: sides` whether d1
+and d2 are exchanged, and the masks; so nothing depends on which rank or micro-batch processes it.
 
 Sources: the paper names (x1 d1, x2 d2) and (x1 d2, d1 x2) as mix-ups; the released code (microsoft/unilm, infoxlm,
 xlco_dataset.py) draws the two orders and the exchange of query and key, never (x1 d2, d1 x2), and masks both sides.
@@ -42,7 +42,7 @@ def xlco_batch(
 ) -> PackedBatch:
     """The queries of the pairs `samples` [P], and in `keys` their keys; pair p is number `ordinal[p]` of `language[p]`.
 
-    `samples` begin at a multiple of `config.pairs_together` and so do their number; `draw_key` names the random stream.
+    The first of `samples` and their number are multiples of `config.pairs_together`; `draw_key` names the random stream.
     """
     together = config.pairs_together
     examples = samples[::together] // together
@@ -50,7 +50,7 @@ def xlco_batch(
     members_2EK = mixed(config, hash_u64(draw_key, examples))
     tokens_SR, length_S = sequences(bodies_NB, size_N, members_2EK.reshape(2 * len(examples), together))
     words_N = _text_hashes(bodies_NB, size_N)
-    # a sum: the order of the sentences makes no other text
+    # a sum: a text is the same in any order of its sentences
     texts = torch.from_numpy(words_N[members_2EK].sum(axis=2, dtype=np.uint64).T.copy().view(np.int64))
     numbers_S = (2 * examples + np.arange(2)[:, None]).reshape(-1)
     if config.mask_rate:
@@ -68,15 +68,15 @@ def sentences(
     pairs: ContrastPairs, corpus: np.ndarray, documents: np.ndarray, longest: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """([N, B] int64 sentences up to their `</s>`, without `<s>`, cut to B = `longest`, then `<pad>`; [N] their tokens)."""
-    source, size, starts_anew = pairs.sentence_places(corpus, documents)
-    source, size = source + 1 - starts_anew, size - 1 + starts_anew
+    source, size, needs_bos = pairs.sentence_places(corpus, documents)
+    source, size = source + 1 - needs_bos, size - 1 + needs_bos
     kept = np.minimum(size, longest)
     bodies = np.full(len(size) * longest, PAD, np.int64)
     first = np.arange(len(size)) * longest
     order = np.argsort(corpus, kind="stable")
     for number, where in groups(corpus[order]):
-        mine = (2 * order[where][:, None] + np.arange(2)).reshape(-1)
-        bodies[spans(first[mine], kept[mine])] = pairs.tokens_of(number)[spans(source[mine], kept[mine])]
+        own = (2 * order[where][:, None] + np.arange(2)).reshape(-1)
+        bodies[spans(first[own], kept[own])] = pairs.tokens_of(number)[spans(source[own], kept[own])]
     bodies[(first + kept - 1)[kept < size]] = EOS
     return bodies.reshape(-1, longest), kept
 
@@ -97,9 +97,9 @@ def mixed(config: CrossLingualContrast, draws: np.ndarray) -> np.ndarray:
     return np.where(swap[None, :, None] == 1, sides[::-1], sides)
 
 
-def _ordered(one: np.ndarray, other: np.ndarray, reverse: np.ndarray) -> np.ndarray:
-    """[E, 2]: `one` and `other`, exchanged where `reverse` is 1."""
-    return np.stack([np.where(reverse == 1, other, one), np.where(reverse == 1, one, other)], axis=1)
+def _ordered(first: np.ndarray, second: np.ndarray, reverse: np.ndarray) -> np.ndarray:
+    """[E, 2]: `first` and `second`, exchanged if `reverse` is 1."""
+    return np.stack([np.where(reverse == 1, second, first), np.where(reverse == 1, first, second)], axis=1)
 
 
 def sequences(bodies: np.ndarray, size: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +117,7 @@ def sequences(bodies: np.ndarray, size: np.ndarray, members: np.ndarray) -> tupl
 
 
 def _text_hashes(bodies: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """[N] uint64: equal for sentences of equal tokens (and, but for a collision, only for these)."""
+    """[N] uint64: equal for sentences of equal tokens (and, except for collisions, only for these)."""
     position = np.arange(bodies.shape[1], dtype=np.uint64)
     hashes = hash_u64(hash_u64(_TEXT_KEY, position)[None, :], bodies)
     hashes[position[None, :] >= size[:, None].astype(np.uint64)] = 0

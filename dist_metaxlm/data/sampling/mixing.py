@@ -1,10 +1,10 @@
-"""Which language sample n takes: quotas that are exact for any prefix, without an index.
+"""The language of sample n: quotas that are exact for any prefix, without an index.
 
 The samples of an objective are cut into blocks of B. Source s (a language, or one of its sources) has the share q_s, an
 integer over 2**40, constant over segments of blocks (shares.py). Of the first k blocks of a segment every source but the
-largest has floor(k B q_s) samples, the largest has the rest; so the realised mix of k blocks is off by less than one
+largest has floor(k B q_s) samples, the largest has the rest; so the actual mix of k blocks is off by less than one
 sample a source and segment (the largest: one a source). Within a block a keyed permutation spreads the sources (so a
-source's ordinals are in order from block to block, but not within one). A lookup costs O(sources), whatever n.
+source's ordinals ascend from block to block, but not within one). A lookup costs O(sources), whatever n.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ class Mixture:
         before = self._counts(blocks, segments)
         ends = np.cumsum(self._counts(blocks + 1, segments) - before, axis=1)
         slot = samples % self.block
-        if self._sources > 1:  # a source alone needs no spreading: its windows come strictly epoch after epoch
+        if self._sources > 1:  # a single source needs no spreading: its windows come strictly epoch after epoch
             slot = permute(slot, self.block, hash_u64(self._key, blocks)[row])
         # every row of `ends` rises to `block`, so with the rows laid end to end one search serves all samples
         offsets = np.arange(len(blocks)) * self.block
-        found = np.searchsorted((ends + offsets[:, None]).ravel(), slot + offsets[row], side="right")
-        source = found - row * self._sources
+        cell = np.searchsorted((ends + offsets[:, None]).ravel(), slot + offsets[row], side="right")
+        source = cell - row * self._sources
         starts = ends[row, source - 1]
         starts[source == 0] = 0
         return source, before[row, source] + slot - starts
 
     def shares(self, sample: int) -> np.ndarray:
-        """[languages] float64: the asked distribution at that sample; sums to 1."""
+        """[languages] float64: the target distribution at that sample; sums to 1."""
         segment = int(np.searchsorted(self._starts, sample // self.block, side="right")) - 1
         return self._by_language(self._shares[segment].astype(np.float64))
 
     def shares_so_far(self, samples: int) -> np.ndarray:
-        """[languages] float64: the asked distribution, averaged over the first `samples`; sums to 1."""
+        """[languages] float64: the target distribution, averaged over the first `samples`; sums to 1."""
         if samples < 1:
             return self.shares(0)
         borders = np.minimum(np.append(self._starts * self.block, samples), samples)
@@ -73,7 +73,7 @@ class Mixture:
         return np.bincount(self.owner, weights=shares, minlength=self.languages) / float(1 << SHARE_BITS)
 
     def _counts(self, blocks: np.ndarray, segments: np.ndarray) -> np.ndarray:
-        """[n, sources]: samples of each source in the first `blocks`, of which the last lies in `segments`."""
+        """[n, sources]: samples of each source in the first `blocks`; the last of these is in `segments`."""
         samples = ((blocks - self._starts[segments]) * self.block)[:, None]
         shares = self._shares[segments]
         # floor(samples * shares / 2**40) in two halves: exact for up to 2**42 samples a segment
@@ -89,7 +89,7 @@ class Mixture:
 def _segments(mix: Mix, sources: int) -> tuple[int, np.ndarray, np.ndarray]:
     """(block, [S] first blocks, [S, sources] shares) with B q >= sources for the largest source of each segment.
 
-    The largest bears all roundings and must never go backwards. Blocks are powers of two.
+    The largest source absorbs all rounding errors and its count must never decrease. Blocks are powers of two.
     """
     plan, block = SharePlan(mix), _LEAST_BLOCK
     while True:

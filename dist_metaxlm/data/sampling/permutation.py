@@ -1,6 +1,6 @@
-"""Keyed hashes and keyed permutations: order and chance as pure functions of a number, without any state.
+"""Keyed hashes and keyed permutations: order and randomness as pure functions of a number, without any state.
 
-Everything here is integer arithmetic modulo 2**64, so all machines agree. A hash is the output function of
+Everything here is integer arithmetic modulo 2**64, so all machines get the same results. A hash is the output function of
 splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014) at a counter. A permutation of
 `range(n)` is a Feistel network (Luby and Rackoff, 1988) on the smallest grid of rows x 2**h, h half the bits of n, that
 holds n cells, walked along its cycle until it falls below n (Black and Rogaway: "Ciphers with arbitrary finite
@@ -21,7 +21,7 @@ _ROUNDS = 6  # 4 are the least that theory allows; small domains mix visibly bet
 
 
 def key(*parts: str | int) -> int:
-    """64-bit key of a list of names and numbers; lists that differ in any way have unrelated keys."""
+    """64-bit key of a list of names and numbers; different lists have unrelated keys."""
     encoded = b"".join(f"{type(part).__name__}:{len(str(part))}:{part};".encode() for part in parts)
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
@@ -35,7 +35,7 @@ def hash_u64(key: int | np.ndarray, counters: np.ndarray | int) -> np.ndarray:
 
 
 def permute(indices: np.ndarray, n: int | np.ndarray, key: int | np.ndarray) -> np.ndarray:
-    """[...] int64: where the keyed permutation of range(n) sends each of `indices`; all three broadcast.
+    """[...] int64: images of `indices` under the keyed permutation of range(n); all three broadcast.
 
     Each index must lie in range(n), n at most 2**60. The cost does not depend on n.
     """
@@ -56,7 +56,7 @@ def permute(indices: np.ndarray, n: int | np.ndarray, key: int | np.ndarray) -> 
 
 
 def _feistel(values: np.ndarray, half: np.ndarray, rows: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """A permutation of the grid rows x 2**half: in turn the row is moved by a hash of the column, and the reverse."""
+    """A permutation of the grid rows x 2**half. Rounds alternate: column changed by a hash of the row, then vice versa."""
     row, column = values >> half, values & ((np.uint64(1) << half) - np.uint64(1))
     low = (np.uint64(1) << half) - np.uint64(1)
     for number in range(0, _ROUNDS, 2):
@@ -68,7 +68,7 @@ def _feistel(values: np.ndarray, half: np.ndarray, rows: np.ndarray, key: np.nda
 
 
 def _round(key: np.ndarray, values: np.ndarray, number: int) -> np.ndarray:
-    """hash_u64 of (values, number), for uint64 arrays of one shape: called so often that its checks would show."""
+    """hash_u64 of (values, number), for uint64 arrays of one shape: without argument checks, which would cost time."""
     counters = values << _ROUND_BITS
     counters |= np.uint64(number)
     counters *= _GOLDEN

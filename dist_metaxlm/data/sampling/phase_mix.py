@@ -1,4 +1,4 @@
-"""What a phase of a recipe asks of the mix of an objective, in samples of that objective.
+"""The target mix of an objective in a phase of a recipe, in samples of that objective.
 
 The recipe counts in training tokens of the phase: those of all masked-LM objectives together.
 """
@@ -24,7 +24,7 @@ def language_mix(
     """The mix of `languages` for an objective on windows of text: their sources have `tokens`, and share a language's
     windows by `weights`.
 
-    Raises UserError where repetition caps or unlocks leave a part of the phase without text.
+    Raises UserError if repetition caps or unlocks leave a part of the phase without text.
     """
     windows = [sum(count // phase.sequence_length for count in counts) for counts in tokens]
     late = {language: point.tokens for point in phase.unlock for language in point.languages}
@@ -46,7 +46,7 @@ def language_mix(
 def pair_mix(phase: PhaseConfig, objective: str, pairs: Sequence[str], counts: Sequence[int], samples: Sequence[int]) -> Mix:
     """The mix of language `pairs` for an objective on them: `counts` translations, `samples` (windows or pairs) an epoch.
 
-    Raises UserError where repetition caps or unlocks leave a part of the phase without translations.
+    Raises UserError if repetition caps or unlocks leave a part of the phase without translations.
     """
     late = {language: point.tokens for point in phase.unlock for language in point.languages}
     unlocks = [max(late.get(side, 0) for side in pair.split("-")) for pair in pairs]
@@ -56,7 +56,7 @@ def pair_mix(phase: PhaseConfig, objective: str, pairs: Sequence[str], counts: S
 
 
 def samples_per_token(phase: PhaseConfig, name: str) -> Fraction:
-    """Samples of an objective that pass, on average, while the phase trains on one token."""
+    """Samples of an objective per training token of the phase, on average."""
     tokens = sum((_a_step(phase, objective, objective.tokens_per_step) for objective in phase.objectives), Fraction(0))
     return _taken(phase, name) / tokens if tokens else Fraction(0)
 
@@ -68,7 +68,7 @@ def _taken(phase: PhaseConfig, name: str) -> Fraction:
 
 
 def _a_step(phase: PhaseConfig, objective: Objective, amount: int) -> Fraction:
-    """What is taken in a step of which an objective takes `amount` whenever it is taken; with `draw` the mean over steps."""
+    """Amount per step for an objective that uses `amount` in each step it is part of; with `draw` the mean over steps."""
     if phase.mixing == "sum":
         return Fraction(amount)
     return Fraction(objective.weight) * amount / sum(Fraction(other.weight) for other in phase.objectives)
@@ -77,7 +77,7 @@ def _a_step(phase: PhaseConfig, objective: Objective, amount: int) -> Fraction:
 def _fixed(phase: PhaseConfig, languages: Sequence[str]) -> dict[int, float]:
     unknown = [language for language in phase.shares if language not in languages]
     if unknown:
-        raise UserError(f"shares names {unknown[0]!r}, of which the store has no text; it has {_listed(languages)}")
+        raise UserError(f"shares names {unknown[0]!r}, which has no text in the store; the store has {_listed(languages)}")
     if phase.shares and len(phase.shares) == len(languages):
         raise UserError(
             f"shares gives every language of the phase a share, {sum(phase.shares.values()):g} together; take "
@@ -124,9 +124,9 @@ def _check(mix: Mix, phase: PhaseConfig, name: str, what: str, field: str) -> No
         return
     steps, rate = int(longest / _taken(phase, name)), samples_per_token(phase, name)
     tokens = f" or {int(longest / rate):,} tokens" if rate else ""
-    there = f"{sum(mix.counts):,} {'pairs' if mix.parts is None else 'tokens'}"
+    size = f"{sum(mix.counts):,} {'pairs' if mix.parts is None else 'tokens'}"
     raise UserError(
-        f"{name}: there are {there} of {what}; with {field} {getattr(phase, field)} what is unlocked lasts for "
+        f"{name}: there are {size} of {what}; with {field} {getattr(phase, field)} what is unlocked lasts for "
         f"{pluralize(steps, 'step', ',')}{tokens}, and the phase has "
         f"{pluralize(phase.total_steps, 'step', ',')}; set it to that length at most, raise {field}, or add text"
     )

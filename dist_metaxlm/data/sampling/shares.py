@@ -1,8 +1,8 @@
 """The shares that a recipe asks for, as integers: powers of the counts, unlocks, and caps on repetitions.
 
 A phase is cut into segments at block borders; within one the shares are constant. A cap holds over the whole phase, so
-it needs the phase's length: a language that would be repeated too often is shown less from the start on, not until it
-runs out (as UniMax does, arXiv 2304.09151), and what it leaves is spread over the others by their shares.
+it needs the phase's length: a language that would be repeated too often gets a smaller share from the start instead
+of running out (as in UniMax, arXiv 2304.09151), and the difference is distributed over the others by their shares.
 
 Shapes: S segments, K languages (or language pairs).
 """
@@ -23,14 +23,14 @@ _CONTEXT = Context(prec=40)
 
 @dataclass(frozen=True)
 class Mix:
-    """What is asked of one objective's mix. Sequences go over the languages; sample numbers count from the phase's start."""
+    """The target mix of one objective. Sequences are indexed by language; sample numbers count from the phase's start."""
 
     counts: Sequence[int]
     """n_l, tokens or pairs, at least 1 each."""
     schedule: Sequence[tuple[int, float]]
-    """(sample, alpha): the alpha holds from that sample on, the first one from the start."""
+    """(sample, alpha): alpha applies from that sample on, the first one from the start."""
     unlocks: Sequence[int] | None = None
-    """Sample from which a language may be shown; at least one of them 0."""
+    """First sample at which a language may be used; at least one of them is 0."""
     limits: Sequence[int] | None = None
     """Most samples of a language in the whole phase; needs `samples`."""
     samples: int = 0
@@ -38,10 +38,10 @@ class Mix:
     parts: Sequence[Sequence[int]] | None = None
     """Weights of a language's sources, which share its samples in these ratios."""
     fixed: Mapping[int, float] | None = None
-    """Number of a language -> its share, whatever alpha says; the others divide the rest. Less than 1 together."""
+    """Index of a language -> its fixed share, independent of alpha; the others divide the rest. Their sum is less than 1."""
 
     def longest(self) -> int | None:
-        """Samples after which the limits of the languages unlocked until then are used up; None: they last."""
+        """Samples after which the limits of the languages unlocked until then are used up; None: they suffice."""
         if self.limits is None:
             return None
         unlocks = self.unlocks or [0] * len(self.counts)
@@ -56,22 +56,22 @@ class Mix:
 def integer_shares(counts: Sequence[int], alpha: float, available: Sequence[bool] | None = None) -> np.ndarray:
     """[K] int64 that sum to 2**40: p ~ count^alpha (arXiv 1901.07291 section 3.1), at least 1 each, 0 if not available.
 
-    Decimal arithmetic, because libm's pow differs in its last bits from machine to machine and all ranks must agree.
+    Decimal arithmetic, because libm's pow differs in its last bits between machines and all ranks must get the same result.
     """
-    there = range(len(counts)) if available is None else [n for n, open_now in enumerate(available) if open_now]
-    weights = [_CONTEXT.exp(_CONTEXT.multiply(_CONTEXT.ln(Decimal(counts[n])), Decimal(alpha))) for n in there]
+    usable = range(len(counts)) if available is None else [n for n, open_now in enumerate(available) if open_now]
+    weights = [_CONTEXT.exp(_CONTEXT.multiply(_CONTEXT.ln(Decimal(counts[n])), Decimal(alpha))) for n in usable]
     total = _CONTEXT.create_decimal(0)
     for weight in weights:
         total = _CONTEXT.add(total, weight)
     shares = np.zeros(len(counts), np.int64)
-    for number, weight in zip(there, weights, strict=True):
+    for number, weight in zip(usable, weights, strict=True):
         shares[number] = max(1, int(_CONTEXT.divide(_CONTEXT.multiply(weight, Decimal(WHOLE)), total)))
     shares[int(np.argmax(shares))] += WHOLE - int(shares.sum())
     return shares
 
 
 class SharePlan:
-    """The segments of a mix for any block size; what does not depend on it is computed once."""
+    """The segments of a mix for any block size; values that do not depend on it are computed once."""
 
     def __init__(self, mix: Mix) -> None:
         self._mix = mix
@@ -116,14 +116,14 @@ class SharePlan:
         free[list(fixed)] = False
         if not fixed:
             return integer_shares(self._mix.counts, alpha, available.tolist())
-        # Python's integers: the product of two shares does not fit into 64 bits
+        # Python integers: the product of two shares does not fit into 64 bits
         rest, shares = WHOLE - sum(fixed.values()), [0] * len(free)
         if free.any():
             shares = [
                 max(1, share * rest // WHOLE) if share else 0
                 for share in integer_shares(self._mix.counts, alpha, free.tolist()).tolist()
             ]
-        else:  # until others unlock
+        else:  # until other languages unlock
             fixed = {number: share * WHOLE // (WHOLE - rest) for number, share in fixed.items()}
         for number, share in fixed.items():
             shares[number] = share
@@ -145,8 +145,8 @@ def split_shares(shares: np.ndarray, parts: Sequence[Sequence[int]]) -> np.ndarr
 def _capped(shares: np.ndarray, lengths: Sequence[int], limits: Sequence[int]) -> np.ndarray:
     """[S, K] shares under which no language has more than its limit in segments of `lengths` samples together.
 
-    Segment by segment: a language may take of what is left to it the part that falls to the segment by its shares in
-    this and the later ones, and more only where the unlocked languages cannot fill the segment otherwise.
+    Segment by segment: a language may use the part of its remaining samples that its shares in this and the later
+    segments assign to this segment, and more only if the unlocked languages cannot fill the segment otherwise.
     """
     left = [int(limit) * _FINE for limit in limits]
     lengths = [length * _FINE for length in lengths]
@@ -163,7 +163,7 @@ def _capped(shares: np.ndarray, lengths: Sequence[int], limits: Sequence[int]) -
         taken, capped = _fill(length, asked, pace)
         if capped and sum(taken) < length - len(asked):
             more, _ = _fill(length - sum(taken), asked, [rest - used for rest, used in zip(left, taken, strict=True)])
-            taken = [one + other for one, other in zip(taken, more, strict=True)]
+            taken = [before + added for before, added in zip(taken, more, strict=True)]
         if capped:
             row = np.array([count * WHOLE // length for count in taken], np.int64)
             row[int(np.argmax(row))] += WHOLE - int(row.sum())
@@ -173,7 +173,7 @@ def _capped(shares: np.ndarray, lengths: Sequence[int], limits: Sequence[int]) -
 
 
 def _fill(length: int, weights: Sequence[int], limits: Sequence[int]) -> tuple[list[int], bool]:
-    """([K] samples by weight, none above its limit, that sum to `length` but for roundings; whether a limit bound)."""
+    """([K] samples by weight, none above its limit, that sum to `length` up to rounding; whether a limit was reached)."""
     free = [number for number, weight in enumerate(weights) if weight]
     taken = [0] * len(weights)
     rest, bound = length, False

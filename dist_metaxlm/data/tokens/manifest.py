@@ -1,4 +1,4 @@
-"""The manifest of a prepared folder: what it holds, where it came from, and the size and checksums of every file.
+"""The manifest of a prepared folder: its contents, their origin, and the size and checksums of every file.
 
 Checksums are SHA-256 of each block of 16 MiB, so that damage is named by file and byte range.
 """
@@ -17,7 +17,7 @@ from dist_metaxlm.errors import UserError
 FORMAT = 2
 NAME = "manifest.json"
 BLOCK = 16 << 20
-"""Bytes under one checksum."""
+"""Bytes covered by one checksum."""
 
 
 class BlockHasher:
@@ -27,7 +27,7 @@ class BlockHasher:
         self._size, self._blocks, self._open = 0, list[str](), hashlib.sha256()
 
     def update(self, data: bytes) -> None:
-        """Take in the next bytes of the file."""
+        """Add the next bytes of the file."""
         view = memoryview(data)
         while len(view):
             part = view[: BLOCK - self._size % BLOCK]
@@ -54,7 +54,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Path inside `folder` -> description of every file in it, the manifest left out."""
+    """Path inside `folder` -> description of every file in it except the manifest."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {name: describe_file(folder / name) for name in names if name != NAME}
 
@@ -66,7 +66,7 @@ def file_hash(path: Path) -> str:
 
 
 def write(folder: Path, content: dict[str, Any], files: dict[str, Any] | None = None) -> None:
-    """Write the manifest of `folder` with its format number and the description of its files, read again if not given."""
+    """Write the manifest of `folder` with its format number and the description of its files (default: computed)."""
     described = describe_files(folder) if files is None else dict(sorted(files.items()))
     body = json.dumps({"format": FORMAT, **content, "files": described}, ensure_ascii=False, indent=1)
     (folder / NAME).write_text(body + "\n", encoding="utf-8")
@@ -103,8 +103,8 @@ def check_sizes(folder: Path, content: dict[str, Any]) -> None:
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != known["size"]:
-            found = "is missing" if size is None else f"has {size} bytes where {known['size']} were written"
-            raise UserError(f"{path} {found}; delete {folder} and run metaxlm prepare again")
+            fault = "is missing" if size is None else f"has {size} bytes instead of {known['size']}"
+            raise UserError(f"{path} {fault}; delete {folder} and run metaxlm prepare again")
 
 
 def verify(folder: Path) -> int:
@@ -115,8 +115,8 @@ def verify(folder: Path) -> int:
     content = read(folder)
     check_sizes(folder, content)
     for name, known in content["files"].items():
-        for number, found in enumerate(_block_hashes(folder / name)):
-            if found != known["sha256"][number]:
+        for number, digest in enumerate(_block_hashes(folder / name)):
+            if digest != known["sha256"][number]:
                 last = min(known["size"], (number + 1) * BLOCK) - 1
                 raise UserError(
                     f"{folder / name} is damaged between bytes {number * BLOCK} and {last}: the checksum is not "
@@ -126,7 +126,7 @@ def verify(folder: Path) -> int:
 
 
 def sync(folder: Path) -> None:
-    """Bring every file of `folder` to the disk, so that a rename that follows commits whole files."""
+    """Flush every file of `folder` to disk, so that a subsequent rename commits complete files."""
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -136,7 +136,7 @@ def sync(folder: Path) -> None:
 
 
 class _Repeated(ValueError):
-    """A name that comes twice in one object."""
+    """A name that occurs twice in one object."""
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

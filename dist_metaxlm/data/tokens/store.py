@@ -1,7 +1,7 @@
 """The token store: Megatron's `.bin/.idx` files, opened without copying, checked against their index and manifest.
 
-The format is that of megatron-core's `datasets/indexed_dataset.py`; it is written (store_writer.py) and read with numpy
-alone, so that neither costs an import of the engine. Tests hold both ways to megatron-core's own builder and reader.
+The format is that of megatron-core's `datasets/indexed_dataset.py`; it is written (preparation/store/writer.py) and read
+with numpy alone, so that neither imports the engine. Tests compare writer and reader with megatron-core's own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DTYPES: dict[int, Any] = {4: np.int32, 5: np.int64, 8: np.uint16}
 _CHUNK = 1 << 14
 """Index entries read at a time, so that they stay in the processor's cache."""
 _RELEASED = 1 << 18
-"""Index entries after which their memory is given back: an index of any length is checked in a few megabytes."""
+"""Index entries after which their memory is released: an index of any length is checked in a few megabytes."""
 
 _SCAN = 1 << 22
 """Tokens that are checked together."""
@@ -34,7 +34,7 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 def _check_content(directory: Path, content: dict[str, Any]) -> None:
-    """Raise UserError unless the manifest has what a store needs and names only files that it also describes."""
+    """Raise UserError unless the manifest has all entries of a store and describes every file that it names."""
 
     def damaged(why: str) -> UserError:
         return UserError(f"{directory / manifest.NAME} is damaged ({why}); delete {directory} and run metaxlm prepare again")
@@ -71,7 +71,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, directory: str | Path) -> TokenStore:
-        """Open a store; reads the manifest and the sizes of the files, none of their content.
+        """Open a store; reads the manifest and the file sizes, but no file contents.
 
         Errors: UserError naming the file that is missing or of another size than the manifest says.
         """
@@ -109,7 +109,7 @@ class TokenStore:
 class Corpus:
     """Documents of one `.bin/.idx` pair, mapped into memory.
 
-    Errors, on construction: UserError naming the file where index and tokens contradict each other.
+    Errors, on construction: UserError naming the file if index and tokens contradict each other.
     """
 
     def __init__(self, prefix: Path, sequences: int = 1) -> None:
@@ -147,7 +147,7 @@ class Corpus:
         return self._documents.size - 1
 
     def check_ids(self, vocab_size: int) -> None:
-        """Read all tokens. Errors: UserError naming the file where an id is not in a vocabulary of this size."""
+        """Read all tokens. Errors: UserError naming the file with an id outside a vocabulary of this size."""
         for first in range(0, self.tokens.size, _SCAN):
             part = self.tokens[first : first + _SCAN]
             if part.max() >= vocab_size or part.min() < 0:
@@ -189,7 +189,7 @@ class Corpus:
         size, count = self._bin.stat().st_size, lengths.size
         if not documents.size or documents[0] or documents[-1] != count:
             raise self._damaged("its documents do not cover its sequences in order")
-        # as many documents as sequences: one each, which is quicker to see than that they follow one another
+        # as many documents as sequences: one each, a faster check than comparing all of them
         alone = documents.size - 1 == count
         for first, last in _parts(documents.size - 1, documents):
             steps = np.diff(documents[first : last + 1])
@@ -201,7 +201,7 @@ class Corpus:
             part = lengths[first:last]
             if part.min() < 0:
                 raise self._damaged("a sequence has a negative length")
-            # Sums that overflow cannot hide anything: from 0 on, equal steps modulo 2**64 are equal pointers.
+            # Overflow cannot hide a fault: starting from 0, equal steps modulo 2**64 give equal pointers.
             steps = np.diff(pointers[first : last + 1])
             if not np.array_equal(steps, np.multiply(part[: steps.size], itemsize, dtype=np.int64)):
                 raise self._damaged("its pointers do not follow from its lengths")
@@ -210,7 +210,7 @@ class Corpus:
         end = int(pointers[-1]) + itemsize * int(lengths[-1]) if count else 0
         if size != end:
             raise UserError(
-                f"{self._bin} has {size} bytes where its index counts {end}; "
+                f"{self._bin} has {size} bytes, but its index counts {end}; "
                 f"delete {self._bin.parent} and run metaxlm prepare again"
             )
 
@@ -219,7 +219,7 @@ class Corpus:
 
 
 def _parts(count: int, mapped: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of runs of `count` entries that fit in the processor's cache; `mapped` is let go of in between."""
+    """(first, last + 1) of cache-sized runs of `count` entries; releases pages of `mapped` between them."""
     for first in range(0, count, _CHUNK):
         last = min(first + _CHUNK, count)
         yield first, last
@@ -228,7 +228,7 @@ def _parts(count: int, mapped: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _release(mapped: np.ndarray) -> None:
-    """Let go of the pages of a mapped index that have been read: they stay in the page cache, not in our memory."""
+    """Release the pages of a mapped index that have been read: they stay in the page cache, not in process memory."""
     pages = getattr(mapped, "_mmap", None)
     if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
         pages.madvise(mmap.MADV_DONTNEED)

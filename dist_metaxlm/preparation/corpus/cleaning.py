@@ -1,7 +1,7 @@
-"""Cleaning of one line, and the counts of what every step changed or dropped.
+"""Cleaning of one line, and counts of the changed and dropped units of every step.
 
 The steps, in the order of the recipe's `data.cleaning`: unicode, control characters, length, decontamination,
-de-duplication, near-duplicates. The first three look at one line and stand here.
+de-duplication, near-duplicates. The first three work on single lines and are in this module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SPACES = re.compile("[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+")
 
 
 class LineCleaner:
-    """The steps that look at one line alone."""
+    """The steps that work on single lines."""
 
     def __init__(self, config: CleaningConfig) -> None:
         self.form = config.unicode
@@ -30,11 +30,11 @@ class LineCleaner:
         self.shortest, self.longest = config.min_characters, config.max_characters
 
     def clean(self, line: str, counts: Counts) -> str | None:
-        """The line after normalisation, without white space at its ends; None where its length is out of bounds."""
+        """The line after normalisation, without white space at its ends; None if its length is out of bounds."""
         if self.form != "none" and not unicodedata.is_normalized(self.form, line):
             line = unicodedata.normalize(self.form, line)
             counts.changed["unicode"] += 1
-        # `isprintable` is false for all that is removed or replaced here, and far faster than looking for it.
+        # `isprintable` is false for every character that is removed or replaced here, and far faster than a search.
         if self.control_characters and not line.isprintable():
             cleaned = _REMOVED.sub("", _SPACES.sub(" ", line))
             if cleaned != line:
@@ -48,7 +48,7 @@ class LineCleaner:
 
 @dataclass
 class Counts:
-    """What went in and out of the cleaning of one language or language pair."""
+    """Input and output counts of the cleaning of one language or language pair."""
 
     read_documents: int = 0
     read_lines: int = 0
@@ -58,7 +58,7 @@ class Counts:
     changed: Counter[str] = field(default_factory=Counter)
     """Step -> lines that it changed."""
     dropped_documents: Counter[str] = field(default_factory=Counter)
-    """Step -> documents (or pairs) that it dropped, also those of which it dropped the last line."""
+    """Step -> documents (or pairs) that it dropped, including those whose last line it dropped."""
     dropped_lines: Counter[str] = field(default_factory=Counter)
     """Step -> lines that it dropped, those of dropped documents included."""
 
@@ -66,12 +66,12 @@ class Counts:
         return Counts(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def drop(self, step: str, documents: int, lines: int) -> None:
-        """Count what a step dropped."""
+        """Count units that a step dropped."""
         self.dropped_documents[step] += documents
         self.dropped_lines[step] += lines
 
     def keep(self, lines: list[str]) -> None:
-        """Count a document that stays."""
+        """Count a kept document."""
         self.documents += 1
         self.lines += len(lines)
         self.bytes += sum(len(line.encode()) + 1 for line in lines)

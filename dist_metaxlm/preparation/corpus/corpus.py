@@ -1,7 +1,7 @@
-"""The corpus step: sources of every language, read, cleaned and written as plain files that the later steps read.
+"""The corpus step: the sources of every language are read, cleaned and written as plain files for the later steps.
 
 Written: text/<language>[.<source>].txt (a paragraph a line, a blank line between documents),
-bitext/<pair>.tsv (sentence, tab, translation), decontaminated.jsonl (what contained evaluation text).
+bitext/<pair>.tsv (sentence, tab, translation), decontaminated.jsonl (documents that contained evaluation text).
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from dist_metaxlm.text import pluralize
 Log = Callable[[str], None]
 Files = dict[str, list[Path]]
 Task = tuple[Shape, str, Named, Problems]
-"""A language or language pair, with its files, and what was found wrong before they were opened."""
+"""A language or language pair, with its files, and the problems detected before opening them."""
 
 READ_TO_REFUSE_BYTES = 64 << 20
-"""So many bytes of a refused corpus are read to name the other problems in it."""
+"""Bytes of a refused corpus that are read to report further problems in it."""
 ALONE_BYTES = 64 << 20
-"""Less text than this is cleaned by one process, unless the user asks for more: they take a second to start."""
+"""Less text than this is cleaned by one process unless the user sets --workers: processes take a second to start."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Every file of a recipe, looked up and known to be there."""
+    """Every file of a recipe, resolved and checked for existence."""
 
     text: Mapping[str, Named]
     bitext: Mapping[str, Named]
     problems: Mapping[str, Problems] = field(default_factory=dict)
-    """Language or pair -> its files that are left out without being opened, as `data.reading.on_error` lets them be."""
+    """Language or pair -> its files that are skipped without being opened, as `data.reading.on_error` allows."""
 
 
 def sources(config: DataConfig) -> Sources:
     """The files of a recipe with `corpus: files`.
 
-    Errors: UserError for a name that cannot name files and for text that two languages claim; one for all patterns that
-    name no file and, as `data.reading.on_error` says, empty files and unknown formats.
+    Errors: UserError for a name that is invalid in file names and for a file of two languages; one for all patterns that
+    match no file and, depending on `data.reading.on_error`, empty files and unknown formats.
     """
     if not config.text:
         raise UserError(
@@ -62,7 +62,7 @@ def sources(config: DataConfig) -> Sources:
         )
     for language in {*config.text, *(code for pair in config.bitext for code in pair.split("-"))}:
         _check_name(language, "language code", "'en' or 'zh_Hant'")
-    found: dict[str, dict[str, dict[str, Sequence[PairPlace]]]] = {"text": {}, "bitext": {}}
+    by_kind: dict[str, dict[str, dict[str, Sequence[PairPlace]]]] = {"text": {}, "bitext": {}}
     declared: dict[str, Mapping[str, Mapping[str, TextSource | BitextSource]]] = {
         "text": config.text,
         "bitext": config.bitext,
@@ -83,33 +83,33 @@ def sources(config: DataConfig) -> Sources:
                     _check_name(name, "source", "'wiki'")
                 where = f"data.{what}.{language}.{name}".rstrip(".")
                 files = _places(source, where, what, problems[language])
-                found[what].setdefault(language, {})[name] = files
+                by_kind[what].setdefault(language, {})[name] = files
                 if not files and config.reading.on_error == "skip" and not problems[language].wrong:
                     refused.append(f"{where}: none of its files has text; give it others, or remove it")
-    _refuse_shared(found["text"])
-    _refuse(config, found, problems, refused)
-    return Sources(found["text"], found["bitext"], problems)
+    _refuse_shared(by_kind["text"])
+    _refuse(config, by_kind, problems, refused)
+    return Sources(by_kind["text"], by_kind["bitext"], problems)
 
 
 def _refuse(
-    config: DataConfig, found: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems], refused: list[str]
+    config: DataConfig, by_kind: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems], refused: list[str]
 ) -> None:
-    """Raise one UserError with all that the recipe's policy does not let pass."""
+    """Raise one UserError with all problems that the recipe's policy does not allow."""
     if config.reading.on_error == "refuse" and any(problems.values()):
-        _read_small(config, found, problems)
+        _read_small(config, by_kind, problems)
     for language, its in problems.items():
         if its.wrong or config.reading.on_error == "refuse":
             refused += its.refused(config.reading, language, 0, 0)
     raise_all(refused)
 
 
-def _read_small(config: DataConfig, found: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems]) -> None:
-    """Read the smaller ones of files that are refused in any case, so that their own problems are said as well."""
+def _read_small(config: DataConfig, by_kind: Mapping[str, Mapping[str, Named]], problems: Mapping[str, Problems]) -> None:
+    """Read the smaller files of a corpus that is refused in any case, to report their problems as well."""
     left = READ_TO_REFUSE_BYTES
     tasks = [
         (shape, name, source, places)
         for shape in (TEXT, BITEXT)
-        for name, of in found[shape.folder].items()
+        for name, of in by_kind[shape.folder].items()
         for source, places in of.items()
     ]
     for shape, name, source, places in tasks:
@@ -123,7 +123,7 @@ def _read_small(config: DataConfig, found: Mapping[str, Mapping[str, Named]], pr
 
 
 def _refuse_shared(text: Mapping[str, Mapping[str, Sequence[PairPlace]]]) -> None:
-    """Raise UserError for a file of two languages, as a glob that names too much makes it: they would be mixed up."""
+    """Raise UserError for a file of two languages, such as from a glob that matches too much: they would be mixed up."""
     owners: dict[PairPlace, str] = {}
     for language, named in text.items():
         for place in (place for places in named.values() for place in places):
@@ -142,10 +142,10 @@ def _check_name(name: str, what: str, example: str) -> None:
 
 
 def _places(source: TextSource | BitextSource, where: str, what: str, problems: Problems) -> list[PairPlace]:
-    found: list[PairPlace] = []
+    places: list[PairPlace] = []
     for entry in source.files:
         if isinstance(entry, MosesPair):
-            found += _moses_places(entry, where, problems)
+            places += _moses_places(entry, where, problems)
             continue
         for place in readers.expand([entry], where, problems):
             try:
@@ -154,12 +154,12 @@ def _places(source: TextSource | BitextSource, where: str, what: str, problems: 
             except UserError as error:
                 problems.file(error)
             else:
-                found.append(place)
-    return list(dict.fromkeys(found))
+                places.append(place)
+    return list(dict.fromkeys(places))
 
 
 def _moses_places(entry: MosesPair, where: str, problems: Problems) -> list[PairPlace]:
-    """The pairs of files of two globs. An empty file keeps its place, or all behind it would be paired wrongly."""
+    """The pairs of files of two globs. An empty file keeps its position; otherwise all later files would be mismatched."""
     sides: list[list[Place]] = []
     for side in entry.moses:
         its = Problems()
@@ -173,55 +173,55 @@ def _moses_places(entry: MosesPair, where: str, problems: Problems) -> list[Pair
                 f"{entry.moses[1]!r} {len(sides[1])}; give as many files on both sides"
             )
         )
-    found: list[PairPlace] = []
+    pairs: list[PairPlace] = []
     for pair in zip(*sides, strict=False) if len(sides[0]) == len(sides[1]) else ():
         empty = [place for place in pair if isinstance(place, Path) and not place.stat().st_size]
         if empty:
             kind = Empty if len(empty) == 2 else WrongRecipe
             problems.file(kind(f"{where}: {shown(empty[0])} is empty; put text into it or take it out of the recipe"))
         else:
-            found.append((pair[0], pair[1]))
-    return found
+            pairs.append((pair[0], pair[1]))
+    return pairs
 
 
 def files(folder: Path) -> tuple[Files, Files]:
     """The corpus files of a prepared or quickstart folder: text by language, bitext by pair, both sorted."""
-    found: tuple[Files, Files] = {}, {}
-    for into, pattern in zip(found, ("text/*.txt", "bitext/*.tsv"), strict=True):
+    listing: tuple[Files, Files] = {}, {}
+    for into, pattern in zip(listing, ("text/*.txt", "bitext/*.tsv"), strict=True):
         for path in sorted(folder.glob(pattern)):
             into.setdefault(path.name.split(".")[0], []).append(path)
-    return found
+    return listing
 
 
 def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None) -> dict[str, Any]:
-    """Write the corpus into `folder`; returns what went in and what every step dropped, for the manifest.
+    """Write the corpus into `folder`; returns counts of the input and of the units dropped by every step, for the manifest.
 
-    `workers`: processes, each of which takes whole languages; what is written does not depend on them.
-    Errors: one UserError for all that `data.reading.on_error` does not let pass, and for languages of which nothing is left.
+    `workers`: processes, each for whole languages; the output does not depend on their number.
+    Errors: one UserError for all problems that `data.reading.on_error` does not allow, and for languages with no text left.
     """
     scratch = folder / ".scratch"
     origin: dict[str, Any] = {}
     if config.corpus == "quickstart":
         origin = quickstart.collect(scratch / "quickstart", log)
-        found = _named(scratch / "quickstart")
+        inputs = _named(scratch / "quickstart")
     else:
-        found = sources(config)
+        inputs = sources(config)
     for place in (scratch, folder / TEXT.folder, folder / BITEXT.folder):
         place.mkdir(exist_ok=True)
     tasks = [
-        (shape, name, named, found.problems.get(name, Problems()))
-        for shape, group in ((TEXT, found.text), (BITEXT, found.bitext))
+        (shape, name, named, inputs.problems.get(name, Problems()))
+        for shape, group in ((TEXT, inputs.text), (BITEXT, inputs.bitext))
         for name, named in group.items()
     ]
     log(
-        f"cleaning {pluralize(len(found.text), 'language')} and {pluralize(len(found.bitext), 'language pair')}, "
+        f"cleaning {pluralize(len(inputs.text), 'language')} and {pluralize(len(inputs.bitext), 'language pair')}, "
         f"{sum(_sizes(tasks)) / 1e6:.1f} MB of files"
     )
     maker = LanguageMaker(folder, config, _index(config, log))
     made: dict[str, Made] = {}
-    for one in _all_made(maker, tasks, workers):
-        made[one.name] = one
-        for line in one.line.split("\n"):
+    for result in _all_made(maker, tasks, workers):
+        made[result.name] = result
+        for line in result.line.split("\n"):
             log(line)
     raise_all([sentence for _, name, *_ in tasks for sentence in made[name].refused])
     if config.cleaning.decontaminate:
@@ -236,21 +236,21 @@ def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None)
 
 def _by_file(made: Mapping[str, Made]) -> dict[str, dict[str, int]]:
     """Evaluation file -> language or pair -> documents dropped because of it."""
-    found: dict[str, dict[str, int]] = {}
-    for file, name in sorted((file, name) for name, one in made.items() for file in one.hits):
-        found.setdefault(file, {})[name] = made[name].hits[file]
-    return found
+    dropped: dict[str, dict[str, int]] = {}
+    for file, name in sorted((file, name) for name, result in made.items() for file in result.hits):
+        dropped.setdefault(file, {})[name] = made[name].hits[file]
+    return dropped
 
 
 def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> Iterator[Made]:
-    """What comes of all tasks, as they are done, in this process or in `workers` others."""
+    """The results of all tasks in order of completion, from this process or `workers` others."""
     sizes = _sizes(tasks)
     workers = min(workers or (available_cores() if sum(sizes) >= ALONE_BYTES else 1), len(tasks))
     if workers == 1:
         yield from (maker.make(*task) for task in tasks)
         return
     with ProcessPoolExecutor(workers, WORKERS, end_with_parent) as pool:
-        # the largest first, so that none is left for the end; it takes as long as all the others may
+        # largest first, so that none starts last: it may take as long as all the others together
         largest_first = sorted(range(len(tasks)), key=lambda number: -sizes[number])
         try:
             for future in as_completed([pool.submit(maker.make, *tasks[number]) for number in largest_first]):
@@ -260,19 +260,19 @@ def _all_made(maker: LanguageMaker, tasks: list[Task], workers: int | None) -> I
             pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise UserError(
-                    "a worker process was killed, most often for want of memory; give fewer --workers and run "
+                    "a worker process was killed, usually for lack of memory; give fewer --workers and run "
                     "metaxlm prepare again"
                 ) from None
             raise
 
 
 def _sizes(tasks: list[Task]) -> list[int]:
-    """Bytes of the files of each."""
+    """Bytes of the files of each task."""
     return [sum(_size(place) for places in named.values() for place in places) for _, _, named, _ in tasks]
 
 
 def _size(place: PairPlace) -> int:
-    """Bytes of a file or two; of a URL nothing is known."""
+    """Bytes of one or two files; URLs count as 0."""
     if isinstance(place, tuple):
         return sum(map(_size, place))
     return place.stat().st_size if isinstance(place, Path) else 0

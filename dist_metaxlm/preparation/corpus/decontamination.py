@@ -1,11 +1,11 @@
-"""Decontamination: which documents contain a sentence of the evaluation files.
+"""Decontamination: detection of documents that contain a sentence of the evaluation files.
 
-Texts are compared by their letters and digits alone, compatibility-normalised and case folded. An evaluation text of at
-least one window (48 letters; 16 of Han, Kana or Hangul; 32 of Thai, Lao, Burmese or Khmer) is looked for window by
-window: at every 48th letter and at its end. A document that has one of these anywhere contains it, also across line
-ends. A short window must be of its script by half: English names inside of Chinese text need 48 letters like any
-English. A shorter evaluation text counts where a whole line is that text, and not at all below half a window: "Yes."
-proves nothing. Memory: the evaluation texts and 16 bytes a window; of the corpus one batch.
+Texts are compared by letters and digits only, compatibility-normalised and case folded. An evaluation text of at
+least one window (48 letters; 16 of Han, Kana or Hangul; 32 of Thai, Lao, Burmese or Khmer) is searched for window by
+window: at every 48th letter and at its end. A document that has one of these windows anywhere contains the text, also
+across line ends. At least half of a short window must be of its script: English names inside Chinese text need 48
+letters like any English. A shorter evaluation text matches only a whole line, and below half a window nothing: "Yes." is
+not evidence. Memory: the evaluation texts, 16 bytes a window, and one batch of the corpus.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dist_metaxlm.preparation.corpus.scripts import SYLLABLES, UNSPACED, UNSPACE
 
 WINDOW = 48
 SHORT_WINDOWS = ((16, SYLLABLES), (32, (*SYLLABLES, *UNSPACED_LETTERS)))
-"""Width of a window, and the scripts that at least half of it must be of."""
+"""Width of a window, and the scripts of at least half of its letters."""
 
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _BITS = 24
@@ -63,11 +63,11 @@ def _codes(text: str) -> Codes:
 
 
 def _inside(codes: Codes, ranges: tuple[tuple[int, int], ...]) -> NDArray[np.bool_]:
-    """Which codes lie in one of the ranges."""
-    found = np.zeros(len(codes), bool)
+    """Whether each code is in one of the ranges."""
+    inside = np.zeros(len(codes), bool)
     for first, last in ranges:
-        found |= (codes >= first) & (codes <= last)
-    return found
+        inside |= (codes >= first) & (codes <= last)
+    return inside
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Hit:
     file: str
     """The evaluation file."""
     sentence: str
-    """The text, as it stands there."""
+    """The evaluation text, verbatim."""
 
 
 class _Windows:
-    """Windows of one width, of certain scripts or of any: their hashes, and which text each is of."""
+    """Windows of one width, of certain scripts or of any: their hashes, and the text of each."""
 
     def __init__(self, width: int, scripts: tuple[tuple[int, int], ...] = ()) -> None:
         self.width, self._scripts = width, scripts
@@ -96,7 +96,7 @@ class _Windows:
         return not self._scripts or 2 * int(_inside(_codes(normal), self._scripts).sum()) >= len(normal)
 
     def add(self, normal: str, text: int) -> int:
-        """Take in the windows of a text; returns how many it has."""
+        """Add the windows of a text; returns their number."""
         if len(normal) < self.width:
             return 0
         codes = _codes(normal)
@@ -109,7 +109,7 @@ class _Windows:
         return len(starts)
 
     def freeze(self) -> None:
-        """Sort what was added; the earliest text of a window is the one named."""
+        """Sort the added windows; a window in several texts belongs to the earliest."""
         if self._hashes:
             texts = np.repeat(self._texts, [len(part) for part in self._hashes])
             self.hashes, first = np.unique(np.concatenate(self._hashes), return_index=True)
@@ -119,7 +119,7 @@ class _Windows:
         self._filter[self.hashes >> np.uint64(64 - _BITS)] = True
 
     def find(self, codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places in `codes` where a known window starts, and the text that each is of."""
+        """Positions in `codes` at which a known window starts, and the text of each."""
         if not len(self.hashes) or len(codes) < self.width:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         hashes = window_hashes(codes, self.width)
@@ -131,7 +131,7 @@ class _Windows:
 
 
 class EvaluationIndex:
-    """The evaluation texts, for looking documents up in."""
+    """Index of the evaluation texts."""
 
     def __init__(self) -> None:
         self._texts: list[tuple[str, str]] = []
@@ -144,7 +144,7 @@ class EvaluationIndex:
         return len(self._texts)
 
     def add(self, file: str, text: str) -> None:
-        """Take in one evaluation text; the same letters twice are kept once, under the first file."""
+        """Add one evaluation text; of texts with the same letters only the first is kept."""
         normal = letters(text)
         if normal in self._normal:
             return
@@ -160,7 +160,7 @@ class EvaluationIndex:
             self._short[normal] = number
 
     def freeze(self) -> None:
-        """No more texts: make ready for `check`."""
+        """Finish adding texts and prepare for `check`."""
         self._normal.clear()
         for windows in (self._long, *self._short_windows):
             windows.freeze()
@@ -168,14 +168,14 @@ class EvaluationIndex:
     def check(self, documents: Sequence[Sequence[str]]) -> list[Hit | None]:
         """For each document (a list of lines) the first evaluation text that it contains, or None."""
         normal = [[letters(line) for line in lines] for lines in documents]
-        found: list[int | None] = [
+        texts: list[int | None] = [
             next((self._short[line] for line in lines if line in self._short), None) for lines in normal
         ]
         joined = ["".join(lines) for lines in normal]
         for number, text in self._windows(joined):
-            if found[number] is None:
-                found[number] = text
-        return [None if text is None else Hit(*self._texts[text]) for text in found]
+            if texts[number] is None:
+                texts[number] = text
+        return [None if text is None else Hit(*self._texts[text]) for text in texts]
 
     def _windows(self, joined: list[str]) -> Iterator[tuple[int, int]]:
         """(document, text) of all windows found, document by document in order."""
@@ -191,6 +191,6 @@ class EvaluationIndex:
             places, texts = windows.find(codes)
             places = places + start
             owners = np.searchsorted(ends, places, side="right")
-            # A window that reaches into the next document of the batch is of neither.
+            # A window that extends into the next document of the batch belongs to neither.
             inside = places + windows.width <= ends[owners] if len(places) else np.zeros(0, bool)
             yield from zip(owners[inside].tolist(), texts[inside].tolist(), strict=True)

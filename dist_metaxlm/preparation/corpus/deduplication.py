@@ -1,6 +1,6 @@
 """Exact duplicates in bounded memory: keys go to partitions on disk, and each partition fits in memory.
 
-Memory follows PARTITION_BYTES and BLOCK, not the amount of text; the disk takes 24 bytes a key while the step runs.
+Memory depends on PARTITION_BYTES and BLOCK, not on the amount of text; disk use is 24 bytes a key during the step.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from numpy.typing import NDArray
 
 RECORD = np.dtype([("key", "u1", 16), ("ordinal", "<u8")])
 BUFFER_RECORDS = 1 << 17
-"""Keys held in memory before they go to their partitions."""
+"""Keys held in memory before they are written to their partitions."""
 PARTITION_BYTES = 24 << 20
 """A partition larger than this is split by the next byte of its keys."""
 BLOCK = 1 << 22
-"""Consecutive ordinals that the list of dropped ones is looked up in at once."""
+"""Consecutive ordinals per lookup in the list of dropped ones."""
 
 Ordinals = NDArray[np.uint64]
 
 
 def text_digest(text: str) -> bytes:
-    """16 bytes that two different texts do not share (BLAKE2b; a chance of 1e-18 for 1e10 texts)."""
+    """16 bytes that identify a text (BLAKE2b; collision probability 1e-18 for 1e10 texts)."""
     return blake2b(text.encode(), digest_size=16).digest()
 
 
 class Repeated:
-    """Finds the records whose key an earlier record has: `add` all of them with rising ordinals, then `find`."""
+    """Finds the records whose key an earlier record has: `add` all of them with ascending ordinals, then `find`."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is made, filled and emptied by this object."""
+        """This object creates, fills and empties `folder`."""
         self._folder = folder
         folder.mkdir(parents=True)
         self._keys: list[bytes] = []
         self._ordinals: list[int] = []
 
     def add(self, key: bytes, ordinal: int) -> None:
-        """Take note of a record: a key of 16 bytes, and its place in the order."""
+        """Add a record: a key of 16 bytes, and its ordinal."""
         self._keys.append(key)
         self._ordinals.append(ordinal)
         if len(self._keys) >= BUFFER_RECORDS:
@@ -48,7 +48,7 @@ class Repeated:
     def find(self) -> Iterator[tuple[Ordinals, Ordinals]]:
         """Arrays of (ordinal of a repeated record, ordinal of an earlier one with its key); in no particular order.
 
-        An ordinal comes once for each key of its own that is repeated.
+        An ordinal occurs once for each of its repeated keys.
         """
         self._flush()
         for path in sorted(self._folder.glob("*.keys")):
@@ -79,7 +79,7 @@ def _spread(records: NDArray[np.void], byte: int, folder: Path, prefix: str) -> 
 def _resolve(path: Path, byte: int) -> Iterator[tuple[Ordinals, Ordinals]]:
     """Repeated records of one partition file, which is deleted; `byte` is the first byte of the keys that may differ."""
     if path.stat().st_size > PARTITION_BYTES:
-        # Often the same key many times (one line in every document): what repeats inside a chunk leaves at once.
+        # The same key is often frequent (one line in every document): repeats inside a chunk are removed at once.
         compact = path.with_suffix(".firsts")
         with path.open("rb") as file, compact.open("wb") as firsts:
             while len(chunk := np.fromfile(file, RECORD, PARTITION_BYTES // RECORD.itemsize)):
@@ -107,13 +107,13 @@ def _group(records: NDArray[np.void]) -> tuple[NDArray[np.void], tuple[Ordinals,
     fresh = np.ones(len(order), bool)
     fresh[1:] = (words[1:] != words[:-1]).any(axis=1)
     first = np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))
-    # The stable order of ordinals keeps the chunk-wise pass and this one in agreement on who came first.
+    # The stable order of ordinals makes this pass and the chunk-wise one choose the same first record.
     kept = records[np.sort(order[fresh])]
     return kept, (ordinals[~fresh].astype(np.uint64), ordinals[first][~fresh].astype(np.uint64))
 
 
 class Dropped:
-    """A set of ordinals on disk, asked in rising order."""
+    """A set of ordinals on disk, queried in ascending order."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,7 +1,7 @@
 """The held-out split: source strings, their translations and some prose that no training text may contain.
 
 The split goes by source string, so no translation of a held-out string is trained on in any language. Texts are
-compared by `text_key`, which forgets case, punctuation and white space.
+compared by `text_key`, which ignores case, punctuation and white space.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dist_metaxlm.preparation.readers import dispatch as readers
 PIVOT = "en"
 MIN_WORDS, MAX_WORDS = 3, 30
 CANDIDATES = 50
-"""Source strings remembered per held-out string asked for; the ones with the lowest hashes are."""
+"""Source strings kept per requested held-out string: those with the lowest hashes."""
 COVERAGE = 0.84
 """Share of the held-out strings that each language should have."""
 MAX_SHARE = 0.15
-"""No more than this share of the source strings is held out."""
+"""Largest share of the source strings that is held out."""
 TEXT_BYTES, TEXT_SHARE, TEXT_MINIMUM = 150_000, 0.05, 1_000_000
-"""Prose held out a language: about so many bytes, at most this share; none where there is less than the minimum."""
+"""Prose held out per language: approximate bytes, largest share; none if it has less than the minimum."""
 
 _PUNCTUATION = string.punctuation + "“”„‘’‚«»‹›…–—¿¡。，、；：？！（）「」『』《》【】،؛؟·"
 _ASCII_GAPS = dict.fromkeys(map(ord, string.punctuation), " ")
@@ -40,14 +40,14 @@ Excluded = Mapping[str, set[str]]
 
 
 def text_key(text: str) -> str:
-    """What two texts must share to be the same: compatibility-normalised, case folded, no punctuation."""
+    """Key that is equal for equivalent texts: compatibility-normalised, case folded, no punctuation."""
     if text.isascii():
         return " ".join(text.lower().translate(_ASCII_GAPS).split())
     return _GAPS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip(" ")
 
 
 def hash_fraction(key: str) -> float:
-    """A number in [0, 1) that follows from the key alone."""
+    """A number in [0, 1) that depends on the key alone."""
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") / 2.0**64
 
 
@@ -60,7 +60,7 @@ class Source:
 
 
 class Candidates:
-    """The source strings with the lowest hashes, the same ones whatever the order they come in; bounded memory."""
+    """The source strings with the lowest hashes, independent of their order; bounded memory."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -69,7 +69,7 @@ class Candidates:
         self._threshold = 1.0
 
     def add(self, source: str, language: str, translation: str) -> None:
-        """Take note of one pair."""
+        """Add one pair."""
         key = text_key(source)
         if key not in self.sources:
             fraction = hash_fraction(key)
@@ -114,8 +114,8 @@ def read_candidates(bitext: Mapping[str, list[Path]], count: int) -> Candidates:
 def choose(candidates: Candidates, count: int) -> list[tuple[str, dict[str, str]]]:
     """At most `count` sources: (key, {language: text}), chosen so that each language has its share of them.
 
-    Greedy cover: each pick is the source that helps most the languages that are furthest behind, counted by how few
-    sources they have left to catch up with. A text that two sources share in a language is no candidate there.
+    Greedy cover: each pick is the source that most helps the languages furthest behind, weighted by how few sources
+    they have left. A text that two sources share in a language is not a candidate in that language.
     """
     suitable = _suitable(candidates)
     count = min(count, int(MAX_SHARE * len(candidates.sources)), len(suitable))
@@ -147,8 +147,8 @@ def _suitable(candidates: Candidates) -> list[tuple[str, dict[str, str]]]:
             continue
         texts = {PIVOT: source.text}
         for language, seen in sorted(source.translations.items()):
-            found = text_key(seen[0])
-            if found and found != key and uses[language, found] == 1:
+            translation_key = text_key(seen[0])
+            if translation_key and translation_key != key and uses[language, translation_key] == 1:
                 texts[language] = seen[0]
         if len(texts) > 1:
             result.append((key, texts))
@@ -200,12 +200,12 @@ def read_excluded(folder: Path) -> dict[str, set[str]]:
 
 
 HEAD, HEAD_KEY = 64, 12
-"""A text of which the first HEAD characters give HEAD_KEY characters of key, and a margin as long again for characters
-that go together over the cut, is looked up by these first; most texts need no more."""
+"""If the first HEAD characters of a text give HEAD_KEY characters of key, plus an equal margin for characters that combine
+across the cut, the text is looked up by these first; most texts need no more."""
 
 
 class HeldOut:
-    """Whether a text is among held-out ones, found for most texts from their first characters."""
+    """Whether a text is held out; for most texts the first characters decide."""
 
     def __init__(self, keys: set[str]) -> None:
         self._keys = keys
@@ -222,7 +222,7 @@ class HeldOut:
 
 
 def training_documents(documents: Iterable[list[str]], keys: set[str], dropped: dict[str, int]) -> Iterator[str]:
-    """Documents as single strings, held-out paragraphs taken out (and counted in `dropped`)."""
+    """Documents as single strings, without held-out paragraphs (counted in `dropped`)."""
     held = HeldOut(keys)
     for document in documents:
         kept = [text for text in document if text not in held] if keys else document
@@ -235,7 +235,7 @@ def training_documents(documents: Iterable[list[str]], keys: set[str], dropped: 
 def training_pairs(
     pairs: Iterable[tuple[str, str]], name: str, excluded: Excluded, dropped: dict[str, int]
 ) -> Iterator[tuple[str, str]]:
-    """Pairs of the language pair `name` of which no side is held out; the others are counted in `dropped`."""
+    """Pairs of the language pair `name` without a held-out side; the others are counted in `dropped`."""
     left_held, right_held = (HeldOut(excluded.get(language, set())) for language in name.split("-"))
     for left, right in pairs:
         if left in left_held or right in right_held:

@@ -1,4 +1,4 @@
-"""One language (or language pair) of the corpus: its sources read, cleaned and written, knowing nothing of the others."""
+"""One language (or language pair) of the corpus: reads, cleans and writes its sources independently of others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUOTED = 200
 
 @dataclass(frozen=True)
 class Shape:
-    """What differs between text and bitext: a translation pair is a document of two lines that stay or go together."""
+    """Differences between text and bitext: a translation pair is a document of two lines, kept or dropped together."""
 
     folder: str
     unit: str
@@ -40,7 +40,7 @@ class Shape:
     read: Callable[[PairPlace, ReadingConfig, str, Report], Iterator[Sequence[str]]]
 
     def reading(self, config: DataConfig, name: str, source: str) -> SourceReading:
-        """How the files of a source of a language or pair are read."""
+        """Reading settings of the files of a source of a language or pair."""
         sources = config.bitext.get(name, {}) if self.whole else config.text.get(name, {})
         return config.reading.of_source(sources.get(source))
 
@@ -60,39 +60,39 @@ BITEXT = Shape("bitext", "pairs", ".tsv", True, _read_bitext)
 
 @dataclass(frozen=True)
 class Made:
-    """What came of a language or pair."""
+    """The result for a language or pair."""
 
     name: str
     about: dict[str, Any]
-    """Its part of the manifest."""
+    """Its manifest entry."""
     hits: Counter[str]
     """Evaluation file -> documents dropped because of it."""
     line: str
     """For the log."""
     refused: Sequence[str] = ()
-    """Why the corpus cannot be made of it; empty where all is well."""
+    """Problems that prevent its corpus; empty if none."""
 
 
 class LanguageMaker:
-    """Cleans one language or pair after the other, in this process or, as a copy, in others; none knows of another."""
+    """Cleans one language or pair after the other, in this process or, as a copy, in others; each is independent."""
 
     def __init__(self, folder: Path, config: DataConfig, index: EvaluationIndex | None) -> None:
-        """`folder`: of the corpus; its `.scratch` is there."""
+        """`folder`: of the corpus, with an existing `.scratch`."""
         self._folder, self._config, self._index = folder, config, index
         self._cleaner = LineCleaner(config.cleaning)
         self._hits: Counter[str] = Counter()
         self._listed: IO[str] | None = None
         self.stop = folder / ".scratch" / "stop"
-        """A file that ends the work soon where it appears."""
+        """A file whose appearance ends the work soon."""
 
     def listed(self, name: str) -> Path:
-        """File of what contained evaluation text, a line of JSON a document."""
+        """File of the documents that contained evaluation text, a line of JSON each."""
         return self._folder / ".scratch" / f"{name}.listed"
 
     def make(self, shape: Shape, name: str, named: Named, problems: Problems | None = None) -> Made:
-        """Write the files of one language or pair; what cannot be read, and where nothing is left, is in `Made.refused`.
+        """Write the files of one language or pair; `Made.refused` lists unreadable files and sources without remaining text.
 
-        `problems`: what was found wrong before its files were opened.
+        `problems`: detected before its files were opened.
         """
         scratch = self._folder / ".scratch" / name
         problems = replace(problems, quoted=list(problems.quoted)) if problems else Problems()
@@ -141,7 +141,7 @@ class LanguageMaker:
     def _write(
         self, shape: Shape, name: str, repeats: Repeats, counts: Mapping[str, Counts], drafts: Mapping[str, Draft]
     ) -> list[str]:
-        """Write the files of the corpus; returns a sentence for each in which nothing is left."""
+        """Write the files of the corpus; returns a sentence for each that would be empty."""
         empty = []
         stems: dict[str, list[str]] = {}
         for source in counts:
@@ -164,7 +164,7 @@ class LanguageMaker:
     def _cleaned(
         self, shape: Shape, name: str, place: PairPlace, reading: SourceReading, counts: Counts, report: Report
     ) -> Iterator[list[str]]:
-        """Documents of one file after the steps that look at one document alone."""
+        """Documents of one file after the steps that work on single documents."""
         batch: list[tuple[int, list[str]]] = []
         size = 0
         for number, document in enumerate(shape.read(place, reading, name, report), 1):
@@ -208,14 +208,14 @@ class LanguageMaker:
 
 
 def _records(place: PairPlace, reading: SourceReading, before: Counts, after: Counts) -> int:
-    """Records read of a file: of plain text a record is a line."""
+    """Records read from a file; in plain text a record is a line."""
     if not isinstance(place, tuple) and readers.form(place, reading) == ".txt":
         return after.read_lines - before.read_lines
     return after.read_documents - before.read_documents
 
 
 def _check(index: EvaluationIndex | None, batch: list[tuple[int, list[str]]], whole: bool) -> Iterable[Hit | None]:
-    """The evaluation text that each document of the batch contains; the sides of a pair are looked at one by one."""
+    """The evaluation text that each document of the batch contains; the sides of a pair are checked separately."""
     if index is None or not batch:
         return [None] * len(batch)
     if not whole:
@@ -225,5 +225,5 @@ def _check(index: EvaluationIndex | None, batch: list[tuple[int, list[str]]], wh
 
 
 def named_files(place: PairPlace) -> str:
-    """A file, or two, as manifests and messages name it."""
+    """The name of one or two files in manifests and messages."""
     return " ".join(map(shown, place)) if isinstance(place, tuple) else shown(place)

@@ -3,7 +3,7 @@
 MinHash: Broder 1997, "On the resemblance and containment of documents". Banding: Leskovec, Rajaraman, Ullman, "Mining of
 Massive Datasets", section 3.4; datasketch chooses the number and length of the bands for the threshold.
 datasketch's own index keeps every signature in memory; here bands and signatures go to disk (4 bytes a permutation
-and 24 a band for each document) and memory stays that of deduplication.py.
+and 24 a band for each document) and memory is the same as in deduplication.py.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ BATCH = 2048
 """N-grams that are hashed by all permutations at once; fits in the processor's cache."""
 
 WEIGHTS = (0.1, 0.9)
-"""What a false candidate and a missed one cost when the bands are chosen: a false one is only compared for nothing."""
+"""Costs of a false and a missed candidate in the choice of bands: a false one only costs a comparison."""
 
 _TOKEN = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 def shingles(text: str, words: int) -> NDArray[np.uint32]:
-    """Hashes of the distinct n-grams of words (characters where a script has no spaces), case folded; sorted.
+    """Hashes of the distinct n-grams of words (characters in scripts without spaces), case folded; sorted.
 
-    Empty where the text has fewer than `words` of them: such a text is a duplicate only if it is exactly one.
+    Empty if the text has fewer than `words` of them: such a text counts as a duplicate only if it is identical.
     """
     tokens = _TOKEN.findall(text.casefold())
     count = len(tokens) - words + 1
@@ -48,10 +48,10 @@ def shingles(text: str, words: int) -> NDArray[np.uint32]:
 
 
 class NearDuplicateFinder:
-    """`add` the documents of a language with ordinals 0, 1, 2, ..., then `find` those that are almost an earlier one."""
+    """`add` the documents of a language with ordinals 0, 1, 2, ..., then `find` the near-duplicates of earlier ones."""
 
     def __init__(self, folder: Path, config: NearDuplicates) -> None:
-        from datasketch import MinHash, MinHashLSH  # here: with SciPy it costs a quarter of a second
+        from datasketch import MinHash, MinHashLSH  # local import: with SciPy it takes a quarter of a second
 
         self._config = config
         self._bands = Repeated(folder / "bands")
@@ -65,21 +65,21 @@ class NearDuplicateFinder:
         self._row = 4 * config.permutations
 
     def add(self, lines: Sequence[str], ordinal: int) -> None:
-        """Take note of a document."""
-        found = shingles("\n".join(lines), self._config.words)
+        """Add a document."""
+        hashes = shingles("\n".join(lines), self._config.words)
         sketch = self._empty.copy()
-        for start in range(0, len(found), BATCH):
-            sketch.update_batch(found[start : start + BATCH].tolist())
+        for start in range(0, len(hashes), BATCH):
+            sketch.update_batch(hashes[start : start + BATCH].tolist())
         signature = sketch.hashvalues.astype("<u4").tobytes()
         self._file.write(signature)
-        if len(found):
+        if len(hashes):
             for band, start, stop in self._cuts:
                 part = signature[4 * start : 4 * stop]
                 self._bands.add(blake2b(part, digest_size=16, key=band.to_bytes(2, "big")).digest(), ordinal)
 
     def find(self) -> Dropped:
-        """Documents that share a band with an earlier one and agree with it by the threshold. A document may go because of
-        one that goes itself: what a chain of almost equal documents leaves is its first."""
+        """Documents that share a band with an earlier one and agree with it by the threshold. A document may be dropped
+        because of one that is itself dropped: only the first of a chain of near-duplicates remains."""
         self._file.close()
         dropped = Dropped(self._folder / "dropped")
         with self._path.open("rb") as file:

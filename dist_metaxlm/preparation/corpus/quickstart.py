@@ -1,4 +1,4 @@
-"""The quickstart corpus: real text that pip has within reach, written as plain files for the ordinary readers.
+"""The quickstart corpus: real text from PyPI packages, written as plain files for the ordinary readers.
 
 Translations: the gettext catalogues inside the wheels of Django, Wagtail and Weblate, translated by people, the same
 English strings in dozens of languages. English prose: documentation strings (quickstart_prose.py).
@@ -35,13 +35,13 @@ class Translations:
     languages: dict[str, dict[str, str]] = field(default_factory=dict)
     """Language -> English string -> its translation; languages with the most strings first."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Why strings were left out -> how many."""
+    """Reason for omission -> number of strings."""
 
 
 def collect(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
-    """Write the corpus into `folder`; returns what went in, for the manifest.
+    """Write the corpus into `folder`; returns a description of its contents, for the manifest.
 
-    Errors: UserError where too few translations are within reach (no network and nothing installed brings any).
+    Errors: UserError if too few translations are available (no network and none in installed packages).
     """
     packages, note = find_packages(log)
     translations = read_translations(packages, MIN_PAIRS)
@@ -69,7 +69,7 @@ def collect(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
 
 
 def check_enough(translations: Translations, note: str) -> None:
-    """Raise UserError if there are too few languages to learn from."""
+    """Raise UserError for too few languages."""
     if len(translations.languages) >= MIN_LANGUAGES:
         return
     names = " ".join(f"{name}=={version}" for name, version in WHEELS.items())
@@ -123,8 +123,8 @@ def _catalogues(
     """Place (folder and domain) -> locale -> raw strings; and place -> English strings in source order."""
     catalogues: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for name, blob in package.read(".mo").items():
-        found = _CATALOGUE.match(name)
-        if found is None or base_language(found["locale"]) is None:
+        match = _CATALOGUE.match(name)
+        if match is None or base_language(match["locale"]) is None:
             continue
         strings: dict[str, str] = {}
         try:
@@ -133,12 +133,12 @@ def _catalogues(
         except ValueError:
             dropped["unreadable catalogues"] += 1
             continue
-        catalogues[f"{found['folder']}:{found['domain']}"][found["locale"]] = strings
+        catalogues[f"{match['folder']}:{match['domain']}"][match["locale"]] = strings
     longest: dict[str, bytes] = {}
     for name, blob in package.read(".po").items():
-        found = _CATALOGUE.match(name)
-        if found is not None:
-            place = f"{found['folder']}:{found['domain']}"
+        match = _CATALOGUE.match(name)
+        if match is not None:
+            place = f"{match['folder']}:{match['domain']}"
             longest[place] = max(longest.get(place, b""), blob, key=len)
     return catalogues, {place: read_po_order(blob.decode("utf-8", "replace")) for place, blob in longest.items()}
 

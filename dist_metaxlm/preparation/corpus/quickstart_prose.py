@@ -1,6 +1,6 @@
 """English prose from the documentation strings of installed packages: parsed, never imported.
 
-Kept are sentences and paragraphs; code, doctests, parameter headings, formulas and tables are dropped.
+Sentences and paragraphs are kept; code, doctests, parameter headings, formulas and tables are dropped.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def prose_documents(extra: Iterable[bytes] = (), budget: int = PROSE_BYTES) -> l
     documents: list[list[str]] = []
     taken = 0
     with WORKERS.Pool(min(available_cores(), MAX_PROCESSES)) as pool:
-        for found in pool.imap(_module_list, _sources(extra), chunksize=16):
-            new = [paragraph for paragraph in dict.fromkeys(found) if paragraph.casefold() not in seen]
+        for paragraphs in pool.imap(_module_list, _sources(extra), chunksize=16):
+            new = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph.casefold() not in seen]
             seen.update(paragraph.casefold() for paragraph in new)
             taken += sum(len(paragraph.encode()) + 1 for paragraph in new)
             documents += _documents(new)
@@ -70,10 +70,10 @@ def prose_documents(extra: Iterable[bytes] = (), budget: int = PROSE_BYTES) -> l
     return documents
 
 
-def _documents(found: list[str]) -> Iterator[list[str]]:
-    """Runs of paragraphs of at least DOCUMENT_WORDS words (the last one: what is left)."""
+def _documents(paragraphs: list[str]) -> Iterator[list[str]]:
+    """Runs of paragraphs of at least DOCUMENT_WORDS words (the last one: the rest)."""
     document: list[str] = []
-    for paragraph in found:
+    for paragraph in paragraphs:
         document.append(paragraph)
         if sum(text.count(" ") + 1 for text in document) >= DOCUMENT_WORDS:
             yield document
@@ -175,15 +175,15 @@ def _is_heading(line: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Markup of reStructuredText and Markdown taken off; white space single."""
-    text = _ROLE.sub(lambda found: found[1].split(".")[-1], text)
-    text = _LINK.sub(lambda found: found[1] or found[2], text)
-    text = _MARKUP.sub(lambda found: found[1] or found[2] or found[3] or "", text)
+    """Text without markup of reStructuredText and Markdown, with single white space."""
+    text = _ROLE.sub(lambda match: match[1].split(".")[-1], text)
+    text = _LINK.sub(lambda match: match[1] or match[2], text)
+    text = _MARKUP.sub(lambda match: match[1] or match[2] or match[3] or "", text)
     return _SPACE.sub(" ", text).strip(" -*+•")
 
 
 def is_prose(text: str) -> bool:
-    """Whether a paragraph reads as sentences: long enough, begins and ends as one, few symbols that code is made of."""
+    """Whether a paragraph reads as sentences: long enough, begins and ends like a sentence, few symbols typical of code."""
     if text.count(" ") + 1 < MIN_WORDS or not text[0].isupper() or text[-1] not in ".!?":
         return False
     letters = sum(character.isalpha() or character == " " for character in text)

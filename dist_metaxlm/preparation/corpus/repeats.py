@@ -1,6 +1,6 @@
 """Removal of repeated documents and lines from the drafts of one language: two passes over files, bounded memory.
 
-Order: documents that repeat, documents that nearly repeat, then lines that repeat in what is left.
+Order: duplicate documents, near-duplicate documents, then duplicate lines in the rest.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Repeats:
     """`add` every document of a language in order, `find` once, then walk the drafts in the same order with `kept`."""
 
     def __init__(self, scratch: Path, config: CleaningConfig, pairs: bool) -> None:
-        """`scratch` is made; its files are temporary. Of translations, whole pairs are compared, and only exactly."""
+        """`scratch` is created; its files are temporary. Translations are compared as whole pairs, and only exactly."""
         scratch.mkdir(parents=True)
         self._scratch = scratch
         asked = ["documents"] if pairs and config.deduplicate else config.deduplicate
@@ -60,7 +60,7 @@ class Repeats:
         self._added = self._next_document = self._next_line = 0
 
     def add(self, lines: Sequence[str]) -> None:
-        """Take note of a document."""
+        """Add a document."""
         if self._documents:
             self._documents.add(text_digest("\n".join(lines)), self._added)
         if self._near:
@@ -86,7 +86,7 @@ class Repeats:
         return next((step for step, dropped in self._steps if document in dropped), None)
 
     def kept(self, draft: Draft, counts: Counts) -> Iterator[list[str]]:
-        """The documents of the next draft that stay, without the lines that go; what goes is counted."""
+        """The kept documents of the next draft, without dropped lines; dropped units are counted."""
         for lines in draft.read():
             step = self._step(self._next_document)
             first = self._next_line

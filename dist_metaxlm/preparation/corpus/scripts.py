@@ -15,7 +15,7 @@ SYLLABLES = (
 )
 """Han, Kana, Bopomofo and Hangul: a letter carries as much as several Latin ones."""
 UNSPACED_LETTERS = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF))
-"""Thai, Lao, Burmese, Khmer; their vowel signs are no letters for `str.isalnum`."""
+"""Thai, Lao, Burmese, Khmer; `str.isalnum` is false for their vowel signs."""
 
 
 def character_class(*groups: tuple[tuple[int, int], ...]) -> str:

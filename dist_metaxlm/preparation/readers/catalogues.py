@@ -21,27 +21,27 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _PLACEHOLDER = re.compile(r"%\([^)]*\)[#0\- +]*\d*(?:\.\d+)?[a-zA-Z]|%[-#0+]*\d*[sdifrx]|\{[^{}]*\}|https?://\S+|\S+@\S+")
 _SPACE = re.compile(r"\s+")
 _PO_HEADER = re.compile(r'^[ \t]*msgid[ \t]+""[ \t]*\r?\n[ \t]*msgstr((?:[ \t]*"(?:[^"\\\r\n]|\\.)*"[ \t]*\r?\n?)+)', re.M)
-"""The first empty message, in bytes read as Latin-1: the header, in every character set that gettext takes."""
+"""The first empty message, in bytes read as Latin-1: the header, in every character set that gettext accepts."""
 _PO_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _CHARSET = re.compile(r"(?:^|\\n)Content-Type:(?:(?!\\n).)*?charset=([\w.:-]+)", re.IGNORECASE)
 _ASCII = bytes(range(0x20, 0x7F)) + b"\\u0041\r\n"
-"""Must be itself in a catalogue's character set, because quotes, keywords and escapes are."""
+"""Characters that a catalogue's character set must encode as in ASCII, as gettext's quotes, keywords and escapes."""
 
 
 class _Lines(str):
-    """A text whose lines end at line feeds alone, as those of gettext do; `str` has others, such as U+2028 and form feed."""
+    """A text whose lines end only at line feeds, as in gettext; `str` has more line ends, such as U+2028 and form feed."""
 
     __slots__ = ()
 
     def splitlines(self, keepends: bool = False) -> list[str]:
-        """Lines without their ends. Where there is no line feed at all, carriage returns are the ends."""
+        """Lines without their ends. Without any line feed, carriage returns are the ends."""
         return self.split("\n" if "\n" in self[:-1] else "\r")
 
 
 def read_mo(blob: bytes) -> Iterator[tuple[str, str]]:
-    """Pairs (msgid, translation) of a compiled catalogue, contexts taken off, in the order of the file; see `_pairs`.
+    """Pairs (msgid, translation) of a compiled catalogue, without contexts, in the order of the file; see `_pairs`.
 
-    Errors: ValueError for a blob that is no `.mo` file, or not in the character set of its header.
+    Errors: ValueError for a blob that is not a `.mo` file or not in the character set of its header.
     """
     try:
         encoding, declared = _charset(_mo_header(blob))
@@ -56,13 +56,13 @@ def read_mo(blob: bytes) -> Iterator[tuple[str, str]]:
 def read_po(blob: bytes) -> Iterator[tuple[str, str]]:
     """Pairs (msgid, translation) of a `.po` file; fuzzy, obsolete and untranslated messages are left out.
 
-    Errors: ValueError naming the line that is no part of a catalogue, or the byte that is not in its character set.
+    Errors: ValueError naming the line with a syntax error, or the byte that is not in its character set.
     """
     return _pairs(entry for entry in _po_entries(decode_po(blob)) if entry.translated())
 
 
 def decode_po(blob: bytes) -> str:
-    """Text of a `.po` file: UTF-8 behind its byte order mark, else in the character set of its header, as `.mo` is.
+    """Text of a `.po` file: UTF-8 after a byte order mark, else in the character set of its header, as for `.mo`.
 
     Errors: ValueError naming the byte, from 1, that is not in that character set, or is NUL.
     """
@@ -81,7 +81,7 @@ def decode_po(blob: bytes) -> str:
 
 
 def _mo_header(blob: bytes) -> str:
-    """The translation of the empty string, which gettext sorts first; empty where the catalogue has none."""
+    """The translation of the empty string, which gettext sorts first; empty if the catalogue has none."""
     magic = struct.unpack_from("<I", blob)[0]
     if magic not in (polib.MOFile.MAGIC, polib.MOFile.MAGIC_SWAPPED):
         raise struct.error("the magic number is another one")
@@ -96,10 +96,10 @@ def _mo_header(blob: bytes) -> str:
 def _charset(header: str) -> tuple[str, str]:
     """(encoding of a catalogue, character set that its header declares or "").
 
-    UTF-8 where the header declares none, the placeholder CHARSET, or one that is not known here.
+    UTF-8 if the header declares none, the placeholder CHARSET, or an unknown one.
     """
-    found = _CHARSET.search(header)
-    declared = found[1] if found and found[1].upper() != "CHARSET" else ""
+    match = _CHARSET.search(header)
+    declared = match[1] if match and match[1].upper() != "CHARSET" else ""
     try:
         known = bool(declared) and _ASCII.decode(declared) == _ASCII.decode("ascii")
     except (LookupError, UnicodeError):
@@ -113,7 +113,7 @@ def _undecodable(error: UnicodeDecodeError, declared: str) -> ValueError:
 
 
 def read_po_order(text: str) -> list[str]:
-    """The msgids (singular and plural) of a `.po` file in the order of its source code; contexts and fuzziness ignored."""
+    """The msgids (singular and plural) of a `.po` file in the order of its source code, ignoring contexts and fuzziness."""
     return [
         message
         for entry in _po_entries(text)
@@ -125,16 +125,16 @@ def read_po_order(text: str) -> list[str]:
 
 def _po_entries(text: str) -> list[Any]:
     try:
-        # The line break keeps polib from taking a short text for the name of a file.
+        # The line break prevents polib from interpreting a short text as a file name.
         return list(polib.pofile(_Lines(text + "\n"), encoding="utf-8"))
     except (OSError, ValueError) as error:
-        found = re.search(r"\(line (\d+)\)", str(error))
-        raise ValueError(f"syntax error in line {found[1]}" if found else "syntax error") from None
+        match = re.search(r"\(line (\d+)\)", str(error))
+        raise ValueError(f"syntax error in line {match[1]}" if match else "syntax error") from None
 
 
 def _pairs(entries: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """Of a message with plurals, the plural msgid is paired with the last form (the general plural in all Germanic,
-    Romance and Slavic rules) and the singular with the first where the language tells the two apart and has at most
+    """For a message with plurals, the plural msgid is paired with the last form (the general plural in all Germanic,
+    Romance and Slavic rules), and the singular with the first form if the language distinguishes the two and has at most
     four forms (with more, form 0 is not the singular)."""
     for entry in entries:
         forms = [entry.msgstr_plural[number] for number in sorted(entry.msgstr_plural)] or [entry.msgstr]
@@ -145,7 +145,7 @@ def _pairs(entries: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def runs(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Documents of consecutive strings of at least DOCUMENT_WORDS words (the last one: what is left)."""
+    """Documents of consecutive strings of at least DOCUMENT_WORDS words (the last one: the rest)."""
     document: list[str] = []
     words = 0
     for text in texts:
@@ -159,23 +159,23 @@ def runs(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def clean(text: str) -> str:
-    """One line of plain text: markup taken off, entities resolved, white space single. Placeholders stay."""
+    """One line of plain text: without markup, entities resolved, white space single. Placeholders stay."""
     text = _TAG.sub("", _BLOCK_TAG.sub(" ", text))
     return _SPACE.sub(" ", html.unescape(text)).strip()
 
 
 def usable(source: str, translation: str) -> bool:
-    """Whether a cleaned pair teaches anything: letters beside the placeholders on both sides, and not the same text."""
+    """Whether a cleaned pair is useful: letters besides placeholders on both sides, and different texts."""
     if source.casefold() == translation.casefold():
         return False
     return all(sum(map(str.isalpha, _PLACEHOLDER.sub("", side))) >= 2 for side in (source, translation))
 
 
 def base_language(locale: str) -> str | None:
-    """The language code of a catalogue's locale, or None where its text would mix scripts or is English.
+    """The language code of a catalogue's locale, or None if its text would mix scripts or is English.
 
     Regional variants fold into their language (`pt_BR` -> `pt`, `is_IS` -> `is`); simplified Chinese is `zh`;
-    a script that is not the language's first (`zh_Hant`, `sr_Latn`, `be_Latn`) is left out.
+    a script other than the language's primary one (`zh_Hant`, `sr_Latn`, `be_Latn`) is left out.
     """
     language, *rest = locale.replace("-", "_").replace("@", "_").split("_")
     second_script = any(len(part) == 4 and part.isalpha() and part.title() not in ("Hans", "Cyrl") for part in rest)

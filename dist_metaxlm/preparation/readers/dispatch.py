@@ -1,4 +1,4 @@
-"""Readers of the user's text: documents and translation pairs from files of many formats; the file's name tells which."""
+"""Readers of the user's text: documents and translation pairs from files of many formats, given by the file names."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ PairPlace = Place | tuple[Place, Place]
 DOCUMENT_BYTES = 1_000_000
 """A document is cut at the next paragraph after this many bytes, so a file without blank lines fits in memory."""
 PREPARED = ReadingConfig.model_construct(max_line_characters=UNBOUNDED)
-"""For our own corpus files: their lines have passed the recipe's limit."""
+"""For prepared corpus files: their lines have passed the recipe's limit."""
 
 
 def documents(files: Iterable[Place], reading: ReadingConfig = PREPARED, report: Report = REFUSE) -> Iterator[list[str]]:
     """Documents, each a list of paragraphs (lines without white space at their ends).
 
     `.txt`: a paragraph a line, a blank line or the end of a file ends a document; `.jsonl`, `.json`, `.tsv`, `.parquet`: a
-    document a record; `.po`, `.mo`: the translations, in runs. Errors, to `report`: UserError naming file and place where
-    the text is damaged, too long, not UTF-8 or not where the recipe says, or a file without any text.
+    document a record; `.po`, `.mo`: the translations, in runs. Errors, to `report`: UserError naming file and place if
+    the text is damaged, too long, not UTF-8 or not in the recipe's field, or a file without any text.
     """
     for place in files:
         any_text, before = False, report.records
@@ -57,9 +57,9 @@ def documents(files: Iterable[Place], reading: ReadingConfig = PREPARED, report:
 def pairs(
     files: Iterable[PairPlace], reading: ReadingConfig = PREPARED, languages: Sequence[str] = (), report: Report = REFUSE
 ) -> Iterator[tuple[str, str]]:
-    """Translation pairs (sentence, translation), white space at their ends taken off; a side may be empty.
+    """Translation pairs (sentence, translation) without white space at their ends; a side may be empty.
 
-    `.tsv`, `.jsonl`, `.json`, `.parquet`, `.tmx` and two Moses files: as docs/data.md says; `.po`, `.mo`: the source string
+    `.tsv`, `.jsonl`, `.json`, `.parquet`, `.tmx` and two Moses files: as in docs/data.md; `.po`, `.mo`: the source string
     is the first side. `languages`: codes of the two sides. Errors: as `documents`.
     """
     for place in files:
@@ -87,7 +87,7 @@ def _pairs_of(
 
 
 def form(place: Place, reading: ReadingConfig) -> str:
-    """Format of a file as a suffix: what the recipe says of its source, else what its name ends in."""
+    """Format of a file as a suffix: from the recipe's source entry, else from its name."""
     said = reading.format if isinstance(reading, SourceReading) else None
     return f".{said}" if said else kind(place)
 
@@ -99,14 +99,14 @@ def _languages_hint(place: PairPlace, reading: ReadingConfig, languages: Sequenc
 
 
 def check_formats(files: Iterable[Place], what: str, where: str) -> None:
-    """Raise UserError naming the first file whose format is not known; `what` is "text" or "bitext"."""
+    """Raise UserError naming the first file whose format is unknown; `what` is "text" or "bitext"."""
     known = _DOCUMENTS if what == "text" else _PAIRS
     for place in files:
         if kind(place) not in known:
             also = " and {moses: [a.en, a.fr]}" if what == "bitext" else ""
             raise UserError(
                 f"{where}: {shown(place)} has no known format in its name; {what} is read from "
-                f"{', '.join(known)}, each also with {', '.join(PACKED)}{also}: say which it is in the source's format, or "
+                f"{', '.join(known)}, each also with {', '.join(PACKED)}{also}: set the source's format, or "
                 "rename or convert the file"
             )
 
@@ -166,10 +166,10 @@ def _catalogue(place: Place, reading: ReadingConfig, report: Report) -> Iterator
     content = whole(place)
     read = catalogues.read_mo if form(place, reading) == ".mo" else catalogues.read_po
     try:
-        found = list(read(content))
+        strings = list(read(content))
     except ValueError as error:
         raise UserError(f"{shown(place)} is not a gettext catalogue ({error}); check it with msgfmt --check") from None
-    for number, (source, translation) in enumerate(found, 1):
+    for number, (source, translation) in enumerate(strings, 1):
         source, translation = catalogues.clean(source), catalogues.clean(translation)
         if catalogues.usable(source, translation):
             where = f"{shown(place)}, message {number}"
@@ -237,8 +237,8 @@ def _moses(first: Place, second: Place, reading: ReadingConfig, report: Report) 
         if left is None or right is None:
             short, long, number = (first, second, right[0]) if left is None else (second, first, left[0])
             raise WrongRecipe(
-                f"{shown(short)} ends after line {number - 1} and {shown(long)} goes on; give two files of "
-                "which line n of one translates line n of the other"
+                f"{shown(short)} ends after line {number - 1} and {shown(long)} continues; give two files such "
+                "that line n of one translates line n of the other"
             )
         if left[1] is not None and right[1] is not None and (left[1].strip() or right[1].strip()):
             yield one_line(left[1]), one_line(right[1])

@@ -1,4 +1,4 @@
-"""Texts of evaluation files, whatever the task: every cell, line or string that a model could have seen before."""
+"""Texts of evaluation files, of any task: every cell, line or string that a model could have been trained on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ KNOWN = (".txt", ".tsv", ".jsonl", ".json")
 def evaluation_texts(entries: Iterable[str | EvaluationFiles], limit: int) -> Iterator[tuple[str, str]]:
     """(file, text) of all evaluation files.
 
-    Errors, after the last file: UserError naming all that have no text or bad text; before the first: as `evaluation_files`.
+    Errors, after the last file: UserError naming all files without text or with bad text; before the first: as for
+    `evaluation_files`.
     """
     problems = []
     for place, column in evaluation_files(entries):
@@ -38,15 +39,15 @@ def evaluation_texts(entries: Iterable[str | EvaluationFiles], limit: int) -> It
 
 
 def evaluation_files(entries: Iterable[str | EvaluationFiles]) -> list[tuple[Place, int | None]]:
-    """The files of the recipe's entries, each with its token column, if it has one.
+    """The files of the recipe's entries, each with its token column, if any.
 
-    Errors: UserError naming all patterns without files, empty files and files of no known format.
+    Errors: UserError naming all patterns without files, empty files and files of unknown format.
     """
-    found: list[tuple[Place, int | None]] = []
+    places: list[tuple[Place, int | None]] = []
     problems = Problems()
     for entry in entries:
         if isinstance(entry, EvaluationFiles):
-            found += [(place, entry.token_column) for place in expand(entry.files, FIELD, problems)]
+            places += [(place, entry.token_column) for place in expand(entry.files, FIELD, problems)]
             continue
         for place in expand([entry], FIELD, problems):
             if kind(place) not in KNOWN:
@@ -56,9 +57,9 @@ def evaluation_files(entries: Iterable[str | EvaluationFiles]) -> list[tuple[Pla
                         "any file with one token a line as {files: [...], token_column: 1}"
                     )
                 )
-            found.append((place, None))
+            places.append((place, None))
     raise_all(problems.quoted)
-    return found
+    return places
 
 
 def _texts(place: Place, limit: int) -> Iterator[str]:
@@ -69,11 +70,11 @@ def _texts(place: Place, limit: int) -> Iterator[str]:
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":
                 raise UserError(
-                    f"{shown(place)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); mend it"
+                    f"{shown(place)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); correct it"
                 ) from None
             suffix = ".jsonl"
         except (ValueError, RecursionError):
-            raise UserError(f"{shown(place)} has a number or a nesting that is too large to read; mend it") from None
+            raise UserError(f"{shown(place)} has a number or a nesting that is too large to read; correct it") from None
     if suffix == ".jsonl":
         for _, record in json_lines(place, limit):
             yield from _strings(record)
@@ -83,7 +84,7 @@ def _texts(place: Place, limit: int) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All strings of a JSON value, in order; a stack, because recursion would end at a depth that json.loads passes."""
+    """All strings of a JSON value, in order; a stack, because recursion would fail at a depth that json.loads accepts."""
     left = [value]
     while left:
         value = left.pop()

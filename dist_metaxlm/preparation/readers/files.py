@@ -1,6 +1,6 @@
 """Opening the user's files: paths, globs and fsspec URLs, compressed or not, line by line in bounded memory.
 
-A place is a local Path or a URL. Whatever is wrong inside a file becomes one sentence with the file and the place in it.
+A place is a local Path or a URL. Every error inside a file is reported in one sentence with the file and the position.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ WHOLE_FILE_BYTES = 256_000_000
 UNBOUNDED = 1 << 30
 """Line limit, in characters, for text that has already passed the recipe's limit."""
 _MARKER = re.compile(r"_(success|metadata|common_metadata|(started|committed|vacuum)_\d+)(\.crc)?")
-"""Names, in lower case, of what Spark, Hadoop and Databricks write beside the shards of a job."""
+"""Names, in lower case, of the files that Spark, Hadoop and Databricks write next to the shards of a job."""
 
 
 def shown(place: Place) -> str:
-    """The place as errors and manifests name it: without user name and password, bytes that are no text as `\\udce9`."""
+    """The place for errors and manifests: without user name and password, undecodable bytes as `\\udce9`."""
     return re.sub(r"//[^/@]*@", "//", str(place)).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def kind(place: Place) -> str:
-    """The suffix that tells the format, in lower case, compression left aside: `.txt` of `a.TXT.gz`."""
+    """The suffix of the format, in lower case, without that of compression: `.txt` of `a.TXT.gz`."""
     path = _name(place)
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 
 def _name(place: Place) -> Path:
-    """The place's own path in lower case: of a chain such as `zip://a.txt::archive.zip` the first one; no query."""
+    """The place's own path in lower case: the first one of a chain such as `zip://a.txt::archive.zip`; without query."""
     if isinstance(place, Path):
         return Path(str(place).lower())
     path = next(part for part in place.lower().split("::") if "://" in part)
@@ -56,15 +56,15 @@ def _of_the_web(url: str) -> bool:
 
 
 def expand(patterns: Iterable[str], field: str, report: Report = REFUSE, keep_empty: bool = False) -> list[Place]:
-    """The files that paths, globs and URLs name, each once, sorted inside a glob.
+    """The files of paths, globs and URLs, each once, sorted within a glob.
 
-    Folders and files that are there are taken by their names as they stand, brackets and all; only what is not there is a
-    glob. Of several files those that Spark and others leave beside their shards (`_SUCCESS`) are passed over.
+    Names of existing folders and files are literal, including brackets; only other patterns are globs. With several files,
+    those that Spark and others write next to their shards (`_SUCCESS`) are skipped.
 
     Errors, to `report`: UserError naming `field` (a recipe field) and the pattern that names no file, or an empty file
     unless `keep_empty`.
     """
-    found: dict[Place, None] = {}
+    places: dict[Place, None] = {}
     for pattern in patterns:
         try:
             files = _expand_url(pattern, field) if "://" in pattern else _expand_local(pattern)
@@ -78,8 +78,8 @@ def expand(patterns: Iterable[str], field: str, report: Report = REFUSE, keep_em
             if size == 0 and not keep_empty:
                 report.file(Empty(f"{field}: {shown(place)} is empty; put text into it or take it out of the recipe"))
             else:
-                found[place] = None
-    return list(found)
+                places[place] = None
+    return list(places)
 
 
 def _names_nothing(pattern: str, field: str) -> UserError:
@@ -91,7 +91,7 @@ def _names_nothing(pattern: str, field: str) -> UserError:
 
 
 def _literal(pattern: str, exists: Callable[[str], bool]) -> str:
-    """The glob with its longest beginning that is there as it stands, such as `data[1]`, taken by its letters."""
+    """The glob with its longest existing prefix, such as `data[1]`, escaped to be literal."""
     ends = [match.start() for match in re.finditer("/", pattern)] + [len(pattern)]
     for end in reversed(ends):
         head = pattern[:end]
@@ -109,7 +109,7 @@ def _expand_local(pattern: str) -> list[tuple[Place, int | None]]:
 
 
 def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
-    import fsspec  # here: most corpora are local files, and the import takes a twentieth of a second
+    import fsspec  # local import: most corpora are local files, and the import takes a twentieth of a second
 
     try:
         system, path = fsspec.core.url_to_fs(pattern)
@@ -130,7 +130,7 @@ def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
 
 
 def _spelled(pattern: str, name: str) -> str:
-    """The chained URL of one of the files that a chain with a glob in it names."""
+    """The chained URL of one of the files that match a chain with a glob."""
     parts = pattern.split("::")
     place = next(number for number, part in enumerate(parts) if "://" in part)
     parts[place] = name if "://" in name else f"{parts[place].split('://')[0]}://{name}"
@@ -141,18 +141,18 @@ def _spelled(pattern: str, name: str) -> str:
 def opened(place: Place) -> Iterator[IO[bytes]]:
     """The file's bytes, uncompressed, as a stream.
 
-    Errors: UserError where the file is gone, or is not a whole compressed file.
+    Errors: UserError if the file does not exist or is not a complete compressed file.
     """
     suffix = _name(place).suffix
     try:
         with ExitStack() as stack:
             yield _unpacked(stack.enter_context(_raw(place)), suffix, stack)
     except FileNotFoundError:
-        raise UserError(f"{shown(place)} is not there any more; correct the path") from None
+        raise UserError(f"{shown(place)} no longer exists; correct the path") from None
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise _damaged(place, suffix, error) from None
     except OSError as error:
-        # Arrow's own errors about the stream carry no number of the operating system.
+        # Arrow's own errors about the stream have no errno.
         if error.errno is None and suffix == ".zst":
             raise _damaged(place, suffix, error) from None
         if isinstance(place, str):
@@ -177,15 +177,15 @@ def _unpacked(raw: IO[bytes], suffix: str, stack: ExitStack) -> IO[bytes]:
     if suffix == ".xz":
         return cast(IO[bytes], stack.enter_context(lzma.LZMAFile(raw)))
     if suffix == ".zst":
-        # Here, not above: importing Arrow takes a third of a second. The zstandard package reads a cut-off frame as if
-        # it ended there; Arrow says so.
+        # Local import: Arrow takes a third of a second. The zstandard package reads a truncated frame as if it were
+        # complete; Arrow raises an error.
         import pyarrow
 
         stream = stack.enter_context(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
         return cast(IO[bytes], io.BufferedReader(stream, 1 << 16))
     if isinstance(raw, io.BufferedIOBase):
         return raw
-    # The files of fsspec's own for HTTP, S3 and others read no line of at most so many bytes.
+    # fsspec's own files for HTTP, S3 and others have no readline with a size limit.
     return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, raw), 1 << 16))
 
 
@@ -198,7 +198,7 @@ def _sentence(error: Exception) -> str:
 
 
 def whole(place: Place) -> bytes:
-    """All bytes of a small file. Errors: UserError where it has more than WHOLE_FILE_BYTES; as `opened` otherwise."""
+    """All bytes of a small file. Errors: UserError if it has more than WHOLE_FILE_BYTES; otherwise as for `opened`."""
     with opened(place) as file:
         content = file.read(WHOLE_FILE_BYTES + 1)
     if len(content) > WHOLE_FILE_BYTES:
@@ -209,7 +209,7 @@ def whole(place: Place) -> bytes:
 
 
 def decoded(raw: bytes, where: str, first: bool = True) -> str:
-    """UTF-8 bytes as text, a byte order mark taken off if `first`. Errors: UserError naming `where` and the byte, from 1."""
+    """UTF-8 bytes as text, without byte order mark if `first`. Errors: UserError naming `where` and the byte, from 1."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -226,10 +226,10 @@ def decoded(raw: bytes, where: str, first: bool = True) -> str:
 
 
 def lines(place: Place, limit: int = UNBOUNDED, report: Report = REFUSE) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines without their ends; a byte order mark is taken off.
+    """Line numbers from 1 and lines without their ends and without a byte order mark.
 
-    Errors, to `report`: UserError naming file and line where it has more than `limit` characters (found after 4 * limit
-    bytes at most), is not UTF-8 or has a NUL byte.
+    Errors, to `report`: UserError naming file and line if it has more than `limit` characters (detected after at most
+    4 * limit bytes), is not UTF-8 or has a NUL byte.
     """
     for number, text in lines_or_none(place, limit, report):
         if text is not None:
@@ -237,7 +237,7 @@ def lines(place: Place, limit: int = UNBOUNDED, report: Report = REFUSE) -> Iter
 
 
 def lines_or_none(place: Place, limit: int, report: Report) -> Iterator[tuple[int, str | None]]:
-    """As `lines`, with None for a line that was reported, so that the lines of two files stay side by side."""
+    """As `lines`, with None for a reported line, so that the lines of two files stay aligned."""
     most = 4 * limit + 4
     with opened(place) as file:
         number = 0

@@ -1,7 +1,7 @@
-"""What is wrong in the user's files: raised at once, or collected so that one run names all of it.
+"""Problems in the user's files: raised at once, or collected so that one run reports all of them.
 
 Readers call a `Report` for a record (line, row, unit, message) or a file that cannot be read. `REFUSE` raises, and
-nothing behind the fault is read. `Problems` counts, quotes the first ones, and lets the reader go on.
+reading stops at the fault. `Problems` counts, quotes the first ones, and lets the reader continue.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from dist_metaxlm.recipe.data import ReadingConfig
 from dist_metaxlm.text import pluralize
 
 QUOTED = 20
-"""Problems that are quoted of a language or pair; the others are counted."""
+"""Number of problems quoted per language or pair; the others are counted."""
 
 
 class Empty(UserError):
-    """A file in which there is no text: nothing is lost where it is left out."""
+    """A file without text: skipping it loses nothing."""
 
 
 class WrongRecipe(UserError):
-    """A problem that no setting may skip, such as a pattern that names no file or sides of unequal length."""
+    """A problem that no setting may skip, such as a pattern that matches no file or sides of unequal length."""
 
 
 class Report:
-    """What readers tell of problems; this one raises the first."""
+    """The receiver of the readers' problems; this class raises the first."""
 
     records = 0
     """Records that could not be read."""
 
     def record(self, error: UserError) -> None:
-        """A record cannot be read; the reader goes on with the next one if this returns."""
+        """Report an unreadable record; the reader continues with the next one if this returns."""
         raise error
 
     def file(self, error: UserError) -> None:
-        """A file, or its rest, cannot be read; the reader goes on with the next one if this returns."""
+        """Report an unreadable file or rest of a file; the reader continues with the next one if this returns."""
         raise error
 
 
@@ -51,14 +51,14 @@ class Problems(Report):
     empty: int = 0
     """Files without text."""
     files: int = 0
-    """Files that cannot be read, or not to their end."""
+    """Files that cannot be read completely."""
     records: int = 0
     wrong: int = 0
     """Problems that cannot be skipped."""
     quoted: list[str] = field(default_factory=list)
-    """The first ones, of each kind at most QUOTED."""
+    """The first problems, at most QUOTED of each kind."""
     first: str = ""
-    """The first one by which text is lost."""
+    """The first problem that loses text."""
 
     def record(self, error: UserError) -> None:
         """Count and quote."""
@@ -67,7 +67,7 @@ class Problems(Report):
         self._quote(error, self.records)
 
     def file(self, error: UserError) -> None:
-        """Count by its kind, and quote."""
+        """Count the problem by kind, and quote it."""
         kind = "empty" if isinstance(error, Empty) else "wrong" if isinstance(error, WrongRecipe) else "files"
         if kind != "empty":
             self.first = self.first or str(error)
@@ -88,9 +88,9 @@ class Problems(Report):
         return self.empty + self.files + self.records + self.wrong
 
     def refused(self, reading: ReadingConfig, what: str, files: int, records: int) -> list[str]:
-        """Why the recipe's policy does not let these problems pass; empty where it does.
+        """Why the recipe's policy does not allow these problems; empty if it does.
 
-        `what` names the recipe's field, `files` and `records` count all that there were, the unreadable ones included.
+        `what` names the recipe's field, `files` and `records` are the totals, including the unreadable ones.
         """
         if reading.on_error == "refuse":
             if self.total == 1 and not self.wrong:
@@ -101,14 +101,14 @@ class Problems(Report):
             return self.quoted
         shares = [
             f"{what}: {number:,} of {pluralize(of, unit, ',')} cannot be read, more than data.reading.max_skipped "
-            f"{reading.max_skipped:g} lets pass (the first: {self.first}); mend them, or raise max_skipped"
+            f"{reading.max_skipped:g} allows (the first: {self.first}); correct them, or raise max_skipped"
             for number, of, unit in ((self.files, files, "file"), (self.records, records, "record"))
             if number > reading.max_skipped * of
         ]
         return shares
 
     def as_json(self) -> dict[str, Any]:
-        """For the manifest: what was left out, and the first reasons."""
+        """Manifest entry: counts of skipped records and files, and the first reasons."""
         return {
             "empty_files": self.empty,
             "unreadable_files": self.files,
@@ -129,7 +129,7 @@ class Problems(Report):
 
 
 def raise_all(sentences: Sequence[str]) -> None:
-    """Raise one UserError with all of these sentences, one a line. Does nothing without any."""
+    """Raise one UserError with all of these sentences, one a line; do nothing if the list is empty."""
     if len(sentences) == 1:
         raise UserError(sentences[0])
     if sentences:

@@ -17,7 +17,7 @@ _BREAK = re.compile(r"[\r\n]+")
 
 
 def paragraphs(text: str) -> list[str]:
-    """The lines of a document that came as one value; blank ones are left out."""
+    """The lines of a document given as one value, without blank ones."""
     return [line for part in _BREAK.split(text) if (line := part.strip())]
 
 
@@ -27,9 +27,9 @@ def one_line(text: str) -> str:
 
 
 def json_lines(place: Place, limit: int, report: Report = REFUSE) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of a file with one JSON object a line; blank lines are left out.
+    """Objects of a file with one JSON object a line; blank lines are skipped.
 
-    Errors, to `report`: UserError naming file, line and column where a line is no JSON object.
+    Errors, to `report`: UserError naming file, line and column if a line is not a JSON object.
     """
     for number, line in lines(place, limit, report):
         if not line.strip():
@@ -47,34 +47,36 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}, column {error.colno} is not JSON ({error.msg}); mend the line or leave it out") from None
+        raise UserError(
+            f"{where}, column {error.colno} is not JSON ({error.msg}); correct the line or leave it out"
+        ) from None
     except (ValueError, RecursionError):
         raise UserError(f"{where} has a number or a nesting that is too large to read; leave the line out") from None
     if not isinstance(value, dict):
         raise UserError(
-            f"{where} is not a JSON object with fields but {type(value).__name__}; mend the line or leave it out"
+            f"{where} is not a JSON object with fields but {type(value).__name__}; correct the line or leave it out"
         )
     return value
 
 
 def field(record: dict[str, Any], name: str, where: str, setting: str) -> str:
-    """The text in a field of a record; an empty string where it is null.
+    """The text in a field of a record; an empty string if it is null.
 
-    Errors: UserError naming the place, the fields there are and `setting`, the recipe field that says which to take.
+    Errors: UserError naming the place, the existing fields and `setting`, the recipe field that selects the field.
     """
     if name not in record:
-        there = ", ".join(map(repr, list(record)[:20])) or "none"
-        raise UserError(f"{where} has no field {name!r}; there is {there}: {setting}")
+        fields = ", ".join(map(repr, list(record)[:20])) or "none"
+        raise UserError(f"{where} has no field {name!r}; its fields are {fields}: {setting}")
     return checked("" if record[name] is None else record[name], f"{where}, field {name!r}")
 
 
 def checked(value: Any, where: str) -> str:
-    """A value that must be text. Errors: UserError where it is none, or holds NUL or half a surrogate pair."""
+    """A value that must be text. Errors: UserError if it is not text, or contains NUL or half a surrogate pair."""
     if not isinstance(value, str):
         raise UserError(f"{where} is not text but {type(value).__name__}; name a field that holds text")
-    if found := _UNFIT.search(value):
+    if unfit := _UNFIT.search(value):
         raise UserError(
-            f"{where}, character {found.start() + 1} is U+{ord(found[0]):04X}, which no text has; mend it or leave it out"
+            f"{where}, character {unfit.start() + 1} is U+{ord(unfit[0]):04X}, which no text has; correct it or leave it out"
         )
     return value
 
@@ -82,18 +84,18 @@ def checked(value: Any, where: str) -> str:
 def sides(record: dict[str, Any], languages: Sequence[str], where: str) -> tuple[str, str]:
     """Both sides of a translation: fields named by the language codes, or a field `translation` that holds them."""
     inner = record.get("translation")
-    found = inner if isinstance(inner, dict) else record
+    fields = inner if isinstance(inner, dict) else record
     advice = "name the fields by the language codes of the pair, alone or inside a field 'translation'"
-    left, right = (one_line(field(found, language, where, advice)) for language in languages)
+    left, right = (one_line(field(fields, language, where, advice)) for language in languages)
     return left, right
 
 
 def columns(
     place: Place, wanted: Sequence[int] | None, setting: str, limit: int, report: Report = REFUSE
 ) -> Iterator[tuple[str, list[str]]]:
-    """Columns (numbers from 1) of the lines of a TSV file that are not blank; exactly two columns where none are named.
+    """Columns (numbers from 1) of the lines of a TSV file that are not blank; exactly two columns if none are named.
 
-    Errors, to `report`: UserError naming file and line where there are too few columns, or not two.
+    Errors, to `report`: UserError naming file and line if the columns are too few, or not two.
     """
     for number, line in lines(place, limit, report):
         if not line.strip():
@@ -103,15 +105,15 @@ def columns(
         if wanted is None and len(cells) != 2:
             report.record(
                 UserError(
-                    f"{where} has {pluralize(len(cells), 'tab-separated column')} where a sentence and its "
-                    f"translation are 2; mend the line or leave it out, or name the columns in {setting}"
+                    f"{where} has {pluralize(len(cells), 'tab-separated column')} instead of 2 "
+                    f"(sentence, translation); correct the line or leave it out, or name the columns in {setting}"
                 )
             )
         elif wanted is not None and len(cells) < max(wanted):
             report.record(
                 UserError(
-                    f"{where} has {pluralize(len(cells), 'tab-separated column')} and no column {max(wanted)}; mend "
-                    f"the line, or correct {setting}"
+                    f"{where} has {pluralize(len(cells), 'tab-separated column')} and no column {max(wanted)}; correct "
+                    f"the line or {setting}"
                 )
             )
         else:
@@ -121,10 +123,10 @@ def columns(
 def parquet(
     place: Place, choose: Callable[[list[str]], list[str]], limit: int, report: Report = REFUSE
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a parquet file, with the columns that `choose` picks from those there are. Memory: one page of a column.
+    """Rows of a parquet file, with the columns that `choose` selects from the existing ones. Memory: one page of a column.
 
-    Errors: UserError naming the file that is no whole parquet file or has text that is not UTF-8; to `report` the row with
-    a cell that is too long.
+    Errors: UserError naming a file that is not a complete parquet file or has text that is not UTF-8; to `report` the row
+    with a cell that is too long.
     """
     import pyarrow
     import pyarrow.parquet
@@ -148,5 +150,5 @@ def parquet(
             raise UserError(f"{shown(place)} is not a whole parquet file ({reason}); write or copy it again") from None
         except UnicodeDecodeError:
             raise UserError(
-                f"{shown(place)}, after row {number} there is text that is not UTF-8; write the column as UTF-8"
+                f"{shown(place)}, after row {number}: text that is not UTF-8; write the column as UTF-8"
             ) from None

@@ -22,7 +22,7 @@ _CODES = {"bpt", "ept", "ph", "it", "ut"}
 
 
 class _Metered:
-    """A stream that refuses to go on after 4 * `limit` bytes without a call of `unit`: expat keeps an element in memory."""
+    """A stream that raises after 4 * `limit` bytes without a call of `unit`: expat keeps an element in memory."""
 
     def __init__(self, file: IO[bytes], place: Place, limit: int) -> None:
         self._file, self._place, self._limit = file, place, limit
@@ -41,18 +41,18 @@ class _Metered:
 
 
 def tmx_pairs(place: Place, languages: Sequence[str], limit: int, report: Report = REFUSE) -> Iterator[tuple[str, str]]:
-    """Both sides of every unit that has both languages; a regional variant (`en-US`) serves where the code is missing.
+    """Both sides of every unit that has both languages; a regional variant (`en-US`) is used if the code is missing.
 
-    Elements count by their names, in the namespace of TMX 1.4b (`http://www.lisa.org/tmx14`), in another or in none.
+    Elements are matched by name, in the namespace of TMX 1.4b (`http://www.lisa.org/tmx14`), another one or none.
 
-    Errors: UserError where the file defines entities, is not well-formed (line and column), or one unit has more than
-    `limit` characters; to `report` a unit with what is no text.
+    Errors: UserError if the file defines entities, is not well-formed (line and column), or one unit has more than
+    `limit` characters; to `report` a unit with invalid text.
     """
     with opened(place) as file:
         metered = _Metered(file, place, limit)
         try:
             root: Any = None
-            # defusedxml refuses entities and external references; a DOCTYPE alone is in most TMX files.
+            # defusedxml refuses entities and external references; a DOCTYPE without them is in most TMX files.
             for event, element in iterparse(
                 metered, events=("start", "end"), forbid_dtd=False, forbid_entities=True, forbid_external=True
             ):
@@ -60,11 +60,11 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int, report: Report
                 if event == "end" and _name(element) == "tu":
                     metered.unit()
                     try:
-                        found = _unit(element, f"{shown(place)}, unit {metered.units}")
+                        sides = _unit(element, f"{shown(place)}, unit {metered.units}")
                     except UserError as error:
                         report.record(error)
-                        found = {}
-                    left, right = (_pick(found, language) for language in languages)
+                        sides = {}
+                    left, right = (_pick(sides, language) for language in languages)
                     if left is not None and right is not None:
                         yield one_line(left), one_line(right)
                     element.clear()
@@ -78,12 +78,12 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int, report: Report
             ) from None
         except (ParseError, UnicodeError, LookupError) as error:
             raise UserError(
-                f"{shown(place)} is not well-formed XML ({error}) after unit {metered.units}; mend or export it again"
+                f"{shown(place)} is not well-formed XML ({error}) after unit {metered.units}; correct or export it again"
             ) from None
 
 
 def _unit(element: Any, where: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    sides: dict[str, str] = {}
     for variant in (child for child in element.iter() if _name(child) == "tuv"):
         segment = next((child for child in variant if _name(child) == "seg"), None)
         code = variant.get(_LANGUAGE) or variant.get("lang")
@@ -92,8 +92,8 @@ def _unit(element: Any, where: str) -> dict[str, str]:
         for inner in segment.iter():
             if _name(inner) in _CODES:
                 inner.text = None
-        found.setdefault(_folded(code), checked("".join(segment.itertext()), where))
-    return found
+        sides.setdefault(_folded(code), checked("".join(segment.itertext()), where))
+    return sides
 
 
 def _name(element: Any) -> str:
@@ -101,11 +101,11 @@ def _name(element: Any) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
-def _pick(found: dict[str, str], language: str) -> str | None:
+def _pick(sides: dict[str, str], language: str) -> str | None:
     wanted = _folded(language)
-    if wanted in found:
-        return found[wanted]
-    return next((text for code, text in found.items() if code.split("_")[0] == wanted), None)
+    if wanted in sides:
+        return sides[wanted]
+    return next((text for code, text in sides.items() if code.split("_")[0] == wanted), None)
 
 
 def _folded(code: str) -> str:

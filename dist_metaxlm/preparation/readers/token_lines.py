@@ -1,8 +1,8 @@
 """Files with one token a line and a blank line between sentences: CoNLL's formats, MasakhaNER's, XTREME's TSV.
 
-The first line with a token decides how a file is laid out, and every other line must be laid out alike. Where each line
-begins with the token's number (CoNLL-U and its kin) a line that begins with `#` can only be a comment; elsewhere `#` begins
-tokens such as `#Harbour`, and there are no comments unless the caller names what begins them.
+The first line with a token determines the layout of a file, and every other line must have the same layout. If each line
+begins with the token's number (CoNLL-U and its variants), a line that begins with `#` is a comment. In other files `#`
+begins tokens such as `#Harbour`, and comments exist only if the caller names their prefix.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DOCUMENT = "-DOCSTART-"
 
 @dataclass(frozen=True)
 class Layout:
-    """How the lines of a file are laid out."""
+    """The layout of the lines of a file."""
 
     tabs: bool
     """Whether tabs separate the columns; else runs of spaces (and tabs)."""
@@ -35,7 +35,7 @@ class Layout:
     """Column of the token, from 1."""
 
     def cells(self, line: str) -> list[str]:
-        """Columns of a line; not split at other white space, which tokens hold, such as the no-break space in 10 000."""
+        """Columns of a line; not split at white space that occurs in tokens, such as the no-break space in 10 000."""
         if not self.tabs:
             return [cell for cell in re.split("[ \t]+", line) if cell]
         cells = line.split("\t")
@@ -49,20 +49,20 @@ def token_rows(
 ) -> Iterator[tuple[str, list[str], Layout] | None]:
     """(place in the file, columns, layout) of every token, None at the end of every sentence.
 
-    Left out are comments, -DOCSTART- lines and, of numbered files, ranges such as 3-4 and empty nodes such as 5.1.
+    Comments, -DOCSTART- lines and, in numbered files, ranges such as 3-4 and empty nodes such as 5.1 are skipped.
 
     Args:
         place: the file.
         token_column: column of the token, from 1; None: the second of numbered files, else the first.
-        comments: what a comment begins with, in files without numbers; empty: there are none.
+        comments: prefix of comments in files without numbers; empty: no comments.
         limit: longest line in characters.
-        strict: whether a line of another number of columns is an error.
+        strict: whether a line with a different number of columns is an error.
 
-    Errors: UserError naming the line that is not laid out as the first one is.
+    Errors: UserError naming the line whose layout differs from the first one.
     """
     layout: Layout | None = None
     waiting: list[tuple[int, str]] = []
-    """Lines that may be comments or tokens, until the first other line tells."""
+    """Lines that may be comments or tokens, until the first other line decides."""
     for number, line in lines(place, limit):
         if layout is None:
             waiting.append((number, line))
@@ -104,7 +104,7 @@ def _row(
     wrong_number = layout.numbered and not _NUMBER.fullmatch(cells[0])
     if strict and (len(cells) != layout.width or wrong_number):
         what = "no number in its first column" if wrong_number else pluralize(len(cells), "column")
-        remedy = "mend the line" + ("; a comment is one only where comments: '#' says so" if line.startswith("#") else "")
-        raise UserError(f"{where} has {what} where the first token of the file has {layout.width} columns; {remedy}")
+        remedy = "correct the line" + ("; # begins comments only with comments: '#'" if line.startswith("#") else "")
+        raise UserError(f"{where} has {what}, but the first token of the file has {layout.width} columns; {remedy}")
     if not layout.numbered or cells[0].isdecimal():
         yield where, cells, layout

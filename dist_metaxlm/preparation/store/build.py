@@ -1,6 +1,6 @@
-"""Making the token store: shards encoded by all workers and ranks, joined, described, committed by one rename.
+"""Building the token store: shards are encoded by all workers and ranks, joined, described and committed by one rename.
 
-Whatever the number of workers, ranks and interruptions, the store comes out byte for byte the same.
+The store is byte for byte the same for any number of workers, ranks and interruptions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dist_metaxlm.preparation.workers.processes import WORKERS, available_cores,
 from dist_metaxlm.preparation.workers.progress import Log, reporting
 
 SHARDS = ".shards"
-"""Folder of the finished shards beside the store; what a killed run leaves here is what the next one goes on from."""
+"""Folder of the finished shards next to the store; the next run continues from the shards of a killed one."""
 
 Task = Callable[..., None]
 
@@ -87,7 +87,7 @@ def make_store(
 
 @contextmanager
 def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
-    """A function that runs a task in all workers and returns when all are through; this process is one of them."""
+    """A function that runs a task in all workers and returns when all have finished; this process is one of them."""
     if workers == 1:
         yield lambda task, *arguments: task(*arguments)
         return
@@ -101,8 +101,8 @@ def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
                     future.result()
             except BrokenProcessPool:
                 raise UserError(
-                    "a worker process was killed, most often for want of memory; give fewer --workers and run "
-                    "metaxlm prepare again, it goes on from the finished shards"
+                    "a worker process was killed, usually for lack of memory; give fewer --workers and run "
+                    "metaxlm prepare again, it continues from the finished shards"
                 ) from None
             except BaseException:
                 job.stop()
@@ -122,15 +122,15 @@ def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]
     content: dict[str, dict[str, Any]] = {"text": {}, "bitext": {}}
     for kind, unit, sequences, files in (("text", "documents", 1, text), ("bitext", "pairs", 2, bitext)):
         for name, paths in files.items():
-            mine = [(shard, report) for shard, report in zip(job.shards, reports, strict=True) if shard.name == name]
-            _refuse_empty(mine, unit)
+            parts = [(shard, report) for shard, report in zip(job.shards, reports, strict=True) if shard.name == name]
+            _refuse_empty(parts, unit)
             dropped: dict[str, int] = {}
-            for _, report in mine:
+            for _, report in parts:
                 for why, count in report["dropped"].items():
                     dropped[why] = dropped.get(why, 0) + count
-            totals = {key: sum(report[key] for _, report in mine) for key in ("sequences", "tokens", "bytes")}
+            totals = {key: sum(report[key] for _, report in parts) for key in ("sequences", "tokens", "bytes")}
             content[kind][name] = {
-                "language": mine[0][0].language,
+                "language": parts[0][0].language,
                 unit: totals["sequences"] // sequences,
                 "tokens": totals["tokens"],
                 "bytes": totals["bytes"],
@@ -142,9 +142,9 @@ def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]
     return content
 
 
-def _refuse_empty(mine: list[tuple[Shard, dict[str, Any]]], unit: str) -> None:
+def _refuse_empty(parts: list[tuple[Shard, dict[str, Any]]], unit: str) -> None:
     seen: dict[Path, int] = {}
-    for shard, report in mine:
+    for shard, report in parts:
         seen[shard.path] = seen.get(shard.path, 0) + report["seen"]
     for path, count in seen.items():
         if not count:

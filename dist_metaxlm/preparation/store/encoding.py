@@ -1,7 +1,7 @@
 """Encoding of shards by any number of processes on any number of machines, over a shared folder.
 
-A process takes the next shard that nobody has claimed (a file made exclusively), encodes it and writes a report last,
-so what is killed in the middle counts as not done. A finished shard is taken again only if its checksums still hold.
+A process claims the next unclaimed shard (by exclusive creation of a file), encodes it and writes its report last, so an
+interrupted shard counts as unfinished. A finished shard is reused only if its checksums still match.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from dist_metaxlm.preparation.store.shards import Shard
 from dist_metaxlm.preparation.store.writer import Bytes, pair_arrays, text_arrays, token_dtype, write_index
 
 VERSION = 2
-"""Of the shards' content; another one makes left shards worthless."""
+"""Version of the shards' content; shards of another version are not reused."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every process that encodes must know; travels to workers."""
+    """The parameters of every encoding process; sent to workers."""
 
     shards: list[Shard]
     folder: Path
-    """Where the shards go."""
+    """Folder of the shards."""
     tokenizer: Path
     heldout: Path
     """Folder of the held-out split."""
     max_pair_tokens: int
     run: str
-    """Name of this attempt; the claims of a killed one do not count."""
+    """Name of this attempt; claims of earlier attempts are ignored."""
 
     def claim(self, task: str) -> bool:
-        """Whether this process is the first to ask for `task` in this attempt, and nobody has failed."""
+        """Whether this process is the first to claim `task` in this attempt, and no process has failed."""
         claims = self.folder / f"claims-{self.run}"
         if (claims / "stop").exists():
             return False
@@ -52,11 +52,11 @@ class Job:
         return True
 
     def stop(self) -> None:
-        """No process claims anything more in this attempt."""
+        """Stop further claims in this attempt."""
         (self.folder / f"claims-{self.run}" / "stop").touch()
 
     def place(self, shard: Shard) -> Path:
-        """Path of a shard's files without their ends."""
+        """Path of a shard's files without suffixes."""
         return self.folder / f"{shard.number:06d}"
 
 
@@ -74,7 +74,7 @@ def encode_shards(job: Job) -> None:
 
 
 class _ShardEncoder:
-    """Tokenizer and held-out keys, read once a process."""
+    """Tokenizer and held-out keys, read once per process."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -88,7 +88,7 @@ class _ShardEncoder:
         }
 
     def encode(self, shard: Shard) -> None:
-        """Write the shard's tokens, lengths and report, unless they are there already."""
+        """Write the shard's tokens, lengths and report, unless they exist already."""
         place = self._job.place(shard)
         fingerprint = shard.fingerprint(self._settings)
         if intact(place, fingerprint):
@@ -144,7 +144,7 @@ class _Seen:
 
 
 def intact(place: Path, fingerprint: str) -> bool:
-    """Whether the shard at `place` was finished from the same text with the same settings, and is still what it was."""
+    """Whether the shard at `place` was finished from the same text with the same settings, and is unchanged."""
     try:
         report = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
         return report["fingerprint"] == fingerprint and all(

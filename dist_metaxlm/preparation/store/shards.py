@@ -1,7 +1,7 @@
 """Shards: fixed ranges of the corpus files, the unit in which a token store is written and resumed.
 
-A shard follows from the corpus alone, never from how many processes work, so neither does the store. Its ends lie at
-blank lines (text) or line ends (bitext) after fixed positions; the shard finds them itself, no pass over the corpus does.
+A shard, and so the store, depends on the corpus alone, not on the number of processes. Its ends are at blank lines (text)
+or line ends (bitext) after fixed positions; each shard locates its own ends, without a pass over the corpus.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dist_metaxlm.preparation.readers import dispatch as readers
 from dist_metaxlm.text import pluralize
 
 SHARD_BYTES = 4 << 20
-"""Size of a shard; larger where the corpus would give more than MOST of them."""
+"""Size of a shard; larger if the corpus would give more than MOST of them."""
 MOST = 8192
 LINE_BYTES = 64 << 20
-"""No line may be longer; a paragraph of this length is no paragraph."""
+"""Longest line; no real paragraph has this length."""
 PACKED = (".gz", ".xz", ".zst")
-"""Ends of compressed files, which cannot be entered in the middle: each is one shard."""
+"""Suffixes of compressed files, which cannot be read from the middle: each is one shard."""
 
 Files = Mapping[str, list[Path]]
 
@@ -33,9 +33,9 @@ class Shard:
     """Part `part` of `parts` of a corpus file."""
 
     number: int
-    """Place among all shards of the corpus."""
+    """Index among all shards of the corpus."""
     name: str
-    """What the store calls it: a language or language pair, or one source of it such as `en.books`."""
+    """Its name in the store: a language or language pair, or one source of it such as `en.books`."""
     pairs: bool
     """Whether the file holds translation pairs."""
     path: Path
@@ -49,18 +49,18 @@ class Shard:
 
     @property
     def size(self) -> int:
-        """About how many bytes of the file it covers."""
+        """Approximate bytes of the file that it covers."""
         return self.path.stat().st_size // self.parts
 
     def fingerprint(self, settings: Mapping[str, object]) -> str:
-        """Changes with the file's size or time, the shard's place in it, and `settings`."""
+        """Identifier of the file's size and time, the shard's position in it, and `settings`."""
         status = self.path.stat()
         about = [str(self.path.resolve()), status.st_size, status.st_mtime_ns, self.part, self.parts, self.name]
         return sha256(json.dumps([about, settings], sort_keys=True).encode()).hexdigest()
 
 
 def plan(text: Files, bitext: Files) -> list[Shard]:
-    """The shards of a corpus, those of a language (pair) in the order in which they are joined."""
+    """The shards of a corpus, in join order within a language (pair)."""
     total = sum(path.stat().st_size for files in (text, bitext) for paths in files.values() for path in paths)
     size = max(SHARD_BYTES, -(-total // MOST))
     shards: list[Shard] = []
@@ -73,10 +73,10 @@ def plan(text: Files, bitext: Files) -> list[Shard]:
 
 
 def documents(shard: Shard, whole: bool = True) -> Iterator[list[str]]:
-    """Documents of a text shard, each a list of paragraphs, as `readers.documents` gives them.
+    """Documents of a text shard, each a list of paragraphs, as from `readers.documents`.
 
     With `whole` false a shard begins and ends at lines, not at documents.
-    Errors: UserError naming file, line and byte where text is not UTF-8, or a line that is too long.
+    Errors: UserError naming file, line and byte of text that is not UTF-8, or a line that is too long.
     """
     if shard.path.suffix in PACKED:
         yield from readers.documents([shard.path])
@@ -90,7 +90,7 @@ def documents(shard: Shard, whole: bool = True) -> Iterator[list[str]]:
 
 
 def _cut(block: str) -> Iterator[list[str]]:
-    """Documents of a text that may be long or have blank lines with white space in them."""
+    """Documents of a text that may be long or have blank lines with white space."""
     document: list[str] = []
     size = 0
     for line in block.split("\n"):
@@ -106,7 +106,7 @@ def _cut(block: str) -> Iterator[list[str]]:
 
 
 def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
-    """Translation pairs of a bitext shard, as `readers.pairs` gives them. Errors: as `documents`, and a line without two
+    """Translation pairs of a bitext shard, as from `readers.pairs`. Errors: as for `documents`, and a line without two
     columns."""
     if shard.path.suffix in PACKED:
         yield from readers.pairs([shard.path])
@@ -118,8 +118,8 @@ def pairs(shard: Shard) -> Iterator[tuple[str, str]]:
         if len(columns) != 2:
             place = f"{shard.path}, line {_lines_before(shard) + number + 1}"
             raise UserError(
-                f"{place} has {pluralize(len(columns), 'tab-separated column')} where a sentence and its "
-                "translation are 2; mend the line or leave it out"
+                f"{place} has {pluralize(len(columns), 'tab-separated column')} instead of 2 "
+                "(sentence, translation); correct the line or leave it out"
             )
         yield columns[0].strip(), columns[1].strip()
 
@@ -153,7 +153,7 @@ def span(shard: Shard, whole: bool = True) -> tuple[int, int]:
 
 
 def _boundary(file: BinaryIO, shard: Shard, at: int, size: int, whole: bool) -> int:
-    """The first end of a line from byte `at` on, if `whole` of a document; where none is near, again of a line."""
+    """The first end of a line from byte `at` on (if `whole`: of a document; if none is near, of a line)."""
     if at <= 0 or at >= size:
         return min(max(at, 0), size)
     file.seek(at - 1)
@@ -175,7 +175,7 @@ def _line(file: BinaryIO, path: Path) -> bytes:
 
 
 def _lines_before(shard: Shard) -> int:
-    """Lines of the file in front of the shard; read only where an error names a line."""
+    """Lines of the file before the shard; counted only for an error that names a line."""
     left, count = span(shard)[0], 0
     with shard.path.open("rb") as file:
         while left and (block := file.read(min(left, 1 << 20))):

@@ -1,7 +1,7 @@
 """Writing of `.bin/.idx` files: whole arrays of encoded documents at a time, in Megatron's format.
 
-The format is that of megatron-core's `datasets/indexed_dataset.py`; tests hold the files byte for byte to those of its
-own builder. That builder is not used here: it keeps one Python object a sequence, and importing it takes seconds.
+The format is that of megatron-core's `datasets/indexed_dataset.py`; tests compare the files byte for byte with those of
+its builder. That builder is not used here: it keeps one Python object per sequence, and importing it takes seconds.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens.store import HEADER, MAGIC
 
 CHUNK = 256
-"""Documents or pairs that are encoded together."""
+"""Documents or pairs per encoding batch."""
 _CODES = {"int32": 4, "uint16": 8}
 
 
 def token_dtype(vocab_size: int) -> Any:
-    """uint16 where the vocabulary fits (Megatron's own limit), else int32."""
+    """uint16 if the vocabulary fits (Megatron's own limit), else int32."""
     return np.uint16 if vocab_size < 65500 else np.int32
 
 
@@ -69,7 +69,7 @@ def write_text(prefix: Path, texts: Iterable[str], tokenizer: Tokenizer) -> dict
 def write_bitext(
     prefix: Path, pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int, dropped: dict[str, int]
 ) -> dict[str, int]:
-    """Write `<s> a </s>` and `b </s>` as one document a pair; what is left out is counted in `dropped`.
+    """Write `<s> a </s>` and `b </s>` as one document a pair; omitted pairs are counted in `dropped`.
 
     Returns pairs, tokens and bytes of text.
     """

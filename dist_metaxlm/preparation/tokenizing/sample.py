@@ -1,6 +1,6 @@
-"""The text that a tokenizer is trained on: small blocks from all over the corpus, in a keyed order, up to a quota of bytes.
+"""The training text of a tokenizer: small blocks from the whole corpus, in a keyed order, up to a quota of bytes.
 
-Only the blocks that are drawn are read, and only they are in memory, so neither time nor memory grows with the corpus.
+Only the drawn blocks are read and kept in memory, so neither time nor memory grows with the corpus.
 The same corpus gives the same sample in every run.
 """
 
@@ -18,7 +18,7 @@ from dist_metaxlm.preparation.store import shards
 from dist_metaxlm.preparation.store.shards import PACKED, Shard
 
 BLOCK = 8192
-"""Bytes; a block holds the lines that begin in it. Large enough to be worth a seek, small enough to mix sources."""
+"""Bytes; a block holds the lines that begin in it. Large enough to amortise a seek, small enough to mix sources."""
 
 Files = Mapping[str, list[Path]]
 
@@ -27,7 +27,7 @@ class Sample:
     """The training text of one language in the files of a corpus."""
 
     def __init__(self, language: str, text: Files, bitext: Files, excluded: Excluded) -> None:
-        """Files of `language` or of its sources (`en.books`); where it has no text, its sides of the translations."""
+        """Files of `language` or of its sources (`en.books`); if it has no text, its sides of the translations."""
         self._language, self._excluded = language, excluded
         names = [(name, False) for name in text if name.split(".")[0] == language] or [
             (name, True) for name in bitext if language in name.split(".")[0].split("-")
@@ -39,14 +39,14 @@ class Sample:
         ]
         self._ends = np.cumsum([shard.parts for shard in self._blocks], dtype=np.int64)
         self.size = sum(_unpacked(shard.path) // (2 if shard.pairs else 1) for shard in self._blocks)
-        """About how many bytes of text there are."""
+        """Approximate bytes of text."""
 
     @staticmethod
     def _count(path: Path) -> int:
         return 1 if path.suffix in PACKED else max(1, -(-path.stat().st_size // BLOCK))
 
     def draw(self, quota: int) -> Iterator[str]:
-        """Paragraphs that are no held-out ones, until they have `quota` bytes."""
+        """Paragraphs that are not held out, up to `quota` bytes."""
         for index in self._order():
             file = int(np.searchsorted(self._ends, index, side="right"))
             known = self._blocks[file]
@@ -58,7 +58,7 @@ class Sample:
                     return
 
     def _order(self) -> Iterator[int]:
-        """All blocks, by their place among those of all files."""
+        """All blocks, by index over all files."""
         total, order_key = int(self._ends[-1]), key("tokenizer", self._language)
         for first in range(0, total, 1024):
             yield from permute(np.arange(first, min(first + 1024, total)), total, order_key).tolist()

@@ -25,20 +25,20 @@ from dist_metaxlm.preparation.workers.processes import available_cores
 from dist_metaxlm.recipe.schema import LEAST_VOCAB, TokenizerConfig
 
 THREADS = 16
-"""Fixed: the sums of SentencePiece's EM follow the number of threads, and the model must not follow the machine."""
+"""Fixed: the sums of SentencePiece's EM depend on the number of threads, and the model must not depend on the machine."""
 SEED_FACTOR, SEED_LIMITS = 8, (64_000, 1_000_000)
 """Substrings that the EM starts from, as a multiple of the vocabulary and its bounds (the upper one is SentencePiece's
 own default). At 16,000 pieces on the quickstart corpus 8 gives no more tokens than 19, in 0.6 of the time."""
 REPORT_BYTES = 2_000_000
-"""Text of each language that the report is measured on."""
+"""Bytes of each language on which the report is measured."""
 POOR = 0.2
-"""Share of tokens that are bytes or unknown from which on a language is said to be poorly served."""
+"""Share of byte or unknown tokens from which a language is reported as poorly covered."""
 SENTENCE_BYTES = 4000
 """Longer paragraphs are cut into pieces of this size for training."""
 
 
 class Drawable(Protocol):
-    """Text of a language, about `size` bytes, of which `draw` yields paragraphs until they have a quota of bytes."""
+    """Text of a language, about `size` bytes; `draw` yields paragraphs up to a quota of bytes."""
 
     @property
     def size(self) -> int:
@@ -49,7 +49,7 @@ class Drawable(Protocol):
 
 
 class TextSample:
-    """Texts in memory as a sample: the first ones, up to the quota."""
+    """A sample from texts in memory: the first ones, up to the quota."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = list(texts)
@@ -65,9 +65,9 @@ def train_tokenizer(
 ) -> dict[str, dict[str, float]]:
     """Train on the languages' paragraphs and write the model to `path`; returns a report by language.
 
-    Memory: the sample (config.sample_bytes) and what SentencePiece makes of it, whatever the size of the corpus.
+    Memory: the sample (config.sample_bytes) and SentencePiece's data for it, independent of the size of the corpus.
     `vocab_size` counts `<mask>`, which is not in the model. Deterministic: the same text gives the same file.
-    Errors: UserError where the text cannot fill the vocabulary, naming the largest size that it can.
+    Errors: UserError if the text cannot fill the vocabulary, naming the largest possible size.
     """
     drawn = draw(samples, config)
     if not any(drawn.values()):
@@ -83,14 +83,14 @@ def train_tokenizer(
 
 
 def draw(samples: Mapping[str, Drawable], config: TokenizerConfig) -> dict[str, list[str]]:
-    """Language -> paragraphs, in the mix and of the size that the recipe asks for."""
+    """Language -> paragraphs, in the recipe's mix and size."""
     sizes = {language: sample.size for language, sample in sorted(samples.items()) if sample.size}
     quota = quotas(sizes, config.alpha, config.sample_bytes)
     return {language: list(samples[language].draw(quota[language])) for language in quota if quota[language]}
 
 
 def quotas(sizes: Mapping[str, int], alpha: float, total: int) -> dict[str, int]:
-    """Bytes to draw from each language: p ~ bytes^alpha; what a small language lacks goes to the others."""
+    """Bytes to draw from each language: p ~ bytes^alpha; the shortfall of a small language goes to the others."""
     result: dict[str, int] = {}
     open_sizes = dict(sizes)
     while open_sizes:
@@ -123,7 +123,7 @@ def _train(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> by
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends the process at once: Python would hear of it only when SentencePiece's own code returns, hours later."""
+    """Let Ctrl-C end the process at once: Python would handle it only when SentencePiece returns, hours later."""
     alone = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_DFL) if alone and callable(signal.getsignal(signal.SIGINT)) else None
     try:
@@ -155,31 +155,31 @@ def _train_into(model: io.BytesIO, texts: Iterable[str], config: TokenizerConfig
         )
     except (RuntimeError, OSError) as error:
         message = str(error)
-        if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
-            most = int(found[1]) + 1
-            less = f"set it to {most} or less, or" if most >= LEAST_VOCAB else f"it fills {most}, less than any model takes:"
+        if match := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", message):
+            most = int(match[1]) + 1
+            less = f"set it to {most} or less, or" if most >= LEAST_VOCAB else f"it fills {most}, less than any model needs:"
             raise UserError(
-                f"model.vocab_size {vocab_size} is more than this text can fill; {less} give more text, of "
-                f"which data.tokenizer.sample_bytes takes {config.sample_bytes} at most"
+                f"model.vocab_size {vocab_size} is more than this text can fill; {less} give more text "
+                f"(data.tokenizer.sample_bytes limits it to {config.sample_bytes})"
             ) from None
         if "(all_chars_count) > (0)" in message:
             raise UserError(
-                "the text to train a tokenizer on is white space and control characters alone; name other files in data.text"
+                "the text to train a tokenizer on has only white space and control characters; name other files in data.text"
             ) from None
-        if found := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
+        if match := re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message):
             raise UserError(
-                f"model.vocab_size {vocab_size} is less than the {found[2]} pieces that characters, bytes and "
-                f"special tokens take; set it to more than {found[2]}, or lower "
+                f"model.vocab_size {vocab_size} is less than the {match[2]} pieces that characters, bytes and "
+                f"special tokens need; set it to more than {match[2]}, or lower "
                 "data.tokenizer.character_coverage"
             ) from None
         raise
 
 
 def report(tokenizer: Tokenizer, drawn: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:
-    """How the tokenizer serves each language, measured on the first REPORT_BYTES of its sample.
+    """How well the tokenizer covers each language, measured on the first REPORT_BYTES of its sample.
 
-    bytes (drawn), tokens_per_word (fertility; words are what white space parts, so it says little of Chinese, Japanese or
-    Thai), bytes_per_token, unknown_rate and byte_rate (shares of tokens that are `<unk>` or bytes of characters without a
+    bytes (drawn), tokens_per_word (fertility; words are separated by white space, so it means little for Chinese, Japanese
+    or Thai), bytes_per_token, unknown_rate and byte_rate (shares of tokens that are `<unk>` or bytes of characters without a
     piece of their own) and vocabulary_share (share of all ids that the language uses).
     """
     spelled = np.array([re.fullmatch("<0x[0-9A-F]{2}>", piece) is not None for piece in tokenizer.pieces()])
@@ -200,14 +200,14 @@ def report(tokenizer: Tokenizer, drawn: Mapping[str, list[str]]) -> dict[str, di
     return result
 
 
-def poorly_served(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """A sentence for each language of a `report` of whose tokens more than POOR are bytes or `<unk>`."""
-    for language, row in found.items():
+def poorly_served(by_language: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """A sentence for each language of a `report` with more than POOR of its tokens bytes or `<unk>`."""
+    for language, row in by_language.items():
         share = row["unknown_rate"] + row["byte_rate"]
         if share > POOR:
             yield (
-                f"the tokenizer knows little of {language!r}: {share:.0%} of its tokens are single bytes or unknown, so "
-                "that its text is long and hardly learnt; take a tokenizer that was trained on this language too"
+                f"the tokenizer covers {language!r} poorly: {share:.0%} of its tokens are single bytes or unknown, so "
+                "its text is long and hard to learn; use a tokenizer that was trained on this language too"
             )
 
 

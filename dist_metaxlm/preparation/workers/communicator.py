@@ -1,6 +1,6 @@
-"""The processes that `mpirun` started to prepare one corpus together, over as many machines as there are.
+"""The processes that `mpirun` started to prepare one corpus together, on any number of machines.
 
-They share a file system and need little else from MPI: a number each, and to wait for and hear of one another.
+They share a file system and need only ranks, barriers and broadcasts from MPI.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ POLL_SECONDS = 0.05
 
 
 class Ranks:
-    """One process alone: the first and the last."""
+    """A single process, both first and last."""
 
     rank, size, local_size = 0, 1, 1
     """Number of this process, how many there are, how many on this machine."""
 
     @property
     def first(self) -> bool:
-        """True on the one that speaks and commits."""
+        """True on the rank that logs and commits."""
         return self.rank == 0
 
     def share(self, value: Any) -> Any:
@@ -36,7 +36,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All ranks leave the block at once; where one fails, all do."""
+        """All ranks leave the block together; if one fails, all do."""
         yield
 
 
@@ -57,15 +57,15 @@ class MPIRanks(Ranks):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All ranks leave the block at once; where one fails, all do, with that one's UserError or OSError."""
+        """All ranks leave the block together; if one fails, all do, with its UserError or OSError."""
         failure: Exception | None = None
         try:
             yield
         except Exception as error:
             failure = error
-        mine, worst = np.array([failure is not None], np.int32), np.zeros(1, np.int32)
-        request = self._world.Iallreduce(mine, worst, op=self._mpi.MAX)
-        # MPI's own waiting would burn a core that another rank works on
+        failed, worst = np.array([failure is not None], np.int32), np.zeros(1, np.int32)
+        request = self._world.Iallreduce(failed, worst, op=self._mpi.MAX)
+        # MPI's busy waiting would occupy a core that another rank uses
         while not request.Test():
             time.sleep(POLL_SECONDS)
         if worst[0]:
@@ -73,7 +73,7 @@ class MPIRanks(Ranks):
 
 
 def detect_ranks() -> Ranks:
-    """The ranks of the MPI job that this process belongs to, or a process alone."""
+    """The ranks of this process's MPI job, or a single process."""
     if any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
         return MPIRanks()
     return Ranks()

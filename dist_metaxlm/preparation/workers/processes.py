@@ -1,4 +1,4 @@
-"""Worker processes: how many may work on text at once, and that none outlives the one that wanted its work."""
+"""Worker processes: how many may process text at once, and their termination with the parent."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _STARTING = threading.Lock()
 
 
 class _Worker(SpawnProcess):
-    """A spawned process that does not run the caller's script anew.
+    """A spawned process that does not run the caller's script again.
 
-    Python imports that script into each worker, for functions in it; ours are in this package. A script that calls `prepare`
-    without `if __name__ == "__main__":` would call it again in each worker, which would wait for the first call for ever.
+    Python imports that script into each worker for functions defined in it; this package needs none of them. A script that
+    calls `prepare` without `if __name__ == "__main__":` would call it again in each worker, which would wait for the first
+    call forever.
     """
 
     @staticmethod
@@ -37,7 +38,7 @@ class _WorkerContext(SpawnContext):
 
 
 WORKERS = _WorkerContext()
-"""Where worker processes come from. Spawned: the caller may hold threads (torch, MPI) that a fork would tear."""
+"""Context of worker processes. Spawned: the caller may have threads (torch, MPI) that a fork would break."""
 
 
 def available_cores() -> int:
@@ -48,9 +49,9 @@ def available_cores() -> int:
 
 
 def end_with_parent() -> None:
-    """End this worker process at once when its parent ends, however that ends; the pool's own workers would wait on.
+    """End this worker process at once when its parent ends for any reason; the pool's own workers would keep waiting.
 
-    Ctrl-C reaches all processes of a terminal; the parent tells the workers, which would print a traceback each.
+    Ctrl-C reaches all processes of a terminal; the parent stops the workers, which would otherwise each print a traceback.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()

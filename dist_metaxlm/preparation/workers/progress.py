@@ -1,4 +1,4 @@
-"""How far a long preparation is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a long preparation: a bar on a terminal, otherwise a line at intervals."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ POLL_SECONDS, LINE_SECONDS = 0.5, 15.0
 def reporting(done: Callable[[], int], total: int, log: Log) -> Iterator[None]:
     """Report `done()` of `total` bytes, with MB/s and the time left, until the block ends.
 
-    A bar on standard error where that is a terminal; else a line through `log`, the first after LINE_SECONDS.
+    A bar on standard error if that is a terminal; otherwise a line through `log`, the first after LINE_SECONDS.
     """
     already, start = done(), time.monotonic()
     if already:
-        log(f"{already / 1e6:.1f} MB of {total / 1e6:.1f} MB are there from an earlier run")
+        log(f"{already / 1e6:.1f} MB of {total / 1e6:.1f} MB are finished from an earlier run")
     end = threading.Event()
     show = _bar if sys.stderr.isatty() else _lines
     thread = threading.Thread(target=show, args=(done, total, already, start, end, log), daemon=True)

@@ -1,10 +1,10 @@
-"""The configuration of a training objective: what the rest of the trainer asks of one.
+"""The configuration of a training objective: its interface to the rest of the trainer.
 
 An objective is a configuration (a class here), a data source (data/objectives/) and a loss (objectives/), registered
-together under one name (registry.py). The configuration answers for itself: batch, denominator, how the batch is cut over
-ranks, work, parameters, which layouts it allows. Nothing else asks for the type or the name of an objective.
+together under one name (registry.py). The configuration defines batch, denominator, division of the
+batch over ranks, work, parameters and the supported layouts. No other code checks the type or the name of an objective.
 
-Samples are what the data source counts: windows of `sequence_length` tokens, or translation pairs.
+Samples are the units of the data source: windows of `sequence_length` tokens, or translation pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a step's batch is wanted."""
+    """The part of a step's batch to process."""
 
     rank: int
     """Data-parallel rank."""
@@ -32,7 +32,7 @@ class Share:
     sequence_length: int
     """Tokens of a window."""
     micro_batch_tokens: int
-    """Tokens that go through the model at once."""
+    """Tokens of a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class EncoderPass:
     targets: int = 0
     """Positions whose states reach the vocabulary."""
     layers: int | None = None
-    """Blocks that are run; None: all."""
+    """Number of blocks to run; None: all."""
     backward: bool = True
     """Whether a backward pass follows."""
 
 
 class Objective(Section):
-    """What a phase trains on. A subclass gives `name` a default, which is the name in recipes, metrics and checkpoints."""
+    """A training objective. A subclass gives `name` a default, which is the name in recipes, metrics and checkpoints."""
 
     name: str
     """Objective."""
@@ -60,27 +60,27 @@ class Objective(Section):
     """Factor of this objective's mean loss in the step's loss."""
 
     reads: ClassVar[Literal["text", "pairs"]]
-    """What the data source reads: the text of the phase's languages, or translation pairs between them."""
+    """Input of the data source: the text of the phase's languages, or translation pairs between them."""
     batch_field: ClassVar[str]
     """Name of the field that sets how many samples a step takes; a multiple of its value is a larger batch."""
     trains_alignment: ClassVar[bool] = False
-    """Whether it trains for cross-lingual alignment itself, which studies of alignment must leave out."""
+    """Whether it trains cross-lingual alignment directly; studies of alignment must exclude such objectives."""
     needs_whole_model: ClassVar[bool] = False
     """Whether every rank needs the whole weights: data parallelism with ZeRO-0 or 1 only. An objective with parameters or
     a memory of its own does."""
-    whole_model_reason: ClassVar[str] = "has parameters of its own beside the whole model on every rank"
-    """What needs the whole model, for messages: a verb and its object."""
+    whole_model_reason: ClassVar[str] = "has its own parameters in addition to the whole model on every rank"
+    """The reason for `needs_whole_model` in messages: a verb and its object."""
     whole_model_remedy: ClassVar[str] = "drop the objective"
-    """What a user can do instead of changing the layout, for messages."""
+    """Alternative to changing the layout, for messages."""
     keeps_memory: ClassVar[bool] = False
-    """Whether its loss has a memory that follows the weights and is saved with them; one objective of a phase may."""
+    """Whether its loss has a memory that follows the weights and is saved with them; at most one objective of a phase."""
 
     # the batch of a step
 
     @property
     @abstractmethod
     def tokens_per_step(self) -> int:
-        """Training tokens of a step, over all ranks; 0 where its samples have no fixed number of tokens."""
+        """Training tokens of a step, over all ranks; 0 if its samples have no fixed number of tokens."""
 
     @abstractmethod
     def samples_per_step(self, sequence_length: int) -> int:
@@ -88,73 +88,73 @@ class Objective(Section):
 
     @abstractmethod
     def denominator(self, sequence_length: int, mask_rate: float) -> int:
-        """What the sum of a step's losses is divided by, over all ranks. The recipe alone decides it."""
+        """Divisor of the sum of a step's losses over all ranks. It depends on the recipe alone."""
 
     @abstractmethod
     def cut(self, turn: int, share: Share) -> list[range]:
-        """Samples of each micro-step of one rank, in order. `turn`: how often the objective was taken before.
+        """Samples of each micro-step of one rank, in order. `turn`: number of earlier steps with the objective.
 
-        All ranks have as many micro-steps. Only called where `undivided` finds nothing.
+        All ranks have the same number of micro-steps. Called only if `undivided` reports nothing.
         """
 
     @abstractmethod
     def undivided(self, sequence_length: int, ranks: int) -> str | None:
-        """What of the batch cannot be divided evenly over `ranks` data-parallel ranks, with the nearest value that can."""
+        """Problems with dividing the batch evenly over `ranks` data-parallel ranks, with the nearest possible value."""
 
-    # what is refused
+    # validation
 
     @property
     def shows_whole_pairs(self) -> bool:
-        """Whether a sample holds whole translation pairs, which must then fit into a window."""
+        """Whether a sample holds whole translation pairs, which must fit into a window."""
         return False
 
     def batch_problems(self, sequence_length: int) -> list[str]:
-        """What is wrong with the batch for windows of `sequence_length` tokens."""
+        """Problems of the batch for windows of `sequence_length` tokens."""
         return []
 
     def model_problems(self, where: str, model: ModelConfig, sequence_length: int) -> list[str]:
-        """What does not go together with the model; messages begin with `where`, the place in the recipe."""
+        """Conflicts with the model; messages begin with `where`, the place in the recipe."""
         return []
 
     # the work of a step
 
     @property
     def last_layer(self) -> int | None:
-        """Block whose states the loss reads, counted from 1: those above are not run. None: the final states."""
+        """Block whose states the loss reads, counted from 1; later blocks are not run. None: the final states."""
         return None
 
     @abstractmethod
     def passes(self, sequence_length: int, mask_rate: float) -> list[EncoderPass]:
-        """What goes through the encoder in a step, at most; the first is the one that is trained."""
+        """Encoder passes of a step, upper bound; the first is the one that is trained."""
 
     def other_flops(self, model: ModelConfig, sequence_length: int) -> float:
         """Operations of a step outside the encoder and its head, forward and backward."""
         return 0.0
 
     def uncut_tokens(self, ranks: int) -> int:
-        """Tokens that a rank must train on at once, whatever `micro_batch_tokens` says; 0: micro-batches can be cut."""
+        """Tokens that a rank must train on at once, regardless of `micro_batch_tokens`; 0: micro-batches can be cut."""
         return 0
 
-    # what it holds beside the encoder
+    # its state outside the encoder
 
     def own_parameters(self, model: ModelConfig) -> int:
-        """Trained parameters beside the encoder; they are named `objectives.NAME...`."""
+        """Trained parameters outside the encoder; they are named `objectives.NAME...`."""
         return 0
 
     @property
     def copied_layers(self) -> int | None:
-        """Blocks of which every rank keeps a second, untrained copy, with the embedding below; None: no copy."""
+        """Number of blocks in the second, untrained copy (with the embedding) on every rank; None: no copy."""
         return None
 
     def shared_numbers(self, model: ModelConfig) -> int:
-        """fp32 numbers beside that copy which all ranks hold alike, and save in shares."""
+        """fp32 numbers besides that copy that are replicated on all ranks and saved in shares."""
         return 0
 
     @property
     def unshared_bytes(self) -> int:
-        """Bytes of its memory that one rank saves whole."""
+        """Bytes of its memory that one rank saves alone."""
         return 0
 
     def buffer_bytes(self, model: ModelConfig, micro_batch_tokens: int, ranks: int) -> int:
-        """Bytes that every rank holds on the device beside parameters, copies and activations, at most."""
+        """Upper bound on bytes on every rank's device besides parameters, copies and activations."""
         return 0

@@ -33,7 +33,7 @@ class Contrast(PairObjective):
         return self.group
 
     def passes(self, sequence_length: int, mask_rate: float) -> list[EncoderPass]:
-        """See `Objective`: both sentences of each pair, of the greatest length."""
+        """See `Objective`: both sentences of each pair, at maximum length."""
         return [EncoderPass(2 * self.pairs * self.max_tokens, self.max_tokens, layers=self.layer)]
 
     def uncut_tokens(self, ranks: int) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class DenoisingAlignment(WindowObjective):
-    """Pointing from a masked token to its translation, with labels by the network itself (XLM-Align, arXiv 2106.06381)."""
+    """Pointing from a masked token to its translation, with self-labelled alignments (XLM-Align, arXiv 2106.06381)."""
 
     name: Literal["dwa"] = "dwa"
     """Objective."""
@@ -23,11 +23,11 @@ class DenoisingAlignment(WindowObjective):
     batch_tokens: int = Field(gt=0)
     """Tokens of translation pairs a step, over all ranks; a multiple of `sequence_length`."""
     layer: int = Field(gt=0)
-    """Block whose output the labels are made from, counted from 1 (XLM-Align: 10 of 12)."""
+    """Block whose output gives the labels, counted from 1 (XLM-Align: 10 of 12)."""
     sinkhorn_iterations: int = Field(2, ge=0)
     """Iterations of optimal transport on the similarities."""
     rounds: int = Field(2, gt=0)
-    """Rounds of mutual argmax; those after the first look for tokens that have no partner yet."""
+    """Rounds of mutual argmax; later rounds match tokens that have no partner yet."""
 
     reads = "pairs"
     trains_alignment = True

@@ -1,4 +1,4 @@
-"""What objectives on translation pairs as separate sentences share."""
+"""Base of objectives on translation pairs as separate sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PairObjective(Objective):
-    """Samples are pairs. Sentences have no fixed number of tokens, so they count in no token budget."""
+    """Samples are pairs. Sentences have no fixed number of tokens, so they do not count towards token budgets."""
 
     pairs: int = Field(gt=1)
     """Translation pairs a step, over all ranks."""
@@ -29,7 +29,7 @@ class PairObjective(Objective):
 
     @property
     def tokens_per_step(self) -> int:
-        """See `Objective`: none that count."""
+        """See `Objective`: no tokens are counted."""
         return 0
 
     @property
@@ -39,7 +39,7 @@ class PairObjective(Objective):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest document that the model is shown."""
+        """Tokens of the longest model input."""
         return self.max_tokens
 
     @property
@@ -54,13 +54,13 @@ class PairObjective(Objective):
 
     @property
     def pairs_of_group(self) -> int | None:
-        """Pairs that are negatives of each other and so go through the model together; None: examples are independent."""
+        """Pairs that are negatives of each other and are therefore in one micro-batch; None: examples are independent."""
         return None
 
     def share_of_group(self, ranks: int) -> int | None:
-        """Pairs of a group that one of `ranks` takes at once: all, or its share of a group that they hold together.
+        """Pairs of a group that one of `ranks` processes at once: all, or its share of a group split over ranks.
 
-        None: there are no groups, or the ranks can share neither the groups nor a group.
+        None: no groups, or the ranks can share neither the groups nor a group.
         """
         group = self.pairs_of_group
         if group is None:
@@ -78,7 +78,7 @@ class PairObjective(Objective):
         return self.examples
 
     def cut(self, turn: int, share: Share) -> list[range]:
-        """See `Objective`: examples that follow each other, or group after group."""
+        """See `Objective`: consecutive examples, or group after group."""
         return self._cut_examples(turn, share) if self.pairs_of_group is None else self._cut_groups(turn, share)
 
     def _cut_examples(self, turn: int, share: Share) -> list[range]:
@@ -96,8 +96,8 @@ class PairObjective(Objective):
         assert own is not None
         first, groups = turn * self.pairs, self.pairs // group
         if own == group:
-            mine = range(share.rank * groups // share.ranks, (share.rank + 1) * groups // share.ranks)
-            starts = [first + number * group for number in mine]
+            own_groups = range(share.rank * groups // share.ranks, (share.rank + 1) * groups // share.ranks)
+            starts = [first + number * group for number in own_groups]
         else:
             starts = [first + number * group + share.rank * own for number in range(groups)]
         return [range(start, start + own) for start in starts]
@@ -116,7 +116,7 @@ class PairObjective(Objective):
             return None
         unit = ranks * together
         nearest = max(1, round(group / unit)) * unit
-        pairs = max(1, round(self.pairs / nearest)) * nearest  # a multiple of the group, or that is refused
+        pairs = max(1, round(self.pairs / nearest)) * nearest  # a multiple of the group, which validation requires
         return (
             f"{self.name}: neither its {pluralize(self.pairs // group, 'group')} nor its group of {group} pairs can be "
             f"shared by {ranks} ranks; nearest: group {nearest} and pairs {pairs}"
@@ -134,7 +134,7 @@ class PairObjective(Objective):
 
 
 def check_group(pairs: int, group: int) -> None:
-    """Raise ValueError where `pairs` are not whole groups."""
+    """Raise ValueError if `pairs` is not a multiple of `group`."""
     if pairs % group:
         raise ValueError(
             f"pairs {pairs} is not a multiple of group {group}; nearest: {max(1, round(pairs / group)) * group}"

@@ -1,7 +1,7 @@
 """One table of objectives: name -> configuration, data source, loss.
 
-Data source and loss are named by import path ("module:Class") and imported where they are first needed, so that reading a
-recipe and planning import no torch. An installed package adds its objectives through an entry point of the group
+Data source and loss are named by import path ("module:Class") and imported on first use, so that reading a recipe
+and planning do not import torch. An installed package adds its objectives through an entry point of the group
 `dist_metaxlm.objectives`, whose value names a function without arguments that calls `register`
 (docs/how-to/add-an-objective.md).
 """
@@ -27,7 +27,7 @@ from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
 from dist_metaxlm.text import did_you_mean
 
 ENTRY_POINTS = "dist_metaxlm.objectives"
-"""Entry-point group of installed packages that bring objectives."""
+"""Entry-point group of installed packages that provide objectives."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -64,11 +64,11 @@ def register(configuration: type[Objective], data: str, loss: str) -> None:
 
     Raises:
         ValueError: the name is not usable or belongs to another objective, a path is not of that form, or the objective has
-            parameters or a memory of its own and does not ask for the whole model.
+            parameters or a memory of its own and does not set `needs_whole_model`.
     """
     name = configuration.model_fields["name"].default
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{configuration.__name__}: name {name!r} is no lower-case identifier; give the field a default")
+        raise ValueError(f"{configuration.__name__}: name {name!r} is not a lower-case identifier; give the field a default")
     for path in (data, loss):
         if len(path.split(":")) != 2:
             raise ValueError(f'objective {name}: {path!r} is not of the form "module:Class"')
@@ -96,14 +96,14 @@ def entry(name: str) -> Entry:
     """The parts of the objective `name`.
 
     Raises:
-        KeyError: there is no such objective.
+        KeyError: no such objective.
     """
     _load_plugins()
     return _ENTRIES[name]
 
 
 def configuration(name: str) -> type[Objective] | None:
-    """The recipe section of the objective `name`; None where there is no such objective."""
+    """The recipe section of the objective `name`; None if no such objective exists."""
     return _ENTRIES[name].configuration if name in names() else None
 
 
@@ -128,7 +128,7 @@ def _load_plugins() -> None:
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             point.load()()
-        except Exception as error:  # code of another package: whatever it raises, the user must know which one it was
+        except Exception as error:  # code of another package: name the package for any exception
             _plugins_loaded = False
             package = point.dist.name if point.dist else "an unknown package"
             raise UserError(
@@ -138,7 +138,7 @@ def _load_plugins() -> None:
 
 
 def _validated(value: Any, _: Any) -> Objective:
-    """A configuration from what a recipe holds, by its `name`; errors carry the name in their place, as a union's do."""
+    """A configuration from a recipe section, by its `name`; error locations include the name, as for a union."""
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     if name is None:
         raise PydanticCustomError("objective", "an objective is a section with a name: {names}", {"names": _listed()})

@@ -1,4 +1,4 @@
-"""What objectives on packed windows with a fixed number of tokens share."""
+"""Base of objectives on packed windows with a fixed number of tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WindowObjective(Objective):
         return self.samples_per_step(sequence_length) * round(mask_rate * sequence_length)
 
     def cut(self, turn: int, share: Share) -> list[range]:
-        """See `Objective`: a rank has windows that follow each other."""
+        """See `Objective`: a rank has consecutive windows."""
         windows = self.samples_per_step(share.sequence_length)
         own = windows // share.ranks
         first = turn * windows + share.rank * own

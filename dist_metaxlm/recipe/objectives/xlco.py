@@ -22,27 +22,27 @@ class CrossLingualContrast(PairObjective):
     name: Literal["xlco"] = "xlco"
     """Objective."""
     pairs: int = Field(gt=1)
-    """Translation pairs a step, over all ranks; even where `mixup` puts two of them into one example."""
+    """Translation pairs a step, over all ranks; even if `mixup` combines two of them into one example."""
     queue: int = Field(131072, ge=0)
-    """Keys kept as negatives: the newest of the whole batch, on every rank. 0: none but those of `group`."""
+    """Keys kept as negatives: the newest of the whole batch, on every rank. 0: only those of `group`."""
     group: int | None = Field(None, gt=1)
     """Pairs of a step whose keys are negatives of each other too, fixed here so that the loss does not depend on the
-    layout; none: only the queue's keys are, as with InfoXLM."""
+    layout; none: only the queue's keys are, as in InfoXLM."""
     momentum: float = Field(0.9999, ge=0, lt=1)
-    """Share of the momentum encoder's weights that an optimiser step keeps; the rest are the model's new ones."""
+    """Share of the momentum encoder's weights that an optimiser step keeps; the rest comes from the model's new weights."""
     temperature: float = Field(0.25, gt=0)
     """Divisor of the products of query and key."""
     pooling: Literal["start", "mean"] = "start"
-    """What stands for a sequence: the state of its `<s>` (InfoXLM), or the mean of its states."""
+    """Representation of a sequence: the state of its `<s>` (InfoXLM), or the mean of its states."""
     normalise: bool = False
-    """Whether queries and keys are scaled to length 1 first; InfoXLM takes raw products."""
+    """Whether queries and keys are scaled to length 1 first; InfoXLM uses raw products."""
     projection: bool = True
-    """Whether a trained matrix (hidden x hidden, no bias) follows the pooled state, as with InfoXLM's --use_proj."""
+    """Whether a trained matrix (hidden x hidden, no bias) follows the pooled state, as in InfoXLM's --use_proj."""
     mixup: Literal["none", "order", "sides"] = "order"
-    """`none`: a pair is an example. `order`: two pairs x, d are, as (x1 d1, x2 d2), each side in an order of its own
+    """`none`: a pair is an example. `order`: two pairs x, d are one, as (x1 d1, x2 d2), each side in its own order
     (released code). `sides`: also as (x1 d2, d1 x2), half the time (paper)."""
     mask_rate: float = Field(0.15, ge=0, lt=1)
-    """Share of a sequence's tokens that are masked (80/10/10) in what either encoder sees; they are no targets."""
+    """Share of a sequence's tokens that are masked (80/10/10) in the input of both encoders; they are not targets."""
 
     needs_whole_model = True
     whole_model_reason = "follows the whole model with a momentum encoder on every rank"
@@ -66,7 +66,7 @@ class CrossLingualContrast(PairObjective):
 
     @property
     def negatives(self) -> int:
-        """Keys that a query is compared with beside its own, at most."""
+        """Most keys that a query is compared with besides its own."""
         return self.queue + (self.group or 0) // self.pairs_together
 
     @model_validator(mode="after")
@@ -97,7 +97,7 @@ class CrossLingualContrast(PairObjective):
         return float(4 * self.examples * self.negatives * model.hidden)
 
     def uncut_tokens(self, ranks: int) -> int:
-        """See `Objective`: of a group's pairs only the queries are kept for the backward pass."""
+        """See `Objective`: only the queries of a group's pairs are kept for the backward pass."""
         return (self.share_of_group(ranks) or 0) // self.pairs_together * self.longest
 
     def own_parameters(self, model: ModelConfig) -> int:
@@ -119,8 +119,8 @@ class CrossLingualContrast(PairObjective):
         return 16 * self.queue
 
     def buffer_bytes(self, model: ModelConfig, micro_batch_tokens: int, ranks: int) -> int:
-        """See `Objective`: keys with their hashes, and a micro-step's products with them, in fp32, before and after what
-        is left out and beside the own key's."""
+        """See `Objective`: keys with their hashes, and a micro-step's products with them, in fp32, before and after
+        masking and next to the own key's."""
         if self.group is None:
             at_once = min(self.examples, max(1, micro_batch_tokens // self.longest))
         else:

@@ -123,7 +123,7 @@ def test_a_missing_store_or_language_is_named(store: Path, tmp_path: Path) -> No
 def test_cut_off_and_missing_files_are_named_on_opening(store: Path, name: str) -> None:
     whole = (store / name).read_bytes()
     (store / name).write_bytes(whole[:-2])
-    with pytest.raises(UserError, match=rf"{name} has \d+ bytes where {len(whole)} were written"):
+    with pytest.raises(UserError, match=rf"{name} has \d+ bytes instead of {len(whole)}"):
         TokenStore.open(store)
     (store / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
@@ -250,7 +250,7 @@ def test_a_wrong_pointer_is_found_wherever_the_parts_of_the_check_meet(
 
 def test_tokens_that_do_not_fit_the_index_are_named(store: Path) -> None:
     (store / "en.bin").write_bytes((store / "en.bin").read_bytes() + b"\0\0")
-    with pytest.raises(UserError, match=r"en\.bin has \d+ bytes where its index counts \d+"):
+    with pytest.raises(UserError, match=r"en\.bin has \d+ bytes, but its index counts \d+"):
         Corpus(store / "en")
 
 

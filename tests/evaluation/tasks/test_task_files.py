@@ -134,7 +134,7 @@ def test_questions(tmp_path):
 @pytest.mark.parametrize(
     ("reader", "text", "message"),
     [
-        (read_tagged, "a\tDET\nhouse\n", "line 2 has 1 column where the first token of the file has 2 columns"),
+        (read_tagged, "a\tDET\nhouse\n", "line 2 has 1 column, but the first token of the file has 2 columns"),
         (lambda path: read_tagged(path, ["DET"]), "a\tDET\nb\tNAME\n", "line 2 has the label 'NAME'"),
         (read_tagged, "\n\n", "holds no sentences"),
         (read_labelled, "a\tb\tneutral\nc\td\n", "line 2 has 2 tab-separated columns"),

@@ -192,7 +192,7 @@ def test_without_a_network_the_installed_catalogues_serve_and_the_note_says_so(
     packages, note = quickstart_wheels.find_packages(said.append)
     assert [package.name for package in packages] == ["app (installed)"]
     assert "could not download tiny==1" in note
-    assert any("using what is cached or installed" in line for line in said)
+    assert any("using cached or installed packages" in line for line in said)
     assert set(quickstart.read_translations(packages, 1).languages) == {"de", "fr"}
 
 

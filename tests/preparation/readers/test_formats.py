@@ -45,7 +45,9 @@ def test_a_json_line_is_a_document_of_paragraphs(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     found = list(readers.documents([path], ReadingConfig(text_field="body")))
     assert found == [["one", "two"], ["three\u2028\tstill"]]
-    with pytest.raises(UserError, match=r"line 1 has no field 'text'; there is 'body', 'id': .*data\.reading\.text_field"):
+    with pytest.raises(
+        UserError, match=r"line 1 has no field 'text'; its fields are 'body', 'id': .*data\.reading\.text_field"
+    ):
         list(readers.documents([path], READING))
 
 
@@ -87,7 +89,7 @@ def test_translations_from_json_lines_and_parquet(tmp_path: Path) -> None:
 def test_parquet_documents_and_damaged_parquet(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", text=["one\ntwo", None, "three"], url=["u", "v", "w"])
     assert list(readers.documents([path], READING)) == [["one", "two"], ["three"]]
-    with pytest.raises(UserError, match=r"a\.parquet, header has no field 'body'; there is 'text', 'url'"):
+    with pytest.raises(UserError, match=r"a\.parquet, header has no field 'body'; its fields are 'text', 'url'"):
         list(readers.documents([path], ReadingConfig(text_field="body")))
     with pytest.raises(UserError, match=r"row 1, field 'number' is not text but int"):
         list(readers.documents([parquet(tmp_path / "n.parquet", number=[1])], ReadingConfig(text_field="number")))
@@ -166,7 +168,7 @@ def test_moses_pairs_and_unequal_files(tmp_path: Path) -> None:
     right.write_bytes(gzip.compress(b"un\n\ndeux\n"))
     assert list(readers.pairs([(left, right)], READING, ("en", "fr"))) == [("one", "un"), ("two x", "deux")]
     right.write_bytes(gzip.compress(b"un\n\ndeux\ntrois\n"))
-    with pytest.raises(UserError, match=r"a\.en ends after line 3 and .*a\.fr\.gz goes on"):
+    with pytest.raises(UserError, match=r"a\.en ends after line 3 and .*a\.fr\.gz continues"):
         list(readers.pairs([(left, right)], READING, ("en", "fr")))
 
 

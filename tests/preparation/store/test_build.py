@@ -191,7 +191,7 @@ def test_progress_tells_speed_and_time_left() -> None:
     said: list[str] = []
     with reporting(lambda: 5_000_000, 10_000_000, said.append):
         pass
-    assert said == ["5.0 MB of 10.0 MB are there from an earlier run"]
+    assert said == ["5.0 MB of 10.0 MB are finished from an earlier run"]
 
 
 CHILD = """
