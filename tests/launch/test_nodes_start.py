@@ -210,7 +210,7 @@ def test_commands_of_the_other_launchers(monkeypatch: pytest.MonkeyPatch, calls:
     words = srun_command(job)
     assert {"--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--nodelist=node1,node2"} <= set(words)
     assert [line[line.index("--node_rank") + 1] for line in torchrun_commands(job).values()] == ["0", "1"]
-    with pytest.raises(UserError, match="equally many ranks"):
+    with pytest.raises(UserError, match="the same number of ranks"):
         srun_command(make_job((Host("a", 1), Host("b", 2)), (PRETRAIN,), 29500, {}))
 
 
@@ -228,5 +228,5 @@ def test_the_interface_towards_a_host() -> None:
     outward = [name for name, address in addresses.items() if not address.startswith("127.")]
     if outward:
         assert interface_towards("127.0.0.1") == outward[0]
-    with pytest.raises(UserError, match=r"finds no way to the first node 'no-such-host\.invalid'"):
+    with pytest.raises(UserError, match=r"has no route to the first node 'no-such-host\.invalid'"):
         interface_towards("no-such-host.invalid")
