@@ -202,9 +202,9 @@ def _shape(given: dict[str, Any]) -> dict[str, Any]:
 def _require(given: dict[str, Any], required: dict[str, Any]) -> None:
     """UserError for the first key that is set to something else; absent or null means the default, which we have."""
     for key, value in required.items():
-        found = given.get(key)
-        if found is not None and found != value:
-            raise UserError(f"{key} {found!r} of the Hugging Face configuration is not supported, only {value!r}")
+        actual = given.get(key)
+        if actual is not None and actual != value:
+            raise UserError(f"{key} {actual!r} of the Hugging Face configuration is not supported, only {value!r}")
 
 
 def _global_every(given: dict[str, Any]) -> int:

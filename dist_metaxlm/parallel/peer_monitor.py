@@ -120,7 +120,7 @@ class PeerMonitor:
         if self._topology.is_first or (who.startswith("rank 0 ") and self._topology.local_rank == 0):
             # Not to the log: another thread may hold its lock while standard output is blocked.
             print(
-                f"error: {who} exited unexpectedly; stopping all ranks; see its output for the reason (if it is empty, check "
+                f"error: {who} exited unexpectedly; stopping all ranks; see its output for the reason (if empty, check "
                 "dmesg for the out-of-memory killer); run the same command again to resume from the last checkpoint",
                 file=sys.stderr,
                 flush=True,

@@ -1,6 +1,6 @@
 """Rank placement: tensor groups within nodes, pipeline stages across nodes, data parallelism over the rest.
 
-Ranks are numbered as in megatron-core's `tp-cp-ep-dp-pp` order: rank = (stage * data size + data rank) * tensor size + tensor
+Ranks are numbered in megatron-core's `tp-cp-ep-dp-pp` order: rank = (stage * data size + data rank) * tensor size + tensor
 rank. With nodes filled one after another, tensor groups (which communicate in every block) are inside a node if its ranks
 are a multiple of the tensor size. Stages communicate least; they begin on a new node if their number divides the nodes.
 """

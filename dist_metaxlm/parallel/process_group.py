@@ -93,7 +93,7 @@ def process_group(
 
     The group must be destroyed: otherwise ZeRO-3 on gloo ends with `terminate called`.
     """
-    # One machine, several ranks: each uses its share of the cores, else they compete for all of them. With CUDA, too: weights
+    # One machine, several ranks: each uses its share of the cores, else they compete for all. With CUDA, too: weights
     # are initialised on the CPU, and the optimiser may be offloaded to it.
     torch.set_num_threads(threads(topology))
     if device.type == "cpu":

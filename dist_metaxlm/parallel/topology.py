@@ -1,7 +1,7 @@
 """This process's rank and the node of every rank, independent of the launcher that started the process.
 
-The only source of this information for all other code: `deepspeed`, `torchrun`, MPI through mpi4py, Slurm's `srun`, the variables of Kubernetes
-operators and Jobs, and a single process (`parallel/launchers.py` reads each).
+The only source of this information for all other code. It supports `deepspeed`, `torchrun`, MPI through mpi4py, Slurm's
+`srun`, Kubernetes operators and Jobs, and a single process (`parallel/launchers.py` reads each).
 """
 
 from __future__ import annotations

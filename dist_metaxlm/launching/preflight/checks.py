@@ -36,7 +36,7 @@ class Finding:
 
 
 def judge(hosts: Sequence[Host], reports: Mapping[str, Mapping[str, Any]], min_free_gb: float) -> list[Finding]:
-    """All findings about nodes that answered (`reports`, by host: the result of facts.collect, and `clock_offset` in seconds)."""
+    """All findings about nodes that answered. `reports`, by host: the result of facts.collect, `clock_offset` in seconds."""
     findings = [
         finding for host in hosts if host.name in reports for finding in _alone(host, reports[host.name], min_free_gb)
     ]

@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def run_phase(context: RunContext, origin: StartingPoint) -> None:
-    """Train the phase from where it stands to its end, inside the process group (collective).
+    """Train the phase from its current progress to its end, inside the process group (collective).
 
     Raises:
-        UserError: when the phase cannot start from its checkpoint or `origin`; the run's folder is unchanged then.
+        UserError: if the phase cannot start from its checkpoint or `origin`; then the run's folder is unchanged.
     """
     recipe, folder, first = context.recipe, context.folder, context.topology.is_first
     place = groups()
