@@ -33,9 +33,9 @@ def check_all_weights(engine: Any, settings: list[str]) -> None:
     wrong = _differing(engine, None)
     if wrong is not None:
         raise UserError(
-            f"with {', '.join(settings) or 'its settings'} DeepSpeed keeps the fp32 weights ({wrong}) at other addresses "
-            "than it reports, and every checkpoint would hold other weights than the model's; remove these fields from the file of "
-            "--deepspeed_config one by one"
+            f"with {', '.join(settings) or 'its settings'} DeepSpeed keeps the fp32 weights ({wrong}) at other "
+            "addresses than it reports, and every checkpoint would hold other weights than the model's; remove these "
+            "fields from the file of --deepspeed_config one by one"
         )
 
 

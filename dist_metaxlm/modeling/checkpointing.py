@@ -1,9 +1,9 @@
 """Activation checkpointing: recomputes activations in the backward pass instead of keeping them.
 
 `blocks` (arXiv 1604.06174) keeps only the input of every k-th block. `selective` recomputes activations that need much
-memory and little work, as in arXiv 2205.05198. That paper recomputes the attention core, which is small here: attention keeps no
-[L, L] scores. The largest activations are inside the feed-forward layer: 2 ffn elements per token and block (4 ffn with a
-gate) of 8 hidden + 2 ffn in all. So these are recomputed, at the cost of one product (two with a gate).
+memory and little work, as in arXiv 2205.05198. That paper recomputes the attention core, which is small here: attention
+keeps no [L, L] scores. The largest activations are inside the feed-forward layer: 2 ffn elements per token and block (4 ffn
+with a gate) of 8 hidden + 2 ffn in all. So these are recomputed, at the cost of one product (two with a gate).
 
 Dropout masks follow from positions (modeling/dropout.py), so no generator state is saved, and gradients are bit-identical
 to those without recomputation. `Block` and `Mlp` implement it, so it works in a single module and in a pipeline stage.

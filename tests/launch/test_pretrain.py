@@ -420,7 +420,7 @@ def test_cross_starts_from_an_imported_hugging_face_folder(
     out = run_ranks(2, *command(tiny_recipe, tmp_path / "run", "cross", *start))
     assert "tokenizer" in out
     assert "(equal)" in out
-    # The same weights as the run whose meta phase was exported, so the same curve: rows without an id are no candidates.
+    # The same weights as the run whose meta phase was exported, so the same curve: rows without an id are not candidates.
     assert curve(tmp_path / "run", "cross") == curve(undisturbed, "cross")
     run_ranks(1, convert, "export", "--run_dir", tmp_path / "run", "--phase", "cross", "--output", tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
