@@ -48,8 +48,8 @@ def check_saved_weights(engine: Any) -> None:
     wrong = _differing(engine, ELEMENTS)
     if wrong is not None:
         raise UserError(
-            f"the fp32 weights ({wrong}) are no longer those that the model computes with, so this checkpoint is not "
-            "written; resume from the one before, without the fields of --deepspeed_config that were changed since"
+            f"the fp32 weights ({wrong}) no longer match those that the model computes with, so this checkpoint is not "
+            "written; resume from the previous one, without the fields of --deepspeed_config that were changed since"
         )
 
 

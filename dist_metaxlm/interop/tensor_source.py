@@ -135,9 +135,9 @@ def row_blocks(source: TensorSource, name: str) -> Iterator[tuple[int, torch.Ten
 
 
 def same_tensor(source: TensorSource, one: str, other: str) -> bool:
-    """Whether two tensors are equal in shape, dtype and every number, compared block by block."""
-    mine, theirs = source.spec(one), source.spec(other)
-    if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
+    """Whether two tensors are equal in shape, dtype and values, compared block by block."""
+    first, second = source.spec(one), source.spec(other)
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
     blocks = zip(row_blocks(source, one), row_blocks(source, other), strict=True)
     return all(torch.equal(left, right) for (_, left), (_, right) in blocks)

@@ -110,7 +110,7 @@ def check_host_name(name: str, place: str) -> None:
         if name.startswith("-")
         else ("set the user in ~/.ssh/config instead" if "@" in name else "allowed are letters, digits, hyphens and dots")
     )
-    raise UserError(f"{place}: {name!r} is no host name ({reason}); {_EXAMPLE}")
+    raise UserError(f"{place}: {name!r} is not a host name ({reason}); {_EXAMPLE}")
 
 
 def reorder(hosts: Sequence[Host], topology_file: str | Path) -> tuple[Host, ...]:

@@ -57,8 +57,8 @@ WHOLE = TensorShard()
 
 def tensor_shard(sequence: bool) -> TensorShard:
     """This rank's shard in the current process groups."""
-    ranks = groups()
-    return TensorShard(ranks.tensor_rank, ranks.tensor_size, ranks.tensor, sequence) if ranks.tensor_size > 1 else WHOLE
+    grid = groups()
+    return TensorShard(grid.tensor_rank, grid.tensor_size, grid.tensor, sequence) if grid.tensor_size > 1 else WHOLE
 
 
 def partition_axis(name: str) -> int | None:

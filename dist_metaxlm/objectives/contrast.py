@@ -71,9 +71,9 @@ def owned_pairs(losses: torch.Tensor, batch: PackedBatch) -> slice:
     own = batch.pairs.size(0)
     if own == losses.size(0):
         return slice(0, own)
-    place = groups()
-    assert own * place.data_size == losses.size(0)
-    return slice(place.data_rank * own, (place.data_rank + 1) * own)
+    grid = groups()
+    assert own * grid.data_size == losses.size(0)
+    return slice(grid.data_rank * own, (grid.data_rank + 1) * own)
 
 
 class ContrastLoss(ObjectiveLoss[Contrast]):

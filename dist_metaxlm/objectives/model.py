@@ -30,7 +30,7 @@ class PretrainingModel(nn.Module):
         for name, loss in self._losses.items():
             if loss.module is not None:
                 self.objectives[name] = loss.module
-        self._remembering = next((self._losses[one.name] for one in objectives if one.keeps_memory), None)
+        self._remembering = next((self._losses[objective.name] for objective in objectives if objective.keeps_memory), None)
         self._memory: Memory | None = None
 
     def forward(

@@ -40,7 +40,7 @@ from dist_metaxlm.recipe.schema import CrossLingualContrast
 PROJECTION = "objectives.xlco.projection.weight"
 """Logical name of the projection [H, H]; `PretrainingModel` has it under this name too."""
 QUEUE = "queue"
-"""Name of the queue beside the momentum weights in a checkpoint."""
+"""Name of the queue in a checkpoint, next to the momentum weights."""
 
 
 class XlcoHead(nn.Module):

@@ -37,11 +37,11 @@ def bind_cores(topology: Topology) -> tuple[int, ...]:
     allowed = os.sched_getaffinity(0)
     if len(allowed) < (os.cpu_count() or 1) or topology.local_world_size == 1:
         return tuple(sorted(allowed))
-    mine = slice_of(topology, allowed, cores_by_memory())
-    if len(mine) < _FEWEST:
+    own = slice_of(topology, allowed, cores_by_memory())
+    if len(own) < _FEWEST:
         return tuple(sorted(allowed))
-    os.sched_setaffinity(0, mine)
-    return tuple(mine)
+    os.sched_setaffinity(0, own)
+    return tuple(own)
 
 
 def threads(topology: Topology) -> int:

@@ -48,7 +48,7 @@ def from_kubernetes(env: Environment) -> Topology | None:
         fewest, _, most = env["PET_NNODES"].partition(":")
         if most not in ("", fewest):
             raise UserError(
-                f"PET_NNODES={env['PET_NNODES']} asks for an elastic number of nodes; start through torchrun, "
+                f"PET_NNODES={env['PET_NNODES']} requests an elastic number of nodes; start through torchrun, "
                 "or give one number"
             )
         rank, size = env["PET_NODE_RANK"], fewest
@@ -69,7 +69,7 @@ def _one_process_a_pod(env: Environment) -> None:
     wanted = env.get("PET_NPROC_PER_NODE", "1")
     if wanted != "1":
         raise UserError(
-            f"PET_NPROC_PER_NODE={wanted} asks for several processes in each pod, and this is the only one; let "
+            f"PET_NPROC_PER_NODE={wanted} requests several processes per pod, but this is the only one; let "
             "torchrun start them (`torchrun -m dist_metaxlm.cli.pretrain ...` reads the PET_ variables itself)"
         )
 
@@ -216,6 +216,6 @@ def check_world_size(topology: Topology, expected: int | None) -> None:
             f"{pluralize(topology.nodes, 'node')} ({os.uname().nodename})"
         )
         raise UserError(
-            f"{started}, --expect_world_size {expected} was asked for; check the hostfile and the launcher's "
-            "options, or give the number you want"
+            f"{started}, --expect_world_size is {expected}; check the hostfile and the launcher's "
+            "options, or change --expect_world_size"
         )

@@ -45,7 +45,7 @@ def check_devices(topology: Topology) -> None:
     shown = f"{ranks} on {node}, where a rank sees {pluralize(devices, 'CUDA device')}"
     if topology.launcher in ("slurm", "mpi") and devices == 1:
         raise UserError(
-            f"{shown}: every rank has to see all devices of its node and takes its own of them; leave away "
+            f"{shown}: every rank must see all devices of its node and uses its own; leave out "
             "--gpus-per-task and --gpu-bind (srun --gpus-per-node=N --gpu-bind=none), or what sets "
             "CUDA_VISIBLE_DEVICES for each rank"
         )
@@ -178,12 +178,12 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
     No gradient flows to the others' rows.
     """
-    ranks = groups()
-    if ranks.data_size == 1:
+    grid = groups()
+    if grid.data_size == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(ranks.data_size)]
-    dist.all_gather(parts, rows.detach().contiguous(), group=ranks.data)
-    parts[ranks.data_rank] = rows
+    parts = [torch.empty_like(rows) for _ in range(grid.data_size)]
+    dist.all_gather(parts, rows.detach().contiguous(), group=grid.data)
+    parts[grid.data_rank] = rows
     return torch.cat(parts)
 
 

@@ -370,9 +370,7 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(
     assert json.loads((tmp_path / "meta" / "done.json").read_text())["steps"] == 10
     assert "changed from step 4 on: phases.meta.steps was 8, now 10" in said
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path, "meta", "--change", *asked)[1:])
-    assert (
-        "is already finished after 10 steps, and the recipe asks for 10; to train it further with --change, ask" in message
-    )
+    assert "is already finished after 10 steps, and the recipe has 10; to train it further with --change, set" in message
     pretrain(cross, HeldoutProbe)
     told = capsys.readouterr()
     assert "phase cross of" in told.out

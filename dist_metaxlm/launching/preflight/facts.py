@@ -72,7 +72,7 @@ def _driver() -> str:
 
 
 def code_folders() -> list[Path]:
-    """Every folder that a run takes code from; in a checkout kernels/ and ds_configs/ are next to the package."""
+    """Every folder with code of a run; in a checkout kernels/ and ds_configs/ are next to the package."""
     names = ("dist_metaxlm", "dist_metaxlm.kernels", "dist_metaxlm.ds_configs")
     folders = [Path(spec.origin).resolve().parent for spec in map(find_spec, names) if spec is not None and spec.origin]
     commands = folders[0].parent / "launch"

@@ -172,8 +172,8 @@ class GatherPlan:
         # Stages of a pipeline have different numbers of parameters; a collective needs equal ones.
         most = torch.tensor([len(rows)])
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
-        mine = torch.zeros(int(most), 3, dtype=torch.int64)
-        mine[: len(rows)] = torch.tensor(rows).view(-1, 3)
-        tables = [torch.empty_like(mine) for _ in range(world_size())]
-        dist.all_gather(tables, mine, group=self._group)
+        table = torch.zeros(int(most), 3, dtype=torch.int64)
+        table[: len(rows)] = torch.tensor(rows).view(-1, 3)
+        tables = [torch.empty_like(table) for _ in range(world_size())]
+        dist.all_gather(tables, table, group=self._group)
         return {place: [LocalShard(*row) for row in tables[place][: len(rows)].tolist()] for place in writers()}

@@ -163,10 +163,10 @@ class MatrixExchange:
 
 def _stage_group() -> dist.ProcessGroup | None:
     """The ranks of this pipeline stage (collective over all ranks where there are several stages); None: all ranks."""
-    place = groups()
-    if place.stages == 1:
+    grid = groups()
+    if grid.stages == 1:
         return None
-    size = place.data_size * place.tensor_size
-    stages = [list(range(first, first + size)) for first in range(0, place.stages * size, size)]
+    size = grid.data_size * grid.tensor_size
+    stages = [list(range(first, first + size)) for first in range(0, grid.stages * size, size)]
     own, _ = dist.new_subgroups_by_enumeration(stages)
     return own

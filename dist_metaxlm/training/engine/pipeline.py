@@ -52,7 +52,7 @@ class PipelinedModel(PipelineModule):
 
     def __init__(self, config: ModelConfig, seed: int, shard: TensorShard, stages: list[Stage], window: int) -> None:
         """`window`: tokens of a window of every batch. The ranks are those of parallel/groups.py (collective)."""
-        place = groups()
+        grid = groups()
         # Read by the methods below, which the constructor of PipelineModule calls.
         self._make = lambda stage: Encoder(config, seed, shard, stage)
         self._stages, self._window = stages, window
@@ -65,15 +65,15 @@ class PipelinedModel(PipelineModule):
             *(LayerSpec(Block, config, i, shard) for i in range(config.layers)),
             LayerSpec(Head, config, shard),
         ]
-        topology = PipeModelDataParallelTopology(num_pp=place.stages, num_mp=place.tensor_size, num_dp=place.data_size)
+        topology = PipeModelDataParallelTopology(num_pp=grid.stages, num_mp=grid.tensor_size, num_dp=grid.data_size)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its partition; ours is in the log
             super().__init__(layers=specs, topology=topology, dynamic_shape=True)
 
     def _partition_layers(self, method: str = "cost") -> None:
         starts = [0, *(stage.blocks.start + 1 for stage in self._stages[1:])]
         self.parts = [*starts, self._num_layers]
-        place = groups()
-        self._set_bounds(self.parts[place.stage], self.parts[place.stage + 1])
+        grid = groups()
+        self._set_bounds(self.parts[grid.stage], self.parts[grid.stage + 1])
 
     def _build(self) -> None:
         self.encoder = self._make(self._stages[groups().stage])
@@ -82,16 +82,16 @@ class PipelinedModel(PipelineModule):
 
     def _index_tied_modules(self) -> dict[str, Any]:
         """The ranks that hold the token embedding; the last stage's copy is marked and gets no optimiser state."""
-        place, tied = groups(), {}
-        size = place.data_size * place.tensor_size
+        grid, tied = groups(), {}
+        size = grid.data_size * grid.tensor_size
         for rank in range(size):
-            holders = [rank, (place.stages - 1) * size + rank]
+            holders = [rank, (grid.stages - 1) * size + rank]
             group = dist.new_group(holders)
             if dist.get_rank() in holders:
                 tokens = self.encoder.embedding.tokens
                 weight: Any = tokens.weight
-                weight.ds_pipe_replicated = place.stage > 0
-                if place.stage > 0:
+                weight.ds_pipe_replicated = grid.stage > 0
+                if grid.stage > 0:
                     weight.register_post_accumulate_grad_hook(add_in_fp32)
                 tied["tokens"] = {"ranks": holders, "group": group, "weight_attr": ["weight"], "module": tokens}
         return tied
@@ -123,10 +123,10 @@ class PipelinedModel(PipelineModule):
 
         For inspection only: it runs outside DeepSpeed's schedule, which supports only training steps and evaluations.
         """
-        place, encoder = groups(), self.encoder
-        apart = place.data_size * place.tensor_size
+        grid, encoder = groups(), self.encoder
+        apart = grid.data_size * grid.tensor_size
         metadata, states = encoder.batch_metadata(batch), batch.tokens
-        if place.stage > 0:
+        if grid.stage > 0:
             states = torch.empty(
                 metadata.positions.numel(),
                 encoder.config.hidden,

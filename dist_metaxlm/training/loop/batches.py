@@ -28,18 +28,18 @@ def batches(plan: StepPlan, data: PhaseData, first_step: int, total: int, device
     The first tensor rank reads them and sends them to its peers. In a pipeline the first stage needs their tokens and the
     last their targets; the stages between need no batch.
     """
-    place = groups()
-    if 0 < place.stage < place.stages - 1:
+    grid = groups()
+    if 0 < grid.stage < grid.stages - 1:
         return
     micro_steps = (micro for step in range(first_step, total) for micro in plan.at(step))
     pinned = device.type == "cuda"
-    if place.batches is None:
+    if grid.batches is None:
         yield from prefetch((_reading(data, micro, pinned) for micro in micro_steps), PREFETCHED)
         return
-    read = prefetch((_reading(data, micro, False) for micro in micro_steps), PREFETCHED) if place.tensor_rank == 0 else None
+    read = prefetch((_reading(data, micro, False) for micro in micro_steps), PREFETCHED) if grid.tensor_rank == 0 else None
     while True:
         # Sent from the consuming thread: a prefetching thread could send a batch that a stopping peer no longer receives.
-        batch = share_batch(next(read, None) if read else None, place.batches)
+        batch = share_batch(next(read, None) if read else None, grid.batches)
         if batch is None:
             return
         yield batch.pinned() if pinned else batch

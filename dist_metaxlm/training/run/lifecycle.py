@@ -31,7 +31,7 @@ def is_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> bool:
     if options.change and wanted <= steps:
         raise UserError(
             f"phase {options.phase} of {folder.run_dir} is already finished after {pluralize(steps, 'step')}, and the "
-            f"recipe asks for {wanted}; to train it further with --change, ask for more steps, such as "
+            f"recipe has {wanted}; to train it further with --change, set more steps, such as "
             f"phases.{options.phase}.steps={2 * steps}"
         )
     return not options.change

@@ -109,13 +109,13 @@ class PhaseFolder:
         if lengths and caps:  # a cap's excess share is spread over the whole phase, from its first step on
             raise UserError(
                 f"{lengths[0]} was {changed[lengths[0]][0]}, now {changed[lengths[0]][1]}, and with "
-                f"phases.{self.phase}.{caps[0]} the length decides which text every step takes, also those that "
+                f"phases.{self.phase}.{caps[0]} the length decides which text every step uses, also those that "
                 "are done; keep the length, or start from scratch with --resume never or another --run_dir"
             )
         if total <= step:
             raise UserError(
                 f"{self.path} would resume after step {step}, but the recipe gives the phase only "
-                f"{pluralize(total, 'step')}; ask for more steps, or resume from an earlier checkpoint with --resume STEP"
+                f"{pluralize(total, 'step')}; set more steps, or resume from an earlier checkpoint with --resume STEP"
             )
 
     def set_aside(self) -> None:

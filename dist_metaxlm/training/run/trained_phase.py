@@ -35,11 +35,11 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
         )
     recipe = read_recipe(folder / "recipe.yaml", data_directory)
     tokenizer, trained = Path(recipe.data.directory) / "tokenizer.model", checkpoint.facts.get("tokenizer")
-    there = file_digest(tokenizer) if tokenizer.is_file() else None
-    if trained is not None and there is not None and there != trained:
+    prepared = file_digest(tokenizer) if tokenizer.is_file() else None
+    if trained is not None and prepared is not None and prepared != trained:
         raise UserError(
             f"{checkpoint.folder} was trained with tokenizer {trained[:12]}, and {tokenizer} is "
-            f"{there[:12]}; give the folder of the data that it was trained on"
+            f"{prepared[:12]}; give the folder of the data that it was trained on"
         )
     return recipe, checkpoint
 

@@ -36,8 +36,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return found
 
 
-def room(root: Path, anew: bool = False) -> str | None:
-    return check_room(root, RECIPE, "meta", anew)
+def room(root: Path, from_scratch: bool = False) -> str | None:
+    return check_room(root, RECIPE, "meta", from_scratch)
 
 
 def fill(root: Path, name: str, size: int) -> None:
