@@ -91,7 +91,7 @@ def restore_scaler(engine: Engine, state: dict[str, Any]) -> None:
 
 
 def step_figures(engine: Engine) -> dict[str, float | int | None]:
-    """For the metrics: norm of the last step's gradient (None where it overflowed), steps skipped so far, loss scale.
+    """For the metrics: norm of the last step's gradient (None if it overflowed), steps skipped so far, loss scale.
 
     Raises:
         UserError: if gradients overflow at the smallest loss scale: no further update is possible.

@@ -164,7 +164,7 @@ def _arranged(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, by
 
 
 def _added_tokens(folder: Path, ids: int) -> tuple[dict[str, Any], ...]:
-    """Tokens of a folder at ids from `ids` on; UserError where an id between them is missing."""
+    """Tokens of a folder at ids from `ids` on; UserError if an id between them is missing."""
     listed: list[dict[str, Any]] = []
     try:
         for name in (TOKENIZER_JSON, "tokenizer_config.json", "added_tokens.json"):

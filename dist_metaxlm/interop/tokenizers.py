@@ -4,7 +4,7 @@ The ids are equal because the exported normaliser returns the same text as Sente
 because the text is split at spaces only if no piece contains an inner space: then each word has the same pieces as in the
 whole text, and `word_ids()` and offsets refer to words.
 
-What remains different, all of it outside ordinary text: marks after a compatibility character that represents several
+Remaining differences, all outside ordinary text: marks after a compatibility character that represents several
 (U+FB01 and a mark), marks left over from a mark's own spacing form (U+00A8 and a mark), U+0344, the noncharacters
 U+FDD0 to U+FDD2 themselves (dropped), and ties, where two segmentations have the same score. Names of special tokens
 inside a text (`<mask>`) become special tokens, as everywhere in transformers; `split_special_tokens=True` turns it off.

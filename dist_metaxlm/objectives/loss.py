@@ -17,7 +17,7 @@ Config = TypeVar("Config", bound=Objective)
 
 
 class Losses(NamedTuple):
-    """What a loss returns for a batch."""
+    """Result of a loss for a batch."""
 
     total: torch.Tensor
     """Scalar, differentiable: the sum of losses. It is divided by a denominator fixed by the recipe, never by the number of

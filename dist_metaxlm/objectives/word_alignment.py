@@ -55,7 +55,7 @@ def itermax(similarity: torch.Tensor, allowed: torch.Tensor, rounds: int = 2) ->
 
     A further round uses cells with a free row or column, at `SHARE` of their similarity if the other is linked. As in
     SimAlign, pairs with a side of less than three words, or without a free word on a side, get no further round.
-    Similarities are positive where `allowed`.
+    Similarities of `allowed` cells are positive.
     """
     links = mutual_argmax(similarity, similarity, allowed)
     large = allowed & (allowed.sum(-1, keepdim=True) > 2) & (allowed.sum(-2, keepdim=True) > 2)

@@ -100,7 +100,7 @@ def _store_digest(store: Path) -> str:
 
 
 def _free(path: Path) -> float | None:
-    """Free gigabytes where `path` is or will be."""
+    """Free gigabytes on the file system of `path`, which may not exist yet."""
     while not path.exists() and path != path.parent:
         path = path.absolute().parent
     try:

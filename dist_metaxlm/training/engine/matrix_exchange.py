@@ -162,7 +162,7 @@ class MatrixExchange:
 
 
 def _stage_group() -> dist.ProcessGroup | None:
-    """The ranks of this pipeline stage (collective over all ranks where there are several stages); None: all ranks."""
+    """The ranks of this pipeline stage (collective over all ranks if there are several stages); None: all ranks."""
     grid = groups()
     if grid.stages == 1:
         return None

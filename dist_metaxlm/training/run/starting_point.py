@@ -1,4 +1,4 @@
-"""What a phase starts from: fresh weights, an imported model, the phase before, or its own checkpoint.
+"""Starting points of a phase: fresh weights, an imported model, the previous phase, or its own checkpoint.
 
 A starting point is used in this order:
 
