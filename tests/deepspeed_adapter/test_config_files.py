@@ -221,10 +221,7 @@ def test_sums_in_half_precision_are_part_of_what_is_learnt(tmp_path: Path) -> No
     [
         ("zero_optimization: {stage: 2}", "zero_optimization.stage is parallel.zero_stage; remove it from the section"),
         ("train_batch_size: 3", "train_batch_size is counted by the recipe; remove it"),
-        (
-            "zero_optimization: {round_robin_gradients: true}",
-            "refused: DeepSpeed then gives checkpoints the weights of other",
-        ),
+        ("zero_optimization: {round_robin_gradients: true}", "refused: DeepSpeed then saves the weights of other"),
         ("zero_optimisation: {}", "did you mean zero_optimization?"),
     ],
 )

@@ -17,7 +17,7 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
     """Recipe and newest intact checkpoint of a run's phase; `data_directory`: its data, if they were moved.
 
     Raises:
-        UserError: if there is no such run, phase or intact checkpoint, or the tokenizer of the data is not the one that the phase
+        UserError: if there is no such run, phase or intact checkpoint, or the data have another tokenizer than the phase
         was trained with.
     """
     folder = Path(run_dir) / phase
