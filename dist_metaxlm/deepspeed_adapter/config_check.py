@@ -1,4 +1,4 @@
-"""What is wrong with a DeepSpeed configuration that a user wrote, in words; and which of its fields go to DeepSpeed."""
+"""Validates a user's DeepSpeed configuration, with error texts, and selects the fields that go to DeepSpeed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FILLED = (
     "pin_memory",
     "stage3_param_persistence_threshold",
 )
-"""Fields that may say `auto`."""
+"""Fields that may be `auto`."""
 _DTYPES = ("fp32", "fp16", "bf16")
 
 
 def fields_in(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
-    """(place, value) of all fields of a configuration, those of its sections as `section.field`, known or not."""
+    """(place, value) of all fields, known or unknown; fields of sections as `section.field`."""
     for name, value in config.items():
         place = f"{section}.{name}" if section else name
         if place in SECTIONS and isinstance(value, Mapping):
@@ -35,31 +35,31 @@ def fields_in(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[st
 
 
 def field_at(place: str) -> Field | None:
-    """What becomes of the field `place`; None where there is none of that name."""
+    """The rule for the field `place`; None if it is unknown."""
     section, _, name = place.rpartition(".")
     return SECTIONS.get(section, {}).get(name)
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
-    """Everything that is wrong with the fields of a file, each with its remedy."""
-    found = [problem for place, value in fields_in(config) if (problem := _problem(place, value))]
-    return found or [problem for problem in _contradictions(dict(fields_in(config))) if problem]
+    """All errors in the fields of a file, each with its remedy."""
+    texts = [problem for place, value in fields_in(config) if (problem := _problem(place, value))]
+    return texts or [problem for problem in _contradictions(dict(fields_in(config))) if problem]
 
 
 def recorded_problems(config: Mapping[str, Any]) -> list[str]:
-    """The same for the section `deepspeed` of a recipe, which holds fields that go to DeepSpeed and no others."""
-    found = []
+    """The same for the section `deepspeed` of a recipe, which may only hold fields that go to DeepSpeed."""
+    texts = []
     for place, value in fields_in(config):
         field = field_at(place)
         problem = _problem(place, value)
         if field is not None and field.use == "recipe":
             problem = f"{place} is {field.recipe or 'counted by the recipe'}; remove it from the section deepspeed"
-        found += [problem] if problem else []
-    return found
+        texts += [problem] if problem else []
+    return texts
 
 
 def passed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that go to DeepSpeed as they are, in their sections."""
+    """The fields that are passed to DeepSpeed unchanged, in their sections."""
     kept: dict[str, Any] = {}
     for place, value in fields_in(config):
         field = field_at(place)
@@ -74,7 +74,7 @@ def passed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _problem(place: str, value: Any) -> str | None:
     if place in SECTIONS:
-        return f'{place}: {json.dumps(value)}, and it is a section; write "{place.split(".")[-1]}": {{}} or leave it out'
+        return f'{place}: {json.dumps(value)}, but it is a section; write "{place.split(".")[-1]}": {{}} or leave it out'
     field, name = field_at(place), place.split(".")[-1]
     if field is None:
         section = place.rpartition(".")[0]
@@ -84,7 +84,7 @@ def _problem(place: str, value: Any) -> str | None:
     if value == "auto":
         if name in FILLED:
             return None
-        return f"{place}: auto, which the recipe has no value for; give a value there or leave it out"
+        return f"{place}: auto, which the recipe has no value for; give a value or leave it out"
     if field.use == "recipe" and not field.recipe:
         return (
             f"{place} follows from the recipe's batch_tokens, parallel.micro_batch_tokens and the ranks; "
@@ -95,14 +95,14 @@ def _problem(place: str, value: Any) -> str | None:
 
 
 def _off(value: Any) -> bool:
-    """Whether a value, or a section by its `enabled`, asks for nothing."""
+    """Whether a value is off, or a section is disabled by its `enabled`."""
     if isinstance(value, Mapping):
         return not value or value.get("enabled") is False
     return value is None or value is False or value == [] or (value == 0 and not isinstance(value, bool))
 
 
 def _wrong_kind(kind: Kind, value: Any) -> str:
-    """What a value is not; empty where it is of its kind."""
+    """Error text for a value of the wrong kind; empty if the kind is right."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     right = {
         "bool": isinstance(value, bool),
@@ -115,10 +115,10 @@ def _wrong_kind(kind: Kind, value: Any) -> str:
     }
     words = {
         "bool": "neither true nor false",
-        "int": "no whole number from 0 on",
-        "number": "no number from 0 on",
-        "text": "no string",
-        "texts": "no list of strings",
+        "int": "not an integer of at least 0",
+        "number": "not a number of at least 0",
+        "text": "not a string",
+        "texts": "not a list of strings",
         "dtype": f"none of {', '.join(_DTYPES)}",
         "device": "neither cpu nor none",
     }
@@ -126,7 +126,7 @@ def _wrong_kind(kind: Kind, value: Any) -> str:
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[str | None]:
-    """Fields that DeepSpeed refuses together."""
+    """Combinations of fields that DeepSpeed refuses."""
     stage = values.get("zero_optimization.stage", 0)
     scattered = stage in (2, 3) and values.get("zero_optimization.reduce_scatter") is not False
     precision = next((name for name in ("bf16", "fp16") if values.get(f"{name}.enabled")), "fp32")
@@ -136,10 +136,10 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str | None]:
     for name, plain in (("prescale_gradients", False), ("gradient_predivide_factor", 1)):
         if scattered and (values.get(name) or plain) != plain:
             yield (
-                f"{name}: {json.dumps(values[name])} does not go with zero_optimization.stage {stage} and its "
+                f"{name}: {json.dumps(values[name])} is incompatible with zero_optimization.stage {stage} and its "
                 "reduce_scatter; remove it, or set reduce_scatter to false"
             )
     if sums not in ("fp32", precision):
-        yield f'data_types.grad_accum_dtype: "{sums}" does not go with {precision}; write "fp32" or "{precision}"'
+        yield f'data_types.grad_accum_dtype: "{sums}" is incompatible with {precision}; write "fp32" or "{precision}"'
     if values.get("zero_optimization.offload_param.device", "none") != "none" and stage != 3:
-        yield f"zero_optimization.offload_param needs stage 3, and stage is {stage}; set stage to 3 or remove the section"
+        yield f"zero_optimization.offload_param needs stage 3, but stage is {stage}; set stage to 3 or remove the section"

@@ -1,7 +1,7 @@
 """Every field of a DeepSpeed configuration (0.19.8): decided by the recipe, passed on to DeepSpeed, or refused.
 
 A file of `--deepspeed_config` may hold the fields of `SECTIONS`; tests/deepspeed_adapter/test_config_fields.py compares them
-with what the installed DeepSpeed reads.
+with the fields that the installed DeepSpeed reads.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ Kind = Literal["bool", "int", "number", "text", "texts", "dtype", "device", "sec
 
 @dataclass(frozen=True)
 class Field:
-    """What becomes of one field of a DeepSpeed file."""
+    """The rule for one field of a DeepSpeed file."""
 
     kind: Kind
     use: Literal["recipe", "passed", "refused"]
     recipe: str = ""
-    """`recipe`: the field of the recipe that takes its value; empty where it must say `auto`."""
+    """`recipe`: the recipe field that gets its value; empty if it must be `auto`."""
     changes_results: bool = False
     """`passed`: whether losses may differ by more than the order of sums."""
     reason: str = ""
-    """`refused`: why, and what to do instead."""
+    """`refused`: reason and remedy."""
     default: Any = None
-    """`refused`: the value besides false, null and empty that changes nothing, which may be in the file."""
+    """`refused`: a value with no effect that is allowed besides false, null and empty."""
 
     def __post_init__(self) -> None:
         assert bool(self.reason) == (self.use == "refused")
@@ -158,10 +158,10 @@ _ZERO = {
     "ignore_unused_parameters": _refused(
         "the objectives of a step need not reach every parameter; leave it true or remove it", default=True
     ),
-    "round_robin_gradients": _refused("DeepSpeed then gives checkpoints the weights of other parameters; remove it"),
+    "round_robin_gradients": _refused("DeepSpeed then saves the weights of other parameters; remove it"),
     "zero_quantized_weights": _refused(_OTHER_WEIGHTS),
     "zero_quantized_nontrainable_weights": _refused(_OTHER_WEIGHTS),
-    "zero_quantized_gradients": _refused("gradients of 8 bits are nothing that was tried; remove it"),
+    "zero_quantized_gradients": _refused("8-bit gradients are untested; remove it"),
     "load_from_fp32_weights": _refused(_OWN_FILES, default=True),
     "elastic_checkpoint": _refused(_OWN_FILES),
     "pipeline_loading_checkpoint": _refused(_OWN_FILES),
@@ -234,11 +234,11 @@ SECTIONS: dict[str, dict[str, Field]] = {
     "timers.throughput": _THROUGHPUT,
     "comms_logger": _COMMS_LOGGER,
 }
-"""Fields by the section that they are in; a section's own name is no field."""
+"""Fields by section; the name of a section is not a field."""
 
 
 def known_names(section: str) -> list[str]:
-    """Names that may be in a section: its fields, and the sections in it."""
+    """Valid names in a section: its fields and subsections."""
     prefix = f"{section}." if section else ""
     inner = [name[len(prefix) :] for name in SECTIONS if name.startswith(prefix) and name != section]
     return [*SECTIONS[section], *(name for name in inner if "." not in name)]

@@ -1,7 +1,7 @@
 """DeepSpeed's configuration: the shipped file for a recipe's ZeRO stage, offload and precision, or the user's fields.
 
-A file of `--deepspeed_config` becomes part of the recipe: what the recipe has a field for goes there, what DeepSpeed alone
-reads into the section `deepspeed`, and so both are in the run's recipe.yaml. From then on the recipe is all that counts.
+A file of `--deepspeed_config` becomes part of the recipe: values with a recipe field set that field, fields that only
+DeepSpeed reads go to the section `deepspeed`, so both are in the run's recipe.yaml. After that only the recipe is used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumu
 def shipped_file(recipe: Recipe, precision: str, data_size: int) -> str:
     """Name of the file in ds_configs/ for a recipe that runs in `precision` with `data_size` copies of the model.
 
-    In fp32 a process alone has nobody to share with, and ZeRO would keep its weights and gradients twice: it gets ZeRO-0.
+    In fp32 a single rank uses ZeRO-0: it has no ranks to shard over, and ZeRO would keep weights and gradients twice.
 
     Raises:
         UserError: for ZeRO-0 in half precision.
@@ -42,7 +42,7 @@ def shipped_file(recipe: Recipe, precision: str, data_size: int) -> str:
 
 def _require_masters(recipe: Recipe, precision: str) -> None:
     if recipe.parallel.zero_stage == 0 and precision != "fp32":
-        # DeepSpeed would take an fp16 optimiser that makes a dummy Adam step at start: another curve than ZeRO-1.
+        # DeepSpeed would use an fp16 optimiser that makes a dummy Adam step at start, so the curve would differ from ZeRO-1.
         raise UserError(
             f"parallel.zero_stage=0 with {precision} has no fp32 master weights in DeepSpeed; set "
             "parallel.zero_stage=1 (on one rank it is the same) or training.precision=fp32"
@@ -50,7 +50,7 @@ def _require_masters(recipe: Recipe, precision: str) -> None:
 
 
 def read_file(file: str) -> dict[str, Any]:
-    """A user's DeepSpeed configuration, `auto` fields still in it.
+    """A user's DeepSpeed configuration, with its `auto` fields.
 
     Raises:
         UserError: for a file that is missing, not JSON, or has fields that are unknown, refused or of the wrong kind.
@@ -63,9 +63,9 @@ def read_file(file: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not JSON at line {error.lineno}: {error.msg}; mend that line") from None
+        raise UserError(f"{file} is not JSON at line {error.lineno}: {error.msg}; correct that line") from None
     if not isinstance(config, dict):
-        raise UserError(f"{file} is no JSON object; start from one of ds_configs/")
+        raise UserError(f"{file} is not a JSON object; start from one of ds_configs/")
     wrong = problems(config)
     if wrong:
         raise UserError(f"the DeepSpeed file {file}: {'; '.join(wrong)}")
@@ -73,11 +73,11 @@ def read_file(file: str) -> dict[str, Any]:
 
 
 def follow_file(recipe: Recipe, file: str | None) -> Recipe:
-    """The recipe with what the file of --deepspeed_config says.
+    """The recipe with the values of the file of --deepspeed_config.
 
     Raises:
         UserError: when the file is wrong (`read_file`), the recipe names another precision than the file, it is in half
-            precision without ZeRO, or the result is no legal recipe.
+            precision without ZeRO, or the result is not a valid recipe.
     """
     if file is None:
         wrong = recorded_problems(recipe.deepspeed or {})
@@ -89,7 +89,7 @@ def follow_file(recipe: Recipe, file: str | None) -> Recipe:
     precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
     if recipe.training.precision not in ("auto", precision):
         raise UserError(
-            f"--deepspeed_config {file} trains in {precision}, the recipe says training.precision="
+            f"--deepspeed_config {file} trains in {precision}, but the recipe has training.precision="
             f"{recipe.training.precision}; set training.precision=auto or give another file"
         )
     if precision != "fp32" and zero.get("stage", 0) == 0:
@@ -134,7 +134,7 @@ def settings(recipe: Recipe, precision: str, device: torch.device, data_size: in
         "initial_scale_power": recipe.training.fp16_scale_power,
         "loss_scale_window": recipe.training.fp16_scale_window,
         "pin_memory": device.type == "cuda",
-        # Norms and biases stay whole on every rank: gathering them would cost more than they take.
+        # Norms and biases stay whole on every rank: gathering them would cost more than their memory.
         "stage3_param_persistence_threshold": 10 * recipe.model.hidden,
     }
     _fill(config, values)
@@ -143,14 +143,14 @@ def settings(recipe: Recipe, precision: str, device: torch.device, data_size: in
 
 
 def _adjust(config: dict[str, Any], recipe: Recipe) -> None:
-    """What the loop needs of DeepSpeed, whatever file it is."""
-    # DeepSpeed's throughput timer waits for the device before every micro-step; the loop has a clock of its own.
+    """Set the fields that the training loop needs, in any configuration."""
+    # DeepSpeed's throughput timer waits for the device before every micro-step; the loop has its own clock.
     config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
     if recipe.parallel.pipeline > 1:
-        # Cutting what travels over the tensor ranks remembers the first micro-batch's shape; ours differ by objective.
+        # Partitioned sends keep the first micro-batch's shape, but shapes differ by objective.
         config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     else:
-        # A step may hold any number of micro-steps (one objective may take more of them than another): the loop owns the
+        # A step may hold any number of micro-steps (the number differs by objective): the loop owns the
         # boundary and calls step() once; DeepSpeed reduces gradients there.
         config["managed_gradient_accumulation"] = False
 
@@ -161,7 +161,7 @@ def _shipped(name: str) -> dict[str, Any]:
 
 
 def _own(recipe: Recipe, precision: str) -> dict[str, Any]:
-    """The recipe's own fields of DeepSpeed, with those that the rest of the recipe decides."""
+    """The recipe's section `deepspeed`, with the fields that the rest of the recipe sets."""
     _require_masters(recipe, precision)
     config: dict[str, Any] = copy.deepcopy(recipe.deepspeed or {})
     zero = config.setdefault("zero_optimization", {})
@@ -187,9 +187,9 @@ def _fill(section: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def lost_settings(before: Recipe, now: Recipe) -> list[str]:
-    """Fields of a DeepSpeed file with which a phase was trained, and which it would go on without.
+    """Fields of a DeepSpeed file that a phase was trained with and that would be dropped now.
 
-    Those that the shipped file has as well are not among them.
+    Fields that the shipped file also has are not included.
     """
     if before.deepspeed is None or now.deepspeed is not None:
         return []
@@ -199,7 +199,7 @@ def lost_settings(before: Recipe, now: Recipe) -> list[str]:
 
 
 def result_settings(recipe: Recipe) -> dict[str, Any]:
-    """Fields of DeepSpeed that change what is learnt, by place, where they differ from the default."""
+    """DeepSpeed fields that affect the training result and differ from the default, by place."""
     precision = recipe.training.precision
     defaults = {
         "data_types.grad_accum_dtype": "fp32" if recipe.deepspeed is None or precision == "auto" else precision,
@@ -221,7 +221,7 @@ def result_settings(recipe: Recipe) -> dict[str, Any]:
 
 @contextmanager
 def refusals_in_words(fields: list[str]) -> Iterator[None]:
-    """Say in a sentence what DeepSpeed refuses of the user's `fields`; without any, its errors are left as they are.
+    """Report DeepSpeed's errors about the user's `fields` as a UserError; without fields, errors pass unchanged.
 
     Raises:
         UserError: naming the fields and DeepSpeed's reason.
@@ -233,6 +233,6 @@ def refusals_in_words(fields: list[str]) -> Iterator[None]:
             raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"DeepSpeed does not take the settings of --deepspeed_config ({', '.join(fields)}): {reason.rstrip('.')}; "
+            f"DeepSpeed refuses the settings of --deepspeed_config ({', '.join(fields)}): {reason.rstrip('.')}; "
             "correct or remove them"
         ) from error

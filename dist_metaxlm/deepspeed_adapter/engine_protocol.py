@@ -1,4 +1,4 @@
-"""What the trainer uses of a DeepSpeed engine (0.19.8), whose own classes carry no types."""
+"""The part of a DeepSpeed engine (0.19.8) that the trainer uses; DeepSpeed's own classes are untyped."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Engine(Protocol):
     optimizer: Any
     """DeepSpeed's wrapper around AdamW, which differs by ZeRO stage and precision; with ZeRO-0 in fp32 AdamW itself."""
     skipped_steps: int
-    """Updates left out so far because a gradient overflowed."""
+    """Updates skipped so far because a gradient overflowed."""
     enable_backward_allreduce: bool
     """Whether a backward pass averages gradients over the data-parallel ranks."""
     clip_fp32_gradients: Callable[[], None]
-    """What clips before an update without ZeRO."""
+    """Clips gradients before an update, without ZeRO."""
     _global_grad_norm: torch.Tensor
-    """What `get_global_grad_norm` returns."""
+    """Value of `get_global_grad_norm`."""
 
     @property
     def device(self) -> torch.device:
@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Norm of the gradients of the last update, over all ranks; None before the first."""
 
     def gradient_clipping(self) -> float:
-        """The largest norm of gradients; 0 does not clip."""
+        """Maximum gradient norm; 0 disables clipping."""
 
     def zero_optimization_stage(self) -> int:
         """ZeRO stage, 0 to 3."""
@@ -53,7 +53,7 @@ class Engine(Protocol):
         """Whether it computes in bf16."""
 
     def destroy(self) -> None:
-        """Remove its hooks and release what it holds."""
+        """Remove its hooks and release its memory."""
 
 
 class StageEngine(Engine, Protocol):
@@ -63,4 +63,4 @@ class StageEngine(Engine, Protocol):
     """Micro-steps of the coming optimiser step."""
 
     def train_batch(self, data_iter: Iterator[Any]) -> Any:
-        """Take one optimiser step, with forward and backward passes of all micro-steps (collective)."""
+        """Run one optimiser step, with forward and backward passes of all micro-steps (collective)."""

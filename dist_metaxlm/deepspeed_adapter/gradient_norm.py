@@ -1,9 +1,9 @@
 """The norm of a step's gradients: exact for matrices of any size, and without a copy of them.
 
-DeepSpeed (0.19.8) takes the norm of every gradient in one go: with ZeRO of a copy in fp64, which for a vocabulary of
-250,002 by 768 is 1.5 GB made and freed in every step; without ZeRO in fp32, which on a CPU adds up so many squares that
-2.7 % of that matrix's norm are lost. Here rows of 1024 elements are taken in fp32 and put together in fp64, which is right
-to a rounding of fp32 at any size.
+DeepSpeed (0.19.8) computes the norm of every gradient in one reduction. With ZeRO it uses an fp64 copy, which for a
+vocabulary of 250,002 by 768 is 1.5 GB, allocated and freed in every step. Without ZeRO it sums in fp32, which on a CPU
+loses 2.7 % of that matrix's norm. Here rows of 1024 elements are reduced in fp32 and combined in fp64, which is accurate
+to an fp32 rounding at any size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dist_metaxlm.parallel.groups import groups
 ROW = 1024
 """Elements whose squares are added in fp32."""
 PART = 2**24
-"""Elements whose copy in fp32 is held at once, for gradients in half precision."""
+"""Number of elements copied to fp32 at once, for half-precision gradients."""
 
 
 def exact_norm(values: torch.Tensor) -> torch.Tensor:
@@ -35,10 +35,10 @@ def exact_norm(values: torch.Tensor) -> torch.Tensor:
 
 
 def use_exact_norms(engine: Engine) -> None:
-    """Let `engine` clip by exact norms, and report them by `get_global_grad_norm()`, at any ZeRO stage.
+    """Make `engine` clip by exact norms and report them by `get_global_grad_norm()`, at any ZeRO stage.
 
-    Without ZeRO its updates are then those of ZeRO in two more ways: a parameter that no objective of the step reached has
-    a gradient of zero and not none, and a step whose gradients are not finite is skipped.
+    Without ZeRO its updates then match ZeRO in two more ways: a parameter that no objective of the step reached has a zero
+    gradient instead of none, and a step with non-finite gradients is skipped.
     """
     if isinstance(engine.optimizer, torch.optim.Optimizer):
         _clip_in_each_update(engine)
@@ -54,18 +54,18 @@ def use_exact_norms(engine: Engine) -> None:
 
 
 def _condense(optimizer: Any) -> None:
-    """Hand ZeRO exact norms in place of gradients."""
+    """Pass exact norms to ZeRO in place of gradients."""
     of_gradients = optimizer.get_grad_norm_direct
 
     def of_norms(gradients: Sequence[torch.Tensor], params: Sequence[torch.Tensor], *more: Any) -> torch.Tensor:
-        # A gradient's norm is that of a tensor which has it as its only element.
+        # A one-element tensor that holds a gradient's norm has the same norm.
         return of_gradients([_condensed(gradient) for gradient in gradients], params, *more)
 
     optimizer.get_grad_norm_direct = of_norms
 
 
 def _condense_offloaded(optimizer: Any) -> None:
-    """The same for ZeRO-1 and 2 with an offloaded optimiser, which take each norm as a gradient goes to host memory."""
+    """The same for ZeRO-1 and 2 with an offloaded optimiser: each norm is computed when a gradient goes to host memory."""
     copy = optimizer.copy_grads_in_partition
 
     def of_gradient(param: Any) -> None:
@@ -88,7 +88,7 @@ def _condense_offloaded(optimizer: Any) -> None:
 
 
 def _combine_offloaded(optimizer: Any) -> None:
-    """Add up the norms of an offloaded optimiser as those on the device are, so that both clip by the same bits."""
+    """Combine the norms of an offloaded optimiser in the same way as on the device, so that both clip bit-identically."""
     of_norms = optimizer.get_grad_norm_direct
 
     def combined(params: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -100,16 +100,16 @@ def _combine_offloaded(optimizer: Any) -> None:
 
 
 def _condense_in_bf16(optimizer: Any) -> None:
-    """The same for DeepSpeed's bf16 optimiser, which is that of ZeRO-1 and of pipelines.
+    """The same for DeepSpeed's bf16 optimiser, which ZeRO-1 and pipelines use.
 
-    It fails where no parameter has a gradient: on a pipeline stage behind the layer that a drawn objective reads.
+    DeepSpeed's function fails if no parameter has a gradient: on a pipeline stage after the layer that an objective reads.
     """
-    found = optimizer.get_grads_for_norm
+    gradients_of_deepspeed = optimizer.get_grads_for_norm
 
     def of_norms(for_clipping: bool = False) -> Any:
         if for_clipping:
-            return found(for_clipping=True)
-        gradients, experts = found()
+            return gradients_of_deepspeed(for_clipping=True)
+        gradients, experts = gradients_of_deepspeed()
         nothing = torch.zeros((), device=optimizer.fp32_groups_flat_partition[0].device)
         return [exact_norm(gradient) for gradient in gradients] or [nothing], experts
 
@@ -118,13 +118,13 @@ def _condense_in_bf16(optimizer: Any) -> None:
 
 def _condensed(gradient: torch.Tensor) -> torch.Tensor:
     norm = exact_norm(gradient)
-    if getattr(gradient, "_zero_padding", False):  # DeepSpeed's mark of what belongs to no parameter
+    if getattr(gradient, "_zero_padding", False):  # DeepSpeed's mark of padding
         norm._zero_padding = True  # type: ignore[attr-defined]
     return norm
 
 
 def _clip_in_each_update(engine: Engine) -> None:
-    """DeepSpeed asks for clipping only where there is a largest norm, but the norm is reported in any case."""
+    """Compute the norm in every update: DeepSpeed clips only with a maximum norm, but the norm is always reported."""
     update = engine.optimizer.step
     engine.clip_fp32_gradients = lambda: None
 
@@ -134,7 +134,7 @@ def _clip_in_each_update(engine: Engine) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         engine._global_grad_norm = norm = _global_norm(parameters)
-        # DeepSpeed counts what is skipped by this name.
+        # DeepSpeed counts skipped steps by this name.
         engine.optimizer.overflow = not bool(norm.isfinite())
         if not engine.optimizer.overflow:
             _clip(parameters, norm, engine.gradient_clipping())
@@ -144,10 +144,10 @@ def _clip_in_each_update(engine: Engine) -> None:
 
 
 def _global_norm(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Norm of the gradients of the whole model, of which a pipeline stage or tensor rank has these parameters."""
+    """Norm of the whole model's gradients from this pipeline stage's and tensor rank's `parameters`."""
     from deepspeed.runtime.utils import is_model_parallel_parameter
 
-    # A pipeline's own grid would count a parameter of later stages only where tensor parallelism cuts it.
+    # A pipeline's own grid would count a later stage's parameter only if tensor parallelism shards it.
     counted = [
         exact_norm(p.grad)
         for p in parameters
@@ -161,7 +161,7 @@ def _global_norm(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _clip(parameters: Sequence[torch.Tensor], norm: torch.Tensor, largest: float) -> None:
-    """Scale gradients in place where their `norm` is more than `largest`; 0 does not clip."""
+    """Scale gradients in place if their `norm` exceeds `largest`; 0 disables clipping."""
     factor = (largest / (norm + 1e-6)).clamp(max=1.0).float()
     if largest > 0 and factor < 1:
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)

@@ -1,9 +1,9 @@
-"""fp16 training: the loss scale (arXiv 1710.03740), its state in checkpoints and in the metrics, and where fp16 can run.
+"""fp16 training: the loss scale (arXiv 1710.03740), its state in checkpoints and metrics, and the check of fp16 support.
 
 DeepSpeed multiplies the loss by a scale that keeps small gradients above fp16's smallest number and doubles it after
 `loss_scale_window` good steps. A gradient that overflows skips the update and, at the second time, halves the scale. A
-skipped step is a step all the same: its data is not taken again, the learning rate goes on, and only Adam's own count of
-updates stays behind.
+skipped step still counts as a step: its data is not used again, the learning-rate schedule advances, and only Adam's
+update count does not increase.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import UserError
 
 _STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-"""What a DynamicLossScaler of DeepSpeed changes as it goes."""
+"""State fields of DeepSpeed's DynamicLossScaler."""
 
 
 def check_fp16(precision: str) -> None:
-    """Refuse fp16 where DeepSpeed has no arithmetic for it.
+    """Refuse fp16 if DeepSpeed does not support it on this device.
 
     Raises:
         UserError: on a CPU without fp16 instructions (AVX512-FP16, AMX-FP16).
@@ -30,12 +30,12 @@ def check_fp16(precision: str) -> None:
     if precision != "fp16":
         return
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and warns
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for one and warns
     from deepspeed.accelerator import get_accelerator
 
     if not get_accelerator().is_fp16_supported():
         raise UserError(
-            "training.precision=fp16 needs a CUDA device or a CPU with fp16 instructions, and this machine has "
+            "training.precision=fp16 needs a CUDA device or a CPU with fp16 instructions, but this machine has "
             "neither; set training.precision=bf16 or fp32"
         )
 
@@ -45,10 +45,10 @@ def _scaler(engine: Engine) -> Any | None:
 
 
 def prepare_scaler(engine: Engine) -> None:
-    """Mend two habits of DeepSpeed's (0.19.8) dynamic loss scale.
+    """Work around two defects of DeepSpeed's (0.19.8) dynamic loss scale.
 
-    At the smallest scale it ends the run with a bare exception; we say a sentence instead (`step_figures`). And it doubles
-    the scale before it divides the same step's gradients by it, which halves them: here the doubling follows the update.
+    At the smallest scale it raises a bare exception; `step_figures` raises an explained error instead. And it doubles the
+    scale before it divides the same step's gradients by it, which halves them; here the scale doubles after the update.
     """
     scaler = _scaler(engine)
     if scaler is None or not scaler.dynamic:
@@ -73,7 +73,7 @@ def prepare_scaler(engine: Engine) -> None:
 
 
 def scaler_state(engine: Engine) -> dict[str, Any]:
-    """What a resumed run needs so that it scales and skips as the first one would have, for a checkpoint's manifest."""
+    """Scaler state for a checkpoint's manifest, so that a resumed run scales and skips identically."""
     state: dict[str, Any] = {"skipped_steps": engine.skipped_steps}
     scaler = _scaler(engine)
     if scaler is not None and scaler.dynamic:
@@ -82,7 +82,7 @@ def scaler_state(engine: Engine) -> dict[str, Any]:
 
 
 def restore_scaler(engine: Engine, state: dict[str, Any]) -> None:
-    """Go on from what `scaler_state` returned; the scale begins anew where another precision or version saved it."""
+    """Restore the result of `scaler_state`; the scale restarts if another precision or version saved it."""
     engine.skipped_steps = int(state.get("skipped_steps", 0))
     scaler = _scaler(engine)
     if scaler is not None and scaler.dynamic and all(name in state for name in _STATE):
@@ -91,10 +91,10 @@ def restore_scaler(engine: Engine, state: dict[str, Any]) -> None:
 
 
 def step_figures(engine: Engine) -> dict[str, float | int | None]:
-    """For the metrics: norm of the last step's gradient (None where it overflowed), steps skipped so far, loss scale.
+    """For the metrics: norm of the last step's gradient (None if it overflowed), steps skipped so far, loss scale.
 
     Raises:
-        UserError: when gradients overflow at the smallest loss scale: no update will be made any more.
+        UserError: if gradients overflow at the smallest loss scale: no further update is possible.
     """
     norm = engine.get_global_grad_norm()
     norm = float(norm) if norm is not None else 0.0

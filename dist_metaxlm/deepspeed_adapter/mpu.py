@@ -1,9 +1,9 @@
-"""The model-parallel unit that DeepSpeed asks about its ranks, answered by the groups that were formed.
+"""The model-parallel unit that DeepSpeed queries for ranks and groups, from the groups of parallel/groups.py.
 
-DeepSpeed speaks the names of an older Megatron-LM (`get_model_parallel_*`), which megatron-core no longer has. With this
-adapter ZeRO shards over the data-parallel ranks alone, and the gradient norm counts a parameter that every tensor rank
-holds once: only those marked `tensor_model_parallel` are counted on tensor ranks above 0. A pipeline brings DeepSpeed's
-own grid of ranks; there this one serves for the gradient norm alone.
+DeepSpeed uses the names of an older Megatron-LM (`get_model_parallel_*`), which megatron-core no longer has. With this
+adapter ZeRO shards over the data-parallel ranks only, and the gradient norm counts a parameter that every tensor rank
+holds once: only those marked `tensor_model_parallel` are counted on tensor ranks above 0. Pipelines use DeepSpeed's
+own rank grid, and this adapter only for the gradient norm.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dist_metaxlm.parallel.groups import groups
 
 
 def deepspeed_mpu() -> ModelParallelUnit | None:
-    """What `deepspeed.initialize` takes as `mpu`; None where all ranks are data parallel, and for a pipeline."""
+    """The `mpu` argument of `deepspeed.initialize`; None if all ranks are data parallel, and for a pipeline."""
     return ModelParallelUnit() if groups().tensor_size > 1 and groups().stages == 1 else None
 
 
 class ModelParallelUnit:
-    """Ranks, sizes and groups under the names that DeepSpeed calls."""
+    """Ranks, sizes and groups under the names that DeepSpeed expects."""
 
     def get_model_parallel_rank(self) -> int:
         """This rank among those that hold the same layers of one model."""
@@ -32,7 +32,7 @@ class ModelParallelUnit:
         return groups().tensor_size
 
     def get_model_parallel_group(self) -> Any:
-        """The ranks that hold one model, those of all its stages; None: this rank alone does."""
+        """The ranks that hold one model, in all stages; None: only this rank."""
         return groups().model
 
     def get_tensor_model_parallel_group(self) -> Any:

@@ -1,8 +1,7 @@
 """fp32 weights and Adam moments by logical parameter name, whatever ZeRO stage and tensor ranks hold them.
 
-DeepSpeed shards and flattens what AdamW keeps, and tensor ranks have parts of what the model calls one parameter. These
-functions give it back whole under the names of the model's parameters and take it again, so a checkpoint knows nothing
-of the layout.
+DeepSpeed shards and flattens AdamW's state, and tensor ranks have parts of a logical parameter. These functions read and
+write whole tensors by the model's parameter names, so checkpoints are independent of the layout.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ def optimizer_name(engine: Engine) -> str:
 
 
 def before_each_update(engine: Engine, action: Callable[[], None]) -> RemovableHandle:
-    """Call `action` before AdamW changes anything; `remove()` of what is returned ends that.
+    """Call `action` before AdamW changes anything; `remove()` of the returned handle ends that.
 
-    ZeRO makes an update of several steps of AdamW (groups, shards): it is called before each of them.
+    ZeRO divides an update into several AdamW steps (groups, shards): `action` is called before each of them.
     """
 
     def hook(*_: Any) -> None:
@@ -42,11 +41,11 @@ def before_each_update(engine: Engine, action: Callable[[], None]) -> RemovableH
 
 
 def own_piece(engine: Engine, param: Any, moment: str | None) -> tuple[int, torch.Tensor]:
-    """What this rank holds of an fp32 weight (`moment` None) or of one of its Adam moments; not collective.
+    """This rank's piece of an fp32 weight (`moment` None) or of one of its Adam moments; not collective.
 
     Returns:
         Number of the first element in the flattened parameter (in this rank's part of it, under tensor parallelism), and
-        the elements from there on, flat, where they lie.
+        the elements from there on, as a flat view.
     """
     if hasattr(param, "ds_id"):
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
@@ -80,10 +79,10 @@ def set_full_weight(engine: Engine, name: str, param: torch.nn.Parameter, value:
 
 
 def set_exact_weights(engine: Engine, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give the fp32 master copies the values in `weights`, whole and by logical name, of those that are there.
+    """Set the fp32 master copies to the whole tensors in `weights`, by logical name; others are unchanged.
 
-    DeepSpeed makes the masters of a half-precision engine from a module that it has rounded to 16 bits before. The model's
-    own copies stay as they are, for they are these values rounded; in fp32 there is nothing to mend.
+    DeepSpeed creates the masters of a half-precision engine after rounding the module to 16 bits. The model's own copies are
+    already these values, rounded, and stay unchanged. In fp32 nothing needs correction.
     """
     for name, param in named_parameters(engine):
         if param.dtype != torch.float32 and name in weights:
@@ -104,9 +103,9 @@ def set_full_moment(engine: Engine, name: str, param: torch.nn.Parameter, moment
 
 
 def _zero3_piece(param: Any, value: torch.Tensor) -> torch.Tensor:
-    """This rank's piece of `value`, which ZeRO-3 cuts flat into equal pieces, with zeros behind the last.
+    """This rank's piece of `value`, which ZeRO-3 flattens and splits into equal pieces, zero-padded.
 
-    DeepSpeed's own setters of full values (0.19.8) fail where the ranks do not divide the number of elements.
+    DeepSpeed's own setters of full values (0.19.8) fail if the ranks do not divide the number of elements.
     """
     pieces = torch.distributed.get_world_size(param.ds_process_group)
     flat = torch.nn.functional.pad(value.flatten(), (0, -value.numel() % pieces))
@@ -122,16 +121,16 @@ def adam_step(engine: Engine) -> int:
 
 
 def create_adam_state(engine: Engine) -> None:
-    """Give AdamW the state that it would make at its first update, so that saved moments can be written into it before.
+    """Create AdamW's state before its first update, so that saved moments can be written into it.
 
-    A fresh run needs it too: DeepSpeed (0.19.8) updates one parameter group after another and links the shards of all of
-    them to the parameters' names after the first, when the second group has no state yet.
+    A fresh run needs it too: DeepSpeed (0.19.8) updates parameter groups one by one and links the shards of all groups
+    to parameter names after the first group's update, when the second group has no state yet.
     """
     optimizer = _inner(engine)
-    # ZeRO-3 hands its flat shards to AdamW one at a time, in each update, and leaves the groups empty in between.
+    # ZeRO-3 passes its flat shards to AdamW one at a time in each update, and leaves the groups empty in between.
     shards = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
     for param in shards or [param for group in optimizer.param_groups for param in group["params"]]:
-        # Fused AdamW keeps the step count as an fp32 tensor beside the parameter.
+        # Fused AdamW keeps the step count as an fp32 tensor on the parameter's device.
         optimizer.state[param] = {
             "step": torch.zeros((), dtype=torch.float32, device=param.device),
             **{moment: torch.zeros_like(param.data) for moment in MOMENTS},
@@ -142,7 +141,7 @@ def create_adam_state(engine: Engine) -> None:
 
 
 def set_adam_step(engine: Engine, step: int) -> None:
-    """Let AdamW believe that it has made `step` updates (its bias correction depends on it)."""
+    """Set AdamW's update count to `step` (its bias correction depends on it)."""
     for state in _inner(engine).state.values():
         if "step" in state:
             state["step"].fill_(float(step))

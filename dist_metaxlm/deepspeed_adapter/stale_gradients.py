@@ -1,14 +1,14 @@
-"""No gradient of an earlier step takes part in an update, whatever parameters the objectives of a step reach.
+"""Prevents gradients of an earlier step from entering an update, whatever parameters the step's objectives reach.
 
-What DeepSpeed (0.19.8) keeps from step to step, and what is done about it here:
+Gradients that DeepSpeed (0.19.8) keeps between steps, and the workarounds:
 
 * ZeRO-1 and 2 with an offloaded optimiser keep the step's gradients in one buffer in host memory and overwrite only those of
   the parameters that the step reaches; AdamW reads all of them. The others are set to zero before the update.
-* The same in fp32 add up micro-steps in a buffer for each parameter, which is read in every micro-step but the first. Where
-  the first does not reach the parameter, the buffer still holds the step before. It is set to zero when the step first
+* The same in fp32 add up micro-steps in a buffer for each parameter, which is read in every micro-step but the first. If
+  the first does not reach the parameter, the buffer still holds the previous step. It is set to zero when the step first
   reaches the parameter.
-* ZeRO-3 overwrites a parameter's shard in the first micro-step and adds in the others, and has the fp32 copy of it in host
-  memory where the optimiser is offloaded. Both are set to zero after the update.
+* ZeRO-3 overwrites a parameter's shard in the first micro-step and adds in the others, and keeps its fp32 copy in host
+  memory if the optimiser is offloaded. Both are set to zero after the update.
 * ZeRO-1 and 2 with an offloaded optimiser and half precision do not free the fp32 sum of a step whose gradients overflow and
   add the next step to it, so every later step overflows too. It is freed.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 
 def prevent_stale_gradients(engine: Any) -> None:
-    """Let every step of `engine` begin with gradients of zero; a pipeline's too. To be called once, after it is built."""
+    """Make every step of `engine`, a pipeline too, begin with zero gradients. Call it once, after the engine is built."""
     optimizer = engine.optimizer
     if getattr(optimizer, "grad_partitions_flat_buffer", None) is not None:
         _clear_zero3_after_each_step(optimizer)
@@ -44,7 +44,7 @@ def _clear_zero3_after_each_step(optimizer: Any) -> None:
 
 
 def _clear_unreached_before_each_step(optimizer: Any) -> None:
-    """DeepSpeed forgets after each step which parameters have a norm: those that the step has reached."""
+    """Reached parameters are those with a norm, which DeepSpeed clears after each step."""
     update = optimizer.step
 
     def step(*arguments: Any, **named: Any) -> None:

@@ -1,6 +1,6 @@
-"""Records of DeepSpeed's timers do not add up over a run.
+"""Prevents the records of DeepSpeed's timers from accumulating over a run.
 
-`PipelineEngine` (DeepSpeed 0.19.8) starts and stops a timer in every step and empties it only where `steps_per_print` is
+`PipelineEngine` (DeepSpeed 0.19.8) starts and stops a timer in every step and empties it only if `steps_per_print` is
 set: on a CUDA device each record is two events, and a run of 500,000 steps would hold a million.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def drop_timer_records(engine: Any) -> None:
-    """Empty the timers that DeepSpeed reads in no later step; to be called after each step."""
+    """Empty the timers that DeepSpeed does not read later; call it after each step."""
     if engine.steps_per_print() is not None:
         return  # it reads and empties them itself, at every such step
     for timer in engine.timers.get_timers().values():

@@ -1,4 +1,4 @@
-"""Which DeepSpeed the modules of this package were written for (docs/deepspeed.md lists what each works around)."""
+"""The DeepSpeed version that this package was written for (docs/deepspeed.md lists the workarounds)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ WRITTEN_FOR = "0.19.8"
 
 
 def check_version(installed: str | None = None) -> None:
-    """Warn where another minor version of DeepSpeed is installed: what is worked around here may have changed there."""
+    """Warn if another minor version of DeepSpeed is installed: its behaviour may differ from the workarounds here."""
     installed = installed or importlib.metadata.version("deepspeed")
     if installed.split(".")[:2] != WRITTEN_FOR.split(".")[:2]:
         warnings.warn(
-            f"DeepSpeed {installed} is installed, and its workarounds here were written for {WRITTEN_FOR}; run the tests in "
+            f"DeepSpeed {installed} is installed, but the workarounds were written for {WRITTEN_FOR}; run the tests in "
             f"tests/deepspeed_adapter and tests/distributed first, or install deepspeed=={WRITTEN_FOR}",
             stacklevel=2,
         )

@@ -1,9 +1,9 @@
-"""Whether the fp32 weights that a checkpoint is written from are those that the model computes with.
+"""Checks that the fp32 weights for checkpoints match the weights that the model computes with.
 
-Checkpoints take weights from where DeepSpeed says that it keeps them (`optimizer_state.own_piece`). Under a setting which
-lays them out otherwise they would be garbage with valid digests: `round_robin_gradients` of DeepSpeed 0.19.8 reorders the
-flat buffer and not the addresses. So what would be written, rounded to the model's dtype, is compared with the model's own
-weights: all of them after the engine is built, and the first elements of each at every save.
+Checkpoints read weights at the addresses that DeepSpeed reports (`optimizer_state.own_piece`). With a setting that changes
+the memory order they would be garbage with valid digests: `round_robin_gradients` of DeepSpeed 0.19.8 reorders the flat
+buffer but not the addresses. So the weights to be saved, rounded to the model's dtype, are compared with the model's own:
+all of them after the engine is built, and the first elements of each at every save.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ ELEMENTS = 1024
 
 
 def check_all_weights(engine: Any, settings: list[str]) -> None:
-    """Compare all weights; to be called after the engine is built (collective).
+    """Compare all weights; call it after the engine is built (collective).
 
     Args:
         engine: a DeepSpeed engine.
         settings: the user's fields of DeepSpeed's configuration, for the message.
 
     Raises:
-        UserError: on all ranks, where one of them would save other weights than it computes with.
+        UserError: on all ranks, if one of them would save other weights than it computes with.
     """
     wrong = _differing(engine, None)
     if wrong is not None:
         raise UserError(
-            f"with {', '.join(settings) or 'its settings'} DeepSpeed keeps the fp32 weights ({wrong}) elsewhere than it "
-            "says, and every checkpoint would hold other weights than the model's; remove these fields from the file of "
-            "--deepspeed_config one by one"
+            f"with {', '.join(settings) or 'its settings'} DeepSpeed keeps the fp32 weights ({wrong}) at other "
+            "addresses than it reports, and every checkpoint would hold other weights than the model's; remove these "
+            "fields from the file of --deepspeed_config one by one"
         )
 
 
 def check_saved_weights(engine: Any) -> None:
-    """Compare the first elements of each weight; to be called before a checkpoint is written (collective).
+    """Compare the first elements of each weight; call it before a checkpoint is written (collective).
 
     Raises:
         UserError: as `check_all_weights`.
@@ -48,13 +48,13 @@ def check_saved_weights(engine: Any) -> None:
     wrong = _differing(engine, ELEMENTS)
     if wrong is not None:
         raise UserError(
-            f"the fp32 weights ({wrong}) are no longer those that the model computes with, so this checkpoint is not "
-            "written; resume from the one before, without the fields of --deepspeed_config that were changed since"
+            f"the fp32 weights ({wrong}) no longer match those that the model computes with, so this checkpoint is not "
+            "written; resume from the previous one, without the fields of --deepspeed_config that were changed since"
         )
 
 
 def _differing(engine: Any, elements: int | None) -> str | None:
-    """Name of the first weight that differs on this rank, `on another rank`, or None where all are equal on all ranks."""
+    """Name of the first weight that differs on this rank, `on another rank`, or None if all are equal on all ranks."""
     names, flags = [], []
     for name, param in named_parameters(engine):
         start, piece = own_piece(engine, param, None)
@@ -79,5 +79,5 @@ def _computed_with(param: Any, start: int, elements: int) -> torch.Tensor:
 
 
 def _unequal(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """Whether any element differs; one that is not a number equals another one."""
+    """Whether any element differs; NaN equals NaN."""
     return ((ours != theirs) & ~(ours.isnan() & theirs.isnan())).any()

@@ -53,7 +53,7 @@ _MODERN_REQUIRED = {
 
 
 def check_exportable(config: ModelConfig) -> None:
-    """UserError for a model that no class of Hugging Face's is."""
+    """UserError for a model without a corresponding Hugging Face class."""
     if config.norm_type == "rms":
         raise UserError(
             "a model with model.norm_type rms cannot go to Hugging Face, whose ModernBertForMaskedLM has "
@@ -62,7 +62,7 @@ def check_exportable(config: ModelConfig) -> None:
 
 
 def huggingface_config(config: ModelConfig) -> dict[str, Any]:
-    """The content of the `config.json` under which Hugging Face opens our weights; UserError where it has no such model."""
+    """The content of the `config.json` with which Hugging Face opens our weights; UserError if it has no such model."""
     check_exportable(config)
     common = {
         **_SPECIAL_TOKENS,
@@ -115,7 +115,7 @@ def _modern_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def model_config(hf_config: dict[str, Any]) -> ModelConfig:
-    """The model that a `config.json` describes; keys that do not change the model are passed over.
+    """The model that a `config.json` describes; keys that do not change the model are ignored.
 
     UserError names the first feature that this model does not have.
     """
@@ -138,9 +138,9 @@ def model_config(hf_config: dict[str, Any]) -> ModelConfig:
 
 
 def fields_to_keep(hf_config: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a `config.json` that the model here does not have and an export of it needs again.
+    """Fields of a `config.json` that this model does not have but an export needs.
 
-    These are ids of special tokens, where they are not ours, and the class of CamemBERT, which names its tokenizer.
+    These are ids of special tokens, if they differ from ours, and the class of CamemBERT, which names its tokenizer.
     """
     model_type = hf_config["model_type"]
     ours, theirs = dict(_SPECIAL_TOKENS), _SPECIAL_TOKENS | hf_config
@@ -200,11 +200,11 @@ def _shape(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require(given: dict[str, Any], required: dict[str, Any]) -> None:
-    """UserError for the first key that is set to something else; absent or null means the default, which we have."""
+    """UserError for the first key that is set to something else; absent or null means the default, which is supported."""
     for key, value in required.items():
-        found = given.get(key)
-        if found is not None and found != value:
-            raise UserError(f"{key} {found!r} of the Hugging Face configuration is not supported, only {value!r}")
+        actual = given.get(key)
+        if actual is not None and actual != value:
+            raise UserError(f"{key} {actual!r} of the Hugging Face configuration is not supported, only {value!r}")
 
 
 def _global_every(given: dict[str, Any]) -> int:
@@ -220,7 +220,7 @@ def _global_every(given: dict[str, Any]) -> int:
 
 
 def _theta(given: dict[str, Any], kind: str, old_key: str, default: float) -> float:
-    """Rotary base of the layers of `kind`; older configurations have a key of its own for each."""
+    """Rotary base of the layers of `kind`; older configurations have a separate key for each."""
     parameters = (given.get("rope_parameters") or {}).get(kind) or {}
     _require(parameters, {"rope_type": "default"})
     _require({"rope_scaling": given.get("rope_scaling")}, {"rope_scaling": {}})

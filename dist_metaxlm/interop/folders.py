@@ -44,11 +44,11 @@ def export_folder(
     The folder appears under its name only when it is complete, and only then replaces an earlier export (`overwrite`).
     Tensors are read, converted and written one after the other. They keep their dtype unless `dtype` is given; over
     `shard_size` (bytes, or such as "500MB") they go into several files with an index. Without a tokenizer the folder has
-    weights and configuration only. What `original` has of the folder that the model was imported from comes back, unless
-    the tokenizer is another one: rows that are no token ids, special ids, added tokens, a tokenizer of its own.
+    weights and configuration only. Content of the imported folder that `original` keeps is restored, unless
+    the tokenizer differs: rows that are not token ids, special ids, added tokens, a tokenizer of its own.
 
     Raises:
-        UserError: if `directory` holds anything else already, `weights` are not those of `config`, or the tokenizer does not
+        UserError: if `directory` already has other content, `weights` do not match `config`, or the tokenizer does not
         match the model's vocabulary.
         OSError: when the disk is full; nothing is left behind.
     """
@@ -58,9 +58,7 @@ def export_folder(
     if original is not None and original.fits(tokenizer_model_path):
         kept = original
     if kept.ids != config.vocab_size:
-        raise UserError(
-            f"the model has vocab_size {config.vocab_size}, and the one it was imported as {kept.ids}; import it again"
-        )
+        raise UserError(f"the model has vocab_size {config.vocab_size}, but its import has {kept.ids}; import it again")
     source, whole = kept.whole(source), config.model_copy(update={"vocab_size": kept.rows})
     steps = export_steps(source, whole)
     target = Path(directory)
@@ -72,7 +70,7 @@ def export_folder(
             export_tokenizer(tokenizer_model_path, partial, config.max_positions, kept.added_tokens)
             _check_vocabulary(partial, tokenizer_model_path, config.vocab_size + len(kept.added_tokens))
         written = _write_weights(source, steps, partial, shard_size, dtype)
-        # Without it transformers would open all in the dtype of the first tensor.
+        # Without it transformers would load everything in the dtype of the first tensor.
         wide = max((spec.dtype for spec in written.values()), key=lambda kind: kind.itemsize)
         fields = huggingface_config(whole) | dict(kept.config)
         write_json(partial / CONFIG, fields | {"dtype": str(wide).removeprefix("torch.")})
@@ -96,15 +94,15 @@ def import_run(
 ) -> ModelConfig:
     """Convert a Hugging Face folder to `output`: weights by our names, model_config.json, and tokenizer.model if it has one.
 
-    The model has a row for each token id of the tokenizer; what else the folder has goes to `output/original`, for an export
-    (interop/original.py). `fresh_head` draws a head for an encoder that was saved without one.
+    The model has a row for each token id of the tokenizer; its other content goes to `output/original`, for an export
+    (interop/original.py). `fresh_head` initialises a head for an encoder that was saved without one.
 
     Tensors are read, converted and written one after the other and keep their dtype; over `shard_size` (bytes, or such as
-    "500MB") they go into several files with an index. The tokenizer is there where the folder has XLM-R's;
+    "500MB") they go into several files with an index. The tokenizer is written if the folder has XLM-R's;
     `data.tokenizer.path` may name it.
 
     Raises:
-        UserError: as `open_folder`, and for tensors that the configuration does not ask for.
+        UserError: as `open_folder`, and for tensors that are not part of the configuration's model.
         OSError: when the disk is full; nothing is left behind.
     """
     folder = Path(directory)
@@ -136,7 +134,7 @@ def import_run(
 
 
 def _original(folder: Path, hf_config: dict[str, Any], rows: int, tokenizer: FolderTokenizer | None) -> Original:
-    """What an export of the folder's model will need of it."""
+    """The folder's content that an export of its model will need."""
     fields, files = fields_to_keep(hf_config), tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
     if tokenizer is None:
         return Original(rows, rows, config=fields, files=files)
@@ -152,9 +150,9 @@ def _original(folder: Path, hf_config: dict[str, Any], rows: int, tokenizer: Fol
 
 
 def read_import(directory: str | Path) -> tuple[ModelConfig, FileTensors, bytes | None]:
-    """What `import_run` wrote: shape, weights by our names, and the tokenizer model where there is one.
+    """Result of `import_run`: shape, weights by our names, and the tokenizer model if there is one.
 
-    A tensor is read from its file each time it is asked for.
+    A tensor is read from its file on each access.
 
     Raises:
         UserError: when the folder is not an import, or is damaged.
@@ -174,7 +172,7 @@ def read_import(directory: str | Path) -> tuple[ModelConfig, FileTensors, bytes 
 
 
 def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dict[str, list[tuple[str, float]]]:
-    """The `top` likeliest tokens for the first `<mask>` of each text, with probabilities, by transformers, offline.
+    """The `top` most probable tokens for the first `<mask>` of each text, with probabilities, by transformers, offline.
 
     Opens the folder as a user would: AutoModelForMaskedLM and AutoTokenizer.
     Raises UserError for a text without `<mask>`.
@@ -191,7 +189,7 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
         if len(places) == 0:
             raise UserError(f"text {name!r} has no {tokenizer.mask_token}; write it where the word is missing")
         with torch.inference_mode():
-            # Rows of the embedding without a token id are no candidates.
+            # Rows of the embedding without a token id are not candidates.
             probabilities = model(**inputs).logits[0, places[0], : len(tokenizer)].float().softmax(0)
         values, ids = probabilities.topk(top)
         answers[name] = [
@@ -202,7 +200,7 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
 
 
 def _claim(target: Path, overwrite: bool = False) -> Path:
-    """An empty folder beside `target` to fill; UserError if `target` is taken, or is no export that may be overwritten."""
+    """A new empty folder next to `target`; UserError if `target` is in use, or is not an export that may be overwritten."""
     taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if taken and not overwrite:
         raise UserError(
@@ -269,7 +267,7 @@ def _write_weights(
 
 
 def _open_weights(folder: Path) -> FileTensors:
-    """The safetensors files of a folder, whose headers must hold exactly what its index says."""
+    """The safetensors files of a folder, whose headers must match its index exactly."""
     places = _index(folder)
     files = sorted(set(places.values())) if places else [WEIGHTS]
     for file in files:
@@ -283,7 +281,7 @@ def _open_weights(folder: Path) -> FileTensors:
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Tensor -> file by the folder's index; nothing where all weights are in one file."""
+    """Tensor -> file by the folder's index; empty if all weights are in one file."""
     if (folder / INDEX).is_file():
         try:
             places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
@@ -296,7 +294,7 @@ def _index(folder: Path) -> dict[str, str]:
         return {}
     if any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")):
         raise UserError(
-            f"{folder} has only .bin or .pt weights, which can run code when they are loaded; write them anew "
+            f"{folder} has only .bin or .pt weights, which can run code when they are loaded; save them "
             "as safetensors with model.save_pretrained(folder)"
         )
     raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}; give a folder that save_pretrained wrote")

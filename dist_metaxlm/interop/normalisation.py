@@ -1,7 +1,7 @@
 """SentencePiece's normalisation as a normaliser of the `tokenizers` library.
 
 The `tokenizers` library reads SentencePiece's normalisation table ("precompiled charsmap") by grapheme cluster and
-takes the first matching prefix; SentencePiece takes the longest match from left to right, whatever the clusters.
+uses the first matching prefix; SentencePiece uses the longest match from left to right, independent of clusters.
 The two agree on single characters. Every longer entry of the nmt_nfkc and nfkc tables is the canonical composition of its
 characters' own entries, and none begins with a composed character. So the exported normaliser
 1. sets a noncharacter between any two characters that a cluster would join, so that the table sees single characters;
@@ -20,13 +20,13 @@ from dist_metaxlm.recipe.data import Normalisation
 
 NAMES: tuple[str, ...] = get_args(Normalisation)
 MARK = "\ufdd2"
-"""Noncharacter that pre-tokenizers set and take away; `normaliser` drops it from text."""
+"""Noncharacter that pre-tokenizers insert and remove; `normaliser` drops it from text."""
 _KEEP, _BLOCK = "\ufdd1", "\ufdd0"
 _CONTROLS = r"\x{1}-\x{8}\x{B}\x{E}-\x{1F}\x{7F}\x{8F}\x{9F}"
 # Grapheme extenders that are not marks: joiners, Thai and Lao AM, emoji modifiers, tag characters.
 _OTHER_EXTENDERS = r"\x{200C}\x{200D}\x{E33}\x{EB3}\x{1F3FB}-\x{1F3FF}\x{E0020}-\x{E007F}"
 _HANGUL_SYLLABLES, _HANGUL_VOWELS_AND_FINALS = r"\x{AC00}-\x{D7A3}", r"\x{1160}-\x{11FF}\x{D7B0}-\x{D7FF}"
-# Marks that the table turns into combining marks; not found from Unicode's pair decompositions.
+# Marks that the table turns into combining marks; not derivable from Unicode's pair decompositions.
 _SINGLETON_MARKS = {"\u0340": 230, "\u0341": 230, "\u0343": 230, "\u0344": 230, "\uff9e": 8, "\uff9f": 8}
 
 
@@ -40,7 +40,7 @@ def table(name: str) -> bytes:
 
 
 def normalisation_name(charsmap: bytes) -> str:
-    """The rule that a table is of; `nmt_nfkc`, XLM-R's, for a table that this version of SentencePiece does not make."""
+    """The rule of a table; `nmt_nfkc`, XLM-R's, for a table that this version of SentencePiece does not generate."""
     return next((name for name in NAMES if table(name) == charsmap), NAMES[0])
 
 
@@ -52,7 +52,7 @@ def normaliser(name: str, charsmap: bytes) -> Any:
     ends = [
         replace(MARK, ""),
         replace(Regex(" {2,}"), " "),
-        # SentencePiece does not tell U+2581 at the end of a text from the space that it stands for.
+        # SentencePiece does not distinguish U+2581 at the end of a text from the space that it represents.
         replace(Regex(r"[ ▁]+\z"), ""),
         # At the start it does: U+2581 gets a space in front like any other character.
         replace(Regex(r"\A(?=▁)"), " "),
@@ -67,7 +67,7 @@ def _table_steps(name: str, charsmap: bytes) -> list[Any]:
     composing = _character_class(marks)
     replace = normalizers.Replace
     controls = [
-        # The library's table panics on a text that it empties at the start, and forgets that the text began there.
+        # The library's table panics if it removes all text at the start, and loses the position of the start.
         replace(Regex(rf"\A[{_CONTROLS}]+"), " "),
         replace(Regex(f"[{_CONTROLS}]"), _BLOCK),
     ]

@@ -1,10 +1,10 @@
-"""What a Hugging Face folder has and a model here does not, kept from the import to the export.
+"""Content of a Hugging Face folder that this project's models lack, kept from the import to the export.
 
 Training needs the rows of the embedding that belong to token ids, in our order of special tokens. A folder may have more:
 rows beyond the tokenizer's ids (XLM-R XL and XXL have 250,880 rows for 250,002 ids; `resize_token_embeddings` pads), rows
-of added tokens, other ids of special tokens (CamemBERT, ModernBERT), a tokenizer that is no SentencePiece model. An import
-keeps these in the folder `original` beside the weights, a phase that starts from the import copies that folder, and an
-export puts them back. So rows without a token id are never trained: they are neither targets nor candidates.
+of added tokens, other ids of special tokens (CamemBERT, ModernBERT), a tokenizer that is not a SentencePiece model. An
+import keeps these in the folder `original` next to the weights, a phase that starts from the import copies that folder, and
+an export restores them. So rows without a token id are never trained: they are neither targets nor candidates.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Original:
     rows: int
     """Rows of its embedding."""
     ids: int
-    """Rows that the model here has: one for each token id, `<mask>` included."""
+    """Rows of our model: one for each token id, including `<mask>`."""
     order: Mapping[int, int] = field(default_factory=dict)
-    """Our token id -> row in the folder, where they differ; a permutation."""
+    """Our token id -> row in the folder, if they differ; a permutation."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of its config.json that an export takes over."""
+    """Fields of its config.json that an export reuses."""
     tokenizer: str | None = None
-    """SHA-256 of the SentencePiece model that the import made; None: it made none."""
+    """SHA-256 of the SentencePiece model that the import wrote; None: it wrote none."""
     added_tokens: tuple[Mapping[str, Any], ...] = ()
-    """Tokens behind the tokenizer's ids, as tokenizer.json lists them, in the order of their ids."""
+    """Tokens after the tokenizer's ids, as tokenizer.json lists them, in the order of their ids."""
     files: tuple[str, ...] = ()
     """Files of its tokenizer that are kept, because the one exported here would have other ids."""
     place: Path | None = None
@@ -61,7 +61,7 @@ class Original:
         return self.rows == self.ids and not (self.order or self.config or self.added_tokens or self.files)
 
     def cut(self, source: TensorSource, names: list[str]) -> TensorSource:
-        """The folder's tensors, `names` of which have a row for each of our token ids, in our order."""
+        """The folder's tensors; those in `names` have a row for each of our token ids, in our order."""
         return source if self.rows == self.ids and not self.order else ArrangedRows(source, names, self.ids, self.order)
 
     def whole(self, source: TensorSource) -> TensorSource:
@@ -73,7 +73,7 @@ class Original:
         return ArrangedRows(source, VOCABULARY, self.rows, back, tail)
 
     def fits(self, tokenizer: str | Path | None) -> bool:
-        """Whether rows trained with this SentencePiece model mean what they mean in the folder."""
+        """Whether rows trained with this SentencePiece model have the same meaning as in the folder."""
         return tokenizer is None or hashlib.sha256(Path(tokenizer).read_bytes()).hexdigest() == self.tokenizer
 
 
@@ -100,7 +100,7 @@ def write_original(original: Original, rows: Mapping[str, torch.Tensor], source:
 
 
 def read_original(parent: str | Path) -> Original | None:
-    """What `parent/original` holds, verified; None where there is no such folder (nothing was to be kept).
+    """Content of `parent/original`, verified; None if there is no such folder (there was nothing to keep).
 
     Raises:
         UserError: for a folder that is damaged.
@@ -116,9 +116,9 @@ def read_original(parent: str | Path) -> Original | None:
         rows, ids = int(facts["rows"]), int(facts["ids"])
         order = {int(row): int(place) for row, place in facts["order"].items()}
         if not (set(order) == set(order.values()) <= set(range(ids)) and ids <= rows):
-            raise ValueError("its rows are in no possible order")
+            raise ValueError("its order of rows is not a permutation")
         if rows > ids and {FileTensors([folder / ROWS]).spec(name).shape[0] for name in VOCABULARY} != {rows - ids}:
-            raise ValueError(f"{ROWS} has not {rows - ids} rows")
+            raise ValueError(f"{ROWS} does not have {rows - ids} rows")
         return Original(
             rows,
             ids,
@@ -134,7 +134,7 @@ def read_original(parent: str | Path) -> Original | None:
 
 
 def keep_original(source: str | Path | None, phase: Path) -> None:
-    """Copy the folder `original` of an import, or of the phase before, to `phase`; remove one that is there from before."""
+    """Copy the folder `original` of an import, or of the previous phase, to `phase`; remove an earlier copy."""
     target, partial = phase / FOLDER, phase / f".{FOLDER}.partial"
     for leftover in (target, partial):
         shutil.rmtree(leftover, ignore_errors=True)

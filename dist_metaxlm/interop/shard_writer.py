@@ -1,4 +1,4 @@
-"""Writing safetensors files piece by piece: the header from shapes alone, then the numbers in any order.
+"""Writes safetensors files piece by piece: the header from shapes, then the data in any order.
 
 `safetensors.torch.save_file` needs all tensors of a file in memory; the format does not.
 """
@@ -30,8 +30,8 @@ class ShardWriter:
         """Write headers and index for `specs` (tensors on the meta device).
 
         Raises:
-            UserError: for a `shard_size` that is none.
-            OSError: ENOSPC where the disk has no room for all of it.
+            UserError: for an invalid `shard_size`.
+            OSError: ENOSPC if the disk has not enough space for all files.
         """
         from huggingface_hub import split_torch_state_dict_into_shards
 
@@ -53,7 +53,7 @@ class ShardWriter:
             write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
     def write(self, name: str, rows: torch.Tensor, first: int = 0) -> None:
-        """Put rows of a tensor, from its row `first` on, into their place, in the dtype of its spec."""
+        """Write rows of a tensor, from its row `first` on, in the dtype of its spec."""
         spec = self._specs[name]
         path, start = self._places[name]
         raw = rows.detach().to("cpu", spec.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -86,5 +86,5 @@ class ShardWriter:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people to read, too."""
+    """Write human-readable JSON."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """Views of tensor sources: under other names, with rows reordered, cut or appended, with further tensors.
 
-A view reads from its source when it is read, so a model never has to fit memory.
+A view reads from its source on access, so a model never has to fit in memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ExtendedTensors:
 class ArrangedRows:
     """A source in which some tensors have other rows; all other tensors are shown as they are.
 
-    Row r of such a tensor is row `order.get(r, r)` of the source; rows behind the source's last one are those of `tail`.
+    Row r of such a tensor is row `order.get(r, r)` of the source; rows after the source's last one come from `tail`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ArrangedRows:
         Args:
             source: tensors as they are.
             names: tensors with other rows.
-            rows: how many rows these have in the view.
+            rows: number of their rows in the view.
             order: row of the view -> row of the source, where they differ.
             tail: the rows that `source` lacks, under the same names.
         """
@@ -94,7 +94,7 @@ class ArrangedRows:
         own = min(self._rows, spec.shape[0])
         parts = [self._source.read(name, first, min(last, own))] if first < own else []
         if last > own:
-            assert self._tail is not None, f"{name} has no rows behind {own}"
+            assert self._tail is not None, f"{name} has no rows after {own}"
             parts.append(self._tail.read(name, max(first, own) - own, last - own).to(spec.dtype))
         block = parts[0] if len(parts) == 1 else torch.cat(parts)
         elsewhere = {row: place for row, place in self._order.items() if first <= row < last}

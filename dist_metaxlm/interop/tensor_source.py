@@ -1,7 +1,7 @@
-"""Named tensors that are read when asked for: one at a time, or some rows of one, so that a model never has to fit memory.
+"""Named tensors that are read on access: one at a time, or some rows of one, so that a model never has to fit in memory.
 
 Only the header of a safetensors file is read at first (https://huggingface.co/docs/safetensors: eight bytes of length, JSON
-with type, shape and place of each tensor, raw bytes), and checked by the safetensors library. The numbers are then taken
+with type, shape and place of each tensor, raw bytes), and checked by the safetensors library. The data are then read
 with plain reads: pages of the library's memory map count as memory of the process, and a slice through its `pread`
 backend reads the whole tensor.
 """
@@ -26,7 +26,7 @@ BLOCK_BYTES = 64 * 2**20
 
 
 class TensorSource(Protocol):
-    """Tensors by name, each read when it is asked for."""
+    """Tensors by name, each read on access."""
 
     def keys(self) -> Iterable[str]:
         """Names of all tensors."""
@@ -42,7 +42,7 @@ class TensorSource(Protocol):
 
 
 class HeldTensors:
-    """A state that is in memory anyway, as a source."""
+    """A state in memory, as a source."""
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self.state = state
@@ -70,7 +70,7 @@ class _Place:
 
 
 class FileTensors(Mapping[str, torch.Tensor]):
-    """The tensors of safetensors files; also a read-only mapping that reads a tensor each time it is asked for."""
+    """The tensors of safetensors files; also a read-only mapping that reads a tensor on each access."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         """Read and check the headers.
@@ -92,7 +92,7 @@ class FileTensors(Mapping[str, torch.Tensor]):
         return len(self._places)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places  # a mapping's own way would read the tensor
+        return name in self._places  # the default implementation would read the tensor
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.read(name)
@@ -135,16 +135,16 @@ def row_blocks(source: TensorSource, name: str) -> Iterator[tuple[int, torch.Ten
 
 
 def same_tensor(source: TensorSource, one: str, other: str) -> bool:
-    """Whether two tensors are equal in shape, dtype and every number, compared block by block."""
-    mine, theirs = source.spec(one), source.spec(other)
-    if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
+    """Whether two tensors are equal in shape, dtype and values, compared block by block."""
+    first, second = source.spec(one), source.spec(other)
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
     blocks = zip(row_blocks(source, one), row_blocks(source, other), strict=True)
     return all(torch.equal(left, right) for (_, left), (_, right) in blocks)
 
 
 def _places(path: Path) -> Iterator[tuple[str, _Place]]:
-    """Where each tensor of a file lies, after the library has checked that header and length of the file fit each other."""
+    """Place of each tensor in a file, after the library has checked that header and length of the file match."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -154,14 +154,14 @@ def _places(path: Path) -> Iterator[tuple[str, _Place]]:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}); copy it again") from error
+        raise UserError(f"{path} is damaged or not a safetensors file ({error}); copy it again") from error
     for name, entry in header.items():
         if name != "__metadata__":
             yield name, _Place(path, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
 
 
 def _fill(stream: FileIO, view: memoryview, path: Path) -> None:
-    """Read until `view` is full: one read gives at most 2 GiB."""
+    """Read until `view` is full: one read returns at most 2 GiB."""
     filled = 0
     while filled < len(view):
         got = stream.readinto(view[filled:])

@@ -1,10 +1,10 @@
 """XLM-R's tokenizer as a SentencePiece model with its pieces in our order, so that model ids and piece ids are the same.
 
 XLM-R (through fairseq) uses the SentencePiece ids shifted by one: <s>=0 <pad>=1 </s>=2 <unk>=3, then piece i of the model
-file (whose own order is <unk> <s> </s> ...) at id i + 1, and <mask> last. Here the pieces themselves are put in that order.
+file (whose own order is <unk> <s> </s> ...) at id i + 1, and <mask> last. Here the pieces themselves are in that order.
 A folder that transformers 5 has saved holds no SentencePiece file, only tokenizer.json, whose pieces, scores and
-normalisation table are the same: the model is built again from these. CamemBERT has the same pieces in another order: its
-special tokens are at other ids, which change places with ours (`order`).
+normalisation table are the same: the model is rebuilt from these. CamemBERT has the same pieces in another order: its
+special tokens have other ids, which are swapped with ours (`order`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FolderTokenizer:
     ids: int
     """Token ids, `<mask>` included."""
     order: dict[int, int] = field(default_factory=dict)
-    """Our id -> id in the folder, where they differ."""
+    """Our id -> id in the folder, if they differ."""
     added: tuple[dict[str, Any], ...] = ()
     """Tokens that the folder adds behind `ids`, as tokenizer.json lists them, in the order of their ids."""
 
@@ -53,14 +53,14 @@ def import_tokenizer(directory: str | Path, config: ModelConfig) -> bytes | None
 
 
 def read_tokenizer(directory: str | Path, rows: int, camembert: bool = False) -> FolderTokenizer | None:
-    """The SentencePiece model of a Hugging Face folder with our ids; None where the folder has none.
+    """The SentencePiece model of a Hugging Face folder with our ids; None if the folder has none.
 
-    A tokenizer.json of another kind (the byte-level BPE of RoBERTa and ModernBERT) is no SentencePiece model: None.
+    A tokenizer.json of another kind (the byte-level BPE of RoBERTa and ModernBERT) is not a SentencePiece model: None.
 
     Args:
         directory: the folder.
         rows: rows of the model's embedding; the tokenizer may have fewer ids.
-        camembert: whether a SentencePiece file has CamemBERT's ids and not XLM-R's; the file itself does not say.
+        camembert: whether a SentencePiece file has CamemBERT's ids and not XLM-R's; the file does not record this.
 
     Raises:
         UserError: when a file is damaged, lacks special pieces, or has more ids than the model has rows.
@@ -82,11 +82,11 @@ def read_tokenizer(directory: str | Path, rows: int, camembert: bool = False) ->
         more = f" and {len(added)} added tokens" if added else ""
         raise UserError(
             f"{path} makes {ids} ids with <mask>{more}, the model has vocab_size {rows}; "
-            "take tokenizer and weights from the same folder"
+            "use tokenizer and weights of the same folder"
         )
     if ids < LEAST_VOCAB:
         raise UserError(
-            f"{path} makes {ids} ids with <mask>, and a model here has {LEAST_VOCAB} or more; remove it to "
+            f"{path} makes {ids} ids with <mask>, but a model needs {LEAST_VOCAB} or more; remove it to "
             "import the weights only"
         )
     return FolderTokenizer(serialised, ids, order, added)
@@ -103,7 +103,7 @@ def _from_sentencepiece(path: Path, camembert: bool) -> tuple[int, bytes, dict[i
     except DecodeError:
         raise UserError(f"{path} is not a SentencePiece model; copy the folder again") from None
     first = tuple(piece.piece for piece in model.pieces[:4])
-    if first == SPECIAL_PIECES:  # an export of ours: byte for byte the same, so the same hash
+    if first == SPECIAL_PIECES:  # our own export: byte-identical, so it has the same hash
         return len(model.pieces), path.read_bytes(), {}
     if first[:3] != FAIRSEQ_PIECES:
         raise UserError(
@@ -149,10 +149,10 @@ def _from_json(path: Path) -> tuple[int, bytes, dict[int, int]] | None:
 
 
 def _arranged(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, bytes, dict[int, int]]:
-    """`model` with `pieces`, given in the folder's order, in ours: special pieces first, `<mask>` last and not in the model.
+    """Put `pieces` (in the folder's order) into `model` in our order: special pieces first, without `<mask>` (the last id).
 
-    Pieces that stand where ours must are exchanged with them. Returns the number of pieces, the bytes, and our id -> id in
-    the folder, where they differ.
+    Pieces at the ids of our special pieces are swapped with them. Returns the number of pieces, the bytes, and our id -> id
+    in the folder, if they differ.
     """
     places = {piece: place for place, (piece, _, _) in enumerate(pieces)}
     order = list(range(len(pieces)))
@@ -164,7 +164,7 @@ def _arranged(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, by
 
 
 def _added_tokens(folder: Path, ids: int) -> tuple[dict[str, Any], ...]:
-    """Tokens of a folder at ids from `ids` on; UserError where an id between them is missing."""
+    """Tokens of a folder at ids from `ids` on; UserError if an id between them is missing."""
     listed: list[dict[str, Any]] = []
     try:
         for name in (TOKENIZER_JSON, "tokenizer_config.json", "added_tokens.json"):
@@ -205,7 +205,7 @@ def _serialised(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, 
 
 
 def _table(normalizer: dict[str, Any] | None) -> tuple[bool, str]:
-    """(Whether a normaliser leaves every character as it is, its table in base64 or of the first part that has one)."""
+    """(Whether a normaliser leaves every character unchanged, its table or that of its first part with one, in base64)."""
     parts = [] if normalizer is None else [normalizer, *normalizer.get("normalizers", [])]
     for part in parts:
         if part["type"] == "Precompiled":
@@ -214,13 +214,13 @@ def _table(normalizer: dict[str, Any] | None) -> tuple[bool, str]:
 
 
 def _open(path: Path, model: bytes) -> Any:
-    """SentencePiece's processor; UserError for what it refuses, such as a piece that is there twice."""
+    """SentencePiece's processor; UserError if it refuses the model, for example for a duplicate piece."""
     from sentencepiece import SentencePieceProcessor
 
     try:
         return SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
-        raise UserError(f"{path} is no usable SentencePiece model ({error}); copy the folder again") from None
+        raise UserError(f"{path} is not a usable SentencePiece model ({error}); copy the folder again") from None
 
 
 def _check_ids(path: Path, model: bytes, order: dict[int, int]) -> None:

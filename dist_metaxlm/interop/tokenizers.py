@@ -1,10 +1,10 @@
 """Our SentencePiece model as a Hugging Face tokenizer with equal ids.
 
-The ids are equal because the exported normaliser gives the text that SentencePiece's gives (interop/normalisation.py), and
-because the text is cut at spaces only where no piece holds a space inside: then each word's pieces are what they are in the
-whole text, and `word_ids()` and offsets are those of words.
+The ids are equal because the exported normaliser returns the same text as SentencePiece's (interop/normalisation.py), and
+because the text is split at spaces only if no piece contains an inner space: then each word has the same pieces as in the
+whole text, and `word_ids()` and offsets refer to words.
 
-What remains different, all of it outside ordinary text: marks after a compatibility character that stands for several
+Remaining differences, all outside ordinary text: marks after a compatibility character that represents several
 (U+FB01 and a mark), marks left over from a mark's own spacing form (U+00A8 and a mark), U+0344, the noncharacters
 U+FDD0 to U+FDD2 themselves (dropped), and ties, where two segmentations have the same score. Names of special tokens
 inside a text (`<mask>`) become special tokens, as everywhere in transformers; `split_special_tokens=True` turns it off.
@@ -59,7 +59,7 @@ def export_tokenizer(
 
     `directory` gets tokenizer.json, tokenizer_config.json and a copy of the SentencePiece model under XLM-R's name.
     A text becomes `<s> ids </s>`, a pair `<s> a </s> b </s>` as in pretraining (XLM-R puts `</s></s>` between).
-    `max_length`: tokens, special ones included, at which `truncation=True` cuts. `added`: tokens behind `<mask>`, as
+    `max_length`: tokens, special ones included, at which `truncation=True` cuts. `added`: tokens after `<mask>`, as
     tokenizer.json lists them, in the order of their ids.
     Raises UserError if the model is not one of this project's kind or the installed `tokenizers` gives other ids.
     """
@@ -96,7 +96,7 @@ def build_tokenizer(model_path: str | Path) -> Any:
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=model.trainer_spec.byte_fallback))
     by_words, spec = _cuts_at_spaces(model), model.normalizer_spec
     tokenizer.normalizer = normaliser(spec.name, spec.precompiled_charsmap)
-    # SentencePiece never finds control and byte pieces in text: cut such a name after its "<".
+    # SentencePiece never matches control and byte pieces in text: split such a name after its "<".
     bytes_too = "0x[0-9A-F]{2}|" if model.trainer_spec.byte_fallback else ""
     names = f"<(?=(?:{bytes_too}s|/s|pad|unk|mask)>)"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -110,7 +110,7 @@ def build_tokenizer(model_path: str | Path) -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    # <mask> takes the space before it, because a masked piece has that space inside.
+    # <mask> includes the space before it, because a masked piece contains that space.
     tokenizer.add_special_tokens(
         [AddedToken(piece, special=True, normalized=False) for piece in SPECIAL_PIECES]
         + [AddedToken(MASK_PIECE, special=True, normalized=False, lstrip=True)]
@@ -126,17 +126,18 @@ def build_tokenizer(model_path: str | Path) -> Any:
 
 
 def _cuts_at_spaces(model: Any) -> bool:
-    """Whether no piece holds a space behind its beginning, so that a text may be cut there (SentencePiece's default)."""
+    """Whether no piece contains an inner space, so that text may be split at spaces (SentencePiece's default)."""
     pieces = [piece.piece for piece in model.pieces if piece.type == _NORMAL]
     return WORD_START in pieces and all(piece.rfind(WORD_START) <= 0 for piece in pieces)
 
 
 def _words() -> list[Any]:
-    """Pre-tokenizers that cut a text, whose spaces are U+2581, into words with U+2581 in front.
+    """Pre-tokenizers that split a text, whose spaces are U+2581, into words with U+2581 in front.
 
-    The space is taken off and set again, because one that is set counts as part of the first letter and the word's offsets
-    begin there. A text that goes on behind a special token without a space must get none: MARK, in front of each text, is
-    left over there and taken away with the space that it was given. A space at the end, before an added token, goes, too.
+    The space is removed and inserted again, because an inserted one counts as part of the first letter, at which the word's
+    offsets then begin. A text that continues after a special token without a space must get none: MARK, in front of each
+    text, remains there and is removed together with its inserted space. A space at the end, before an added token, is
+    removed as well.
     """
     from tokenizers import Regex, pre_tokenizers
 
@@ -149,7 +150,7 @@ def _words() -> list[Any]:
 
 
 def _add_tokens(tokenizer: Any, added: Sequence[Mapping[str, Any]]) -> None:
-    """Add tokens behind `<mask>`, each at the id that it has in `added`."""
+    """Add tokens after `<mask>`, each at its id in `added`."""
     from tokenizers import AddedToken
 
     for token in added:
@@ -158,7 +159,7 @@ def _add_tokens(tokenizer: Any, added: Sequence[Mapping[str, Any]]) -> None:
         (tokenizer.add_special_tokens if token.get("special") else tokenizer.add_tokens)([made])
         if tokenizer.token_to_id(str(token["content"])) != token["id"]:
             raise UserError(
-                f"added token {token['content']!r} of the imported folder has id {token['id']} there and "
+                f"added token {token['content']!r} of the imported folder has id {token['id']} in that folder and "
                 f"{tokenizer.token_to_id(str(token['content']))} in the export; import the folder again"
             )
 
@@ -184,5 +185,5 @@ def _read_model(model_path: str | Path) -> Any:
         raise UserError(f"{path} begins with the pieces {' '.join(pieces)}, not {' '.join(SPECIAL_PIECES)}; {remedy}")
     plain = spec.add_dummy_prefix and spec.remove_extra_whitespaces and spec.escape_whitespaces
     if spec.name not in NAMES or not plain or model.trainer_spec.treat_whitespace_as_suffix:
-        raise UserError(f"{path} normalises text by {spec.name!r} with options that the export does not know; {remedy}")
+        raise UserError(f"{path} normalises text by {spec.name!r} with options that the export does not support; {remedy}")
     return model

@@ -2,7 +2,7 @@
 RobertaForMaskedLM and CamembertForMaskedLM (the same network as the first) and ModernBertForMaskedLM.
 
 A Hugging Face state here is what `save_pretrained` writes: no second copy of tied weights. Import followed by export
-gives back the same bytes.
+returns the same bytes.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _IGNORED = ("position_ids", "token_type_ids", "roberta.pooler.dense.weight", "ro
 
 @dataclass(frozen=True)
 class Step:
-    """Some tensors of one side that make some of the other; the unit in which a model is converted."""
+    """The unit of conversion: some tensors of one side that become some of the other."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     convert: Convert | None = None
-    """None: one tensor, only under another name."""
+    """None: one tensor, which is only renamed."""
 
     def run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Inputs to outputs; on meta tensors, their shapes."""
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass(frozen=True)
 class _Link:
-    """Some of our parameters and the Hugging Face ones that hold the same numbers."""
+    """Some of our parameters and the Hugging Face ones with the same values."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -90,9 +90,9 @@ def from_huggingface(hf_state: Mapping[str, torch.Tensor], config: ModelConfig) 
 
 
 def export_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
-    """How our tensors become Hugging Face's.
+    """Steps from our tensors to Hugging Face's.
 
-    UserError unless names and shapes of `source` are those of `config`, and where Hugging Face has no such model.
+    UserError if names and shapes of `source` do not match `config`, or Hugging Face has no such model.
     """
     check_exportable(config)
     steps = [Step(link.ours, link.theirs, link.export) for link in _links(config, len(list(source.keys())))]
@@ -102,9 +102,9 @@ def export_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
 
 
 def with_usual_names(source: TensorSource) -> TensorSource:
-    """`source` under the names of the models with a head, whichever prefix the encoder has in it.
+    """`source` under the names of the models with a head, whatever the encoder's prefix is.
 
-    An encoder saved alone has none, one inside of another module has one more (`model.roberta.`).
+    An encoder saved alone has no prefix, one inside another module has an additional one (`model.roberta.`).
     """
     names = list(source.keys())
     for table, usual in _PREFIXES.items():
@@ -123,9 +123,9 @@ def with_usual_names(source: TensorSource) -> TensorSource:
 
 
 def with_fresh_head(source: TensorSource, config: ModelConfig) -> TensorSource:
-    """The encoder of `source` with a head of masked language modelling that is drawn anew; other heads are left out.
+    """The encoder of `source` with a newly initialised masked-LM head; other heads are dropped.
 
-    A head that `source` has whole stays.
+    A complete masked-LM head of `source` is kept.
     """
     links = [link for link in _links(config, len(list(source.keys()))) if link.theirs[0].startswith(_HEADS)]
     given = set(_without_copies(source))
@@ -143,9 +143,9 @@ def with_fresh_head(source: TensorSource, config: ModelConfig) -> TensorSource:
 
 
 def import_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
-    """How Hugging Face's tensors become ours; the UserErrors of `from_huggingface`, found from shapes alone.
+    """Steps from Hugging Face's tensors to ours; raises the UserErrors of `from_huggingface` from shapes only.
 
-    Only second copies of tied weights are read, to compare them with the first.
+    Only second copies of tied weights are read, to compare them with the first ones.
     """
     names = _without_copies(source)
     steps = [
@@ -166,7 +166,7 @@ def import_steps(source: TensorSource, config: ModelConfig) -> list[Step]:
 
 
 def planned(source: TensorSource, steps: list[Step]) -> State:
-    """Shapes and dtypes that `steps` will make of `source`, as tensors on the meta device; UserError where they cannot."""
+    """Shapes and dtypes of the result of `steps` on `source`, as meta tensors; UserError if they do not fit."""
     specs: State = {}
     for step in steps:
         try:
@@ -184,9 +184,9 @@ def _all_at_once(source: TensorSource, steps: list[Step]) -> State:
 
 
 def _without_copies(source: TensorSource) -> dict[str, str]:
-    """Name in the model -> name in `source`, less buffers, poolers and second copies of tied weights.
+    """Name in the model -> name in `source`, without buffers, poolers and second copies of tied weights.
 
-    A copy must equal the original; where only the copy is there, it stands for the original.
+    A copy must equal the original; if only the copy exists, it replaces the original.
     """
     names = {name: name for name in source.keys() if not name.endswith(_IGNORED)}  # noqa: SIM118 (not a dict)
     for copy, original in _TIED.items():
@@ -228,7 +228,7 @@ def _check_shapes(specs: State, config: ModelConfig, where: str) -> None:
 
 
 def _links(config: ModelConfig, tensors: int) -> Iterator[_Link]:
-    """All links of a model of this shape; UserError where so few tensors cannot hold so many layers."""
+    """All links of a model of this shape; UserError if there are too few tensors for the number of layers."""
     if config.layers > tensors:
         raise UserError(
             f"the configuration has {pluralize(config.layers, 'layer')} and the weights have "

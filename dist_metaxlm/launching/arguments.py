@@ -1,4 +1,4 @@
-"""The arguments of `metaxlm pretrain`, where what starts it on other nodes can read them too."""
+"""The arguments of `metaxlm pretrain`, in a module that the launcher can import as well."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dist_metaxlm.invocation import program
 
 
 def pretrain_parser(description: str | None = None, prog: str | None = None) -> Parser:
-    """The parser; use its `parse_intermixed_args`, for recipe fields may stand anywhere.
+    """The parser; use its `parse_intermixed_args`, because recipe fields may appear anywhere.
 
-    `prog` is what its messages call the command, by default as this process would.
+    `prog`: name of the command in messages; by default this process's.
 
-    Errors: UserError, from parsing, for an argument that there is not or that has no such value.
+    Errors: UserError, from parsing, for an unknown argument or an invalid value.
     """
     parser = Parser(description, prog=prog or program("pretrain"))
     parser.add_argument(
@@ -33,12 +33,12 @@ def pretrain_parser(description: str | None = None, prog: str | None = None) -> 
         "--resume",
         default="auto",
         metavar="auto|never|STEP",
-        help="auto: go on from the newest intact checkpoint; never: set it aside and start anew; STEP: from that checkpoint",
+        help="auto: resume from the newest intact checkpoint; never: set it aside and restart; STEP: from that checkpoint",
     )
     parser.add_argument(
         "--change",
         action="store_true",
-        help="go on with another length, learning rate or optimiser than the phase was started with "
+        help="continue with another length, learning rate or optimiser than the phase was started with "
         "(phases.*.steps, tokens, learning_rate, optimizer); a finished phase with more steps",
     )
     parser.add_argument(

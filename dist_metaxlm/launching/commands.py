@@ -22,19 +22,19 @@ from dist_metaxlm.text import did_you_mean
 LAUNCHERS = ("deepspeed", "mpirun", "srun", "torchrun")
 DEFAULT_PORT = 29500
 _DEEPSPEED_FORWARDS = ("MLFLOW", "PYTHON", "MV2", "UCX")
-"""Beginnings of names that the deepspeed command sends to other nodes by itself (its EXPORT_ENVS)."""
+"""Prefixes of variables that the deepspeed command sends to other nodes by itself (its EXPORT_ENVS)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to start where."""
+    """A job to start and its hosts."""
 
     hosts: tuple[Host, ...]
     script: tuple[str, ...]
-    """What Python is told to run, a script or `-m` and a module, and its arguments."""
+    """Python's arguments: a script or `-m` and a module, and its arguments."""
     port: int
     environment: dict[str, str]
-    """What every rank gets of the starting shell's environment, besides what the launcher sets."""
+    """Variables of the starting shell for every rank, besides those that the launcher sets."""
 
     @property
     def ranks(self) -> int:
@@ -43,19 +43,19 @@ class Job:
 
     @property
     def master(self) -> str:
-        """Where the ranks meet: the first host."""
+        """The first host, which all ranks connect to."""
         return self.hosts[0].name
 
 
 def make_job(
     hosts: tuple[Host, ...], script: Sequence[str], port: int, environment: Mapping[str, str], named: bool = True
 ) -> Job:
-    """A job with the expected number of ranks in its script, and (`named`) a name that no other job has.
+    """A job with the expected number of ranks in its script and, with `named`, a unique name.
 
-    Where every node makes its own (torchrun), a random name would keep them apart.
+    With torchrun every node makes its own job, so a random name would prevent their rendezvous.
 
     Raises:
-        UserError: when the script is missing, or an argument or variable cannot be carried to another node unchanged.
+        UserError: when the script is missing, or an argument or variable cannot be sent to another node unchanged.
     """
     if not script:
         raise UserError("nothing to start; write the command behind --, such as `-- pretrain --phase meta`")
@@ -81,7 +81,7 @@ def make_job(
 
 
 def deepspeed_command(job: Job, hostfile: str, environment_file: str) -> tuple[list[str], dict[str, str]]:
-    """The deepspeed command, which reaches the nodes with pdsh over ssh, and what it finds in its own environment."""
+    """The deepspeed command (it uses pdsh over ssh), and its environment variables."""
     # Without --force_multi a hostfile of one host would run on this machine, whatever its name.
     command = [
         beside_python("deepspeed"),
@@ -108,7 +108,7 @@ def deepspeed_command(job: Job, hostfile: str, environment_file: str) -> tuple[l
 def for_pdsh(word: str) -> str:
     """One argument as it must be given to `deepspeed`, which joins all into a line for the other node's shell.
 
-    DeepSpeed puts a word with a space between double quotes and escapes those inside; the rest is ours to do.
+    DeepSpeed puts a word with a space in double quotes and escapes quotes inside; this function escapes the rest.
     """
     word = word.replace("%", "%%")  # pdsh fills in %h, %n and %u
     if " " not in word:
@@ -119,7 +119,7 @@ def for_pdsh(word: str) -> str:
 
 
 def environment_lines(job: Job) -> str:
-    """The file that DeepSpeed reads variables for other nodes from."""
+    """Content of the file with variables that DeepSpeed sends to other nodes."""
     return "".join(f"{name}={value}\n" for name, value in job.environment.items())
 
 
@@ -140,14 +140,14 @@ def mpirun_command(job: Job) -> list[str]:
 
 
 def srun_command(job: Job) -> list[str]:
-    """srun, inside an allocation or making one; Slurm needs equal numbers of ranks on the nodes."""
+    """The srun command, inside an allocation or creating one; Slurm needs the same number of ranks on each node."""
     slots = {host.slots for host in job.hosts}
     if len(slots) > 1:
         raise UserError(
-            f"srun starts equally many ranks on each node, and the hostfile has {sorted(slots)} slots; give all "
+            f"srun starts the same number of ranks on each node, but the hostfile has {sorted(slots)} slots; give all "
             "hosts the same number, or use --launcher deepspeed"
         )
-    # --wait: the others are ended half a minute after the first rank that ends; --kill-on-bad-exit would cut short a save.
+    # --wait: 30 s after the first rank ends, srun ends the others; --kill-on-bad-exit would interrupt a save.
     exported = ",".join(["PATH", "HOME", "USER", "MASTER_PORT", *job.environment])
     return [
         beside_python("srun"),
@@ -189,39 +189,39 @@ def line_of_this_host(lines: Mapping[str, list[str]]) -> list[str]:
     """The torchrun line of the host that this process runs on.
 
     Raises:
-        UserError: when the hostfile does not have it.
+        UserError: if the hostfile does not list it.
     """
     from dist_metaxlm.parallel.environment import interface_addresses
 
     name = socket.gethostname()
     own = {name, name.split(".")[0], socket.getfqdn(), *interface_addresses().values()}
-    found = [line for host, line in lines.items() if host in own or host.split(".")[0] == name.split(".")[0]]
-    if not found:
+    matching = [line for host, line in lines.items() if host in own or host.split(".")[0] == name.split(".")[0]]
+    if not matching:
         raise UserError(
             f"this machine, {name}, is not in the hostfile ({', '.join(list(lines)[:8])}); run the same command "
             "on each of its hosts (torchrun starts nothing elsewhere), or use --launcher deepspeed"
         )
-    return found[0]
+    return matching[0]
 
 
 def beside_python(name: str) -> str:
-    """A command beside this Python, else the one on the path.
+    """Path of a command in this Python's folder, else on PATH.
 
     Raises:
-        UserError: when there is none.
+        UserError: if there is none.
     """
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
+    neighbour = Path(sys.executable).parent / name
+    command = str(neighbour) if neighbour.is_file() else shutil.which(name)
+    if command is None:
         raise UserError(
-            f"{name} is not installed here; install it (docs/launching.md says from where), or take another "
+            f"{name} is not installed here; install it (docs/launching.md says from where), or use another "
             f"--launcher of {', '.join(LAUNCHERS)}"
         )
-    return found
+    return command
 
 
 def node_lines(job: Job) -> list[str]:
-    """What each node will run, in words a person can compare with `ps` there."""
+    """The commands of each node, in a form comparable with the output of `ps`."""
     first, lines = 0, []
     for number, host in enumerate(job.hosts):
         last = first + host.slots - 1

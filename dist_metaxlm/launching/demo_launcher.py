@@ -1,10 +1,10 @@
-"""How `make demo` starts a recipe on this machine: on as many of its devices as can share every step evenly.
+"""Starts `make demo` on this machine, on as many devices as divide every step evenly.
 
     python -m dist_metaxlm.launching.demo_launcher [key=value ...]
 
-prints the words before the script (or `--module dist_metaxlm.cli.pretrain` where it prints `deepspeed`), to be found on the
-PATH. `deepspeed --num_accelerators N` takes the first N devices of the machine, whatever CUDA_VISIBLE_DEVICES says, so the
-devices are named.
+prints the words before the script (or before `--module dist_metaxlm.cli.pretrain` if the command is `deepspeed`); the
+command must be on the PATH. `deepspeed --num_accelerators N` uses the first N devices of the machine, whatever
+CUDA_VISIBLE_DEVICES is, so the devices are named.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def most_ranks(recipe: Recipe, devices: int) -> int:
-    """The most of `devices` that share both phases evenly; all of them where no number does, and training says why."""
+    """The largest number of `devices` that divides both phases evenly; all if none does, and training reports why."""
     copy = recipe.parallel.tensor * recipe.parallel.pipeline
     phases = [phase for name, phase in recipe.phases.items() if name in ("meta", "cross")]
     fitting = (
@@ -53,11 +53,11 @@ def command(recipe: Recipe, visible: Sequence[str], cores: int) -> list[str]:
             f"{recipe.name} evenly"
         )
     if ranks == 1:
-        return ["python"]  # which sees the first of them, by whatever name
+        return ["python"]  # which uses the first of them, whatever its name
     if not all(name.isdecimal() for name in visible):
         raise UserError(
-            f"CUDA_VISIBLE_DEVICES={','.join(visible)} names devices by other than numbers, which deepspeed "
-            "does not understand; give their numbers (nvidia-smi -L shows them), or only one device"
+            f"CUDA_VISIBLE_DEVICES={','.join(visible)} does not name devices by number, which deepspeed "
+            "requires; give their numbers (nvidia-smi -L shows them), or only one device"
         )
     return [*launcher, "--include", f"localhost:{','.join(visible[:ranks])}"]
 
@@ -69,7 +69,7 @@ def main() -> None:
     recipe = load_recipe("quickstart", sys.argv[1:])
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    # A name that does not exist ends the list for CUDA.
+    # CUDA ignores all devices after the first unknown one.
     visible = named[:devices] if named else [str(number) for number in range(devices)]
     print(shlex.join(command(recipe, visible, os.cpu_count() or 1)))
 

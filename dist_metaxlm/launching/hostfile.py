@@ -1,6 +1,6 @@
-"""Hostfiles, read strictly: `host slots=N` a line, and whatever is not that is refused before any host is contacted.
+"""Strict hostfile parser: one `host slots=N` per line; anything else is refused before any host is contacted.
 
-The `deepspeed` command goes on alone, with a warning, where the file is missing, and hands a host such as
+The `deepspeed` command only warns if the file is missing and runs on this machine alone, and it passes a host such as
 `-oProxyCommand=...` to ssh as an option. Host names follow RFC 1123 (labels of letters, digits and hyphens).
 """
 
@@ -16,7 +16,7 @@ from dist_metaxlm.errors import UserError
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 LONGEST_NAME, MOST_SLOTS = 253, 1024
-_EXAMPLE = "write one line a node, such as `node1 slots=8`"
+_EXAMPLE = "write one line per node, such as `node1 slots=8`"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def parse_hostfile(content: bytes, name: str) -> tuple[Host, ...]:
         known = hosts.setdefault(host.name.lower(), (host, number))
         if known[1] != number:
             raise UserError(
-                f"{place}: {host.name} is there twice (line {known[1]} too); keep one line a node, with all its slots"
+                f"{place}: {host.name} is listed twice (also in line {known[1]}); keep one line per node, with all its slots"
             )
     if not hosts:
         raise UserError(f"hostfile {name} names no host; {_EXAMPLE}")
@@ -98,7 +98,7 @@ def _host(line: str, place: str) -> Host | None:
 
 
 def check_host_name(name: str, place: str) -> None:
-    """Refuse what is no host name: options (`-o...`), `user@host`, spaces, shell characters.
+    """Refuse invalid host names: options (`-o...`), `user@host`, spaces, shell characters.
 
     Raises:
         UserError: beginning with `place`.
@@ -106,15 +106,15 @@ def check_host_name(name: str, place: str) -> None:
     if len(name) <= LONGEST_NAME and HOST_NAME.fullmatch(name):
         return
     reason = (
-        "it begins with a hyphen, which ssh takes for an option"
+        "it begins with a hyphen, which ssh reads as an option"
         if name.startswith("-")
         else ("set the user in ~/.ssh/config instead" if "@" in name else "allowed are letters, digits, hyphens and dots")
     )
-    raise UserError(f"{place}: {name!r} is no host name ({reason}); {_EXAMPLE}")
+    raise UserError(f"{place}: {name!r} is not a host name ({reason}); {_EXAMPLE}")
 
 
 def reorder(hosts: Sequence[Host], topology_file: str | Path) -> tuple[Host, ...]:
-    """The hosts with those of one rack and switch side by side, so that neighbouring ranks share the shortest way.
+    """The hosts ordered by rack and switch, so that neighbouring ranks have the fastest links.
 
     The file has a line `host rack` or `host rack/switch` for every host; racks come in the order of their first host.
 
@@ -135,7 +135,7 @@ def reorder(hosts: Sequence[Host], topology_file: str | Path) -> tuple[Host, ...
     missing = [host.name for host in hosts if host.name not in places]
     if missing:
         raise UserError(
-            f"topology file {topology_file} says nothing of {', '.join(missing)}; add a line `{missing[0]} rack/switch`"
+            f"topology file {topology_file} does not list {', '.join(missing)}; add a line `{missing[0]} rack/switch`"
         )
     return tuple(sorted(hosts, key=_by_first_seen([places[host.name] for host in hosts], places)))
 
@@ -149,7 +149,7 @@ def _place(line: str, where: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _by_first_seen(seen: Iterable[tuple[str, ...]], places: dict[str, tuple[str, ...]]) -> Callable[[Host], tuple[int, ...]]:
-    """A sort key that keeps what shares a prefix of its place together, each prefix where it was first seen."""
+    """A sort key that groups hosts by common prefixes of their place, in the order in which the prefixes first occur."""
     first: dict[tuple[str, ...], int] = {}
     for number, place in enumerate(seen):
         for depth in range(1, len(place) + 1):

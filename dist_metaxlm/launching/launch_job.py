@@ -1,4 +1,4 @@
-"""Starting a job on several nodes: what can be wrong is found here, then the launcher takes this process's place."""
+"""Starts a job on several nodes: checks the request, then replaces this process by the launcher."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
     """Check hostfile, recipe, layout and arguments, print what will run where, and become the launcher.
 
     Raises:
-        UserError: for whatever is wrong; no host has been contacted then.
+        UserError: if the request is wrong; no host has been contacted at that point.
     """
     hosts = read_hostfile(request.hostfile)
     if request.topology is not None:
@@ -85,7 +85,7 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
 
 
 def _check_reachable(hosts: tuple[Host, ...]) -> None:
-    """Refuse before anything runs where ssh does not reach a node: launchers wait, or start without it."""
+    """Refuse if ssh does not reach a node, before anything runs: launchers would wait, or start without it."""
     failures = unreachable([host.name for host in hosts])
     if failures:
         host, reason = next(iter(failures.items()))
@@ -97,7 +97,7 @@ def _check_reachable(hosts: tuple[Host, ...]) -> None:
 
 
 def _command(job: Job, request: Request) -> tuple[list[str], dict[str, str]]:
-    """What takes this process's place, and its environment."""
+    """The command that replaces this process, and its environment."""
     environment = {**os.environ, **job.environment}
     if request.launcher == "mpirun":
         return mpirun_command(job), environment
@@ -113,7 +113,7 @@ def _command(job: Job, request: Request) -> tuple[list[str], dict[str, str]]:
 
 
 def _kept_open(name: str, text: str) -> str:
-    """A file in memory that outlives the coming exec and nothing else: what was checked is what the launcher reads."""
+    """Path of an in-memory file that stays open across exec, so that the launcher reads exactly the checked text."""
     descriptor = os.memfd_create(name, 0)
     os.write(descriptor, text.encode())
     os.set_inheritable(descriptor, True)
@@ -121,7 +121,7 @@ def _kept_open(name: str, text: str) -> str:
 
 
 def _placement(job: Job, hosts: tuple[Host, ...]) -> list[str]:
-    """Check the arguments and layout of a training job on these hosts, and show it; nothing for other scripts."""
+    """Check arguments and layout of a training job on these hosts; returns its placement, empty for other scripts."""
     command, words = command_of(job.script)
     if command != "pretrain":
         return []
@@ -131,7 +131,7 @@ def _placement(job: Job, hosts: tuple[Host, ...]) -> list[str]:
     recipe.phase(known.phase)
     if known.expect_world_size is not None and known.expect_world_size != job.ranks:
         raise UserError(
-            f"--expect_world_size {known.expect_world_size}, and the hostfile has {pluralize(job.ranks, 'slot')}; change one"
+            f"--expect_world_size {known.expect_world_size}, but the hostfile has {pluralize(job.ranks, 'slot')}; change one"
         )
     slots = [host.slots for host in hosts]
     topology = Topology(0, job.ranks, 0, slots[0], "start", filled_nodes(slots), tuple(host.name for host in hosts))

@@ -1,4 +1,4 @@
-"""What every block needs to know of a micro-batch besides its states; built once per micro-batch."""
+"""Inputs of every block for a micro-batch besides its states; built once per micro-batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def metadata_of_batch(
 ) -> BatchMetadata:
     """The metadata of `batch` for a model in `dtype`.
 
-    `seed`, `step` and `objective` (its name) key the dropout masks and matter only there.
+    `seed`, `step` and `objective` (its name) key the dropout masks and have no other effect.
     """
     modern = config.family == "modern"
     ids, width = batch.document_ids, config.hidden // config.heads

@@ -19,7 +19,7 @@ from dist_metaxlm.recipe.schema import ModelConfig
 class Block(Recomputed):
     """Attention and feed-forward, each on a residual branch, with the norm after the sum (post) or before the branch.
 
-    The first block of the modern family has no attention norm: the embedding's norm stands right before it.
+    The first block of the modern family has no attention norm: the embedding's norm comes directly before it.
     """
 
     policy = "blocks"

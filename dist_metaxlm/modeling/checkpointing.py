@@ -1,12 +1,12 @@
-"""Activation checkpointing: what the backward pass needs is computed a second time instead of being kept.
+"""Activation checkpointing: recomputes activations in the backward pass instead of keeping them.
 
-`blocks` (arXiv 1604.06174) keeps the input of every k-th block and none of its insides. `selective` chooses what costs much
-memory and little work, as arXiv 2205.05198 does; but what is chosen there, the attention core, is small here: attention
-keeps no [L, L] scores. Largest is the inside of the feed-forward layer, 2 ffn elements a token and block (4 ffn with a
-gate) of 8 hidden + 2 ffn in all, so that is what is computed again, at the price of one product (two with a gate).
+`blocks` (arXiv 1604.06174) keeps only the input of every k-th block. `selective` recomputes activations that need much
+memory and little work, as in arXiv 2205.05198. That paper recomputes the attention core, which is small here: attention
+keeps no [L, L] scores. The largest activations are inside the feed-forward layer: 2 ffn elements per token and block (4 ffn
+with a gate) of 8 hidden + 2 ffn in all. So these are recomputed, at the cost of one product (two with a gate).
 
-Dropout masks follow from positions (modeling/dropout.py), so no generator state is saved, and gradients are bit for bit
-those without. It sits inside `Block` and `Mlp`: whatever runs blocks, one module or a pipeline stage, has it.
+Dropout masks follow from positions (modeling/dropout.py), so no generator state is saved, and gradients are bit-identical
+to those without recomputation. `Block` and `Mlp` implement it, so it works in a single module and in a pipeline stage.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from dist_metaxlm.recipe.schema import ParallelConfig
 
 
 class Recomputed(nn.Module):
-    """A module whose insides may be computed again in the backward pass."""
+    """A module whose activations may be recomputed in the backward pass."""
 
     policy: Literal["selective", "blocks"]
-    """The value of `parallel.recompute` that means modules of this class."""
+    """The value of `parallel.recompute` that selects modules of this class."""
     index = 0
-    """Number of the block, where the module is one."""
+    """Number of the block, if the module is one."""
     recompute = False
-    """Whether its insides are computed again; `set_recompute` decides."""
+    """Whether its activations are recomputed; set by `set_recompute`."""
 
     def maybe_again(self, function: Callable[..., torch.Tensor], *inputs: Any) -> torch.Tensor:
-        """`function(*inputs)`; where `recompute` is set, its intermediate results are not kept for the backward pass."""
+        """`function(*inputs)`; with `recompute`, its intermediate results are not kept for the backward pass."""
         if not (self.recompute and torch.is_grad_enabled()):
             return function(*inputs)
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def set_recompute(model: nn.Module, layout: ParallelConfig) -> None:
-    """Set on every block of `model` (or of a pipeline stage) what `layout` asks for; may be called again."""
+    """Apply the recompute setting of `layout` to every block of `model` or a pipeline stage; may be called again."""
     for module in model.modules():
         if isinstance(module, Recomputed):
             module.recompute = layout.recompute == module.policy and module.index % layout.recompute_every == 0

@@ -1,8 +1,8 @@
 """Dropout whose mask is a pure function of (seed, step, objective, site, global token position, channel).
 
-A generator with state gives every layout its own masks; a hash of the position gives all layouts the same one, and
-activation recomputation needs no saved generator state. The token position is sample * L + offset, so a mask follows
-its token to whichever rank and micro-batch takes it. Samples are numbered by objective, hence the objective's name.
+With a stateful generator, masks would differ by layout. A hash of the position gives the same mask in all layouts, and
+activation recomputation needs no saved generator state. The token position is sample * L + offset, so the mask of a token
+does not depend on its rank and micro-batch. Samples are numbered by objective, hence the objective's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, DropoutMask
 
 @dataclass(frozen=True)
 class DropoutKey:
-    """What the masks of a micro-batch depend on."""
+    """Inputs of the masks of a micro-batch."""
 
     positions: torch.Tensor
     """[T] int64: global position of each token, sample * L + offset (`PackedBatch.token_numbers`)."""
@@ -32,23 +32,23 @@ class DropoutKey:
 
 
 def counter_dropout(states: torch.Tensor, key: DropoutKey | None, site: int) -> torch.Tensor:
-    """`states` [T, H] with elements dropped and the others scaled by 1 / (1 - rate); unchanged where `key` is None.
+    """`states` [T, H] with elements dropped and the others scaled by 1 / (1 - rate); unchanged if `key` is None.
 
-    `site` numbers the places in the model where something is dropped: 0 the embedding, then two per block.
+    `site` numbers the places of dropout in the model: 0 the embedding, then two per block.
     """
     mask = mask_at(key, site)
     return states if mask is None else mask.apply(states)
 
 
 def mask_at(key: DropoutKey | None, site: int) -> DropoutMask | None:
-    """The mask of one place in the model; None where nothing is dropped."""
+    """The mask of one place in the model; None without dropout."""
     if key is None:
         return None
     return DropoutMask(key.positions, _salt(key, site, 8), key.rate)
 
 
 def dropout_mask(key: DropoutKey, site: int, channels: int) -> torch.Tensor:
-    """[T, channels] bool: which elements stay."""
+    """[T, channels] bool: which elements are kept."""
     mask = mask_at(key, site)
     assert mask is not None
     return mask.stays(channels)
@@ -56,7 +56,7 @@ def dropout_mask(key: DropoutKey, site: int, channels: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class AttentionDropoutKey:
-    """What the masks of attention weights in a micro-batch depend on; the rest as in `DropoutKey`."""
+    """Inputs of the masks of attention weights in a micro-batch; the rest as in `DropoutKey`."""
 
     token_keys: torch.Tensor
     """[2, T] int32: hashes of the global positions of all T tokens, with sequence parallelism too."""
@@ -67,7 +67,7 @@ class AttentionDropoutKey:
 
 
 def attention_mask_at(key: AttentionDropoutKey | None, block: int, first_head: int) -> AttentionDropout | None:
-    """The mask of block `block` (from 0) from head `first_head` on; None where nothing is dropped."""
+    """The mask of block `block` (from 0) from head `first_head` on; None without dropout."""
     if key is None:
         return None
     return AttentionDropout(key.token_keys, _salt(key, f"attention/{block}", 4), first_head, key.rate)

@@ -20,7 +20,7 @@ SITE = 0
 
 
 class TokenEmbedding(nn.Module):
-    """The token embedding alone: what the head of a pipeline's last stage needs of the embedding."""
+    """The token embedding only, for the head on a pipeline's last stage."""
 
     def __init__(self, config: ModelConfig, shard: TensorShard = WHOLE) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Embedding(nn.Module):
         self.shard = shard
         self.tokens = token_embedding(config.vocab_size, config.hidden, shard)
         self.positions = None if modern else nn.Embedding(config.max_positions + POSITION_OFFSET, config.hidden)
-        # XLM-R's one token type: redundant beside the positions, kept so that weights come and go unchanged.
+        # XLM-R's single token type: redundant with the positions, kept so that import and export leave weights unchanged.
         self.token_type = None if modern else nn.Parameter(torch.empty(1, config.hidden))
         normed = modern or config.norm == "post"
         self.norm = residual_norm(config, shard) if normed else nn.Identity()

@@ -26,7 +26,7 @@ class Encoder(nn.Module):
     """
 
     embedding: Embedding | TokenEmbedding
-    """The whole on the first pipeline stage; on a last one that is not the first the copy of the token embedding alone."""
+    """Complete on the first pipeline stage; on a separate last stage only the copy of the token embedding."""
     head: Head
     """On the last stage."""
 
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         self.config, self.seed, self.shard = config, seed, shard
         self.stage = stage = stage or Stage(range(config.layers))
         home = torch.get_default_device()
-        with torch.device("meta"):  # the layers' own initialisation would be thrown away
+        with torch.device("meta"):  # the layers' own initialisation would be discarded
             if stage.first or stage.last:
                 self.embedding = Embedding(config, shard) if stage.first else TokenEmbedding(config, shard)
             self.blocks = nn.ModuleList()
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
     def through_stage(self, states: torch.Tensor, metadata: BatchMetadata, last_layer: int | None = None) -> torch.Tensor:
         """This stage's share of `forward`: token ids [T] (first stage) or states [T, H] to states [T, H].
 
-        Between stages states are as the blocks keep them: with sequence parallelism of this rank's tokens only.
+        States between stages have the blocks' format: with sequence parallelism only this rank's tokens.
         """
         if self.stage.first:
             states = self.embedding(states, metadata)
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         return self._all_tokens(self.final_norm(states) if last_layer is None else states)
 
     def hidden_states(self, batch: PackedBatch) -> list[torch.Tensor]:
-        """layers + 1 tensors [T, H]; entry k is what `forward(batch, last_layer=k)` gives, the embedding is entry 0."""
+        """layers + 1 tensors [T, H]; entry k equals `forward(batch, last_layer=k)`, the embedding is entry 0."""
         metadata = self.batch_metadata(batch)
         states = [self.embedding(batch.tokens, metadata)]
         for block in self.blocks:
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def load_logical(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take this rank's part of every parameter from whole tensors by logical name, as a checkpoint holds them."""
+        """Load this rank's part of every parameter from whole tensors by logical name, as in a checkpoint."""
         for name, parameter in self.named_parameters():
             parameter.copy_(own_part(name, weights[name], self.shard))
 
@@ -107,6 +107,6 @@ class Encoder(nn.Module):
         return self.head(states, self.embedding.tokens.weight)
 
     def batch_metadata(self, batch: PackedBatch, step: int = 0, objective: str = "") -> BatchMetadata:
-        """What the blocks need to know of `batch`, a batch of `objective`; drops nothing in evaluation mode."""
+        """Metadata of `batch` for the blocks; without dropout in evaluation mode."""
         dtype = next(self.parameters()).dtype
         return metadata_of_batch(batch, self.config, dtype, self.training, self.seed, step, self.shard, objective)

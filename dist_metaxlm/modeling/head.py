@@ -13,10 +13,10 @@ from dist_metaxlm.recipe.schema import ModelConfig
 
 
 class Head(nn.Module):
-    """Dense, GELU, norm; then a bias over the vocabulary on top of the embedding matrix, which the caller hands in.
+    """Dense, GELU, norm; then a bias over the vocabulary on top of the embedding matrix, which the caller passes in.
 
-    Under tensor parallelism each rank has its part of the embedding and of the bias, and the whole transform: the rows are
-    few (the targets) and it is a hidden x hidden matrix.
+    Under tensor parallelism each rank has its part of the embedding and of the bias, and the whole transform. It is small:
+    a hidden x hidden matrix for few rows (the targets).
     """
 
     def __init__(self, config: ModelConfig, shard: TensorShard = WHOLE) -> None:
@@ -31,8 +31,8 @@ class Head(nn.Module):
 
     def forward(self, states: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [N, V] of `states` [N, H] under `embedding` [V, H]; with ids `targets` [N] instead their negative
-        log likelihoods [N] fp32, and no logits are kept. V is this rank's part of the vocabulary: logits over tensor
-        ranks are not put together, evaluation runs on whole models.
+        log likelihoods [N] fp32, and no logits are kept. V is this rank's part of the vocabulary: logits are
+        not gathered over tensor ranks, because evaluation runs on whole models.
         """
         states = self.transform(states)
         if targets is None:

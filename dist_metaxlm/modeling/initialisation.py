@@ -1,7 +1,7 @@
 """Initial values of parameters, each drawn by its own generator keyed by (seed, name).
 
-A value therefore depends on nothing else in the model: not on the order of creation, nor on which pipeline stage or
-tensor rank holds the parameter, nor on what was added to the model since.
+Therefore a value does not depend on the order of creation, on the pipeline stage or tensor rank that holds the parameter,
+or on other parameters of the model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def initial_values(name: str, shape: torch.Size | tuple[int, ...], seed: int, st
 def initialise(module: nn.Module, seed: int, std: float, shard: TensorShard = WHOLE, vocabulary: int = 0) -> None:
     """Fill all parameters of `module` with their initial values; their names in `module` are their logical names.
 
-    Each is drawn whole and then cut to the part of `shard`; `vocabulary` is the number of ids without padding.
+    Each is drawn whole, then `shard`'s part is taken; `vocabulary` is the number of ids without padding.
     """
     for name, parameter in module.named_parameters():
         shape = whole_shape(name, parameter.shape, shard, vocabulary)

@@ -1,6 +1,6 @@
-"""The layers that tensor parallelism cuts, under the same parameter names whether they are cut or not.
+"""The layers that tensor parallelism shards, with the same parameter names whether sharded or not.
 
-Without tensor parallelism they are torch's own, which add the bias inside the product, and megatron-core is not imported.
+Without tensor parallelism they are torch's layers, which add the bias inside the product, and megatron-core is not imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dist_metaxlm.recipe.schema import ModelConfig
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that can leave the bias to whoever uses the product."""
+    """`nn.Linear` that can leave the bias to the caller."""
 
     def forward(self, input: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         """[T, inputs] -> [T, outputs]."""
@@ -29,7 +29,7 @@ class Linear(nn.Linear):
 def column_linear(inputs: int, outputs: int, bias: bool, shard: TensorShard) -> nn.Module:
     """[T, inputs] -> [T, outputs / size]: each rank has its rows of the matrix; with sequence parallelism it gathers T.
 
-    With `with_bias=False` the product alone.
+    With `with_bias=False` the product without bias.
     """
     if shard.size == 1:
         return Linear(inputs, outputs, bias=bias)
@@ -39,7 +39,7 @@ def column_linear(inputs: int, outputs: int, bias: bool, shard: TensorShard) -> 
 
 
 def gelu_of(linear: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """GELU of a `Linear` or column-parallel layer, whose bias is added wherever that costs least."""
+    """GELU of a `Linear` or column-parallel layer, whose bias is added at the cheapest place."""
     bias = linear.bias
     if isinstance(bias, torch.Tensor) and wants_bias_apart(states):
         return bias_gelu(linear(states, with_bias=False), bias)
@@ -65,7 +65,7 @@ def token_embedding(vocabulary: int, hidden: int, shard: TensorShard) -> nn.Modu
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm or RMSNorm of the residual stream, together with the dropout or the residual sum that stands beside it."""
+    """LayerNorm or RMSNorm of the residual stream, together with the adjacent dropout or residual sum."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden, config.norm_eps, bias=config.family != "modern")
@@ -84,7 +84,7 @@ class Norm(nn.LayerNorm):
 
 
 def residual_norm(config: ModelConfig, shard: TensorShard) -> Norm:
-    """Norm over the channels of the residual stream, of whichever tokens this rank holds."""
+    """Norm over the channels of the residual stream, for the tokens that this rank holds."""
     if not shard.sequence:
         return Norm(config)
     from dist_metaxlm.modeling.tensor_layers import SequenceNorm

@@ -20,7 +20,7 @@ class Mlp(Recomputed):
         super().__init__()
         modern = config.family == "modern"
         self.up = column_linear(config.hidden, config.ffn, not modern, shard)
-        # A layer of its own and not the other half of `up`: a slice of rows then means the same in both.
+        # A separate layer, not the other half of `up`: a slice of rows then has the same meaning in both.
         self.gate = column_linear(config.hidden, config.ffn, False, shard) if modern else None
         self.down = row_linear(config.ffn, config.hidden, not modern, shard)
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864) in the half-split layout: channel i turns together with i + D / 2."""
+"""Rotary position embedding (arXiv 2104.09864) in the half-split layout: channel i is rotated together with i + D / 2."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def rotary_table(positions: torch.Tensor, width: int, theta: float, dtype: torch
 
 
 def rotate(states: torch.Tensor, table: RotaryTable) -> torch.Tensor:
-    """Turn queries or keys [T, heads, D] by their positions."""
+    """Rotate queries or keys [T, heads, D] by their positions."""
     return kernel.rotate(states, table.cosines, table.sines)

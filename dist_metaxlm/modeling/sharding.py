@@ -1,8 +1,8 @@
-"""Which part of each logical parameter a tensor rank holds, and the whole from its parts.
+"""The part of each logical parameter that a tensor rank holds, and the whole from its parts.
 
 `attention.qkv` has its rows ordered by heads, and `mlp.up` and `mlp.gate` are parameters of their own, so every part is
 one contiguous slice. The vocabulary is padded with rows of zeros to a multiple of the tensor size. The padding gets no
-probability and hence no gradient (modeling/head.py), so it stays zero, and it leaves with no checkpoint.
+probability and hence no gradient (modeling/head.py), so it stays zero, and checkpoints do not contain it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TensorShard:
     group: Any = None
     """Process group of the tensor ranks; None without tensor parallelism."""
     sequence: bool = False
-    """Whether norms and the residual stream are cut by tokens over the tensor ranks (sequence parallelism)."""
+    """Whether norms and the residual stream are sharded by tokens over the tensor ranks (sequence parallelism)."""
 
     def tokens(self, count: int) -> slice:
         """The tokens of `count`, a multiple of `size`, whose residual stream this rank holds."""
@@ -47,19 +47,19 @@ class TensorShard:
         return -(-vocabulary // self.size) * self.size
 
     def own_vocabulary(self, vocabulary: int) -> range:
-        """The ids whose embedding this rank holds, padding left out."""
+        """The ids whose embedding this rank holds, without padding."""
         part = self.padded(vocabulary) // self.size
         return range(self.rank * part, min((self.rank + 1) * part, vocabulary))
 
 
 WHOLE = TensorShard()
-"""The one part of a model that is not cut."""
+"""The single part of an unsharded model."""
 
 
 def tensor_shard(sequence: bool) -> TensorShard:
-    """This rank's shard under the process groups that were formed."""
-    found = groups()
-    return TensorShard(found.tensor_rank, found.tensor_size, found.tensor, sequence) if found.tensor_size > 1 else WHOLE
+    """This rank's shard in the current process groups."""
+    grid = groups()
+    return TensorShard(grid.tensor_rank, grid.tensor_size, grid.tensor, sequence) if grid.tensor_size > 1 else WHOLE
 
 
 def is_block_matrix(name: str, shape: Sequence[int]) -> bool:
@@ -68,14 +68,14 @@ def is_block_matrix(name: str, shape: Sequence[int]) -> bool:
 
 
 def partition_axis(name: str) -> int | None:
-    """The axis that tensor parallelism cuts the logical parameter `name` along; None: every rank holds all of it."""
+    """The axis along which tensor parallelism shards the logical parameter `name`; None: every rank holds all of it."""
     if name in VOCABULARY or name.endswith(_BY_ROWS):
         return 0
     return 1 if name.endswith(_BY_COLUMNS) else None
 
 
 def whole_shape(name: str, part: torch.Size, shard: TensorShard, vocabulary: int) -> tuple[int, ...]:
-    """Logical shape of the parameter of which this rank holds a part of shape `part`."""
+    """Logical shape of a parameter from the shape `part` of this rank's part."""
     axis = partition_axis(name)
     if axis is None or shard.size == 1:
         return tuple(part)
@@ -85,7 +85,7 @@ def whole_shape(name: str, part: torch.Size, shard: TensorShard, vocabulary: int
 
 
 def own_part(name: str, whole: torch.Tensor, shard: TensorShard) -> torch.Tensor:
-    """This rank's part of the logical parameter `whole` (a view where nothing must be padded)."""
+    """This rank's part of the logical parameter `whole` (a view, unless it is padded)."""
     axis = partition_axis(name)
     if axis is None or shard.size == 1:
         return whole
@@ -114,7 +114,7 @@ def gather_whole(name: str, part: torch.Tensor, shard: TensorShard, vocabulary: 
 
 
 def mark(module: nn.Module, shard: TensorShard) -> None:
-    """Tell DeepSpeed which parameters differ between tensor ranks, so that the gradient norm counts the others once."""
+    """Mark parameters that differ between tensor ranks for DeepSpeed, so that the gradient norm counts the others once."""
     for name, parameter in module.named_parameters():
         if shard.size > 1:
             parameter.tensor_model_parallel = partition_axis(name) is not None  # type: ignore[attr-defined]

@@ -2,10 +2,10 @@
 
 Source: Megatron-LM (arXiv 1909.08053) and its sequence parallelism (arXiv 2205.05198).
 
-Under sequence parallelism a parameter that every rank holds sees only this rank's tokens, so its gradient is a part of the
-sum. megatron-core adds the parts up in `finalize_model_grads`, before its own optimiser; DeepSpeed reduces gradients in
+Under sequence parallelism a replicated parameter is applied only to this rank's tokens, so its gradient is a partial sum.
+megatron-core adds the parts in `finalize_model_grads`, before its own optimiser; DeepSpeed reduces gradients in
 the backward pass already (ZeRO-2 and 3 keep only their shard of them), so here each such parameter goes through
-`on_all_tokens`, whose backward sums over the tensor ranks: right under every ZeRO stage, at one small all-reduce a
+`on_all_tokens`, whose backward sums over the tensor ranks: correct in every ZeRO stage, at one small all-reduce per
 parameter.
 """
 
@@ -23,7 +23,7 @@ from dist_metaxlm.recipe.schema import ModelConfig
 
 
 def _config(shard: TensorShard) -> ModelParallelConfig:
-    """Values come from modeling/initialisation.py; megatron-core only makes room for them."""
+    """Values come from modeling/initialisation.py; megatron-core only allocates them."""
     return ModelParallelConfig(
         tensor_model_parallel_size=shard.size,
         sequence_parallel=shard.sequence,
@@ -33,19 +33,19 @@ def _config(shard: TensorShard) -> ModelParallelConfig:
 
 
 def on_all_tokens(parameter: torch.Tensor, shard: TensorShard) -> torch.Tensor:
-    """`parameter` as it is; under sequence parallelism its gradient is summed over the tensor ranks."""
+    """`parameter` unchanged; under sequence parallelism its gradient is summed over the tensor ranks."""
     if not shard.sequence:
         return parameter
     return mappings.copy_to_tensor_model_parallel_region(parameter, group=shard.group)
 
 
 def all_tokens(states: torch.Tensor, shard: TensorShard) -> torch.Tensor:
-    """[T / size, H] of every rank -> [T, H] on all, for what every rank then computes alike."""
+    """[T / size, H] of every rank -> [T, H] on all, for computations that every rank repeats."""
     return mappings.gather_from_sequence_parallel_region(states, tensor_parallel_output_grad=False, group=shard.group)
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """`nn.Linear` of which each rank has a slice of the rows."""
+    """`nn.Linear` with a slice of the rows on each rank."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, shard: TensorShard) -> None:
         super().__init__(inputs, outputs, config=_config(shard), init_method=nn.init.zeros_, bias=bias, tp_group=shard.group)
@@ -55,11 +55,11 @@ class ColumnLinear(ColumnParallelLinear):
         self.skip_bias_add = not with_bias
         return super().forward(states)[0]
 
-    get_extra_state = nn.Module.get_extra_state  # Transformer Engine's; here it would be an empty entry a layer
+    get_extra_state = nn.Module.get_extra_state  # Transformer Engine's; here it would be an empty entry per layer
 
 
 class RowLinear(RowParallelLinear):
-    """`nn.Linear` of which each rank has a slice of the columns, and the whole bias."""
+    """`nn.Linear` with a slice of the columns and the whole bias on each rank."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, shard: TensorShard) -> None:
         super().__init__(
@@ -83,7 +83,7 @@ class RowLinear(RowParallelLinear):
 
 
 class TokenEmbedding(VocabParallelEmbedding):
-    """`nn.Embedding` of which each rank has a slice of the rows, padded to equal slices."""
+    """`nn.Embedding` with a slice of the rows on each rank, padded to equal slices."""
 
     def __init__(self, vocabulary: int, hidden: int, shard: TensorShard) -> None:
         super().__init__(

@@ -1,7 +1,7 @@
 """Sentence contrast on translation pairs: InfoNCE (arXiv 1807.03748) on mean-pooled states, after InfoXLM (2007.07834).
 
-It differs from InfoXLM's, which is in xlco.py: mean pooling and cosine instead of the `<s>` state and a raw product, and
-negatives from a group of pairs whose size the recipe fixes instead of a momentum queue.
+Differences from InfoXLM's loss, which is in xlco.py: mean pooling and cosine instead of the `<s>` state and a raw product,
+and negatives from a group of pairs of fixed size (set by the recipe) instead of a momentum queue.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dist_metaxlm.recipe.schema import Contrast
 
 
 def mean_pool(states_TH: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """[D, H]: mean state of each document of the pack, its special tokens included, in fp32 (fp64 of fp64 states)."""
+    """[D, H]: mean state of each document of the pack, including its special tokens, in fp32 (fp64 of fp64 states)."""
     documents = batch.cu_seqlens.numel() - 1
     exact = torch.promote_types(states_TH.dtype, torch.float32)
     sums = states_TH.new_zeros(documents, states_TH.size(1), dtype=exact)
@@ -28,7 +28,7 @@ def mean_pool(states_TH: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
 
 
 def document_keys(batch: PackedBatch) -> torch.Tensor:
-    """[D] int64: equal for documents with the same tokens (and, but for a collision of 64-bit hashes, only for these)."""
+    """[D] int64 hashes: equal for documents with the same tokens; others differ, except for 64-bit collisions."""
     mixed = batch.tokens * -7046029254386353131 + batch.positions * -4417276706812531889
     mixed = (mixed ^ (mixed >> 32)) * -4658895280553007687
     mixed = mixed ^ (mixed >> 29)
@@ -39,11 +39,11 @@ def document_keys(batch: PackedBatch) -> torch.Tensor:
 def contrast_losses(states_TH: torch.Tensor, batch: PackedBatch, config: Contrast) -> tuple[torch.Tensor, torch.Tensor]:
     """InfoNCE in both directions for the pairs of one group, from the states of `batch` after block `config.layer`.
 
-    The batch holds this rank's P pairs: a whole group (P = group), or its share of a group that all data-parallel ranks
-    hold together (P * ranks = group). In the second case every rank computes the loss of the whole group with the
+    The batch holds this rank's P pairs: a whole group (P = group), or its share of a group that spans all
+    data-parallel ranks (P * ranks = group). In the second case every rank computes the loss of the whole group with the
     others' vectors as constants: the gradient of its own vectors is then complete without a collective in the backward.
 
-    Where a sentence occurs twice in a group, its other translations are no negatives: they are left out of the sum.
+    If a sentence occurs twice in a group, its other translations are not negatives: the sum excludes them.
 
     Returns:
         losses [group or P] fp32, mean of the two directions for each pair, and the index of each pair's languages.
@@ -66,21 +66,21 @@ def contrast_losses(states_TH: torch.Tensor, batch: PackedBatch, config: Contras
 
 
 def owned_pairs(losses: torch.Tensor, batch: PackedBatch) -> slice:
-    """Which of a group's losses belong to this rank's own pairs, so that sums over ranks count each pair once."""
+    """The slice of a group's losses for this rank's own pairs, so that sums over ranks count each pair once."""
     assert batch.pairs is not None
     own = batch.pairs.size(0)
     if own == losses.size(0):
         return slice(0, own)
-    place = groups()
-    assert own * place.data_size == losses.size(0)
-    return slice(place.data_rank * own, (place.data_rank + 1) * own)
+    grid = groups()
+    assert own * grid.data_size == losses.size(0)
+    return slice(grid.data_rank * own, (grid.data_rank + 1) * own)
 
 
 class ContrastLoss(ObjectiveLoss[Contrast]):
     """InfoNCE within groups of pairs."""
 
     def losses(self, encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, config: Contrast) -> Losses:
-        """See `ObjectiveLoss`; one loss a pair."""
+        """See `ObjectiveLoss`; one loss per pair."""
         losses, languages = contrast_losses(states_TH, batch, config)
         own = owned_pairs(losses, batch)
         return Losses(losses.sum(), losses.detach()[own], languages[own])

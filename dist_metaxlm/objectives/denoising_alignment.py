@@ -2,10 +2,11 @@
 
 The labels come from the same network (section 3.1): the unmasked pair without dropout and without gradient, inner products
 of the states after block `layer`, two Sinkhorn iterations, iterative mutual argmax (objectives/word_alignment.py). Then, on
-the masked pair, every masked token that has a label points at one token of the other sentence, through a linear layer for
-what asks and one for what is pointed at, scaled by sqrt(H); both sentences ask.
+the masked pair, every masked token with a label points to one token of the other sentence. One linear layer makes the
+queries (masked tokens), another the keys (tokens of the other sentence); scores are scaled by sqrt(H). Masked tokens of
+both sentences are queries.
 
-Where a token has several labels, the one with most of the transport plan counts (the released code takes the last).
+If a token has several labels, the one with the largest transport weight is used (the released code uses the last).
 Nothing waits for the device, and shapes do not depend on the labels.
 
 Shapes: W windows, L tokens of a window, T = W * L, M targets, H hidden.
@@ -29,19 +30,19 @@ from dist_metaxlm.recipe.schema import DenoisingAlignment
 
 
 class Pointer(nn.Module):
-    """The two linear layers that the objective adds to the model; they leave with no export.
+    """The two linear layers that the objective adds to the model; exports do not contain them.
 
-    The released code gives the keys a bias too; it would add the same to all scores of a token, so nothing depends on it.
+    The released code also has a bias for the keys. It adds the same value to all scores of a token, so it has no effect.
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        """Initial values as those of `encoder`'s layers: keyed by seed and logical name, biases zero.
+        """Initial values as for `encoder`'s layers: keyed by seed and logical name, biases zero.
 
         Under `torch.device("meta")` only the shapes exist.
         """
         super().__init__()
         hidden, home = encoder.config.hidden, torch.get_default_device()
-        with torch.device("meta"):  # the layers' own initialisation would be thrown away
+        with torch.device("meta"):  # the layers' own initialisation would be discarded
             self.query, self.key = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden, bias=False)
         if home.type != "meta":
             self.to_empty(device=home)
@@ -50,7 +51,7 @@ class Pointer(nn.Module):
 
 @dataclass(frozen=True)
 class Sides:
-    """Which sentence of which pair every token belongs to; special tokens and padding belong to neither."""
+    """The pair and the sentence of every token; special tokens and padding belong to neither sentence."""
 
     first: torch.Tensor
     """[W, L] bool."""
@@ -61,12 +62,12 @@ class Sides:
 
     @property
     def opposite(self) -> torch.Tensor:
-        """[W, L, L] bool: the first is of a pair's first sentence and the second of its second."""
+        """[W, L, L] bool: the first token is in a pair's first sentence and the second token in its second."""
         return (self.first.unsqueeze(2) & self.second.unsqueeze(1)) & (self.pair.unsqueeze(2) == self.pair.unsqueeze(1))
 
 
 def unmasked(batch: PackedBatch) -> torch.Tensor:
-    """[T] the tokens as they were before masking."""
+    """[T] the tokens before masking."""
     return batch.tokens.scatter(0, batch.targets, batch.target_tokens)
 
 
@@ -82,7 +83,7 @@ def find_sides(tokens: torch.Tensor, batch: PackedBatch) -> Sides:
 
 @torch.no_grad()
 def self_labels(encoder: Encoder, batch: PackedBatch, config: DenoisingAlignment) -> tuple[torch.Tensor, Sides]:
-    """[W, L] int64: place in its window of the token that each token is aligned with, -1 where it is with none."""
+    """[W, L] int64: window position of the token that each token is aligned with, -1 for unaligned tokens."""
     tokens = unmasked(batch)
     sides, training = find_sides(tokens, batch), encoder.training
     encoder.eval()
@@ -116,7 +117,7 @@ def denoising_losses(
     other_ML = torch.where(asks_first_M, sides.second[window_M], sides.first[window_M])
     other_ML &= sides.pair[window_M] == sides.pair.view(-1)[batch.targets].unsqueeze(1)
     known_M = label_M >= 0
-    # A row without anything to point at would be all -inf; without a label it counts nothing, so it may keep everything.
+    # A row without allowed tokens would be all -inf. Its loss is 0 because it has no label, so all tokens are allowed in it.
     scores_ML = scores_ML.masked_fill(~other_ML & known_M.unsqueeze(1), -torch.inf)
     own_M = scores_ML.gather(1, label_M.clamp(min=0).unsqueeze(1)).squeeze(1)
     return (scores_ML.logsumexp(1) - own_M) * known_M, batch.languages[window_M]
@@ -126,19 +127,19 @@ def pointer_scores(pointer: Pointer, states_TH: torch.Tensor, batch: PackedBatch
     """[M, L] fp32 (fp64 of fp64 states): score of every token of its window for every target."""
     shape = (-1, batch.window, states_TH.size(-1))
     queries, keys = pointer.query(states_TH).view(shape), pointer.key(states_TH).view(shape)
-    # All tokens ask, and the targets' rows are taken: one product of fixed shape, as large as one of attention's.
+    # Score all tokens, then select the targets' rows: one product of fixed shape, as large as one of attention's.
     scores = (queries @ keys.transpose(1, 2)).view(-1, batch.window)[batch.targets]
     return scores.to(torch.promote_types(scores.dtype, torch.float32)) / math.sqrt(states_TH.size(-1))
 
 
 class DenoisingAlignmentLoss(ObjectiveLoss[DenoisingAlignment]):
-    """Cross-entropy of pointing at the token that the network itself aligns."""
+    """Cross-entropy of pointing to the token that the network's own alignment selects."""
 
     def __init__(self, config: DenoisingAlignment, encoder: Encoder) -> None:
         """See `ObjectiveLoss`."""
         self.module: Pointer = Pointer(encoder)
 
     def losses(self, encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, config: DenoisingAlignment) -> Losses:
-        """See `ObjectiveLoss`; one loss a target."""
+        """See `ObjectiveLoss`; one loss per target."""
         losses, languages = denoising_losses(encoder, self.module, states_TH, batch, config)
         return Losses(losses.sum(), losses.detach(), languages)

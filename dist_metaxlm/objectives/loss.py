@@ -17,34 +17,34 @@ Config = TypeVar("Config", bound=Objective)
 
 
 class Losses(NamedTuple):
-    """What a loss returns for a batch."""
+    """Result of a loss for a batch."""
 
     total: torch.Tensor
-    """Scalar, differentiable: the sum of losses, which is divided by a denominator that the recipe fixes and never by the
-    number of items here. A mean over any partition of the global batch is then the global mean."""
+    """Scalar, differentiable: the sum of losses. It is divided by a denominator fixed by the recipe, never by the number of
+    items here, so the mean over any partition of the global batch is the global mean."""
     each: torch.Tensor
-    """[n], without gradient, for metrics: the losses of this rank's own items, each counted on one rank only."""
+    """[n], without gradient, for metrics: the losses of this rank's own items, each counted on only one rank."""
     languages: torch.Tensor
-    """[n] int64: for each the index of its language, or language pair, in the data source's `names`."""
+    """[n] int64: index of each item's language or language pair in the data source's `names`."""
 
 
 class Memory(Protocol):
-    """What a loss keeps beside trained parameters: it follows the weights, and every rank holds the same of it."""
+    """State of a loss besides trained parameters: it follows the weights and is equal on every rank."""
 
     before_change: Callable[[], None]
-    """Called before anything of it changes: a checkpoint that is being written may still read it."""
+    """Called before the memory changes: a checkpoint that is being written may still read it."""
 
     def update(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Follow the model's `weights`, by logical name, after an optimiser step (collective)."""
 
     def large(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must hold, where it lies: fp32 tensors that every rank has alike."""
+        """Tensors for a checkpoint, without copying: fp32, equal on every rank."""
 
     def small(self) -> dict[str, torch.Tensor]:
-        """The rest of it, whose names begin with the objective's."""
+        """The remaining state; names begin with the objective's."""
 
     def restore(self, large: Mapping[str, torch.Tensor], small: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `large` and `small` returned."""
+        """Restore the results of `large` and `small`."""
 
 
 class ObjectiveLoss(ABC, Generic[Config]):
@@ -54,7 +54,7 @@ class ObjectiveLoss(ABC, Generic[Config]):
     """Its own trained parameters; the model has them as `objectives.NAME`."""
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        """Make `module`, where there is one, for `encoder`; initial values must follow from its seed and their names.
+        """Create `module`, if there is one, for `encoder`; initial values must depend only on its seed and their names.
 
         Under `torch.device("meta")` only the shapes exist.
         """
@@ -67,5 +67,5 @@ class ObjectiveLoss(ABC, Generic[Config]):
         """
 
     def memory(self, weights: Mapping[str, torch.Tensor]) -> Memory | None:
-        """Its memory, made at the first call from the model's `weights` by logical name; None where it keeps none."""
+        """Its memory, created at the first call from the model's `weights` by logical name; None if it has none."""
         return None

@@ -1,6 +1,6 @@
 """Masked language modelling: MLM on one language, MMLM on several, TLM on translation pairs.
 
-They differ in the batch alone (data/), so one function serves all three.
+They differ only in the batch (data/), so one function serves all three.
 Sources: BERT (arXiv 1810.04805), XLM for TLM (arXiv 1901.07291).
 """
 
@@ -29,6 +29,6 @@ class MaskedLMLoss(ObjectiveLoss[WindowObjective]):
     """Cross-entropy of the masked tokens."""
 
     def losses(self, encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, config: WindowObjective) -> Losses:
-        """See `ObjectiveLoss`; one loss a target."""
+        """See `ObjectiveLoss`; one loss per target."""
         losses, languages = masked_lm_losses(encoder, states_TH, batch)
         return Losses(losses.sum(), losses.detach(), languages)

@@ -15,14 +15,14 @@ from dist_metaxlm.recipe.objectives import registry
 from dist_metaxlm.recipe.schema import Objective
 
 OWN = "objectives."
-"""How the names of parameters begin that belong to an objective and not to the encoder."""
+"""Prefix of the names of parameters that belong to an objective, not to the encoder."""
 
 
 class PretrainingModel(nn.Module):
     """Encoder plus objectives behind one `forward`, so that gradient hooks and ZeRO see a single module."""
 
     def __init__(self, encoder: Encoder, objectives: Sequence[Objective] = ()) -> None:
-        """`objectives`: those of the phase, some of which bring parameters or a memory of their own."""
+        """`objectives`: those of the phase; some have their own parameters or memory."""
         super().__init__()
         self.encoder = encoder
         self.objectives = nn.ModuleDict()
@@ -30,14 +30,14 @@ class PretrainingModel(nn.Module):
         for name, loss in self._losses.items():
             if loss.module is not None:
                 self.objectives[name] = loss.module
-        self._remembering = next((self._losses[one.name] for one in objectives if one.keeps_memory), None)
+        self._remembering = next((self._losses[objective.name] for objective in objectives if objective.keeps_memory), None)
         self._memory: Memory | None = None
 
     def forward(
         self, batch: PackedBatch, objective: Objective, step: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Sum of the objective's losses over the batch, and for metrics each loss with its language; see `Losses`."""
-        _ = self.memory  # one that has not been made yet begins with these weights
+        """Sum of the objective's losses over the batch, and each loss with its language for metrics; see `Losses`."""
+        _ = self.memory  # create it now, from these weights, if it does not exist yet
         states_TH = self.encoder(batch, last_layer=objective.last_layer, step=step, objective=objective.name)
         loss = self._losses.get(objective.name) or make_parameter_free_loss(objective, self.encoder)
         total, each, languages = loss.losses(self.encoder, states_TH, batch, objective)
@@ -45,13 +45,13 @@ class PretrainingModel(nn.Module):
 
     @property
     def memory(self) -> Memory | None:
-        """Memory of the one objective that keeps one; made, from the weights of that moment, when first asked for."""
+        """Memory of the one objective that has one; created from the current weights on first access."""
         if self._memory is None and self._remembering is not None:
             self._memory = self._remembering.memory(self._weights())
         return self._memory
 
     def after_step(self) -> None:
-        """Let what follows the weights follow them; to be called after each optimiser step (collective)."""
+        """Update the memory from the weights; call it after each optimiser step (collective)."""
         if self.memory is not None:
             self.memory.update(self._weights())
 
@@ -59,14 +59,14 @@ class PretrainingModel(nn.Module):
         return {name.removeprefix("encoder."): parameter for name, parameter in self.named_parameters()}
 
     def states_after(self, batch: PackedBatch, layer: int) -> torch.Tensor:
-        """[T, H]: states of `batch` after block `layer`, for what only looks at them (collective where the model is cut)."""
+        """[T, H]: states of `batch` after block `layer`, for inspection only (collective for a sharded model)."""
         return self.encoder(batch, last_layer=layer)
 
 
 def make_loss(objective: Objective, encoder: Encoder) -> ObjectiveLoss[Any]:
-    """The loss of an objective, with its own parameters where it has any."""
+    """The loss of an objective, with its own parameters if it has any."""
     loss = registry.entry(objective.name).load_loss()(objective, encoder)
-    assert isinstance(loss, ObjectiveLoss), f"the loss of objective {objective.name} is no ObjectiveLoss"
+    assert isinstance(loss, ObjectiveLoss), f"the loss of objective {objective.name} is not an ObjectiveLoss"
     return loss
 
 

@@ -1,13 +1,13 @@
-"""From similarities between the words (or pieces) of two sentences to links between them, for many pairs at once.
+"""Computes links from similarities between the words (or pieces) of two sentences, for many pairs at once.
 
-One implementation for the evaluation of word alignment and for the labels of denoising word alignment. Everything is of
-fixed shape and stays on the device: nothing waits for it.
+Used by the evaluation of word alignment and by the labels of denoising word alignment. All shapes are fixed and all
+tensors stay on the device: nothing waits for it.
 
 Sources: SimAlign (arXiv 2004.08728, sections 3.2 and 3.3: argmax, itermax) and XLM-Align (arXiv 2106.06381, section 3.1:
 optimal transport), as their released code computes them.
 
 Shapes: B blocks, M rows, N columns. `allowed` [B, M, N] says which cells may be linked; a block may hold several pairs of
-sentences whose cells are rectangles without a row or a column in common, such as the pairs of one window.
+sentences if their rectangles of cells share no row or column, such as the pairs of one window.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch.nn.functional as F
 
 Extraction = Literal["argmax", "itermax", "sinkhorn"]
 SHARE = 0.9
-"""What a cell counts in a further round where its row or its column is linked already (SimAlign's alpha)."""
+"""Weight of a cell in a further round if its row or its column is already linked (SimAlign's alpha)."""
 SMALLEST = 1e-6
-"""What a similarity that is not positive counts in transport."""
+"""Value of non-positive similarities in transport."""
 SINKHORN_ITERATIONS = 2
-"""XLM-Align's number."""
+"""XLM-Align's value."""
 
 
 def cosine_similarity(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -53,15 +53,15 @@ def mutual_argmax(by_row: torch.Tensor, by_column: torch.Tensor, allowed: torch.
 def itermax(similarity: torch.Tensor, allowed: torch.Tensor, rounds: int = 2) -> torch.Tensor:
     """[B, M, N] bool: mutual argmax, and in further rounds links for rows and columns that have none yet.
 
-    A further round takes cells whose row or column is free, at `SHARE` of their similarity where the other is not. As in
-    SimAlign there is none for a pair with a side of less than three words, nor where a side has no free word left.
-    Similarities are positive where `allowed`.
+    A further round uses cells with a free row or column, at `SHARE` of their similarity if the other is linked. As in
+    SimAlign, pairs with a side of less than three words, or without a free word on a side, get no further round.
+    Similarities of `allowed` cells are positive.
     """
     links = mutual_argmax(similarity, similarity, allowed)
     large = allowed & (allowed.sum(-1, keepdim=True) > 2) & (allowed.sum(-2, keepdim=True) > 2)
     for _ in range(rounds - 1):
         free_row, free_column = ~links.any(-1, keepdim=True), ~links.any(-2, keepdim=True)
-        # The rows of a cell's own pair are those that its column may be linked with, and the other way round.
+        # The rows of a cell's pair are those that its column may be linked with, and vice versa.
         unfinished = (allowed & free_row).any(-2, keepdim=True) & (allowed & free_column).any(-1, keepdim=True)
         weighed = torch.where(free_row & free_column, similarity, SHARE * similarity)
         links = links | mutual_argmax(weighed, weighed, large & unfinished & (free_row | free_column))

@@ -1,16 +1,20 @@
 """Cross-lingual contrast with a momentum encoder and a queue: XlCo of InfoXLM (arXiv 2007.07834).
 
 A query is the `<s>` state of a block of the model, its key that of the translation in the momentum encoder, an average of
-the model's weights over the steps (MoCo, arXiv 1911.05722). The loss is the cross-entropy of finding the own key among
-itself and the queue, which holds the newest keys of the whole batch. Formula, temperature 0.25, raw products and the
+the model's weights over the steps (MoCo, arXiv 1911.05722). The loss is the cross-entropy of selecting the query's own key
+among itself and the queue, which holds the newest keys of the whole batch. Formula, temperature 0.25, raw products and the
 projection are those of the released code (microsoft/unilm, infoxlm: criterions/xlco.py, models/infoxlm.py).
 
-Ours differs from it in four ways. The queue is that of the step's start for all micro-steps, and keys join it after the
-optimiser step in the order of their samples, so that neither ranks nor micro-batches change the loss. It begins empty, and
-only what has been filled counts (the released code runs the momentum encoder over as many pairs as it holds before the
-first step). A key that is of the query's own words, or of its key's, is no negative. And with `group` the keys of a group
-of examples are negatives of each other too: all keys of the queue are older than the own one, and a model that moves fast
-can tell them by that, whatever they mean; those of the step are not, and may be the only ones (docs/contrast.md).
+Differences from the released code:
+
+* All micro-steps of a step use the queue of its start. Keys join it after the optimiser step in the order of their samples,
+  so the loss does not depend on ranks and micro-batches.
+* The queue begins empty, and only filled places are used (the released code fills it with the momentum encoder's keys
+  before the first step).
+* A key with the same words as the query or its key is not a negative.
+* With `group`, the keys of a group of examples are negatives of each other too. Keys of the queue are older than the own
+  one, and a fast-changing model can distinguish them by age instead of meaning. Keys of the step are not older, and may be
+  the only negatives (docs/contrast.md).
 
 Shapes: E examples of a micro-step, G of a group, N of a step, Q places of the queue, F of them filled, H hidden.
 """
@@ -36,7 +40,7 @@ from dist_metaxlm.recipe.schema import CrossLingualContrast
 PROJECTION = "objectives.xlco.projection.weight"
 """Logical name of the projection [H, H]; `PretrainingModel` has it under this name too."""
 QUEUE = "queue"
-"""Name of the queue beside the momentum weights in a checkpoint."""
+"""Name of the queue in a checkpoint, next to the momentum weights."""
 
 
 class XlcoHead(nn.Module):
@@ -53,7 +57,7 @@ class XlcoHead(nn.Module):
 def representations(
     states_TH: torch.Tensor, batch: PackedBatch, projection_HH: torch.Tensor | None, config: CrossLingualContrast
 ) -> torch.Tensor:
-    """[E, H]: what stands for the sequences that begin at `batch.starts`, in fp32 (fp64 of fp64 states)."""
+    """[E, H]: representations of the sequences that begin at `batch.starts`, in fp32 (fp64 of fp64 states)."""
     assert batch.starts is not None
     if config.pooling == "mean":
         found_EH = mean_pool(states_TH, batch)[batch.document_ids[batch.starts]].to(states_TH.dtype)
@@ -70,7 +74,7 @@ def xlco_losses(
 ) -> torch.Tensor:
     """[E]: cross-entropy of each query's own key against itself and other keys.
 
-    `others`: some other keys [F, H], and for which queries each is left out [E, F] (bool); as many times as there are.
+    `others`: pairs of other keys [F, H] and a bool mask [E, F] of the queries that exclude each of them.
     """
     positive_E1 = (query_EH * key_EH).sum(-1, keepdim=True)
     negatives_EF = [(query_EH @ keys_FH.T).masked_fill(left_out_EF, -torch.inf) for keys_FH, left_out_EF in others]
@@ -79,10 +83,10 @@ def xlco_losses(
 
 
 class MomentumContrast:
-    """Momentum encoder and queue of a phase. Every rank holds the same of both, bit by bit.
+    """Momentum encoder and queue of a phase. Both are bit-identical on every rank.
 
-    The averages are fp32 (fp64 of an fp64 model); in half precision the encoder runs on a rounded copy of them, and what
-    is averaged are the model's rounded weights, which every rank has whole. No further than `config.layer`.
+    The averages are fp32 (fp64 for an fp64 model). In half precision the encoder runs on a rounded copy of them, and the
+    model's rounded weights are averaged, which every rank has whole. Blocks above `config.layer` are left out.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], encoder: Encoder, config: CrossLingualContrast) -> None:
@@ -104,20 +108,20 @@ class MomentumContrast:
         self.queue = torch.zeros(config.queue, encoder.config.hidden, dtype=_exact(like), device=like.device)
         """[Q, H]: a ring of keys."""
         self.texts = torch.zeros(config.queue, 2, dtype=torch.int64, device=like.device)
-        """[Q, 2]: of which words each key and its query were (`PackedBatch.texts`)."""
+        """[Q, 2]: text hashes of each key and its query (`PackedBatch.texts`)."""
         self.enqueued = 0
-        """Keys that have ever joined the queue."""
+        """Number of keys that have joined the queue so far."""
         self.before_change: Callable[[], None] = lambda: None
-        """Called before anything here changes: a checkpoint that is being written may still read it."""
+        """Called before the memory changes: a checkpoint that is being written may still read it."""
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def losses(
         self, states_TH: torch.Tensor, batch: PackedBatch, projection_HH: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss of each of this rank's queries, from the states of `batch` after block `config.layer`; remembers the keys.
+        """Loss of each of this rank's queries, from the states of `batch` after block `config.layer`; stores the keys.
 
         Returns:
-            losses [E] fp32, and for each the index [E] of the languages of its first pair.
+            losses [E] fp32, and the index [E] of the languages of each one's first pair.
         """
         assert batch.texts is not None
         assert batch.pair_languages is not None
@@ -131,14 +135,14 @@ class MomentumContrast:
             others.append(joining)
         if self.config.queue:
             self._waiting.append(joining)
-        # The own key is of the query's own words, so it is left out of its group.
+        # The own key has the query's own words, so the group's mask excludes it.
         allowed = [(keys, same_text(batch.texts, texts)) for keys, texts in others]
         losses = xlco_losses(query_EH, key_EH, allowed, self.config.temperature)
         return losses, batch.pair_languages[:: self.config.pairs_together]
 
     @property
     def _shares_groups(self) -> bool:
-        """Whether the ranks hold each group together, so that all of them gather its keys at once; else each has its own."""
+        """Whether each group spans all ranks, which then gather its keys; else each rank has its own groups."""
         group = self.config.group
         return group is not None and self.config.share_of_group(groups().data_size) != group
 
@@ -149,7 +153,7 @@ class MomentumContrast:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Follow the model after an optimiser step, then take in the step's keys (collective where there are any)."""
+        """Update the averages after an optimiser step, then enqueue the step's keys (collective if there are any)."""
         self.before_change()
         keep = self.config.momentum
         for name, parameter in self._running.items():
@@ -164,25 +168,25 @@ class MomentumContrast:
             self._enqueue(keys, texts)
 
     def _enqueue(self, keys_NH: torch.Tensor, texts_N2: torch.Tensor) -> None:
-        """Put the step's keys, in the order of its examples, over the oldest ones."""
+        """Overwrite the oldest keys by the step's keys, in the order of its examples."""
         size, count = self.config.queue, len(keys_NH)
-        passed = max(0, count - size)  # of more keys than there are places the last stay
+        passed = max(0, count - size)  # of more keys than places only the last are kept
         places = (torch.arange(passed, count, device=keys_NH.device) + self.enqueued) % size
         self.queue.index_copy_(0, places, keys_NH[passed:])
         self.texts.index_copy_(0, places, texts_N2[passed:])
         self.enqueued += count
 
     def large(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must hold, where it lies: fp32 tensors that every rank has alike."""
+        """Tensors for a checkpoint, without copying: fp32, equal on every rank."""
         return self.average | ({QUEUE: self.queue} if self.config.queue else {})
 
     def small(self) -> dict[str, torch.Tensor]:
-        """The rest of it: a few numbers of each key."""
+        """The remaining state: a few numbers per key."""
         return {"xlco.texts": self.texts, "xlco.enqueued": torch.tensor(self.enqueued)}
 
     @torch.no_grad()
     def restore(self, large: Mapping[str, torch.Tensor], small: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `large` and `small` returned."""
+        """Restore the results of `large` and `small`."""
         for name, average in self.average.items():
             average.copy_(large[name])
             self._running[name].data.copy_(average)
@@ -193,7 +197,7 @@ class MomentumContrast:
 
 
 class XlcoLoss(ObjectiveLoss[CrossLingualContrast]):
-    """Cross-entropy of finding the own key among others."""
+    """Cross-entropy of selecting the own key among others."""
 
     def __init__(self, config: CrossLingualContrast, encoder: Encoder) -> None:
         """See `ObjectiveLoss`."""
@@ -202,7 +206,7 @@ class XlcoLoss(ObjectiveLoss[CrossLingualContrast]):
         self._memory: MomentumContrast | None = None
 
     def losses(self, encoder: Encoder, states_TH: torch.Tensor, batch: PackedBatch, config: CrossLingualContrast) -> Losses:
-        """See `ObjectiveLoss`; one loss an example. The memory must have been made."""
+        """See `ObjectiveLoss`; one loss per example. The memory must exist."""
         assert self._memory is not None
         projection = None if self.module is None else self.module.projection.weight
         losses, languages = self._memory.losses(states_TH, batch, projection)

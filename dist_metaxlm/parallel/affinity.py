@@ -1,4 +1,4 @@
-"""Cores of each rank of a node: equal slices in the order of memory nodes, so that threads stay beside their memory."""
+"""Cores of each rank of a node: equal slices in the order of memory nodes, so that threads stay close to their memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from dist_metaxlm.parallel.topology import Topology
 
 _FEWEST = 2
-"""A slice smaller than this is not bound: the rank's reading thread would wait for its computing one."""
+"""A slice smaller than this is not bound: the rank's reading thread would compete with its computing thread."""
 
 
 def cores_by_memory(system: Path = Path("/sys/devices/system/node")) -> list[int]:
-    """All CPUs of this machine, those of one memory (NUMA) node beside one another; empty where the kernel does not say."""
+    """All CPUs of this machine, grouped by memory (NUMA) node; empty if the kernel does not report nodes."""
     cores: list[int] = []
     for folder in sorted(system.glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
         try:
@@ -33,19 +33,19 @@ def slice_of(topology: Topology, allowed: set[int], ordered: list[int]) -> list[
 
 
 def bind_cores(topology: Topology) -> tuple[int, ...]:
-    """Bind this process to its slice and return its CPUs; a binding by the launcher (fewer CPUs than there are) is kept."""
+    """Bind this process to its slice and return its CPUs; a binding by the launcher (to fewer CPUs) is kept."""
     allowed = os.sched_getaffinity(0)
     if len(allowed) < (os.cpu_count() or 1) or topology.local_world_size == 1:
         return tuple(sorted(allowed))
-    mine = slice_of(topology, allowed, cores_by_memory())
-    if len(mine) < _FEWEST:
+    own = slice_of(topology, allowed, cores_by_memory())
+    if len(own) < _FEWEST:
         return tuple(sorted(allowed))
-    os.sched_setaffinity(0, mine)
-    return tuple(mine)
+    os.sched_setaffinity(0, own)
+    return tuple(own)
 
 
 def threads(topology: Topology) -> int:
-    """Threads that this rank's products may take: its cores, or its share of those that all ranks of the node share."""
+    """Threads for this rank's matrix products: its cores, or its share of the cores that the node's ranks share."""
     allowed, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     bound = allowed <= present // max(1, topology.local_world_size)
     return max(1, allowed if bound else allowed // max(1, topology.local_world_size))

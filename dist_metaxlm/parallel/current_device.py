@@ -1,4 +1,4 @@
-"""Megatron-core on a machine without CUDA: its buffers ask CUDA for a device, and get the CPU."""
+"""Lets megatron-core run without CUDA: its buffers request the current CUDA device and get the CPU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def patch_current_device(device: torch.device) -> None:
-    """Let megatron-core's `torch.cuda.current_device()` name the CPU, where that is what the ranks compute on.
+    """Make `torch.cuda.current_device()` return the CPU if the ranks compute on it.
 
-    Its sequence-parallel layers and communication buffers allocate there, whatever device their input is on.
+    megatron-core's sequence-parallel layers and communication buffers allocate on that device, not on their input's.
     """
     if device.type == "cpu":
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]

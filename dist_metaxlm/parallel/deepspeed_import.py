@@ -1,10 +1,10 @@
-"""DeepSpeed (0.19.8) without two things that it prepares at start and no phase uses, and one that fails.
+"""Imports DeepSpeed (0.19.8) without three steps of its start: two are unused by every phase, one can fail.
 
-* On a CPU its communication compiles an all-reduce in shared memory, for inference alone: a minute of a C++ compiler at the
-  first start of all, in whatever environment, and a look whether that is still up to date at every other.
-* ZeRO asks whether the optimiser is Muon, and importing Muon hands its functions to torch.compile, which imports Inductor.
-* ZeRO asks NVML for a device's free memory by the numbers in CUDA_VISIBLE_DEVICES, where there may be none (a slice of a MIG
-  device has but a UUID); without NVML it asks torch.
+* On a CPU, DeepSpeed compiles a shared-memory all-reduce that only inference uses. The first start takes a minute of C++
+  compilation, and every later start checks whether the build is up to date.
+* ZeRO checks whether the optimiser is Muon. Importing Muon applies torch.compile to its functions, which imports Inductor.
+* ZeRO queries NVML for a device's free memory by the numbers in CUDA_VISIBLE_DEVICES. These may be UUIDs (slices of a MIG
+  device have no number). Without NVML it queries torch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 
 
 def import_deepspeed() -> ModuleType:
-    """The package, imported; nothing is built or compiled for what is not used."""
+    """Import and return the package without building or compiling unused parts."""
     import deepspeed
 
-    with contextlib.suppress(ImportError):  # a version that has neither has nothing to be spared
+    with contextlib.suppress(ImportError):  # other versions may have neither
         # Not `deepspeed.comm.torch`: that name is PyTorch, which the package imports into itself.
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
         _import_muon()
@@ -33,7 +33,7 @@ def import_deepspeed() -> ModuleType:
 
 
 def _import_muon() -> None:
-    """Muon's functions as they are written, which nobody calls."""
+    """Import Muon's functions uncompiled; this project does not call them."""
     compiling = torch.compile
 
     def plain(model: Any = None, **_: Any) -> Any:

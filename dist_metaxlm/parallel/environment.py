@@ -1,6 +1,6 @@
-"""What NCCL, gloo and thread pools are told by the environment: set explicitly, shown in the log, forwarded by list.
+"""Environment variables of NCCL, gloo and thread pools: set explicitly, logged, and forwarded to other nodes by name.
 
-Nothing here overrides what a user has set. Names: NVIDIA's NCCL guide ("Environment Variables"), torch's distributed docs.
+Values that the user has set are kept. Names: NVIDIA's NCCL guide ("Environment Variables"), torch's distributed docs.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ _SIOCGIFADDR = 0x8915
 
 
 def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of the starting shell that other nodes get; tokens and passwords are not among them.
+    """The variables of the starting shell that are forwarded to other nodes, without tokens and passwords.
 
     Raises:
-        UserError: for a value that a shell on the other node would change.
+        UserError: if a shell on the other node would change a value.
     """
-    found = {name: environment[name] for name in sorted(environment) if _FORWARDED.fullmatch(name)}
-    for name, value in found.items():
+    variables = {name: environment[name] for name in sorted(environment) if _FORWARDED.fullmatch(name)}
+    for name, value in variables.items():
         wrong = _UNSAFE.search(value)
         if wrong:
             raise UserError(
-                f"{name} holds the character {wrong[0]!r}, which a shell on the way to other nodes would "
-                "change; "
+                f"{name} holds the character {wrong[0]!r}, which a shell on the way to other nodes would change; "
                 f"unset {name}, or give it a plain value"
             )
-    return found
+    return variables
 
 
 def complete_environment(topology: Topology, cuda: bool, tensor: int = 1) -> None:
-    """Set what is still unset for the collectives of this rank, before its process group is joined.
+    """Set the variables of this rank's collectives that are still unset; call it before joining the process group.
 
     `tensor`: ranks of a tensor group.
 
@@ -53,43 +52,43 @@ def complete_environment(topology: Topology, cuda: bool, tensor: int = 1) -> Non
     defaults: dict[str, str] = {}
     if topology.nodes > 1:
         interface = interface_towards(os.environ["MASTER_ADDR"])
-        # With CUDA too: batches, pieces of checkpoints and requests to stop travel over gloo, which else takes the
-        # address that this node's own name has, and Debian gives it 127.0.1.1.
+        # With CUDA too: batches, pieces of checkpoints and stop requests are sent over gloo. By default gloo binds to the
+        # address of this node's host name, which is 127.0.1.1 on Debian.
         defaults = {"GLOO_SOCKET_IFNAME": interface}
-        if cuda:  # "=" asks NCCL for this very interface, not for all whose names begin so
+        if cuda:  # "=" selects exactly this interface, not all with this prefix
             defaults["NCCL_SOCKET_IFNAME"] = f"={interface}"
     if cuda and tensor > 1:
-        # One queue of work a device: collectives then start in the order in which megatron-core issues them, beside the
-        # products that hide them (before sm_100). Read when the device is first used.
+        # One hardware queue per device: collectives then start in the order in which megatron-core issues them and
+        # overlap with matrix products (before sm_100). Read when the device is first used.
         defaults["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     if cuda:
-        # A pipeline sends one tensor after another over the group of all ranks; torch warns of that at every start.
+        # A pipeline sends one tensor after another over the group of all ranks; torch warns about that at every start.
         defaults["TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING"] = "false"
-        # The flight recorder keeps the last collectives, and writes them down when one of them times out.
+        # The flight recorder keeps the last collectives and dumps them when one times out.
         defaults |= {"NCCL_DEBUG": "WARN", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
 
 def shown() -> str:
-    """What of the environment decides over this rank's collectives and threads, as one line for the log."""
+    """The variables that configure this rank's collectives and threads, as one line for the log."""
     return " ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if _SHOWN.fullmatch(name))
 
 
 def interface_towards(host: str) -> str:
-    """Name of the interface through which this node talks to `host`; the first one that is no loopback on `host` itself.
+    """Name of the interface that routes to `host`; on `host` itself, the first one that is not a loopback.
 
     Raises:
-        UserError: when the name does not resolve, or no interface leads there.
+        UserError: when the name does not resolve, or no interface routes to it.
     """
     addresses = interface_addresses()
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # sends nothing; the kernel picks the way
+            probe.connect((host, 9))  # sends nothing; the kernel picks the route
             own = probe.getsockname()[0]
     except OSError as error:
         raise UserError(
-            f"{os.uname().nodename} finds no way to the first node {host!r} ({error.strerror}); give its "
+            f"{os.uname().nodename} has no route to the first node {host!r} ({error.strerror}); give its "
             "address as --master_addr or MASTER_ADDR, or add it to /etc/hosts on every node"
         ) from None
     for name, address in addresses.items():
@@ -106,12 +105,12 @@ def interface_towards(host: str) -> str:
 
 def interface_addresses() -> dict[str, str]:
     """IPv4 address of every interface that has one."""
-    found = {}
+    addresses = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
             except OSError:
                 continue  # an interface without an address
-            found[name] = socket.inet_ntoa(answer[20:24])
-    return found
+            addresses[name] = socket.inet_ntoa(answer[20:24])
+    return addresses

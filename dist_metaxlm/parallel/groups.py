@@ -1,7 +1,7 @@
-"""Which ranks share a model and which share the data: megatron-core's process groups beside DeepSpeed's.
+"""Process groups of model and data parallelism, in megatron-core and in DeepSpeed.
 
-rank = (stage * data size + data rank) * tensor size + tensor rank: tensor ranks are neighbours, so they lie on one node
-where it holds a whole group, and pipeline stages are farthest apart. megatron-core's `tp-cp-ep-dp-pp` order and DeepSpeed's
+rank = (stage * data size + data rank) * tensor size + tensor rank: tensor ranks are neighbours, so they share a node
+if it holds a whole group, and pipeline stages are farthest apart. megatron-core's `tp-cp-ep-dp-pp` order and DeepSpeed's
 `pipe, data, model` axes agree on this.
 """
 
@@ -17,11 +17,11 @@ from dist_metaxlm.parallel.current_device import patch_current_device
 
 @dataclass(frozen=True)
 class Groups:
-    """This rank's place in the grid of ranks. A group is None where it is all ranks (or there is only this one)."""
+    """This rank's place in the grid of ranks. A group is None if it is all ranks (or only this one)."""
 
     tensor_rank: int
     tensor_size: int
-    """Ranks that hold one copy of the model together, and see the same batch."""
+    """Ranks that together hold one copy of the model and process the same batch."""
     data_rank: int
     data_size: int
     """Copies of the model, each with its own share of the batch."""
@@ -32,13 +32,13 @@ class Groups:
     tensor: dist.ProcessGroup | None = None
     data: dist.ProcessGroup | None = None
     model: dist.ProcessGroup | None = None
-    """The ranks of all stages that hold one copy of the model together."""
+    """The ranks of all stages that together hold one copy of the model."""
     batches: dist.ProcessGroup | None = None
-    """The tensor ranks again, in a gloo group of its own, so that a thread may send batches over it."""
+    """The tensor ranks in a separate gloo group, so that a thread can send batches over it."""
 
     @property
     def stage_ranks(self) -> range:
-        """The ranks of the job that hold this rank's layers, all copies and all tensor parts of them."""
+        """The ranks that hold this rank's layers, in all copies and tensor parts."""
         size = self.data_size * self.tensor_size
         return range(self.stage * size, (self.stage + 1) * size)
 
@@ -47,7 +47,7 @@ _formed: Groups | None = None
 
 
 def groups() -> Groups:
-    """The groups that were formed; without any, all ranks are data parallel."""
+    """The groups formed by `form_groups`; before that, all ranks are data parallel."""
     if _formed is not None:
         return _formed
     if dist.is_initialized():
@@ -56,9 +56,9 @@ def groups() -> Groups:
 
 
 def form_groups(tensor: int, pipeline: int, device: torch.device) -> None:
-    """Cut the ranks into `pipeline` stages of groups of `tensor` (collective).
+    """Divide the ranks into `pipeline` stages of tensor groups of `tensor` ranks (collective).
 
-    With one of each there is nothing to form, nor megatron-core to import.
+    With one of each, no group is formed and megatron-core is not imported.
     """
     global _formed
     if tensor == 1 and pipeline == 1:
@@ -84,7 +84,7 @@ def form_groups(tensor: int, pipeline: int, device: torch.device) -> None:
 
 
 def _batch_group(tensor: int) -> dist.ProcessGroup | None:
-    """This rank's tensor group in gloo: NCCL has no use for batches that still lie in host memory."""
+    """This rank's tensor group in gloo: batches in host memory cannot be sent over NCCL."""
     if tensor == 1:
         return None
     starts = range(0, dist.get_world_size(), tensor)

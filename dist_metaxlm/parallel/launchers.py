@@ -1,4 +1,4 @@
-"""What each launcher puts into a process's environment, as a `Topology`; None where it did not start the process.
+"""Reads each launcher's environment variables into a `Topology`; None if that launcher did not start the process.
 
 Sources: DeepSpeed 0.19 `launcher/launch.py`, PyTorch's docs of torchrun (PET_* are torchrun's options as variables, set by
 Kubeflow's PyTorchJob), Kubernetes' docs of Indexed Jobs (JOB_COMPLETION_INDEX), Slurm's man page of srun.
@@ -17,7 +17,7 @@ from dist_metaxlm.text import pluralize
 
 Environment = MutableMapping[str, str]
 HOSTS_VARIABLE = "DIST_METAXLM_HOSTS"
-"""Set by metaxlm launch: `node1:8,node2:8`, so that a node that does not come can be named."""
+"""Set by metaxlm launch: `node1:8,node2:8`, so that a missing node can be named."""
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 
 
@@ -48,7 +48,7 @@ def from_kubernetes(env: Environment) -> Topology | None:
         fewest, _, most = env["PET_NNODES"].partition(":")
         if most not in ("", fewest):
             raise UserError(
-                f"PET_NNODES={env['PET_NNODES']} asks for an elastic number of nodes; start through torchrun, "
+                f"PET_NNODES={env['PET_NNODES']} requests an elastic number of nodes; start through torchrun, "
                 "or give one number"
             )
         rank, size = env["PET_NODE_RANK"], fewest
@@ -69,7 +69,7 @@ def _one_process_a_pod(env: Environment) -> None:
     wanted = env.get("PET_NPROC_PER_NODE", "1")
     if wanted != "1":
         raise UserError(
-            f"PET_NPROC_PER_NODE={wanted} asks for several processes in each pod, and this is the only one; let "
+            f"PET_NPROC_PER_NODE={wanted} requests several processes per pod, but this is the only one; let "
             "torchrun start them (`torchrun -m dist_metaxlm.cli.pretrain ...` reads the PET_ variables itself)"
         )
 
@@ -83,16 +83,16 @@ def from_mpi(env: Environment) -> Topology | None:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise UserError(
-            f"mpirun started this process, and mpi4py finds no MPI library ({str(error).splitlines()[0]}); "
-            "install one beside it (`pip install mpich`), or name its folder in LD_LIBRARY_PATH"
+            f"mpirun started this process, but mpi4py finds no MPI library ({str(error).splitlines()[0]}); "
+            "install one in the same environment (`pip install mpich`), or add its folder to LD_LIBRARY_PATH"
         ) from None
 
     world = MPI.COMM_WORLD
     if world.Get_size() == 1:
         if "SLURM_PROCID" in env:
-            return None  # srun speaks a PMI that this MPI does not; its own variables say all
+            return None  # this MPI does not support srun's PMI; srun's own variables suffice
         raise UserError(
-            f"mpirun started {expected} ranks, and each finds itself alone: mpi4py was built for another MPI "
+            f"mpirun started {expected} ranks, but each has a world size of 1: mpi4py was built for another MPI "
             f"than this mpirun ({MPI.Get_library_version().splitlines()[0]}); use the mpirun of that one"
         )
     node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())
@@ -120,7 +120,7 @@ def from_mpi(env: Environment) -> Topology | None:
 
 
 def from_slurm(env: Environment) -> Topology | None:
-    """`srun`: SLURM_PROCID and its neighbours; the first host of the step is where the ranks meet."""
+    """`srun`: SLURM_PROCID and related variables; the ranks connect to the first host of the step."""
     if int(env.get("SLURM_NTASKS") or 1) <= 1 or "SLURM_PROCID" not in env:
         return None
     hosts = expand_hosts(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
@@ -133,7 +133,7 @@ def from_slurm(env: Environment) -> Topology | None:
         LOCAL_WORLD_SIZE=str(sizes[min(node, len(sizes) - 1)]),
     )
     env.setdefault("MASTER_ADDR", hosts[0] if len(hosts) > 1 else "127.0.0.1")
-    # All tasks of a job derive the same port from its number, without talking to each other; a step has one of its own.
+    # All tasks of a job derive the same port from its number without communication; each step has its own port.
     number = int(env.get("SLURM_JOB_ID") or 0) * 7 + int(env.get("SLURM_STEP_ID") or 0)
     env.setdefault("MASTER_PORT", str(20000 + number % 12000))
     return _ranks(env, "slurm", tuple(sizes), tuple(hosts))
@@ -161,11 +161,11 @@ def expand_hosts(text: str) -> list[str]:
 
 def _numbers(text: str) -> list[str]:
     """`01-03,7` as 01, 02, 03, 7."""
-    found = []
+    numbers = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        found += [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
-    return found
+        numbers += [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
+    return numbers
 
 
 def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: tuple[str, ...] = ()) -> Topology:
@@ -190,7 +190,7 @@ def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: 
 
 
 def announced_hosts(env: Environment) -> list[tuple[str, int]]:
-    """(host, ranks) of every node as metaxlm launch announced them; empty without it."""
+    """(host, ranks) of every node as set by metaxlm launch; empty without it."""
     pairs = [part.rpartition(":") for part in env.get(HOSTS_VARIABLE, "").split(",") if part]
     return [(name, int(slots)) for name, _, slots in pairs if slots.isdigit()]
 
@@ -205,7 +205,7 @@ def _number(env: Environment, name: str) -> int:
 
 
 def check_world_size(topology: Topology, expected: int | None) -> None:
-    """Refuse to train on other ranks than were asked for.
+    """Refuse to train on another number of ranks than requested.
 
     Raises:
         UserError: naming both numbers and the launcher.
@@ -216,6 +216,6 @@ def check_world_size(topology: Topology, expected: int | None) -> None:
             f"{pluralize(topology.nodes, 'node')} ({os.uname().nodename})"
         )
         raise UserError(
-            f"{started}, --expect_world_size {expected} was asked for; check the hostfile and the launcher's "
-            "options, or give the number you want"
+            f"{started}, --expect_world_size is {expected}; check the hostfile and the launcher's "
+            "options, or change --expect_world_size"
         )

@@ -1,9 +1,9 @@
-"""Ranks end soon after one of them dies: each holds a connection to the first rank, which tells the others.
+"""Stops all ranks soon after one of them dies: each holds a connection to the first rank, which notifies the others.
 
-A collective notices a dead peer only where it is talking to it. Whoever waits in the store for its address (gloo while a
-group is formed), or hears nothing of it (RDMA), waits for the whole time limit of a collective, and pdsh does not end the
-other nodes. The kernel closes a dead process's connections whatever it died of; a machine that falls silent is noticed by
-TCP's own probes. A process that is merely stopped or slow keeps its connection.
+A collective detects a dead peer only while it communicates with it. A rank that waits in the store for the peer's address
+(gloo while a group is formed), or uses RDMA, waits for the collective's whole timeout, and pdsh does not end the other
+nodes. The kernel closes the connections of a dead process, whatever the cause. TCP keepalive detects an unreachable host.
+A suspended or slow process keeps its connection.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ import torch.distributed as dist
 from dist_metaxlm.errors import EXIT_BUG, UserError
 from dist_metaxlm.parallel.topology import Topology
 
-_KEY = "lifeline"
-_FAREWELL = b"."
+_KEY = "peer_monitor"
+_GOODBYE = b"."
 _PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
-"""A silent machine is given up after 90 s."""
+"""An unreachable host counts as failed after 90 s."""
 _HELLO_SECONDS, _HELLO_BYTES = 5.0, 400
 GRACE_SECONDS = 10.0
-"""How long the others may go on: to fail by themselves with a better reason, or to end in good order."""
+"""Seconds until the other ranks are ended: they may fail with a more specific error, or shut down gracefully, before."""
 
 
 class PeerMonitor:
-    """This rank's connection to the first one, or the first one's to all, until `leave`."""
+    """This rank's connection to the first rank (on the first rank: to all ranks), until `shutdown`."""
 
     def __init__(
         self, topology: Topology, store: dist.Store, seconds: float = 60.0, end: Callable[[str], None] | None = None
     ) -> None:
-        """`seconds` is how long connecting may take; `end` is called with who died, else the process ends.
+        """`seconds`: timeout of the connection. `end` is called with the failed rank; by default the process ends.
 
         Raises:
             UserError: when the first node cannot be reached.
         """
         self._topology, self._end, self._left = topology, end or self._end_process, threading.Event()
         watch = self._host(store) if topology.rank == 0 else self._join(store, seconds)
-        self._thread = threading.Thread(target=watch, daemon=True, name="lifeline")
+        self._thread = threading.Thread(target=watch, daemon=True, name="peer monitor")
         self._thread.start()
 
-    def leave(self) -> None:
-        """Say farewell: from here on this rank's end means nothing to the others, nor theirs to it."""
+    def shutdown(self) -> None:
+        """Send the goodbye message: from now on peers ignore this rank's disconnect, and this rank ignores theirs."""
         self._left.set()
         try:
-            self._own.sendall(_FAREWELL)
+            self._own.sendall(_GOODBYE)
             self._own.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the other side has gone, which no longer matters
+            pass  # the other side has closed, which no longer matters
         self._thread.join(_HELLO_SECONDS)
         self._own.close()
 
@@ -81,14 +81,14 @@ class PeerMonitor:
         return self._watch_first
 
     def _watch_first(self) -> None:
-        """What a rank hears from the first: a farewell, who has died, or nothing any more."""
-        said = _read(self._own)
-        if said.startswith(_FAREWELL) or self._left.is_set():
+        """Wait for the first rank's message: goodbye, the name of a failed rank, or a disconnect."""
+        message = _read(self._own)
+        if message.startswith(_GOODBYE) or self._left.is_set():
             return
-        self._end(said.decode(errors="replace").strip() or f"rank 0 on {self._topology.host(0)}")
+        self._end(message.decode(errors="replace").strip() or f"rank 0 on {self._topology.host(0)}")
 
     def _watch_all(self, server: socket.socket, inner: socket.socket, token: str) -> None:
-        """What the first rank hears: newcomers, farewells, and the connections of the dead, which end without one."""
+        """On the first rank: accept connections, read goodbye messages, and detect disconnects without one."""
         others: dict[socket.socket, str] = {}
         known: set[str] = set()
         with server, inner, selectors.DefaultSelector() as waiting:
@@ -96,7 +96,7 @@ class PeerMonitor:
             waiting.register(inner, selectors.EVENT_READ)
             while not self._left.is_set():
                 ready = [key.fileobj for key, _ in waiting.select()]
-                for connection in (found for found in ready if isinstance(found, socket.socket)):
+                for connection in (file for file in ready if isinstance(file, socket.socket)):
                     if connection is server:
                         for newcomer, name in _admit(server, token, known):
                             others[newcomer] = name
@@ -104,24 +104,24 @@ class PeerMonitor:
                     elif connection in others:
                         waiting.unregister(connection)
                         name = others.pop(connection)
-                        if not _read(connection).startswith(_FAREWELL):
+                        if not _read(connection).startswith(_GOODBYE):
                             _tell(others, name.encode())
                             self._end(name)
                             return
                         connection.close()
-            # Who came after the last look is told as well: to it, a connection that just ends is a death.
-            _tell([*others, *(newcomer for newcomer, _ in _admit(server, token, known))], _FAREWELL)
+            # Connections that are not accepted yet get the message too: a disconnect without it counts as a failure.
+            _tell([*others, *(newcomer for newcomer, _ in _admit(server, token, known))], _GOODBYE)
 
     def _end_process(self, who: str) -> None:
-        """End this process, unless it ends by itself or leaves in good order within the grace."""
+        """End this process, unless it ends or shuts down gracefully within `GRACE_SECONDS`."""
         if self._left.wait(GRACE_SECONDS):
             return
-        # One line a job, or one a node where the first rank is the dead one.
+        # One line per job, or one per node if the first rank has failed.
         if self._topology.is_first or (who.startswith("rank 0 ") and self._topology.local_rank == 0):
-            # Not to the log: another thread may hold its lock for as long as nobody reads standard output.
+            # Not to the log: another thread may hold its lock while standard output is blocked.
             print(
-                f"error: {who} has died and the other ranks wait for it, so they end; its own output says why (nothing "
-                "there: look for the kernel's out-of-memory killer); the same command goes on from the last checkpoint",
+                f"error: {who} exited unexpectedly; stopping all ranks; see its output for the reason (if empty, check "
+                "dmesg for the out-of-memory killer); run the same command again to resume from the last checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
@@ -129,9 +129,9 @@ class PeerMonitor:
 
 
 def _admit(server: socket.socket, token: str, known: set[str]) -> Iterator[tuple[socket.socket, str]]:
-    """All new connections with `rank N on HOST`, but those that do not know the job's token, or are a rank that came before.
+    """Accept new connections, each with `rank N on HOST`; reject those without the job's token and ranks already connected.
 
-    Two jobs on one port meet in one store: a rank of the second reads our token there, and its end must not be ours.
+    Two jobs on one port share a store. A rank of the second job reads our token from it, and its exit must not end ours.
     """
     while (connection := _next_of(server)) is not None:
         connection.settimeout(_HELLO_SECONDS)
@@ -146,7 +146,7 @@ def _admit(server: socket.socket, token: str, known: set[str]) -> Iterator[tuple
 
 
 def _next_of(server: socket.socket) -> socket.socket | None:
-    """The next connection that waits to be taken; None where none does."""
+    """The next pending connection, None if there is none."""
     try:
         return server.accept()[0]
     except (BlockingIOError, ConnectionAbortedError):
@@ -154,7 +154,7 @@ def _next_of(server: socket.socket) -> socket.socket | None:
 
 
 def _read(connection: socket.socket) -> bytes:
-    """The next words; nothing where the other side has gone."""
+    """The next message; empty if the other side has closed."""
     try:
         return connection.recv(_HELLO_BYTES)
     except OSError:
@@ -166,7 +166,7 @@ def _tell(connections: Iterable[socket.socket], words: bytes) -> None:
         try:
             connection.sendall(words)
         except OSError:
-            continue  # it has gone, too
+            continue  # it has closed, too
 
 
 def _probe(connection: socket.socket) -> None:

@@ -1,8 +1,8 @@
-"""Which rank does what on which node: tensor groups inside, pipeline stages across, data parallel over the rest.
+"""Rank placement: tensor groups within nodes, pipeline stages across nodes, data parallelism over the rest.
 
-Ranks count as in megatron-core's `tp-cp-ep-dp-pp` order: rank = (stage * data size + data rank) * tensor size + tensor
-rank. With nodes filled one after another, tensor groups (which talk in every block) lie inside a node where its ranks are
-a multiple of the tensor size, and stages (which talk least) begin on a new node where the stages divide the nodes.
+Ranks are numbered in megatron-core's `tp-cp-ep-dp-pp` order: rank = (stage * data size + data rank) * tensor size + tensor
+rank. With nodes filled one after another, tensor groups (which communicate in every block) are inside a node if its ranks
+are a multiple of the tensor size. Stages communicate least; they begin on a new node if their number divides the nodes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Protocol
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.text import pluralize
 
-if TYPE_CHECKING:  # it imports torch, which a plan does without
+if TYPE_CHECKING:  # it imports torch, which plans do not need
     from dist_metaxlm.parallel.topology import Topology
 
 _SHOWN_NODES = 16
-"""Rows of the picture; of more nodes the first and the last are shown."""
+"""Rows of the grid; for more nodes only the first and the last are shown."""
 
 
 class Nodes(Protocol):
-    """Ranks and the nodes that they are on: a job's `Topology`, or a cluster that is only planned."""
+    """Ranks and their nodes: a job's `Topology`, or a planned cluster."""
 
     @property
     def world_size(self) -> int:
@@ -41,7 +41,7 @@ class Nodes(Protocol):
 
 @dataclass(frozen=True)
 class Placement:
-    """A grid of ranks laid over the nodes of a job."""
+    """The rank grid on the nodes of a job."""
 
     topology: Topology
     tensor: int
@@ -69,14 +69,14 @@ def _groups(ranks: int, tensor: int) -> Iterator[range]:
 
 @lru_cache(maxsize=64)
 def first_crossing(nodes: Nodes, tensor: int) -> range | None:
-    """The first tensor group that lies on more than one node; None where all are inside."""
+    """The first tensor group that spans several nodes; None if every group is inside one."""
     numbers = nodes.ranks_to_nodes()
     groups = _groups(nodes.world_size, tensor) if tensor > 1 else ()
     return next((group for group in groups if len(set(numbers[group.start : group.stop])) > 1), None)
 
 
 def describe_crossing(nodes: Nodes, group: range) -> str:
-    """What is wrong with a tensor group on more than one node, without the remedy."""
+    """Error text for a tensor group that spans several nodes, without the remedy."""
     hosts = list(dict.fromkeys(nodes.host(rank) for rank in group))
     return (
         f"parallel.tensor={len(group)} puts ranks {group[0]} to {group[-1]} of one tensor group on {', '.join(hosts)} "
@@ -89,7 +89,7 @@ def _smallest_node(nodes: Nodes) -> int:
 
 
 def check_placement(topology: Topology, tensor: int, pipeline: int, tensor_across_nodes: bool) -> Placement:
-    """The placement of a layout; refused where a tensor group crosses nodes and the recipe does not allow it.
+    """The placement of a layout; an error if a tensor group spans nodes and the recipe does not allow it.
 
     Raises:
         UserError: naming the group, its nodes and the nearest tensor size that stays inside.

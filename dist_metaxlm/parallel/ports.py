@@ -1,4 +1,4 @@
-"""Who holds a TCP port of this machine, read from /proc."""
+"""Finds the process that listens on a TCP port of this machine, from /proc."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LISTENING = "0A"
 
 
 def holder(port: int, proc: Path = Path("/proc")) -> str:
-    """`process PID (its command)` that listens on `port`, or a hint where it cannot be seen."""
+    """`process PID (its command)` that listens on `port`, or a hint if it is not visible."""
     inodes = set()
     for table in ("tcp", "tcp6"):
         try:
@@ -23,17 +23,17 @@ def holder(port: int, proc: Path = Path("/proc")) -> str:
     for folder in proc.iterdir() if inodes else ():
         if folder.name.isdigit() and inodes & _open_files(folder / "fd"):
             return f"process {folder.name} ({_command(folder)})"
-    return "a process of another user" if inodes else "a process that has just gone"
+    return "a process of another user" if inodes else "a process that has just ended"
 
 
 def _open_files(folder: Path) -> set[str]:
-    found = set()
+    files = set()
     try:
         for entry in folder.iterdir():
-            found.add(os.readlink(entry))
+            files.add(os.readlink(entry))
     except OSError:
         pass  # the process has ended, or belongs to another user
-    return found
+    return files
 
 
 def _command(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Starting and ending the process group, and the few collectives the trainer needs besides DeepSpeed's own."""
+"""Creates and destroys the process group, and adds the collectives that the trainer needs besides DeepSpeed's."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from dist_metaxlm.parallel.topology import Topology, forget_topology
 from dist_metaxlm.text import pluralize
 
 _KNOWN = ("Transformer Engine and Apex are not installed", "c10d::broadcast_: an autograd kernel was not registered")
-"""Warnings without a cause here: megatron-core's optimisers and FSDP are imported with its layers and not used; DeepSpeed's
-pipeline receives activations into tensors that ask for gradients (tests/distributed holds these to one process)."""
+"""Harmless warnings: megatron-core's optimisers and FSDP are imported with its layers but not used; DeepSpeed's pipeline
+receives activations into tensors that require gradients (tests/distributed compares these with one process)."""
 
 
 def check_devices(topology: Topology) -> None:
-    """Refuse ranks that would have no CUDA device of their own, on a machine that has some.
+    """Refuse ranks without a CUDA device of their own on a machine with CUDA devices.
 
     Raises:
         UserError: naming both numbers, and how to start as many ranks as there are devices.
     """
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    # Others may name no local size, which is then taken for that of the job.
+    # Other launchers may not set the local size, which then defaults to the job's size.
     counts = topology.launcher in ("deepspeed", "torchrun", "slurm", "mpi")
     if not 0 < devices < (topology.local_world_size if counts else topology.local_rank + 1):
         return
@@ -45,7 +45,7 @@ def check_devices(topology: Topology) -> None:
     shown = f"{ranks} on {node}, where a rank sees {pluralize(devices, 'CUDA device')}"
     if topology.launcher in ("slurm", "mpi") and devices == 1:
         raise UserError(
-            f"{shown}: every rank has to see all devices of its node and takes its own of them; leave away "
+            f"{shown}: every rank must see all devices of its node and uses its own; leave out "
             "--gpus-per-task and --gpu-bind (srun --gpus-per-node=N --gpu-bind=none), or what sets "
             "CUDA_VISIBLE_DEVICES for each rank"
         )
@@ -57,7 +57,7 @@ def check_devices(topology: Topology) -> None:
 
 
 def pick_device(topology: Topology) -> torch.device:
-    """This rank's CUDA device where there are any, else the CPU. Errors: as `check_devices`."""
+    """This rank's CUDA device if there are any, else the CPU. Errors: as `check_devices`."""
     check_devices(topology)
     if torch.cuda.is_available():
         torch.cuda.set_device(topology.local_rank)
@@ -66,10 +66,10 @@ def pick_device(topology: Topology) -> torch.device:
 
 
 def stay_on_device() -> Callable[[], None] | None:
-    """What a thread that works on this rank's CUDA device has to call first; None without one.
+    """A function that threads using this rank's CUDA device must call first; None on a CPU.
 
-    A thread begins on device 0. Leaving a stream of another device brings it back there, and makes this rank a context on
-    device 0: half a gigabyte of it for every rank of the node.
+    A thread starts on device 0. Leaving a stream of another device switches back to it and creates a CUDA context there:
+    half a gigabyte on device 0 for every rank of the node.
     """
     return partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
 
@@ -86,28 +86,28 @@ def process_group(
 ) -> Iterator[None]:
     """Join the job's process group through DeepSpeed (NCCL on CUDA, gloo on CPU) and leave it at the end.
 
-    Inside, the ranks are cut into `pipeline` stages and tensor-parallel groups of `tensor` (parallel/groups.py).
+    Inside, the ranks are divided into `pipeline` stages and tensor-parallel groups of `tensor` (parallel/groups.py).
 
-    `join_seconds` is how long the ranks wait for one another, `timeout` how long a collective may take. Ranks that differ in
-    one of `facts` refuse to train together.
+    `join_seconds` limits the wait for all ranks, `timeout` the duration of a collective. Ranks that differ in one of `facts`
+    refuse to train together.
 
-    Leaving matters: without it ZeRO-3 on gloo ends in `terminate called`.
+    The group must be destroyed: otherwise ZeRO-3 on gloo ends with `terminate called`.
     """
-    # One machine, several ranks: each takes its share of the cores, else they fight over all of them; beside CUDA, where the
-    # weights are first drawn and where the optimiser is offloaded to.
+    # One machine, several ranks: each uses its share of the cores, else they compete for all. With CUDA, too: weights
+    # are initialised on the CPU, and the optimiser may be offloaded to it.
     torch.set_num_threads(threads(topology))
     if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and warns
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for one and warns
     quiet_engines()
-    # DeepSpeed prints while it builds its operators; standard output is ours (a command with --json prints nothing else).
+    # DeepSpeed prints while it builds its operators; standard output is reserved (with --json a command prints only JSON).
     with contextlib.redirect_stdout(sys.stderr if os.environ.get("DEEPSPEED_LOG") else io.StringIO()):
         deepspeed = import_deepspeed()
         quiet_engines()
         backend = "nccl" if device.type == "cuda" else "gloo"
-        # Bound to its device, NCCL forms later groups from this one; a rank alone has no peer to form them with.
+        # If bound to its device, NCCL derives later groups from this one; a single rank has no peer for that.
         bound = device if device.type == "cuda" and topology.world_size > 1 else None
         store = rendezvous(topology, join_seconds, facts)
-        lifeline = PeerMonitor(topology, store, join_seconds) if topology.world_size > 1 else None
+        monitor = PeerMonitor(topology, store, join_seconds) if topology.world_size > 1 else None
         dist.init_process_group(
             backend, store=store, rank=topology.rank, world_size=topology.world_size, timeout=timeout, device_id=bound
         )
@@ -120,25 +120,25 @@ def process_group(
     try:
         yield
     except BaseException as error:
-        # A process alone keeps nobody waiting, and may begin another run after its error was corrected.
+        # No rank waits for a single process, and it may start another run after the error is corrected.
         if isinstance(error, GracefulStop) or topology.world_size == 1:
-            _leave(lifeline)
+            _leave(monitor)
         raise
-    # Not in a `finally`: after an error peers may be stuck in a collective; the end of this process's lifeline ends them.
-    _leave(lifeline)
+    # Not in a `finally`: after an error peers may be stuck in a collective; this process's disconnect ends them.
+    _leave(monitor)
 
 
-def _leave(lifeline: PeerMonitor | None) -> None:
-    if lifeline is not None:
-        lifeline.leave()
+def _leave(monitor: PeerMonitor | None) -> None:
+    if monitor is not None:
+        monitor.shutdown()
     forget_groups()
-    # DeepSpeed's own: it also forgets the groups of this one, which a second run in this process would be given.
+    # DeepSpeed's function also clears its cached groups, which a second run in this process would reuse.
     import_deepspeed().comm.destroy_process_group()
     forget_topology()
 
 
 def quiet_engines() -> None:
-    """DeepSpeed and megatron-core log pages at start-up; keep warnings, drop the rest unless DEEPSPEED_LOG says so."""
+    """Keep only warnings of DeepSpeed and megatron-core, which log much at start-up, unless DEEPSPEED_LOG is set."""
     level = os.environ.get("DEEPSPEED_LOG", "ERROR").upper()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     for message in _KNOWN if torch.cuda.is_available() else (*_KNOWN, ".*CUDA_DEVICE_MAX_CONNECTIONS"):
@@ -168,7 +168,7 @@ def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
 def sum_over_batch(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor`, counted on the batches of one pipeline stage (zeros on the others), summed over the global batch, in place.
 
-    Tensor ranks see the same batch and count the same.
+    Tensor ranks process the same batch and count the same.
     """
     return all_reduce(tensor).div_(groups().tensor_size)
 
@@ -178,12 +178,12 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
     No gradient flows to the others' rows.
     """
-    found = groups()
-    if found.data_size == 1:
+    grid = groups()
+    if grid.data_size == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(found.data_size)]
-    dist.all_gather(parts, rows.detach().contiguous(), group=found.data)
-    parts[found.data_rank] = rows
+    parts = [torch.empty_like(rows) for _ in range(grid.data_size)]
+    dist.all_gather(parts, rows.detach().contiguous(), group=grid.data)
+    parts[grid.data_rank] = rows
     return torch.cat(parts)
 
 

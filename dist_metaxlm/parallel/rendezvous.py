@@ -1,7 +1,7 @@
-"""Where the ranks of a job meet: one store on the first node, a roll call that names who is missing, then the process group.
+"""Rendezvous: a store on the first node, a check that all ranks have joined (missing ones are named), the process group.
 
-Every attempt of a job has its own keys (a restarted rank must not read the address of a dead peer: pytorch#135712), and so
-has every job (two on one port never join each other).
+Each job and each attempt has its own keys: a restarted rank must not read the address of a dead peer (pytorch#135712), and
+two jobs on one port must not join each other.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from dist_metaxlm.text import pluralize
 
 _POLL_SECONDS = 0.05
 _LINGER_SECONDS = 1.0
-"""How long the first rank keeps the store alive after a refusal, for the others to read why."""
+"""How long the first rank keeps the store open after a refusal, so that the others can read the reason."""
 
 
 def rendezvous(topology: Topology, seconds: float, facts: Mapping[str, str] | None = None) -> dist.Store:
-    """The store for `init_process_group`, once all ranks have come (collective).
+    """Wait for all ranks and return the store for `init_process_group` (collective).
 
-    `facts` have to be the same on all ranks: versions, and checksums of what they train on.
+    `facts` must be equal on all ranks: versions, and checksums of the training inputs.
 
     Raises:
-        UserError: after `seconds`, naming the hosts or ranks that did not come, or the port and who holds it; at once where
+        UserError: after `seconds`, naming the missing hosts or ranks, or the port and the process that holds it; at once if
             ranks differ in a fact.
     """
     store = dist.PrefixStore(_job(), _connect(topology, seconds))
@@ -53,8 +53,8 @@ def rendezvous(topology: Topology, seconds: float, facts: Mapping[str, str] | No
         answer = store.get("roll").decode()
     except (RuntimeError, dist.DistError) as error:
         raise UserError(
-            f"the first rank, on {topology.host(0)}, did not call the roll within {seconds:.0f} s; see its "
-            f"output, and whether another job uses {_place()} ({_first_line(error)})"
+            f"the first rank, on {topology.host(0)}, did not answer within {seconds:.0f} s; see its "
+            f"output, and check whether another job uses {_place()} ({_first_line(error)})"
         ) from None
     if answer != "complete":
         raise UserError(answer)
@@ -62,7 +62,7 @@ def rendezvous(topology: Topology, seconds: float, facts: Mapping[str, str] | No
 
 
 def _job() -> str:
-    """What tells this attempt of this job from others on the same port."""
+    """Key prefix that distinguishes this attempt of this job from others on the same port."""
     names = ("DIST_METAXLM_JOB", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_RESTART_COUNT")
     return "dist_metaxlm/" + "/".join(os.environ.get(name, "-") for name in names)
 
@@ -99,7 +99,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _wait_for_all_ranks(topology: Topology, store: dist.Store, seconds: float) -> str | None:
-    """Wait for all ranks; returns what is wrong, or None."""
+    """Wait for all ranks; returns an error text, or None."""
     deadline, missing = time.monotonic() + seconds, list(range(topology.world_size))
     while missing and time.monotonic() < deadline:
         missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
@@ -107,16 +107,16 @@ def _wait_for_all_ranks(topology: Topology, store: dist.Store, seconds: float) -
     if missing:
         hosts = list(dict.fromkeys(topology.host(rank) for rank in missing))
         return (
-            f"{len(missing)} of {topology.world_size} ranks did not come within {seconds:.0f} s: "
-            f"{', '.join(hosts[:8])} ({_ranks(missing)}); look at the output of these nodes, or leave them out and "
-            "start again (parallel.join_seconds is how long to wait)"
+            f"{len(missing)} of {topology.world_size} ranks did not join within {seconds:.0f} s: "
+            f"{', '.join(hosts[:8])} ({_ranks(missing)}); see the output of these nodes, or start without "
+            "them (parallel.join_seconds sets the time limit)"
         )
-    found = [json.loads(store.get(f"here/{rank}")) for rank in range(topology.world_size)]
-    return next(filter(None, (_difference(rank, other, found[0]) for rank, other in enumerate(found))), None)
+    announced = [json.loads(store.get(f"here/{rank}")) for rank in range(topology.world_size)]
+    return next(filter(None, (_difference(rank, other, announced[0]) for rank, other in enumerate(announced))), None)
 
 
 def _difference(rank: int, other: dict[str, Any], first: dict[str, Any]) -> str | None:
-    """What a rank says of itself that the first does not, as a sentence."""
+    """Error text for the first fact in which a rank differs from the first rank, or None."""
     if other["size"] != first["size"]:
         return (
             f"rank {rank} on {other['host']} was started for {pluralize(other['size'], 'rank')}, rank 0 for "

@@ -32,14 +32,14 @@ SHARED_DATA = tuple(_REMEDIES)
 
 
 def remedy(name: str) -> str:
-    """What to do where nodes differ in a checksum, or in the version of a package."""
+    """The remedy if nodes differ in a checksum or in the version of a package."""
     return _REMEDIES.get(name, _SAME_VERSION)
 
 
 def facts_to_share(recipe: Recipe) -> dict[str, str]:
-    """What ranks must not differ in, or they train on other data or another model than they say.
+    """Facts that must be equal on all ranks; otherwise the ranks would train on different data or models.
 
-    Little enough for each rank to read at its start; `collect` looks further.
+    Few enough for each rank to read at its start; the preflight's `collect` checks more.
     """
     data = Path(recipe.data.directory)
     return {

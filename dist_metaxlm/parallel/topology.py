@@ -1,7 +1,7 @@
-"""Who am I among the ranks, and on which node is each: one answer whatever launcher started the process.
+"""This process's rank and the node of every rank, independent of the launcher that started the process.
 
-Everything else asks only this: `deepspeed`, `torchrun`, MPI through mpi4py, Slurm's `srun`, the variables of Kubernetes
-operators and Jobs, and a single process (`parallel/launchers.py` reads each).
+The only source of this information for all other code. It supports `deepspeed`, `torchrun`, MPI through mpi4py, Slurm's
+`srun`, Kubernetes operators and Jobs, and a single process (`parallel/launchers.py` reads each).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 _NAME_BYTES = 64
-"""A Linux host name has at most as many."""
+"""Maximum length of a Linux host name."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Topology:
     launcher: str
     """What started the job: `deepspeed`, `torchrun`, `kubernetes`, `environment`, `mpi`, `slurm` or `single`."""
     node_of_ranks: tuple[int, ...] = ()
-    """Number of the node of each rank; empty where the launcher does not say, which is taken as nodes equally filled."""
+    """Number of the node of each rank; empty if the launcher does not say, which is read as equally filled nodes."""
     hosts: tuple[str, ...] = ()
-    """Name of each node, where they are known."""
+    """Name of each node, if known."""
 
     @property
     def nodes(self) -> int:
@@ -57,12 +57,12 @@ class Topology:
         return self.node_of_ranks or tuple(rank // max(1, self.local_world_size) for rank in range(self.world_size))
 
     def host(self, rank: int) -> str:
-        """The host that a rank runs on, as well as it is known."""
+        """The host that a rank runs on, as far as it is known."""
         node = self.ranks_to_nodes()[rank]
         return self.hosts[node] if node < len(self.hosts) else f"node {node}"
 
     def link(self, rank: int, other: int) -> str:
-        """The shortest way between two ranks: `self`, `node` (NVLink, PCIe or memory) or `network`."""
+        """The fastest link between two ranks: `self`, `node` (NVLink, PCIe or memory) or `network`."""
         places = self.ranks_to_nodes()
         return "self" if rank == other else "node" if places[rank] == places[other] else "network"
 
@@ -81,9 +81,9 @@ def detect_topology() -> Topology:
 
     forget_topology()
     for read in (launchers.from_environment, launchers.from_kubernetes, launchers.from_mpi, launchers.from_slurm):
-        found = read(os.environ)
-        if found is not None:
-            return found
+        topology = read(os.environ)
+        if topology is not None:
+            return topology
     _chosen.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_PORT=str(free_port()))
     os.environ.update(_chosen)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -91,9 +91,9 @@ def detect_topology() -> Topology:
 
 
 def forget_topology() -> None:
-    """Take what `detect_topology` chose for a process alone out of the environment, for its next run and its children.
+    """Remove the variables that `detect_topology` set for a single process, for its next run and its children.
 
-    The port stays taken by the store of the run that is over.
+    The store of the finished run keeps its port.
     """
     if _chosen and all(os.environ.get(name) == value for name, value in _chosen.items()):
         for name in _chosen:
@@ -102,20 +102,20 @@ def forget_topology() -> None:
 
 
 def filled_nodes(sizes: Sequence[int]) -> tuple[int, ...]:
-    """The node of each rank where nodes are filled one after another, `sizes` ranks on each."""
+    """The node of each rank if nodes are filled one after another with `sizes` ranks."""
     return tuple(node for node, size in enumerate(sizes) for _ in range(size))
 
 
 def locate_ranks(topology: Topology, device: torch.device) -> Topology:
-    """`topology` with the node of every rank as it really is, by the host names of all ranks (collective)."""
+    """`topology` with the actual node of every rank, from the host names of all ranks (collective)."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return topology
     name = socket.gethostname().encode()[:_NAME_BYTES]
-    mine = torch.zeros(_NAME_BYTES, dtype=torch.uint8)
-    mine[: len(name)] = torch.tensor(list(name), dtype=torch.uint8)
-    found = [torch.empty(_NAME_BYTES, dtype=torch.uint8, device=device) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, mine.to(device))
-    names = [bytes(part.tolist()).rstrip(b"\0").decode("ascii", "replace") for part in found]
+    own_name = torch.zeros(_NAME_BYTES, dtype=torch.uint8)
+    own_name[: len(name)] = torch.tensor(list(name), dtype=torch.uint8)
+    gathered = [torch.empty(_NAME_BYTES, dtype=torch.uint8, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own_name.to(device))
+    names = [bytes(part.tolist()).rstrip(b"\0").decode("ascii", "replace") for part in gathered]
     hosts = list(dict.fromkeys(names))
     return replace(
         topology,
@@ -126,7 +126,7 @@ def locate_ranks(topology: Topology, device: torch.device) -> Topology:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """A free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

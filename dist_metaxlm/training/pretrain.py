@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 def pretrain(options: Options, open_probe: OpenProbe) -> None:
     """Run or resume one phase of a recipe on all ranks of the job, or report that it is already finished.
 
-    `open_probe` is called where the recipe asks for probes.
+    `open_probe` is called if the recipe has probes.
 
     Raises:
-        UserError: for whatever the user can correct, before anything is written where possible.
+        UserError: for all errors that the user can correct, before anything is written where possible.
     """
     topology = detect_topology()
     logs.set_up(topology.rank, topology.world_size)
@@ -58,13 +58,13 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         if topology.is_first:
             report_finished(recipe, options, folder)
         return
-    warning = check_room(folder.checkpoints, recipe, options.phase, anew=options.resume == "never")
+    warning = check_room(folder.checkpoints, recipe, options.phase, from_scratch=options.resume == "never")
     if warning and topology.is_first:
         logger.warning(warning)
     origin = origin_of(recipe, folder, options)
     origin.check()
     prepare_data(recipe, topology)
-    tokenizer, data = open_data(recipe, options.phase)  # what this refuses leaves the phase's folder as it is
+    tokenizer, data = open_data(recipe, options.phase)  # on errors the phase's folder is unchanged
     probe = open_probe(recipe) if recipe.training.probe_interval else None
     bind_cores(topology)
     device = pick_device(topology)
@@ -94,7 +94,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
 
 
 def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
-    """Refuse what these ranks and this machine cannot do, before anything else starts."""
+    """Refuse a run that is impossible on these ranks or this machine, before anything else starts."""
     recipe.phase(options.phase)
     if options.resume not in ("auto", "never") and not options.resume.isdecimal():
         raise UserError(f"--resume {options.resume!r} is neither auto, never nor the step of a checkpoint")

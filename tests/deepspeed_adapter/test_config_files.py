@@ -96,14 +96,14 @@ def test_a_file_decides_stage_offload_and_precision(layout: tuple[int, bool, str
         ({"bf16": {"enabled": True}}, ["training.precision=fp32"], "set training.precision=auto"),
         ({"bf16": {"enabled": True}}, [], "has bf16 without ZeRO"),
         ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}, [], 'write "zero_optimization": {"stage": 1}'),
-        ({"bf16": {"enabled": "auto"}}, [], "bf16.enabled: auto, which the recipe has no value for; give a value there"),
+        ({"bf16": {"enabled": "auto"}}, [], "bf16.enabled: auto, which the recipe has no value for; give a value or"),
         ({"zero_optimization": {"stage": 7}}, [], "parallel.zero_stage: Input should be 0, 1, 2 or 3"),
-        ({"bf16": True}, [], "bf16: true, and it is a section"),
-        ({"zero_optimization": None}, [], "zero_optimization: null, and it is a section"),
+        ({"bf16": True}, [], "bf16: true, but it is a section"),
+        ({"zero_optimization": None}, [], "zero_optimization: null, but it is a section"),
         (
             {"zero_optimization": {"stage": 1, "offload_optimizer": "cpu"}},
             [],
-            'offload_optimizer: "cpu", and it is a section',
+            'offload_optimizer: "cpu", but it is a section',
         ),
         ({"zero_optimization": {"stage": 2}}, ["parallel.pipeline=2"], "set parallel.zero_stage=1"),
         ({"optimizer": {"type": "AdamW"}}, [], "the recipe's section optimizer decides it; remove it"),
@@ -221,10 +221,7 @@ def test_sums_in_half_precision_are_part_of_what_is_learnt(tmp_path: Path) -> No
     [
         ("zero_optimization: {stage: 2}", "zero_optimization.stage is parallel.zero_stage; remove it from the section"),
         ("train_batch_size: 3", "train_batch_size is counted by the recipe; remove it"),
-        (
-            "zero_optimization: {round_robin_gradients: true}",
-            "refused: DeepSpeed then gives checkpoints the weights of other",
-        ),
+        ("zero_optimization: {round_robin_gradients: true}", "refused: DeepSpeed then saves the weights of other"),
         ("zero_optimisation: {}", "did you mean zero_optimization?"),
     ],
 )

@@ -48,7 +48,9 @@ def test_a_save_looks_at_the_first_elements_of_each_weight() -> None:
     masters["lower.weight"][-1] += 1
     check_saved_weights(engine)
     masters["upper.bias"][0] += 1
-    with pytest.raises(UserError, match=r"fp32 weights \(upper\.bias\) are no longer those .*resume from the one before"):
+    with pytest.raises(
+        UserError, match=r"fp32 weights \(upper\.bias\) no longer match those .*resume from the previous one"
+    ):
         check_saved_weights(engine)
 
 

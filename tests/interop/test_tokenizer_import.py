@@ -142,7 +142,7 @@ def test_byte_level_tokenizers_are_left_out(tmp_path: Path) -> None:
         (lambda content: content["model"]["vocab"].append(1), "is not a tokenizer"),
         (lambda content: content.update(normalizer={"type": "NFC"}), "is not XLM-R's kind"),
         (lambda content: content.update(pre_tokenizer=None), "gives other ids"),
-        (lambda content: content["model"]["vocab"].insert(5, content["model"]["vocab"][6]), "is no usable"),
+        (lambda content: content["model"]["vocab"].insert(5, content["model"]["vocab"][6]), "is not a usable"),
     ],
 )
 def test_a_tokenizer_json_of_another_kind_or_damaged(change: Any, message: str, saved: Path, tmp_path: Path) -> None:

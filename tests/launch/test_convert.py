@@ -303,7 +303,7 @@ def test_a_damaged_checkpoint_is_not_exported(damage, run, trained, tmp_path):
     finally:
         path.write_bytes(whole)
     assert done.code == 2
-    assert "another SHA-256" in done.err
+    assert "does not match the SHA-256" in done.err
     assert "no intact checkpoint" in done.err
     assert not (tmp_path / "out").exists()
 

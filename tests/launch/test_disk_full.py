@@ -60,5 +60,5 @@ def test_a_disk_too_small_for_one_checkpoint_is_refused(
     (small_disk / "other").write_bytes(b" " * 500_000)
     with pytest.raises(UserError, match="a checkpoint of recipe tiny takes") as raised:
         pretrain(Options("meta", str(tiny_recipe), run_dir=str(small_disk / "run")), HeldoutProbe)
-    assert "free some, or give a --run_dir" in str(raised.value)
+    assert "free some space, or give a --run_dir" in str(raised.value)
     assert [path.name for path in small_disk.iterdir()] == ["other"]

@@ -239,7 +239,7 @@ def test_denoising_word_alignment_joins_in_cross_and_is_resumed_on_two_ranks(
     more = [f"phases.cross.objectives={objectives}", "phases.cross.steps=8", "carry_over.optimizer=carry"]
     shutil.copytree(undisturbed / "meta", runs[0] / "meta")
     said = run_ranks(1, *command(tiny_recipe, runs[0], "cross", *more, "parallel.zero_stage=0"))
-    assert "freshly initialised, the phase before had none: objectives.dwa.query.weight" in said
+    assert "freshly initialised, the previous phase had none: objectives.dwa.query.weight" in said
     assert curve(runs[0], "cross")[-1][2]["dwa"] < curve(runs[0], "cross")[0][2]["dwa"]
     last = runs[0] / "cross" / "checkpoints" / "step-00000008"
     assert "objectives-00000.safetensors" in json.loads((last / "manifest.json").read_text())["files"]
@@ -265,7 +265,7 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly(
     process = start_ranks(1, *command(tiny_recipe, run, "meta"))[0]
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "checkpoint passed over" in err
+    assert "checkpoint skipped" in err
     assert "resuming after step 4" in out
 
 
@@ -359,7 +359,7 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(
     assert "warning" not in capsys.readouterr().err
     before, asked = curve(undisturbed, "meta"), ["phases.meta.steps=10", "phases.meta.learning_rate.peak=1e-4"]
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path, "meta", "--change", "--resume", "6", *asked)[1:])
-    assert "step-00000006; give a step that is there (4, 8), or --resume auto" in message
+    assert "step-00000006; give an existing step (4, 8), or --resume auto" in message
     assert (tmp_path / "meta" / "done.json").exists(), "a slip of the finger must not make a finished phase unfinished"
     assert not (tmp_path / "meta" / "changes.jsonl").exists()
     said = run_ranks(2, *command(tiny_recipe, tmp_path, "meta", "--change", "--resume", "4", *asked))
@@ -370,9 +370,7 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(
     assert json.loads((tmp_path / "meta" / "done.json").read_text())["steps"] == 10
     assert "changed from step 4 on: phases.meta.steps was 8, now 10" in said
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path, "meta", "--change", *asked)[1:])
-    assert (
-        "is already finished after 10 steps, and the recipe asks for 10; to train it further with --change, ask" in message
-    )
+    assert "is already finished after 10 steps, and the recipe has 10; to train it further with --change, set" in message
     pretrain(cross, HeldoutProbe)
     told = capsys.readouterr()
     assert "phase cross of" in told.out
@@ -422,7 +420,7 @@ def test_cross_starts_from_an_imported_hugging_face_folder(
     out = run_ranks(2, *command(tiny_recipe, tmp_path / "run", "cross", *start))
     assert "tokenizer" in out
     assert "(equal)" in out
-    # The same weights as the run whose meta phase was exported, so the same curve: rows without an id are no candidates.
+    # The same weights as the run whose meta phase was exported, so the same curve: rows without an id are not candidates.
     assert curve(tmp_path / "run", "cross") == curve(undisturbed, "cross")
     run_ranks(1, convert, "export", "--run_dir", tmp_path / "run", "--phase", "cross", "--output", tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")

@@ -34,7 +34,7 @@ def test_devices_are_those_that_are_visible(capsys: pytest.CaptureFixture[str]) 
         "using 2 of 3 devices: no larger number divides the batches of recipe quickstart evenly" in capsys.readouterr().err
     )
     assert command(recipe, ["MIG-4a2f"], 8) == ["python"]
-    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=GPU-1,GPU-2 names devices by other than numbers"):
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=GPU-1,GPU-2 does not name devices by number"):
         command(recipe, ["GPU-1", "GPU-2"], 8)
 
 

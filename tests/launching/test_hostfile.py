@@ -21,8 +21,8 @@ def test_hosts_come_in_the_order_of_the_file(tmp_path: Path) -> None:
     [
         (b"", "names no host"),
         (b"# nothing\n\n", "names no host"),
-        (b"a slots=1\na slots=1\n", "line 2: a is there twice (line 1 too)"),
-        (b"a slots=1\nA slots=2\n", "line 2: A is there twice"),
+        (b"a slots=1\na slots=1\n", "line 2: a is listed twice (also in line 1)"),
+        (b"a slots=1\nA slots=2\n", "line 2: A is listed twice"),
         (b"a slots=-1\n", "line 1: slots=-1"),
         (b"a slots=0\n", "slots=0"),
         (b"a slots=x\n", "slots=x"),
@@ -33,18 +33,18 @@ def test_hosts_come_in_the_order_of_the_file(tmp_path: Path) -> None:
         (b"a 4\n", "line 1"),
         (b"\xef\xbb\xbfa slots=1\n", "byte-order mark"),
         (b"a slots=1\r\n", "carriage return"),
-        (b"-oProxyCommand=id slots=1\n", "ssh takes for an option"),
-        (b"host;id slots=1\n", "'host;id' is no host name"),
-        (b"$(id) slots=1\n", "no host name"),
+        (b"-oProxyCommand=id slots=1\n", "ssh reads as an option"),
+        (b"host;id slots=1\n", "'host;id' is not a host name"),
+        (b"$(id) slots=1\n", "not a host name"),
         (b"root@a slots=1\n", "~/.ssh/config"),
-        (b"a..b slots=1\n", "no host name"),
-        (b"a- slots=1\n", "no host name"),
-        (b"`id` slots=1\n", "no host name"),
-        (b"a,b slots=1\n", "no host name"),
+        (b"a..b slots=1\n", "not a host name"),
+        (b"a- slots=1\n", "not a host name"),
+        (b"`id` slots=1\n", "not a host name"),
+        (b"a,b slots=1\n", "not a host name"),
         (b"n\xc3\xb6de slots=1\n", "not plain ASCII"),
-        (b"%h slots=1\n", "no host name"),
-        (b"[1-4] slots=1\n", "no host name"),
-        (b"a" * 300 + b" slots=1\n", "no host name"),
+        (b"%h slots=1\n", "not a host name"),
+        (b"[1-4] slots=1\n", "not a host name"),
+        (b"a" * 300 + b" slots=1\n", "not a host name"),
         (b"a slots=1 slots=2\n", "line 1"),
     ],
 )
@@ -81,7 +81,7 @@ def test_hosts_of_one_rack_and_switch_become_neighbours(tmp_path: Path) -> None:
     path.write_text("a r2/s1\nb r1/s1\nc r2/s2\nd r1/s1  # same switch as b\ne r2/s1\n")
     assert [host.name for host in reorder(hosts, path)] == ["a", "e", "c", "b", "d"]
     path.write_text("a r1\nb r1\n")
-    with pytest.raises(UserError, match="says nothing of c, d, e"):
+    with pytest.raises(UserError, match="does not list c, d, e"):
         reorder(hosts, path)
     path.write_text("a r1 s1\n")
     with pytest.raises(UserError, match="line 1"):

@@ -172,7 +172,7 @@ def test_the_table_has_a_line_for_every_node_and_finding(facts: dict[str, Any]) 
     assert lines[1].endswith("ok")
     assert "+60.00 s" in lines[2]
     assert lines[3].endswith("NO")
-    assert "refuse: node2: its clock is off by +60.0 s; start chronyd or ntpd there" in lines
+    assert "refuse: node2: its clock is off by +60.0 s; start chronyd or ntpd on it" in lines
     assert lines[-1] == "not ready (3.0 s)"
 
 
@@ -184,4 +184,4 @@ def test_the_holder_of_a_port_is_named() -> None:
         listener.listen()
         port = listener.getsockname()[1]
         assert holder(port).startswith(f"process {os.getpid()} (")
-    assert holder(port) == "a process that has just gone"
+    assert holder(port) == "a process that has just ended"

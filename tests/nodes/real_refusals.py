@@ -32,7 +32,7 @@ def single(rank: int, port: int) -> dict[str, str]:
 def test_a_node_that_does_not_come_is_named(cluster: Cluster, tiny_recipe: Path, tmp_path: Path) -> None:
     command = [PYTHON, *joint(tiny_recipe, tmp_path / "run", "parallel.join_seconds=4")]
     result = train(cluster, command, 2, **single(0, 29511))
-    assert "1 of 2 ranks did not come within 4 s: node2 (rank 1)" in result.stderr
+    assert "1 of 2 ranks did not join within 4 s: node2 (rank 1)" in result.stderr
     result = train(cluster, command, 2, **single(1, 29511))
     assert "node1 cannot reach the first node, node1, at node1:29511 within 4 s" in result.stderr
     assert not (tmp_path / "run").exists()
@@ -62,7 +62,7 @@ def test_wrong_jobs_contact_nobody(cluster: Cluster, tiny_recipe: Path, tmp_path
     assert "the hostfile has 2 slots" in result.stderr
     assert cluster.ssh_log.read_text() == ""
     result = train(cluster, [PYTHON, *joint(tiny_recipe, tmp_path / "run", "--expect_world_size", "2")], 2)
-    assert "single started 1 rank on 1 node (node1), --expect_world_size 2 was asked for" in result.stderr
+    assert "single started 1 rank on 1 node (node1), --expect_world_size is 2" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -86,7 +86,7 @@ def test_a_rank_that_is_killed_is_named_and_ends_the_job(cluster: Cluster, tmp_p
     # Without the peer monitor the others wait for ten minutes or more: pdsh does not end the other nodes.
     result = cluster.run("node1", *start(tmp_path, 3, ["tests/nodes/worker_death.py"]), cwd=ROOT, timeout=400)
     assert result.returncode != 0
-    assert "error: rank 1 on node2 has died" in result.stdout + result.stderr
+    assert "error: rank 1 on node2 exited unexpectedly" in result.stdout + result.stderr
 
 
 def preflight(cluster: Cluster, recipe: Path, hosts: Path, code: int) -> dict[str, Any]:

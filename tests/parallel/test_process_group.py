@@ -26,7 +26,7 @@ def with_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     [
         ("deepspeed", 2, "4 ranks on .*, where a rank sees 2 CUDA devices: .* start 2 .deepspeed --num_accelerators 2"),
         ("torchrun", 1, "where a rank sees 1 CUDA device: .* torchrun --nproc_per_node 1"),
-        ("slurm", 1, "every rank has to see all devices of its node .* leave away --gpus-per-task"),
+        ("slurm", 1, "every rank must see all devices of its node .* leave out --gpus-per-task"),
     ],
 )
 def test_ranks_without_a_device_are_refused(

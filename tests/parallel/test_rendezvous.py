@@ -56,7 +56,7 @@ def test_who_does_not_come_is_named_to_all_who_did() -> None:
     started = time.monotonic()
     first, second = outcomes(topology(0, 4), topology(2, 4), seconds=2.0)
     assert time.monotonic() - started < 2.0 + 2.0
-    assert str(first).startswith("2 of 4 ranks did not come within 2 s: node2, node4 (rank 1, 3)")
+    assert str(first).startswith("2 of 4 ranks did not join within 2 s: node2, node4 (rank 1, 3)")
     assert second == first
 
 
@@ -98,9 +98,9 @@ def test_jobs_on_one_port_do_not_join_each_other(monkeypatch: pytest.MonkeyPatch
     time.sleep(0.5)
     monkeypatch.setenv("DIST_METAXLM_JOB", "second")
     stranger = outcomes(topology(1, 2), seconds=1.0)[0]
-    assert "did not call the roll within 1 s" in str(stranger)
+    assert "did not answer within 1 s" in str(stranger)
     worker.join()
-    assert "1 of 2 ranks did not come" in str(found[0])
+    assert "1 of 2 ranks did not join" in str(found[0])
 
 
 def test_a_port_that_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,7 @@ def test_another_world_size_than_expected_is_refused() -> None:
     topology = Topology(0, 1, 0, 1, "single")
     check_world_size(topology, None)
     check_world_size(topology, 1)
-    with pytest.raises(UserError, match=r"single started 1 rank on .* --expect_world_size 2 was asked for"):
+    with pytest.raises(UserError, match=r"single started 1 rank on .* --expect_world_size is 2"):
         check_world_size(topology, 2)
 
 

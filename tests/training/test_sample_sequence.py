@@ -160,7 +160,7 @@ def test_each_window_once_an_epoch_and_prefixes_of_the_mix_within_a_block(run: t
     shown[batch.targets] = batch.target_tokens
     for sample in range(0, total, 97):
         corpus, runs_of = data.origin(mlm, sample)
-        assert corpus == data._corpora[source[sample]]
+        assert corpus == text._corpora[source[sample]]
         assert runs_of[0] == (0, starts[sample])
         assert shown[sample * LENGTH] == store.text(corpus).tokens[starts[sample]]
     for end in (1, 100, 1024, total):

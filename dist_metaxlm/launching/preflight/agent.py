@@ -1,6 +1,6 @@
-"""The part of the preflight that runs on a node: answers questions, one JSON object a line, until its input ends.
+"""The part of the preflight that runs on a node: answers requests, one JSON object per line, until its input ends.
 
-It hangs on the ssh connection that started it: when that goes, so does it, and nothing is left on the node.
+Its input is the ssh connection that started it: when that closes, the agent exits and leaves nothing on the node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dist_metaxlm.launching.preflight.facts import collect
 from dist_metaxlm.launching.preflight.links import measure
 
 MARK = "@preflight "
-"""Begins an answer: what a login shell prints besides is passed over."""
+"""Prefix of an answer; other output of a login shell is ignored."""
 
 
 def serve() -> None:
@@ -41,5 +41,5 @@ def _outcome(question: dict[str, Any]) -> dict[str, Any]:
     except UserError as error:
         return {"error": str(error)}
     except Exception as error:
-        # Whatever a node stumbles over is an answer about this node, not the end of the preflight.
+        # An exception is reported as this node's answer and does not end the preflight.
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}

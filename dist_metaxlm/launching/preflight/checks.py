@@ -1,4 +1,4 @@
-"""What is wrong with the nodes: their facts compared with one another and with what a run needs."""
+"""Compares the nodes' facts with one another and with the needs of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dist_metaxlm.parallel.shared_facts import SHARED_DATA, remedy
 from dist_metaxlm.text import pluralize
 
 CLOCK_WARN, CLOCK_REFUSE = 1.0, 5.0
-"""Seconds that a node's clock may differ: rendezvous by wall clock (c10d) fails from about 15."""
+"""Maximum clock difference of a node in seconds: rendezvous by wall clock (c10d) fails from about 15."""
 SLOW = 0.5
 """A node whose links have less than this share of the median bandwidth is slow."""
 SHM_GB, OPEN_FILES, DEVICE_FREE = 1.0, 4096, 0.9
@@ -21,7 +21,7 @@ SHM_GB, OPEN_FILES, DEVICE_FREE = 1.0, 4096, 0.9
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or may be."""
+    """An error or a warning about a node."""
 
     level: str
     """`refuse`: the run would fail or be wrong; `warn`: it may be slow or fail later."""
@@ -36,28 +36,30 @@ class Finding:
 
 
 def evaluate_checks(hosts: Sequence[Host], reports: Mapping[str, Mapping[str, Any]], min_free_gb: float) -> list[Finding]:
-    """All findings about nodes that answered (`reports` by host: what facts.collect gave, and `clock_offset` in seconds)."""
-    found = [finding for host in hosts if host.name in reports for finding in _alone(host, reports[host.name], min_free_gb)]
+    """All findings about nodes that answered. `reports`, by host: the result of facts.collect, `clock_offset` in seconds."""
+    findings = [
+        finding for host in hosts if host.name in reports for finding in _alone(host, reports[host.name], min_free_gb)
+    ]
     first = hosts[0].name
     if first in reports and reports[first]["port"] != "free":
-        found.append(
+        findings.append(
             Finding(
                 "refuse",
                 "port",
                 first,
-                f"the port where ranks meet is taken by {reports[first]['port']}",
+                f"the rendezvous port is taken by {reports[first]['port']}",
                 "give another --master_port, here and to the launcher",
             )
         )
-    return [*found, *_differences(reports), *_same_machine(reports)]
+    return [*findings, *_differences(reports), *_same_machine(reports)]
 
 
 def _alone(host: Host, report: Mapping[str, Any], min_free_gb: float) -> list[Finding]:
-    """What is wrong with one node by itself."""
-    found = []
+    """Findings about a single node."""
+    findings = []
 
     def add(level: str, check: str, message: str, remedy: str) -> None:
-        found.append(Finding(level, check, host.name, message, remedy))
+        findings.append(Finding(level, check, host.name, message, remedy))
 
     offset = abs(report["clock_offset"])
     if offset > CLOCK_WARN:
@@ -65,7 +67,7 @@ def _alone(host: Host, report: Mapping[str, Any], min_free_gb: float) -> list[Fi
             "refuse" if offset > CLOCK_REFUSE else "warn",
             "clock",
             f"its clock is off by {report['clock_offset']:+.1f} s",
-            "start chronyd or ntpd there",
+            "start chronyd or ntpd on it",
         )
     for name in ("data", "run"):
         free = report["free_gb"][name]
@@ -73,7 +75,7 @@ def _alone(host: Host, report: Mapping[str, Any], min_free_gb: float) -> list[Fi
             add(
                 "refuse",
                 "disk",
-                f"{free} GB are free for {name}, {min_free_gb:g} are asked for",
+                f"{free} GB are free for {name}, {min_free_gb:g} are required",
                 "free some, or give --min_free_gb",
             )
     if (report["free_gb"]["shm"] or 0) < SHM_GB:
@@ -83,98 +85,98 @@ def _alone(host: Host, report: Mapping[str, Any], min_free_gb: float) -> list[Fi
     if report["devices"] and report["limits"]["locked memory"] != -1:
         add("warn", "limits", "locked memory is limited, RDMA needs it unlimited", "ulimit -l unlimited (limits.conf)")
     if report["devices"] and len(report["devices"]) < host.slots:
-        there = pluralize(len(report["devices"]), "device")
-        add("refuse", "devices", f"{there} for {pluralize(host.slots, 'slot')}", "correct the hostfile")
+        devices = pluralize(len(report["devices"]), "device")
+        add("refuse", "devices", f"{devices} for {pluralize(host.slots, 'slot')}", "correct the hostfile")
     for number, device in enumerate(report["devices"]):
         if not device["healthy"]:
             add(
                 "refuse",
                 "devices",
                 f"device {number} ({device['name']}) fails: {device.get('reason', 'a wrong product')}",
-                "take the node out of the hostfile and have it looked at",
+                "remove the node from the hostfile and have it checked",
             )
         elif device["free_gb"] < DEVICE_FREE * device["total_gb"]:
             add(
                 "warn",
                 "devices",
                 f"device {number} has {device['free_gb']} of {device['total_gb']} GB free",
-                "end what else runs on it",
+                "end the other processes on it",
             )
         if device["errors"]:
             add(
                 "warn",
                 "devices",
-                f"device {number} counts {device['errors']} uncorrected memory errors",
+                f"device {number} reports {device['errors']} uncorrected memory errors",
                 "reset or replace it",
             )
-    return found
+    return findings
 
 
 def _differences(reports: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Nodes that are not like most others, or, of two, not like the first."""
-    found = _unlike(reports, "python", lambda r: r["python"], "install the same Python on all nodes")
+    """Findings about nodes that differ from the majority (of two nodes: from the first)."""
+    findings = _unlike(reports, "python", lambda r: r["python"], "install the same Python on all nodes")
     for name in sorted({name for report in reports.values() for name in report["versions"]}):
-        found += _unlike(reports, name, lambda r, n=name: r["versions"].get(n), remedy(name))
+        findings += _unlike(reports, name, lambda r, n=name: r["versions"].get(n), remedy(name))
     for name in ("cuda", "driver"):
-        found += _unlike(reports, name, lambda r, n=name: r[n], remedy(name))
-    found += _unlike(
+        findings += _unlike(reports, name, lambda r, n=name: r[n], remedy(name))
+    findings += _unlike(
         reports,
         "devices",
         lambda r: ", ".join(sorted({d["name"] for d in r["devices"]})) or "no device",
         "use nodes with the same devices",
     )
     for name in SHARED_DATA:
-        found += _unlike(reports, name, lambda r, n=name: r["checksums"][n][:12], remedy(name))
-    return found
+        findings += _unlike(reports, name, lambda r, n=name: r["checksums"][n][:12], remedy(name))
+    return findings
 
 
 def _unlike(reports: Mapping[str, Mapping[str, Any]], check: str, value: Callable[..., Any], remedy: str) -> list[Finding]:
     values = {host: value(report) for host, report in reports.items()}
     counts = Counter(values.values())
     usual = max(counts, key=lambda v: counts[v]) if counts else None  # the first of equally many
-    others = [host for host, found in values.items() if found == usual]
+    others = [host for host, own in values.items() if own == usual]
     like = f"{others[0]} and others" if len(others) > 1 else "".join(others)
     return [
-        Finding("refuse", check, host, f"{check} is {found}, on {like} it is {usual}", remedy)
-        for host, found in values.items()
-        if found != usual
+        Finding("refuse", check, host, f"{check} is {own}, on {like} it is {usual}", remedy)
+        for host, own in values.items()
+        if own != usual
     ]
 
 
 def _same_machine(reports: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     seen: dict[tuple[str, str], str] = {}
-    found = []
+    findings = []
     for host, report in reports.items():
         first = seen.setdefault((report["host"], report["boot"]), host)
         if first != host:
-            found.append(
+            findings.append(
                 Finding(
                     "refuse",
                     "hosts",
                     host,
                     f"it is the same machine as {first} ({report['host']})",
-                    "keep one line a node in the hostfile",
+                    "keep one line per node in the hostfile",
                 )
             )
-    return found
+    return findings
 
 
 def judge_links(hosts: Sequence[str], pairs: Mapping[tuple[int, int], float]) -> list[Finding]:
-    """Nodes whose links are slow: `pairs` is GB/s by (node, node). With two nodes nothing can be told apart."""
+    """Nodes whose links are slow: `pairs` is GB/s by (node, node). With two nodes there is nothing to compare."""
     if len(hosts) < 3 or not pairs:
         return []
     usual = median(pairs.values())
-    found = []
+    findings = []
     for number, host in enumerate(hosts):
         own = median(speed for pair, speed in pairs.items() if number in pair)
         if own < SLOW * usual:
-            found.append(
+            findings.append(
                 Finding(
                     "refuse",
                     "bandwidth",
                     host,
                     f"its links carry {own:.3f} GB/s, the median of all is {usual:.3f}",
-                    "look at its cable, port and interface",
+                    "check its cable, port and interface",
                 )
             )
-    return found
+    return findings

@@ -1,4 +1,4 @@
-"""What a node tells of itself: versions, checksums of what it would train on, room, limits, devices."""
+"""Facts about this node: versions, checksums of its training inputs, disk space, limits, devices."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dist_metaxlm.parallel.shared_facts import PACKAGES, file_digest, package_ve
 from dist_metaxlm.recipe.load import load_recipe
 
 CODE = (".py", ".cu", ".cuh", ".h", ".yaml", ".json", ".sbatch")
-"""Endings of files that decide what a run computes."""
+"""Suffixes of the files that determine what a run computes."""
 _PROBE = 256
-"""Width of the product that tries a device; its entries are whole numbers that fp32 holds exactly."""
+"""Width of the matrix product that tests a device; its entries are integers that fp32 represents exactly."""
 
 
 def collect(recipe: str, overrides: Sequence[str], run_dir: str | None, port: int) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _driver() -> str:
 
 
 def code_folders() -> list[Path]:
-    """Every folder that a run takes code from; in a checkout kernels/ and ds_configs/ lie beside the package."""
+    """Every folder with code of a run; in a checkout kernels/ and ds_configs/ are next to the package."""
     names = ("dist_metaxlm", "dist_metaxlm.kernels", "dist_metaxlm.ds_configs")
     folders = [Path(spec.origin).resolve().parent for spec in map(find_spec, names) if spec is not None and spec.origin]
     commands = folders[0].parent / "launch"
@@ -80,7 +80,7 @@ def code_folders() -> list[Path]:
 
 
 def code_digest(folders: Sequence[Path]) -> str:
-    """One SHA-256 of what `folders` hold of Python, CUDA, recipes and DeepSpeed configurations, in any order on disk."""
+    """One SHA-256 of the Python, CUDA, recipe and DeepSpeed configuration files in `folders`, independent of their order."""
     files = {
         path: f"{folder.name}/{path.relative_to(folder)}"
         for folder in folders
@@ -92,7 +92,7 @@ def code_digest(folders: Sequence[Path]) -> str:
 
 
 def _store_digest(store: Path) -> str:
-    """One digest of the manifest, which holds the files' checksums, and of the sizes that are there."""
+    """One digest of the manifest (which has the files' checksums) and of the actual file sizes."""
     if not (store / "manifest.json").is_file():
         return "missing"
     sizes = [f"{path.relative_to(store)}:{path.stat().st_size}" for path in sorted(store.rglob("*")) if path.is_file()]
@@ -100,7 +100,7 @@ def _store_digest(store: Path) -> str:
 
 
 def _free(path: Path) -> float | None:
-    """Free gigabytes where `path` is or will be."""
+    """Free gigabytes on the file system of `path`, which may not exist yet."""
     while not path.exists() and path != path.parent:
         path = path.absolute().parent
     try:
@@ -110,7 +110,7 @@ def _free(path: Path) -> float | None:
 
 
 def _port(port: int) -> str:
-    """`free`, or who holds the port."""
+    """`free`, or the process that holds the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -121,8 +121,8 @@ def _port(port: int) -> str:
 
 
 def devices() -> list[dict[str, Any]]:
-    """Every CUDA device: name, memory, whether a small product comes out right, uncorrected memory errors."""
-    found: list[dict[str, Any]] = []
+    """Every CUDA device: name, memory, whether a small matrix product is correct, uncorrected memory errors."""
+    facts: list[dict[str, Any]] = []
     for number in range(torch.cuda.device_count()):
         fact: dict[str, Any] = {"name": torch.cuda.get_device_name(number), "errors": _memory_errors(number)}
         try:
@@ -134,19 +134,19 @@ def devices() -> list[dict[str, Any]]:
             }
         except RuntimeError as error:
             fact |= {"healthy": False, "reason": str(error).splitlines()[0]}
-        found.append(fact)
-    return found
+        facts.append(fact)
+    return facts
 
 
 def product_is_right(device: torch.device) -> bool:
-    """Whether a product of whole numbers, whose result is known, comes out exactly."""
+    """Whether an integer matrix product with a known result is exact."""
     numbers = torch.arange(_PROBE, device=device, dtype=torch.float32).remainder(7)
     product = numbers.expand(_PROBE, _PROBE) @ torch.ones(_PROBE, _PROBE, device=device)
     return bool((product == numbers.sum()).all().item())
 
 
 def _memory_errors(number: int) -> int:
-    """Uncorrected ECC errors since the last boot, 0 where they are not counted."""
+    """Uncorrected ECC errors since the last boot, 0 if they are not counted."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0

@@ -1,4 +1,4 @@
-"""Bandwidth between nodes, with the backend that training uses: every pair in turn, then one all-reduce over all."""
+"""Measures bandwidth between nodes with the training backend: every pair in turn, then an all-reduce over all."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def rounds(nodes: int) -> list[list[tuple[int, int]]]:
 
 
 def measure(rank: int, hosts: Sequence[str], port: int, megabytes: float, limit: float) -> dict[str, Any]:
-    """GB/s from this node to each with a higher number, and of an all-reduce over all (collective, one process a node).
+    """GB/s from this node to each higher-numbered one, and of an all-reduce over all (collective, one process per node).
 
     Raises:
-        UserError: when the nodes cannot meet within `limit` seconds.
+        UserError: if the nodes cannot connect within `limit` seconds.
     """
     os.environ.update(MASTER_ADDR=hosts[0], MASTER_PORT=str(port))
     interface = interface_towards(hosts[0])

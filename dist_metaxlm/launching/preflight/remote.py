@@ -1,4 +1,4 @@
-"""One node of the preflight as seen from here: an agent behind ssh, and questions to it with a time limit."""
+"""Client of a node's preflight agent: starts it over ssh and sends requests with a time limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliv
 
 
 def unreachable(hosts: Sequence[str]) -> dict[str, str]:
-    """Hosts on which ssh cannot run a command without a question, with ssh's reason; all are tried at once."""
+    """Hosts on which ssh cannot run a command without a prompt, with ssh's error; all are tried in parallel."""
 
     def attempt(host: str) -> str:
         done = subprocess.run(
@@ -44,7 +44,7 @@ class Unanswered(Exception):
 
 
 class Agent:
-    """A preflight agent on `host`, started by `program` in this folder; both must be there too."""
+    """A preflight agent on `host`, started by `program` in this folder; both must exist on the host as well."""
 
     def __init__(self, host: str, program: Sequence[str]) -> None:
         words = ["cd", os.getcwd(), "&&", "exec", *program, "--agent"]
@@ -80,16 +80,18 @@ class Agent:
         """The next answer.
 
         Raises:
-            Unanswered: after `seconds`, or when the node has gone.
+            Unanswered: after `seconds`, or when the connection has closed.
         """
         try:
-            found = self._answers.get(timeout=seconds)
+            answer = self._answers.get(timeout=seconds)
         except queue.Empty:
             raise Unanswered(f"no answer within {seconds:.0f} s") from None
-        if found is None:
+        if answer is None:
             self._error_reader.join(2.0)
-            raise Unanswered(next((line for line in reversed(self._errors) if line), "the connection ended without a word"))
-        return found
+            raise Unanswered(
+                next((line for line in reversed(self._errors) if line), "the connection closed without an error message")
+            )
+        return answer
 
     def ask(self, kind: str, seconds: float, **question: Any) -> dict[str, Any]:
         """Ask and wait for the answer; raises `Unanswered`."""
@@ -101,7 +103,7 @@ class Agent:
         return self.answer(seconds)
 
     def clock_offset(self) -> float:
-        """Seconds that the node's clock is ahead of ours, by the quickest of a few questions."""
+        """Seconds that the node's clock is ahead of ours, by the fastest of a few requests."""
         best = (float("inf"), 0.0)
         for _ in range(_CLOCK_QUESTIONS):
             before = time.time()
@@ -111,7 +113,7 @@ class Agent:
         return round(best[1], 3)
 
     def close(self) -> None:
-        """End the connection, and with it the agent."""
+        """Close the connection, which ends the agent."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.close()

@@ -1,4 +1,4 @@
-"""The whole preflight: ask all nodes at once, compare, measure the links, say who is at fault and what to do."""
+"""The whole preflight: queries all nodes in parallel, compares them, measures the links, reports problems and remedies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Wanted:
 def preflight(wanted: Wanted, program: Sequence[str]) -> dict[str, Any]:
     """All facts, bandwidths and findings; `ok` says whether a run may start.
 
-    `program` is the words that start `metaxlm preflight`, on this machine and on every node.
+    `program`: command that starts `metaxlm preflight` on this machine and on every node.
 
     Raises:
         UserError: when the hostfile is wrong.
@@ -86,25 +86,25 @@ def _facts(pool: ThreadPoolExecutor, agents: dict[str, Agent], wanted: Wanted) -
 def _remedy(reason: str, host: str) -> str:
     if "No such file" in reason or "not found" in reason or "can't open" in reason:
         return "install Python and the package on the same paths on all nodes, or use a shared file system"
-    return f"make `ssh -o BatchMode=yes {host} true` work without a question, or leave the node out of the hostfile"
+    return f"make `ssh -o BatchMode=yes {host} true` work without a prompt, or leave the node out of the hostfile"
 
 
 def _ask_all(
     pool: ThreadPoolExecutor, agents: dict[str, Agent], ask: Callable[[Agent], dict[str, Any]]
 ) -> tuple[Reports, dict[str, str]]:
-    """Answers, and why there is none, by host."""
+    """(answers by host, error texts by host)."""
     answers: Reports = {}
     failures: dict[str, str] = {}
     for host, future in {host: pool.submit(ask, agent) for host, agent in agents.items()}.items():
         try:
-            found = future.result()
+            answer = future.result()
         except Unanswered as error:
             failures[host] = str(error)
             continue
-        if "error" in found:
-            failures[host] = found["error"]
+        if "error" in answer:
+            failures[host] = answer["error"]
         else:
-            answers[host] = found
+            answers[host] = answer
     return answers, failures
 
 
@@ -136,7 +136,7 @@ def _links(pool: ThreadPoolExecutor, agents: dict[str, Agent], wanted: Wanted) -
     }
     findings = judge_links(names, pairs)
     findings += [
-        Finding("refuse", "collective", host, "its all-reduce gave a wrong sum", "take it out of the hostfile")
+        Finding("refuse", "collective", host, "its all-reduce gave a wrong sum", "remove it from the hostfile")
         for host, answer in answers.items()
         if not answer["sum_is_right"]
     ]
@@ -150,7 +150,7 @@ def _links(pool: ThreadPoolExecutor, agents: dict[str, Agent], wanted: Wanted) -
 
 
 def report_lines(result: dict[str, Any]) -> list[str]:
-    """The result as a table and a sentence for each finding."""
+    """The result as a table and one line for each finding."""
     head = ("node", "python", "torch", "deepspeed", "devices", "clock", "disk GB", "shm GB", "GB/s", "")
     rows = [head]
     bad = {finding["host"] for finding in result["findings"] if finding["level"] == "refuse"}

@@ -1,10 +1,10 @@
-"""Checkpoints without a layout: safetensors by logical parameter name, committed by rename, verified before use.
+"""Layout-independent checkpoints: safetensors by logical parameter name, committed by rename, verified before use.
 
 A checkpoint is a folder `step-00000200` with `weights-RRRRR.safetensors` (fp32), `moments-RRRRR.safetensors` (Adam's
-moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress-00000.safetensors` and a manifest; where an objective has weights
+moments as `exp_avg.NAME`, `exp_avg_sq.NAME`), `progress-00000.safetensors` and a manifest; if an objective has weights
 of its own, `objectives-RRRRR.safetensors`, and with xlco its momentum weights and queue, `momentum-RRRRR.safetensors`.
-Each tensor is whole in the file of one rank RRRRR, without the vocabulary's padding (`saving` writes them); so
-the writing is shared, and any number of ranks in any layout reads it, one tensor at a time.
+Each tensor is whole in the file of one rank RRRRR, without the vocabulary's padding (`saving` writes them). So
+the ranks share the writing, and any number of ranks in any layout can read it, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Checkpoint:
         return int(self.facts["step"])
 
     def tensors(self, *kinds: str) -> Mapping[str, torch.Tensor]:
-        """The tensors of the files `KIND-*.safetensors` (weights, objectives, moments, momentum, progress), each read when
-        it is asked for."""
+        """The tensors of the files `KIND-*.safetensors` (weights, objectives, moments, momentum, progress), each read on
+        access."""
         return TensorsOnDisk([self.folder / name for name in sorted(self.facts["files"]) if name.split("-")[0] in kinds])
 
 
@@ -59,7 +59,7 @@ def save_checkpoint(root: Path, engine: Engine, facts: dict[str, Any], progress:
 def newest_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
     """The newest checkpoint that verifies (or the one of `step`), the same on all ranks (collective).
 
-    Damaged ones are passed over with a line on standard error.
+    Damaged ones are skipped with a line on standard error.
     """
     steps = (list_steps(root) if step is None else [step]) if rank() == 0 else []
     while (candidate := _agreed(steps.pop() if steps else -1, "max")) >= 0:
@@ -70,10 +70,10 @@ def newest_checkpoint(root: Path, step: int | None = None) -> Checkpoint | None:
 
 
 def checkpoint_to_resume(root: Path, resume: str) -> Checkpoint | None:
-    """What a phase goes on from, as --resume says: `auto`, `never` or a step; None where it begins anew (collective).
+    """The checkpoint that --resume selects (`auto`, `never` or a step); None to start from scratch (collective).
 
     Raises:
-        UserError: when a step is asked for that has no intact checkpoint.
+        UserError: if the given step has no intact checkpoint.
     """
     if resume == "never":
         return None
@@ -81,19 +81,19 @@ def checkpoint_to_resume(root: Path, resume: str) -> Checkpoint | None:
         return newest_checkpoint(root)
     checkpoint = newest_checkpoint(root, int(resume))
     if checkpoint is None:
-        there = ", ".join(map(str, list_steps(root))) or "none"
+        steps = ", ".join(map(str, list_steps(root))) or "none"
         raise UserError(
-            f"--resume {resume}: no intact {step_folder(root, int(resume))}; give a step that is there "
-            f"({there}), or --resume auto"
+            f"--resume {resume}: no intact {step_folder(root, int(resume))}; give an existing step "
+            f"({steps}), or --resume auto"
         )
     return checkpoint
 
 
 def _verified(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that is intact; None on all ranks where one of them found damage, which it reports.
+    """The manifest of an intact folder; None on all ranks if one of them detected damage, which it logs.
 
-    The ranks of a node share the reading. Every node reads all files, because it may have a disk of its own, and what it
-    has read is then in its page cache for loading.
+    The ranks of a node share the reading. Every node reads all files, because it may have its own disk, and then has them
+    in its page cache for loading.
     """
     facts, damage = None, ""
     try:
@@ -102,14 +102,14 @@ def _verified(folder: Path) -> dict[str, Any] | None:
         damage = str(error)
     first = _agreed(rank() if damage else world_size(), "min")
     if first == rank():
-        logger.warning("checkpoint passed over: %s", damage)
+        logger.warning("checkpoint skipped: %s", damage)
     return facts if first == world_size() else None
 
 
 def _share_of_node(node: str) -> tuple[int, int]:
-    """Number of this rank among those of the same node, and how many they are (collective).
+    """Number of this rank among the ranks of its node, and how many these are (collective).
 
-    Counted here and not taken from the launcher's LOCAL_RANK: a wrong one would leave files that nobody verifies.
+    Counted here instead of using the launcher's LOCAL_RANK: with a wrong value some files would not be verified.
     """
     names = torch.zeros(world_size(), dtype=torch.int64)
     names[rank()] = int.from_bytes(hashlib.sha256(node.encode()).digest()[:7], "big")
@@ -160,7 +160,7 @@ def restore_moments(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Weights, Adam state and the objectives' memory of a checkpoint into an engine, in any layout (collective)."""
+    """Load a checkpoint's weights, optimizer state and objective memory into an engine of any layout (collective)."""
     weights = checkpoint.tensors("weights", "objectives")
     optimizer_state.set_adam_step(engine, int(checkpoint.facts["adam_step"]))
     for name, param in optimizer_state.named_parameters(engine):

@@ -1,8 +1,8 @@
-"""Who holds which part of a parameter, who writes it, and how the writer gets it whole, on the CPU and beside training.
+"""For each parameter: the ranks that hold its parts, the rank that writes it, and the transfers, on the CPU during training.
 
-What a rank holds of a parameter (a ZeRO shard of a tensor-parallel part) is one range of a flat part. Ranges do not move
-after the engine is built, so the ranks exchange them once. From then on every rank knows all routes, and a save begins
-with nothing but a copy of each rank's own ranges, which travel to their writers over a gloo group of their own.
+A rank holds one range of a flat part of a parameter (a ZeRO shard of a tensor-parallel part). The ranges are fixed after
+the engine is built, so the ranks exchange them once, and every rank has the complete plan. A save starts by copying each
+rank's own ranges, which are then sent to their writers over a separate gloo group.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import rank, world_size
 
 KINDS = (None, *optimizer_state.MOMENTS)
-"""What is saved of a parameter: the weight, and Adam's moments."""
+"""The saved tensors of a parameter: the weight and Adam's moments."""
 
 
 @dataclass(frozen=True)
 class LocalShard:
-    """What one rank holds of one parameter: elements `start` to `start + count` of the flattened part `part`."""
+    """The part of a parameter that one rank holds: elements `start` to `start + count` of the flattened part `part`."""
 
     part: int
-    """Tensor rank whose part of the logical parameter it is."""
+    """Tensor rank of this part of the logical parameter."""
     start: int
     count: int
 
 
 @dataclass(frozen=True)
 class GatherStep:
-    """The rank that writes a parameter, and the ranks whose pieces make it whole there, by parts and ranges."""
+    """The rank that writes a parameter, and the ranks that send it their pieces, by parts and ranges."""
 
     writer: int
     sources: tuple[tuple[int, LocalShard], ...]
@@ -48,11 +48,11 @@ def writers() -> list[int]:
 
 
 def plan_gather(names: Sequence[str], elements: Sequence[int], held: dict[int, list[LocalShard]]) -> list[GatherStep]:
-    """A route for each parameter; `held` has, for every rank that shares the writing, what it holds of each.
+    """The gather step of each parameter; `held`: the shards of each rank that shares the writing.
 
     Args:
         names: logical names of the parameters.
-        elements: elements of a part of each, without tensor parallelism of all of it.
+        elements: number of elements of each parameter's part (without tensor parallelism: of the whole).
         held: by rank.
     """
     load = dict.fromkeys(held, 0)
@@ -60,7 +60,7 @@ def plan_gather(names: Sequence[str], elements: Sequence[int], held: dict[int, l
     for index, (name, size) in enumerate(zip(names, elements, strict=True)):
         own = {place: holdings[index] for place, holdings in held.items() if holdings[index].count}
         most = max(holding.count for holding in own.values())
-        # The rank that has most of it needs least from others; where all have as much, the one with least to write.
+        # The rank that holds most of it receives least; among equals, the rank with least to write.
         writer = min((place for place, holding in own.items() if holding.count == most), key=lambda p: (load[p], p))
         every_part = sorted({holding.part for holding in own.values()})
         parts = every_part if partition_axis(name) is not None else [own[writer].part]
@@ -72,7 +72,7 @@ def plan_gather(names: Sequence[str], elements: Sequence[int], held: dict[int, l
 
 
 def _cover(own: dict[int, LocalShard], part: int, size: int, writer: int) -> list[tuple[int, LocalShard]]:
-    """The fewest holdings that make `part` whole: a copy near the writer, else all shards."""
+    """The fewest shards that complete `part`: a copy near the writer, else all shards."""
     of_part = {place: holding for place, holding in own.items() if holding.part == part}
     copies = [place for place, holding in of_part.items() if holding.count == size]
     if copies:
@@ -82,10 +82,10 @@ def _cover(own: dict[int, LocalShard], part: int, size: int, writer: int) -> lis
 
 
 class GatherPlan:
-    """This rank's share in the saving of an engine's weights and moments."""
+    """This rank's part in saving an engine's weights and moments."""
 
     def __init__(self, engine: Engine, group: dist.ProcessGroup | None) -> None:
-        """Exchange who holds what (collective over `group`, a gloo group of all ranks; None where there is only one)."""
+        """Exchange the shard ranges (collective over `group`, a gloo group of all ranks; None for a single rank)."""
         self._engine, self._group, self._shard = engine, group, tensor_shard(False)
         self._vocabulary = engine.module.encoder.config.vocab_size
         self._parameters = list(optimizer_state.named_parameters(engine))
@@ -95,20 +95,20 @@ class GatherPlan:
         self.written = [index for index, route in enumerate(self.routes) if route.writer == rank()]
         """Numbers of the parameters that this rank writes."""
         self.kept: dict[tuple[int, int], torch.Tensor] = {}
-        """Host memory for what `live` gives; see `keep_buffers`."""
+        """Host memory for the tensors of `live`; see `keep_buffers`."""
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Logical shape of a parameter, as it is written."""
         return whole_shape(self.names[index], torch.Size(self._shapes[index]), self._shard, self._vocabulary)
 
     def keep_buffers(self) -> None:
-        """Make the host memory that `copy` fills, page-locked for CUDA, and touch it, so that no save has to."""
+        """Allocate and touch the host memory for `copy`, page-locked for CUDA, so that no save has to."""
         for kind in range(len(KINDS)):
             for index, holding in self._asked():
                 self.kept[kind, index] = torch.empty(holding.count, pin_memory=torch.cuda.is_available()).zero_()
 
     def live(self) -> dict[tuple[int, int], torch.Tensor]:
-        """What others or this rank's own files need of this rank, by (kind, parameter), where it lies (not collective)."""
+        """The pieces that this rank writes or sends, by (kind, parameter), without copying them (not collective)."""
         return {
             (kind, index): optimizer_state.own_piece(self._engine, self._parameters[index][1], moment)[1]
             for index, _ in self._asked()
@@ -116,7 +116,7 @@ class GatherPlan:
         }
 
     def copy(self, live: dict[tuple[int, int], torch.Tensor], stream: torch.cuda.Stream | None) -> None:
-        """Copy `live` to the kept buffers; `stream` is one beside that of training, None without CUDA."""
+        """Copy `live` to the kept buffers; `stream`: separate from the training stream, None without CUDA."""
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             for key, piece in live.items():
                 self.kept[key].copy_(piece, non_blocking=True)
@@ -124,7 +124,7 @@ class GatherPlan:
             stream.synchronize()
 
     def send(self, copies: dict[tuple[int, int], torch.Tensor]) -> list[dist.Work]:
-        """Start sending to the other writers all that they need of this rank; they fetch it in the order of the files."""
+        """Start sending this rank's pieces to the other writers, which receive them in file order."""
         sent = []
         for kind in range(len(KINDS)):
             for index, _ in self._asked():
@@ -149,11 +149,11 @@ class GatherPlan:
                     dist.recv(target, place, group=self._group)
         shaped = [parts[part].view(shape) for part in sorted(parts)]
         axis = partition_axis(name)
-        found = shaped[0] if len(shaped) == 1 or axis is None else torch.cat(shaped, dim=axis)
-        return found.narrow(0, 0, self._vocabulary) if name in VOCABULARY else found
+        tensor = shaped[0] if len(shaped) == 1 or axis is None else torch.cat(shaped, dim=axis)
+        return tensor.narrow(0, 0, self._vocabulary) if name in VOCABULARY else tensor
 
     def _asked(self) -> list[tuple[int, LocalShard]]:
-        """Parameters of which this rank's piece is wanted, and the piece."""
+        """Parameters that need this rank's piece, and the piece."""
         return [
             (index, holding)
             for index, route in enumerate(self.routes)
@@ -162,18 +162,18 @@ class GatherPlan:
         ]
 
     def _exchange(self) -> dict[int, list[LocalShard]]:
-        """What each of `writers()` holds of each parameter."""
+        """The shards of each parameter that each of `writers()` holds."""
         rows = []
         for _, param in self._parameters:
             start, piece = optimizer_state.own_piece(self._engine, param, None)
             rows.append([self._shard.rank, start, piece.numel()])
         if self._group is None:
             return {rank(): [LocalShard(*row) for row in rows]}
-        # Stages of a pipeline have different numbers of parameters; a collective wants equal ones.
+        # Stages of a pipeline have different numbers of parameters; a collective needs equal ones.
         most = torch.tensor([len(rows)])
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
-        mine = torch.zeros(int(most), 3, dtype=torch.int64)
-        mine[: len(rows)] = torch.tensor(rows).view(-1, 3)
-        tables = [torch.empty_like(mine) for _ in range(world_size())]
-        dist.all_gather(tables, mine, group=self._group)
+        table = torch.zeros(int(most), 3, dtype=torch.int64)
+        table[: len(rows)] = torch.tensor(rows).view(-1, 3)
+        tables = [torch.empty_like(table) for _ in range(world_size())]
+        dist.all_gather(tables, table, group=self._group)
         return {place: [LocalShard(*row) for row in tables[place][: len(rows)].tolist()] for place in writers()}

@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: what its files must be, verified before any tensor reaches the model.
+"""The manifest of a checkpoint: sizes and digests of its files, verified before any tensor is loaded.
 
-Nothing below us notices a flipped bit (torch.load, safetensors, DCP and DeepSpeed load it silently): the digests are ours.
+torch.load, safetensors, DCP and DeepSpeed load a flipped bit silently, so this project adds digests.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dist_metaxlm.storage.tensor_file import FinishedFile
 
 FORMAT = 2
 _WITHOUT_DIGEST = 1
-"""The format before: the same without `DIGEST`; where such a manifest has one all the same, it must agree."""
+"""The previous format, without `DIGEST`; if such a manifest has one anyway, it must match."""
 MANIFEST = "manifest.json"
 DIGEST = "sha256"
-"""Field of a manifest for the SHA-256 of all the others: a flipped digit of a step or a digest is damage too."""
+"""Manifest field with the SHA-256 of all other fields, which detects a flipped digit of a step or a digest."""
 
 
 class DamagedCheckpoint(Exception):
@@ -39,11 +39,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, FinishedFile]) -> None:
-    """Seal a folder whose files are on the disk: their names, sizes and digests, and `facts`. Written last, it marks
-    completeness.
+    """Write the manifest of a folder whose files are on the disk: their names, sizes and digests, and `facts`. It is written
+    last and marks completeness.
     """
-    found = {path.name for path in folder.iterdir()}
-    assert found == set(sealed), f"{folder} holds {sorted(found)} instead of {sorted(sealed)}"
+    present = {path.name for path in folder.iterdir()}
+    assert present == set(sealed), f"{folder} holds {sorted(present)} instead of {sorted(sealed)}"
     files = {name: {"bytes": sealed[name].bytes, "sha256": sealed[name].sha256} for name in sorted(sealed)}
     manifest = {"format": FORMAT, **facts, "files": files}
     write_json(folder / MANIFEST, {**manifest, DIGEST: _own_digest(manifest)})
@@ -51,7 +51,7 @@ def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, Fin
 
 
 def weights_digest(folder: Path) -> str | None:
-    """One digest of a checkpoint's weights by its manifest, without reading them; None where there is no manifest."""
+    """One digest of a checkpoint's weights from its manifest, without reading them; None without a manifest."""
     try:
         files = _read(folder)["files"]
     except DamagedCheckpoint:
@@ -61,13 +61,13 @@ def weights_digest(folder: Path) -> str | None:
 
 
 def _own_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest without its `DIGEST`, as JSON that is the same however the file is laid out."""
+    """SHA-256 of a manifest without its `DIGEST`, in canonical JSON, independent of the file's formatting."""
     rest = {key: value for key, value in manifest.items() if key != DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk: without it a power cut may lose a file that was itself synchronised."""
+    """Synchronise a folder's entries to the disk: otherwise a power cut may lose a file that was itself synchronised."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -76,12 +76,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The checkpoint folder of a step."""
     return root / f"step-{step:08d}"
 
 
 def list_steps(root: Path) -> list[int]:
-    """Steps of which there is a checkpoint folder, ascending."""
+    """Steps that have a checkpoint folder, ascending."""
     if not root.is_dir():
         return []
     names = [path.name.removeprefix("step-") for path in root.glob("step-*") if path.is_dir()]
@@ -89,13 +89,13 @@ def list_steps(root: Path) -> list[int]:
 
 
 def verify_manifest(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
-    """Check every file of a sealed folder against its manifest and return the manifest.
+    """Check every file of a finished folder against its manifest and return the manifest.
 
-    Names and sizes are always checked; of the digests, which means reading the files, only share `part` of `parts`: the
-    ranks of a node divide them, and none may load anything before all of them have found their share intact.
+    Names and sizes are always checked. Digests, which need the files' content, are checked for share `part` of `parts` only:
+    the ranks of a node divide them, and no rank may load anything before all have verified their share.
 
     Raises:
-        DamagedCheckpoint: naming the first file that is missing, foreign, of another size or of another content.
+        DamagedCheckpoint: naming the first file that is missing, unknown, or has another size or content.
     """
     manifest = _read(folder)
     names = set(manifest["files"])
@@ -107,11 +107,11 @@ def verify_manifest(folder: Path, part: int = 0, parts: int = 1) -> dict[str, An
             raise DamagedCheckpoint(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}")
     strangers = {path.name for path in folder.iterdir()} - names - {MANIFEST}
     if strangers:
-        raise DamagedCheckpoint(f"{folder} holds {sorted(strangers)[0]}, which its manifest does not know")
+        raise DamagedCheckpoint(f"{folder} holds {sorted(strangers)[0]}, which its manifest does not list")
     by_size = sorted(names, key=lambda name: (-manifest["files"][name]["bytes"], name))
     for name in by_size[part::parts]:
         if file_digest(folder / name) != manifest["files"][name]["sha256"]:
-            raise DamagedCheckpoint(f"{folder / name} has another SHA-256 than its manifest says")
+            raise DamagedCheckpoint(f"{folder / name} does not match the SHA-256 in its manifest")
     return manifest
 
 
@@ -122,16 +122,16 @@ def _read(folder: Path) -> dict[str, Any]:
         if manifest["format"] not in (FORMAT, _WITHOUT_DIGEST):
             raise DamagedCheckpoint(f"{path} has format {manifest['format']}, this version reads {FORMAT}")
         if DIGEST not in manifest and manifest["format"] == FORMAT:
-            raise DamagedCheckpoint(f"{path} has lost the SHA-256 of its own content")
+            raise DamagedCheckpoint(f"{path} lacks the SHA-256 of its own content")
         if manifest.get(DIGEST, _own_digest(manifest)) != _own_digest(manifest):
-            raise DamagedCheckpoint(f"{path} has another content than its own SHA-256 says")
+            raise DamagedCheckpoint(f"{path} does not match the SHA-256 of its own content")
         files = manifest["files"]
         if not isinstance(files, dict) or not all(
             isinstance(file["bytes"], int) and isinstance(file["sha256"], str) for file in files.values()
         ):
             raise TypeError
     except FileNotFoundError:
-        why = f"has no {MANIFEST}: it was never finished" if folder.is_dir() else "is not there"
+        why = f"has no {MANIFEST}: it was never finished" if folder.is_dir() else "does not exist"
         raise DamagedCheckpoint(f"{folder} {why}") from None
     except (ValueError, KeyError, TypeError):
         raise DamagedCheckpoint(f"{path} is not a checkpoint manifest") from None

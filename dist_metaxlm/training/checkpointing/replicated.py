@@ -1,4 +1,4 @@
-"""Tensors beside weights and moments that all ranks hold alike, such as a momentum encoder: each rank saves a share."""
+"""Further tensors that are equal on all ranks, such as a momentum encoder: each rank saves a share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 class ReplicatedTensors:
-    """This rank's share in the saving of `tensors`, which are the same on all ranks."""
+    """This rank's part in saving `tensors`, which are equal on all ranks."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], rank: int, ranks: int) -> None:
-        """Every tensor is written whole by one of the `ranks`: the next by the one that has least to write so far."""
+        """Assign every tensor to one of the `ranks`, each to the rank with the least to write so far."""
         load = [0] * ranks
         self._own: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
@@ -21,22 +21,22 @@ class ReplicatedTensors:
             if writer == rank:
                 self._own[name] = tensor
         self.copies: dict[str, torch.Tensor] = {}
-        """What `copy` has taken, fp32 on the CPU."""
+        """The result of `copy`, fp32 on the CPU."""
         self._kept = False
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Names of what this rank writes, in their order, and shapes."""
+        """Names, in order, and shapes of the tensors that this rank writes."""
         return {name: tensor.shape for name, tensor in self._own.items()}
 
     def keep_buffers(self) -> None:
-        """Make the host memory that `copy` fills, page-locked for CUDA, so that no save has to."""
+        """Allocate the host memory for `copy`, page-locked for CUDA, so that no save has to."""
         self._kept = True
         for name, tensor in self._own.items():
             self.copies[name] = torch.empty(tensor.shape, pin_memory=torch.cuda.is_available()).zero_()
 
     def copy(self, stream: torch.cuda.Stream | None) -> None:
-        """Copy this rank's share to the kept buffers, on a stream beside training's; without buffers to new memory."""
+        """Copy this rank's share to the kept buffers, on a stream of its own; without kept buffers to new memory."""
         if not self._kept:
             self.copies = {name: tensor.to("cpu", torch.float32) for name, tensor in self._own.items()}
             return

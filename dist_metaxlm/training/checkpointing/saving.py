@@ -1,10 +1,10 @@
-"""Writing checkpoints beside the training, which never waits for the disk.
+"""Writes checkpoints in the background, so that training never waits for the disk.
 
-One thread a rank does it: it copies what the rank holds to host memory, sends pieces to their writers, writes, hashes and
-synchronises files; rank 0's seals the folder and renames it. Training may go on at once, because weights and moments
-change only when AdamW updates them: a hook holds the next update back until the copy is made, which the forward and
-backward passes before it usually hide (as in CheckFreq, FAST 2021). The thread has a gloo group of its own, because two
-threads that issue collectives on one group would not agree on their order across ranks.
+One thread per rank copies the rank's tensors to host memory, sends pieces to their writers, and writes, hashes and
+synchronises files; rank 0's thread writes the manifest and renames the folder. Training continues at once, because weights
+and moments change only when AdamW updates them: a hook delays the next update until the copy is complete, which the
+forward and backward passes before it usually hide (as in CheckFreq, FAST 2021). The thread has its own gloo group, because
+two threads that issue collectives on one group would not agree on their order across ranks.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
 
 logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=1)
-"""How long a rank waits for the files of the others before it takes them for lost."""
+"""How long a rank waits for the files of the others before the save fails."""
 _SEALED = struct.Struct("<q32s")
 Copies = dict[tuple[int, int], torch.Tensor]
 Contents = dict[str, tuple[Sequence[int], Callable[[], torch.Tensor]]]
-"""Of a file: name of each tensor, its shape, and where to get it."""
+"""Of a file: name, shape and getter of each tensor."""
 
 
 class CheckpointSaver:
-    """Saves checkpoints of one engine under `root`; use it in a `with`, whose end waits for the last of them.
+    """Saves checkpoints of one engine under `root`; use it in a `with` block, whose end waits for the last save.
 
     In the background it keeps host memory for this rank's share of weights and moments (see `save_in_background`).
     """
@@ -64,7 +64,7 @@ class CheckpointSaver:
         self._replicas = ReplicatedTensors(self._memory.large() if self._memory else {}, rank(), world_size())
         self._bytes = self._bytes_of_all()
         self.stalled = 0.0
-        """Seconds that training has stood still for saving: in `save`, and before the update after it."""
+        """Seconds that training has waited for saving: in `save`, and before the next update."""
         self._pending: Future[None] | None = None
         self._copied = threading.Event()
         self._copied.set()
@@ -80,12 +80,12 @@ class CheckpointSaver:
     def save(self, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
         """Save the checkpoint of `facts["step"]`; in the background, this returns at once.
 
-        Every rank calls it after the same step; a save that is still going on is waited for.
+        Every rank calls it after the same step; it waits for a save that is still in progress.
 
         Raises:
-            OSError: when the disk is full (in the background: of the save before); the unfinished folder is removed and
+            OSError: when the disk is full (in the background: from the previous save); the unfinished folder is removed and
             older checkpoints are untouched.
-            UserError: where the checkpoint would hold other weights than the model's.
+            UserError: if the checkpoint would hold other weights than the model's.
         """
         begun = time.perf_counter()
         self.wait()
@@ -108,13 +108,13 @@ class CheckpointSaver:
         self.stalled += time.perf_counter() - begun
 
     def finished(self, device: torch.device) -> bool:
-        """Whether all ranks have ended the save that was going on (collective while there is one)."""
+        """Whether all ranks have completed the current save (collective while there is one)."""
         if self._pending is None:
             return True
         return bool(all_reduce(torch.tensor([int(self._pending.done())], device=device), "min").item())
 
     def check(self, device: torch.device) -> None:
-        """Raise what went wrong in a save that has ended (collective while there is one): no need to train on for the next.
+        """Raise the error of a save that has ended (collective while there is one), without waiting for the next save.
 
         Raises:
             OSError: as `wait`.
@@ -123,10 +123,10 @@ class CheckpointSaver:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save that is going on.
+        """Wait for the current save.
 
         Raises:
-            OSError: when it failed, on all ranks the same.
+            OSError: if it failed, on all ranks.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -151,7 +151,7 @@ class CheckpointSaver:
             dist.destroy_process_group(self._group)
 
     def wait_for_copy(self) -> None:
-        """Wait until nothing that an update changes is still to be copied."""
+        """Wait until everything that an update changes has been copied."""
         begun = time.perf_counter()
         self._copied.wait()
         self.stalled += time.perf_counter() - begun
@@ -171,14 +171,14 @@ class CheckpointSaver:
         files: dict[str, FinishedFile] = {}
 
         def begin() -> None:
-            for left in self._root.glob(".step-*.tmp"):  # by a run that was killed while it saved
+            for left in self._root.glob(".step-*.tmp"):  # of a run that was killed during a save
                 shutil.rmtree(left, ignore_errors=True)
             require_room(self._root, self._bytes)
             temporary.mkdir(parents=True)
 
         def commit() -> None:
-            write_manifest(temporary, facts, found)
-            # A folder of this name can only be a damaged one that a resumed run has passed over.
+            write_manifest(temporary, facts, all_files)
+            # An existing folder of this name can only be a damaged one that a resumed run has skipped.
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
             sync_folder(self._root)
@@ -186,19 +186,19 @@ class CheckpointSaver:
         try:
             self._together(begin if rank() == 0 else None, target)
             self._together(lambda: files.update(self._write_files(temporary, copies, progress)), target)
-            found = self._sealed_by_all(files)
+            all_files = self._sealed_by_all(files)
             self._together(commit if rank() == 0 else None, target)
         except OSError:
             if rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         if rank() == 0:
-            # Later ones are damaged, a resumed run has passed them over: they must not push out what is intact.
+            # Later ones are damaged (a resumed run has skipped them): they must not displace intact ones.
             for old in [step for step in list_steps(self._root) if step <= facts["step"]][: -self._keep]:
                 shutil.rmtree(step_folder(self._root, old), ignore_errors=True)
 
     def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, FinishedFile]:
-        """This rank's files; after an error the pieces of the others are still fetched, so that none of them waits."""
+        """Write this rank's files; after an error it still receives the others' pieces, so that no rank waits."""
         files: dict[str, FinishedFile] = {}
         failure: OSError | None = None
         sent = self._pieces.send(copies)
@@ -231,9 +231,9 @@ class CheckpointSaver:
         return files
 
     def _contents(self, copies: Copies) -> list[Contents]:
-        """What is in each of `_files_of(rank())`: weights, those of objectives, moments, what all ranks have alike.
+        """The content of each of `_files_of(rank())`: weights, objectives' weights, moments, replicated tensors.
 
-        GatherPlan are fetched in this order, which is the one in which the others send them.
+        Pieces are received in this order, in which the others send them.
         """
         pieces, kept = self._pieces, self._replicas.copies
 
@@ -262,7 +262,7 @@ class CheckpointSaver:
         return int(total)
 
     def _together(self, action: Callable[[], None] | None, target: Path) -> None:
-        """Do `action` on this rank, then all raise where one failed: none goes on to wait for a rank that does not come."""
+        """Run `action` on this rank; if it failed on one rank, all raise, so that none waits for the failed rank."""
         number = 0
         try:
             if action is not None:
@@ -277,7 +277,7 @@ class CheckpointSaver:
             raise OSError(number, os.strerror(number), str(target))
 
     def _sealed_by_all(self, files: dict[str, FinishedFile]) -> dict[str, FinishedFile]:
-        """Sizes and digests of the files of all ranks, so that rank 0 need not read what others have written."""
+        """Sizes and digests of the files of all ranks, so that rank 0 need not read the other ranks' files."""
         if self._group is None:
             return files
         own = _files_of(rank())
@@ -285,19 +285,19 @@ class CheckpointSaver:
             _SEALED.pack(files[name].bytes, bytes.fromhex(files[name].sha256)) if name in files else _SEALED.pack(-1, b"")
             for name in own
         )
-        mine = torch.frombuffer(bytearray(row), dtype=torch.uint8)
-        rows = [torch.empty_like(mine) for _ in range(world_size())]
-        dist.all_gather(rows, mine, group=self._group)
-        found = dict(files)
+        own_row = torch.frombuffer(bytearray(row), dtype=torch.uint8)
+        rows = [torch.empty_like(own_row) for _ in range(world_size())]
+        dist.all_gather(rows, own_row, group=self._group)
+        all_files = dict(files)
         for place, theirs in enumerate(rows):
             for name, (size, digest) in zip(_files_of(place), _SEALED.iter_unpack(theirs.numpy().tobytes()), strict=True):
                 if size >= 0:
-                    found[name] = FinishedFile(size, digest.hex())
-        return found
+                    all_files[name] = FinishedFile(size, digest.hex())
+        return all_files
 
 
 def _files_of(place: int) -> list[str]:
-    """Names of a rank's files; those that would hold nothing are not written."""
+    """Names of a rank's files; empty ones are not written."""
     return [f"{kind}-{place:05d}.safetensors" for kind in ("weights", "objectives", "moments", "momentum")]
 
 

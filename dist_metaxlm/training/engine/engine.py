@@ -57,7 +57,7 @@ def resolve_precision(recipe: Recipe, device: torch.device) -> str:
     """`fp32`, `bf16` or `fp16`; `auto` means bf16 on CUDA devices that compute in it (from compute capability 8.0 on)."""
     if recipe.training.precision != "auto":
         return recipe.training.precision
-    # Older devices emulate it, more slowly than they compute in fp32; torch counts that as support unless told not to.
+    # Older devices emulate bf16 more slowly than they compute in fp32; by default torch reports that as support.
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
@@ -69,7 +69,7 @@ def engine_config(recipe: Recipe, device: torch.device, data_size: int) -> dict[
     """
     config = settings(recipe, resolve_precision(recipe, device), device, data_size)
     if recipe.optimizer.name != "adamw":
-        config["zero_allow_untested_optimizer"] = True  # DeepSpeed knows its own optimisers and torch's
+        config["zero_allow_untested_optimizer"] = True  # DeepSpeed's list has its own optimisers and torch's
     return config
 
 
@@ -79,8 +79,8 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     The loop sets its learning rates.
 
     Raises:
-        UserError: for settings of the recipe's section `deepspeed` that DeepSpeed refuses, or under which checkpoints would
-            hold other weights than the model's.
+        UserError: if DeepSpeed refuses settings of the recipe's section `deepspeed`, or checkpoints would hold other weights
+            than the model's with them.
     """
     import deepspeed
 
@@ -104,13 +104,13 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     use_exact_norms(engine)
     check_all_weights(engine, own_fields)
     if data_size == 1 and engine.zero_optimization_stage() == 0:
-        engine.enable_backward_allreduce = False  # DeepSpeed would copy all gradients to average them with nobody's
+        engine.enable_backward_allreduce = False  # DeepSpeed would copy all gradients to average them over one rank
     if isinstance(model, PretrainingModel):
-        _ = model.memory  # made now, from the weights that the phase begins with
+        _ = model.memory  # create it now, from the initial weights of the phase
     return cast(Engine, engine)
 
 
 def set_learning_rate(engine: Engine, value: float) -> None:
-    """Give every parameter group the learning rate of the coming step."""
+    """Set the learning rate of the next step in every parameter group."""
     for group in engine.optimizer.param_groups:
         group["lr"] = value * group.get("rate", 1.0)

@@ -1,4 +1,4 @@
-"""How an optimiser step is carried out: its micro-steps one after another, or through the stages of a pipeline."""
+"""Runs an optimiser step: its micro-steps one after another, or through the stages of a pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OnBatch = Callable[[PackedBatch], None]
 
 
 class StepRunner(Protocol):
-    """Carries out steps."""
+    """Runs optimiser steps."""
 
     def run(self, step: int, learning_rate: float) -> None:
         """Forward and backward passes of all micro-steps of `step`, then the update (collective)."""
@@ -56,20 +56,20 @@ class Pipeline:
     ) -> None:
         self._engine, self._plan, self._batches, self._on_batch, self._on_losses = engine, plan, batches, on_batch, on_losses
         self._loaded: deque[PackedBatch] = deque()
-        engine.module.share_tied()  # a restored checkpoint is in the first stage's copy
+        engine.module.share_tied()  # a restored checkpoint is only in the first stage's copy
 
     def run(self, step: int, learning_rate: float) -> None:
-        """See `StepRunner`. The first stage sees the batches, the last counts their losses."""
+        """See `StepRunner`. The first stage counts the batches, the last their losses."""
         engine, micro_steps = self._engine, self._plan.at(step)
         engine.module.begin(step, micro_steps, self._loaded, self._on_losses)
-        engine.micro_batches = len(micro_steps)  # of this step: objectives differ in theirs
+        engine.micro_batches = len(micro_steps)  # of this step; the number differs by objective
         set_learning_rate(engine, learning_rate)
         engine.train_batch(self._load())
         drop_timer_records(engine)
         engine.module.share_tied()
 
     def _load(self) -> Iterator[Any]:
-        """What DeepSpeed takes on the first and the last stage: (inputs of the first stage, nothing in place of labels)."""
+        """DeepSpeed's input on the first and the last stage: (inputs of the first stage, no labels)."""
         from dist_metaxlm.training.engine.pipeline import first_stage_inputs
 
         for batch in self._batches:
@@ -83,7 +83,7 @@ class Pipeline:
 def execution(
     engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: Any
 ) -> StepRunner:
-    """The way that fits the layout. `on_batch(batch)` is called once for each micro-batch of this rank's share, and
+    """The step runner for the layout. `on_batch(batch)` is called once for each micro-batch of this rank's share, and
     `on_losses(objective, batch, losses, languages)` with its losses, on the stage that has them.
     """
     if groups().stages > 1:

@@ -1,9 +1,9 @@
-"""Whole matrices out of what ranks hold of them, and back: each matrix is computed on one rank and nowhere twice.
+"""Gathers whole matrices from their shards and scatters the results: each matrix is computed on one rank only.
 
 A rank holds a range of a flattened part of a matrix (a ZeRO shard of a tensor-parallel part), or all of it. The ranks of a
-pipeline stage exchange these ranges once. In each update every matrix travels to its owner in one all-to-all, and what the
-owner makes of it travels back to all that hold a part in another. The owner depends on names, shapes and the number of
-ranks alone, and sees the same whole matrix under every layout.
+pipeline stage exchange these ranges once. In each update one all-to-all sends every matrix to its owner, and another sends
+the owner's result back to all ranks that hold a part. The owner depends only on names, shapes and the number of ranks, and
+gets the same whole matrix in every layout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.training.checkpointing.gather_plan import LocalShard, plan_gather
 
 Transform = Callable[[str, torch.Tensor], torch.Tensor]
-"""(logical name, whole matrix [rows, columns]) -> what replaces it, of the same shape."""
+"""(logical name, whole matrix [rows, columns]) -> its replacement, of the same shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class Matrix:
     part_shape: tuple[int, int]
     """[rows, columns] of one tensor-parallel part."""
     piece: Callable[[], torch.Tensor]
-    """What this rank holds of it: flat, where it lies."""
+    """This rank's piece of it, a flat view."""
 
 
 class MatrixExchange:
     """Exchanges a fixed list of matrices among the ranks of this pipeline stage."""
 
     def __init__(self, matrices: Sequence[Matrix], starts: Sequence[int], device: torch.device) -> None:
-        """Exchange who holds what (collective over the stage's ranks).
+        """Exchange the shard ranges (collective over the stage's ranks).
 
         Args:
             matrices: the same list on all ranks of the stage.
@@ -92,7 +92,7 @@ class MatrixExchange:
         return whole
 
     def _scatter(self, pieces: list[torch.Tensor], changed: dict[int, torch.Tensor]) -> None:
-        """Give every rank of the stage its part of what the owners have made."""
+        """Send every rank of the stage its part of the owners' results."""
         sent: list[list[torch.Tensor]] = []
         for rank in self._ranks:
             own = []
@@ -162,11 +162,11 @@ class MatrixExchange:
 
 
 def _stage_group() -> dist.ProcessGroup | None:
-    """The ranks of this pipeline stage (collective over all ranks where there are several stages); None: all ranks."""
-    place = groups()
-    if place.stages == 1:
+    """The ranks of this pipeline stage (collective over all ranks if there are several stages); None: all ranks."""
+    grid = groups()
+    if grid.stages == 1:
         return None
-    size = place.data_size * place.tensor_size
-    stages = [list(range(first, first + size)) for first in range(0, place.stages * size, size)]
+    size = grid.data_size * grid.tensor_size
+    stages = [list(range(first, first + size)) for first in range(0, grid.stages * size, size)]
     own, _ = dist.new_subgroups_by_enumeration(stages)
     return own

@@ -1,11 +1,11 @@
 """Muon for the blocks' matrices and AdamW for all else, under every ZeRO stage and layout (arXiv 2502.16982).
 
-DeepSpeed hands an optimiser flat shards, of which no matrix can be made. Momentum is element by element and is updated on
-the shards; then `MatrixExchange` gathers every matrix whole on one rank, which orthogonalises it, and gives the shards
-their parts of the result. So all layouts make the same update, and ranks share the work.
+DeepSpeed gives an optimiser flat shards, not matrices. Momentum is elementwise and is updated on the shards. Then
+`MatrixExchange` gathers every matrix on one rank, which orthogonalises it, and returns the parts of the result to the
+shards. So all layouts make the same update, and the ranks share the work.
 
-Adam's second moment has no meaning for these matrices: its memory holds the update on its way, and zeros in between, so
-checkpoints have the files and names that they have with AdamW.
+Muon has no second moment for these matrices: Adam's buffer holds the update during the exchange, and zeros otherwise, so
+checkpoints have the same files and names as with AdamW.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class MuonWithAdamW(torch.optim.AdamW):
         self._exchanges: dict[int, MatrixExchange] = {}
 
     def attach(self, engine: Any) -> None:
-        """Learn which matrices lie in which of DeepSpeed's shards (collective)."""
+        """Map the matrices to DeepSpeed's shards (collective)."""
         names = {id(param): name for name, param in optimizer_state.named_parameters(engine)}
         for shard, params in _shards(engine):
             own = [(names[id(p)], p) for p in params if id(p) in names and is_block_matrix(names[id(p)], _shape(p))]
@@ -98,7 +98,7 @@ def _piece(engine: Any, param: Any) -> torch.Tensor:
 
 
 def _shards(engine: Any) -> Iterator[tuple[torch.Tensor, list[torch.nn.Parameter]]]:
-    """(what the optimiser updates, the parameters of which it is a shard), in the same order on all ranks.
+    """(tensor that the optimiser updates, parameters that it is a shard of), in the same order on all ranks.
 
     DeepSpeed 0.19.8: ZeRO-3, ZeRO-1 and 2, and its bf16 optimiser name them differently; without ZeRO a parameter is
     updated by itself, and all of them share one exchange, kept under the first.

@@ -1,8 +1,8 @@
 """Orthogonalised updates: the nearest semi-orthogonal matrix, by Newton-Schulz iteration.
 
 Muon (https://kellerjordan.github.io/posts/muon/; arXiv 2502.16982) replaces the momentum M = U S V^T of a matrix by about
-U V^T. The coefficients are those of that post: they raise small singular values fastest and leave all of them within
-[0.5, 1.5] or so, not at 1.
+U V^T. The coefficients are those of that post: they raise small singular values fastest and bring all of them into
+about [0.5, 1.5], not to exactly 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def orthogonalise(matrices: torch.Tensor, steps: int) -> torch.Tensor:
         steps: iterations; 5 is usual.
 
     Returns:
-        The same shape and dtype; zero where a matrix is zero. CUDA devices compute in bf16, as is usual; a CPU in the
+        The same shape and dtype; zero if a matrix is zero. CUDA devices compute in bf16, as is usual; a CPU in the
         matrices' own precision, because there bf16 is slower on most processors and its rounding would differ by layout.
     """
     a, b, c = COEFFICIENTS

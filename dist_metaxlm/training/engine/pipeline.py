@@ -1,12 +1,12 @@
 """The model cut into pipeline stages, as a DeepSpeed `PipelineModule` whose stages are parts of our encoder.
 
-Every rank builds the encoder of its stage alone: the same layer objects under the same logical names as the whole model,
-so initial weights, checkpoints and the optimiser know nothing of stages. Between stages travel the states and the places
-of the documents; the last stage reads the batch itself for its targets.
+Every rank builds only the encoder of its stage: the same layer objects under the same logical names as the whole model,
+so initial weights, checkpoints and the optimiser do not depend on stages. Stages send states and document boundaries to
+the next stage; the last stage reads the batch itself for its targets.
 
 The token embedding is needed by the first stage and by the head. The first stage's copy is trained, with the sum of both
-gradients, and sent to the last stage after each step: that moves as much as summing the gradients on both sides would, but
-keeps one set of optimiser states, and the copies are bit-equal by construction, however the data-parallel sums round.
+gradients, and sent to the last stage after each step. That sends as much data as summing the gradients on both sides, but
+keeps only one set of optimiser states, and the copies are always bit-equal, however the data-parallel sums round.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from dist_metaxlm.recipe.schema import ModelConfig, Objective
 
 Count = Callable[[Objective, PackedBatch, torch.Tensor, torch.Tensor], None]
 StageInputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""States (or the first stage's token ids), positions, cu_seqlens, samples: what goes from stage to stage."""
+"""States (or the first stage's token ids), positions, cu_seqlens, samples: the data sent from stage to stage."""
 
 
 def first_stage_inputs(batch: PackedBatch) -> StageInputs:
-    """What the first stage begins with."""
+    """Inputs of the first stage for a batch."""
     return batch.tokens, batch.positions, batch.cu_seqlens, batch.samples
 
 
@@ -52,7 +52,7 @@ class PipelinedModel(PipelineModule):
 
     def __init__(self, config: ModelConfig, seed: int, shard: TensorShard, stages: list[Stage], window: int) -> None:
         """`window`: tokens of a window of every batch. The ranks are those of parallel/groups.py (collective)."""
-        place = groups()
+        grid = groups()
         # Read by the methods below, which the constructor of PipelineModule calls.
         self._make = lambda stage: Encoder(config, seed, shard, stage)
         self._stages, self._window = stages, window
@@ -65,15 +65,15 @@ class PipelinedModel(PipelineModule):
             *(LayerSpec(Block, config, i, shard) for i in range(config.layers)),
             LayerSpec(Head, config, shard),
         ]
-        topology = PipeModelDataParallelTopology(num_pp=place.stages, num_mp=place.tensor_size, num_dp=place.data_size)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its partition, ours is in the log
+        topology = PipeModelDataParallelTopology(num_pp=grid.stages, num_mp=grid.tensor_size, num_dp=grid.data_size)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its partition; ours is in the log
             super().__init__(layers=specs, topology=topology, dynamic_shape=True)
 
     def _partition_layers(self, method: str = "cost") -> None:
         starts = [0, *(stage.blocks.start + 1 for stage in self._stages[1:])]
         self.parts = [*starts, self._num_layers]
-        place = groups()
-        self._set_bounds(self.parts[place.stage], self.parts[place.stage + 1])
+        grid = groups()
+        self._set_bounds(self.parts[grid.stage], self.parts[grid.stage + 1])
 
     def _build(self) -> None:
         self.encoder = self._make(self._stages[groups().stage])
@@ -81,20 +81,20 @@ class PipelinedModel(PipelineModule):
             parameter.ds_pipe_replicated = False
 
     def _index_tied_modules(self) -> dict[str, Any]:
-        """The token embedding's two holders; the last stage's copy is marked, and gets no optimiser state."""
-        place, found = groups(), {}
-        size = place.data_size * place.tensor_size
+        """The ranks that hold the token embedding; the last stage's copy is marked and gets no optimiser state."""
+        grid, tied = groups(), {}
+        size = grid.data_size * grid.tensor_size
         for rank in range(size):
-            holders = [rank, (place.stages - 1) * size + rank]
+            holders = [rank, (grid.stages - 1) * size + rank]
             group = dist.new_group(holders)
             if dist.get_rank() in holders:
                 tokens = self.encoder.embedding.tokens
                 weight: Any = tokens.weight
-                weight.ds_pipe_replicated = place.stage > 0
-                if place.stage > 0:
+                weight.ds_pipe_replicated = grid.stage > 0
+                if grid.stage > 0:
                     weight.register_post_accumulate_grad_hook(add_in_fp32)
-                found["tokens"] = {"ranks": holders, "group": group, "weight_attr": ["weight"], "module": tokens}
-        return found
+                tied["tokens"] = {"ranks": holders, "group": group, "weight_attr": ["weight"], "module": tokens}
+        return tied
 
     @torch.no_grad()
     def get_tied_weights_and_groups(self) -> list[tuple[torch.Tensor, Any]]:
@@ -108,25 +108,25 @@ class PipelinedModel(PipelineModule):
 
     @torch.no_grad()
     def share_tied(self) -> None:
-        """Send the trained token embedding to the last stage; to be called after each change of the weights."""
+        """Send the trained token embedding to the last stage; call it after each change of the weights."""
         for comm in self.tied_comms.values():
             weight = comm["module"].weight
             dist.broadcast(weight.data, comm["ranks"][0], group=comm["group"])
 
     def begin(self, step: int, micro_steps: list[MicroStep], batches: deque[PackedBatch], count: Count) -> None:
-        """Announce the micro-steps that the coming forward passes belong to, the batches in which the last stage finds
-        their targets (filled as DeepSpeed loads them), and who counts its losses."""
+        """Set the micro-steps of the next forward passes, the batches with the last stage's targets (filled as DeepSpeed
+        loads them), and the callback for its losses."""
         self._step, self._micro_steps, self._batches, self._count = step, iter(micro_steps), batches, count
 
     def states_after(self, batch: PackedBatch, layer: int) -> torch.Tensor | None:
         """[T, H]: states of `batch` after block `layer`, on the last stage; None on the others (collective).
 
-        For what only looks at them: outside DeepSpeed's schedule, which knows training steps and whole evaluations.
+        For inspection only: it runs outside DeepSpeed's schedule, which supports only training steps and evaluations.
         """
-        place, encoder = groups(), self.encoder
-        apart = place.data_size * place.tensor_size
+        grid, encoder = groups(), self.encoder
+        apart = grid.data_size * grid.tensor_size
         metadata, states = encoder.batch_metadata(batch), batch.tokens
-        if place.stage > 0:
+        if grid.stage > 0:
             states = torch.empty(
                 metadata.positions.numel(),
                 encoder.config.hidden,
@@ -140,13 +140,13 @@ class PipelinedModel(PipelineModule):
         dist.send(states.contiguous(), dist.get_rank() + apart)
         return None
 
-    def forward(self, travelling: StageInputs) -> StageInputs | torch.Tensor:
+    def forward(self, inputs: StageInputs) -> StageInputs | torch.Tensor:
         """This stage's part of the encoder for the next micro-step; on the last stage its loss.
 
-        The loss is taken here and not in a `loss_fn`: DeepSpeed's bf16 optimiser clears gradients when the backward pass
+        The loss is computed here and not in a `loss_fn`: DeepSpeed's bf16 optimiser clears gradients when the backward pass
         reaches what this function returned, and those of a head behind it would be among them.
         """
-        states, positions, cu_seqlens, samples = travelling
+        states, positions, cu_seqlens, samples = inputs
         outline = PackedBatch.outline(positions, cu_seqlens, samples, self._window)
         micro = next(self._micro_steps)
         metadata = self.encoder.batch_metadata(outline, self._step, micro.objective.name)

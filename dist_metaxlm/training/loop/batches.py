@@ -1,4 +1,4 @@
-"""This rank's micro-batches in order: read ahead by a thread, by one of several ranks that need the same."""
+"""This rank's micro-batches in order, prefetched by a thread; one of several ranks with equal batches reads them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from dist_metaxlm.parallel.groups import groups
 PREFETCHED = 4
 """Micro-batches assembled ahead of the model."""
 _ABSENT = -1
-# xlco's are never sent: it is refused with tensor parallelism (recipe/schema.py)
+# xlco's batches are never sent: tensor parallelism refuses it (recipe/schema.py)
 _TENSORS = [field.name for field in fields(PackedBatch) if field.name not in ("window", "starts", "texts", "keys")]
 
 
 def batches(plan: StepPlan, data: PhaseData, first_step: int, total: int, device: torch.device) -> Iterator[PackedBatch]:
-    """The micro-batches of the steps first_step .. total - 1, in host memory, pinned where the device is a CUDA device.
+    """The micro-batches of the steps first_step .. total - 1, in host memory, pinned for a CUDA device.
 
     The first tensor rank reads them and sends them to its peers. In a pipeline the first stage needs their tokens and the
-    last their targets; those between get what they need with the states, and nothing here.
+    last their targets; the stages between need no batch.
     """
-    place = groups()
-    if 0 < place.stage < place.stages - 1:
+    grid = groups()
+    if 0 < grid.stage < grid.stages - 1:
         return
     micro_steps = (micro for step in range(first_step, total) for micro in plan.at(step))
     pinned = device.type == "cuda"
-    if place.batches is None:
+    if grid.batches is None:
         yield from prefetch((_reading(data, micro, pinned) for micro in micro_steps), PREFETCHED)
         return
-    read = prefetch((_reading(data, micro, False) for micro in micro_steps), PREFETCHED) if place.tensor_rank == 0 else None
+    read = prefetch((_reading(data, micro, False) for micro in micro_steps), PREFETCHED) if grid.tensor_rank == 0 else None
     while True:
-        # Sent from the thread that uses it: a thread that ran ahead would send what a stopping peer no longer takes.
-        batch = share_batch(next(read, None) if read else None, place.batches)
+        # Sent from the consuming thread: a prefetching thread could send a batch that a stopping peer no longer receives.
+        batch = share_batch(next(read, None) if read else None, grid.batches)
         if batch is None:
             return
         yield batch.pinned() if pinned else batch
@@ -54,7 +54,7 @@ def _reading(data: PhaseData, micro: MicroStep, pinned: bool) -> Callable[[], Pa
 
 
 def share_batch(batch: PackedBatch | None, group: Any) -> PackedBatch | None:
-    """The batch of the first rank of `group`, which is in gloo, on each of its ranks (collective); None where it has none.
+    """The batch of the first rank of `group`, which is in gloo, on each of its ranks (collective); None if it has none.
 
     Two broadcasts: the sizes, then all fields as one buffer, since a broadcast costs more to start than to send.
     """

@@ -65,7 +65,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
             if stopping:
                 raise GracefulStop(
                     f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
-                    "run the same command again to go on"
+                    "run the same command again to resume"
                 )
     stop.restore()
     if writer:
@@ -75,10 +75,10 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
 def interval_record(
     engine: Engine, context: RunContext, meter: LossMeter, progress: Progress, learning_rate: float, speed: dict[str, float]
 ) -> dict[str, Any]:
-    """The metrics of a log interval; this reads from the device, once.
+    """The metrics of a log interval, with one device-to-host copy.
 
     Raises:
-        UserError: when a loss is not finite, before it can be saved as a checkpoint, or fp16 cannot go on.
+        UserError: if a loss is not finite, before a checkpoint is saved, or fp16 training cannot continue.
     """
     read, phase, data = meter.read(), context.phase, context.data
     loss = weighted_loss(read["losses"], phase)
@@ -97,6 +97,6 @@ def interval_record(
     if not torch.isfinite(torch.tensor(loss)):
         raise UserError(
             f"the loss is {loss} at step {progress.step}; lower phases.*.learning_rate.peak or raise "
-            "warmup_steps, and go on from a checkpoint before it: --change --resume STEP"
+            "warmup_steps, and resume from an earlier checkpoint: --change --resume STEP"
         )
     return record

@@ -1,4 +1,4 @@
-"""What a run reports: sums kept on the device, read once per log interval, written as JSON lines, TensorBoard, terminal."""
+"""Metrics of a run: sums on the device, read once per log interval, written to JSON lines, TensorBoard and terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LossMeter:
             rows += len(languages)
         # Rows: (objective, language). Columns: sum of losses, items, windows or pairs seen.
         self._sums = torch.zeros(rows, 3, dtype=torch.float64, device=device)
-        self._before = torch.zeros(rows, 3, dtype=torch.float64)  # counted before the run was stopped in this interval
+        self._before = torch.zeros(rows, 3, dtype=torch.float64)  # counts of this interval from before a stop
         self._seen_total = torch.zeros(rows, dtype=torch.float64)
         self._ones = torch.ones(1, dtype=torch.float64, device=device)
 
@@ -64,19 +64,19 @@ class LossMeter:
         return {"losses": losses, "language_losses": per_language, "realised": realised}
 
     def _counted(self) -> torch.Tensor:
-        """[rows, 3] on the host: the sums of all ranks since the last reading, which begin anew here (collective)."""
+        """[rows, 3] on the host: the sums of all ranks since the last reading; resets them (collective)."""
         table = self._before + sum_over_batch(self._sums).cpu()
         self._sums.zero_()
         return table
 
     def counts(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps, so that a resumed run goes on: samples seen up to the last reading [rows], and the sums
+        """Counts for a checkpoint, which a resumed run continues: samples seen up to the last reading [rows], and the sums
         of an interval in which the run stops [rows, 3] (collective)."""
         self._before = self._counted()
         return {"realised": self._seen_total.clone(), "interval": self._before.clone()}
 
     def restore(self, counts: dict[str, torch.Tensor]) -> None:
-        """Go on from what `counts` returned; from the start where there is nothing."""
+        """Continue from the result of `counts`; from zero if it is empty."""
         self._seen_total = counts.get("realised", self._seen_total).clone()
         self._before = counts.get("interval", self._before).clone()
 
@@ -85,7 +85,7 @@ class MetricsWriter:
     """Rank 0's files: metrics.jsonl and TensorBoard events. Other ranks make none."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """`step`: steps done so far. What an earlier run has written of later ones is dropped from the events."""
+        """`step`: steps done so far. Events that an earlier run wrote for later steps are dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -115,14 +115,14 @@ class MetricsWriter:
 
 
 class Clock:
-    """Tokens per second since the last reading and seconds of the phase, with what earlier runs of it have taken."""
+    """Tokens per second since the last reading and seconds of the phase, including its earlier runs."""
 
     def __init__(self, seconds_before: float) -> None:
         self._before, self._start = seconds_before, time.monotonic()
         self._last, self._waited = self._start, 0.0
 
     def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; the time until each of them is there counts as waiting for data."""
+        """The same batches; the time until each is ready counts as waiting for data."""
         while True:
             start = time.monotonic()
             batch = next(batches, None)
@@ -152,10 +152,10 @@ def weighted_loss(losses: dict[str, float], phase: PhaseConfig) -> float:
 
 
 def asked_shares(phase: PhaseConfig, data: PhaseData, tokens: int) -> dict[str, dict[str, float]]:
-    """Shares of languages and language pairs that the recipe asks for at this point of the phase."""
+    """Target shares of languages and language pairs at this point of the phase."""
     return {objective.name: data.asked(objective.name, tokens) for objective in phase.objectives}
 
 
 def asked_so_far(data: PhaseData, realised: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
-    """The asked shares averaged over the samples that were `realised`: what their mix is to be compared with."""
+    """The target shares averaged over the `realised` samples, for comparison with their actual mix."""
     return {name: data.asked_so_far(name, sum(counts.values())) for name, counts in realised.items()}

@@ -1,4 +1,4 @@
-"""A look at the model every few steps that leaves no trace in it: what is looked at is the caller's (`Probe`)."""
+"""Probes the model every few steps without changing it; the caller supplies the measurement (`Probe`)."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from dist_metaxlm.recipe.schema import Recipe
 ReadStates = Callable[[PackedBatch, int], torch.Tensor | None]
 """(batch, layer) -> states [T, H] after that block; None on a pipeline stage that is not the last. Collective."""
 Probe = Callable[[ReadStates, torch.device], dict[str, Any]]
-"""Figures of the model whose states it is given to read, the same on all ranks; `retrieval` and `languages` are shown."""
+"""Computes figures from the model's states, equal on all ranks; `retrieval` and `languages` are displayed."""
 OpenProbe = Callable[[Recipe], Probe]
-"""Opens what a probe reads, before training starts. Errors: UserError where there is not enough to read."""
+"""Opens a probe's data before training starts. Errors: UserError if there is too little data."""
 
 
 class Probing:
-    """Takes a probe every `interval` steps and at the end of a phase; never with interval 0."""
+    """Runs a probe every `interval` steps and at the end of a phase; never with interval 0."""
 
     def __init__(self, engine: Engine, interval: int, probe: Probe | None) -> None:
         assert probe is not None or not interval
         self._engine, self._interval, self._probe = engine, interval, probe
 
     def at(self, step: int, last: bool) -> dict[str, Any]:
-        """What the metrics get after `step` steps: {`probe`: figures with the `seconds` it took}, or nothing (collective).
+        """Metrics after `step` steps: {`probe`: figures and the `seconds` it took}, or empty (collective).
 
-        No gradient, no dropout, no random number: the steps after it are bitwise those of a run without it.
+        No gradient, no dropout, no random number: later steps are bitwise equal to those of a run without it.
         """
         if self._probe is None or not self._interval or (step % self._interval and not last):
             return {}
         module, device = self._engine.module, self._engine.device
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # what the steps have queued is not the probe's time
+            torch.cuda.synchronize(device)  # exclude queued work of the steps from the probe's time
         start = time.monotonic()
         training = module.training
         module.eval()
         try:
             # not inference_mode: a weight that ZeRO-3 gathers inside it could take part in no backward pass afterwards
             with torch.no_grad():
-                found = self._probe(module.states_after, device)
+                figures = self._probe(module.states_after, device)
         finally:
             module.train(training)
-        return {"probe": {**found, "seconds": time.monotonic() - start}}
+        return {"probe": {**figures, "seconds": time.monotonic() - start}}

@@ -1,4 +1,4 @@
-"""How far a phase has come: everything a resumed run needs besides weights and optimiser."""
+"""Progress of a phase: everything that a resumed run needs besides weights and optimiser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint
 
 
 class Progress:
-    """Step, tokens, seconds, samples per language, and which tokens the model has met so far.
+    """Step, tokens, seconds, samples per language, and which tokens the model has seen so far.
 
     The data cursor is not here: it follows from the step (data/steps.py).
     """
@@ -21,7 +21,7 @@ class Progress:
     def __init__(
         self, phase: str, tokenizer_hash: str, vocab_size: int, device: torch.device, schedule_offset: int = 0
     ) -> None:
-        """`schedule_offset`: steps that the learning-rate schedule has behind it when the phase begins."""
+        """`schedule_offset`: steps of the learning-rate schedule before the phase begins."""
         self.phase, self.tokenizer_hash = phase, tokenizer_hash
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.schedule_offset = schedule_offset
@@ -35,12 +35,12 @@ class Progress:
         self.seen[batch.target_tokens] = True
 
     def advance(self, phase: PhaseConfig, objectives: list[Any]) -> None:
-        """One optimiser step more. Tokens count the masked-LM objectives; pairs of sentences have no fixed number."""
+        """Count one optimiser step. Tokens count the masked-LM objectives; pairs of sentences have no fixed number."""
         self.step += 1
         self.tokens += sum(objective.tokens_per_step for objective, *_ in objectives)
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest of a checkpoint says."""
+        """Fields for the manifest of a checkpoint."""
         return {
             "phase": self.phase,
             "step": self.step,
@@ -53,16 +53,16 @@ class Progress:
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What progress.safetensors holds (collective)."""
+        """Tensors for progress.safetensors (collective)."""
         seen = all_reduce(self.seen.to(torch.uint8), "max")
         return {"seen": seen.cpu(), **self.counts}
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint stands."""
+        """Continue from a checkpoint's progress."""
         tensors = checkpoint.tensors("progress")
         self.step, self.tokens = checkpoint.step, int(checkpoint.facts["tokens"])
         self.seconds = float(checkpoint.facts["seconds"])
-        # A meta phase that was made longer meanwhile must not move it; older checkpoints do not have it.
+        # A meta phase that was lengthened since must not change it; older checkpoints lack it.
         self.schedule_offset = int(checkpoint.facts.get("schedule_offset", self.schedule_offset))
         self.counts = {name: tensors[name] for name in ("realised", "interval") if name in tensors}
         self.seen |= tensors["seen"].bool().to(self.seen.device)

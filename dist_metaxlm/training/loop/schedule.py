@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, so that resuming has nothing to restore."""
+"""The learning rate as a function of the step, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def learning_rate_at(step: int, total_steps: int, config: LearningRate) -> float
 
     Warm-up is linear and reaches `peak` at step `warmup_steps`; then `linear` and `cosine` fall to `floor * peak` at the
     end, `wsd` stays and falls by 1 - sqrt over its last `decay_steps` (warm-up-stable-decay with the decay shape of
-    ModernBERT, arXiv 2412.13663). Beyond the end it stays at the floor.
+    ModernBERT, arXiv 2412.13663). After the end it stays at `floor * peak`.
     """
     if step < config.warmup_steps:
         return config.peak * (step + 1) / (config.warmup_steps + 1)

@@ -1,4 +1,4 @@
-"""What the log says before training begins: where the ranks are, what is trained, and what it starts from."""
+"""Log lines before training begins: rank placement, the model and the starting point."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 def show_placement(recipe: Recipe, topology: Topology, always: bool = False) -> None:
     """Log which rank does what on which node and how the collectives are configured; refuse an illegal placement.
 
-    A single rank is shown only when asked for (`always`).
+    A single rank is shown only with `always`.
 
     Raises:
-        UserError: when the ranks are on other nodes than the launcher's variables said, and a tensor group crosses nodes.
+        UserError: if the ranks' actual nodes differ from the launcher's variables, and a tensor group spans nodes.
     """
     layout = recipe.parallel
     placement = check_placement(topology, layout.tensor, layout.pipeline, layout.tensor_across_nodes)

@@ -1,8 +1,8 @@
-"""From `meta` to `cross`: what is carried over, checked at load, and what happened to embeddings that meta never used.
+"""From `meta` to `cross`: carries weights over, checked at load, and reports embeddings that meta never used.
 
 With one multilingual vocabulary the English phase never sees most tokens: through the tied head their embeddings get
 only the softmax's negative gradients, which can draw them together. So norms and cosines are measured, and the recipe
-may have these rows drawn anew.
+can reinitialise these rows.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ HEAD_BIAS = "head.bias"
 
 @dataclass(frozen=True)
 class Carried:
-    """What the next phase starts from."""
+    """The weights that the next phase starts from."""
 
     checkpoint: Checkpoint
     unseen: torch.Tensor
-    """[V] bool: tokens that the phase before never had as input or target."""
+    """[V] bool: tokens that were never input or target in the previous phase."""
     report: dict[str, Any]
     """Policy, source and embedding statistics, for the log and for carry_over.json."""
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What was loaded, whole and by logical name, from files that are read when it is used: the masters begin with it."""
+    """The loaded tensors, whole and by logical name, read from their files on use: initial values of the masters."""
 
 
 def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Carried:
     """Load the weights of a finished phase into `encoder` and apply the policy to unseen embeddings.
 
     Raises:
-        UserError: when the phase before is missing or unfinished, or has another tokenizer or shape.
+        UserError: if the previous phase is missing or unfinished, or has another tokenizer or shape.
     """
     checkpoint = _checked(recipe, before, tokenizer_hash)
     weights = dict(checkpoint.tensors("weights"))  # views of the mapped files: nothing is read yet
@@ -74,24 +74,24 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
 
 @torch.no_grad()
 def carry_own(model: torch.nn.Module, carried: Carried) -> None:
-    """Load what objectives have beside the encoder where the phase before had it too; the rest stays as initialised.
+    """Load the objectives' own weights that the previous phase also had; the others keep their initial values.
 
     The report names both under `objective_weights`.
     """
-    found = carried.checkpoint.tensors("objectives")
+    saved = carried.checkpoint.tensors("objectives")
     own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(OWN)}
-    for name in set(own) & set(found):
-        own[name].copy_(found[name])
-        carried.weights[name] = found[name]
+    for name in set(own) & set(saved):
+        own[name].copy_(saved[name])
+        carried.weights[name] = saved[name]
     if own:
         carried.report["objective_weights"] = {
-            "carried": [name for name in own if name in found],
-            "fresh": [name for name in own if name not in found],
+            "carried": [name for name in own if name in saved],
+            "fresh": [name for name in own if name not in saved],
         }
 
 
 def carry_optimizer(engine: Engine, carried: Carried) -> None:
-    """Adam's moments and step count of the phase before; rows drawn anew begin with zero moments (collective)."""
+    """Load the moments and step count of the previous phase; reinitialised rows get zero moments (collective)."""
     moment_of = saved_moments(engine, carried.checkpoint)
     reset = carried.report["policy"]["unseen_embeddings"] == "reinitialise"
     optimizer_state.set_adam_step(engine, int(carried.checkpoint.facts["adam_step"]))
@@ -116,14 +116,14 @@ def embedding_statistics(table_VH: torch.Tensor, unseen_V: torch.Tensor) -> dict
             continue
         part = table_VH[rows].float()
         unit_sum = F.normalize(part, dim=-1).sum(0)
-        # |sum of unit vectors|^2 holds each pair twice and each row with itself once.
+        # |sum of unit vectors|^2 counts each pair twice and each row with itself once.
         cosine = (float(unit_sum @ unit_sum) - count) / max(1, count * (count - 1))
         statistics[name] = {"tokens": float(count), "mean_norm": float(part.norm(dim=-1).mean()), "mean_cosine": cosine}
     return statistics
 
 
 def describe(report: dict[str, Any]) -> list[str]:
-    """The carry-over in lines for the log."""
+    """Log lines about the carry-over."""
     policy = report["policy"]
     lines = [
         f"carried over from {report['from']}: weights; tokenizer {report['tokenizer'][:12]} (equal); "
@@ -138,7 +138,7 @@ def describe(report: dict[str, Any]) -> list[str]:
         ]
     for state, names in report.get("objective_weights", {}).items():
         if names:
-            word = "carried over" if state == "carried" else "freshly initialised, the phase before had none"
+            word = "carried over" if state == "carried" else "freshly initialised, the previous phase had none"
             lines.append(f"weights of objectives, {word}: {', '.join(names)}")
     return lines
 
@@ -159,7 +159,7 @@ def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkp
     if checkpoint.facts["tokenizer"] != tokenizer_hash:
         raise UserError(
             f"{checkpoint.folder} was trained with tokenizer {checkpoint.facts['tokenizer'][:12]}, the store "
-            f"has {tokenizer_hash[:12]}; give the data.directory that the phase before used"
+            f"has {tokenizer_hash[:12]}; give the data.directory of the previous phase"
         )
     if checkpoint.facts["vocab_size"] != recipe.model.vocab_size:
         raise UserError(
@@ -168,7 +168,5 @@ def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkp
         )
     differing = differing_fields(recipe.model, load_recipe(before.path / "recipe.yaml").model)
     if differing:
-        raise UserError(
-            f"{before.path} trained another model than the recipe has, and both phases share one; set {differing}"
-        )
+        raise UserError(f"{before.path} trained another model than the recipe's, but both phases share one; set {differing}")
     return checkpoint

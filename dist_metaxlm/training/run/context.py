@@ -1,4 +1,4 @@
-"""What stays the same from the start of a run to its end: the command line, the recipe, the ranks, the folder, the data."""
+"""The constants of a run: command line, recipe, ranks, folder and data."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Options:
     dry_run: bool = False
     change: bool = False
     loaded: Recipe | None = None
-    """The recipe itself, where it is not to be read from a file; `recipe` is its name then."""
+    """The recipe itself, if it is not read from a file; then `recipe` is its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """One phase of one run on this rank. Complete only inside the process group, where the ranks know their nodes."""
+    """One phase of one run on this rank. Complete only inside the process group, after the ranks' nodes are known."""
 
     recipe: Recipe
     """The recipe with its overrides and the fields that a DeepSpeed file decides."""
@@ -45,13 +45,13 @@ class RunContext:
     device: torch.device
     """This rank's device."""
     folder: PhaseFolder
-    """Where the phase writes."""
+    """The phase's output folder."""
     tokenizer: Tokenizer
     """The tokenizer of the prepared data."""
     data: PhaseData
-    """The prepared data as the phase reads them."""
+    """The phase's view of the prepared data."""
     probe: Probe | None = None
-    """Measured every `training.probe_interval` steps; None where the recipe asks for no probes."""
+    """Measured every `training.probe_interval` steps; None if the recipe has no probes."""
 
     @property
     def phase(self) -> PhaseConfig:

@@ -1,4 +1,4 @@
-"""What every figure stands beside: hardware, versions, commit, date. Needs torch and the standard library alone."""
+"""Hardware, versions, commit and date, recorded with every figure. Needs only torch and the standard library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, versions, commit and date: what every figure of a run stands beside."""
+    """Hardware, versions, commit and date, recorded with every figure of a run."""
     packages = ("torch", "deepspeed", "megatron-core", "transformers", "sentencepiece", "numpy", "triton")
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
     return {
@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """None where the package is not installed: kernels are measured with torch and triton alone."""
+    """None if the package is not installed: kernel benchmarks need only torch and triton."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -14,20 +14,20 @@ from dist_metaxlm.training.checkpointing.manifest import file_digest
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 FREE = {"dropout", "attention_dropout", "init_std"}
-"""Fields of the model that say nothing about the weights' shape or meaning."""
+"""Fields of the model that do not affect the shape or meaning of the weights."""
 
 
 def differing_fields(ours: ModelConfig, theirs: ModelConfig) -> str:
-    """Where two models are not the same, as overrides that would make ours theirs; "" where they are."""
+    """The differences between two models, as overrides that turn ours into theirs; "" if they are equal."""
     wanted, has = theirs.model_dump(), ours.model_dump()
     return " ".join(f"model.{name}={wanted[name]}" for name in wanted if name not in FREE and has[name] != wanted[name])
 
 
 def check_initial_weights(recipe: Recipe, folder: str | Path) -> None:
-    """Refuse an imported model that the recipe cannot start from, before any data are prepared for it.
+    """Refuse an imported model that the recipe cannot start from, before data are prepared.
 
     Raises:
-        UserError: when the recipe's model differs from the imported one, or its data have, or would get, another tokenizer.
+        UserError: if the recipe's model differs from the imported one, or its data have, or would get, another tokenizer.
     """
     config, _, tokenizer = read_import(folder)
     differing = differing_fields(recipe.model, config)
@@ -35,17 +35,17 @@ def check_initial_weights(recipe: Recipe, folder: str | Path) -> None:
         more = ""
         if tokenizer is None and config.vocab_size > recipe.model.vocab_size:
             more = (
-                ". Where its tokenizer has fewer ids than the embedding has rows, import the model again from a folder that "
-                "holds the tokenizer, too"
+                ". If its tokenizer has fewer ids than the embedding has rows, import the model again from a folder that "
+                "also has the tokenizer"
             )
         raise UserError(f"--init_from {folder} is a model of another shape; set {differing}{more}")
     if tokenizer is None:
         return
     prepared, named = Path(recipe.data.directory) / "tokenizer.model", recipe.data.tokenizer.path
     source = prepared if prepared.is_file() else Path(named) if named else None
-    found = file_digest(source) if source is not None and source.is_file() else None
-    if found != hashlib.sha256(tokenizer).hexdigest():
-        theirs = "one of their own" if found is None else found[:12]
+    digest = file_digest(source) if source is not None and source.is_file() else None
+    if digest != hashlib.sha256(tokenizer).hexdigest():
+        theirs = "one of their own" if digest is None else digest[:12]
         raise UserError(
             f"--init_from {folder} has tokenizer {hashlib.sha256(tokenizer).hexdigest()[:12]}, and the data in "
             f"{recipe.data.directory} have {theirs}; prepare another data.directory with "
@@ -59,10 +59,10 @@ def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, t
     _, state, tokenizer = read_import(folder)
     encoder.load_logical(state)
     checked = "equal" if tokenizer is not None else "not checked, the import has none"
-    return f"weights from {folder}; tokenizer {tokenizer_hash[:12]} ({checked}); optimiser and learning rate start anew"
+    return f"weights from {folder}; tokenizer {tokenizer_hash[:12]} ({checked}); optimiser and learning rate start fresh"
 
 
 def keep_import(folder: PhaseFolder, step: int, init_from: str | Path | None) -> None:
-    """Keep in a phase that begins what an export of it needs of the import (interop/original.py): its own or meta's."""
+    """Copy the import's files that an export needs (interop/original.py) into a new phase: its own import's or meta's."""
     if step == 0:
         keep_original(init_from or (folder.run_dir / "meta" if folder.phase == "cross" else None), folder.path)

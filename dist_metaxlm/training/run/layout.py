@@ -13,20 +13,20 @@ from dist_metaxlm.recipe.schema import ParallelConfig, Recipe
 def check_layout(recipe: Recipe, phase_name: str, topology: Topology, precision: str | None = None) -> None:
     """Refuse a layout that cannot work on these ranks and nodes.
 
-    precision: what `training.precision: auto` means on their devices; None where that is not known.
+    precision: the value of `training.precision: auto` on their devices; None if unknown.
 
     Raises:
         UserError: naming all values at fault and the nearest layout that is legal.
     """
-    found = problems(recipe, recipe.parallel.layout(topology.world_size), topology, phase_name, precision)
-    if found:
-        raise UserError(refusal(found))
+    illegal = problems(recipe, recipe.parallel.layout(topology.world_size), topology, phase_name, precision)
+    if illegal:
+        raise UserError(refusal(illegal))
 
 
 def automatic_precision(recipe: Recipe) -> str | None:
-    """What `training.precision: auto` means on this machine, where the layout depends on it (ZeRO-0); else None.
+    """The value of `training.precision: auto` on this machine if the layout depends on it (ZeRO-0); else None.
 
-    CUDA is not asked otherwise: the question initialises it, before its environment is complete.
+    Otherwise CUDA is not queried: the query would initialise it before its environment is complete.
     """
     if recipe.training.precision != "auto" or recipe.parallel.zero_stage != 0 or not torch.cuda.is_available():
         return None
@@ -36,5 +36,5 @@ def automatic_precision(recipe: Recipe) -> str | None:
 
 
 def layout_name(layout: ParallelConfig, world_size: int) -> str:
-    """The layout in a few words for the log, such as `tensor 2 (sequence) x data 4, ZeRO-1`."""
+    """Short description of the layout for the log, such as `tensor 2 (sequence) x data 4, ZeRO-1`."""
     return layout.layout(world_size).name()

@@ -1,4 +1,4 @@
-"""The states of a phase's folder: finished before, begun (or gone on with) by this run, finished by it."""
+"""State changes of a phase's folder: already finished, started or resumed by this run, finished by it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def is_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> bool:
-    """Whether the phase is finished and the command line asks for nothing more: no `--resume`, no longer phase.
+    """Whether the phase is finished and the command line requests no more: no `--resume`, no longer phase.
 
     Raises:
-        UserError: when `--change` asks to go on with a phase that has no more steps.
+        UserError: if `--change` requests to continue a phase that has no more steps.
     """
     if folder.finished is None or options.resume != "auto":
         return False
@@ -31,17 +31,17 @@ def is_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> bool:
     if options.change and wanted <= steps:
         raise UserError(
             f"phase {options.phase} of {folder.run_dir} is already finished after {pluralize(steps, 'step')}, and the "
-            f"recipe asks for {wanted}; to train it further with --change, ask for more steps, such as "
+            f"recipe has {wanted}; to train it further with --change, set more steps, such as "
             f"phases.{options.phase}.steps={2 * steps}"
         )
     return not options.change
 
 
 def report_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> None:
-    """Record the recipe of a phase that is finished, and say so. First rank only.
+    """Record the recipe of a finished phase and log that it is finished. First rank only.
 
     Raises:
-        UserError: when the recipe is another than the one that the phase was trained with.
+        UserError: if the recipe differs from the one that the phase was trained with.
     """
     assert folder.finished is not None
     folder.start(recipe)
@@ -54,7 +54,7 @@ def report_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> No
 
 
 def check_recipe(recipe: Recipe, options: Options, folder: PhaseFolder) -> None:
-    """Refuse a recipe that does not continue what the folder holds, before a checkpoint is read, which takes longer.
+    """Refuse a recipe that does not match the folder, before a checkpoint is read, which takes longer.
 
     Raises:
         UserError: naming the fields that differ.

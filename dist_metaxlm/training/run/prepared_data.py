@@ -1,4 +1,4 @@
-"""The prepared data of a recipe: make what is missing of them before the ranks join, and open them for a phase."""
+"""The prepared data of a recipe: creates missing data before the ranks join, and opens the data for a phase."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_data(recipe: Recipe, topology: Topology, poll_seconds: float = 1.0) -> None:
-    """Make what is missing of the prepared data, on the first rank of each node, outside any process group.
+    """Create missing prepared data on the first rank of each node, outside any process group.
 
     Under a process group the other ranks would run into its timeout while a large corpus is tokenised.
     """
     if topology.local_rank == 0:
         prepare.prepare(recipe, logger.info)
     while not prepare.is_prepared(recipe):
-        # If the preparing rank fails it exits, and the launcher stops those that wait here.
+        # If the preparing rank fails, it exits, and the launcher stops the waiting ranks.
         time.sleep(poll_seconds)
 
 
 def open_data(recipe: Recipe, phase: str) -> tuple[Tokenizer, PhaseData]:
-    """The prepared data as `phase` reads them.
+    """Open the prepared data for `phase`.
 
     Raises:
-        UserError: when the phase asks for languages or pairs that the data do not have.
+        UserError: if the data lack languages or pairs of the phase.
     """
     directory = Path(recipe.data.directory)
     tokenizer = Tokenizer.load(directory / "tokenizer.model")

@@ -1,4 +1,4 @@
-"""The folder of a run: which recipe a phase was started with, whether it is finished, what may change on resuming."""
+"""The folder of a run: recipe of each phase, whether it is finished, and which fields may change on resuming."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder
 from dist_metaxlm.training.run.environment import environment
 
 CHANGEABLE = re.compile(r"phases\.\w+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+")
-"""Fields that a phase may go on with other values of: they say nothing about the model or which text comes next."""
+"""Fields that may change when a phase continues: they affect neither the model nor the order of the text."""
 SHOWN = 5
-"""Fields that differ which a message names."""
+"""Maximum number of differing fields that a message names."""
 
 
 class PhaseFolder:
@@ -35,7 +35,7 @@ class PhaseFolder:
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """What the finished phase left behind, or None while it is unfinished."""
+        """Facts of the finished phase, or None while it is unfinished."""
         path = self.path / "done.json"
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
@@ -45,10 +45,10 @@ class PhaseFolder:
             ) from None
 
     def check(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
-        """Whether `recipe` trains the same thing as the one the phase was started with; nothing is written.
+        """Check that `recipe` continues the training that the phase was started with; writes nothing.
 
-        Layout, logging and saving may change; what is learnt may not, or the curve would be of two experiments. With
-        `change` length, learning rate and optimiser may (`CHANGEABLE`), from `step` on.
+        Layout, logging and saving may change. Fields that affect the result may not, because the loss curve would mix two
+        experiments. With `change`, length, learning rate and optimiser (`CHANGEABLE`) may change from `step` on.
 
         Returns:
             The fields that would be changed, as [before, now].
@@ -65,7 +65,7 @@ class PhaseFolder:
             raise UserError(
                 f"{self.path} was trained with the DeepSpeed settings {', '.join(lost)}, and this start has none of its "
                 f"own; give the file again as --deepspeed_config, or --recipe {path}, which has them, or add --change to "
-                "go on without them"
+                "continue without them"
             )
         before, now = (_learning_part(r, self.phase) for r in (recorded, recipe))
         changed = {key: [before.get(key), now.get(key)] for key in {**before, **now} if before.get(key) != now.get(key)}
@@ -74,9 +74,9 @@ class PhaseFolder:
         return changed
 
     def start(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
-        """Create the folder, or go on in it with what has changed: see `check`, which may refuse it and says the rest.
+        """Create the folder, or continue in it with the changes; arguments and errors as in `check`.
 
-        With a change the phase counts as unfinished, and changes.jsonl keeps what was changed and where.
+        With a change the phase counts as unfinished, and changes.jsonl records the changes and the step.
         """
         changed = self.check(recipe, step, change)
         if changed:
@@ -94,7 +94,7 @@ class PhaseFolder:
         if fixed or not change:
             named = [f"{key} was {changed[key][0]}, now {changed[key][1]}" for key in fixed or changed]
             more = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
-            go_on = "" if fixed else "add --change to go on with the new ones, "
+            go_on = "" if fixed else "add --change to continue with the new ones, "
             raise UserError(
                 f"{self.path} was started with another recipe: {'; '.join(named[:SHOWN])}{more}; resume with "
                 f"the old values (all are in {self.path / 'recipe.yaml'}), {go_on}or start from scratch with "
@@ -106,28 +106,28 @@ class PhaseFolder:
             [name for name in ("max_repetitions", "pair_max_repetitions") if getattr(phase, name) is not None],
         )
         lengths = [key for key in changed if key.endswith((".steps", ".tokens"))]
-        if lengths and caps:  # the mix spreads what a cap cuts off over the whole phase, from its first step on
+        if lengths and caps:  # a cap's excess share is spread over the whole phase, from its first step on
             raise UserError(
                 f"{lengths[0]} was {changed[lengths[0]][0]}, now {changed[lengths[0]][1]}, and with "
-                f"phases.{self.phase}.{caps[0]} the length decides which text every step takes, also those that "
+                f"phases.{self.phase}.{caps[0]} the length decides which text every step uses, also those that "
                 "are done; keep the length, or start from scratch with --resume never or another --run_dir"
             )
         if total <= step:
             raise UserError(
-                f"{self.path} would resume after step {step}, and the recipe gives the phase only "
-                f"{pluralize(total, 'step')}; ask for more steps, or resume from an earlier checkpoint with --resume STEP"
+                f"{self.path} would resume after step {step}, but the recipe gives the phase only "
+                f"{pluralize(total, 'step')}; set more steps, or resume from an earlier checkpoint with --resume STEP"
             )
 
     def set_aside(self) -> None:
-        """Rename what is there, so that the phase starts anew and nothing is lost."""
+        """Rename the existing folder, so that the phase starts from scratch and nothing is lost."""
         if self.path.exists():
             self.path.rename(self.path.with_name(f"{self.phase}-until-{_stamp()}"))
 
     def go_back(self, step: int) -> list[str]:
-        """Let the phase be one that has come to `step`: unfinished, with no later checkpoints; a line that says so.
+        """Reset the phase to `step`: unfinished, without later checkpoints; returns a log line about these.
 
-        Those are moved out of the way. Left where they are, they would be the newest: resumed from next time, and kept in
-        place of the new ones.
+        Later checkpoints are moved aside. Otherwise they would be the newest: the next resume would use them, and they would
+        be kept instead of the new ones.
         """
         (self.path / "done.json").unlink(missing_ok=True)
         later = [number for number in list_steps(self.checkpoints) if number > step]
@@ -149,7 +149,7 @@ class PhaseFolder:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
             except (ValueError, KeyError):
-                continue  # the line that a kill has cut in half
+                continue  # a line that a kill has truncated
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def finish(self, facts: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ class PhaseFolder:
 
 
 def read_recipe(path: Path, data_directory: str | None = None) -> Recipe:
-    """A recipe that a run wrote, with the prepared data at `data_directory` where they have moved."""
+    """A recipe that a run wrote, with the prepared data at `data_directory` if they were moved."""
     recipe = load_recipe(path)
     moved = {} if data_directory is None else {"directory": data_directory}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=moved)})
@@ -171,7 +171,7 @@ def _stamp() -> str:
 def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:
     tree = recipe.model_dump(mode="json")
     parts = {key: tree[key] for key in ("seed", "model", "data", "optimizer")}
-    del tree["data"]["directory"]  # prepared data may move; what they were made from is compared, and their tokenizer
+    del tree["data"]["directory"]  # prepared data may move; their sources and tokenizer are compared
     if phase == "cross":
         parts["carry_over"] = tree["carry_over"]
     learnt = flatten({**parts, "phases": {phase: tree["phases"][phase]}})

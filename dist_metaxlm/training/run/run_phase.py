@@ -20,22 +20,22 @@ logger = logging.getLogger(__name__)
 
 
 def run_phase(context: RunContext, origin: StartingPoint) -> None:
-    """Train the phase from where it stands to its end, inside the process group (collective).
+    """Train the phase from its current progress to its end, inside the process group (collective).
 
     Raises:
-        UserError: when the phase cannot start from its checkpoint or `origin`; the run's folder is unchanged then.
+        UserError: if the phase cannot start from its checkpoint or `origin`; then the run's folder is unchanged.
     """
     recipe, folder, first = context.recipe, context.folder, context.topology.is_first
-    place = groups()
+    grid = groups()
     plan = StepPlan(
-        context.phase, folder.phase, recipe.seed, place.data_rank, place.data_size, recipe.parallel.micro_batch_tokens
+        context.phase, folder.phase, recipe.seed, grid.data_rank, grid.data_size, recipe.parallel.micro_batch_tokens
     )
     start = resumed_or(origin, context)
     model = build_model(recipe, context.phase)
     start.load(model, context.tokenizer.hash)
     if context.device.type == "cuda" or registry.forced() is not None:
         registry.tell(logger.info)
-    engine = build_engine(model, recipe, context.device, place.data_size)
+    engine = build_engine(model, recipe, context.device, grid.data_size)
     progress = Progress(folder.phase, context.tokenizer.hash, recipe.model.vocab_size, context.device, start.schedule_offset)
     start.install(engine, progress)
     if first:

@@ -1,4 +1,4 @@
-"""Whether `cross` still begins where `meta` ends: meta may be made longer, or be trained anew, after cross was trained."""
+"""Checks whether `cross` started from the current end of `meta`: meta may be lengthened or retrained after cross."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 def stale_cross(run_dir: str | Path) -> str | None:
-    """What has become of the meta phase that the run's cross phase began with; None where it is as it was.
+    """How the meta phase has changed since the run's cross phase started from it; None if it is unchanged.
 
-    None, too, where cross is not there or began with something else (`--init_from`).
+    Also None if there is no cross phase or it started from something else (`--init_from`).
     """
     meta = PhaseFolder(run_dir, "meta")
     report = meta.path.with_name("cross") / "carry_over.json"
@@ -27,18 +27,18 @@ def stale_cross(run_dir: str | Path) -> str | None:
         step, digest = int(began["step"]), began.get("weights_digest")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    there = list_steps(meta.checkpoints)
-    if not there:
+    steps = list_steps(meta.checkpoints)
+    if not steps:
         return None
-    if there[-1] != step:
-        return f"cross of {run_dir} began with meta's step {step}, and meta is now at step {there[-1]}"
+    if steps[-1] != step:
+        return f"cross of {run_dir} began with meta's step {step}, and meta is now at step {steps[-1]}"
     if digest not in (None, weights_digest(step_folder(meta.checkpoints, step))):
         return f"cross of {run_dir} began with meta's step {step}, which has been trained again since and has other weights"
     return None
 
 
 def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[str]) -> None:
-    """Log a warning where `stale_cross` finds something, with the command that trains cross anew."""
+    """If `stale_cross` finds a change, log a warning with the command that retrains cross."""
     stale = stale_cross(run_dir)
     if stale is not None:
         words = [
@@ -53,5 +53,5 @@ def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[st
             str(run_dir),
             *overrides,
         ]
-        remedy = as_typed(f"`{shlex.join(words)}` trains cross again from there and keeps the old one beside it")
+        remedy = as_typed(f"`{shlex.join(words)}` trains cross again from there and keeps the old one in a renamed folder")
         logger.warning(f"{stale}; {remedy}")

@@ -1,14 +1,14 @@
-"""What a phase starts from: fresh weights, an imported model, the phase before, or its own checkpoint.
+"""Starting points of a phase: fresh weights, an imported model, the previous phase, or its own checkpoint.
 
 A starting point is used in this order:
 
-1. `check`: before anything that it needs is loaded or written; before the data are prepared, but for a checkpoint.
+1. `check`: before anything is loaded or written; except for a checkpoint also before the data are prepared.
 2. `load`: weights into the module, before DeepSpeed builds the engine and rounds them to its precision.
-3. `install`: what only the engine holds (fp32 master weights, Adam state, loss scale), and the progress of the phase.
-4. `describe` and `report`: what the log and the run's folder say about it.
+3. `install`: state that only the engine holds (fp32 master weights, Adam state, loss scale), and the progress of the phase.
+4. `describe` and `report`: text for the log and the run's folder.
 
-The command line decides between the first three (`origin_of`); a checkpoint, if one is intact, takes precedence
-(`resumed_or`), and which one is intact is known only once all ranks have joined.
+The command line decides between the first three (`origin_of`); an intact checkpoint takes precedence
+(`resumed_or`), and the ranks must have joined to determine it.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 
 class StartingPoint:
-    """The base of all starting points; its methods do nothing, which is what a fresh start needs."""
+    """The base of all starting points; its methods do nothing, as a fresh start needs."""
 
     @property
     def schedule_offset(self) -> int:
-        """Steps that the learning-rate schedule has behind it when the phase begins."""
+        """Steps of the learning-rate schedule before the phase begins."""
         return 0
 
     @property
     def report(self) -> dict[str, Any] | None:
-        """What the phase's carry_over.json records, after `load`; None where nothing is carried over."""
+        """Content of the phase's carry_over.json, after `load`; None if nothing is carried over."""
         return None
 
     def check(self) -> None:
-        """Refuse what the phase cannot start from, before anything is loaded or written.
+        """Refuse an unusable starting point, before anything is loaded or written.
 
         Raises:
             UserError: naming what is missing or differs.
@@ -59,7 +59,7 @@ class StartingPoint:
         """
 
     def install(self, engine: Engine, progress: Progress) -> None:
-        """Put into `engine` what the module cannot hold, and into `progress` how far the phase is (collective)."""
+        """Load the state that the module cannot hold into `engine`, the phase's progress into `progress` (collective)."""
 
     def describe(self) -> list[str]:
         """Lines for the log, after `load` and `install`."""
@@ -67,7 +67,7 @@ class StartingPoint:
 
 
 class Fresh(StartingPoint):
-    """The random weights of the recipe's seed, which the model is built with."""
+    """The random weights of the recipe's seed, with which the model is built."""
 
 
 class Imported(StartingPoint):
@@ -78,7 +78,7 @@ class Imported(StartingPoint):
         self._line = ""
 
     def check(self) -> None:
-        """See `StartingPoint`. A phase that has checkpoints to resume from does not need the imported model any more."""
+        """See `StartingPoint`. A phase that has checkpoints to resume from no longer needs the imported model."""
         if self._resume == "never" or not list_steps(self._folder.checkpoints):
             check_initial_weights(self._recipe, self._source)
 
@@ -105,7 +105,7 @@ class CarriedOver(StartingPoint):
 
     @property
     def schedule_offset(self) -> int:
-        """The steps of meta where the recipe continues its schedule, else 0."""
+        """The steps of meta if the recipe continues its schedule, else 0."""
         finished = None if self._recipe.carry_over.schedule == "restart" else self._meta.finished
         return int(finished["steps"]) if finished else 0
 
@@ -144,10 +144,10 @@ class CarriedOver(StartingPoint):
 
 
 class Resumed(StartingPoint):
-    """A checkpoint of the phase itself, saved on whatever layout."""
+    """A checkpoint of the phase itself, saved in any layout."""
 
     def __init__(self, checkpoint: Checkpoint, context: RunContext, origin: StartingPoint) -> None:
-        """`origin`: what the phase began with; its schedule counts for checkpoints that do not record theirs."""
+        """`origin`: the phase's original starting point; its schedule applies to checkpoints that do not record theirs."""
         self._checkpoint, self._context, self._origin = checkpoint, context, origin
 
     @property
@@ -185,17 +185,17 @@ class Resumed(StartingPoint):
 
 
 def origin_of(recipe: Recipe, folder: PhaseFolder, options: Options) -> StartingPoint:
-    """What the phase starts from where no checkpoint of its own is resumed, as the command line says."""
+    """The starting point that the command line selects, if no checkpoint of the phase is resumed."""
     if options.init_from is not None:
         return Imported(recipe, folder, options.resume, options.init_from)
     return CarriedOver(recipe, folder, options.recipe) if options.phase == "cross" else Fresh()
 
 
 def resumed_or(origin: StartingPoint, context: RunContext) -> StartingPoint:
-    """The checkpoint that `--resume` asks for, else `origin` (collective: the ranks agree on an intact one).
+    """The checkpoint that `--resume` selects, else `origin` (collective: the ranks agree on an intact one).
 
     Raises:
-        UserError: when the checkpoint asked for is not intact, or was trained with another tokenizer than the data's.
+        UserError: if the selected checkpoint is not intact, or was trained with another tokenizer than the data's.
     """
     checkpoint = checkpoint_to_resume(context.folder.checkpoints, context.options.resume)
     if checkpoint is None:

@@ -1,4 +1,4 @@
-"""What a run's phase has trained: its recipe, newest intact checkpoint and weights."""
+"""The result of a run's phase: its recipe, newest intact checkpoint and weights."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dist_metaxlm.training.run.run_folder import read_recipe
 
 
 def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, Checkpoint]:
-    """Recipe and newest intact checkpoint of a run's phase; `data_directory` says where its data are, if they have moved.
+    """Recipe and newest intact checkpoint of a run's phase; `data_directory`: its data, if they were moved.
 
     Raises:
-        UserError: when there is no such run, phase or intact checkpoint, or the data's tokenizer is another than the phase
+        UserError: if there is no such run, phase or intact checkpoint, or the data have another tokenizer than the phase
         was trained with.
     """
     folder = Path(run_dir) / phase
     if not Path(run_dir).is_dir():
-        raise UserError(f"there is no run in {run_dir}; name its folder with --run_dir")
+        raise UserError(f"there is no run in {run_dir}; give its folder with --run_dir")
     if not (folder / "recipe.yaml").is_file():
         raise UserError(
             f"no {phase} phase in {run_dir}; train it with `metaxlm pretrain --phase {phase} "
-            f"--run_dir {run_dir}` or name another --run_dir"
+            f"--run_dir {run_dir}` or give another --run_dir"
         )
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is None:
@@ -35,11 +35,11 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
         )
     recipe = read_recipe(folder / "recipe.yaml", data_directory)
     tokenizer, trained = Path(recipe.data.directory) / "tokenizer.model", checkpoint.facts.get("tokenizer")
-    there = file_digest(tokenizer) if tokenizer.is_file() else None
-    if trained is not None and there is not None and there != trained:
+    prepared = file_digest(tokenizer) if tokenizer.is_file() else None
+    if trained is not None and prepared is not None and prepared != trained:
         raise UserError(
             f"{checkpoint.folder} was trained with tokenizer {trained[:12]}, and {tokenizer} is "
-            f"{there[:12]}; give the folder of the data that it was trained on"
+            f"{prepared[:12]}; give the folder of the data that it was trained on"
         )
     return recipe, checkpoint
 

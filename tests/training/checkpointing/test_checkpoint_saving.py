@@ -250,7 +250,7 @@ def test_what_one_rank_cannot_write_or_finds_damaged_all_ranks_are_told(
         assert f"shares: {(rank, 2)} {(0, 1)}" in out
         assert "newest: 1" in out
         assert "damaged: None" in out, "damage that one rank finds holds back the other too"
-    assert sum("weights-00001.safetensors has another SHA-256" in err for _, err in outcomes) == 1
+    assert sum("weights-00001.safetensors does not match the SHA-256" in err for _, err in outcomes) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     names = {path.name for path in (tmp_path / "step-00000001").iterdir()}
     assert {f"{kind}-{rank:05d}.safetensors" for kind in ("weights", "moments") for rank in range(2)} < names

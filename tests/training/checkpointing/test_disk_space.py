@@ -36,8 +36,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return found
 
 
-def room(root: Path, anew: bool = False) -> str | None:
-    return check_room(root, RECIPE, "meta", anew)
+def room(root: Path, from_scratch: bool = False) -> str | None:
+    return check_room(root, RECIPE, "meta", from_scratch)
 
 
 def fill(root: Path, name: str, size: int) -> None:
@@ -87,12 +87,12 @@ def test_what_lies_there_counts_unless_it_is_set_aside(tmp_path: Path, disk: dic
     for step in (1000, 2000):
         fill(tmp_path, f"step-{step:08d}", NEED)
     assert room(tmp_path) is None
-    assert room(tmp_path, anew=True) is not None
+    assert room(tmp_path, from_scratch=True) is not None
     disk["free"] = NEED // 2
     fill(tmp_path, ".step-00003000.tmp", NEED)  # a killed run's, which the next save removes
     assert "room for 3 checkpoints" in (room(tmp_path) or "")
     with pytest.raises(UserError, match="larger disk"):
-        room(tmp_path, anew=True)
+        room(tmp_path, from_scratch=True)
 
 
 def test_a_short_phase_asks_for_no_more_than_it_saves(tmp_path: Path, disk: dict[str, int]) -> None:
@@ -102,7 +102,7 @@ def test_a_short_phase_asks_for_no_more_than_it_saves(tmp_path: Path, disk: dict
     disk["free"] = 2 * NEED
     assert check_room(tmp_path, recipe, "meta") is None
     disk["free"] = 2 * NEED - 1
-    assert "2 there at once" in (check_room(tmp_path, recipe, "meta") or "")
+    assert "up to 2 at once" in (check_room(tmp_path, recipe, "meta") or "")
 
 
 def test_a_run_is_refused_before_anything_is_written(

@@ -108,7 +108,7 @@ def test_an_imported_model_is_loaded_and_described(tmp_path: Path) -> None:
     assert all(torch.equal(value, state[name]) for name, value in model.encoder.state_dict().items())
     assert origin.describe() == [
         f"weights from {tmp_path / 'ours'}; tokenizer aaaaaaaaaaaa (not checked, the import has none); "
-        "optimiser and learning rate start anew"
+        "optimiser and learning rate start fresh"
     ]
 
 
