@@ -63,7 +63,7 @@ def tensor_shard(sequence: bool) -> TensorShard:
 
 
 def is_block_matrix(name: str, shape: Sequence[int]) -> bool:
-    """Whether a parameter is a matrix of one of the encoder's blocks, of which Muon orthogonalises the updates."""
+    """Whether a parameter is a matrix of one of the encoder's blocks; Muon orthogonalises the updates of these."""
     return len(shape) == 2 and "blocks." in name
 
 

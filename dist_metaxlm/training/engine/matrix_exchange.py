@@ -27,7 +27,7 @@ class Matrix:
     """One parameter that is exchanged."""
 
     name: str
-    part_shape: tuple[int, int]
+    part_shape: tuple[int, ...]
     """[rows, columns] of one tensor-parallel part."""
     piece: Callable[[], torch.Tensor]
     """This rank's piece of it, a flat view."""
