@@ -15,7 +15,7 @@ LAYERS = {
     "command_line": 2,
     "kernels": 2,
     "logs": 2,
-    "storage": 2,
+    "storage": 1,
     "recipe": 2,
     "reporting": 2,
     "data": 3,

@@ -22,6 +22,7 @@ from dist_metaxlm.interop.tokenizers import export_tokenizer
 from dist_metaxlm.interop.weights import Step, export_steps, import_steps, planned, with_fresh_head, with_usual_names
 from dist_metaxlm.modeling.sharding import VOCABULARY
 from dist_metaxlm.recipe.schema import ModelConfig
+from dist_metaxlm.storage.atomic import sync_tree
 
 CONFIG = "config.json"
 LOGICAL_CONFIG, LOGICAL_TOKENIZER = "model_config.json", "tokenizer.model"
@@ -216,10 +217,7 @@ def _claim(target: Path, overwrite: bool = False) -> Path:
 
 
 def _publish(partial: Path, target: Path) -> None:
-    for path in partial.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+    sync_tree(partial)
     if target.exists():  # empty, or an export that may be overwritten
         shutil.rmtree(target)
     os.replace(partial, target)

@@ -16,6 +16,7 @@ import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.tensor_source import DTYPES
+from dist_metaxlm.storage.safetensors_header import Entry, header_of
 
 SHARD_SIZE = "5GB"
 """Largest file, unless a single tensor is larger: the default of huggingface_hub."""
@@ -69,20 +70,15 @@ class ShardWriter:
             raise RuntimeError(f"{len(unfinished)} tensors were not written in full, such as {unfinished[0]}")
 
     def _create(self, path: Path, names: list[str]) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
         # Wider types first, so that every tensor begins at a multiple of its element's size.
-        for name in sorted(names, key=lambda name: -self._specs[name].itemsize):
-            spec = self._specs[name]
-            places = [end, end + spec.nbytes]
-            header[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": places}
-            end += spec.nbytes
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-        text += b" " * (-len(text) % 8)
+        ordered = sorted(names, key=lambda name: -self._specs[name].itemsize)
+        specs = {name: self._specs[name] for name in ordered}
+        entries = {name: Entry(_NAMES[spec.dtype], spec.shape, spec.nbytes) for name, spec in specs.items()}
+        header = header_of(entries, {"format": "pt"})
         with path.open("wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            stream.truncate(8 + len(text) + end)
-        self._places.update((name, (path, 8 + len(text) + header[name]["data_offsets"][0])) for name in names)
+            stream.write(header.content)
+            stream.truncate(header.end)
+        self._places.update((name, (path, header.starts[name])) for name in names)
 
 
 def write_json(path: Path, value: Any) -> None:

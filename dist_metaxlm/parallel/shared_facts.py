@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dist_metaxlm.recipe.load import dump_recipe
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.storage.digest import digest_or_missing
 
 PACKAGES = (
     "torch",
@@ -45,8 +46,8 @@ def facts_to_share(recipe: Recipe) -> dict[str, str]:
     return {
         **{name: package_version(name) for name in PACKAGES[:3]},
         "recipe": recipe_digest(recipe)[:12],
-        "tokenizer": file_digest(data / "tokenizer.model")[:12],
-        "data": file_digest(data / "store" / "manifest.json")[:12],
+        "tokenizer": digest_or_missing(data / "tokenizer.model")[:12],
+        "data": digest_or_missing(data / "store" / "manifest.json")[:12],
     }
 
 
@@ -59,12 +60,3 @@ def package_version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, `missing` without it."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return "missing"

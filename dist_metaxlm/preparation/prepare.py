@@ -30,6 +30,7 @@ from dist_metaxlm.preparation.tokenizing.training import draw, poorly_served, re
 from dist_metaxlm.preparation.workers.communicator import Ranks
 from dist_metaxlm.preparation.workers.progress import Log
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.storage.atomic import sync_tree
 
 Files = dict[str, list[Path]]
 
@@ -166,7 +167,7 @@ def _committed(place: Path) -> Iterator[Path]:
     scratch.mkdir()
     try:
         yield scratch
-        manifest.sync(scratch)
+        sync_tree(scratch)
         os.rename(scratch, place)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.storage.atomic import write_text
 
 PHASE_ORDER = ("meta", "cross", "joint")
 CHECKPOINT_ORDER = ("untrained", *PHASE_ORDER)
@@ -80,23 +80,6 @@ def check_output(path: Path) -> None:
     if not above.is_dir():
         raise UserError(f"--output {path}: {above} is a file, no folder; correct the path")
     path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically and durably: to a temporary name in the same folder, fsync, rename.
-
-    Readers never see a partial file, and a full disk leaves the old one intact.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

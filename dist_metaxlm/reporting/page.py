@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.reporting import plots
-from dist_metaxlm.reporting.metrics import keys_of, write_text
+from dist_metaxlm.reporting.metrics import keys_of
 from dist_metaxlm.reporting.sections import (
     escape,
     fact_table,
@@ -21,6 +21,7 @@ from dist_metaxlm.reporting.sections import (
 )
 from dist_metaxlm.reporting.style import CSS
 from dist_metaxlm.reporting.summary import RunFiles, build_summary, read_run
+from dist_metaxlm.storage.atomic import write_text
 from dist_metaxlm.text import pluralize
 
 SECTIONS = ("losses", "sampling", "retrieval", "perplexity", "fill-mask", "throughput", "setting")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.reporting import study_plots as plots
-from dist_metaxlm.reporting.metrics import write_text
 from dist_metaxlm.reporting.sections import escape, fact_table, panel, short, table
 from dist_metaxlm.reporting.style import CSS
+from dist_metaxlm.storage.atomic import write_text
 from dist_metaxlm.text import pluralize
 
 Study = Mapping[str, Any]

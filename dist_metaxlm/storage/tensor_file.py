@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+
+from dist_metaxlm.storage.safetensors_header import Entry, header_of
 
 CHUNK = 4 << 20
 """Bytes that are hashed and written together: they are still in the processor's cache when they are written."""
@@ -67,15 +67,10 @@ class TensorFile(HashedFile):
 
     def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
         super().__init__(path)
-        header, end = {}, 0
-        for name, shape in shapes.items():
-            start, end = end, end + 4 * torch.Size(shape).numel()
-            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as in the library's files
+        header = header_of({name: Entry("F32", shape, 4 * torch.Size(shape).numel()) for name, shape in shapes.items()})
         self._left = list(shapes.items())
         try:
-            self.write(struct.pack("<Q", len(text)) + text)
+            self.write(header.content)
         except OSError:
             self.close_quietly()
             raise

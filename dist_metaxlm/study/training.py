@@ -21,7 +21,7 @@ from dist_metaxlm.errors import EXIT_AGAIN, GracefulStop, UserError
 from dist_metaxlm.invocation import MODULE
 from dist_metaxlm.parallel.affinity import cores_by_memory
 from dist_metaxlm.recipe.load import dump_recipe
-from dist_metaxlm.reporting.metrics import write_text
+from dist_metaxlm.storage.atomic import write_text
 from dist_metaxlm.study.arms import Arm
 
 Item = TypeVar("Item")

@@ -123,8 +123,9 @@ def make_folder(folder: Path, config: Any, tokenizer: Path) -> None:
 def make_run(run_dir: Path, imported: Path, config: Any) -> None:
     """A run whose meta phase has one checkpoint: the import's weights, as files of two ranks lie in one."""
     from dist_metaxlm.recipe.load import dump_recipe, load_recipe
+    from dist_metaxlm.storage.digest import file_digest
     from dist_metaxlm.storage.tensor_file import FinishedFile
-    from dist_metaxlm.training.checkpointing.manifest import file_digest, write_manifest
+    from dist_metaxlm.training.checkpointing.manifest import write_manifest
 
     data, step = run_dir / "data", run_dir / "meta" / "checkpoints" / "step-00000001"
     data.mkdir(parents=True)

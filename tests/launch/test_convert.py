@@ -22,8 +22,9 @@ from dist_metaxlm.interop.original import keep_original
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.schema import ModelConfig
+from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.storage.tensor_file import FinishedFile
-from dist_metaxlm.training.checkpointing.manifest import file_digest, write_manifest
+from dist_metaxlm.training.checkpointing.manifest import write_manifest
 
 LINES = ["the cat sat on the mat", "der Hund lief durch den Garten", "le chat dort sur la chaise", "кошка сидит на столе"]
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,12 +56,6 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Path inside `folder` -> description of every file in it except the manifest."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {name: describe_file(folder / name) for name in names if name != NAME}
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(folder: Path, content: dict[str, Any], files: dict[str, Any] | None = None) -> None:
@@ -123,16 +116,6 @@ def verify(folder: Path) -> int:
                     f"the one that was written; delete {folder} and run metaxlm prepare again"
                 )
     return len(content["files"])
-
-
-def sync(folder: Path) -> None:
-    """Flush every file of `folder` to disk, so that a subsequent rename commits complete files."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class _Repeated(ValueError):

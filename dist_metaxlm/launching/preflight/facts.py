@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from dist_metaxlm.parallel.ports import holder
-from dist_metaxlm.parallel.shared_facts import PACKAGES, file_digest, package_version, recipe_digest
+from dist_metaxlm.parallel.shared_facts import PACKAGES, package_version, recipe_digest
 from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.storage.digest import digest_or_missing
 
 CODE = (".py", ".cu", ".cuh", ".h", ".yaml", ".json", ".sbatch")
 """Suffixes of the files that determine what a run computes."""
@@ -45,7 +46,7 @@ def collect(recipe: str, overrides: Sequence[str], run_dir: str | None, port: in
         "checksums": {
             "code": code_digest(code_folders()),
             "recipe": recipe_digest(loaded),
-            "tokenizer": file_digest(data / "tokenizer.model"),
+            "tokenizer": digest_or_missing(data / "tokenizer.model"),
             "data": _store_digest(data / "store"),
         },
         "free_gb": {"data": _free(data), "run": _free(folder), "shm": _free(Path("/dev/shm"))},
@@ -87,7 +88,7 @@ def code_digest(folders: Sequence[Path]) -> str:
         for path in folder.rglob("*")
         if path.suffix in CODE
     }
-    lines = (f"{name}:{file_digest(path)}\n" for path, name in sorted(files.items(), key=lambda item: item[1]))
+    lines = (f"{name}:{digest_or_missing(path)}\n" for path, name in sorted(files.items(), key=lambda item: item[1]))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -96,7 +97,7 @@ def _store_digest(store: Path) -> str:
     if not (store / "manifest.json").is_file():
         return "missing"
     sizes = [f"{path.relative_to(store)}:{path.stat().st_size}" for path in sorted(store.rglob("*")) if path.is_file()]
-    return hashlib.sha256("\n".join([file_digest(store / "manifest.json"), *sizes]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([digest_or_missing(store / "manifest.json"), *sizes]).encode()).hexdigest()
 
 
 def _free(path: Path) -> float | None:

@@ -25,6 +25,7 @@ from dist_metaxlm.preparation.store.writer import token_dtype
 from dist_metaxlm.preparation.workers.communicator import Ranks
 from dist_metaxlm.preparation.workers.processes import WORKERS, available_cores, end_with_parent
 from dist_metaxlm.preparation.workers.progress import Log, reporting
+from dist_metaxlm.storage.atomic import sync_tree
 
 SHARDS = ".shards"
 """Folder of the finished shards next to the store; the next run continues from the shards of a killed one."""
@@ -156,6 +157,6 @@ def _commit(job: Job, making: Path, place: Path, content: dict[str, Any]) -> Non
     for name in [*content["text"], *content["bitext"]]:
         files |= json.loads((job.folder / f"join-{name}.json").read_text(encoding="utf-8"))
     manifest.write(making, content, files)
-    manifest.sync(making)
+    sync_tree(making)
     os.rename(making, place)
     shutil.rmtree(job.folder)

@@ -21,6 +21,7 @@ from dist_metaxlm.preparation.corpus import heldout
 from dist_metaxlm.preparation.store import shards
 from dist_metaxlm.preparation.store.shards import Shard
 from dist_metaxlm.preparation.store.writer import Bytes, pair_arrays, text_arrays, token_dtype, write_index
+from dist_metaxlm.storage.digest import file_digest
 
 VERSION = 2
 """Version of the shards' content; shards of another version are not reused."""
@@ -84,7 +85,7 @@ class _ShardEncoder:
             "version": VERSION,
             "tokenizer": self._tokenizer.hash,
             "max_pair_tokens": job.max_pair_tokens,
-            "excluded": manifest.file_hash(job.heldout / "excluded.json"),
+            "excluded": file_digest(job.heldout / "excluded.json"),
         }
 
     def encode(self, shard: Shard) -> None:
@@ -148,7 +149,7 @@ def intact(place: Path, fingerprint: str) -> bool:
     try:
         report = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
         return report["fingerprint"] == fingerprint and all(
-            manifest.file_hash(place.with_suffix(f".{end}")) == report[end] for end in ("bin", "len")
+            file_digest(place.with_suffix(f".{end}")) == report[end] for end in ("bin", "len")
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.reporting.metrics import write_text
+from dist_metaxlm.storage.atomic import sync, write_text
+from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.storage.tensor_file import FinishedFile
 
 FORMAT = 2
@@ -25,12 +25,6 @@ DIGEST = "sha256"
 
 class DamagedCheckpoint(Exception):
     """A checkpoint that must not be loaded; the text says which file and why."""
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,7 +41,7 @@ def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, Fin
     files = {name: {"bytes": sealed[name].bytes, "sha256": sealed[name].sha256} for name in sorted(sealed)}
     manifest = {"format": FORMAT, **facts, "files": files}
     write_json(folder / MANIFEST, {**manifest, DIGEST: _own_digest(manifest)})
-    sync_folder(folder)
+    sync(folder)
 
 
 def weights_digest(folder: Path) -> str | None:
@@ -64,15 +58,6 @@ def _own_digest(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest without its `DIGEST`, in canonical JSON, independent of the file's formatting."""
     rest = {key: value for key, value in manifest.items() if key != DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Synchronise a folder's entries to the disk: otherwise a power cut may lose a file that was itself synchronised."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def step_folder(root: Path, step: int) -> Path:

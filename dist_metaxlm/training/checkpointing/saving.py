@@ -34,10 +34,11 @@ from dist_metaxlm.deepspeed_adapter.weight_check import check_saved_weights
 from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
+from dist_metaxlm.storage.atomic import sync
 from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile, TensorFile
 from dist_metaxlm.training.checkpointing.disk_space import require_room
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
-from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, sync_folder, write_manifest
+from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_manifest
 from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ class CheckpointSaver:
             # An existing folder of this name can only be a damaged one that a resumed run has skipped.
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
-            sync_folder(self._root)
+            sync(self._root)
 
         try:
             self._together(begin if rank() == 0 else None, target)

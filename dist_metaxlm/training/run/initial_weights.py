@@ -10,7 +10,7 @@ from dist_metaxlm.interop.folders import read_import
 from dist_metaxlm.interop.original import keep_original
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig, Recipe
-from dist_metaxlm.training.checkpointing.manifest import file_digest
+from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 FREE = {"dropout", "attention_dropout", "init_std"}

@@ -13,7 +13,8 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
 from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.reporting.metrics import json_lines, write_text
+from dist_metaxlm.reporting.metrics import json_lines
+from dist_metaxlm.storage.atomic import write_text
 from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_json
 from dist_metaxlm.training.run.environment import environment

@@ -8,8 +8,8 @@ import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, newest_checkpoint
-from dist_metaxlm.training.checkpointing.manifest import file_digest
 from dist_metaxlm.training.run.run_folder import read_recipe
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.storage.tensor_file import TensorFile, TensorsOnDisk
 from dist_metaxlm.training.checkpointing.gather_plan import GatherStep, LocalShard, plan_gather
-from dist_metaxlm.training.checkpointing.manifest import DamagedCheckpoint, file_digest, verify_manifest, write_manifest
+from dist_metaxlm.training.checkpointing.manifest import DamagedCheckpoint, verify_manifest, write_manifest
 
 
 def test_whole_copies_are_shared_by_size() -> None:

@@ -190,7 +190,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
 def test_another_error_is_not_hidden_by_a_failed_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tensor_file.TensorFile, "seal", full_disk)
+    monkeypatch.setattr(tensor_file.TensorFile, "finalize", full_disk)
 
     def run() -> None:
         with CheckpointSaver(tmp_path, small_engine(), 2, background=True) as saver:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.storage.tensor_file import FinishedFile
-from dist_metaxlm.training.checkpointing.manifest import file_digest, step_folder, weights_digest, write_manifest
+from dist_metaxlm.training.checkpointing.manifest import step_folder, weights_digest, write_manifest
 from dist_metaxlm.training.run.staleness import stale_cross
 
 
