@@ -66,6 +66,14 @@ def same_environment() -> Iterator[None]:
     os.environ.update({name: value for name, value in before.items() if name != "PYTEST_CURRENT_TEST"})
 
 
+@pytest.fixture(autouse=True)
+def log_of_a_command() -> None:
+    """Messages go where a command of one process sends them, whatever an earlier test of this process has set up."""
+    from dist_metaxlm import logs
+
+    logs.set_up()
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of a recipe with both phases on a tiny corpus of text files; its data is prepared."""
