@@ -109,7 +109,8 @@ def build_summary(run_dir: Path | str) -> dict[str, Any]:
         "loss_lines": LOSS_LINES,
         "phases": {phase: _phase(records) for phase, records in run.metrics.items()},
         "evaluation": evaluation,
-        "retrieval_ratio": _ratio(evaluation),
+        "retrieval_ratio": _ratio(evaluation, "meta"),
+        "retrieval_ratio_untrained": _ratio(evaluation, "untrained"),
     }
     if run.fill_mask:
         summary["fill_mask"] = run.fill_mask
@@ -185,8 +186,8 @@ def other_perplexity(perplexity: Mapping[str, float | None]) -> float | None:
     return None if logarithm is None else math.exp(logarithm)
 
 
-def _ratio(evaluation: dict[str, dict[str, Any]]) -> float | None:
-    """Mean P@1 after cross over that after meta, each at its own best layer."""
-    before = evaluation.get("meta", {}).get("mean_p_at_1")
+def _ratio(evaluation: dict[str, dict[str, Any]], baseline: str) -> float | None:
+    """Mean P@1 after cross over that of `baseline` (meta or untrained), each at its own best layer."""
+    before = evaluation.get(baseline, {}).get("mean_p_at_1")
     after = evaluation.get("cross", {}).get("mean_p_at_1")
     return after / before if before and after is not None else None

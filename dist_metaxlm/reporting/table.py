@@ -27,8 +27,20 @@ def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> Non
             f"{as_typed('metaxlm evaluate')} asked for",
             soft_wrap=True,
         )
-    if summary["retrieval_ratio"]:
-        console.print(f"retrieval after cross: {summary['retrieval_ratio']:.1f} times that of meta")
+    console.print(*_comparison(summary), end="", soft_wrap=True)
+
+
+def _comparison(summary: dict[str, Any]) -> list[str]:
+    """One line that compares retrieval after cross with the untrained model and with meta; nothing without both."""
+    evaluation = summary["evaluation"]
+    names = {"untrained": "the untrained model", "meta": "meta"}
+    ratios = {"untrained": summary["retrieval_ratio_untrained"], "meta": summary["retrieval_ratio"]}
+    baselines = [
+        f"{ratio:.1f} times {names[name]} ({evaluation[name]['mean_p_at_1']:.3f})" for name, ratio in ratios.items() if ratio
+    ]
+    if not baselines:
+        return []
+    return [f"retrieval P@1 after cross: {evaluation['cross']['mean_p_at_1']:.3f}, {', '.join(baselines)}\n"]
 
 
 def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None) -> None:

@@ -40,6 +40,8 @@ def test_evaluations_are_summed_up(run_dir):
     assert (cross["mean_p_at_1"], cross["best_layer"]) == (0.5, 1)
     assert (cross["candidates_min"], cross["languages"]) == (420, 2)
     assert summary["retrieval_ratio"] == pytest.approx(5.0)
+    untrained = summary["evaluation"]["untrained"]["mean_p_at_1"]
+    assert summary["retrieval_ratio_untrained"] == (pytest.approx(0.5 / untrained) if untrained else None)
     assert summary["parameters"] == 123456
     assert summary["fill_mask"][0]["language"] == "en"
     assert summary["environment"]["versions"] == {"torch": "2.13.0"}
