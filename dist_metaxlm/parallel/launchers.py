@@ -13,12 +13,12 @@ from collections.abc import MutableMapping
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.topology import Topology, filled_nodes, free_port
+from dist_metaxlm.parallel.variables import mpi_size, number_in
 from dist_metaxlm.text import pluralize
 
 Environment = MutableMapping[str, str]
 HOSTS_VARIABLE = "DIST_METAXLM_HOSTS"
 """Set by metaxlm launch: `node1:8,node2:8`, so that a missing node can be named."""
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 
 
 def from_environment(env: Environment) -> Topology | None:
@@ -32,7 +32,7 @@ def from_environment(env: Environment) -> Topology | None:
         if "CROSS_RANK" in env
         else ("kubernetes" if "KUBERNETES_SERVICE_HOST" in env or "PET_NNODES" in env else "environment")
     )
-    if "LOCAL_RANK" not in env and _number(env, "WORLD_SIZE") > 1:
+    if "LOCAL_RANK" not in env and number_in(env, "WORLD_SIZE") > 1:
         _one_process_a_pod(env)
         env.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     return _ranks(env, launcher)
@@ -76,7 +76,7 @@ def _one_process_a_pod(env: Environment) -> None:
 
 def from_mpi(env: Environment) -> Topology | None:
     """`mpirun`: ranks by MPI, local ranks by nodes of shared memory, the first node's address by broadcast."""
-    expected = max(int(env.get(name) or 1) for name in _MPI_SIZES)
+    expected = mpi_size(env)
     if expected <= 1:
         return None
     try:
@@ -121,11 +121,11 @@ def from_mpi(env: Environment) -> Topology | None:
 
 def from_slurm(env: Environment) -> Topology | None:
     """`srun`: SLURM_PROCID and related variables; the ranks connect to the first host of the step."""
-    if int(env.get("SLURM_NTASKS") or 1) <= 1 or "SLURM_PROCID" not in env:
+    if "SLURM_PROCID" not in env or number_in(env, "SLURM_NTASKS", 1) <= 1:
         return None
     hosts = expand_hosts(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
     sizes = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1")
-    node = int(env.get("SLURM_NODEID") or 0)
+    node = number_in(env, "SLURM_NODEID", 0)
     env.update(
         RANK=env["SLURM_PROCID"],
         WORLD_SIZE=env["SLURM_NTASKS"],
@@ -134,7 +134,8 @@ def from_slurm(env: Environment) -> Topology | None:
     )
     env.setdefault("MASTER_ADDR", hosts[0] if len(hosts) > 1 else "127.0.0.1")
     # All tasks of a job derive the same port from its number without communication; each step has its own port.
-    number = int(env.get("SLURM_JOB_ID") or 0) * 7 + int(env.get("SLURM_STEP_ID") or 0)
+    job, step = (number_in(env, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    number = job * 7 + step
     env.setdefault("MASTER_PORT", str(20000 + number % 12000))
     return _ranks(env, "slurm", tuple(sizes), tuple(hosts))
 
@@ -169,9 +170,9 @@ def _numbers(text: str) -> list[str]:
 
 
 def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: tuple[str, ...] = ()) -> Topology:
-    rank, size, local = (_number(env, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local = (number_in(env, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     local_name = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if env.get(name)), "WORLD_SIZE")
-    local_size = _number(env, local_name)
+    local_size = number_in(env, local_name)
     if not 0 <= rank < size:
         raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; unset both or start through a launcher")
     if not 0 <= local < local_size <= size:
@@ -193,15 +194,6 @@ def announced_hosts(env: Environment) -> list[tuple[str, int]]:
     """(host, ranks) of every node as set by metaxlm launch; empty without it."""
     pairs = [part.rpartition(":") for part in env.get(HOSTS_VARIABLE, "").split(",") if part]
     return [(name, int(slots)) for name, _, slots in pairs if slots.isdigit()]
-
-
-def _number(env: Environment, name: str) -> int:
-    try:
-        return int(env[name])
-    except (KeyError, ValueError):
-        raise UserError(
-            f"{name}={env.get(name)!r} in the environment is not a number; start through deepspeed, torchrun, srun or mpirun"
-        ) from None
 
 
 def check_world_size(topology: Topology, expected: int | None) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.variables import mpi_size
 
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 POLL_SECONDS = 0.05
 
 
@@ -74,7 +74,7 @@ class MPIRanks(Ranks):
 
 def detect_ranks() -> Ranks:
     """The ranks of this process's MPI job, or a single process."""
-    if any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
+    if mpi_size(os.environ) > 1:
         return MPIRanks()
     return Ranks()
 

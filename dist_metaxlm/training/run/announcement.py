@@ -11,7 +11,7 @@ from dist_metaxlm.parallel.placement import check_placement, placement_lines
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.recipe.phases import phase_difference
-from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.recipe.schema import LearningRate, Recipe
 from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.engine.engine import resolve_precision
 from dist_metaxlm.training.loop.progress import Progress
@@ -54,8 +54,21 @@ def announce(context: RunContext, start: StartingPoint, progress: Progress) -> N
         logger.info(f"meta -> cross changes: {changes}")
     for line in start.describe():
         logger.info(line)
+    warning = warmup_warning(options.phase, context.phase.total_steps + start.schedule_offset, context.phase.learning_rate)
+    if warning is not None:
+        logger.warning(warning)
     if progress.step and options.phase == "cross":
         warn_of_stale_cross(context.folder.run_dir, options.recipe, options.overrides)
+
+
+def warmup_warning(phase: str, steps: int, config: LearningRate) -> str | None:
+    """A sentence if a schedule of `steps` optimiser steps ends before its warm-up does; else None."""
+    if config.warmup_steps < steps:
+        return None
+    return (
+        f"phases.{phase}.learning_rate.warmup_steps={config.warmup_steps} is not less than the {pluralize(steps, 'step')} of "
+        f"the schedule, so the learning rate never reaches its peak of {config.peak:g}; lower warmup_steps or train longer"
+    )
 
 
 def _value(value: Any) -> str:
