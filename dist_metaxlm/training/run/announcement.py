@@ -66,7 +66,7 @@ def warmup_warning(phase: str, steps: int, config: LearningRate) -> str | None:
     if config.warmup_steps < steps:
         return None
     return (
-        f"phases.{phase}.learning_rate.warmup_steps={config.warmup_steps} is not less than the {pluralize(steps, 'step')} of "
+        f"phases.{phase}.learning_rate.warmup_steps={config.warmup_steps} is not below the {pluralize(steps, 'step')} of "
         f"the schedule, so the learning rate never reaches its peak of {config.peak:g}; lower warmup_steps or train longer"
     )
 

@@ -9,5 +9,5 @@ def test_a_warm_up_that_outlasts_the_phase_is_named_with_both_numbers() -> None:
     assert warmup_warning("meta", 21, config) is None
     warning = warmup_warning("meta", 20, config)
     assert warning is not None
-    assert "phases.meta.learning_rate.warmup_steps=20 is not less than the 20 steps" in warning
+    assert "phases.meta.learning_rate.warmup_steps=20 is not below the 20 steps" in warning
     assert "never reaches its peak of 0.002" in warning
