@@ -100,7 +100,7 @@ def test_damaged_files_are_refused_before_a_tensor_is_read(damage, path):
             "length": b"\xff" * 8 + whole[8:],
         }.get(damage, len(text).to_bytes(8, "little") + text + whole[8 + length :])
     )
-    with pytest.raises(UserError, match=r"a\.safetensors is damaged or no safetensors file"):
+    with pytest.raises(UserError, match=r"a\.safetensors is damaged or not a safetensors file"):
         FileTensors([path])
 
 

@@ -78,7 +78,7 @@ def test_bad_hostfiles_reach_nobody(tmp_path: Path, calls: Path, content: str | 
         ((PRETRAIN, "--phase", "meta", "--deepspeed_config", "nowhere.json"), "nowhere.json: no such file"),
         ((PRETRAIN, "--phase", "meta", "--expect_world_size", "3"), "hostfile has 2 slots"),
         ((PRETRAIN, "--phase", "meta", "phases.meta.objectives=[{name: mlm, batch_tokens: 128}]"), "ranks"),
-        (("nowhere.py",), "no file here"),
+        (("nowhere.py",), "is not a file"),
         ((PRETRAIN, "--phase", "meta", "name=a\nb"), "control character"),
     ],
 )

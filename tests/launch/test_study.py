@@ -79,7 +79,7 @@ def test_an_arm_from_text_to_report_and_not_a_second_time(tiny_recipe, tmp_path)
 def test_an_arm_that_cannot_run_is_named_with_its_error(tiny_recipe, tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("import sys\nprint('error: the disk says no', file=sys.stderr)\nsys.exit(2)\n")
-    with pytest.raises(UserError, match=r"arm meta\+cross-0\.5-seed1, phase meta .*code 2: the disk says no; the whole"):
+    with pytest.raises(UserError, match=r"arm meta\+cross-0\.5-seed1, phase meta .*code 2: the disk says no; see the full"):
         two_phase_study(options_of(tiny_recipe, tmp_path / "study"), lambda line: None, (str(script),))
 
 
@@ -178,7 +178,7 @@ def test_too_little_text_for_the_known_case(tmp_path, monkeypatch, capsys):
         (["--size", "huge"], "--size 'huge' is none of tiny, small, base"),
         (["--arms", "joined"], "--arms 'joined' is none of"),
         (["--ratios", "2"], "--ratios 2.0"),
-        (["--tokens", "10"], "give --tokens"),
+        (["--tokens", "10"], "give at least --tokens"),
         (["--jobs", "0"], "--jobs 0 is not"),
         (
             ["--tasks", "tatoeba", "model.family=modern", "model.norm=pre", "model.norm_type=rms"],

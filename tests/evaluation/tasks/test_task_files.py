@@ -143,7 +143,7 @@ def test_questions(tmp_path):
         (lambda path: read_pairs(path, "fr"), "a\tb\nc\n", "line 2 has 1 tab-separated column "),
         (lambda path: read_pairs(path, "fr"), "a\tb\nc\t \n", "pair 2 has an empty side"),
         (read_questions, "{", "is not JSON"),
-        (read_questions, '{"data": [{"paragraphs": [{"qas": []}]}]}', "no field 'context'"),
+        (read_questions, '{"data": [{"paragraphs": [{"qas": []}]}]}', "lacks a field 'context'"),
         (read_questions, '{"data": []}', "holds no questions"),
         (
             read_questions,
