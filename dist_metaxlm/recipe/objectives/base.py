@@ -68,10 +68,6 @@ class Objective(Section):
     needs_whole_model: ClassVar[bool] = False
     """Whether every rank needs the whole weights: data parallelism with ZeRO-0 or 1 only. An objective with parameters or
     a memory of its own does."""
-    whole_model_reason: ClassVar[str] = "has its own parameters in addition to the whole model on every rank"
-    """The reason for `needs_whole_model` in messages: a verb and its object."""
-    whole_model_remedy: ClassVar[str] = "drop the objective"
-    """Alternative to changing the layout, for messages."""
     keeps_memory: ClassVar[bool] = False
     """Whether its loss has a memory that follows the weights and is saved with them; at most one objective of a phase."""
 

@@ -32,7 +32,6 @@ class DenoisingAlignment(WindowObjective):
     reads = "pairs"
     trains_alignment = True
     needs_whole_model = True
-    whole_model_reason = "makes its labels with the whole model on every rank"
 
     def model_problems(self, where: str, model: ModelConfig, sequence_length: int) -> list[str]:
         """See `Objective`."""

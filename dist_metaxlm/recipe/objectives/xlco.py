@@ -45,8 +45,6 @@ class CrossLingualContrast(PairObjective):
     """Share of a sequence's tokens that are masked (80/10/10) in the input of both encoders; they are not targets."""
 
     needs_whole_model = True
-    whole_model_reason = "follows the whole model with a momentum encoder on every rank"
-    whole_model_remedy = "take contrast instead of xlco"
     keeps_memory = True
 
     @property
