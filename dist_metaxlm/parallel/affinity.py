@@ -45,7 +45,15 @@ def bind_cores(topology: Topology) -> tuple[int, ...]:
 
 
 def threads(topology: Topology) -> int:
-    """Threads for this rank's matrix products: its cores, or its share of the cores that the node's ranks share."""
+    """Threads for this rank's matrix products: OMP_NUM_THREADS if the user set it, else its share of the node's cores.
+
+    torchrun and deepspeed set OMP_NUM_THREADS=1 for several ranks of a node where the user set nothing; that is their
+    default and not the user's wish, and would leave cores idle.
+    """
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    launcher_default = wish == "1" and topology.local_world_size > 1
+    if wish.isdigit() and int(wish) > 0 and not launcher_default:
+        return int(wish)
     allowed, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     bound = allowed <= present // max(1, topology.local_world_size)
     return max(1, allowed if bound else allowed // max(1, topology.local_world_size))

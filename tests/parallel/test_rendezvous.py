@@ -129,3 +129,17 @@ def test_a_binding_by_the_launcher_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert bind_cores(Topology(1, 2, 1, 2, "single")) == tuple(bound[0]) == (4, 5, 6, 7)  # type: ignore[arg-type]
     assert threads(place) == 2
     assert bind_cores(Topology(1, 8, 1, 8, "single")) == tuple(range(8)), "a slice of one core is not bound"
+
+
+def test_threads_follow_the_user_and_not_the_default_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    alone, one_of_two = Topology(0, 1, 0, 1, "single"), Topology(0, 2, 0, 2, "torchrun")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert (threads(alone), threads(one_of_two)) == (8, 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert (threads(alone), threads(one_of_two)) == (1, 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert (threads(alone), threads(one_of_two)) == (3, 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert threads(alone) == 8, "a list is for nested regions, which torch has not"
