@@ -102,7 +102,7 @@ def from_mpi(env: Environment) -> Topology | None:
         raise UserError(
             f"{mpi_size_variable(env)} announces {expected} ranks, but MPI started one: either mpi4py was built for another "
             f"MPI than this mpirun ({MPI.Get_library_version().splitlines()[0]}), then use the mpirun of that one; or no "
-            f"mpirun started this process, then unset {mpi_size_variable(env)}"
+            f"mpirun started this process, then unset {mpi_size_variable(env).partition('=')[0]}"
         )
     node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())
     port = int(env["MASTER_PORT"]) if env.get("MASTER_PORT", "").isdigit() else free_port()
