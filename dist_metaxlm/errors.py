@@ -90,7 +90,8 @@ def _of_the_kernel(path: object) -> bool:
 
 def _report(sentence: str, kind: str = "error") -> None:
     """Print one sentence on standard error, once per job: all ranks detect the same error, so only the first reports it."""
-    rank, sentence = int(os.environ.get("RANK") or 0), as_typed(sentence)
+    given, sentence = os.environ.get("RANK", ""), as_typed(sentence)
+    rank = int(given) if given.isdecimal() else 0  # the error may be that it is not a number
     if rank:
         # If rank 0 has failed too, the launcher ends this process while it waits here.
         time.sleep(2.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from dist_metaxlm.modeling.batch_metadata import BatchMetadata, metadata_of_batc
 from dist_metaxlm.modeling.block import Block
 from dist_metaxlm.modeling.embedding import Embedding, TokenEmbedding
 from dist_metaxlm.modeling.head import Head
-from dist_metaxlm.modeling.initialisation import initialise
+from dist_metaxlm.modeling.initialisation import initial_part, materialise
 from dist_metaxlm.modeling.layers import residual_norm
 from dist_metaxlm.modeling.sharding import WHOLE, TensorShard, mark, own_part
 from dist_metaxlm.planning.stages import Stage
@@ -30,12 +30,20 @@ class Encoder(nn.Module):
     head: Head
     """On the last stage."""
 
-    def __init__(self, config: ModelConfig, seed: int = 1, shard: TensorShard = WHOLE, stage: Stage | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        seed: int = 1,
+        shard: TensorShard = WHOLE,
+        stage: Stage | None = None,
+        deferred: bool = False,
+    ) -> None:
         """Build `shard` of `stage` (empty: all) of the model and initialise it from (`seed`, parameter name).
 
-        Under `torch.device("meta")` only the shapes exist.
+        Under `torch.device("meta")` only the shapes exist, and with `deferred` until `materialise`.
         """
         super().__init__()
+        self._loaded: Mapping[str, torch.Tensor] | None = None
         self.config, self.seed, self.shard = config, seed, shard
         self.stage = stage = stage or Stage(range(config.layers))
         home = torch.get_default_device()
@@ -50,10 +58,9 @@ class Encoder(nn.Module):
                 if config.norm == "pre":
                     self.final_norm = residual_norm(config, shard)
                 self.head = Head(config, shard)
-        if home.type != "meta":
-            self.to_empty(device=home)
-            initialise(self, seed, config.init_std, shard, config.vocab_size)
         mark(self, shard)
+        if home.type != "meta" and not deferred:
+            self.materialise(torch.float32, home)
 
     def forward(self, batch: PackedBatch, last_layer: int | None = None, step: int = 0, objective: str = "") -> torch.Tensor:
         """States [T, H] after all blocks and the final norm, or after block `last_layer` (from 1; 0: the embedding).
@@ -94,9 +101,29 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def load_logical(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Load this rank's part of every parameter from whole tensors by logical name, as in a checkpoint."""
+        """Load this rank's part of every parameter from whole tensors by logical name, as in a checkpoint.
+
+        A deferred encoder reads them in `materialise`.
+        """
+        if any(parameter.is_meta for parameter in self.parameters()):
+            self._loaded = {name: weights[name] for name, _ in self.named_parameters()}
+            return
         for name, parameter in self.named_parameters():
             parameter.copy_(own_part(name, weights[name], self.shard))
+
+    @torch.no_grad()
+    def materialise(
+        self, dtype: torch.dtype, device: torch.device, finish: Callable[[nn.Parameter], None] = lambda parameter: None
+    ) -> None:
+        """Give the parameters of a deferred encoder their initial or loaded values; see `initialisation.materialise`."""
+        materialise(self, self._value, dtype, device, finish)
+        self._loaded = None
+        mark(self, self.shard)
+
+    def _value(self, name: str, part: torch.Size) -> torch.Tensor:
+        if self._loaded is None:
+            return initial_part(name, part, self.seed, self.config.init_std, self.shard, self.config.vocab_size)
+        return torch.empty(part).copy_(own_part(name, self._loaded[name], self.shard))
 
     def masked_lm_loss(self, states: torch.Tensor, targets: torch.Tensor, target_tokens: torch.Tensor) -> torch.Tensor:
         """Negative log likelihoods [M] fp32 of `target_tokens` [M] at the rows `targets` [M] of `states` [T, H]."""

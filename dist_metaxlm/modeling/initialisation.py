@@ -7,6 +7,7 @@ or on other parameters of the model.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -26,12 +27,42 @@ def initial_values(name: str, shape: torch.Size | tuple[int, ...], seed: int, st
     return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
 
 
-@torch.no_grad()
-def initialise(module: nn.Module, seed: int, std: float, shard: TensorShard = WHOLE, vocabulary: int = 0) -> None:
-    """Fill all parameters of `module` with their initial values; their names in `module` are their logical names.
+def initial_part(
+    name: str, part: torch.Size, seed: int, std: float, shard: TensorShard = WHOLE, vocabulary: int = 0
+) -> torch.Tensor:
+    """Initial values of `shard`'s part, of shape `part`, of the logical parameter `name`: fp32 on CPU, in memory of its own.
 
-    Each is drawn whole, then `shard`'s part is taken; `vocabulary` is the number of ids without padding.
+    The parameter is drawn whole, then the part is taken; `vocabulary` is the number of ids without padding.
     """
+    whole = initial_values(name, whole_shape(name, part, shard, vocabulary), seed, std)
+    own = own_part(name, whole, shard)
+    return own if own.untyped_storage().nbytes() == own.nbytes else own.clone(memory_format=torch.contiguous_format)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int, std: float) -> None:
+    """Fill all parameters of an unsharded `module` with their initial values; their names in it are their logical names."""
     for name, parameter in module.named_parameters():
-        shape = whole_shape(name, parameter.shape, shard, vocabulary)
-        parameter.copy_(own_part(name, initial_values(name, shape, seed, std), shard))
+        parameter.copy_(initial_part(name, parameter.shape, seed, std))
+
+
+def materialise(
+    module: nn.Module,
+    value: Callable[[str, torch.Size], torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    finish: Callable[[nn.Parameter], None],
+) -> None:
+    """Give every parameter of `module` that has only a shape its values, in `dtype` on `device`, one after another.
+
+    `value` returns this rank's part of a parameter by its name in `module` and its shape; `finish` is called after each, so
+    that it can be cut before the next one exists. The host never holds more than one in fp32.
+    """
+    for prefix, owner in module.named_modules():
+        for key, shape in list(owner.named_parameters(recurse=False)):
+            if shape.is_meta:
+                values = value(f"{prefix}.{key}" if prefix else key, shape.shape)
+                parameter = nn.Parameter(values.to(dtype).to(device), shape.requires_grad)
+                del values
+                setattr(owner, key, parameter)
+                finish(parameter)

@@ -9,16 +9,23 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import time
 from collections.abc import MutableMapping
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.parallel.processes import has_peer, sees_all_processes, started_with
 from dist_metaxlm.parallel.topology import Topology, filled_nodes, free_port
-from dist_metaxlm.parallel.variables import mpi_size, number_in
+from dist_metaxlm.parallel.variables import mpi_size, mpi_size_variable, number_in
 from dist_metaxlm.text import pluralize
 
 Environment = MutableMapping[str, str]
 HOSTS_VARIABLE = "DIST_METAXLM_HOSTS"
 """Set by metaxlm launch: `node1:8,node2:8`, so that a missing node can be named."""
+PEER_SECONDS = 30.0
+"""Launchers start the ranks of a machine at once; a rank that is slow to join is a process long before."""
+BY_HAND_SECONDS = 60.0
+"""Time limit for ranks without a launcher, unless the recipe sets parallel.join_seconds."""
+_LOOPBACK = ("localhost", "::1", "ip6-localhost")
 
 
 def from_environment(env: Environment) -> Topology | None:
@@ -35,6 +42,7 @@ def from_environment(env: Environment) -> Topology | None:
     if "LOCAL_RANK" not in env and number_in(env, "WORLD_SIZE") > 1:
         _one_process_a_pod(env)
         env.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        launcher = "shell" if launcher == "environment" else launcher
     return _ranks(env, launcher)
 
 
@@ -92,8 +100,9 @@ def from_mpi(env: Environment) -> Topology | None:
         if "SLURM_PROCID" in env:
             return None  # this MPI does not support srun's PMI; srun's own variables suffice
         raise UserError(
-            f"mpirun started {expected} ranks, but each has a world size of 1: mpi4py was built for another MPI "
-            f"than this mpirun ({MPI.Get_library_version().splitlines()[0]}); use the mpirun of that one"
+            f"{mpi_size_variable(env)} announces {expected} ranks, but MPI started one: either mpi4py was built for another "
+            f"MPI than this mpirun ({MPI.Get_library_version().splitlines()[0]}), then use the mpirun of that one; or no "
+            f"mpirun started this process, then unset {mpi_size_variable(env).partition('=')[0]}"
         )
     node = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.Get_rank())
     port = int(env["MASTER_PORT"]) if env.get("MASTER_PORT", "").isdigit() else free_port()
@@ -123,6 +132,7 @@ def from_slurm(env: Environment) -> Topology | None:
     """`srun`: SLURM_PROCID and related variables; the ranks connect to the first host of the step."""
     if "SLURM_PROCID" not in env or number_in(env, "SLURM_NTASKS", 1) <= 1:
         return None
+    _check_step(env)
     hosts = expand_hosts(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
     sizes = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1")
     node = number_in(env, "SLURM_NODEID", 0)
@@ -138,6 +148,21 @@ def from_slurm(env: Environment) -> Topology | None:
     number = job * 7 + step
     env.setdefault("MASTER_PORT", str(20000 + number % 12000))
     return _ranks(env, "slurm", tuple(sizes), tuple(hosts))
+
+
+def _check_step(env: Environment) -> None:
+    """Refuse a process that Slurm announces several tasks to but that no `srun` of as many tasks has started."""
+    tasks = env["SLURM_NTASKS"]
+    if not env.get("SLURM_STEP_ID") and not env.get("SLURM_STEPID"):
+        reason = "no srun started this process (SLURM_STEP_ID is not set)"
+    elif number_in(env, "SLURM_STEP_NUM_TASKS", int(tasks)) != int(tasks):
+        reason = f"the srun that started this process has SLURM_STEP_NUM_TASKS={env['SLURM_STEP_NUM_TASKS']}"
+    else:
+        return
+    raise UserError(
+        f"SLURM_NTASKS={tasks} announces {tasks} tasks, but {reason}; put `srun --ntasks={tasks}` before the command, or, "
+        "for a single process, `env -u SLURM_PROCID`"
+    )
 
 
 def _tasks_per_node(text: str) -> list[int]:
@@ -174,7 +199,7 @@ def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: 
     local_name = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if env.get(name)), "WORLD_SIZE")
     local_size = number_in(env, local_name)
     if not 0 <= rank < size:
-        raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; unset both or start through a launcher")
+        raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; unset both, or start through a launcher")
     if not 0 <= local < local_size <= size:
         raise UserError(
             f"LOCAL_RANK={local} does not fit {local_name}={local_size} and WORLD_SIZE={size}; start through "
@@ -182,7 +207,8 @@ def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: 
         )
     if size > 1 and not env.get("MASTER_ADDR"):
         raise UserError(
-            f"WORLD_SIZE={size} without MASTER_ADDR; set it to the first node's name, or start through a launcher"
+            f"WORLD_SIZE={size} without MASTER_ADDR; unset RANK and WORLD_SIZE for a single process, or set MASTER_ADDR to "
+            "the first node's name, or start through a launcher"
         )
     announced = announced_hosts(env)
     if sum(slots for _, slots in announced) == size:
@@ -211,3 +237,62 @@ def check_world_size(topology: Topology, expected: int | None) -> None:
             f"{started}, --expect_world_size is {expected}; check the hostfile and the launcher's "
             "options, or change --expect_world_size"
         )
+
+
+def check_peers(topology: Topology, seconds: float = PEER_SECONDS) -> None:
+    """Refuse to wait for ranks of this machine that nobody has started, such as those of variables left in a shell.
+
+    It returns as soon as another rank is a process here, whether or not that has joined.
+
+    Raises:
+        UserError: after `seconds` without one, naming the variables.
+    """
+    here = _variables_here(topology, os.environ)
+    if here is None:
+        return
+    deadline = time.monotonic() + seconds
+    while not has_peer(*here):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{by_hand(topology)}, but this process is the only one of them on {os.uname().nodename} after "
+                f"{seconds:.0f} s; {remedy_by_hand(topology)}"
+            )
+        time.sleep(0.2)
+
+
+def _variables_here(topology: Topology, env: Environment) -> tuple[str, list[str]] | None:
+    """Variables of this machine's ranks: the one in which they differ, and those in which they agree.
+
+    None where no other rank need be visible on this machine.
+    """
+    loopback = env.get("MASTER_ADDR", "") in _LOOPBACK or env.get("MASTER_ADDR", "").startswith("127.")
+    if topology.launcher in ("torchrun", "deepspeed", "environment", "shell"):
+        number, same = "RANK", ["WORLD_SIZE", "MASTER_PORT"]
+        visible = topology.local_world_size > 1 or (topology.world_size > 1 and loopback)
+    elif topology.launcher == "slurm":
+        number, same = "SLURM_PROCID", ["SLURM_JOB_ID", "SLURM_STEP_ID"]
+        visible = topology.local_world_size > 1 and sees_all_processes()
+    else:
+        return None
+    # A process that has set the variables itself, after its start, has peers that do the same.
+    began = started_with([number]) or {}
+    return (number, same) if visible and began.get(number) == env.get(number) else None
+
+
+def by_hand(topology: Topology) -> str:
+    """The variables that announce the ranks of the job, as the beginning of a sentence."""
+    if topology.launcher == "slurm":
+        return f"SLURM_NTASKS={topology.world_size} announces {topology.world_size} tasks"
+    return f"RANK={topology.rank} and WORLD_SIZE={topology.world_size} announce {topology.world_size} ranks"
+
+
+def remedy_by_hand(topology: Topology) -> str:
+    """What to do where the other ranks of the job were never started."""
+    if topology.launcher == "slurm":
+        return "start all tasks with srun, or, for a single process, put `env -u SLURM_PROCID` before the command"
+    return "start all ranks through a launcher, or, for a single process, unset RANK and WORLD_SIZE"
+
+
+def join_limit(topology: Topology, seconds: float, chosen: bool) -> float:
+    """Seconds to wait for all ranks: `seconds`, or less for ranks without a launcher unless somebody chose the value."""
+    return seconds if chosen or topology.launcher != "shell" else min(seconds, BY_HAND_SECONDS)

@@ -17,12 +17,15 @@ from typing import Any
 import torch.distributed as dist
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.parallel.ports import holder
+from dist_metaxlm.parallel.launchers import by_hand, remedy_by_hand
+from dist_metaxlm.parallel.processes import holder
 from dist_metaxlm.parallel.shared_facts import remedy
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.text import pluralize
 
 _POLL_SECONDS = 0.05
+_OWN_STORE_SECONDS = 30.0
+"""Time limit for a store that listens before this process asks: its own, or that of torchrun's agent, which started it."""
 _LINGER_SECONDS = 1.0
 """How long the first rank keeps the store open after a refusal, so that the others can read the reason."""
 
@@ -72,26 +75,49 @@ def _place() -> str:
 
 
 def _connect(topology: Topology, seconds: float) -> dist.Store:
-    # torchrun's agent keeps a store on the port already.
-    host = topology.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     port = os.environ.get("MASTER_PORT", "")
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"MASTER_PORT={port!r} is not a port; give a number from 1024 to 65535")
+    if topology.world_size == 1:
+        # Nobody else connects: an address or port left over from another job does not matter.
+        return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's agent keeps a store on the port already
+    host = topology.rank == 0 and not agent
+    limit = min(seconds, _OWN_STORE_SECONDS) if host or agent else seconds
     try:
-        return dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(port), is_master=host, wait_for_workers=False, timeout=timedelta(seconds=seconds)
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(port), is_master=host, wait_for_workers=False, timeout=timedelta(seconds=limit)
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
-            raise UserError(
-                f"port {port} of {socket.gethostname()} is taken by {holder(int(port))}; give the launcher "
-                "another one, such as deepspeed --master_port 29501 or torchrun --master_port 29501"
-            ) from None
-        raise UserError(
-            f"{socket.gethostname()} cannot reach the first node, {topology.host(0)}, at {_place()} within "
-            f"{seconds:.0f} s ({_first_line(error)}); check that its first rank runs and that no firewall is "
-            "between them"
-        ) from None
+        raise UserError(_no_store(topology, int(port), host, agent, limit, error)) from None
+    store.set_timeout(timedelta(seconds=seconds))
+    return store
+
+
+def _no_store(topology: Topology, port: int, host: bool, agent: bool, seconds: float, error: Exception) -> str:
+    """Why the store was neither opened nor reached, and what to do."""
+    here, reason = socket.gethostname(), _first_line(error)
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+        return (
+            f"port {port} of {here} is taken by {holder(port)}; give the launcher another one, such as "
+            "deepspeed --master_port 29501 or torchrun --master_port 29501"
+        )
+    if host:
+        return (
+            f"the first rank, this process on {here}, is not reached at {_place()} within {seconds:.0f} s ({reason}); set "
+            f"MASTER_ADDR to an address of this machine; {by_hand(topology)}: if no launcher set them, "
+            f"{remedy_by_hand(topology)}"
+        )
+    if agent:
+        return (
+            f"no torchrun answers at {_place()} within {seconds:.0f} s ({reason}), although "
+            "TORCHELASTIC_USE_AGENT_STORE=True; start again through torchrun, or unset RANK, WORLD_SIZE and TORCHELASTIC_*"
+        )
+    return (
+        f"{here} cannot reach the first node, {topology.host(0)}, at {_place()} within {seconds:.0f} s ({reason}); check "
+        f"that its first rank runs and that no firewall is between them; {by_hand(topology)}: if no launcher set them, "
+        f"{remedy_by_hand(topology)}"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -109,10 +135,17 @@ def _wait_for_all_ranks(topology: Topology, store: dist.Store, seconds: float) -
         return (
             f"{len(missing)} of {topology.world_size} ranks did not join within {seconds:.0f} s: "
             f"{', '.join(hosts[:8])} ({_ranks(missing)}); see the output of these nodes, or start without "
-            "them (parallel.join_seconds sets the time limit)"
+            f"them (parallel.join_seconds sets the time limit){_nobody(topology, missing)}"
         )
     announced = [json.loads(store.get(f"here/{rank}")) for rank in range(topology.world_size)]
     return next(filter(None, (_difference(rank, other, announced[0]) for rank, other in enumerate(announced))), None)
+
+
+def _nobody(topology: Topology, missing: list[int]) -> str:
+    """A further remedy where no other rank has joined."""
+    if len(missing) < topology.world_size - 1 or topology.launcher not in ("environment", "shell", "slurm"):
+        return ""
+    return f"; {by_hand(topology)}: if no launcher set them, {remedy_by_hand(topology)}"
 
 
 def _difference(rank: int, other: dict[str, Any], first: dict[str, Any]) -> str | None:

@@ -31,7 +31,8 @@ class Topology:
     local_world_size: int
     """Processes on this node."""
     launcher: str
-    """What started the job: `deepspeed`, `torchrun`, `kubernetes`, `environment`, `mpi`, `slurm` or `single`."""
+    """What started the job: `deepspeed`, `torchrun`, `kubernetes`, `environment` (another launcher), `shell` (variables
+    without LOCAL_RANK), `mpi`, `slurm` or `single`."""
     node_of_ranks: tuple[int, ...] = ()
     """Number of the node of each rank; empty if the launcher does not say, which is read as equally filled nodes."""
     hosts: tuple[str, ...] = ()

@@ -25,6 +25,13 @@ def number_in(env: Mapping[str, str], name: str, default: int | None = None) -> 
         ) from None
 
 
+def mpi_size_variable(env: Mapping[str, str]) -> str:
+    """The variable of an mpirun that announces the most ranks, as NAME=VALUE; "" without one."""
+    sizes = {name: number_in(env, name, 1) for name in _MPI_SIZES if env.get(name)}
+    name = max(sizes, key=sizes.__getitem__, default="")
+    return f"{name}={env[name]}" if name else ""
+
+
 def mpi_size(env: Mapping[str, str]) -> int:
     """Ranks of the MPI job that started this process, by the variables of its mpirun; 1 without one.
 

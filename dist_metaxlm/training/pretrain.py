@@ -14,7 +14,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.parallel.affinity import bind_cores
 from dist_metaxlm.parallel.environment import complete_environment
-from dist_metaxlm.parallel.launchers import check_world_size
+from dist_metaxlm.parallel.launchers import check_peers, check_world_size, join_limit
 from dist_metaxlm.parallel.process_group import check_devices, pick_device, process_group
 from dist_metaxlm.parallel.shared_facts import facts_to_share
 from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
@@ -58,6 +58,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         if topology.is_first:
             report_finished(recipe, options, folder)
         return
+    check_peers(topology)
     warning = check_room(folder.checkpoints, recipe, options.phase, from_scratch=options.resume == "never")
     if warning and topology.is_first:
         logger.warning(warning)
@@ -73,7 +74,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         device,
         recipe.parallel.tensor,
         recipe.parallel.pipeline,
-        join_seconds=recipe.parallel.join_seconds,
+        join_seconds=join_limit(topology, recipe.parallel.join_seconds, "join_seconds" in recipe.parallel.model_fields_set),
         facts=facts_to_share(recipe),
     ):
         topology = locate_ranks(topology, device)

@@ -16,7 +16,7 @@ from dist_metaxlm.launching.preflight.facts import collect, product_is_right
 from dist_metaxlm.launching.preflight.links import rounds
 from dist_metaxlm.launching.preflight.remote import Agent, Unanswered
 from dist_metaxlm.launching.preflight.run import report_lines
-from dist_metaxlm.parallel.ports import holder
+from dist_metaxlm.parallel.processes import holder
 
 HOSTS = [Host(f"node{n}", 2) for n in (1, 2, 3)]
 

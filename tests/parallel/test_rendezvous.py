@@ -143,3 +143,28 @@ def test_threads_follow_the_user_and_not_the_default_of_a_launcher(monkeypatch: 
     assert (threads(alone), threads(one_of_two)) == (3, 3)
     monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
     assert threads(alone) == 8, "a list is for nested regions, which torch has not"
+
+
+def test_a_first_rank_that_its_own_address_does_not_lead_to_names_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    monkeypatch.setattr("dist_metaxlm.parallel.rendezvous._OWN_STORE_SECONDS", 1.0)
+    with pytest.raises(UserError, match="set MASTER_ADDR to an address of this machine; RANK=0 and WORLD_SIZE=2 announce 2"):
+        rendezvous(topology(0, 2), 300.0)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(UserError, match=r"no torchrun answers .* unset RANK, WORLD_SIZE and TORCHELASTIC_\*"):
+        rendezvous(topology(1, 2), 300.0)
+
+
+def test_a_rank_that_nobody_joins_or_answers_names_its_variables() -> None:
+    (alone,) = outcomes(topology(0, 2), seconds=1.0)
+    assert "RANK=0 and WORLD_SIZE=2 announce 2 ranks: if no launcher set them, " in str(alone)
+    (second,) = outcomes(topology(1, 2), seconds=1.0)
+    assert "unset RANK and WORLD_SIZE" in str(second)
+    two = outcomes(topology(0, 3), topology(1, 3), seconds=2.0)
+    assert "unset RANK" not in str(two[0]), "others have joined, so a launcher started them"
+
+
+def test_a_single_rank_needs_no_address_of_another_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    rendezvous(topology(0, 1), 300.0).set("word", "given")

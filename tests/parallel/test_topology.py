@@ -27,6 +27,8 @@ NAMES = (
     "SLURM_STEP_NODELIST",
     "SLURM_JOB_NODELIST",
     "SLURM_STEP_ID",
+    "SLURM_STEPID",
+    "SLURM_STEP_NUM_TASKS",
     "DIST_METAXLM_HOSTS",
     "MPI_LOCALNRANKS",
     "MV2_COMM_WORLD_SIZE",
@@ -102,6 +104,8 @@ def test_uneven_nodes_under_slurm(bare: pytest.MonkeyPatch) -> None:
         "SLURM_PROCID": "4",
         "SLURM_LOCALID": "0",
         "SLURM_NODEID": "2",
+        "SLURM_STEPID": "0",
+        "SLURM_STEP_NUM_TASKS": "5",
         "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
         "SLURM_STEP_NODELIST": "a,b[1-2]-x",
     }.items():
@@ -170,7 +174,14 @@ def test_pods_and_torchrun(bare: pytest.MonkeyPatch, values: dict[str, str], pla
             {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "m"},
             "LOCAL_RANK=3 does not fit LOCAL_WORLD_SIZE=2",
         ),
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_TASKS_PER_NODE": "2(y1)"}, "2(x3),1"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "2(y1)"}, "2(x3),1"),
+        # What a batch script sees before any srun; then a shell of one task in an allocation of several.
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "5"}, "SLURM_NTASKS=2 announces 2 tasks, but no srun"),
+        (
+            {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+            "SLURM_STEP_NUM_TASKS=1; put `srun --ntasks=4` before the command",
+        ),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "unset RANK and WORLD_SIZE for a single process"),
     ],
 )
 def test_variables_that_do_not_fit_are_refused(bare: pytest.MonkeyPatch, values: dict[str, str], words: str) -> None:

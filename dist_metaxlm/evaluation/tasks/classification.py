@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.evaluation.measures.transfer import accuracy
-from dist_metaxlm.evaluation.tasks.files import LabelledPair, read_labelled
+from dist_metaxlm.evaluation.tasks.files import LabelledPair, check_declared, read_labelled
 from dist_metaxlm.evaluation.tasks.finetune import Scores, Settings
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
 
@@ -21,7 +22,7 @@ class Classification:
         self.labels = list(spec.labels)
 
     def read(self, path: Path, language: str) -> list[LabelledPair]:
-        """Pairs of a file; after `observe` its labels must be among the known ones."""
+        """Pairs of a file; its labels must be among the task's, if it declares any."""
         return read_labelled(path, self.labels, language)
 
     def text(self, example: LabelledPair) -> str:
@@ -29,8 +30,8 @@ class Classification:
         return f"{example.first} {example.second}"
 
     def observe(self, train: list[LabelledPair]) -> None:
-        """Take the labels from the training file if the task does not list any."""
-        self.labels = self.labels or sorted({pair.label for pair in train})
+        """Check that the task declares its labels; errors: UserError with those of the training file."""
+        check_declared(self.labels, Counter(pair.label for pair in train))
 
     def model(self, folder: str) -> Any:
         """The encoder with transformers' classification head."""

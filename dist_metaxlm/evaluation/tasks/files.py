@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,24 @@ def _header(cells: list[str]) -> tuple[int, int, int] | None:
     names = [cell.strip() for cell in cells]
     first, second, label = (next((names.index(name) for name in known if name in names), None) for known in _HEADERS)
     return (first, second, label) if first is not None and second is not None and label is not None else None
+
+
+def check_declared(labels: Sequence[str], counts: Mapping[str, int]) -> None:
+    """Refuse a task that does not declare its labels: a label that only a malformed line has would become a class.
+
+    counts: how often each label is in the training file.
+
+    Errors: UserError with the line to put into --tasks_file, and all labels with their counts, the rarest last.
+    """
+    if labels:
+        return
+    rarest_last = ", ".join(
+        f"{label} {count}" for label, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
+    raise UserError(
+        f"the task declares no labels; put `labels: {json.dumps(sorted(counts), ensure_ascii=False)}` into its entry of "
+        f"--tasks_file, without those that only a malformed line has (the training file has {rarest_last})"
+    )
 
 
 def _unknown_label(where: str, label: str, labels: Sequence[str]) -> UserError:

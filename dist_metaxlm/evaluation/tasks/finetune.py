@@ -72,7 +72,7 @@ class Head(Protocol[Example]):
         """Text of an example, to determine its script."""
 
     def observe(self, train: list[Example]) -> None:
-        """Receive all training examples before any other file is read, for instance to collect the labels."""
+        """Receive all training examples before any other file is read, to refuse those that nothing can be learnt from."""
 
     def model(self, folder: str) -> Any:
         """The transformers model with a fresh head, from a folder."""
@@ -108,7 +108,10 @@ class TaskData(Generic[Example]):
         where = f"task {name}"
         self.source = spec.train_language
         train = head.read(file_of(root, spec.train, self.source, where), self.source)
-        head.observe(train)
+        try:
+            head.observe(train)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         self.train = _cut(train, spec.train_rows, settings.max_train)
         dev = file_of(root, spec.dev, self.source, where)
         self.dev = _cut(head.read(dev, self.source), spec.dev_rows, settings.max_test)

@@ -83,8 +83,8 @@ class TaskSpec(Section):
     words: Literal["mean", "first", "pieces"] = "mean"
     """Alignment: a word's state is the mean or the first of its pieces', or words are linked if any of their pieces are."""
     labels: list[str] = []
-    """All labels; a line with another one is an error. Empty: those of the training file, which must all be B-, I- or O
-    if any of them is."""
+    """Tagging and classification: all labels; a line with another one is an error. They are required: the error names those
+    of the training file."""
     token_column: int | None = Field(None, ge=1)
     """Tagging: column of the token, from 1; empty: by the number of columns (2: 1, 3: 2, CoNLL-U: 2)."""
     label_column: int | None = Field(None, ge=1)

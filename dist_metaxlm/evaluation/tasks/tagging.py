@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.evaluation.measures.span_f1 import tagging_scores
-from dist_metaxlm.evaluation.tasks.files import TaggedSentence, read_tagged
+from dist_metaxlm.evaluation.tasks.files import TaggedSentence, check_declared, read_tagged
 from dist_metaxlm.evaluation.tasks.finetune import Scores, Settings
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
 
@@ -22,7 +23,7 @@ class Tagging:
         self._spec, self.labels = spec, list(spec.labels)
 
     def read(self, path: Path, language: str) -> list[TaggedSentence]:
-        """Sentences of a file; after `observe` its tags must be among the known ones."""
+        """Sentences of a file; its tags must be among the task's labels, if it declares any."""
         spec = self._spec
         return read_tagged(path, self.labels, spec.token_column, spec.label_column, spec.comments)
 
@@ -31,8 +32,8 @@ class Tagging:
         return " ".join(example.tokens)
 
     def observe(self, train: list[TaggedSentence]) -> None:
-        """Take the labels from the training file if the task does not list any."""
-        self.labels = self.labels or sorted({tag for sentence in train for tag in sentence.tags})
+        """Check that the task declares its labels; errors: UserError with those of the training file."""
+        check_declared(self.labels, Counter(tag for sentence in train for tag in sentence.tags))
 
     def model(self, folder: str) -> Any:
         """The encoder with a linear layer on every token."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dist_metaxlm.parallel.ports import holder
+from dist_metaxlm.parallel.processes import holder
 from dist_metaxlm.parallel.shared_facts import PACKAGES, package_version, recipe_digest
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.storage.digest import digest_or_missing

@@ -14,6 +14,7 @@ from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, prepare_scaler
 from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
+from dist_metaxlm.deepspeed_adapter.parameter_shards import cut_parameters
 from dist_metaxlm.deepspeed_adapter.stale_gradients import prevent_stale_gradients
 from dist_metaxlm.deepspeed_adapter.version import check_version
 from dist_metaxlm.deepspeed_adapter.weight_check import check_all_weights
@@ -24,6 +25,9 @@ from dist_metaxlm.modeling.sharding import is_block_matrix
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 from dist_metaxlm.training.engine.muon import MuonWithAdamW
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Type of weights and activations by precision."""
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -89,8 +93,11 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     set_recompute(model, recipe.parallel)
     registry.force(recipe.training.kernels)
     choose_backward(recipe.training.attention_backward)
-    optimizer = build_optimizer(model, recipe)
     config = engine_config(recipe, device, data_size)
+    if isinstance(model, PretrainingModel):
+        dtype = DTYPES[resolve_precision(recipe, device)]
+        model.encoder.materialise(dtype, device, cut_parameters(config) or (lambda parameter: None))
+    optimizer = build_optimizer(model, recipe)
     own_fields = [place for place, _ in fields_in(recipe.deepspeed or {})]
     with refusals_in_words(own_fields):
         engine, *_ = deepspeed.initialize(

@@ -18,10 +18,15 @@ TrainedModel: TypeAlias = "PretrainingModel | PipelinedModel"
 
 
 def build_model(recipe: Recipe, phase: PhaseConfig) -> TrainedModel:
-    """The module with this rank's part of the model in `encoder`, freshly initialised: the whole or a pipeline stage."""
+    """The module with this rank's part of the model in `encoder`: the whole or a pipeline stage.
+
+    Without a pipeline the encoder is deferred where no objective needs more than its shapes: `build_engine` gives it its
+    initial values, or those of `load_logical`, and no rank holds all of them in fp32.
+    """
     shard, layout = tensor_shard(recipe.parallel.sequence), recipe.parallel
     if layout.pipeline == 1:
-        return PretrainingModel(Encoder(recipe.model, recipe.seed, shard), phase.objectives)
+        deferred = not any(objective.needs_whole_model for objective in phase.objectives)
+        return PretrainingModel(Encoder(recipe.model, recipe.seed, shard, deferred=deferred), phase.objectives)
     from dist_metaxlm.training.engine.pipeline import PipelinedModel
 
     stages = model_stages(recipe.model, phase.sequence_length, phase.mask_rate, layout.pipeline)

@@ -12,7 +12,7 @@ from dist_metaxlm.evaluation.measures.transfer import interval, transfer_table
 from dist_metaxlm.evaluation.tasks.files import Question, TaggedSentence
 from dist_metaxlm.evaluation.tasks.finetune import Settings, TaskData, _arguments
 from dist_metaxlm.evaluation.tasks.questions import Questions
-from dist_metaxlm.evaluation.tasks.run import TaskOptions, evaluate_tasks, read_settings
+from dist_metaxlm.evaluation.tasks.run import HEADS, TaskOptions, evaluate_tasks, read_settings
 from dist_metaxlm.evaluation.tasks.spec import BUILT_IN
 from dist_metaxlm.evaluation.tasks.tagging import IGNORED, Tagging
 
@@ -71,13 +71,28 @@ def test_with_keep_going_other_tasks_still_run(model_folder, task_data):
         evaluate_tasks(model_folder, ["pawsx"], TaskOptions(task_data))
 
 
-def test_labels_are_those_of_the_whole_training_file(tmp_path):
-    spec = BUILT_IN["udpos"].model_copy(update={"labels": [], "train_rows": (1, 2)})
-    (tmp_path / "udpos").mkdir()
-    for name in ("train-en", "dev-en", "test-de"):
-        (tmp_path / "udpos" / f"{name}.tsv").write_text("a\tNOUN\n\nb\tX\n\nc\tVERB\n", encoding="utf-8")
-    data = TaskData("mine", spec, head := Tagging(spec), tmp_path, Settings(max_train=1))
-    assert (len(data.train), head.labels) == (1, ["NOUN", "VERB", "X"])
+@pytest.mark.parametrize(
+    ("name", "rows", "labels"),
+    [
+        ("udpos", "a\tNOUN\n\nb\tX\n\nc\tVERB\nd\tNOUN\n", '["NOUN", "VERB", "X"]'),
+        ("xnli", "a\tb\tneutral\nc\td\tneutral\ne\tf\tnuetral\n", '["neutral", "nuetral"]'),
+    ],
+)
+def test_labels_are_declared_and_not_taken_from_the_training_file(tmp_path, name, rows, labels):
+    spec = BUILT_IN[name].model_copy(update={"labels": []})
+    (tmp_path / name).mkdir()
+    for part in ("train-en", "dev-en", "test-de"):
+        (tmp_path / name / f"{part}.tsv").write_text(rows, encoding="utf-8")
+    with pytest.raises(UserError) as refused:
+        TaskData("mine", spec, HEADS[spec.kind](spec), tmp_path, Settings())
+    assert str(refused.value).startswith(f"task mine: the task declares no labels; put `labels: {labels}` into its entry")
+    assert "NOUN 2, VERB 1, X 1" in str(refused.value) or "neutral 2, nuetral 1" in str(refused.value)
+    declared = spec.model_copy(update={"labels": ["NOUN", "VERB", "X", "neutral"]})
+    if name == "udpos":
+        assert len(TaskData("mine", declared, Tagging(declared), tmp_path, Settings(max_train=1)).train) == 1
+    else:
+        with pytest.raises(UserError, match=r"train-en\.tsv, line 3 has the label 'nuetral'"):
+            TaskData("mine", declared, HEADS[spec.kind](declared), tmp_path, Settings())
 
 
 def test_bad_labels_are_found_before_training(task_data, tmp_path):
