@@ -32,7 +32,8 @@ def evaluate_run(
 
     Args:
         run_dir: folder of the run.
-        phase: meta, cross or joint: the newest checkpoint of that phase; `untrained`: the recipe's initialisation.
+        phase: meta, cross or joint: the newest checkpoint of that phase (`meta@best`: the one with the best held-out loss,
+            `meta@400`: that of step 400); `untrained`: the recipe's initialisation.
         tasks: of `TASKS`.
         min_candidates: see `evaluate_heldout`.
         data_directory: folder of the run's prepared data; None: the one in its recipe.
@@ -84,10 +85,11 @@ def load_state(
     if phase == UNTRAINED:
         recipe = read_recipe(recipe_path, data_directory)
         return recipe, Encoder(recipe.model, recipe.seed).state_dict()
-    if phase not in PHASE_NAMES:
-        raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
     from dist_metaxlm.training.checkpointing import checkpoint
     from dist_metaxlm.training.run import trained_phase
+
+    if trained_phase.split_checkpoint(phase)[0] not in PHASE_NAMES:
+        raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
 
     if step is None:
         return trained_phase.load_weights(run_dir, phase, data_directory)
