@@ -69,9 +69,9 @@ def whole_weight(param: Any) -> Iterator[None]:
     if not hasattr(param, "ds_id"):
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters([param]):
+    with deepspeed.zero.GatheredParameters([param]):
         yield
 
 
