@@ -4,8 +4,8 @@ A fixed sample is read: of a language with held-out prose, windows of it, else i
 `training.heldout_tokens`, the other languages share the rest evenly. A hash of the text chooses the hidden tokens, so
 sample and masks are the same at every step, in every phase, layout and seed, and figures can be compared.
 
-Beside it stands the same figure of a table of word frequencies of the phase's training text: a model at that level has
-learnt nothing else yet.
+The same figure of a table of word frequencies of the phase's training text is given too: a model at that level has learnt
+nothing else yet.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _BLOCK = 1 << 14
 _BLOCKS = 128
 """At most this many blocks of a corpus are counted, evenly spaced: 2M tokens."""
+_PAIR_TOKENS = 1 << 18
+"""About this many tokens of a language pair are counted at most, in evenly spaced pairs."""
 
 
 def piece_bytes(tokenizer: Tokenizer) -> np.ndarray:
@@ -46,7 +48,7 @@ def token_counts(
 ) -> dict[str, np.ndarray]:
     """[V] int64 by language: how often each token occurs in the language's training text, special tokens left out.
 
-    Of a corpus with more than 2M tokens, evenly spaced blocks with 2M tokens in all are counted.
+    Of a large corpus evenly spaced blocks are counted, 2M tokens in all; of a large language pair evenly spaced pairs.
 
     Args:
         store: the training store.
@@ -82,11 +84,10 @@ def _sample(tokens: np.ndarray) -> np.ndarray:
 
 
 def _side(corpus: Corpus, number: int) -> np.ndarray:
-    """The tokens of one side of translation pairs, of evenly spaced documents if there are many."""
+    """The tokens of one side of translation pairs, of evenly spaced pairs if there are many."""
     starts, seconds = corpus.document_starts, corpus.second_starts
     bounds = (starts[:-1], seconds) if number == 0 else (seconds, starts[1:])
-    each = max(1, round(corpus.tokens.size / max(1, len(corpus))))
-    step = max(1, len(corpus) * each // (2 * _BLOCK * _BLOCKS))
+    step = max(1, corpus.tokens.size // _PAIR_TOKENS)
     parts = [corpus.tokens[first:last] for first, last in zip(*(bound[::step] for bound in bounds), strict=True)]
     return np.concatenate(parts) if parts else corpus.tokens[:0]
 
