@@ -86,6 +86,7 @@ def pretrain(
         UserError: as `metaxlm pretrain`.
         GracefulStop: after a signal, once everything is saved.
     """
+    from dist_metaxlm.evaluation.heldout_loss import HeldoutLoss
     from dist_metaxlm.evaluation.probe import HeldoutProbe
     from dist_metaxlm.training.pretrain import Options
     from dist_metaxlm.training.pretrain import pretrain as train
@@ -103,7 +104,7 @@ def pretrain(
         change=change,
         loaded=loaded,
     )
-    train(options, HeldoutProbe)
+    train(options, HeldoutProbe, HeldoutLoss)
     return folder
 
 
@@ -119,7 +120,8 @@ def evaluate(
 
     Args:
         run_dir: folder of the run.
-        phase: `meta`, `cross` or `joint`: its newest checkpoint; `untrained`: the recipe's initialisation.
+        phase: `meta`, `cross` or `joint`: its newest checkpoint (`meta@best`: the one with the best held-out loss,
+            `meta@400`: that of step 400); `untrained`: the recipe's initialisation.
         tasks: `perplexity`, `retrieval`.
         min_candidates: sentences a language needs to enter the mean P@1.
         data_directory: the prepared data of the run; None: where its recipe says.
@@ -150,7 +152,7 @@ def export(
 
     Args:
         run_dir: folder of the run.
-        phase: `meta`, `cross` or `joint`.
+        phase: `meta`, `cross` or `joint`; with `@best` or `@STEP` another checkpoint than the newest.
         output: folder to write, which must be empty or hold an earlier export (with `overwrite`).
         dtype: `float32`, `bfloat16` or `float16`.
         max_shard_size: size of the largest weights file, in bytes or as text such as `500MB`.
@@ -171,13 +173,14 @@ def export(
     from dist_metaxlm.interop.folders import export_folder
     from dist_metaxlm.interop.original import read_original
     from dist_metaxlm.planning.parameters import count_parameters
+    from dist_metaxlm.training.run.trained_phase import split_checkpoint
 
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     recipe, weights = _open_phase(run_dir, phase, None if data_directory is None else str(data_directory))
     tokenizer = tokenizer_of(Path(run_dir), recipe)
     questions = hide_heldout_words(Path(recipe.data.directory) / "heldout", tokenizer, list(fill_mask)) if fill_mask else {}
-    original = read_original(Path(run_dir) / phase)
+    original = read_original(Path(run_dir) / split_checkpoint(phase)[0])
     export_folder(weights, recipe.model, tokenizer.path, output, max_shard_size, getattr(torch, dtype), overwrite, original)
     written = {
         "output": str(output),

@@ -7,10 +7,11 @@ examples:
   metaxlm evaluate --run_dir runs/mine --phase meta cross --tasks tatoeba,udpos,xnli --task_data data/xtreme
   metaxlm evaluate --model models/xlm-roberta-base --tasks tatoeba,wikiann --task_data data/xtreme --languages de sw
 
-perplexity and retrieval read the run's held-out text; the other tasks read files in the formats of XTREME and the original
-sets (docs/evaluation.md), fine-tune in English with several seeds, and put a run and all --model into one table. Each
-phase's result is written to evaluation/PHASE.json (of tasks: PHASE-TASK.json) of the run; --report writes summary.json and
-report.html from the existing results and prints one table.
+perplexity, retrieval and fill_mask read the run's held-out text; what needs no model (overlap of tokens, word
+frequencies, chance) is shown next to them and written to evaluation/baselines.json. The other tasks read files in the
+formats of XTREME and the original sets (docs/evaluation.md), fine-tune in English with several seeds, and put a run
+and all --model into one table. Each phase's result is written to evaluation/PHASE.json (of tasks: PHASE-TASK.json) of
+the run; --report writes summary.json and report.html from the existing results and prints one table.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", default=[], metavar="FOLDER", help="Hugging Face folders to evaluate too")
     parser.add_argument(
         "--tasks",
-        help="comma-separated: perplexity, retrieval (both: default for a run), tatoeba, "
+        help="comma-separated: perplexity, retrieval, fill_mask (all three: default for a run), tatoeba, "
         "flores, parallel, alignment, udpos, wikiann, masakhaner, xnli, pawsx, xquad, mlqa, "
         "tydiqa, or one of --tasks_file",
     )
@@ -146,16 +147,28 @@ def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict:
 
 
 def evaluate(arguments: argparse.Namespace, tasks: list[str]) -> dict:
-    from dist_metaxlm.evaluation.run import evaluate_run
-    from dist_metaxlm.reporting.table import print_evaluation, print_means
+    from dist_metaxlm.evaluation.run import UNTRAINED, baselines_of, evaluate_run, former_result
+    from dist_metaxlm.reporting.baselines import baseline_briefs
+    from dist_metaxlm.reporting.table import print_baselines, print_evaluation, print_means
 
-    show = print_evaluation if len(arguments.phase) == 1 else print_means
-    results = {}
+    results, baselines = {}, None
     for phase in arguments.phase:
         results[phase] = evaluate_run(arguments.run_dir, phase, tasks, arguments.min_candidates, arguments.data_directory)
-        if not arguments.json:
-            show(results[phase])
-    return results
+        if baselines is None:  # after the first phase, which has refused what cannot be evaluated
+            baselines = baselines_of(arguments.run_dir, arguments.min_candidates, arguments.data_directory)
+        if arguments.json:
+            continue
+        if len(arguments.phase) == 1:
+            print_evaluation(results[phase], baselines=baselines)
+        else:
+            print_means(results[phase])
+    assert baselines is not None
+    if not arguments.json:
+        untrained = results.get(UNTRAINED) or former_result(arguments.run_dir, UNTRAINED)
+        print_baselines({**({UNTRAINED: untrained} if untrained else {}), **results}, baselines)
+        if not untrained:
+            print("not compared with the untrained model: evaluate it with --phase untrained")
+    return {**results, "baselines": baseline_briefs(baselines)}
 
 
 def report(arguments: argparse.Namespace) -> dict:

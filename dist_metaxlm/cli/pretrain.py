@@ -30,6 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print(f"phase {arguments.phase}: loading", file=sys.stderr, flush=True)  # torch and DeepSpeed take seconds
+    from dist_metaxlm.evaluation.heldout_loss import HeldoutLoss
     from dist_metaxlm.evaluation.probe import HeldoutProbe
     from dist_metaxlm.training.pretrain import Options, pretrain
 
@@ -47,6 +48,7 @@ def main(words: Sequence[str] | None = None) -> None:
             arguments.change,
         ),
         HeldoutProbe,
+        HeldoutLoss,
     )
 
 

@@ -7,6 +7,7 @@ write whole tensors by the model's parameter names, so checkpoints are independe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,6 +61,18 @@ def own_piece(engine: Engine, param: Any, moment: str | None) -> tuple[int, torc
         return mapping.lp_fragment_address.start, mapping.get_hp_fragment(moment).detach().view(-1)
     value = param if moment is None else _inner(engine).state[param][moment]
     return 0, value.detach().view(-1)
+
+
+@contextmanager
+def whole_weight(param: Any) -> Iterator[None]:
+    """The weight is whole on every rank inside: ZeRO-3 gathers it only in the forward pass of its own layer (collective)."""
+    if not hasattr(param, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([param]):
+        yield
 
 
 def set_full_weight(engine: Engine, name: str, param: torch.nn.Parameter, value: torch.Tensor) -> None:

@@ -11,15 +11,16 @@ import torch
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.evaluation.measures.embed import embed
-from dist_metaxlm.evaluation.measures.perplexity import mask_sentence, masked_perplexity, read_prose
+from dist_metaxlm.evaluation.measures.embed import SPECIALS, embed
+from dist_metaxlm.evaluation.measures.perplexity import MaskedSentence, mask_sentence, masked_perplexity, read_prose
 from dist_metaxlm.evaluation.measures.retrieval import distinct_pairs, precision_at_1
 from dist_metaxlm.preparation.readers.files import lines
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder
 
-TASKS = ("perplexity", "retrieval")
+TASKS = ("perplexity", "retrieval", "fill_mask")
+"""Tasks on held-out text; the last one is in evaluation/word_filling.py."""
 MIN_CANDIDATES = 400
 """Languages with fewer candidates are reported but are not part of the mean: among few candidates chance is high."""
 
@@ -55,7 +56,7 @@ def evaluate_heldout(
     encoder: Encoder,
     tokenizer: Tokenizer,
     heldout_dir: Path | str,
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] = ("perplexity", "retrieval"),
     window: int = 128,
     max_tokens: int = 8192,
     min_candidates: int = MIN_CANDIDATES,
@@ -70,27 +71,25 @@ def evaluate_heldout(
     """
     folder = Path(heldout_dir)
     rows = _rows(folder, tasks)
-    languages = [*(["en"] if rows else []), *sorted({language for row in rows for language in row} - {"en"})]
-    texts = {language: {n: row[language] for n, row in enumerate(rows) if language in row} for language in languages}
-    ids = {language: dict(zip(of, tokenizer.encode_batch(list(of.values())), strict=True)) for language, of in texts.items()}
+    languages = _languages(rows)
     result: dict[str, Any] = {}
     if "perplexity" in tasks:
-        result["perplexity"] = {
-            language: masked_perplexity(
-                encoder,
-                [mask_sentence(text, ids[language][n], tokenizer.special) for text, n in _distinct(texts[language])],
-                tokenizer.mask_id,
-                window,
-                max_tokens,
-            )
-            for language in languages
-        }
-        result["prose_perplexity"] = {
-            path.stem: masked_perplexity(encoder, read_prose(path, tokenizer, window), tokenizer.mask_id, window, max_tokens)
-            for path in sorted((folder / "text").glob("*.txt"))
-        }
+        for name, masked in (
+            ("perplexity", masked_strings(rows, tokenizer)),
+            ("prose_perplexity", masked_prose(folder, tokenizer, window)),
+        ):
+            result[name] = {
+                language: masked_perplexity(encoder, sentences, tokenizer.mask_id, window, max_tokens)
+                for language, sentences in masked.items()
+            }
     if "retrieval" in tasks:
-        cut = {language: {n: tokens[: window - 2] for n, tokens in of.items()} for language, of in ids.items()}
+        texts = {language: {n: row[language] for n, row in enumerate(rows) if language in row} for language in languages}
+        cut = {
+            language: {
+                n: ids[: window - SPECIALS] for n, ids in zip(of, tokenizer.encode_batch(list(of.values())), strict=True)
+            }
+            for language, of in texts.items()
+        }
         result["retrieval"] = _retrieve(encoder, cut, window, max_tokens, min_candidates)
         result |= retrieval_means(result["retrieval"])
         result["min_candidates"] = min_candidates
@@ -106,12 +105,26 @@ def _rows(folder: Path, tasks: Sequence[str]) -> list[dict[str, str]]:
     return read_strings(path)
 
 
-def _distinct(texts: dict[int, str]) -> list[tuple[str, int]]:
-    """Each distinct string with the number of its first occurrence."""
-    first: dict[str, int] = {}
-    for number, text in texts.items():
-        first.setdefault(text, number)
-    return list(first.items())
+def _languages(rows: Sequence[dict[str, str]]) -> list[str]:
+    """English, if there are any strings, then the others."""
+    return [*(["en"] if rows else []), *sorted({language for row in rows for language in row} - {"en"})]
+
+
+def masked_strings(rows: Sequence[dict[str, str]], tokenizer: Tokenizer) -> dict[str, list[MaskedSentence]]:
+    """The distinct held-out strings of every language, with hidden tokens."""
+    masked = {}
+    for language in _languages(rows):
+        texts = list(dict.fromkeys(row[language] for row in rows if language in row))
+        masked[language] = [
+            mask_sentence(text, ids, tokenizer.special)
+            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)
+        ]
+    return masked
+
+
+def masked_prose(folder: Path, tokenizer: Tokenizer, window: int) -> dict[str, list[MaskedSentence]]:
+    """Windows of the held-out prose of every language that has some, with hidden tokens."""
+    return {path.stem: read_prose(path, tokenizer, window) for path in sorted((folder / "text").glob("*.txt"))}
 
 
 def _retrieve(

@@ -8,6 +8,7 @@ Shapes: N sentences, D documents of a pack, H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,18 +88,25 @@ class HeldoutProbe:
 
     def _vectors(self, read: ReadStates, device: torch.device) -> torch.Tensor:
         """[N, H] float32: mean state of every sentence, on all ranks."""
-        place, packs = groups(), self._packs
         vectors = torch.zeros(len(self._sentences), self._hidden, device=device)
-        for turn in range(0, len(packs), place.data_size):
-            number = turn + place.data_rank
-            # A rank without a pack of its own runs the last one: the forward pass is collective under ZeRO-3.
-            pack = packs[min(number, len(packs) - 1)]
+        for pack, own in ranks_share(self._packs):
             batch = pack.batch.to(device)
             states = read(batch, self.layer)
-            if states is not None and number < len(packs):
+            if states is not None and own:
                 real = pack.index >= 0
                 vectors[pack.index[real].to(device)] = mean_pool(states, batch)[real.to(device)]
         return sum_over_batch(vectors)
+
+
+def ranks_share(packs: list[SentencePack]) -> Iterator[tuple[SentencePack, bool]]:
+    """This data-parallel rank's packs, equally many on all ranks, and whether each is its own to count.
+
+    A rank without a pack of its own runs the last one: the forward pass is collective under ZeRO-3.
+    """
+    place = groups()
+    for turn in range(0, len(packs), place.data_size):
+        number = turn + place.data_rank
+        yield packs[min(number, len(packs) - 1)], number < len(packs)
 
 
 def _rows(path: Path, most: int) -> list[dict[str, str]]:

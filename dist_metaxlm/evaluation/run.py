@@ -11,13 +11,16 @@ import torch
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.baselines import run_baselines
 from dist_metaxlm.evaluation.heldout import MIN_CANDIDATES, TASKS, evaluate_heldout
+from dist_metaxlm.evaluation.word_filling import fill_mask_accuracy, hide_words
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import PHASE_NAMES, Recipe
-from dist_metaxlm.reporting.metrics import write_json
+from dist_metaxlm.reporting.metrics import read_json, write_json
 from dist_metaxlm.training.run.run_folder import read_recipe
 
 UNTRAINED = "untrained"
+FILL_MASK = "fill_mask"
 WINDOW = 128
 
 
@@ -32,7 +35,8 @@ def evaluate_run(
 
     Args:
         run_dir: folder of the run.
-        phase: meta, cross or joint: the newest checkpoint of that phase; `untrained`: the recipe's initialisation.
+        phase: meta, cross or joint: the newest checkpoint of that phase (`meta@best`: the one with the best held-out loss,
+            `meta@400`: that of step 400); `untrained`: the recipe's initialisation.
         tasks: of `TASKS`.
         min_candidates: see `evaluate_heldout`.
         data_directory: folder of the run's prepared data; None: the one in its recipe.
@@ -48,22 +52,38 @@ def evaluate_run(
     tokenizer = tokenizer_of(folder, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began = time.perf_counter()
+    window, heldout = window_of(recipe), Path(recipe.data.directory) / "heldout"
+    trained = recipe.phases.get(phase.split("@")[0])  # type: ignore[call-overload]
     result: dict[str, Any] = {
         "phase": phase,
         "parameters": sum(weight.numel() for weight in encoder.parameters()),
-        "window": window_of(recipe),
-        **evaluate_heldout(
-            encoder.to(device),
-            tokenizer,
-            Path(recipe.data.directory) / "heldout",
-            tasks,
-            window_of(recipe),
-            min_candidates=min_candidates,
-        ),
+        "window": window,
+        "languages": None if trained is None else trained.languages,
     }
+    on_strings = [task for task in tasks if task != FILL_MASK]
+    if on_strings:
+        result |= evaluate_heldout(encoder.to(device), tokenizer, heldout, on_strings, window, min_candidates=min_candidates)
+    if FILL_MASK in tasks:
+        words = hide_words(heldout, tokenizer, window)
+        result[FILL_MASK] = fill_mask_accuracy(encoder.to(device), tokenizer, words, window)
     result["seconds"] = round(time.perf_counter() - began, 2)
     write_json(folder / "evaluation" / f"{phase}.json", result)
     return result
+
+
+def baselines_of(
+    run_dir: Path | str, min_candidates: int = MIN_CANDIDATES, data_directory: str | None = None
+) -> dict[str, Any]:
+    """What needs no model, on the held-out text of a run; see `run_baselines`."""
+    recipe = read_recipe(Path(run_dir) / "recipe.yaml", data_directory)
+    tokenizer = tokenizer_of(Path(run_dir), recipe)
+    return run_baselines(Path(run_dir), Path(recipe.data.directory), tokenizer, window_of(recipe), min_candidates)
+
+
+def former_result(run_dir: Path | str, phase: str) -> dict[str, Any] | None:
+    """What an earlier evaluation of a phase has written; None without one."""
+    result = read_json(Path(run_dir) / "evaluation" / f"{phase}.json")
+    return result if isinstance(result, dict) else None
 
 
 def load_encoder(run_dir: Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, Encoder]:
@@ -84,10 +104,11 @@ def load_state(
     if phase == UNTRAINED:
         recipe = read_recipe(recipe_path, data_directory)
         return recipe, Encoder(recipe.model, recipe.seed).state_dict()
-    if phase not in PHASE_NAMES:
-        raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
     from dist_metaxlm.training.checkpointing import checkpoint
     from dist_metaxlm.training.run import trained_phase
+
+    if trained_phase.split_checkpoint(phase)[0] not in PHASE_NAMES:
+        raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
 
     if step is None:
         return trained_phase.load_weights(run_dir, phase, data_directory)

@@ -58,8 +58,11 @@ class PretrainingModel(nn.Module):
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name.removeprefix("encoder."): parameter for name, parameter in self.named_parameters()}
 
-    def states_after(self, batch: PackedBatch, layer: int) -> torch.Tensor:
-        """[T, H]: states of `batch` after block `layer`, for inspection only (collective for a sharded model)."""
+    def states_after(self, batch: PackedBatch, layer: int | None) -> torch.Tensor:
+        """[T, H]: states of `batch` after block `layer` (None: the final states), for inspection only.
+
+        Collective for a sharded model.
+        """
         return self.encoder(batch, last_layer=layer)
 
 

@@ -216,8 +216,16 @@ class TrainingConfig(Section):
     last step of a phase is probed as well. 0: none."""
     probe_strings: int = Field(64, ge=10)
     """Held-out source strings that a probe reads, each with its translations."""
+    heldout_interval: int = Field(0, ge=0)
+    """Steps between two measurements of the held-out loss, a multiple of `log_interval`: bits per byte by language on text
+    that no phase trains on. The last step of a phase is measured as well. 0: none."""
+    heldout_tokens: int = Field(16384, ge=256)
+    """Held-out tokens that such a measurement reads: half of them English, the other languages share the rest."""
     keep_checkpoints: int = Field(2, gt=0)
     """Newest checkpoints of a phase that are kept."""
+    keep_best: bool = False
+    """Whether the checkpoint with the best held-out loss is kept besides the newest ones (`--phase NAME@best`); needs a
+    `checkpoint_interval` that is a multiple of `heldout_interval`."""
     save_in_background: bool = True
     """Write checkpoints while training continues, from a copy of weights and moments in host memory: 12 bytes a parameter
     (page-locked on CUDA), shared by the ranks that hold them. false: no copy, and training waits for the disk."""
@@ -227,11 +235,20 @@ class TrainingConfig(Section):
         # A checkpoint in the middle of a log interval would lose the losses summed so far: the resumed curve would differ.
         # A probe is part of a logged line.
         wrong = []
-        for name in ("checkpoint_interval", "probe_interval"):
+        for name in ("checkpoint_interval", "probe_interval", "heldout_interval"):
             interval = getattr(self, name)
             if interval % self.log_interval:
                 nearest = max(1, round(interval / self.log_interval)) * self.log_interval
                 wrong.append(f"{name} {interval} is not a multiple of log_interval {self.log_interval}; nearest: {nearest}")
+        if self.keep_best and not self.heldout_interval:
+            wrong.append(
+                "keep_best needs a held-out loss, and heldout_interval is 0; set heldout_interval, or keep_best: false"
+            )
+        elif self.keep_best and self.checkpoint_interval % self.heldout_interval:
+            wrong.append(
+                f"keep_best compares checkpoints, and checkpoint_interval {self.checkpoint_interval} is not a multiple of "
+                f"heldout_interval {self.heldout_interval}; change one of them"
+            )
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

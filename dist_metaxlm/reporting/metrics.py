@@ -98,6 +98,21 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def log_mean(values: Iterable[float | None]) -> float | None:
+    """exp of the mean logarithm of the known values, None without any."""
+    logarithm = mean(math.log(value) for value in values if value)
+    return None if logarithm is None else math.exp(logarithm)
+
+
+def evaluated(folder: Path) -> list[str]:
+    """Checkpoints that a run's `evaluation` folder may have results of, in order: phases, and `PHASE@STEP` after theirs."""
+    names = []
+    for name in CHECKPOINT_ORDER:
+        others = sorted(path.stem for path in folder.glob(f"{name}@*.json") if "-" not in path.stem)
+        names += [name, *others]
+    return names
+
+
 def series(records: list[Record], *keys: str) -> tuple[list[int], list[float]]:
     """Steps and values of one figure, such as `series(records, "losses", "mlm")`, at the steps that logged it."""
     steps, values = [], []

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.reporting import plots
+from dist_metaxlm.reporting.fill_mask import accuracy_table, example_panels
 from dist_metaxlm.reporting.metrics import keys_of
 from dist_metaxlm.reporting.sections import (
     escape,
     fact_table,
-    fill_mask_examples,
     heat_map,
     number,
     panel,
@@ -49,7 +49,7 @@ def render(run: RunFiles, summary: dict[str, Any]) -> str:
         _sampling(run),
         _retrieval(run, summary),
         _perplexity(run),
-        _fill_mask(run),
+        _fill_mask(run, summary),
         _throughput(run, summary),
         _setting(run),
     ]
@@ -76,7 +76,7 @@ def _header(run: RunFiles, summary: dict[str, Any]) -> str:
         facts.insert(1, f"{short(summary['parameters'])} parameters")
     return (
         f"<header><h1>{escape(run.recipe.get('name', run.folder.name))}</h1>"
-        f'<p class="facts">{escape(" · ".join(facts))}</p>{_lead(summary)}</header>'
+        f'<p class="facts">{escape(" · ".join(facts))}</p>{_lead(summary)}{_standing(summary)}</header>'
     )
 
 
@@ -100,6 +100,12 @@ def _lead(summary: dict[str, Any]) -> str:
     if before:
         text += f"; {', '.join(before)}"
     return f'<p class="lead">{escape(text)}.</p>'
+
+
+def _standing(summary: dict[str, Any]) -> str:
+    """Whether each phase is better than what needs no training."""
+    sentences = [of["sentence"] for of in summary["standing"].values() if of["sentence"]]
+    return "".join(f'<p class="note">{escape(sentence)}.</p>' for sentence in sentences)
 
 
 def _cards(summary: dict[str, Any]) -> str:
@@ -158,10 +164,18 @@ def _losses(run: RunFiles) -> str:
                 panels.append(
                     panel(f"Phase {phase}, {objective} by language", plots.language_loss_chart(phase, objective, records))
                 )
+    measured = {phase: records for phase, records in run.metrics.items() if keys_of(records, "heldout", "languages")}
+    panels += [panel(f"Phase {phase}, held-out text", plots.heldout_chart(phase, of)) for phase, of in measured.items()]
     note = (
         "Training loss; the total weighs its objectives. By language: the mean over the last five logged lines; the "
         "highest, the lowest, the middle ones and English carry their names, all others are grey."
     )
+    if measured:
+        note += (
+            " Held-out text: bits per byte of masked tokens, by language and as the mean over the phase's languages. "
+            "Dashed: a table of word frequencies of the phase's training text on the same tokens; a run at that line has "
+            "learnt nothing else."
+        )
     return _section("losses", "Losses", note, f'<div class="grid">{"".join(panels)}</div>' if panels else "")
 
 
@@ -191,6 +205,11 @@ def _retrieval(run: RunFiles, summary: dict[str, Any]) -> str:
     rows = [
         [name, number(e["mean_p_at_1"], 3), str(e["best_layer"]), str(e["languages"]), str(e["candidates_min"])]
         for name, e in scored.items()
+    ]
+    rows += [
+        [name, number(e["mean_p_at_1"], 3), "–", "–", "–"]
+        for name, e in summary["baselines"].items()
+        if rows and e.get("mean_p_at_1") is not None
     ]
     if rows:
         chart += panel(
@@ -226,14 +245,26 @@ def _perplexity(run: RunFiles) -> str:
     )
     if not any(e.get("perplexity") or e.get("prose_perplexity") for e in run.evaluations.values()):
         return _section("perplexity", "Perplexity", note + " Not evaluated yet.", "")
-    return _section("perplexity", "Perplexity", note, perplexity_tables(run.evaluations))
+    return _section("perplexity", "Perplexity", note, perplexity_tables(run.evaluations, run.baselines.get("frequencies")))
 
 
-def _fill_mask(run: RunFiles) -> str:
-    if not run.fill_mask:
-        return ""
-    note = "The exported model, opened with transformers, fills a hidden token."
-    return _section("fill-mask", "Filling a mask", note, fill_mask_examples(run.fill_mask))
+def _fill_mask(run: RunFiles, summary: dict[str, Any]) -> str:
+    accuracy = accuracy_table({**summary["evaluation"], **summary["baselines"]})
+    results = [e["fill_mask"] for name, e in run.evaluations.items() if name != "untrained" and e.get("fill_mask")]
+    body = accuracy + (example_panels(results[-1]["examples"]) if results else "")
+    note = []
+    if accuracy:
+        note.append(
+            "A whole word of one token is hidden in each held-out text, and the model guesses it; word frequencies: always "
+            "the most frequent words of the language. Examples of the last checkpoint: texts of 25 to 160 characters with "
+            "the highest probability of the hidden word, each with another word, and two random ones."
+        )
+    if run.fill_mask:
+        note.append(
+            "Last: the exported model, opened with transformers." if body else "The exported model fills a hidden token."
+        )
+        body += example_panels(run.fill_mask)
+    return _section("fill-mask", "Filling a mask", " ".join(note), body) if body else ""
 
 
 def _throughput(run: RunFiles, summary: dict[str, Any]) -> str:

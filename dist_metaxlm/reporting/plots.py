@@ -165,6 +165,27 @@ def probe_chart(phase: str, records: Sequence[Record]) -> str:
     return draw(f"probe-{phase}", f"Retrieval while phase {phase} trained", paint)
 
 
+def heldout_chart(phase: str, records: Sequence[Record]) -> str:
+    """Held-out bits per byte: every language, their mean in the colour of the phase, word frequencies as a dashed line."""
+    rows = list(records)
+    lines = {name: series(rows, "heldout", "languages", name) for name in keys_of(rows, "heldout", "languages")}
+    level = series(rows, "heldout", "word_frequencies")[1]
+
+    def paint(axes: Any) -> None:
+        _language_lines(axes, {name: line for name, line in lines.items() if line[1]}, COLOURS["other"])
+        colour = COLOURS.get(phase, COLOURS["other"])
+        _line(
+            axes, *series(rows, "heldout", "bits_per_byte"), color=colour, linewidth=2.4, zorder=4, label="mean of the phase"
+        )
+        if level:
+            axes.axhline(level[-1], color=COLOURS["ink"], linewidth=1.2, linestyle=(0, (3, 2)), label="word frequencies")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("bits per byte")
+        _legend_above(axes)
+
+    return draw(f"heldout-{phase}", f"Held-out bits per byte while phase {phase} trained", paint)
+
+
 def _language_lines(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], colour: str) -> None:
     """A line for every language: all in grey except English, the extremes and the middle, which are labelled."""
     named = _worth_naming({name: values[-1] for name, (_, values) in lines.items()})

@@ -125,10 +125,15 @@ def sampling_bars(phase: str, objective: str, record: Record) -> str:
     return panel(title, f'<div class="bars">{bars}</div>', wide=True)
 
 
-def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
-    """Perplexity of every language under every checkpoint; English and prose first, then by the last checkpoint."""
+def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]], frequencies: Mapping[str, Any] | None) -> str:
+    """Perplexity of every language under every checkpoint, and under the table of word frequencies, if there is one.
+
+    English and prose come first, then the others by the last checkpoint.
+    """
     columns = {name: perplexities for name, result in evaluations.items() if (perplexities := _all_perplexities(result))}
     last = list(columns.values())[-1]
+    if frequencies:
+        columns["word frequencies"] = _all_perplexities(frequencies)
     rows = {row for column in columns.values() for row in column}
     order = sorted(rows, key=lambda row: (row != "en", "prose" not in row, last.get(row) or float("inf"), row))
     cells = [[row, *(number(column.get(row), 1) for column in columns.values())] for row in order]
@@ -139,22 +144,6 @@ def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
 def _all_perplexities(result: Mapping[str, Any]) -> dict[str, float | None]:
     prose = {f"{language} prose": value for language, value in result.get("prose_perplexity", {}).items()}
     return {**result.get("perplexity", {}), **prose}
-
-
-def fill_mask_examples(examples: Sequence[Mapping[str, Any]]) -> str:
-    """Sentences with a hidden token and the predictions of the exported model."""
-    panels = []
-    for example in examples:
-        text = escape(example.get("text", "")).replace("&lt;mask&gt;", "<mark>mask</mark>")
-        guesses = "".join(
-            f'<div class="guess"><span>{escape(guess["token"].strip() or "(space)")}</span>'
-            f'<span class="track"><span class="fill" '
-            f'style="width:{100 * guess["score"]:.1f}%;background:var(--objective-1)"></span></span>'
-            f'<span class="figure">{100 * guess["score"]:.1f}%</span></div>'
-            for guess in example.get("predictions", [])
-        )
-        panels.append(panel(str(example.get("language", "")), f'<p class="mask" dir="auto">{text}</p>{guesses}'))
-    return f'<div class="grid">{"".join(panels)}</div>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,11 @@ from typing import Any
 import yaml
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.reporting.baselines import baseline_briefs, brief_of, standing
 from dist_metaxlm.reporting.metrics import (
-    CHECKPOINT_ORDER,
     PHASE_ORDER,
     Record,
+    evaluated,
     keys_of,
     mean,
     read_json,
@@ -38,7 +37,9 @@ class RunFiles:
     metrics: dict[str, list[Record]]
     """Phase -> metrics records, in the order of training."""
     evaluations: dict[str, dict[str, Any]]
-    """`untrained` and phases -> evaluation result."""
+    """`untrained` and phases (or other checkpoints of them, `meta@best`) -> evaluation result."""
+    baselines: dict[str, Any]
+    """Results that need no model."""
     fill_mask: list[dict[str, Any]]
     """Examples: {language, text with <mask>, predictions [{token, score}]}."""
 
@@ -58,7 +59,7 @@ def read_run(run_dir: Path | str) -> RunFiles:
     if not isinstance(recipe, dict):
         raise UserError(f"{recipe_path} holds no settings; it is not the recipe that metaxlm pretrain wrote")
     metrics = {phase: read_metrics(folder / phase / "metrics.jsonl") for phase in PHASE_ORDER}
-    evaluations = {name: read_json(folder / "evaluation" / f"{name}.json") for name in CHECKPOINT_ORDER}
+    evaluations = {name: read_json(folder / "evaluation" / f"{name}.json") for name in evaluated(folder / "evaluation")}
     return RunFiles(
         folder=folder,
         recipe=recipe,
@@ -66,6 +67,7 @@ def read_run(run_dir: Path | str) -> RunFiles:
         environment=read_json(folder / "environment.json") or {},
         metrics={phase: records for phase, records in metrics.items() if records},
         evaluations={name: result for name, result in evaluations.items() if result},
+        baselines=read_json(folder / "evaluation" / "baselines.json") or {},
         fill_mask=_examples(read_json(folder / "export" / "fill_mask.json") or []),
     )
 
@@ -102,13 +104,20 @@ def write_summary(run_dir: Path | str) -> dict[str, Any]:
 def build_summary(run_dir: Path | str) -> dict[str, Any]:
     """The summary of a run; `phases` and `evaluation` contain only what exists so far."""
     run = read_run(run_dir)
-    evaluation = {name: _evaluation(result) for name, result in run.evaluations.items()}
+    evaluation = {name: evaluation_brief(result) for name, result in run.evaluations.items()}
+    baselines = baseline_briefs(run.baselines)
     summary: dict[str, Any] = {
         "recipe": run.recipe.get("name"),
         "parameters": next((r["parameters"] for r in run.evaluations.values() if "parameters" in r), None),
         "loss_lines": LOSS_LINES,
         "phases": {phase: _phase(records) for phase, records in run.metrics.items()},
         "evaluation": evaluation,
+        "baselines": baselines,
+        "standing": {
+            name: standing(name, evaluation, baselines, run.evaluations[name].get("languages"))
+            for name in evaluation
+            if name != "untrained"
+        },
         "retrieval_ratio": _ratio(evaluation, "meta"),
         "retrieval_ratio_untrained": _ratio(evaluation, "untrained"),
     }
@@ -132,6 +141,7 @@ def _phase(records: list[Record]) -> dict[str, Any]:
         "seconds": last.get("seconds"),
         "tokens_per_second": _speed(records),
         **_probed(records),
+        **_heldout(records),
     }
 
 
@@ -155,6 +165,22 @@ def _probed(records: list[Record]) -> dict[str, Any]:
     }
 
 
+def _heldout(records: list[Record]) -> dict[str, Any]:
+    """The last and the best held-out loss, the level of word frequencies, and the share of time; nothing if not measured."""
+    steps, losses = series(records, "heldout", "bits_per_byte")
+    if not losses:
+        return {}
+    last = next(record["heldout"] for record in reversed(records) if "heldout" in record)
+    seconds = sum(series(records, "heldout", "seconds")[1])
+    return {
+        "heldout_bits_per_byte": losses[-1],
+        "heldout_best": min(losses),
+        "heldout_best_step": steps[losses.index(min(losses))],
+        "heldout_word_frequencies": last.get("word_frequencies"),
+        "heldout_share": seconds / records[-1]["seconds"] if records[-1].get("seconds") else None,
+    }
+
+
 def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None]:
     """Mean of a value over its first and over its last lines."""
     values = series(records, *keys)[1]
@@ -162,13 +188,9 @@ def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None
     return mean(values[:count]), mean(values[-count:])
 
 
-def _evaluation(result: dict[str, Any]) -> dict[str, Any]:
-    perplexity = result.get("perplexity", {})
-    short: dict[str, Any] = {
-        "english_perplexity": perplexity.get("en"),
-        "english_prose_perplexity": result.get("prose_perplexity", {}).get("en"),
-        "other_perplexity": other_perplexity(perplexity),
-    }
+def evaluation_brief(result: dict[str, Any]) -> dict[str, Any]:
+    """Main figures of one evaluation."""
+    short = brief_of(result)
     if "retrieval" in result:
         counted = [scores for scores in result["retrieval"].values() if scores["counted"]]
         short |= {
@@ -178,12 +200,6 @@ def _evaluation(result: dict[str, Any]) -> dict[str, Any]:
             "languages": len(counted),
         }
     return short
-
-
-def other_perplexity(perplexity: Mapping[str, float | None]) -> float | None:
-    """Perplexities of all languages but English, averaged as losses are: over their logarithms."""
-    logarithm = mean(math.log(value) for language, value in perplexity.items() if value and language != "en")
-    return None if logarithm is None else math.exp(logarithm)
 
 
 def _ratio(evaluation: dict[str, dict[str, Any]], baseline: str) -> float | None:

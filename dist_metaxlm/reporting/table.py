@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_metaxlm.invocation import as_typed
+from dist_metaxlm.reporting.baselines import baseline_briefs, other_perplexity, standing
 from dist_metaxlm.reporting.metrics import CHECKPOINT_ORDER
 from dist_metaxlm.reporting.sections import number, short
-from dist_metaxlm.reporting.summary import other_perplexity
+from dist_metaxlm.reporting.summary import evaluation_brief
 from dist_metaxlm.text import pluralize
 
 
@@ -27,6 +28,9 @@ def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> Non
             f"{as_typed('metaxlm evaluate')} asked for",
             soft_wrap=True,
         )
+    for of in summary["standing"].values():
+        if of["sentence"]:
+            console.print(of["sentence"], soft_wrap=True)
     console.print(*_comparison(summary), end="", soft_wrap=True)
 
 
@@ -43,25 +47,30 @@ def _comparison(summary: dict[str, Any]) -> list[str]:
     return [f"retrieval P@1 after cross: {evaluation['cross']['mean_p_at_1']:.3f}, {', '.join(baselines)}\n"]
 
 
-def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None) -> None:
-    """One evaluation: a row for every language, and the means."""
+def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None, baselines: dict[str, Any] | None = None) -> None:
+    """One evaluation: a row for every language, beside it what needs no model (`baselines`), and the means."""
     console = console_of(stream)
     retrieval, perplexity = result.get("retrieval", {}), result.get("perplexity", {})
     best = result.get("best_layer")
     table = table_of(console, f"phase {result['phase']}")
     table.add_column("language")
-    for heading in (["perplexity"] if perplexity else []) + (
-        ["candidates", "to English", "from English"] if retrieval else []
-    ):
+    frequencies = ((baselines or {}).get("frequencies") or {}).get("perplexity", {}) if perplexity else {}
+    overlap = ((baselines or {}).get("overlap") or {}).get("retrieval", {}) if retrieval else {}
+    headings = ["perplexity"] if perplexity else []
+    headings += ["word frequencies"] if frequencies else []
+    headings += ["candidates", "to English", "from English"] if retrieval else []
+    for heading in headings + (["overlap, to", "from"] if overlap else []):
         table.add_column(heading, justify="right")
     for language in dict.fromkeys([*perplexity, *retrieval]):
         row = [language] + ([number(perplexity.get(language), 1)] if perplexity else [])
+        row += [number(frequencies.get(language), 1)] if frequencies else []
         scores = retrieval.get(language)
         if retrieval and scores:
             shown = [
                 f"{max(scores[way]) if best is None else scores[way][best]:.3f}" for way in ("to_english", "from_english")
             ]
             row += [str(scores["candidates"]), *shown]
+            row += [number(overlap.get(language, {}).get(way), 3) for way in ("to_english", "from_english") if overlap]
         table.add_row(*row)
     if table.row_count:
         console.print(table)
@@ -90,7 +99,39 @@ def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
         )
     elif retrieval:
         parts.append(f"no mean P@1: no language has {result['min_candidates']} candidates, see --min_candidates")
+    parts += _words_found(result.get("fill_mask"))
     console_of(stream).print(f"{result['phase']}: {'; '.join(parts)} ({number(result['seconds'], 1)} s)", soft_wrap=True)
+
+
+def _words_found(words: dict[str, Any] | None) -> list[str]:
+    """Fill-mask accuracy in one part of a line: first guess, and first five guesses."""
+    shown = [
+        f"{label} {100 * words[group]['top1']:.1f}% ({100 * words[group]['top5']:.1f}% in five guesses)"
+        for group, label in (("en", "English"), ("others", "others"))
+        if words and words.get(group)
+    ]
+    return [f"hidden words found: {', '.join(shown)}"] if shown else []
+
+
+def print_baselines(results: dict[str, dict[str, Any]], raw: dict[str, Any], stream: IO[str] | None = None) -> None:
+    """After evaluations: a line for what needs no model, and for each phase whether it is better than that."""
+    console, baselines = console_of(stream), baseline_briefs(raw)
+    for name, brief in baselines.items():
+        parts = []
+        if brief.get("english_perplexity") is not None:
+            parts.append(f"English perplexity {number(brief['english_perplexity'], 1)}")
+        if brief.get("other_perplexity") is not None:
+            parts.append(f"others {number(brief['other_perplexity'], 1)}")
+        if brief.get("english_prose_perplexity") is not None:
+            parts.append(f"English prose {number(brief['english_prose_perplexity'], 1)}")
+        parts += _words_found(brief.get("fill_mask"))
+        parts += [f"mean P@1 {brief['mean_p_at_1']:.3f}"] if "mean_p_at_1" in brief else []
+        console.print(f"{name} (no model): {'; '.join(parts)}", soft_wrap=True)
+    briefs = {name: evaluation_brief(result) for name, result in results.items()}
+    for name, result in results.items():
+        sentence = "" if name == "untrained" else standing(name, briefs, baselines, result.get("languages"))["sentence"]
+        if sentence:
+            console.print(sentence, soft_wrap=True)
 
 
 def console_of(stream: IO[str] | None) -> Console:
@@ -107,7 +148,9 @@ def table_of(console: Console, title: str) -> Table:
 
 def _outcome(summary: dict[str, Any], console: Console) -> Table:
     phases, evaluation = summary["phases"], summary["evaluation"]
-    columns = [name for name in CHECKPOINT_ORDER if name in phases or name in evaluation]
+    columns = _columns(phases, evaluation)
+    evaluation = evaluation | summary["baselines"]
+    columns += list(summary["baselines"])
     table = table_of(console, f"run {summary['recipe']}")
     table.add_column("")
     for name in columns:
@@ -125,16 +168,35 @@ def _outcome(summary: dict[str, Any], console: Console) -> Table:
     objectives = dict.fromkeys(name for of in phases.values() if len(of["final_losses"]) > 1 for name in of["final_losses"])
     for name in objectives:
         row(f"{name}, final", phases, lambda p, name=name: number(p["final_losses"].get(name)))
+    row("held-out bits per byte", phases, lambda p: number(p.get("heldout_bits_per_byte"), 3))
+    row("  of word frequencies", phases, lambda p: number(p.get("heldout_word_frequencies"), 3))
     row("tokens/s", phases, lambda p: short(p["tokens_per_second"]))
     row("minutes", phases, lambda p: number(p["seconds"] / 60, 1) if p["seconds"] else "")
-    row("English perplexity", evaluation, lambda e: number(e["english_perplexity"], 1))
-    row("English prose perplexity", evaluation, lambda e: number(e["english_prose_perplexity"], 1))
-    row("other languages' perplexity", evaluation, lambda e: number(e["other_perplexity"], 1))
+    row("English perplexity", evaluation, lambda e: number(e.get("english_perplexity"), 1))
+    row("English prose perplexity", evaluation, lambda e: number(e.get("english_prose_perplexity"), 1))
+    row("other languages' perplexity", evaluation, lambda e: number(e.get("other_perplexity"), 1))
+    for group, label in (("en", "English"), ("others", "others'")):
+        for top, words in (("top1", "first guess"), ("top5", "first five")):
+            row(
+                f"{label} hidden words, {words}",
+                evaluation,
+                lambda e, group=group, top=top: _share((e.get("fill_mask") or {}).get(group), top),
+            )
     row("retrieval P@1, best layer", evaluation, lambda e: number(e.get("mean_p_at_1"), 3))
     row("best layer", evaluation, lambda e: _known(e.get("best_layer", "")))
     row("languages", evaluation, lambda e: str(e.get("languages") or ""))
     row("candidates, least", evaluation, lambda e: _known(e.get("candidates_min", "")))
     return table
+
+
+def _columns(phases: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
+    """Checkpoints in order: untrained, the phases, other checkpoints after their phase."""
+    names = list(dict.fromkeys([*evaluation, *phases]))
+    return sorted(names, key=lambda name: (CHECKPOINT_ORDER.index(name.split("@")[0]), name))
+
+
+def _share(accuracy: dict[str, float] | None, top: str) -> str:
+    return "–" if accuracy is None else f"{100 * accuracy[top]:.1f}%"
 
 
 def _known(value: Any) -> str:

@@ -21,6 +21,7 @@ from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ran
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.training.checkpointing.disk_space import check_room
+from dist_metaxlm.training.loop.heldout import OpenHeldout
 from dist_metaxlm.training.loop.probing import OpenProbe
 from dist_metaxlm.training.run.announcement import show_placement
 from dist_metaxlm.training.run.context import Options, RunContext
@@ -35,10 +36,10 @@ __all__ = ["Options", "pretrain"]
 logger = logging.getLogger(__name__)
 
 
-def pretrain(options: Options, open_probe: OpenProbe) -> None:
+def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout) -> None:
     """Run or resume one phase of a recipe on all ranks of the job, or report that it is already finished.
 
-    `open_probe` is called if the recipe has probes.
+    `open_probe` is called if the recipe has probes, `open_heldout` if it measures held-out text while training.
 
     Raises:
         UserError: for all errors that the user can correct, before anything is written where possible.
@@ -67,6 +68,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
     prepare_data(recipe, topology)
     tokenizer, data = open_data(recipe, options.phase)  # on errors the phase's folder is unchanged
     probe = open_probe(recipe) if recipe.training.probe_interval else None
+    heldout = open_heldout(recipe, options.phase) if recipe.training.heldout_interval else None
     bind_cores(topology)
     device = pick_device(topology)
     with process_group(
@@ -90,6 +92,7 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
             tokenizer=tokenizer,
             data=data,
             probe=probe,
+            heldout=heldout,
         )
         run_phase(context, origin)
 

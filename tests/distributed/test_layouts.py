@@ -121,6 +121,8 @@ def test_a_probe_after_every_step_changes_no_bit_and_finds_the_same_in_every_lay
         assert (found["losses"], found["norms"], found["weights"]) == (same["losses"], same["norms"], same["weights"])
         assert len(found["retrieval"]) == STEPS
         assert found["random_state_kept"]
+        assert set(found["heldout"]) == {"en", "de", "el"}
+        assert found["heldout"] == pytest.approx(found["heldout_alone"], rel=1e-5)
     # 20 strings, 2 languages, both ways: one sentence more or less that has two neighbours equally near is 1/80
     assert trained["probed"][0]["retrieval"] == pytest.approx(trained["probed"][1]["retrieval"], abs=0.03)
 

@@ -6,6 +6,7 @@ See test_layouts.py. One start serves many layouts: the groups are formed and fo
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.evaluation.heldout_loss import HeldoutLoss, read_sample
+from dist_metaxlm.evaluation.measures.bits import bits_per_byte, piece_bytes
+from dist_metaxlm.evaluation.measures.perplexity import masked_perplexity
 from dist_metaxlm.evaluation.probe import HeldoutProbe
+from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import gather_whole, partition_axis
 from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
 from dist_metaxlm.parallel.process_group import barrier, process_group, rank, sum_over_batch
@@ -32,6 +37,7 @@ from dist_metaxlm.training.engine.engine import build_engine
 from dist_metaxlm.training.engine.execution import execution
 from dist_metaxlm.training.engine.model import build_model
 from dist_metaxlm.training.loop.batches import batches
+from dist_metaxlm.training.loop.heldout import HeldoutMeter
 from dist_metaxlm.training.loop.probing import Probing
 
 CPU = torch.device("cpu")
@@ -142,6 +148,8 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     probing = Probing(engine, 1, HeldoutProbe(recipe)) if case.get("probe") else None
     random_state = torch.get_rng_state()
     losses, norms, probes = train(engine, recipe, first, last, job["learning_rate"], probing)
+    meter = HeldoutMeter(engine, 1, HeldoutLoss(recipe, "joint")) if case.get("probe") else None
+    heldout = meter.at(last, True)["heldout"]["languages"] if meter else {}
     kept = torch.equal(random_state, torch.get_rng_state())
     # Saving in the background rests on it: nothing changes before the first call, and there is one before each update.
     assert len(updates) >= case["steps"], updates
@@ -165,11 +173,27 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     weights = whole_weights(engine)
     if rank() == 0:
         result["final"] = digest(weights)
+        result["heldout"], result["heldout_alone"] = heldout, heldout_alone(recipe, weights) if heldout else {}
         result["weights"] = {name: float(value.double().norm()) for name, value in weights.items()}
     engine.destroy()
     barrier()
     forget_groups()
     return result
+
+
+def heldout_alone(recipe: Recipe, weights: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Bits per byte by language from whole weights, by one process and another function."""
+    encoder = Encoder(recipe.model)
+    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
+    folder = Path(recipe.data.directory)
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    figures = {}
+    for code, sentences in read_sample(folder / "heldout", tokenizer, 32, recipe.training.heldout_tokens).items():
+        hidden = [sentence.ids[place] for sentence in sentences for place in sentence.hidden]
+        perplexity = masked_perplexity(encoder, sentences, tokenizer.mask_id, 32)
+        assert perplexity is not None
+        figures[code] = bits_per_byte(math.log(perplexity) * len(hidden), int(piece_bytes(tokenizer)[hidden].sum()))
+    return figures
 
 
 def main(job_file: str) -> None:

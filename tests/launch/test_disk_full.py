@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.heldout_loss import HeldoutLoss
 from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.training.checkpointing.manifest import verify_manifest
 from dist_metaxlm.training.pretrain import Options, pretrain
@@ -59,6 +60,6 @@ def test_a_disk_too_small_for_one_checkpoint_is_refused(
     monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
     (small_disk / "other").write_bytes(b" " * 500_000)
     with pytest.raises(UserError, match="a checkpoint of recipe tiny takes") as raised:
-        pretrain(Options("meta", str(tiny_recipe), run_dir=str(small_disk / "run")), HeldoutProbe)
+        pretrain(Options("meta", str(tiny_recipe), run_dir=str(small_disk / "run")), HeldoutProbe, HeldoutLoss)
     assert "free some space, or give a --run_dir" in str(raised.value)
     assert [path.name for path in small_disk.iterdir()] == ["other"]

@@ -120,7 +120,14 @@ def test_windows_are_no_longer_than_what_was_trained_on(run_dir):
 def test_several_phases_then_the_report(run_dir, weights, monkeypatch, capsys):
     assert call(monkeypatch, "--run_dir", run_dir, "--phase", "untrained", "cross", "--min_candidates", 20) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["untrained", "cross"]
+    assert [line.split(":")[0] for line in lines[:4]] == [
+        "untrained",
+        "cross",
+        "token overlap (no model)",
+        "chance (no model)",
+    ]
+    assert lines[4].startswith(("cross is better than every baseline: ", "cross is NOT better than every baseline: "))
+    assert "(untrained " in lines[4]
     assert call(monkeypatch, "--run_dir", run_dir, "--report") == 0
     assert "report: " in capsys.readouterr().out
     assert {"untrained", "cross"} == set(json.loads((run_dir / "summary.json").read_text())["evaluation"])

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.heldout_loss import HeldoutLoss
 from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.parallel.topology import free_port
@@ -325,7 +326,7 @@ def test_a_probe_without_strings_is_refused_before_anything_is_written(
     monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
     asked = ("training.probe_interval=4", f"data.directory={data}")
     with pytest.raises(UserError, match="probe_interval 4 needs a language with 10 translations"):
-        pretrain(Options("meta", str(tiny_recipe), asked, run_dir=str(tmp_path / "run")), HeldoutProbe)
+        pretrain(Options("meta", str(tiny_recipe), asked, run_dir=str(tmp_path / "run")), HeldoutProbe, HeldoutLoss)
     assert not (tmp_path / "run").exists()
 
 
@@ -340,6 +341,7 @@ def test_a_phase_that_is_refused_is_not_set_aside(
                 "meta", str(tiny_recipe), ("phases.meta.languages=[fr]",), run_dir=str(tmp_path / "run"), resume="never"
             ),
             HeldoutProbe,
+            HeldoutLoss,
         )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["meta"]
 
@@ -355,7 +357,7 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(
     for phase in ("meta", "cross"):
         shutil.copytree(undisturbed / phase, tmp_path / phase)
     cross = Options("cross", str(tiny_recipe), ("training.probe_interval=4",), run_dir=str(tmp_path))
-    pretrain(cross, HeldoutProbe)
+    pretrain(cross, HeldoutProbe, HeldoutLoss)
     assert "warning" not in capsys.readouterr().err
     before, asked = curve(undisturbed, "meta"), ["phases.meta.steps=10", "phases.meta.learning_rate.peak=1e-4"]
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path, "meta", "--change", "--resume", "6", *asked)[1:])
@@ -371,7 +373,7 @@ def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(
     assert "changed from step 4 on: phases.meta.steps was 8, now 10" in said
     message = fails_with_one_sentence(*command(tiny_recipe, tmp_path, "meta", "--change", *asked)[1:])
     assert "is already finished after 10 steps, and the recipe has 10; to train it further with --change, set" in message
-    pretrain(cross, HeldoutProbe)
+    pretrain(cross, HeldoutProbe, HeldoutLoss)
     told = capsys.readouterr()
     assert "phase cross of" in told.out
     assert (

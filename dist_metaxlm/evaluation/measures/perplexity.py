@@ -94,8 +94,8 @@ def masked_perplexity(
     asked = [sentence for sentence in sentences if any(place < window - SPECIALS for place in sentence.hidden)]
     total, count = 0.0, 0
     with inference(encoder):
-        for pack in pack_sentences([_hide(sentence, mask_id) for sentence in asked], window, max_tokens):
-            targets, answers = _targets(pack, asked, window)
+        for pack in pack_sentences([hide(sentence, mask_id) for sentence in asked], window, max_tokens):
+            targets, answers = hidden_targets(pack, asked, window)
             states = encoder(pack.batch.to(device))
             losses = encoder.masked_lm_loss(states, targets.to(device), answers.to(device))
             total += float(losses.double().sum())
@@ -103,14 +103,17 @@ def masked_perplexity(
     return math.exp(total / count) if count else None
 
 
-def _hide(sentence: MaskedSentence, mask_id: int) -> list[int]:
+def hide(sentence: MaskedSentence, mask_id: int) -> list[int]:
+    """The ids with `<mask>` at the hidden positions."""
     ids = list(sentence.ids)
     for place in sentence.hidden:
         ids[place] = mask_id
     return ids
 
 
-def _targets(pack: SentencePack, sentences: Sequence[MaskedSentence], window: int) -> tuple[torch.Tensor, torch.Tensor]:
+def hidden_targets(
+    pack: SentencePack, sentences: Sequence[MaskedSentence], window: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Flat positions [M] of the hidden tokens of a pack, ascending, and the original ids [M]."""
     places: list[int] = []
     answers: list[int] = []

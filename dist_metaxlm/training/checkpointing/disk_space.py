@@ -26,7 +26,8 @@ def check_room(root: Path, recipe: Recipe, phase_name: str, from_scratch: bool =
     """Check that `root`, the phase's checkpoint folder, has enough free space; writes nothing.
 
     Existing checkpoints count as free space, unless the phase starts `from_scratch`, which sets them aside. A save needs
-    space for its checkpoint before older ones are removed, so up to `training.keep_checkpoints` + 1 exist at once.
+    space for its checkpoint before older ones are removed, so up to `training.keep_checkpoints` + 1 exist at once, one more
+    with `training.keep_best`.
 
     Returns:
         A warning if the disk will be full before all checkpoints that are kept fit, else None.
@@ -38,7 +39,7 @@ def check_room(root: Path, recipe: Recipe, phase_name: str, from_scratch: bool =
     free, need = free_bytes(root), checkpoint_bytes(recipe.model, phase)
     if free is None:
         return None
-    at_once = min(training.keep_checkpoints + 1, -(-phase.total_steps // training.checkpoint_interval))
+    at_once = min(training.keep_checkpoints + training.keep_best + 1, -(-phase.total_steps // training.checkpoint_interval))
     asked = f"training.keep_checkpoints {training.keep_checkpoints} keeps up to {at_once} at once, {at_once * need:,} bytes"
     # The next save first removes the leftovers of a killed run.
     room = free + (0 if from_scratch else _bytes_in(root, ".step-*.tmp"))

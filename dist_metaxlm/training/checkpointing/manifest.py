@@ -73,6 +73,23 @@ def list_steps(root: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def best_step(root: Path, until: int | None = None) -> tuple[int, float] | None:
+    """(step, bits per byte) of the checkpoint with the lowest held-out loss, the earlier of equal ones; None without any.
+
+    Only checkpoints of the newest held-out sample are compared; those after step `until` do not count.
+    """
+    known = []
+    for step in list_steps(root):
+        try:
+            facts = _read(step_folder(root, step)).get("heldout")
+        except DamagedCheckpoint:
+            continue
+        if facts is not None and (until is None or step <= until):
+            known.append((step, float(facts["bits_per_byte"]), facts["sample"]))
+    same = [(value, step) for step, value, sample in known if sample == known[-1][2]]
+    return min(same)[::-1] if same else None
+
+
 def verify_manifest(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
     """Check every file of a finished folder against its manifest and return the manifest.
 

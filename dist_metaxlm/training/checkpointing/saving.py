@@ -38,7 +38,7 @@ from dist_metaxlm.storage.atomic import sync
 from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile, TensorFile
 from dist_metaxlm.training.checkpointing.disk_space import require_room
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
-from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_manifest
+from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps, step_folder, write_manifest
 from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,10 @@ class CheckpointSaver:
     In the background it keeps host memory for this rank's share of weights and moments (see `save_in_background`).
     """
 
-    def __init__(self, root: Path, engine: Engine, keep: int, background: bool) -> None:
-        """Collective. Checkpoints older than the newest `keep` are removed after each save."""
-        self._root, self._engine, self._keep = root, engine, keep
+    def __init__(self, root: Path, engine: Engine, keep: int, background: bool, keep_best: bool = False) -> None:
+        """Collective. Checkpoints older than the newest `keep` are removed after each save; with `keep_best` the one with
+        the best held-out loss stays."""
+        self._root, self._engine, self._keep, self._keep_best = root, engine, keep, keep_best
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None
         self._pieces = GatherPlan(engine, self._group)
         self._memory = getattr(engine.module, "memory", None)
@@ -195,7 +196,14 @@ class CheckpointSaver:
             raise
         if rank() == 0:
             # Later ones are damaged (a resumed run has skipped them): they must not displace intact ones.
+            best = best_step(self._root, facts["step"]) if self._keep_best else None
+            if best is not None and best[0] == facts["step"]:
+                logger.info(
+                    f"checkpoint of step {best[0]} has the best held-out loss so far, {best[1]:.3f} bits per byte; kept"
+                )
             for old in [step for step in list_steps(self._root) if step <= facts["step"]][: -self._keep]:
+                if best is not None and old == best[0]:
+                    continue
                 shutil.rmtree(step_folder(self._root, old), ignore_errors=True)
 
     def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, FinishedFile]:

@@ -118,8 +118,9 @@ class PipelinedModel(PipelineModule):
         loads them), and the callback for its losses."""
         self._step, self._micro_steps, self._batches, self._count = step, iter(micro_steps), batches, count
 
-    def states_after(self, batch: PackedBatch, layer: int) -> torch.Tensor | None:
-        """[T, H]: states of `batch` after block `layer`, on the last stage; None on the others (collective).
+    def states_after(self, batch: PackedBatch, layer: int | None) -> torch.Tensor | None:
+        """[T, H]: states of `batch` after block `layer` (None: the final states), on the last stage; None on the
+        others (collective).
 
         For inspection only: it runs outside DeepSpeed's schedule, which supports only training steps and evaluations.
         """

@@ -50,6 +50,10 @@ class ProgressLine:
         news = f"{losses}  {record['tokens_per_second']:,.0f} tokens/s"
         if "probe" in record:
             news += f"  retrieval {record['probe']['retrieval']:.3f}"
+        if "heldout" in record:
+            table = record["heldout"]["word_frequencies"]
+            news += f"  held-out {record['heldout']['bits_per_byte']:.3f} bits/byte"
+            news += f" (word frequencies {table:.3f})" if table is not None else ""
         if self._bar:
             self._bar.update(self._task, completed=record["step"], news=news)
             return

@@ -16,6 +16,7 @@ from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.execution import execution
 from dist_metaxlm.training.loop.batches import batches
 from dist_metaxlm.training.loop.console import ProgressLine
+from dist_metaxlm.training.loop.heldout import HeldoutMeter
 from dist_metaxlm.training.loop.metrics import Clock, LossMeter, MetricsWriter, asked_shares, asked_so_far, weighted_loss
 from dist_metaxlm.training.loop.probing import Probing
 from dist_metaxlm.training.loop.progress import Progress
@@ -38,7 +39,14 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device))
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
-    saver = CheckpointSaver(folder.checkpoints, engine, recipe.training.keep_checkpoints, recipe.training.save_in_background)
+    heldout = HeldoutMeter(engine, recipe.training.heldout_interval, context.heldout)
+    saver = CheckpointSaver(
+        folder.checkpoints,
+        engine,
+        recipe.training.keep_checkpoints,
+        recipe.training.save_in_background,
+        recipe.training.keep_best,
+    )
     with saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
             learning_rate = learning_rate_at(step + behind, total + behind, phase.learning_rate)
@@ -48,11 +56,11 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
             last = step + 1 == total
             stopping = stop.agreed(step + 1) and not last
             if last or (step + 1) % recipe.training.log_interval == 0:
-                probed = probing.at(step + 1, last)
+                measured = probing.at(step + 1, last) | heldout.at(step + 1, last)
                 rate, progress.seconds, waited = clock.read(progress.tokens - tokens_before)
                 tokens_before = progress.tokens
                 speed = {"tokens_per_second": rate, "data_wait_share": waited}
-                record = interval_record(engine, context, meter, progress, learning_rate, speed) | probed
+                record = interval_record(engine, context, meter, progress, learning_rate, speed) | measured
                 line.show(record)
                 if writer:
                     writer.write(record)
@@ -60,7 +68,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
             if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling = meter.counts(), scaler_state(engine)
-                saver.save(progress.facts(), progress.tensors())
+                saver.save(progress.facts() | heldout.facts(progress.step), progress.tensors())
                 logger.debug("saving the checkpoint of step %d", progress.step)
             if stopping:
                 raise GracefulStop(

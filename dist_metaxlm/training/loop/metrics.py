@@ -108,6 +108,13 @@ class MetricsWriter:
             for language, value in record["probe"]["languages"].items():
                 self._board.add_scalar(f"probe/languages/{language}", value, record["step"])
 
+        if "heldout" in record:
+            for name in ("bits_per_byte", "word_frequencies"):
+                if record["heldout"][name] is not None:
+                    self._board.add_scalar(f"heldout/{name}", record["heldout"][name], record["step"])
+            for language, value in record["heldout"]["languages"].items():
+                self._board.add_scalar(f"heldout/languages/{language}", value, record["step"])
+
     def close(self) -> None:
         """Finish the files."""
         self._lines.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.recipe.schema import Recipe
 
-ReadStates = Callable[[PackedBatch, int], torch.Tensor | None]
-"""(batch, layer) -> states [T, H] after that block; None on a pipeline stage that is not the last. Collective."""
+ReadStates = Callable[[PackedBatch, int | None], torch.Tensor | None]
+"""(batch, layer) -> states [T, H] after that block, or with layer None the final ones; None on a pipeline stage that is not
+the last. Collective."""
 Probe = Callable[[ReadStates, torch.device], dict[str, Any]]
 """Computes figures from the model's states, equal on all ranks; `retrieval` and `languages` are displayed."""
 OpenProbe = Callable[[Recipe], Probe]
@@ -34,16 +36,23 @@ class Probing:
         """
         if self._probe is None or not self._interval or (step % self._interval and not last):
             return {}
-        module, device = self._engine.module, self._engine.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # exclude queued work of the steps from the probe's time
-        start = time.monotonic()
-        training = module.training
-        module.eval()
-        try:
-            # not inference_mode: a weight that ZeRO-3 gathers inside it could take part in no backward pass afterwards
-            with torch.no_grad():
-                figures = self._probe(module.states_after, device)
-        finally:
-            module.train(training)
-        return {"probe": {**figures, "seconds": time.monotonic() - start}}
+        with undisturbed(self._engine) as seconds:
+            figures = self._probe(self._engine.module.states_after, self._engine.device)
+        return {"probe": {**figures, "seconds": seconds()}}
+
+
+@contextmanager
+def undisturbed(engine: Engine) -> Iterator[Callable[[], float]]:
+    """Measure the model without changing it: no gradient, no dropout. Yields a function for the seconds since the start."""
+    module, device = engine.module, engine.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # exclude queued work of the steps from the measured time
+    start = time.monotonic()
+    training = module.training
+    module.eval()
+    try:
+        # not inference_mode: a weight that ZeRO-3 gathers inside it could take part in no backward pass afterwards
+        with torch.no_grad():
+            yield lambda: time.monotonic() - start
+    finally:
+        module.train(training)

@@ -10,6 +10,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.training.loop.heldout import HeldoutMeasure
 from dist_metaxlm.training.loop.probing import Probe
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
@@ -52,6 +53,8 @@ class RunContext:
     """The phase's view of the prepared data."""
     probe: Probe | None = None
     """Measured every `training.probe_interval` steps; None if the recipe has no probes."""
+    heldout: HeldoutMeasure | None = None
+    """Measured every `training.heldout_interval` steps; None if that is 0."""
 
     @property
     def phase(self) -> PhaseConfig:

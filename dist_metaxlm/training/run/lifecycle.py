@@ -8,7 +8,7 @@ import logging
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.text import pluralize
-from dist_metaxlm.training.checkpointing.manifest import list_steps, write_json
+from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps, write_json
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run.context import Options, RunContext
 from dist_metaxlm.training.run.initial_weights import keep_import
@@ -101,4 +101,10 @@ def finish(context: RunContext, progress: Progress) -> None:
         f"phase {folder.phase} finished: {pluralize(progress.step, 'step')}, {progress.tokens:,} tokens, "
         f"{progress.seconds:.0f} s, loss {last['loss']:.3f}; checkpoint in {folder.checkpoints}"
     )
+    best = best_step(folder.checkpoints) if context.recipe.training.keep_best else None
+    if best is not None:
+        logger.info(
+            f"best held-out loss: {best[1]:.3f} bits per byte at step {best[0]}; evaluate or export that checkpoint with "
+            f"--phase {folder.phase}@best"
+        )
     warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)

@@ -10,16 +10,20 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, newest_checkpoint
+from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps
 from dist_metaxlm.training.run.run_folder import read_recipe
 
 
 def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, Checkpoint]:
     """Recipe and newest intact checkpoint of a run's phase; `data_directory`: its data, if they were moved.
 
+    `phase` may name another checkpoint of it: `meta@400` that of step 400, `meta@best` the one with the best held-out loss.
+
     Raises:
         UserError: if there is no such run, phase or intact checkpoint, or the data have another tokenizer than the phase
         was trained with.
     """
+    asked, (phase, mark) = phase, split_checkpoint(phase)
     folder = Path(run_dir) / phase
     if not Path(run_dir).is_dir():
         raise UserError(f"there is no run in {run_dir}; give its folder with --run_dir")
@@ -28,7 +32,11 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
             f"no {phase} phase in {run_dir}; train it with `metaxlm pretrain --phase {phase} "
             f"--run_dir {run_dir}` or give another --run_dir"
         )
-    checkpoint = newest_checkpoint(folder / "checkpoints")
+    step = None if mark is None else _step_of(folder / "checkpoints", mark, asked)
+    checkpoint = newest_checkpoint(folder / "checkpoints", step)
+    if checkpoint is None and step is not None:
+        steps = ", ".join(map(str, list_steps(folder / "checkpoints"))) or "none"
+        raise UserError(f"{asked}: {folder / 'checkpoints'} has no intact checkpoint of step {step}; it has {steps}")
     if checkpoint is None:
         raise UserError(
             f"no intact checkpoint in {folder / 'checkpoints'}; train the {phase} phase again with --resume never"
@@ -42,6 +50,30 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
             f"{prepared[:12]}; give the folder of the data that it was trained on"
         )
     return recipe, checkpoint
+
+
+def split_checkpoint(name: str) -> tuple[str, str | None]:
+    """(phase, `best`, a step or None) of a name such as `meta`, `meta@best` or `meta@400`.
+
+    Raises:
+        UserError: for anything else after the @.
+    """
+    phase, at, mark = name.partition("@")
+    if at and mark != "best" and not (mark.isascii() and mark.isdecimal()):
+        raise UserError(f"{name}: after the @ comes the step of a checkpoint or `best`, such as {phase}@best or {phase}@400")
+    return phase, mark if at else None
+
+
+def _step_of(checkpoints: Path, mark: str, asked: str) -> int:
+    if mark != "best":
+        return int(mark)
+    best = best_step(checkpoints)
+    if best is None:
+        raise UserError(
+            f"{asked}: no checkpoint in {checkpoints} has a held-out loss; train with training.heldout_interval and "
+            "training.keep_best=true, or name a step"
+        )
+    return best[0]
 
 
 def load_weights(

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from saving_engine import small_engine
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.heldout_loss import HeldoutLoss
 from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.planning.checkpoint_size import checkpoint_bytes
 from dist_metaxlm.recipe.load import load_recipe
@@ -111,7 +112,11 @@ def test_a_run_is_refused_before_anything_is_written(
     monkeypatch.setattr("dist_metaxlm.training.pretrain.complete_environment", lambda *_: None)
     data = tmp_path / "data"
     with pytest.raises(UserError, match="a checkpoint of recipe tiny takes"):
-        pretrain(Options("meta", str(tiny_recipe), (f"data.directory={data}",), run_dir=str(tmp_path / "run")), HeldoutProbe)
+        pretrain(
+            Options("meta", str(tiny_recipe), (f"data.directory={data}",), run_dir=str(tmp_path / "run")),
+            HeldoutProbe,
+            HeldoutLoss,
+        )
     assert not list(tmp_path.iterdir())
 
 

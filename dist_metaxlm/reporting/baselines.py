@@ -1,0 +1,103 @@
+"""What needs no model beside the figures of a run, and the sentence that says whether a phase is better than that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dist_metaxlm.reporting.metrics import log_mean
+from dist_metaxlm.reporting.sections import number
+
+FREQUENCIES, OVERLAP, CHANCE = "word frequencies", "token overlap", "chance"
+UNTRAINED = "untrained"
+Brief = dict[str, Any]
+"""Main figures of a checkpoint or baseline, as `summary.json` has them."""
+
+
+def brief_of(result: Mapping[str, Any]) -> Brief:
+    """Perplexity and fill-mask accuracy of an evaluation or of the table of word frequencies."""
+    perplexity, words = result.get("perplexity", {}), result.get("fill_mask")
+    short: Brief = {
+        "english_perplexity": perplexity.get("en"),
+        "english_prose_perplexity": result.get("prose_perplexity", {}).get("en"),
+        "other_perplexity": other_perplexity(perplexity),
+    }
+    if words:
+        short["fill_mask"] = {name: words[name] for name in ("en", "others")}
+    return short
+
+
+def other_perplexity(perplexity: Mapping[str, float | None]) -> float | None:
+    """Perplexities of all languages but English, averaged as losses are: over their logarithms."""
+    return log_mean(value for language, value in perplexity.items() if language != "en")
+
+
+def baseline_briefs(raw: Mapping[str, Any] | None) -> dict[str, Brief]:
+    """Baseline -> its main figures, from evaluation/baselines.json; those that a run has."""
+    if not raw:
+        return {}
+    briefs: dict[str, Brief] = {}
+    if raw.get("frequencies"):
+        briefs[FREQUENCIES] = brief_of(raw["frequencies"])
+    if raw.get("overlap") and raw["overlap"].get("mean_p_at_1") is not None:
+        briefs[OVERLAP] = {"mean_p_at_1": raw["overlap"]["mean_p_at_1"]}
+    if raw.get("chance") is not None:
+        briefs[CHANCE] = {"mean_p_at_1": raw["chance"]}
+    return briefs
+
+
+def _accuracy(group: str) -> Callable[[Brief], float | None]:
+    def read(brief: Brief) -> float | None:
+        words = (brief.get("fill_mask") or {}).get(group)
+        return None if words is None else 100 * float(words["top5"])
+
+    return read
+
+
+def _english(brief: Brief) -> float | None:
+    return brief.get("english_prose_perplexity") or brief.get("english_perplexity")
+
+
+_MEASURES: tuple[tuple[str, Callable[[Brief], float | None], bool, int, bool], ...] = (
+    ("retrieval P@1", lambda brief: brief.get("mean_p_at_1"), True, 3, False),
+    ("English perplexity", _english, False, 1, False),
+    ("others' perplexity", lambda brief: brief.get("other_perplexity"), False, 1, True),
+    ("English words in the first five guesses (%)", _accuracy("en"), True, 1, False),
+    ("others' words in the first five guesses (%)", _accuracy("others"), True, 1, True),
+)
+"""Label, value, whether higher is better, decimals, whether it asks for training in other languages than English."""
+
+
+def standing(phase: str, briefs: Mapping[str, Brief], baselines: Mapping[str, Brief], languages: Any) -> dict[str, Any]:
+    """Compare a phase with the untrained model and the baselines.
+
+    Args:
+        phase: which of `briefs`.
+        briefs: main figures by checkpoint; `untrained` is a baseline.
+        baselines: of `baseline_briefs`.
+        languages: what the phase trained on, as its recipe has it.
+
+    Returns:
+        `better` and `not_better` (labels of the measures that have a baseline), and `sentence`, empty without any.
+    """
+    others = {**({UNTRAINED: briefs[UNTRAINED]} if UNTRAINED in briefs else {}), **baselines}
+    better: list[str] = []
+    not_better: list[str] = []
+    won: list[str] = []
+    lost: list[str] = []
+    for label, value_of, higher, digits, multilingual in _MEASURES:
+        value = value_of(briefs[phase])
+        known = {name: limit for name, brief in others.items() if (limit := value_of(brief)) is not None}
+        if value is None or not known or (multilingual and languages == ["en"]):
+            continue
+        beaten = all(value > limit if higher else value < limit for limit in known.values())
+        beside = ", ".join(f"{name} {number(limit, digits)}" for name, limit in known.items())
+        (better if beaten else not_better).append(label)
+        (won if beaten else lost).append(f"{label} {number(value, digits)} ({beside})")
+    sentence = ""
+    if lost:
+        sentence = f"{phase} is NOT better than every baseline: {'; '.join(lost)}"
+        sentence += f". Better: {'; '.join(won)}" if won else ""
+    elif won:
+        sentence = f"{phase} is better than every baseline: {'; '.join(won)}"
+    return {"better": better, "not_better": not_better, "sentence": sentence}
