@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import shutil
 import struct
@@ -28,6 +29,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
+from dist_metaxlm import failpoints
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.weight_check import check_saved_weights
@@ -40,11 +42,14 @@ from dist_metaxlm.training.checkpointing.disk_space import require_room
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_manifest
 from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
+from dist_metaxlm.training.loop.guard_log import RollBack
 
 logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=1)
 """How long a rank waits for the files of the others before the save fails."""
 _SEALED = struct.Struct("<q32s")
+_NOT_FINITE, _OTHER_ERROR = 1 << 20, 1 << 21
+"""Codes of failures that are no error of the operating system, larger than any `errno`."""
 Copies = dict[tuple[int, int], torch.Tensor]
 Contents = dict[str, tuple[Sequence[int], Callable[[], torch.Tensor]]]
 """Of a file: name, shape and getter of each tensor."""
@@ -87,6 +92,7 @@ class CheckpointSaver:
             OSError: when the disk is full (in the background: from the previous save); the unfinished folder is removed and
             older checkpoints are untouched.
             UserError: if the checkpoint would hold other weights than the model's.
+            RollBack: as `wait`.
         """
         begun = time.perf_counter()
         self.wait()
@@ -118,7 +124,7 @@ class CheckpointSaver:
         """Raise the error of a save that has ended (collective while there is one), without waiting for the next save.
 
         Raises:
-            OSError: as `wait`.
+            OSError, RollBack: as `wait`.
         """
         if self.finished(device):
             self.wait()
@@ -128,6 +134,7 @@ class CheckpointSaver:
 
         Raises:
             OSError: if it failed, on all ranks.
+            RollBack: if a tensor has a value that is not finite, on all ranks; the checkpoint is not committed.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -140,7 +147,7 @@ class CheckpointSaver:
         try:
             self.wait()
         except Exception as failure:
-            if error is None or isinstance(error, GracefulStop):
+            if error is None or isinstance(error, GracefulStop | RollBack):
                 raise
             logger.warning("the checkpoint that was being saved is lost too: %s", failure)
         self._hook.remove()
@@ -148,7 +155,7 @@ class CheckpointSaver:
             self._memory.before_change = lambda: None
         if self._thread is not None:
             self._thread.shutdown()
-        if self._group is not None and error is None:
+        if self._group is not None and (error is None or isinstance(error, RollBack)):
             dist.destroy_process_group(self._group)
 
     def wait_for_copy(self) -> None:
@@ -172,6 +179,7 @@ class CheckpointSaver:
         files: dict[str, FinishedFile] = {}
 
         def begin() -> None:
+            failpoints.reach("saving.begin", facts["step"])
             for left in self._root.glob(".step-*.tmp"):  # of a run that was killed during a save
                 shutil.rmtree(left, ignore_errors=True)
             require_room(self._root, self._bytes)
@@ -179,17 +187,23 @@ class CheckpointSaver:
 
         def commit() -> None:
             write_manifest(temporary, facts, all_files)
+            failpoints.reach("saving.before_commit", facts["step"])
             # An existing folder of this name can only be a damaged one that a resumed run has skipped.
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
             sync(self._root)
+            failpoints.reach("saving.after_commit", facts["step"])
+
+        def write() -> None:
+            files.update(self._write_files(temporary, copies, progress))
+            failpoints.reach("saving.after_files", facts["step"])
 
         try:
-            self._together(begin if rank() == 0 else None, target)
-            self._together(lambda: files.update(self._write_files(temporary, copies, progress)), target)
+            self._together(begin if rank() == 0 else None, target, facts["step"])
+            self._together(write, target, facts["step"])
             all_files = self._sealed_by_all(files)
-            self._together(commit if rank() == 0 else None, target)
-        except OSError:
+            self._together(commit if rank() == 0 else None, target, facts["step"])
+        except Exception:
             if rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -201,25 +215,26 @@ class CheckpointSaver:
     def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, FinishedFile]:
         """Write this rank's files; after an error it still receives the others' pieces, so that no rank waits."""
         files: dict[str, FinishedFile] = {}
-        failure: OSError | None = None
+        failure: Exception | None = None
         sent = self._pieces.send(copies)
         for name, contents in zip(_files_of(rank()), self._contents(copies), strict=True):
             file: TensorFile | None = None
-            for number, (_, fetch) in enumerate(contents.values()):
+            for number, (key, (_, fetch)) in enumerate(contents.items()):
                 tensor = fetch()
                 if failure is not None:
                     continue
                 try:
+                    _check_finite(key, tensor)
                     if number == 0:
                         file = TensorFile(folder / name, {key: shape for key, (shape, _) in contents.items()})
                     assert file is not None
                     file.append(tensor)
-                except OSError as error:
+                except Exception as error:
                     failure = error
             try:
                 if file is not None and failure is None:
                     files[name] = file.finalize()
-            except OSError as error:
+            except Exception as error:
                 failure = error
             if file is not None:
                 file.close_quietly()
@@ -262,18 +277,28 @@ class CheckpointSaver:
             dist.all_reduce(total, group=self._group)
         return int(total)
 
-    def _together(self, action: Callable[[], None] | None, target: Path) -> None:
+    def _together(self, action: Callable[[], None] | None, target: Path, step: int) -> None:
         """Run `action` on this rank; if it failed on one rank, all raise, so that none waits for the failed rank."""
-        number = 0
+        number, own = 0, None
         try:
             if action is not None:
                 action()
         except OSError as error:
             number = error.errno or errno.EIO
+        except _NotFinite:
+            number = _NOT_FINITE
+        except Exception as error:
+            number, own = _OTHER_ERROR, error
         if self._group is not None:
             agreed = torch.tensor([number])
             dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
             number = int(agreed)
+        if own is not None:
+            raise own
+        if number == _OTHER_ERROR:
+            raise RuntimeError(f"another rank failed to save {target}")
+        if number == _NOT_FINITE:
+            raise RollBack(f"the weights or moments after step {step} have values that are not finite", step, [])
         if number:
             raise OSError(number, os.strerror(number), str(target))
 
@@ -295,6 +320,17 @@ class CheckpointSaver:
                 if size >= 0:
                     all_files[name] = FinishedFile(size, digest.hex())
         return all_files
+
+
+class _NotFinite(Exception):
+    """A tensor must not be saved."""
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor with infinity or NaN: its largest magnitude is either. One pass over it, without a copy."""
+    if tensor.numel() and not math.isfinite(float(torch.linalg.vector_norm(tensor, math.inf))):
+        logger.warning("not saved: %s has values that are not finite", name)
+        raise _NotFinite
 
 
 def _files_of(place: int) -> list[str]:
