@@ -29,12 +29,20 @@ class StepGuards:
     """Runs the optimiser steps of a phase and judges each of them, on all ranks alike."""
 
     def __init__(
-        self, config: GuardConfig, engine: Engine, plan: StepPlan, meter: LossMeter, log: GuardLog, state: dict[str, Any]
+        self,
+        config: GuardConfig,
+        engine: Engine,
+        plan: StepPlan,
+        meter: LossMeter,
+        log: GuardLog,
+        step: int,
+        state: dict[str, Any],
     ) -> None:
-        """`state`: the result of `state()` at the step that training continues from; empty at the beginning."""
+        """`state`: the result of `state()` after `step` steps, from where training continues; empty at the beginning."""
         self._config, self._engine, self._plan, self._meter, self._log = config, engine, plan, meter, log
         self._histories = {name: NormHistory(*values) for name, values in state.get("histories", {}).items()}
-        self._bad: list[int] = list(state.get("in_a_row", []))
+        # After a return to a checkpoint the row begins again.
+        self._bad: list[int] = [] if log.stepped_over(step) else list(state.get("in_a_row", []))
         self._skipped, self._spikes = int(state.get("skipped", 0)), int(state.get("spikes", 0))
         self._history, self._spike = NormHistory(), 0.0
         engine.accept_norm = self._accept
@@ -88,10 +96,10 @@ class StepGuards:
         """State for the manifest of a checkpoint."""
         return {
             "histories": {name: history.state() for name, history in self._histories.items()},
-            "in_a_row": self._bad,
+            "in_a_row": list(self._bad),
             "skipped": self._skipped,
             "spikes": self._spikes,
-            "rollbacks": self._log.rollbacks,
+            "rollbacks": list(self._log.rollbacks),
         }
 
     def figures(self) -> dict[str, int]:

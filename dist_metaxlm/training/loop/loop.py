@@ -40,10 +40,8 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     meter.restore(progress.counts)
     clock, tokens_before = Clock(progress.seconds), progress.tokens
     stop = StopRequest(progress.step, recipe.training.log_interval)
-    guards, over = (
-        StepGuards(recipe.training.guards, engine, plan, meter, log, progress.guards),
-        log.stepped_over(progress.step),
-    )
+    guards = StepGuards(recipe.training.guards, engine, plan, meter, log, progress.step, progress.guards)
+    over = log.stepped_over(progress.step)
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device, over))
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
