@@ -132,6 +132,7 @@ def _phase(records: list[Record]) -> dict[str, Any]:
         "seconds": last.get("seconds"),
         "tokens_per_second": _speed(records),
         **_probed(records),
+        **_guarded(records),
     }
 
 
@@ -153,6 +154,11 @@ def _probed(records: list[Record]) -> dict[str, Any]:
         "probe_seconds": seconds,
         "probe_share": seconds / records[-1]["seconds"] if records[-1].get("seconds") else None,
     }
+
+
+def _guarded(records: list[Record]) -> dict[str, Any]:
+    """Steps without an update, spikes and returns to a checkpoint; nothing in runs of versions that did not log them."""
+    return {"guards": records[-1]["guards"]} if "guards" in records[-1] else {}
 
 
 def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None]:

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from poison import all_finite, check_recovery, events, records, recovered_curve, run_poisoned
+from poison import TOLERANCES, all_finite, check_recovery, events, records, recovered_curve, run_poisoned
 
 SUBSET = [("ZeRO-0", "fp32"), ("ZeRO-3", "fp32"), ("ZeRO-1", "bf16"), ("PP2 ZeRO-1", "fp32")]
-TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2}
 
 
 @pytest.fixture(scope="module")

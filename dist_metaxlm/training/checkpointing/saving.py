@@ -9,10 +9,7 @@ two threads that issue collectives on one group would not agree on their order a
 
 from __future__ import annotations
 
-import errno
 import logging
-import math
-import os
 import shutil
 import struct
 import threading
@@ -38,6 +35,7 @@ from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
 from dist_metaxlm.storage.atomic import sync
 from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile, TensorFile
+from dist_metaxlm.training.checkpointing.agreement import check_finite, together
 from dist_metaxlm.training.checkpointing.disk_space import require_room
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_manifest
@@ -48,8 +46,6 @@ logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=1)
 """How long a rank waits for the files of the others before the save fails."""
 _SEALED = struct.Struct("<q32s")
-_NOT_FINITE, _OTHER_ERROR = 1 << 20, 1 << 21
-"""Codes of failures that are no error of the operating system, larger than any `errno`."""
 Copies = dict[tuple[int, int], torch.Tensor]
 Contents = dict[str, tuple[Sequence[int], Callable[[], torch.Tensor]]]
 """Of a file: name, shape and getter of each tensor."""
@@ -199,10 +195,10 @@ class CheckpointSaver:
             failpoints.reach("saving.after_files", facts["step"])
 
         try:
-            self._together(begin if rank() == 0 else None, target, facts["step"])
-            self._together(write, target, facts["step"])
+            together(begin if rank() == 0 else None, self._group, target)
+            together(write, self._group, target)
             all_files = self._sealed_by_all(files)
-            self._together(commit if rank() == 0 else None, target, facts["step"])
+            together(commit if rank() == 0 else None, self._group, target)
         except Exception:
             if rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -224,7 +220,7 @@ class CheckpointSaver:
                 if failure is not None:
                     continue
                 try:
-                    _check_finite(key, tensor)
+                    check_finite(key, tensor)
                     if number == 0:
                         file = TensorFile(folder / name, {key: shape for key, (shape, _) in contents.items()})
                     assert file is not None
@@ -277,31 +273,6 @@ class CheckpointSaver:
             dist.all_reduce(total, group=self._group)
         return int(total)
 
-    def _together(self, action: Callable[[], None] | None, target: Path, step: int) -> None:
-        """Run `action` on this rank; if it failed on one rank, all raise, so that none waits for the failed rank."""
-        number, own = 0, None
-        try:
-            if action is not None:
-                action()
-        except OSError as error:
-            number = error.errno or errno.EIO
-        except _NotFinite:
-            number = _NOT_FINITE
-        except Exception as error:
-            number, own = _OTHER_ERROR, error
-        if self._group is not None:
-            agreed = torch.tensor([number])
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
-            number = int(agreed)
-        if own is not None:
-            raise own
-        if number == _OTHER_ERROR:
-            raise RuntimeError(f"another rank failed to save {target}")
-        if number == _NOT_FINITE:
-            raise RollBack(f"the weights or moments after step {step} have values that are not finite", step, [])
-        if number:
-            raise OSError(number, os.strerror(number), str(target))
-
     def _sealed_by_all(self, files: dict[str, FinishedFile]) -> dict[str, FinishedFile]:
         """Sizes and digests of the files of all ranks, so that rank 0 need not read the other ranks' files."""
         if self._group is None:
@@ -320,17 +291,6 @@ class CheckpointSaver:
                 if size >= 0:
                     all_files[name] = FinishedFile(size, digest.hex())
         return all_files
-
-
-class _NotFinite(Exception):
-    """A tensor must not be saved."""
-
-
-def _check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor with infinity or NaN: its largest magnitude is either. One pass over it, without a copy."""
-    if tensor.numel() and not math.isfinite(float(torch.linalg.vector_norm(tensor, math.inf))):
-        logger.warning("not saved: %s has values that are not finite", name)
-        raise _NotFinite
 
 
 def _files_of(place: int) -> list[str]:
