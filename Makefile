@@ -16,7 +16,7 @@ DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_availa
 # The deepspeed command ignores Ctrl-C, so it waits until the ranks have saved instead of exiting with a traceback.
 LAUNCH = trap '' INT; command=$(COMMAND) && DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $$command
 
-.PHONY: setup demo test test-nodes scaling-nodes wheel fuzz layouts precision check-cleaning check-convert known-case kernels \
+.PHONY: setup demo test test-nodes scaling-nodes wheel fuzz layouts precision test-faults check-cleaning check-convert known-case kernels \
 	kernels-aot kernels-cuda-aot gpu-check lint format types docs measure clean
 setup: $(READY)
 
@@ -86,6 +86,10 @@ layouts: setup
 precision: setup
 	mkdir -p docs/results
 	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed/precision_table.py docs/results/$$(date +%F)-precision.md
+
+# Poisoned steps in fp32 and bf16 under ZeRO 0 to 3, pipelines and tensor parallelism: minutes of two cores.
+test-faults: setup
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults/all_poisons.py tests/faults
 
 # The CUDA C++ kernels in one library for sm_80, sm_90 and sm_100, with PTX for other devices. Needs nvcc, no GPU.
 NVCC ?= nvcc

@@ -13,6 +13,7 @@ LAYERS = {
     "text": 0,
     "errors": 1,
     "command_line": 2,
+    "failpoints": 2,
     "kernels": 2,
     "logs": 2,
     "storage": 1,

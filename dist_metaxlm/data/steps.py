@@ -62,6 +62,12 @@ class StepPlan:
             for samples in objective.cut(turn, self._share)
         ]
 
+    def samples(self, objectives: list[tuple[Objective, float, int]]) -> dict[str, list[int]]:
+        """First and last sample number by objective, over all ranks, of a step with `objectives` (of `objectives_at`)."""
+        whole = Share(0, 1, self.phase.sequence_length, 2**62)
+        cuts = {objective.name: objective.cut(turn, whole) for objective, _, turn in objectives}
+        return {name: [ranges[0].start, ranges[-1].stop - 1] for name, ranges in cuts.items()}
+
     def _draw(self, steps: np.ndarray) -> np.ndarray:
         uniform = hash_u64(self._key, steps).astype(np.float64) / 2.0**64
         return np.minimum(np.searchsorted(self._cumulative, uniform, side="right"), len(self._cumulative) - 1)

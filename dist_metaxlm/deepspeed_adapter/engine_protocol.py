@@ -21,6 +21,8 @@ class Engine(Protocol):
     """Whether a backward pass averages gradients over the data-parallel ranks."""
     clip_fp32_gradients: Callable[[], None]
     """Clips gradients before an update, without ZeRO."""
+    accept_norm: Callable[[float], bool]
+    """Asked in each update with the finite gradient norm; False skips the update (deepspeed_adapter/step_gate.py)."""
     _global_grad_norm: torch.Tensor
     """Value of `get_global_grad_norm`."""
 

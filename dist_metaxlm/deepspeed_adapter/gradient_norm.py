@@ -8,6 +8,7 @@ to an fp32 rounding at any size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ def use_exact_norms(engine: Engine) -> None:
     Without ZeRO its updates then match ZeRO in two more ways: a parameter that no objective of the step reached has a zero
     gradient instead of none, and a step with non-finite gradients is skipped.
     """
+    engine.accept_norm = lambda norm: True
     if isinstance(engine.optimizer, torch.optim.Optimizer):
         _clip_in_each_update(engine)
     elif hasattr(engine.optimizer, "get_grads_for_norm"):
@@ -135,8 +137,11 @@ def _clip_in_each_update(engine: Engine) -> None:
                 parameter.grad = torch.zeros_like(parameter)
         engine._global_grad_norm = norm = _global_norm(parameters)
         # DeepSpeed counts skipped steps by this name.
-        engine.optimizer.overflow = not bool(norm.isfinite())
-        if not engine.optimizer.overflow:
+        value = float(norm)
+        engine.optimizer.overflow = not (math.isfinite(value) and engine.accept_norm(value))
+        if engine.optimizer.overflow:
+            engine._global_grad_norm = torch.full_like(norm, math.inf)
+        else:
             _clip(parameters, norm, engine.gradient_clipping())
             update(*arguments, **named)
 

@@ -44,6 +44,12 @@ def _scaler(engine: Engine) -> Any | None:
     return getattr(engine.optimizer, "loss_scaler", None) if engine.fp16_enabled() else None
 
 
+def scales_dynamically(engine: Engine) -> bool:
+    """Whether overflowing gradients skip a step and adjust the loss scale."""
+    scaler = _scaler(engine)
+    return scaler is not None and bool(scaler.dynamic)
+
+
 def prepare_scaler(engine: Engine) -> None:
     """Work around two defects of DeepSpeed's (0.19.8) dynamic loss scale.
 

@@ -23,6 +23,7 @@ from dist_metaxlm.recipe.data import (
     TextSource,
     TokenizerConfig,
 )
+from dist_metaxlm.recipe.guards import GuardConfig
 from dist_metaxlm.recipe.layout import Layout, contradictions
 from dist_metaxlm.recipe.objectives.base import Objective
 from dist_metaxlm.recipe.objectives.contrast import Contrast
@@ -229,6 +230,8 @@ class TrainingConfig(Section):
     save_in_background: bool = True
     """Write checkpoints while training continues, from a copy of weights and moments in host memory: 12 bytes a parameter
     (page-locked on CUDA), shared by the ranks that hold them. false: no copy, and training waits for the disk."""
+    guards: GuardConfig = GuardConfig()
+    """Bad steps."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

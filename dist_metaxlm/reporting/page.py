@@ -144,11 +144,12 @@ def _cards(summary: dict[str, Any]) -> str:
 
 
 def _course(figures: dict[str, Any]) -> str:
-    """First loss of a phase, and the terms of its final loss."""
+    """First loss of a phase, the terms of its final loss, and what its guards have done."""
     parts = [f"from {number(figures['first_loss'])}"] if figures["first_loss"] != figures["final_loss"] else []
     final = figures["final_losses"]
     if len(final) > 1:
         parts.append(", ".join(f"{name} {number(value)}" for name, value in final.items()))
+    parts += [f"{name} {count}" for name, count in figures.get("guards", {}).items() if count]
     return "; ".join(parts)
 
 

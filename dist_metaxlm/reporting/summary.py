@@ -142,6 +142,7 @@ def _phase(records: list[Record]) -> dict[str, Any]:
         "tokens_per_second": _speed(records),
         **_probed(records),
         **_heldout(records),
+        **_guarded(records),
     }
 
 
@@ -179,6 +180,11 @@ def _heldout(records: list[Record]) -> dict[str, Any]:
         "heldout_word_frequencies": last.get("word_frequencies"),
         "heldout_share": seconds / records[-1]["seconds"] if records[-1].get("seconds") else None,
     }
+
+
+def _guarded(records: list[Record]) -> dict[str, Any]:
+    """Steps without an update, spikes and returns to a checkpoint; nothing in runs of versions that did not log them."""
+    return {"guards": records[-1]["guards"]} if "guards" in records[-1] else {}
 
 
 def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None]:

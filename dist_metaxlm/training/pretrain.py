@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dist_metaxlm import logs
+from dist_metaxlm import failpoints, logs
 from dist_metaxlm.deepspeed_adapter.config_files import follow_file
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16
 from dist_metaxlm.errors import UserError
@@ -46,6 +46,7 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
     """
     topology = detect_topology()
     logs.set_up(topology.rank, topology.world_size)
+    failpoints.plant(topology.rank)
     check_world_size(topology, options.expect_world_size)
     asked = options.loaded or load_recipe(options.recipe, options.overrides, layout_later=True)
     recipe = follow_file(asked, options.deepspeed_config)

@@ -30,6 +30,7 @@ def record(step: int, objectives: dict[str, list[str]]) -> dict:
         "grad_norm": 1.0,
         "tokens_per_second": 1000.0 + step,
         "seconds": step * 0.5,
+        "guards": {"skipped": step // 30, "spikes": 0, "rollbacks": 0},
         "realised": {name: dict.fromkeys(languages, step) for name, languages in objectives.items()},
         "asked": {name: dict.fromkeys(languages, 1 / len(languages)) for name, languages in objectives.items()},
     }

@@ -9,9 +9,7 @@ two threads that issue collectives on one group would not agree on their order a
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import shutil
 import struct
 import threading
@@ -28,6 +26,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
+from dist_metaxlm import failpoints
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.weight_check import check_saved_weights
@@ -36,10 +35,12 @@ from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
 from dist_metaxlm.storage.atomic import sync
 from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile, TensorFile
+from dist_metaxlm.training.checkpointing.agreement import check_finite, together
 from dist_metaxlm.training.checkpointing.disk_space import require_room
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
 from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps, step_folder, write_manifest
 from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
+from dist_metaxlm.training.loop.guard_log import RollBack
 
 logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=1)
@@ -88,6 +89,7 @@ class CheckpointSaver:
             OSError: when the disk is full (in the background: from the previous save); the unfinished folder is removed and
             older checkpoints are untouched.
             UserError: if the checkpoint would hold other weights than the model's.
+            RollBack: as `wait`.
         """
         begun = time.perf_counter()
         self.wait()
@@ -119,7 +121,7 @@ class CheckpointSaver:
         """Raise the error of a save that has ended (collective while there is one), without waiting for the next save.
 
         Raises:
-            OSError: as `wait`.
+            OSError, RollBack: as `wait`.
         """
         if self.finished(device):
             self.wait()
@@ -129,6 +131,7 @@ class CheckpointSaver:
 
         Raises:
             OSError: if it failed, on all ranks.
+            RollBack: if a tensor has a value that is not finite, on all ranks; the checkpoint is not committed.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -141,7 +144,7 @@ class CheckpointSaver:
         try:
             self.wait()
         except Exception as failure:
-            if error is None or isinstance(error, GracefulStop):
+            if error is None or isinstance(error, GracefulStop | RollBack):
                 raise
             logger.warning("the checkpoint that was being saved is lost too: %s", failure)
         self._hook.remove()
@@ -149,7 +152,7 @@ class CheckpointSaver:
             self._memory.before_change = lambda: None
         if self._thread is not None:
             self._thread.shutdown()
-        if self._group is not None and error is None:
+        if self._group is not None and (error is None or isinstance(error, RollBack)):
             dist.destroy_process_group(self._group)
 
     def wait_for_copy(self) -> None:
@@ -173,6 +176,7 @@ class CheckpointSaver:
         files: dict[str, FinishedFile] = {}
 
         def begin() -> None:
+            failpoints.reach("saving.begin", facts["step"])
             for left in self._root.glob(".step-*.tmp"):  # of a run that was killed during a save
                 shutil.rmtree(left, ignore_errors=True)
             require_room(self._root, self._bytes)
@@ -180,17 +184,23 @@ class CheckpointSaver:
 
         def commit() -> None:
             write_manifest(temporary, facts, all_files)
+            failpoints.reach("saving.before_commit", facts["step"])
             # An existing folder of this name can only be a damaged one that a resumed run has skipped.
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
             sync(self._root)
+            failpoints.reach("saving.after_commit", facts["step"])
+
+        def write() -> None:
+            files.update(self._write_files(temporary, copies, progress))
+            failpoints.reach("saving.after_files", facts["step"])
 
         try:
-            self._together(begin if rank() == 0 else None, target)
-            self._together(lambda: files.update(self._write_files(temporary, copies, progress)), target)
+            together(begin if rank() == 0 else None, self._group, target)
+            together(write, self._group, target)
             all_files = self._sealed_by_all(files)
-            self._together(commit if rank() == 0 else None, target)
-        except OSError:
+            together(commit if rank() == 0 else None, self._group, target)
+        except Exception:
             if rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -209,25 +219,26 @@ class CheckpointSaver:
     def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, FinishedFile]:
         """Write this rank's files; after an error it still receives the others' pieces, so that no rank waits."""
         files: dict[str, FinishedFile] = {}
-        failure: OSError | None = None
+        failure: Exception | None = None
         sent = self._pieces.send(copies)
         for name, contents in zip(_files_of(rank()), self._contents(copies), strict=True):
             file: TensorFile | None = None
-            for number, (_, fetch) in enumerate(contents.values()):
+            for number, (key, (_, fetch)) in enumerate(contents.items()):
                 tensor = fetch()
                 if failure is not None:
                     continue
                 try:
+                    check_finite(key, tensor)
                     if number == 0:
                         file = TensorFile(folder / name, {key: shape for key, (shape, _) in contents.items()})
                     assert file is not None
                     file.append(tensor)
-                except OSError as error:
+                except Exception as error:
                     failure = error
             try:
                 if file is not None and failure is None:
                     files[name] = file.finalize()
-            except OSError as error:
+            except Exception as error:
                 failure = error
             if file is not None:
                 file.close_quietly()
@@ -269,21 +280,6 @@ class CheckpointSaver:
         if self._group is not None:
             dist.all_reduce(total, group=self._group)
         return int(total)
-
-    def _together(self, action: Callable[[], None] | None, target: Path) -> None:
-        """Run `action` on this rank; if it failed on one rank, all raise, so that none waits for the failed rank."""
-        number = 0
-        try:
-            if action is not None:
-                action()
-        except OSError as error:
-            number = error.errno or errno.EIO
-        if self._group is not None:
-            agreed = torch.tensor([number])
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
-            number = int(agreed)
-        if number:
-            raise OSError(number, os.strerror(number), str(target))
 
     def _sealed_by_all(self, files: dict[str, FinishedFile]) -> dict[str, FinishedFile]:
         """Sizes and digests of the files of all ranks, so that rank 0 need not read the other ranks' files."""

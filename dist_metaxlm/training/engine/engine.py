@@ -16,6 +16,7 @@ from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, prepare_scal
 from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
 from dist_metaxlm.deepspeed_adapter.parameter_shards import cut_parameters
 from dist_metaxlm.deepspeed_adapter.stale_gradients import prevent_stale_gradients
+from dist_metaxlm.deepspeed_adapter.step_gate import gate_updates
 from dist_metaxlm.deepspeed_adapter.version import check_version
 from dist_metaxlm.deepspeed_adapter.weight_check import check_all_weights
 from dist_metaxlm.kernels import registry
@@ -109,6 +110,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     if isinstance(optimizer, MuonWithAdamW):
         optimizer.attach(engine)
     use_exact_norms(engine)
+    gate_updates(engine)
     check_all_weights(engine, own_fields)
     if data_size == 1 and engine.zero_optimization_stage() == 0:
         engine.enable_backward_allreduce = False  # DeepSpeed would copy all gradients to average them over one rank

@@ -12,6 +12,7 @@ from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine, StageEngine
 from dist_metaxlm.deepspeed_adapter.timers import drop_timer_records
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.training.engine.engine import set_learning_rate
+from dist_metaxlm.training.engine.micro_step_loss import guard_loss
 
 OnBatch = Callable[[PackedBatch], None]
 
@@ -38,6 +39,7 @@ class Accumulation:
         for micro in self._plan.at(step):
             batch = next(self._batches).to(engine.device)
             loss, losses, languages = engine(batch, micro.objective, step)
+            loss, losses = guard_loss(loss, losses, step)
             # DeepSpeed averages gradients over data-parallel ranks; ours are shares of one global sum.
             engine.backward(loss * (micro.factor * self._plan.world_size), scale_wrt_gas=False)
             self._on_batch(batch)

@@ -34,6 +34,7 @@ from dist_metaxlm.objectives.model import make_parameter_free_loss
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.planning.stages import Stage
 from dist_metaxlm.recipe.schema import ModelConfig, Objective
+from dist_metaxlm.training.engine.micro_step_loss import guard_loss
 
 Count = Callable[[Objective, PackedBatch, torch.Tensor, torch.Tensor], None]
 StageInputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -158,6 +159,7 @@ class PipelinedModel(PipelineModule):
         batch = self._batches.popleft().to(states_TH.device)
         loss = make_parameter_free_loss(micro.objective, self.encoder)
         total, each, languages = loss.losses(self.encoder, states_TH, batch, micro.objective)
+        total, each = guard_loss(total, each, self._step)
         assert self._count is not None
         self._count(micro.objective, batch, each, languages)
         return total * (micro.factor * groups().data_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -22,8 +22,12 @@ _ABSENT = -1
 _TENSORS = [field.name for field in fields(PackedBatch) if field.name not in ("window", "starts", "texts", "keys")]
 
 
-def batches(plan: StepPlan, data: PhaseData, first_step: int, total: int, device: torch.device) -> Iterator[PackedBatch]:
+def batches(
+    plan: StepPlan, data: PhaseData, first_step: int, total: int, device: torch.device, stepped_over: Collection[int] = ()
+) -> Iterator[PackedBatch]:
     """The micro-batches of the steps first_step .. total - 1, in host memory, pinned for a CUDA device.
+
+    Those of the steps `stepped_over` are left out; their numbers count from 1.
 
     The first tensor rank reads them and sends them to its peers. In a pipeline the first stage needs their tokens and the
     last their targets; the stages between need no batch.
@@ -31,7 +35,8 @@ def batches(plan: StepPlan, data: PhaseData, first_step: int, total: int, device
     grid = groups()
     if 0 < grid.stage < grid.stages - 1:
         return
-    micro_steps = (micro for step in range(first_step, total) for micro in plan.at(step))
+    steps = (step for step in range(first_step, total) if step + 1 not in stepped_over)
+    micro_steps = (micro for step in steps for micro in plan.at(step))
     pinned = device.type == "cuda"
     if grid.batches is None:
         yield from prefetch((_reading(data, micro, pinned) for micro in micro_steps), PREFETCHED)

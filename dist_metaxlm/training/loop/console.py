@@ -57,9 +57,10 @@ class ProgressLine:
         if self._bar:
             self._bar.update(self._task, completed=record["step"], news=news)
             return
+        loss = "-" if record["loss"] is None else f"{record['loss']:.3f}"
         done = max(1, record["step"] - self._first)
         left = (time.monotonic() - self._start) / done * (self._total - record["step"])
         logger.info(
-            f"{self._phase} step {record['step']}/{self._total}  loss {record['loss']:.3f}  {news}  "
+            f"{self._phase} step {record['step']}/{self._total}  loss {loss}  {news}  "
             f"learning rate {record['learning_rate']:.2e}  left {int(left // 60)}:{int(left % 60):02d}"
         )

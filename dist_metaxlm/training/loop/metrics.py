@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.parallel.process_group import sum_over_batch
+from dist_metaxlm.parallel.process_group import all_reduce, sum_over_batch
 from dist_metaxlm.recipe.schema import Objective, PhaseConfig
 
 Batch = TypeVar("Batch")
@@ -34,6 +35,7 @@ class LossMeter:
         # Rows: (objective, language). Columns: sum of losses, items, windows or pairs seen.
         self._sums = torch.zeros(rows, 3, dtype=torch.float64, device=device)
         self._before = torch.zeros(rows, 3, dtype=torch.float64)  # counts of this interval from before a stop
+        self._step_before = torch.zeros_like(self._sums)
         self._seen_total = torch.zeros(rows, dtype=torch.float64)
         self._ones = torch.ones(1, dtype=torch.float64, device=device)
 
@@ -45,6 +47,19 @@ class LossMeter:
         self._sums[:, 1].index_add_(0, rows, self._ones.expand(rows.numel()))
         samples = batch.sample_languages + offset
         self._sums[:, 2].index_add_(0, samples, self._ones.expand(samples.numel()))
+
+    def begin_step(self) -> None:
+        """Remember the sums before a step, for `drop_step`."""
+        self._step_before.copy_(self._sums)
+
+    def drop_step(self) -> None:
+        """Forget what was added since `begin_step`."""
+        self._sums.copy_(self._step_before)
+
+    def is_finite(self) -> bool:
+        """Whether all losses since the last reading are finite, on all ranks (collective; waits for the device)."""
+        finite = torch.isfinite(self._sums).all().to(torch.uint8)
+        return bool(all_reduce(finite, "min"))
 
     def read(self) -> dict[str, Any]:
         """Mean loss per objective and language over data-parallel ranks, realised counts; the interval ends (collective)."""
@@ -96,8 +111,10 @@ class MetricsWriter:
         self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._lines.flush()
         for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "loss_scale", "skipped_steps"):
-            if record.get(name) is not None:  # no norm of a skipped step, no scale without fp16
+            if record.get(name) is not None:  # no norm of a skipped step, no loss if all were skipped, no scale without fp16
                 self._board.add_scalar(name, record[name], record["step"])
+        for name, value in record.get("guards", {}).items():
+            self._board.add_scalar(f"guards/{name}", value, record["step"])
         for name, value in record["losses"].items():
             self._board.add_scalar(f"losses/{name}", value, record["step"])
         for name, languages in record["language_losses"].items():
@@ -114,6 +131,12 @@ class MetricsWriter:
                     self._board.add_scalar(f"heldout/{name}", record["heldout"][name], record["step"])
             for language, value in record["heldout"]["languages"].items():
                 self._board.add_scalar(f"heldout/languages/{language}", value, record["step"])
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
     def close(self) -> None:
         """Finish the files."""
@@ -151,8 +174,11 @@ class Clock:
         return self._before + time.monotonic() - self._start
 
 
-def weighted_loss(losses: dict[str, float], phase: PhaseConfig) -> float:
-    """The step's loss as trained: each objective's mean times its weight (with `draw`: the mean of what was drawn)."""
+def weighted_loss(losses: dict[str, float], phase: PhaseConfig) -> float | None:
+    """The step's loss as trained: each objective's mean times its weight (with `draw`: the mean of what was drawn); None
+    without losses, if all steps were skipped."""
+    if not losses:
+        return None
     weights: dict[str, float] = {objective.name: objective.weight for objective in phase.objectives}
     total = sum(weights[name] * value for name, value in losses.items())
     return total if phase.mixing == "sum" else total / max(1e-9, sum(weights[name] for name in losses))

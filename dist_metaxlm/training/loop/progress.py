@@ -26,6 +26,7 @@ class Progress:
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.schedule_offset = schedule_offset
         self.counts: dict[str, torch.Tensor] = {}  # of training/loop/metrics.py
+        self.guards: dict[str, Any] = {}  # of training/loop/guards.py
         self.scaling: dict[str, Any] = {}  # of deepspeed_adapter/loss_scaling.py
         self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
 
@@ -49,6 +50,7 @@ class Progress:
             "tokenizer": self.tokenizer_hash,
             "vocab_size": self.seen.numel(),
             "loss_scaling": self.scaling,
+            "guards": self.guards,
             "schedule_offset": self.schedule_offset,
         }
 
@@ -64,5 +66,6 @@ class Progress:
         self.seconds = float(checkpoint.facts["seconds"])
         # A meta phase that was lengthened since must not change it; older checkpoints lack it.
         self.schedule_offset = int(checkpoint.facts.get("schedule_offset", self.schedule_offset))
+        self.guards = dict(checkpoint.facts.get("guards", {}))
         self.counts = {name: tensors[name] for name in ("realised", "interval") if name in tensors}
         self.seen |= tensors["seen"].bool().to(self.seen.device)

@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import time
-from types import FrameType
+from types import FrameType, TracebackType
 
 import torch
 import torch.distributed as dist
 
+from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.parallel.process_group import rank, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -68,6 +69,13 @@ class StopRequest:
             dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
         asked, self._steps = bool(votes[0]), max(1, -int(votes[1]))
         return asked
+
+    def __enter__(self) -> StopRequest:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not isinstance(error, GracefulStop):  # its second signal must not end the process before it has left the group
+            self.restore()
 
     def restore(self) -> None:
         """Reinstall the previous signal handlers."""

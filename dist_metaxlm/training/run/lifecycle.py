@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.metrics import read_metrics
 from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps, write_json
+from dist_metaxlm.training.loop.guard_log import NAME as LOG_NAME
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run.context import Options, RunContext
 from dist_metaxlm.training.run.initial_weights import keep_import
@@ -84,9 +85,18 @@ def begin(context: RunContext, start: StartingPoint, step: int) -> None:
 
 
 def finish(context: RunContext, progress: Progress) -> None:
-    """Mark the phase as finished with its last logged loss. First rank only."""
+    """Mark the phase as finished with its last logged loss. First rank only.
+
+    Raises:
+        UserError: if no step of the phase made an update.
+    """
     folder, options = context.folder, context.options
-    last = json.loads(folder.metrics.read_text(encoding="utf-8").splitlines()[-1])
+    last = next((record for record in reversed(read_metrics(folder.metrics)) if record["loss"] is not None), None)
+    if last is None:
+        raise UserError(
+            f"no step of phase {folder.phase} had a finite loss and gradient (see {folder.path / LOG_NAME}); lower "
+            f"phases.{folder.phase}.learning_rate.peak and start from scratch with --resume never"
+        )
     folder.finish(
         {
             "steps": progress.step,

@@ -19,7 +19,7 @@ from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_json
 from dist_metaxlm.training.run.environment import environment
 
-CHANGEABLE = re.compile(r"phases\.\w+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+")
+CHANGEABLE = re.compile(r"phases\.\w+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+|training\.guards\..+")
 """Fields that may change when a phase continues: they affect neither the model nor the order of the text."""
 SHOWN = 5
 """Maximum number of differing fields that a message names."""
@@ -172,6 +172,7 @@ def _stamp() -> str:
 def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:
     tree = recipe.model_dump(mode="json")
     parts = {key: tree[key] for key in ("seed", "model", "data", "optimizer")}
+    parts["training"] = {"guards": tree["training"]["guards"]}
     del tree["data"]["directory"]  # prepared data may move; their sources and tokenizer are compared
     if phase == "cross":
         parts["carry_over"] = tree["carry_over"]

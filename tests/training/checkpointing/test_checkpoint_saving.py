@@ -19,12 +19,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from saving_engine import small_engine, state, update
 
+from dist_metaxlm import failpoints
 from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.storage import tensor_file
 from dist_metaxlm.training.checkpointing.checkpoint import newest_checkpoint, restore
 from dist_metaxlm.training.checkpointing.gather_plan import GatherPlan
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, verify_manifest
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
+from dist_metaxlm.training.loop.guard_log import RollBack
 
 PROGRESS = {"seen": torch.tensor([1, 0, 1], dtype=torch.uint8), "realised": torch.arange(4)}
 WORKER = Path(__file__).with_name("worker_saving.py")
@@ -113,6 +115,41 @@ def test_progress_that_changes_after_the_call_is_not_in_the_checkpoint(
     checkpoint = newest_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint.tensors("progress")["realised"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("moment", [None, "exp_avg_sq"])
+def test_a_value_that_is_not_finite_is_never_committed(
+    moment: str | None, value: float, background: bool, tmp_path: Path
+) -> None:
+    engine = small_engine()
+    saver = CheckpointSaver(tmp_path, engine, 3, background)
+    saver.save({"step": 1}, PROGRESS)
+    saver.wait()
+    param = list(engine.module.parameters())[-1]
+    tensor = param.data if moment is None else engine.optimizer.state[param][moment]
+    tensor.view(-1)[-1] = value
+    with pytest.raises(RollBack, match="after step 2 have values that are not finite"), saver:
+        saver.save({"step": 2}, PROGRESS)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("point", ["saving.begin", "saving.after_files", "saving.before_commit"])
+@pytest.mark.parametrize("action", ["eio", "raise"])
+def test_a_fault_at_any_point_leaves_the_step_before(point: str, action: str, tmp_path: Path) -> None:
+    def save_twice() -> None:
+        with CheckpointSaver(tmp_path, small_engine(), 3, background=True) as saver:
+            saver.save({"step": 1}, PROGRESS)
+            saver.save({"step": 2}, PROGRESS)
+
+    failpoints.plant(0, f"{point}@2:rank0:{action}")
+    try:
+        with pytest.raises(OSError if action == "eio" else RuntimeError):
+            save_twice()
+    finally:
+        failpoints.plant(0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_restored_bit_by_bit(tmp_path: Path) -> None:
