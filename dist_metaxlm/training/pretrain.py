@@ -26,7 +26,7 @@ from dist_metaxlm.training.run.announcement import show_placement
 from dist_metaxlm.training.run.context import Options, RunContext
 from dist_metaxlm.training.run.layout import automatic_precision, check_layout
 from dist_metaxlm.training.run.lifecycle import check_recipe, is_finished, report_finished
-from dist_metaxlm.training.run.prepared_data import open_data, prepare_data
+from dist_metaxlm.training.run.prepared_data import checked_store, open_data, prepare_data
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 from dist_metaxlm.training.run.run_phase import run_phase
 from dist_metaxlm.training.run.starting_point import origin_of
@@ -81,17 +81,19 @@ def pretrain(options: Options, open_probe: OpenProbe) -> None:
         show_placement(recipe, topology)
         if topology.is_first:
             check_recipe(recipe, options, folder)
-        context = RunContext(
-            recipe=recipe,
-            options=options,
-            topology=topology,
-            device=device,
-            folder=folder,
-            tokenizer=tokenizer,
-            data=data,
-            probe=probe,
-        )
-        run_phase(context, origin)
+        with checked_store(recipe, topology, device) as store_check:
+            context = RunContext(
+                recipe=recipe,
+                options=options,
+                topology=topology,
+                device=device,
+                folder=folder,
+                tokenizer=tokenizer,
+                data=data,
+                probe=probe,
+                store_check=store_check,
+            )
+            run_phase(context, origin)
 
 
 def _check(recipe: Recipe, options: Options, topology: Topology) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.digest_check import DigestCheck
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.loop.probing import Probe
@@ -52,6 +53,9 @@ class RunContext:
     """The phase's view of the prepared data."""
     probe: Probe | None = None
     """Measured every `training.probe_interval` steps; None if the recipe has no probes."""
+
+    store_check: DigestCheck | None = None
+    """Compares the token store with its checksums during training."""
 
     @property
     def phase(self) -> PhaseConfig:
