@@ -46,6 +46,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
     saver = CheckpointSaver(folder.checkpoints, engine, recipe.training.keep_checkpoints, recipe.training.save_in_background)
+    saver.may_commit = context.lease.check if context.lease else saver.may_commit
     metrics = MetricsWriter(folder.path, progress.step) if rank() == 0 else nullcontext()
     with stop, metrics as writer, saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):

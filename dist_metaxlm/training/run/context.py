@@ -12,6 +12,7 @@ from dist_metaxlm.data.tokens.digest_check import DigestCheck
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.loop.probing import Probe
+from dist_metaxlm.training.run.lease import Lease
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 
@@ -56,6 +57,8 @@ class RunContext:
 
     store_check: DigestCheck | None = None
     """Compares the token store with its checksums during training."""
+    lease: Lease | None = None
+    """The right to write into `folder`; only the first rank has it."""
 
     @property
     def phase(self) -> PhaseConfig:
