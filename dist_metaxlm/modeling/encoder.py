@@ -122,7 +122,7 @@ class Encoder(nn.Module):
 
     def _value(self, name: str, part: torch.Size) -> torch.Tensor:
         if self._loaded is None:
-            return initial_part(name, part, self.seed, self.config.init_std, self.shard, self.config.vocab_size)
+            return initial_part(name, part, self.seed, self.config.std_of(name), self.shard, self.config.vocab_size)
         return torch.empty(part).copy_(own_part(name, self._loaded[name], self.shard))
 
     def masked_lm_loss(self, states: torch.Tensor, targets: torch.Tensor, target_tokens: torch.Tensor) -> torch.Tensor:

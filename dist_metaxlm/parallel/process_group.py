@@ -165,6 +165,11 @@ def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
     return tensor
 
 
+def largest(value: int, device: torch.device) -> int:
+    """The largest `value` of all ranks, whose collectives use tensors on `device` (collective)."""
+    return int(all_reduce(torch.tensor([value], device=device), "max"))
+
+
 def sum_over_batch(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor`, counted on the batches of one pipeline stage (zeros on the others), summed over the global batch, in place.
 

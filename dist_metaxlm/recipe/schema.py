@@ -97,6 +97,9 @@ class ModelConfig(Section):
     """Epsilon of every norm."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the normal initialisation of matrices and embeddings."""
+    embedding_std: float | None = Field(None, gt=0)
+    """That of the token and position embeddings; empty: `init_std`. The token embeddings are the output matrix too, so with
+    a larger value small models learn more than word frequencies earlier (docs/results/)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability with which an element of a residual branch and of the embedding is dropped."""
     attention_dropout: float = Field(0.0, ge=0, lt=1)
@@ -109,6 +112,11 @@ class ModelConfig(Section):
     """`modern` only: rotary base of the global layers."""
     rope_theta_local: float = Field(10000.0, gt=0)
     """`modern` only: rotary base of the local layers."""
+
+    def std_of(self, name: str) -> float:
+        """Standard deviation of the initial values of the parameter with this logical name."""
+        is_embedding = name.startswith("embedding.") and self.embedding_std is not None
+        return self.embedding_std if is_embedding and self.embedding_std is not None else self.init_std
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:

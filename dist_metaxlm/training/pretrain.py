@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from dist_metaxlm.kernels import registry
 from dist_metaxlm.parallel.affinity import bind_cores
 from dist_metaxlm.parallel.environment import complete_environment
 from dist_metaxlm.parallel.launchers import check_peers, check_world_size, join_limit
+from dist_metaxlm.parallel.peer_monitor import watch_launcher
 from dist_metaxlm.parallel.process_group import check_devices, pick_device, process_group
 from dist_metaxlm.parallel.shared_facts import facts_to_share
 from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
@@ -26,8 +28,9 @@ from dist_metaxlm.training.loop.probing import OpenProbe
 from dist_metaxlm.training.run.announcement import show_placement
 from dist_metaxlm.training.run.context import Options, RunContext
 from dist_metaxlm.training.run.layout import automatic_precision, check_layout
+from dist_metaxlm.training.run.lease import Lease
 from dist_metaxlm.training.run.lifecycle import check_recipe, is_finished, report_finished
-from dist_metaxlm.training.run.prepared_data import open_data, prepare_data
+from dist_metaxlm.training.run.prepared_data import checked_store, open_data, prepare_data
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 from dist_metaxlm.training.run.run_phase import run_phase
 from dist_metaxlm.training.run.starting_point import origin_of
@@ -47,6 +50,7 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
     topology = detect_topology()
     logs.set_up(topology.rank, topology.world_size)
     failpoints.plant(topology.rank)
+    watch_launcher(topology.launcher)
     check_world_size(topology, options.expect_world_size)
     asked = options.loaded or load_recipe(options.recipe, options.overrides, layout_later=True)
     recipe = follow_file(asked, options.deepspeed_config)
@@ -84,18 +88,22 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
         show_placement(recipe, topology)
         if topology.is_first:
             check_recipe(recipe, options, folder)
-        context = RunContext(
-            recipe=recipe,
-            options=options,
-            topology=topology,
-            device=device,
-            folder=folder,
-            tokenizer=tokenizer,
-            data=data,
-            probe=probe,
-            heldout=heldout,
-        )
-        run_phase(context, origin)
+        lease = Lease(folder.run_dir, folder.phase) if topology.is_first else nullcontext()
+        with lease as held, checked_store(recipe, topology, device) as store_check:
+            context = RunContext(
+                recipe=recipe,
+                options=options,
+                topology=topology,
+                device=device,
+                folder=folder,
+                tokenizer=tokenizer,
+                data=data,
+                probe=probe,
+                heldout=heldout,
+                store_check=store_check,
+                lease=held,
+            )
+            run_phase(context, origin)
 
 
 def _check(recipe: Recipe, options: Options, topology: Topology) -> None:

@@ -35,6 +35,16 @@ def test_values() -> None:
     assert not torch.equal(state["blocks.0.mlp.up.weight"], state["blocks.1.mlp.up.weight"])
 
 
+def test_embeddings_have_a_deviation_of_their_own() -> None:
+    state = Encoder(config_of(init_std=0.05, embedding_std=0.2), seed=1).state_dict()
+    usual = Encoder(config_of(init_std=0.05), seed=1).state_dict()
+    for name, tensor in state.items():
+        if name.startswith("embedding.") and tensor.dim() == 2:
+            torch.testing.assert_close(tensor, 4 * usual[name])
+        else:
+            assert torch.equal(tensor, usual[name]), name
+
+
 def test_seed_and_name_matter() -> None:
     values = initial_values("w", (8, 8), 1, 1.0)
     assert torch.equal(values, initial_values("w", (8, 8), 1, 1.0))

@@ -218,6 +218,13 @@ class Corpus:
         return UserError(f"{self._index} is damaged: {why}; delete {self._index.parent} and run metaxlm prepare again")
 
 
+def token_type(index: Path) -> Any:
+    """The numpy type of the tokens that an index belongs to; uint16 for an index that is damaged."""
+    with index.open("rb") as file:
+        header = file.read(HEADER.size)
+    return _DTYPES.get(HEADER.unpack(header)[2], np.uint16) if len(header) == HEADER.size else np.uint16
+
+
 def _parts(count: int, mapped: np.ndarray) -> Iterator[tuple[int, int]]:
     """(first, last + 1) of cache-sized runs of `count` entries; releases pages of `mapped` between them."""
     for first in range(0, count, _CHUNK):

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from dist_metaxlm.errors import UserError
 from dist_metaxlm.training.loop.guard_log import RollBack
 
 logger = logging.getLogger(__name__)
-_NOT_FINITE, _OTHER_ERROR = 1 << 20, 1 << 21
+_NOT_FINITE, _REFUSED, _OTHER_ERROR = 1 << 20, 1 << 21, 1 << 22
 """Codes of failures that are no error of the operating system, larger than any `errno`."""
 
 
@@ -39,10 +40,12 @@ def together(action: Callable[[], None] | None, group: dist.ProcessGroup | None,
 
     Raises:
         OSError: with the largest error number of all ranks and the folder `target` that is being written.
+        UserError: if one rank raises it.
         RollBack: if a tensor is not finite.
         RuntimeError: if another rank has an unexpected error; that rank raises its own.
     """
-    number, own = 0, None
+    number = 0
+    own: Exception | None = None
     try:
         if action is not None:
             action()
@@ -50,6 +53,8 @@ def together(action: Callable[[], None] | None, group: dist.ProcessGroup | None,
         number = error.errno or errno.EIO
     except NotFinite:
         number = _NOT_FINITE
+    except UserError as error:
+        number, own = _REFUSED, error
     except Exception as error:
         number, own = _OTHER_ERROR, error
     if group is not None:
@@ -58,6 +63,8 @@ def together(action: Callable[[], None] | None, group: dist.ProcessGroup | None,
         number = int(agreed)
     if own is not None:
         raise own
+    if number == _REFUSED:
+        raise UserError(f"{target} is not saved; rank 0 tells why")
     if number == _OTHER_ERROR:
         raise RuntimeError(f"another rank failed to save {target}")
     if number == _NOT_FINITE:

@@ -68,6 +68,8 @@ class CheckpointSaver:
         self._bytes = self._bytes_of_all()
         self.stalled = 0.0
         """Seconds that training has waited for saving: in `save`, and before the next update."""
+        self.may_commit: Callable[[], None] = lambda: None
+        """Called on rank 0 before a checkpoint is committed; raises UserError if another job has taken over."""
         self._pending: Future[None] | None = None
         self._copied = threading.Event()
         self._copied.set()
@@ -88,7 +90,7 @@ class CheckpointSaver:
         Raises:
             OSError: when the disk is full (in the background: from the previous save); the unfinished folder is removed and
             older checkpoints are untouched.
-            UserError: if the checkpoint would hold other weights than the model's.
+            UserError: if the checkpoint would hold other weights than the model's, or another job writes into the folder.
             RollBack: as `wait`.
         """
         begun = time.perf_counter()
@@ -185,6 +187,7 @@ class CheckpointSaver:
         def commit() -> None:
             write_manifest(temporary, facts, all_files)
             failpoints.reach("saving.before_commit", facts["step"])
+            self.may_commit()
             # An existing folder of this name can only be a damaged one that a resumed run has skipped.
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)

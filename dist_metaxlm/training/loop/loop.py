@@ -11,7 +11,7 @@ from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import scaler_state, step_figures
 from dist_metaxlm.errors import GracefulStop
-from dist_metaxlm.parallel.process_group import rank
+from dist_metaxlm.parallel.process_group import largest, rank
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.execution import execution
 from dist_metaxlm.training.loop.batches import batches
@@ -54,6 +54,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
         recipe.training.save_in_background,
         recipe.training.keep_best,
     )
+    saver.may_commit = context.lease.check if context.lease else saver.may_commit
     metrics = MetricsWriter(folder.path, progress.step) if rank() == 0 else nullcontext()
     with stop, metrics as writer, saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
@@ -79,6 +80,8 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 if writer:
                     writer.write(record)
                 saver.check(engine.device)
+                if context.store_check:
+                    context.store_check.refuse(partial(largest, device=engine.device))
             if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling, progress.guards = meter.counts(), scaler_state(engine), guards.state()

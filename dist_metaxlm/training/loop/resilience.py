@@ -1,7 +1,7 @@
 """Graceful stop: a signal requests it, all ranks agree after a step, a checkpoint is saved, exit code 75.
 
 Slurm sends SIGUSR1 before its time limit (`--signal=USR1@120`) and SIGTERM on cancelling; launchers pass SIGTERM on; a
-terminal sends SIGINT for Ctrl-C.
+terminal sends SIGINT for Ctrl-C, and SIGHUP when it is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.parallel.process_group import rank, world_size
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 INSIST_SECONDS = 1.0
 """A second SIGINT within this time is the launcher's copy of the first one."""
 LOOK_SECONDS = 2.0
@@ -38,7 +38,9 @@ class StopRequest:
         self._most, self._steps, self._looked_at, self._looked = most_steps, 1, step, time.monotonic()
         # On the host: the check must not wait for the device.
         self._group = dist.new_group(backend="gloo") if world_size() > 1 and dist.get_backend() != "gloo" else None
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        # nohup ignores SIGHUP, so that a closed terminal ends nothing.
+        wanted = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._handle) for number in wanted}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Only set a flag: the handler may interrupt a collective.

@@ -65,7 +65,7 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
     }
     if recipe.carry_over.unseen_embeddings == "reinitialise":
         for name in (TABLE, HEAD_BIAS):
-            fresh = initial_values(name, weights[name].shape, encoder.seed, recipe.model.init_std)
+            fresh = initial_values(name, weights[name].shape, encoder.seed, recipe.model.std_of(name))
             weights[name] = torch.where(unseen.view(-1, *[1] * (fresh.dim() - 1)), fresh, weights[name])
     encoder.load_logical(weights)
     report["embeddings_after"] = embedding_statistics(weights[TABLE], unseen)

@@ -8,10 +8,12 @@ import torch
 
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.tokenizer import Tokenizer
+from dist_metaxlm.data.tokens.digest_check import DigestCheck
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.training.loop.heldout import HeldoutMeasure
 from dist_metaxlm.training.loop.probing import Probe
+from dist_metaxlm.training.run.lease import Lease
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 
@@ -55,6 +57,11 @@ class RunContext:
     """Measured every `training.probe_interval` steps; None if the recipe has no probes."""
     heldout: HeldoutMeasure | None = None
     """Measured every `training.heldout_interval` steps; None if that is 0."""
+
+    store_check: DigestCheck | None = None
+    """Compares the token store with its checksums during training."""
+    lease: Lease | None = None
+    """The right to write into `folder`; only the first rank has it."""
 
     @property
     def phase(self) -> PhaseConfig:

@@ -13,7 +13,7 @@ from dist_metaxlm.recipe.schema import ModelConfig, Recipe
 from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
-FREE = {"dropout", "attention_dropout", "init_std"}
+FREE = {"dropout", "attention_dropout", "init_std", "embedding_std"}
 """Fields of the model that do not affect the shape or meaning of the weights."""
 
 
