@@ -104,10 +104,10 @@ def lines(measured: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "## Layouts crossed with offload, precision, objectives and a stop",
         "",
-        f"{STEPS} steps; every pair of values of two columns occurs in some row of its number of ranks. Reference: plain torch "
-        f"in one process in fp32. Bounds of the loss: {BOUNDS['fp32']:.0e} in fp32, and in bf16 {BOUNDS['bf16']:.0e}, its "
-        f"rounding; of the gradient norm {NORM_BOUND:.0e} in fp32. `resumed`: stopped after {SPLIT} steps and resumed from the "
-        "checkpoint by a new engine.",
+        f"{STEPS} steps; every pair of values of two columns occurs in some row of its number of ranks. Reference: plain "
+        f"torch in one process in fp32. Bounds of the loss: {BOUNDS['fp32']:.0e} in fp32, and in bf16 {BOUNDS['bf16']:.0e}, "
+        f"its rounding; of the gradient norm {NORM_BOUND:.0e} in fp32. `resumed`: stopped after {SPLIT} steps and resumed "
+        "from the checkpoint by a new engine.",
         "",
         "| family | layout | objectives | precision | offload | resumed | loss | gradient norm |",
         "|---|---|---|---|---|---|---|---|",
