@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_metaxlm.deepspeed_adapter.parameter_shards import cut_parameters
+from dist_metaxlm.deepspeed_adapter.parameter_shards import cut_parameters, part_shape
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import process_group
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.engine.engine import DTYPES, engine_config
+from dist_metaxlm.training.engine.engine import DTYPES, engine_config, parameter_groups
 from dist_metaxlm.training.engine.model import build_model
 
 CPU = torch.device("cpu")
@@ -80,6 +80,12 @@ def main(recipe_name: str, output: str, *overrides: str) -> None:
             expected = padded.chunk(pieces)[dist.get_rank(ours.ds_process_group)]
             equal.append(digest(ours.ds_tensor) == digest(expected))
         sizes = [parameter.numel() for parameter in reference.parameters()]
+        config = recipe.optimizer
+        ours, theirs = (
+            [[part_shape(p) for p in group["params"]] for group in parameter_groups(each, config)]
+            for each in (model.encoder, reference)
+        )
+        equal.append(ours == theirs)
         result = {"deferred": deferred, "whole": whole, "equal": all(equal), "sizes": sizes, "ranks": place.data_size}
         Path(f"{output}.{topology.rank}").write_text(json.dumps(result))
 
