@@ -77,7 +77,8 @@ known-case: setup
 fuzz: setup
 	$(BIN)/python tests/fuzz --files 10000 --count 12000
 
-# Every tensor, sequence, data-parallel and ZeRO layout against one process, on CPU with gloo: about ten minutes on two cores.
+# Every tensor, sequence, data-parallel and ZeRO layout against one process, on CPU with gloo, and layouts crossed with offload,
+# precision, objectives and a stop in the middle (tests/distributed/layout_table.py OUTPUT crossed: these alone).
 layouts: setup
 	mkdir -p docs/results
 	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed/layout_table.py docs/results/$$(date +%F)-layouts.md

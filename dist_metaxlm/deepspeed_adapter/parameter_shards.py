@@ -16,6 +16,11 @@ from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
 from dist_metaxlm.parallel.groups import groups
 
 
+def part_shape(parameter: Any) -> tuple[int, ...]:
+    """Shape of this rank's tensor-parallel part of a parameter; ZeRO-3 empties the parameter itself."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def cut_parameters(config: Mapping[str, Any]) -> Callable[[nn.Parameter], None] | None:
     """A function that cuts a parameter over the data-parallel ranks and keeps this rank's piece (collective).
 

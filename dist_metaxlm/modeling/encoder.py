@@ -106,7 +106,10 @@ class Encoder(nn.Module):
         A deferred encoder reads them in `materialise`.
         """
         if any(parameter.is_meta for parameter in self.parameters()):
-            self._loaded = {name: weights[name] for name, _ in self.named_parameters()}
+            absent = [name for name, _ in self.named_parameters() if name not in weights]
+            if absent:
+                raise KeyError(absent[0])
+            self._loaded = weights
             return
         for name, parameter in self.named_parameters():
             parameter.copy_(own_part(name, weights[name], self.shard))

@@ -21,6 +21,10 @@ head, with the gathered targets' states and one chunk of logits, and a copy of t
 Host memory: 12 bytes per parameter that the rank updates, divided by N at any ZeRO stage, for the copy from which
 checkpoints are written. With background saving the copy is permanent and page-locked, and torch rounds each buffer up to a
 power of two: at most twice as much. Otherwise it exists only during a save. Offloaded states are in host memory too.
+
+Before that, at the start, the weights are drawn in fp32 on the host: one parameter at a time, whole, then this rank's part
+in the training precision (modeling/initialisation.py). A stage of a pipeline, or a model whose objectives need all of it, is
+whole in fp32 on the host first.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from dist_metaxlm.planning.checkpoint_size import SAVED_BYTES
-from dist_metaxlm.planning.parameters import stage_parameters
+from dist_metaxlm.planning.parameters import largest_matrix, stage_parameters
 from dist_metaxlm.planning.stages import Stage
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -69,6 +73,8 @@ class MemoryEstimate:
 class HostMemory:
     """Upper bound on the host memory of a rank of the fullest stage, in bytes."""
 
+    start: int
+    """Weights while the model is built; they are freed before the other two exist."""
     saving: int
     """Copy from which checkpoints are written."""
     offload: int
@@ -76,8 +82,8 @@ class HostMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.saving + self.offload
+        """The most at one time."""
+        return max(self.start, self.saving + self.offload)
 
     def as_dict(self) -> dict[str, int]:
         """Bytes by part, and their total."""
@@ -133,18 +139,35 @@ def _stage_memory(
 
 
 def estimate_host_memory(
-    model: ModelConfig, layout: Layout, precision: str, background: bool, stages: Sequence[Stage], shared: int = 0
+    model: ModelConfig,
+    layout: Layout,
+    precision: str,
+    background: bool,
+    stages: Sequence[Stage],
+    shared: int = 0,
+    whole: bool = False,
 ) -> HostMemory:
     """Host memory of a rank on CUDA devices; `background`: whether checkpoints are written in the background.
 
     shared: bytes that are replicated on all ranks and saved in shares (planning/checkpoint_size.py).
+    whole: whether an objective needs all weights of the model before the engine is built.
     """
     own = max(stage_parameters(model, stage, layout.tensor).own for stage in stages)
     offload = 0
     if layout.offload_optimizer:
         offload = 12 * own + (4 * own if layout.zero_stage == 3 else 0)
     copied = -(-SAVED_BYTES * own // layout.data) + -(-shared // (layout.tensor * layout.pipeline * layout.data))
-    return HostMemory(copied * (PINNED_ROUNDING if background else 1), -(-offload // layout.data))
+    start = _start(model, layout, 4 if precision == "fp32" else 2, stages, whole)
+    return HostMemory(start, copied * (PINNED_ROUNDING if background else 1), -(-offload // layout.data))
+
+
+def _start(model: ModelConfig, layout: Layout, element: int, stages: Sequence[Stage], whole: bool) -> int:
+    """Host memory while the weights are drawn."""
+    drawn = largest_matrix(model)
+    if whole or layout.pipeline > 1:
+        return 4 * (drawn + max(stage_parameters(model, stage, layout.tensor).total for stage in stages))
+    part = -(-drawn // layout.tensor)
+    return 4 * drawn + (4 * part if layout.tensor > 1 else 0) + (element * part if element < 4 else 0)
 
 
 def _activations(model: ModelConfig, layout: Layout, element: int, tokens: int, stage: Stage, in_flight: int) -> int:

@@ -75,6 +75,11 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
     )
 
 
+def largest_matrix(model: ModelConfig) -> int:
+    """Elements of the largest single parameter: the token embedding, or a matrix of a block."""
+    return model.hidden * max(model.vocab_size, model.ffn, 3 * model.hidden)
+
+
 @dataclass(frozen=True)
 class StageParameters:
     """Numbers of parameters on one tensor rank of a pipeline stage, before ZeRO."""

@@ -182,7 +182,8 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stag
         windows = -(-windows // 2)
     parts = [stage for cut in stages.values() for stage in cut]
     shared = max(shared_bytes(recipe.model, phase) for phase in recipe.phases.values())
-    host = estimate_host_memory(recipe.model, layout, precision, recipe.training.save_in_background, parts, shared)
+    background, whole = recipe.training.save_in_background, recipe.whole_model
+    host = estimate_host_memory(recipe.model, layout, precision, background, parts, shared, whole)
     idle = max(_idle(recipe, phase, layout.data, tokens, stages[name]) for name, phase in recipe.phases.items())
     blocks = {name: [len(stage.blocks) for stage in cut] for name, cut in stages.items()}
     return Plan(
@@ -287,8 +288,8 @@ def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) ->
     ]
     lines.append(
         "TP, PP, DP: tensor, pipeline, data parallel ranks; SP: sequence parallelism; tokens: of a micro-batch; "
-        "host: host memory for saving and offload, at most; idle: share of a step lost while a pipeline fills and "
-        "drains"
+        "host: host memory of a rank at the start, and for saving and offload, at most; idle: share of a step lost while "
+        "a pipeline fills and drains"
     )
     closing = f"{fitting} of {pluralize(len(plans), 'legal layout')} fit."
     closing += f" Take the first: {' '.join(plans[0].layout.overrides())}" if fitting else " Take more or larger devices."

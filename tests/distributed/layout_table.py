@@ -1,6 +1,6 @@
 """Train under every layout and write how far each is from one process: `make layouts`.
 
-usage: layout_table.py OUTPUT.md (beside it the figures as OUTPUT.json)
+usage: layout_table.py OUTPUT.md [crossed] (beside it the figures as OUTPUT.json; `crossed`: only the second table)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from dist_metaxlm.training.run.run_folder import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import crossed
 from conftest import prepare_tiny_recipe, run
 from layouts import FAMILIES, Case, deviation, run_cases, single_process
 
@@ -77,10 +78,18 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write(rows: list[dict[str, Any]], path: Path) -> bool:
-    """The table as Markdown and JSON; whether all rows keep to the bounds."""
+def measure_crossed(folder: Path) -> list[dict[str, Any]]:
+    """The rows of crossed.py on all its numbers of ranks."""
+    folder.mkdir()
+    recipe, patient = prepare_tiny_recipe(folder), partial(run, timeout=3600)
+    return [row for ranks in crossed.LAYOUTS for row in crossed.measure(patient, recipe, folder, ranks, crossed.rows(ranks))]
+
+
+def write(rows: list[dict[str, Any]], crossing: list[dict[str, Any]], path: Path) -> bool:
+    """The tables as Markdown and JSON; whether all rows keep to the bounds."""
     facts = environment()
     kept = all(r["same_initial_weights"] and r["loss"] < 1e-5 and r["gradient_norm"] < 1e-4 for r in rows)
+    kept &= all(map(crossed.keeps, crossing))
     head = [
         "# Layouts against one process",
         "",
@@ -102,14 +111,16 @@ def write(rows: list[dict[str, Any]], path: Path) -> bool:
         f"| {'equal' if r['same_initial_weights'] else 'DIFFERENT'} | {r['loss']:.1e} | {r['gradient_norm']:.1e} |"
         for r in rows
     ]
-    path.write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
-    path.with_suffix(".json").write_text(json.dumps({"environment": facts, "steps": STEPS, "rows": rows}, indent=1))
+    path.write_text("\n".join([*head, *lines, *crossed.lines(crossing), ""]), encoding="utf-8")
+    tables = {"environment": facts, "steps": STEPS, "rows": rows, "crossed_steps": crossed.STEPS, "crossed": crossing}
+    path.with_suffix(".json").write_text(json.dumps(tables, indent=1))
     return kept
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        return 0 if write(measure(Path(folder)), Path(sys.argv[1])) else 1
+        rows = [] if sys.argv[2:] == ["crossed"] else measure(Path(folder))
+        return 0 if write(rows, measure_crossed(Path(folder) / "crossed"), Path(sys.argv[1])) else 1
 
 
 if __name__ == "__main__":

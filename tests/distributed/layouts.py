@@ -50,6 +50,8 @@ class Case:
     family: str = "xlmr"
     extra: list[str] = field(default_factory=list)
     """More overrides of the recipe."""
+    folder: str = ""
+    """Beginning of the name of the folder for checkpoints; cases with different ones do not see each other's."""
 
     @property
     def overrides(self) -> list[str]:
@@ -116,6 +118,7 @@ def run_cases(
                 "save": case.save,
                 "probe": case.probe,
                 "steps": case.steps or steps,
+                "folder": case.folder,
                 "overrides": case.overrides,
             }
             for case in cases

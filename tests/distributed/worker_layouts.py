@@ -120,7 +120,7 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     form_groups(recipe.parallel.tensor, recipe.parallel.pipeline, CPU)
     engine = build_engine(build_model(recipe, recipe.phases["joint"]), recipe, CPU, groups().data_size)
     initial = digest(whole_weights(engine))
-    first, folder = 0, Path(job["output"]).with_suffix(".checkpoints")
+    first, folder = 0, Path(job["output"]).with_suffix(f".{case.get('folder', '')}checkpoints")
     copied = True
     if case.get("resume"):
         checkpoint = newest_checkpoint(folder)

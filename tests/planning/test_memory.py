@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dist_metaxlm.planning.memory import PINNED_ROUNDING, estimate_host_memory, estimate_memory
-from dist_metaxlm.planning.parameters import count_parameters
+from dist_metaxlm.planning.parameters import count_parameters, stage_parameters
 from dist_metaxlm.planning.stages import Stage, model_stages
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -83,9 +83,25 @@ def test_a_save_beside_training_needs_host_memory_and_so_does_offload():
     def host(background, **offload):
         return estimate_host_memory(MODEL, replace(layout, **offload), "bf16", background, whole)
 
-    assert host(False).as_dict() == {"saving": -(-12 * TOTAL // 8), "offload": 0, "total": -(-12 * TOTAL // 8)}
+    saving = -(-12 * TOTAL // 8)
+    start = 6 * MODEL.vocab_size * MODEL.hidden  # the token embedding in fp32, and rounded
+    assert host(False).as_dict() == {"start": start, "saving": saving, "offload": 0, "total": max(start, saving)}
     assert host(True).saving == PINNED_ROUNDING * host(False).saving
     assert host(True, offload_optimizer=True).offload == 2 * TOTAL
+
+
+def test_the_host_builds_one_parameter_at_a_time_but_stages_and_whole_models_at_once():
+    embedding, ends = MODEL.vocab_size * MODEL.hidden, [Stage(range(MODEL.layers), last=False), Stage(range(0), first=False)]
+
+    def start(layout, precision="bf16", stages=None, **more):
+        stages = stages or [Stage(range(MODEL.layers))]
+        return estimate_host_memory(MODEL, layout, precision, False, stages, **more).start
+
+    assert start(replace(ALONE, data=64, zero_stage=3)) == start(ALONE) == 6 * embedding
+    assert start(ALONE, "fp32") == 4 * embedding
+    assert start(replace(ALONE, tensor=2)) == 4 * embedding + 6 * embedding // 2
+    assert start(ALONE, whole=True) == 4 * (embedding + TOTAL)
+    assert start(replace(ALONE, pipeline=2), stages=ends) == 4 * (embedding + stage_parameters(MODEL, ends[0]).total)
 
 
 def test_activations_follow_tokens_and_are_divided_by_parallel_ranks():

@@ -14,7 +14,7 @@ from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, prepare_scaler
 from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
-from dist_metaxlm.deepspeed_adapter.parameter_shards import cut_parameters
+from dist_metaxlm.deepspeed_adapter.parameter_shards import cut_parameters, part_shape
 from dist_metaxlm.deepspeed_adapter.stale_gradients import prevent_stale_gradients
 from dist_metaxlm.deepspeed_adapter.step_gate import gate_updates
 from dist_metaxlm.deepspeed_adapter.version import check_version
@@ -37,10 +37,10 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     The copy of the token embedding on a pipeline's last stage is in neither: it is sent there (training/engine/pipeline.py).
     """
     own = [(name, p) for name, p in model.named_parameters() if not getattr(p, "ds_pipe_replicated", False)]
-    orthogonal = [p for name, p in own if config.name == "muon" and is_block_matrix(name, p.shape)]
+    orthogonal = [p for name, p in own if config.name == "muon" and is_block_matrix(name, part_shape(p))]
     special = {id(p) for p in orthogonal}
-    matrices = [p for _, p in own if p.ndim >= 2 and id(p) not in special]
-    vectors = [p for _, p in own if p.ndim < 2]
+    matrices = [p for _, p in own if len(part_shape(p)) >= 2 and id(p) not in special]
+    vectors = [p for _, p in own if len(part_shape(p)) < 2]
     groups: list[dict[str, Any]] = [
         {"params": orthogonal, "weight_decay": config.weight_decay, "orthogonal": True, "rate": config.matrix_rate},
         {"params": matrices, "weight_decay": config.weight_decay},

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.parameter_shards import part_shape
 from dist_metaxlm.modeling.sharding import is_block_matrix
 from dist_metaxlm.recipe.schema import ModelConfig, OptimizerConfig
 from dist_metaxlm.training.engine.matrix_exchange import Matrix, MatrixExchange
@@ -43,10 +44,10 @@ class MuonWithAdamW(torch.optim.AdamW):
         """Map the matrices to DeepSpeed's shards (collective)."""
         names = {id(param): name for name, param in optimizer_state.named_parameters(engine)}
         for shard, params in _shards(engine):
-            own = [(names[id(p)], p) for p in params if id(p) in names and is_block_matrix(names[id(p)], _shape(p))]
+            own = [(names[id(p)], p) for p in params if id(p) in names and is_block_matrix(names[id(p)], part_shape(p))]
             if own:
                 pieces = [optimizer_state.own_piece(engine, p, _UPDATE) for _, p in own]
-                matrices = [Matrix(name=name, part_shape=_shape(p), piece=partial(_piece, engine, p)) for name, p in own]
+                matrices = [Matrix(name=name, part_shape=part_shape(p), piece=partial(_piece, engine, p)) for name, p in own]
                 self._exchanges[id(shard)] = MatrixExchange(matrices, [start for start, _ in pieces], engine.device)
 
     @torch.no_grad()
@@ -86,11 +87,6 @@ class MuonWithAdamW(torch.optim.AdamW):
 
     def _exchanges_of(self, shards: list[torch.Tensor]) -> Iterator[MatrixExchange]:
         return (self._exchanges[id(shard)] for shard in shards if id(shard) in self._exchanges)
-
-
-def _shape(param: Any) -> tuple[int, ...]:
-    """Shape of this rank's tensor-parallel part; ZeRO-3 empties the parameter itself."""
-    return tuple(getattr(param, "ds_shape", param.shape))
 
 
 def _piece(engine: Any, param: Any) -> torch.Tensor:

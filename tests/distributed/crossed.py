@@ -1,0 +1,120 @@
+"""Layouts crossed with offload, precision, orders of objectives, family, and a stop in the middle, by pairwise coverage."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from layouts import FAMILIES, ORDERS, Case, Run, deviation, run_cases, single_process
+from pairwise import Row, pairwise
+
+from dist_metaxlm.recipe.layout import Layout
+
+STEPS, SPLIT = 8, 3
+"""Steps of a run, and those before the stop."""
+BOUNDS = {"fp32": 1e-6, "bf16": 3e-3}
+"""Of each step's loss against plain torch in fp32. In bf16 every weight is rounded to 8 bits: 3e-3 holds for any seed."""
+NORM_BOUND = 1e-4
+"""Of gradient norms in fp32; half precision has none, because the gradients themselves are rounded."""
+OBJECTIVES = {"listed": [], **ORDERS}
+LAYOUTS = {
+    2: {
+        "TP2 sequence ZeRO-2": Layout(tensor=2, zero_stage=2, sequence=True),
+        "TP2 ZeRO-3": Layout(tensor=2, zero_stage=3),
+        "PP2 ZeRO-1": Layout(pipeline=2, micro_batch_tokens=64),
+        "DP2 ZeRO-3": Layout(zero_stage=3, micro_batch_tokens=64),
+    },
+    4: {
+        **{f"DP4 ZeRO-{stage}": Layout(zero_stage=stage, micro_batch_tokens=32) for stage in range(4)},
+        "TP2 DP2 ZeRO-1": Layout(tensor=2),
+        "TP2 DP2 sequence ZeRO-2": Layout(tensor=2, zero_stage=2, sequence=True),
+        "TP2 DP2 ZeRO-3": Layout(tensor=2, zero_stage=3, micro_batch_tokens=64),
+        "TP4 sequence ZeRO-1": Layout(tensor=4, sequence=True),
+        "PP2 DP2 ZeRO-1": Layout(pipeline=2, micro_batch_tokens=64),
+        "PP4 ZeRO-0": Layout(pipeline=4, zero_stage=0, micro_batch_tokens=64),
+        "TP2 PP2 sequence ZeRO-1": Layout(tensor=2, pipeline=2, sequence=True),
+    },
+}
+
+
+def rows(ranks: int) -> list[Row]:
+    """The combinations for so many ranks."""
+    settings = {
+        "layout": list(LAYOUTS[ranks]),
+        "objectives": list(OBJECTIVES),
+        "offload": [False, True],
+        "precision": list(BOUNDS),
+        "resumed": [False, True],
+        "family": list(FAMILIES),
+    }
+
+    def legal(row: Row) -> bool:
+        # Neither offload nor half precision without ZeRO, which has no masters there.
+        return LAYOUTS[ranks][row["layout"]].zero_stage > 0 or (row["precision"] == "fp32" and not row["offload"])
+
+    return pairwise(settings, legal)
+
+
+def cases_of(row: Row, ranks: int, number: int) -> list[Case]:
+    """The run of a row; two of them if it is stopped and resumed."""
+    extra = [f"training.precision={row['precision']}", f"parallel.offload_optimizer={str(row['offload']).lower()}"]
+    whole = Case(LAYOUTS[ranks][row["layout"]], family=row["family"], extra=[*OBJECTIVES[row["objectives"]], *extra])
+    whole.folder = f"{number}-"
+    if not row["resumed"]:
+        return [whole]
+    return [replace(whole, save=True, steps=SPLIT), replace(whole, resume=True, steps=STEPS - SPLIT)]
+
+
+def measure(run_ranks: Run, recipe: Path, folder: Path, ranks: int, chosen: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each row with the largest deviation of its losses and gradient norms from plain torch in one process in fp32."""
+    cases = [cases_of(row, ranks, number) for number, row in enumerate(chosen)]
+    results = iter(run_cases(run_ranks, recipe, folder / f"crossed-{ranks}.json", ranks, [*itertools.chain(*cases)], STEPS))
+    singles: dict[tuple[str, str], Mapping[str, Any]] = {}
+    measured = []
+    for row, parts in zip(chosen, cases, strict=True):
+        key = (row["family"], row["objectives"])
+        if key not in singles:
+            singles[key] = single_process(recipe, key[0], STEPS, OBJECTIVES[key[1]])
+        ran = [next(results) for _ in parts]
+        losses, norms = ([value for part in ran for value in part[name]] for name in ("losses", "norms"))
+        measured.append(
+            {
+                "ranks": ranks,
+                **row,
+                "same_initial_weights": row["precision"] != "fp32" or ran[0]["initial"] == singles[key]["initial"],
+                "loss": deviation(losses, singles[key]["losses"]),
+                "gradient_norm": deviation(norms, singles[key]["norms"]),
+            }
+        )
+    return measured
+
+
+def keeps(row: Mapping[str, Any]) -> bool:
+    """Whether a measured row keeps to the bounds."""
+    norm = row["precision"] != "fp32" or row["gradient_norm"] < NORM_BOUND
+    return bool(row["same_initial_weights"] and row["loss"] < BOUNDS[row["precision"]] and norm)
+
+
+def lines(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows as a section in Markdown."""
+    return [
+        "",
+        "## Layouts crossed with offload, precision, objectives and a stop",
+        "",
+        f"{STEPS} steps; every pair of values of two columns occurs in some row of its number of ranks. Reference: plain "
+        f"torch in one process in fp32. Bounds of the loss: {BOUNDS['fp32']:.0e} in fp32, and in bf16 {BOUNDS['bf16']:.0e}, "
+        f"its rounding; of the gradient norm {NORM_BOUND:.0e} in fp32. `resumed`: stopped after {SPLIT} steps and resumed "
+        "from the checkpoint by a new engine.",
+        "",
+        "| family | layout | objectives | precision | offload | resumed | loss | gradient norm |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {r['family']} | {r['layout']} | {r['objectives']} | {r['precision']} | {'yes' if r['offload'] else 'no'} "
+            f"| {'yes' if r['resumed'] else 'no'} | {r['loss']:.1e} | {r['gradient_norm']:.1e} |"
+            f"{'' if keeps(r) else ' BEYOND ITS BOUND'}"
+            for r in measured
+        ),
+    ]
