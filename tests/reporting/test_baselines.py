@@ -39,7 +39,7 @@ EXAMPLE = {
 
 @pytest.fixture
 def compared(run_dir):
-    """The run with baselines, and with hidden words of which `cross` finds more than the table does."""
+    """The run with baselines, and with hidden words; `cross` finds more than the table does."""
     folder = run_dir / "evaluation"
     (folder / "baselines.json").write_text(json.dumps(BASELINES), encoding="utf-8")
     for phase, share, languages in (("untrained", 0.0, None), ("meta", 0.1, ["en"]), ("cross", 0.4, "all")):
