@@ -112,7 +112,7 @@ def evaluate(
     run_dir: str | Path,
     phase: str,
     *,
-    tasks: Sequence[str] = ("perplexity", "retrieval"),
+    tasks: Sequence[str] = ("perplexity", "retrieval", "fill_mask"),
     min_candidates: int = 400,
     data_directory: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def evaluate(
         run_dir: folder of the run.
         phase: `meta`, `cross` or `joint`: its newest checkpoint (`meta@best`: the one with the best held-out loss,
             `meta@400`: that of step 400); `untrained`: the recipe's initialisation.
-        tasks: `perplexity`, `retrieval`.
+        tasks: of `perplexity`, `retrieval`, `fill_mask`.
         min_candidates: sentences a language needs to enter the mean P@1.
         data_directory: the prepared data of the run; None: where its recipe says.
 

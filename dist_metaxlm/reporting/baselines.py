@@ -54,13 +54,10 @@ def _accuracy(group: str) -> Callable[[Brief], float | None]:
     return read
 
 
-def _english(brief: Brief) -> float | None:
-    return brief.get("english_prose_perplexity") or brief.get("english_perplexity")
-
-
 _MEASURES: tuple[tuple[str, Callable[[Brief], float | None], bool, int, bool], ...] = (
     ("retrieval P@1", lambda brief: brief.get("mean_p_at_1"), True, 3, False),
-    ("English perplexity", _english, False, 1, False),
+    ("English perplexity", lambda brief: brief.get("english_perplexity"), False, 1, False),
+    ("English prose perplexity", lambda brief: brief.get("english_prose_perplexity"), False, 1, False),
     ("others' perplexity", lambda brief: brief.get("other_perplexity"), False, 1, True),
     ("English words in the first five guesses (%)", _accuracy("en"), True, 1, False),
     ("others' words in the first five guesses (%)", _accuracy("others"), True, 1, True),

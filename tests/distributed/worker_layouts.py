@@ -62,7 +62,13 @@ def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
 
 
 def train(
-    engine: Any, recipe: Recipe, first: int, last: int, learning_rate: float, probing: Probing | None = None
+    engine: Any,
+    recipe: Recipe,
+    first: int,
+    last: int,
+    learning_rate: float,
+    probing: Probing | None = None,
+    meter: HeldoutMeter | None = None,
 ) -> tuple[list[float], list[float], list[float]]:
     """Losses, gradient norms and, with `probing`, retrieval of the joint phase's steps."""
     tokenizer = Tokenizer.load(f"{recipe.data.directory}/tokenizer.model")
@@ -86,6 +92,8 @@ def train(
         norms.append(float(engine.get_global_grad_norm()))
         if probing:
             probes.append(probing.at(step + 1, False)["probe"]["retrieval"])
+        if meter:
+            meter.at(step + 1, False)
     return losses, norms, probes
 
 
@@ -147,8 +155,8 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     )
     probing = Probing(engine, 1, HeldoutProbe(recipe)) if case.get("probe") else None
     random_state = torch.get_rng_state()
-    losses, norms, probes = train(engine, recipe, first, last, job["learning_rate"], probing)
     meter = HeldoutMeter(engine, 1, HeldoutLoss(recipe, "joint")) if case.get("probe") else None
+    losses, norms, probes = train(engine, recipe, first, last, job["learning_rate"], probing, meter)
     heldout = meter.at(last, True)["heldout"]["languages"] if meter else {}
     kept = torch.equal(random_state, torch.get_rng_state())
     # Saving in the background rests on it: nothing changes before the first call, and there is one before each update.

@@ -59,6 +59,7 @@ def command(recipe: Path, run: Path, phase: str, *more: str) -> list[str]:
         "--run_dir",
         str(run),
         "training.probe_interval=4",
+        "training.heldout_interval=4",
         *more,
     ]
 
@@ -85,6 +86,11 @@ def test_both_phases_run_and_are_recognised_as_finished(undisturbed: Path, tiny_
     records = [json.loads(line) for line in (undisturbed / "cross" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "probe" in record] == [4, 8, 12]
     assert set(records[-1]["probe"]["languages"]) == {"de", "el"}
+    measured = [record["heldout"] for record in records if "heldout" in record]
+    assert [record["step"] for record in records if "heldout" in record] == [4, 8, 12]
+    assert set(measured[-1]["languages"]) == {"en", "de", "el"}
+    assert measured[-1]["bits_per_byte"] < measured[0]["bits_per_byte"]
+    assert measured[-1]["word_frequencies"] == measured[0]["word_frequencies"] > 0.5
     record = records[-1]
     assert sum(record["realised"]["mlm"].values()) == 12 * 256 // 32
     assert sum(record["asked"]["mlm"].values()) == pytest.approx(1.0)

@@ -39,7 +39,7 @@ EXAMPLE = {
 
 @pytest.fixture
 def compared(run_dir):
-    """The run with baselines, and with hidden words of which `cross` finds more than the table does."""
+    """The run with baselines, and with hidden words; `cross` finds more than the table does."""
     folder = run_dir / "evaluation"
     (folder / "baselines.json").write_text(json.dumps(BASELINES), encoding="utf-8")
     for phase, share, languages in (("untrained", 0.0, None), ("meta", 0.1, ["en"]), ("cross", 0.4, "all")):
@@ -55,13 +55,18 @@ def test_a_phase_below_a_baseline_is_told_so(compared):
     summary = build_summary(compared)
     meta, cross = summary["standing"]["meta"], summary["standing"]["cross"]
     assert set(summary["standing"]) == {"meta", "cross"}
-    assert meta["not_better"] == ["retrieval P@1", "English perplexity", "English words in the first five guesses (%)"]
+    assert meta["not_better"] == [
+        "retrieval P@1",
+        "English perplexity",
+        "English prose perplexity",
+        "English words in the first five guesses (%)",
+    ]
     assert meta["better"] == [], "meta has trained on English only: nothing about other languages is asked of it"
     assert meta["sentence"].startswith(
         "meta is NOT better than every baseline: retrieval P@1 0.100 (untrained 0.010, token overlap 0.200, chance 0.002)"
     )
     assert cross["not_better"] == ["others' perplexity"]
-    assert "English perplexity 25.0 (untrained 200, word frequencies 45.0)" in cross["sentence"].split(". Better: ")[1]
+    assert "English prose perplexity 25.0 (untrained 200, word frequencies 45.0)" in cross["sentence"].split(". Better: ")[1]
 
 
 def test_a_phase_above_all_of_them_is_told_so():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def best_step(root: Path, until: int | None = None) -> tuple[int, float] | None:
             facts = _read(step_folder(root, step)).get("heldout")
         except DamagedCheckpoint:
             continue
-        if facts is not None and (until is None or step <= until):
+        if facts is not None and math.isfinite(facts["bits_per_byte"]) and (until is None or step <= until):
             known.append((step, float(facts["bits_per_byte"]), facts["sample"]))
     same = [(value, step) for step, value, sample in known if sample == known[-1][2]]
     return min(same)[::-1] if same else None

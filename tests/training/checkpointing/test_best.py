@@ -85,7 +85,13 @@ def test_without_figures_there_is_no_best_one(tiny_recipe, tmp_path):
 
 
 def test_only_checkpoints_of_the_newest_sample_are_compared(tmp_path: Path):
-    for step, figure, sample in ((2, 1.0, "old"), (4, 3.0, "new"), (6, 2.0, "new"), (8, None, None)):
+    for step, figure, sample in (
+        (2, 1.0, "old"),
+        (4, 3.0, "new"),
+        (6, 2.0, "new"),
+        (8, None, None),
+        (10, float("nan"), "new"),
+    ):
         folder = tmp_path / f"step-{step:08d}"
         folder.mkdir()
         facts = {} if figure is None else {"heldout": {"bits_per_byte": figure, "sample": sample}}
