@@ -82,7 +82,10 @@ def test_a_job_elsewhere_is_followed_only_if_it_no_longer_renews(tmp_path: Path,
         elsewhere(tmp_path / ".lease-meta-1")
         with pytest.raises(UserError, match="by process 1 on other"):
             Lease(tmp_path, "meta")
-    assert leases(tmp_path) == [".lease-meta-1"], "the token is still that of the first job"
+    assert leases(tmp_path) == []
+    (tmp_path / ".lease-meta-4").write_text(json.dumps({"host": "other", "place": "another boot", "pid": 1, "start": 0.0}))
+    with Lease(tmp_path, "meta"):
+        assert leases(tmp_path) == [".lease-meta-5"]
 
 
 def test_a_fenced_job_may_not_commit(tmp_path: Path, fast: None) -> None:
