@@ -1,7 +1,7 @@
 """The packed batch: the only format in which tokens are passed from the loader to the model.
 
 Legend of shape suffixes: T tokens of the micro-batch, W windows, L tokens of a window (T = W * L), D documents,
-M targets (masked positions), P translation pairs, E examples (of xlco: a query and its key).
+M targets (predicted tokens), P translation pairs, E examples (of xlco: a query and its key).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class PackedBatch:
     languages: torch.Tensor
     """[W] int64: index of the window's language (or language pair) in the loader's list."""
     targets: torch.Tensor
-    """[M] int64: flat positions whose token the model predicts, ascending."""
+    """[M] int64: flat positions whose states predict a token, ascending."""
     target_tokens: torch.Tensor
-    """[M] int64: the original tokens at these positions."""
+    """[M] int64: the tokens to predict: the original ones at these positions, for clm the ones after them."""
     pairs: torch.Tensor | None = None
     """[P, 2] int64, contrast only: document numbers (into cu_seqlens) of a sentence and of its translation."""
     pair_languages: torch.Tensor | None = None

@@ -44,10 +44,12 @@ def metadata_of_batch(
     step: int,
     shard: TensorShard = WHOLE,
     objective: str = "",
+    causal: bool = False,
 ) -> BatchMetadata:
     """The metadata of `batch` for a model in `dtype`.
 
-    `seed`, `step` and `objective` (its name) key the dropout masks and have no other effect.
+    `seed`, `step` and `objective` (its name) key the dropout masks and have no other effect. With `causal` a token
+    attends only to those up to itself.
     """
     modern = config.family == "modern"
     ids, width = batch.document_ids, config.hidden // config.heads
@@ -59,9 +61,9 @@ def metadata_of_batch(
         attention_dropout = AttentionDropoutKey(numbers, config.attention_dropout, seed, step, objective)
     return BatchMetadata(
         positions=batch.positions[own],
-        attention=attention_pattern(ids, batch.cu_seqlens, batch.window, None, dtype),
+        attention=attention_pattern(ids, batch.cu_seqlens, batch.window, None, dtype, causal),
         local_attention=(
-            attention_pattern(ids, batch.cu_seqlens, batch.window, config.local_window, dtype) if modern else None
+            attention_pattern(ids, batch.cu_seqlens, batch.window, config.local_window, dtype, causal) if modern else None
         ),
         rotary=rotary_table(batch.positions, width, config.rope_theta, dtype) if modern else None,
         local_rotary=rotary_table(batch.positions, width, config.rope_theta_local, dtype) if modern else None,

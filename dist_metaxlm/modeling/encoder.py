@@ -62,13 +62,16 @@ class Encoder(nn.Module):
         if home.type != "meta" and not deferred:
             self.materialise(torch.float32, home)
 
-    def forward(self, batch: PackedBatch, last_layer: int | None = None, step: int = 0, objective: str = "") -> torch.Tensor:
+    def forward(
+        self, batch: PackedBatch, last_layer: int | None = None, step: int = 0, objective: str = "", causal: bool = False
+    ) -> torch.Tensor:
         """States [T, H] after all blocks and the final norm, or after block `last_layer` (from 1; 0: the embedding).
 
         With `last_layer` the blocks above are not run and the final norm is not applied: a pre-norm model gives its
-        raw residual stream. `step` and `objective` (its name) key the dropout masks.
+        raw residual stream. `step` and `objective` (its name) key the dropout masks. With `causal` a token attends only to
+        those up to itself.
         """
-        return self.through_stage(batch.tokens, self.batch_metadata(batch, step, objective), last_layer)
+        return self.through_stage(batch.tokens, self.batch_metadata(batch, step, objective, causal), last_layer)
 
     def through_stage(self, states: torch.Tensor, metadata: BatchMetadata, last_layer: int | None = None) -> torch.Tensor:
         """This stage's share of `forward`: token ids [T] (first stage) or states [T, H] to states [T, H].
@@ -136,7 +139,7 @@ class Encoder(nn.Module):
         """[N, H] -> [N, V]."""
         return self.head(states, self.embedding.tokens.weight)
 
-    def batch_metadata(self, batch: PackedBatch, step: int = 0, objective: str = "") -> BatchMetadata:
+    def batch_metadata(self, batch: PackedBatch, step: int = 0, objective: str = "", causal: bool = False) -> BatchMetadata:
         """Metadata of `batch` for the blocks; without dropout in evaluation mode."""
         dtype = next(self.parameters()).dtype
-        return metadata_of_batch(batch, self.config, dtype, self.training, self.seed, step, self.shard, objective)
+        return metadata_of_batch(batch, self.config, dtype, self.training, self.seed, step, self.shard, objective, causal)

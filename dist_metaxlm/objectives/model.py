@@ -38,7 +38,7 @@ class PretrainingModel(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sum of the objective's losses over the batch, and each loss with its language for metrics; see `Losses`."""
         _ = self.memory  # create it now, from these weights, if it does not exist yet
-        states_TH = self.encoder(batch, last_layer=objective.last_layer, step=step, objective=objective.name)
+        states_TH = self.encoder(batch, objective.last_layer, step, objective.name, objective.causal)
         loss = self._losses.get(objective.name) or make_parameter_free_loss(objective, self.encoder)
         total, each, languages = loss.losses(self.encoder, states_TH, batch, objective)
         return total, each, languages

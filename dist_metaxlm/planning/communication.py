@@ -50,7 +50,7 @@ def predict_traffic(recipe: Recipe, phase: str, nodes: int, ranks_a_node: int) -
         layout.tensor,
         layout.pipeline,
     )
-    stages = model_stages(recipe.model, config.sequence_length, config.mask_rate, layout.pipeline)
+    stages = model_stages(recipe.model, config.sequence_length, config.targets_per_token, layout.pipeline)
     sent = [0.0] * nodes
     size = place.topology.world_size
     for rank in range(size):
@@ -106,7 +106,7 @@ def _inside_blocks(recipe: Recipe, phase: PhaseConfig, stage: Stage, place: Plac
         tokens, ways = encoder_pass.tokens / place.data, 2 if encoder_pass.backward else 1
         blocks = sum(encoder_pass.layers is None or block < encoder_pass.layers for block in stage.blocks)
         states += tokens * ways * (2 * blocks + stage.first / 2)
-        states += tokens * phase.mask_rate if encoder_pass.targets and stage.last else 0
+        states += tokens * phase.targets_per_token if encoder_pass.targets and stage.last else 0
     return 2 * (place.tensor - 1) / place.tensor * states * recipe.model.hidden * _element(recipe)
 
 

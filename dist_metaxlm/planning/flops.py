@@ -12,13 +12,18 @@ from dist_metaxlm.recipe.schema import ModelConfig, Objective, PhaseConfig
 
 
 def training_flops(
-    model: ModelConfig, tokens: float, squared_lengths: float, targets: float, layers: int | None = None
+    model: ModelConfig,
+    tokens: float,
+    squared_lengths: float,
+    targets: float,
+    layers: int | None = None,
+    causal: bool = False,
 ) -> float:
     """Operations of one forward and backward pass over packed documents.
 
     tokens: all tokens of the pack. squared_lengths: sum over documents of length^2. targets: positions that reach the
     vocabulary. layers: blocks that are run (default: all). Local layers of family modern attend over at most
-    `local_window` tokens; a shorter document counts with its length.
+    `local_window` tokens; a shorter document counts with its length. causal: a token attends over half as many.
     """
     run = model.layers if layers is None else layers
     hidden, matrices = model.hidden, 3 if model.family == "modern" else 2
@@ -28,7 +33,7 @@ def training_flops(
         all_over = -(-run // model.global_every)
         attended = all_over * squared_lengths + (run - all_over) * min(squared_lengths, model.local_window * tokens)
     head = 6 * targets * (model.vocab_size * hidden + hidden * hidden)
-    return float(linear + 12 * hidden * attended + head)
+    return float(linear + 12 * hidden * attended / (2 if causal else 1) + head)
 
 
 def flops_per_token(model: ModelConfig, length: float, target_share: float, layers: int | None = None) -> float:
@@ -46,6 +51,7 @@ def objective_flops(model: ModelConfig, objective: Objective, sequence_length: i
             encoder_pass.tokens * encoder_pass.document,
             encoder_pass.targets,
             encoder_pass.layers,
+            encoder_pass.causal,
         )
         total += both_ways if encoder_pass.backward else both_ways / 3
     return total

@@ -118,7 +118,7 @@ def plan(recipe: Recipe, cluster: Cluster) -> list[Plan]:
     layouts = list(_layouts(recipe, cluster, precision))
     cuts: dict[int, Stages] = {
         count: {
-            name: model_stages(recipe.model, phase.sequence_length, phase.mask_rate, count)
+            name: model_stages(recipe.model, phase.sequence_length, phase.targets_per_token, count)
             for name, phase in recipe.phases.items()
         }
         for count in {layout.pipeline for layout in layouts}
@@ -194,14 +194,14 @@ def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stag
 def _memory(recipe: Recipe, name: str, layout: Layout, precision: str, tokens: int, stages: list[Stage]) -> MemoryEstimate:
     phase = recipe.phase(name)
     at_once = max(tokens, _group_tokens(phase, layout.data, recipe.model.layers))
-    memory = estimate_memory(recipe.model, layout, precision, at_once, phase.mask_rate, stages)
+    memory = estimate_memory(recipe.model, layout, precision, at_once, phase.targets_per_token, stages)
     return replace(memory, buffers=memory.buffers + _memory_bytes(phase, recipe, precision, tokens, layout.data))
 
 
 def _idle(recipe: Recipe, phase: PhaseConfig, data: int, tokens: int, stages: list[Stage]) -> float:
     """Idle share of a step by its micro-batches of windows; those of sentence pairs only make it smaller."""
     passes = sum(-(-objective.tokens_per_step // (data * tokens)) for objective in phase.objectives)
-    return idle_share(part_costs(recipe.model, phase.sequence_length, phase.mask_rate), stages, max(1, passes))
+    return idle_share(part_costs(recipe.model, phase.sequence_length, phase.targets_per_token), stages, max(1, passes))
 
 
 def _share(phase: PhaseConfig, data: int) -> int:

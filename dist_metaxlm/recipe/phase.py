@@ -49,7 +49,7 @@ class PhaseConfig(Section):
     steps: int | None = Field(None, gt=0)
     """Optimiser steps; give this or `tokens`."""
     tokens: int | None = Field(None, gt=0)
-    """Tokens of the masked-LM objectives to train on; give this or `steps`."""
+    """Tokens of the objectives on windows to train on; give this or `steps`."""
     languages: list[str] | Literal["all"] = "all"
     """Languages of the text, or all that the store holds."""
     alpha: float | list[AlphaPoint] = 0.3
@@ -95,14 +95,14 @@ class PhaseConfig(Section):
         problems += _share_problems(self.shares, self.languages)
         problems += _unlock_problems(self.unlock, self.languages)
         if self.tokens is not None and not any(objective.tokens_per_step for objective in self.objectives):
-            problems.append("tokens counts masked-LM tokens and no objective has any; give steps")
+            problems.append("tokens counts the tokens of objectives on windows and the phase has none; give steps")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that the masked-LM objectives take in one step; with `mixing: draw` on average, to the nearest token."""
+        """Tokens that the objectives on windows take in one step; with `mixing: draw` on average, to the nearest token."""
         taken = [(objective.weight, objective.tokens_per_step) for objective in self.objectives]
         if self.mixing == "sum":
             return sum(tokens for _, tokens in taken)
@@ -112,6 +112,11 @@ class PhaseConfig(Section):
     def targets_per_window(self) -> int:
         """Targets of a masked window: round(mask_rate * sequence_length)."""
         return round(self.mask_rate * self.sequence_length)
+
+    @property
+    def targets_per_token(self) -> float:
+        """Share of tokens whose states reach the vocabulary, of the objective with the largest."""
+        return max(objective.targets_per_token(self.mask_rate) for objective in self.objectives)
 
     @property
     def total_steps(self) -> int:

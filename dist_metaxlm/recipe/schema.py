@@ -26,6 +26,7 @@ from dist_metaxlm.recipe.data import (
 from dist_metaxlm.recipe.guards import GuardConfig
 from dist_metaxlm.recipe.layout import Layout, contradictions
 from dist_metaxlm.recipe.objectives.base import Objective
+from dist_metaxlm.recipe.objectives.causal_lm import CausalLM
 from dist_metaxlm.recipe.objectives.contrast import Contrast
 from dist_metaxlm.recipe.objectives.denoising_alignment import DenoisingAlignment
 from dist_metaxlm.recipe.objectives.masked_lm import MaskedLM
@@ -40,6 +41,7 @@ __all__ = [
     "AlphaPoint",
     "BitextSource",
     "CarryOver",
+    "CausalLM",
     "CleaningConfig",
     "Contrast",
     "CrossLingualContrast",

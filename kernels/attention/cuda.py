@@ -17,7 +17,13 @@ from typing import Any
 import torch
 
 from dist_metaxlm.kernels.attention.dispatch import AttentionPattern, uses_atomics
-from dist_metaxlm.kernels.attention.operator import attention_outputs, backward, channels_together, save_for_backward
+from dist_metaxlm.kernels.attention.operator import (
+    attention_outputs,
+    backward,
+    channels_together,
+    save_for_backward,
+    table_arguments,
+)
 from dist_metaxlm.kernels.registry import forced
 
 LIBRARY = Path(__file__).parents[1] / "cuda" / "libmetaxlm_kernels.so"
@@ -56,8 +62,7 @@ def cuda_attention(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern, dropout: None = None
 ) -> torch.Tensor:
     """As `reference_attention`: [T, H, D] bf16 three times -> [T, H, D]."""
-    table = pattern.tiles
-    return cuda_attention_forward(queries, keys, values, table.tiles, table.bounds, table.rows, uses_atomics())[0]
+    return cuda_attention_forward(queries, keys, values, *table_arguments(pattern), uses_atomics())[0]
 
 
 @contextmanager
@@ -79,6 +84,8 @@ def cuda_attention_forward(
     values: torch.Tensor,
     tiles: torch.Tensor,
     bounds: torch.Tensor,
+    key_tiles: torch.Tensor | None,
+    key_bounds: torch.Tensor | None,
     rows: int,
     atomic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels.attention.short_rows import RowTable, block_mask, collected, row_table, spread
-from dist_metaxlm.kernels.attention.tiles import TileTable, tile_table
+from dist_metaxlm.kernels.attention.tiles import Side, TileTable, tile_table
 from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout
 from dist_metaxlm.kernels.registry import VARIABLE, choose, forced, register
 
@@ -46,10 +46,13 @@ class AttentionPattern:
     """Tokens a token attends over, half on each side of itself; None: its whole document."""
     dtype: torch.dtype
     """Of queries, keys and values."""
+    causal: bool = False
+    """Whether a token attends to none of the tokens after itself."""
 
     @cached_property
     def mask(self) -> torch.Tensor | None:
-        """[W, 1, L, L] additive: 0 where attention is allowed, -inf elsewhere; None: all of the window is allowed.
+        """[W, 1, L, L] additive: 0 where attention is allowed, -inf elsewhere; None: all of the window is allowed, with
+        `causal` all up to the token itself.
 
         A token always attends to itself, so no row of the mask is empty.
         """
@@ -62,6 +65,7 @@ class AttentionPattern:
             self.document_ids.view(windows, self.window),
             None if reaches_all else self.local_window,
             _working_dtype(self.dtype, self.document_ids.device),
+            self.causal,
         )
 
     @cached_property
@@ -76,29 +80,43 @@ class AttentionPattern:
             self.window,
             self.local_window,
             _working_dtype(self.dtype, self.document_ids.device),
+            causal=self.causal,
         )
 
     @cached_property
     def tiles(self) -> TileTable:
         """The tiles of all kernels: 128 rows, in fp32 (three products per product, twice the space) 32."""
+        return self._tiles("earlier" if self.causal else "both")
+
+    @cached_property
+    def key_tiles(self) -> TileTable | None:
+        """The tiles of keys with the queries that attend to them, for the backward pass; None: `tiles` serves both."""
+        return self._tiles("later") if self.causal else None
+
+    def _tiles(self, side: Side) -> TileTable:
         rows = 128 if self.dtype in (torch.float16, torch.bfloat16) else 32
-        return tile_table(self.cu_seqlens, self.document_ids.numel(), rows, self.local_window)
+        return tile_table(self.cu_seqlens, self.document_ids.numel(), rows, self.local_window, side)
 
 
 def attention_pattern(
-    document_ids: torch.Tensor, cu_seqlens: torch.Tensor, window: int, local_window: int | None, dtype: torch.dtype
+    document_ids: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    window: int,
+    local_window: int | None,
+    dtype: torch.dtype,
+    causal: bool = False,
 ) -> AttentionPattern:
     """The pattern for `document_ids` [T] and `cu_seqlens` [D + 1]; `dtype` is that of queries, keys and values.
 
     Under autocast the autocast dtype is used instead. A token attends to the tokens of its document that are at most
-    `local_window // 2` away (as in ModernBERT).
+    `local_window // 2` away (as in ModernBERT), with `causal` only to those up to itself.
     """
     device = document_ids.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    pattern = AttentionPattern(document_ids, cu_seqlens, window, local_window, dtype)
+    pattern = AttentionPattern(document_ids, cu_seqlens, window, local_window, dtype, causal)
     if document_ids.is_cuda and forced() != "reference":
-        _ = pattern.tiles  # build now, not inside a layer that may be compiled or recomputed
+        _ = pattern.tiles, pattern.key_tiles  # build now, not inside a layer that may be compiled or recomputed
     return pattern
 
 
@@ -182,10 +200,10 @@ def reference_attention(
     dtype, working = queries.dtype, _working_dtype(queries.dtype, queries.device)
     inputs = [tensor.to(working) for tensor in (queries, keys, values)]
     if dropout is not None:
-        return _in_windows_dropped(inputs, pattern.window, pattern.mask, dropout).to(dtype)
+        return _in_windows_dropped(inputs, pattern.window, pattern.mask, pattern.causal, dropout).to(dtype)
     table = None if torch.compiler.is_compiling() else pattern.rows  # built on the host
     if table is None:
-        return _in_windows(inputs, pattern.window, pattern.mask).to(dtype)
+        return _in_windows(inputs, pattern.window, pattern.mask, pattern.causal).to(dtype)
     parts = spread(inputs[0], inputs[1], inputs[2], table)
     mixed = [
         _in_windows(parts[3 * number : 3 * number + 3], length, mask) for number, (_, length, mask) in enumerate(table.parts)
@@ -193,23 +211,25 @@ def reference_attention(
     return collected(mixed, table).to(dtype)
 
 
-def _in_windows(inputs: list[torch.Tensor], window: int, mask: torch.Tensor | None) -> torch.Tensor:
-    """SDPA inside windows of `window` tokens: [T, heads, D] three times -> [T, heads, D]."""
+def _in_windows(inputs: list[torch.Tensor], window: int, mask: torch.Tensor | None, causal: bool = False) -> torch.Tensor:
+    """SDPA inside windows of `window` tokens: [T, heads, D] three times -> [T, heads, D]; a mask holds `causal` already."""
     tokens, heads, width = inputs[0].shape
     split = (tokens // window, window, heads, width)
     queries, keys, values = (tensor.view(split).transpose(1, 2) for tensor in inputs)
-    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal and mask is None)
     return mixed.transpose(1, 2).reshape(tokens, heads, width)
 
 
 def _in_windows_dropped(
-    inputs: list[torch.Tensor], window: int, mask: torch.Tensor | None, dropout: AttentionDropout
+    inputs: list[torch.Tensor], window: int, mask: torch.Tensor | None, causal: bool, dropout: AttentionDropout
 ) -> torch.Tensor:
     """`_in_windows` with explicit weights [W, heads, L, L] and dropout."""
     tokens, heads, width = inputs[0].shape
     windows = tokens // window
     queries, keys, values = (tensor.view(windows, window, heads, width).transpose(1, 2) for tensor in inputs)
     scores = queries @ keys.transpose(2, 3) / width**0.5
+    if causal and mask is None:
+        mask = torch.full((window, window), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
     weights = (scores if mask is None else scores + mask).softmax(-1)
     query_words = dropout.query_words(heads).view(heads, windows, window).transpose(0, 1)
     mixed = dropout.apply(weights, query_words, dropout.token_keys[1].view(windows, 1, window)) @ values

@@ -93,9 +93,17 @@ def triton_attention(
     dropout: AttentionDropout | None = None,
 ) -> torch.Tensor:
     """As `reference_attention`: [T, H, D] three times -> [T, H, D]."""
-    table = pattern.tiles
     mask = (None, 0, 0, 0.0) if dropout is None else (dropout.token_keys, dropout.salt, dropout.first_head, dropout.rate)
-    return attention_forward(queries, keys, values, table.tiles, table.bounds, table.rows, uses_atomics(), *mask)[0]
+    return attention_forward(queries, keys, values, *table_arguments(pattern), uses_atomics(), *mask)[0]
+
+
+def table_arguments(
+    pattern: AttentionPattern,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, int]:
+    """tiles, bounds, key_tiles, key_bounds and rows of a forward."""
+    table, by_key = pattern.tiles, pattern.key_tiles
+    later = (None, None) if by_key is None else (by_key.tiles, by_key.bounds)
+    return table.tiles, table.bounds, *later, table.rows
 
 
 @torch.library.custom_op("dist_metaxlm::attention_forward", mutates_args=())
@@ -105,6 +113,8 @@ def attention_forward(
     values: torch.Tensor,
     tiles: torch.Tensor,
     bounds: torch.Tensor,
+    key_tiles: torch.Tensor | None,
+    key_bounds: torch.Tensor | None,
     rows: int,
     atomic: bool,
     token_keys: torch.Tensor | None,
@@ -114,7 +124,8 @@ def attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixture [T, H, D] contiguous and log2-sums [H, T] fp32 over the tiles of kernels/attention/tiles.py.
 
-    `atomic` selects the backward of the training step. The last four are those of an `AttentionDropout`; without keys
+    `key_tiles` and `key_bounds` (a table of side `later`; none: the relation is symmetric) and `atomic`, which selects the
+    variant, are for the backward of the training step. The last four are those of an `AttentionDropout`; without keys
     nothing is dropped.
     """
     queries, keys, values = (channels_together(tensor) for tensor in (queries, keys, values))
@@ -152,6 +163,8 @@ def attention_backward(
     log_sums: torch.Tensor,
     tiles: torch.Tensor,
     bounds: torch.Tensor,
+    key_tiles: torch.Tensor | None,
+    key_bounds: torch.Tensor | None,
     rows: int,
     atomic: bool,
     token_keys: torch.Tensor | None,
@@ -169,9 +182,9 @@ def attention_backward(
     # Programs add to it in any order, so it is fp32 in every model dtype.
     buffer = torch.zeros(queries.shape, dtype=log_sums.dtype, device=queries.device) if atomic else joined
     row_sums = torch.empty_like(log_sums)
+    by_query = (tiles, bounds)
+    by_key = by_query if key_tiles is None or key_bounds is None else (key_tiles, key_bounds)
     shared = (
-        tiles,
-        bounds,
         bounds if token_keys is None else token_keys,
         *_strides(queries, keys, values),
         tokens,
@@ -188,11 +201,11 @@ def attention_backward(
             mixed, gradient, row_sums, tokens, heads,
             ROWS=64, WIDTH=width, **{name: constants[name] for name in ("PADDED", "UPCAST", "ACC")})
         attention_backward_keys_kernel[grid](
-            queries, keys, values, gradient, log_sums, row_sums, buffer, joined, *shared,
+            queries, keys, values, gradient, log_sums, row_sums, buffer, joined, *by_key, *shared,
             **constants, ATOMIC=atomic, DROP=token_keys is not None)
         if not atomic:
             attention_backward_queries_kernel[grid](
-                queries, keys, values, gradient, log_sums, row_sums, joined, *shared,
+                queries, keys, values, gradient, log_sums, row_sums, joined, *by_query, *shared,
                 **_constants(queries, launch("backward_queries", *where), rows), DROP=token_keys is not None)
     # fmt: on
     if atomic:
@@ -211,17 +224,19 @@ def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: Any) -> to
 
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """The context of any forward with the arguments of `attention_forward`."""
-    queries, keys, values, tiles, bounds, ctx.rows, ctx.atomic, token_keys, *ctx.dropping = inputs
-    ctx.save_for_backward(queries, keys, values, *output, tiles, bounds, token_keys)
+    """The context of any forward with the arguments of `attention_forward`, or with those before `token_keys`."""
+    *tensors, ctx.rows, ctx.atomic = inputs[:9]
+    token_keys, *ctx.dropping = inputs[9:] or (None, 0, 0, 0.0)
+    ctx.save_for_backward(*tensors[:3], *output, *tensors[3:], token_keys)
     ctx.mark_non_differentiable(output[1])
+    ctx.others = len(inputs) - 3
 
 
 def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-    """The backward of any forward with the arguments of `attention_forward`."""
+    """The backward of any forward whose context is that of `save_for_backward`."""
     *tensors, token_keys = ctx.saved_tensors
     joined = attention_backward(gradient, *tensors, ctx.rows, ctx.atomic, token_keys, *ctx.dropping)
-    return (*joined.unbind(2), *[None] * 8)
+    return (*joined.unbind(2), *[None] * ctx.others)
 
 
 attention_forward.register_autograd(backward, setup_context=save_for_backward)

@@ -45,6 +45,7 @@ def row_table(
     local_window: int | None,
     dtype: torch.dtype,
     always: bool = False,
+    causal: bool = False,
 ) -> RowTable | None:
     """The table for documents [T] of `cu_seqlens` [D + 1] in windows of `window`; masks in `dtype`.
 
@@ -67,17 +68,23 @@ def row_table(
     ids = (-1 - torch.arange(total)).index_copy_(0, place, document_ids)
     for size in sizes:
         part = slice(slots, slots + size * counts[size])
-        parts.append((part, size, block_mask(ids[part].view(-1, size), local_window, dtype)))
+        parts.append((part, size, block_mask(ids[part].view(-1, size), local_window, dtype, causal)))
         slots = part.stop
     return RowTable(source, place, tuple(parts))
 
 
-def block_mask(ids: torch.Tensor, local_window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """[W, 1, L, L] additive: 0 between tokens of one document (ids [W, L]) at most `local_window // 2` apart, else -inf."""
+def block_mask(ids: torch.Tensor, local_window: int | None, dtype: torch.dtype, causal: bool = False) -> torch.Tensor:
+    """[W, 1, L, L] additive: 0 between tokens of one document (ids [W, L]) at most `local_window // 2` apart, else -inf.
+
+    With `causal` also -inf from a token to those after it.
+    """
     allowed = ids.unsqueeze(2) == ids.unsqueeze(1)
+    offsets = torch.arange(ids.shape[1], device=ids.device)
+    before = offsets.unsqueeze(1) - offsets.unsqueeze(0)
     if local_window is not None:
-        offsets = torch.arange(ids.shape[1], device=ids.device)
-        allowed &= (offsets.unsqueeze(1) - offsets.unsqueeze(0)).abs() <= local_window // 2
+        allowed &= before.abs() <= local_window // 2
+    if causal:
+        allowed &= before >= 0
     mask = torch.zeros(allowed.shape, dtype=dtype, device=ids.device)
     return mask.masked_fill_(~allowed, float("-inf")).unsqueeze(1)
 

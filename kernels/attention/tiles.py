@@ -2,8 +2,9 @@
 
 A tile is a run of at most `rows` consecutive tokens: a piece of one long document, or several whole short documents that
 share it (800 documents of lognormal length, median 60: 769 tiles of 128 rows instead of 1017; median 25: 276, not 815).
-Each token has a first and a last key that it attends to; documents and the sliding window are such intervals, so kernels
-need one kind of mask. The relation is symmetric: the same table drives queries over keys and keys over queries.
+Each token has a first and a last key that it attends to; documents, the sliding window and causality are such intervals, so
+kernels need one kind of mask. Without causality the relation is symmetric: the same table drives queries over keys and keys
+over queries. With it a second table has, for each token as a key, the interval of the queries that attend to it.
 
 All steps are tensor operations of static shape: on a CUDA device nothing waits for the host. Grouping is greedy ("take
 documents while they fit"), which is a linked list of group starts; its members are found by pointer doubling in
@@ -13,11 +14,15 @@ log2(documents) rounds instead of a walk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 COLUMNS = 6
 """Of a tile: first row, end of rows, first key, end of keys, first and end of the keys visible to every row of the tile."""
+Side = Literal["both", "earlier", "later"]
+"""Which tokens of its document a token is related to besides itself; in causal attention `earlier` as a query and `later` as
+a key."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +32,20 @@ class TileTable:
     tiles: torch.Tensor
     """[N, 6]: see COLUMNS; widest key range first, unused entries (no rows) last. N depends on T and D alone."""
     bounds: torch.Tensor
-    """[2, T]: first key that each token attends to, and the end of its keys."""
+    """[2, T]: first key that each token attends to, and the end of its keys; in a table of side `later`, where tokens are
+    keys, first query and end of queries."""
     rows: int
     """Most rows of a tile."""
 
 
-def tile_table(cu_seqlens: torch.Tensor, tokens: int, rows: int, local_window: int | None) -> TileTable:
+def tile_table(cu_seqlens: torch.Tensor, tokens: int, rows: int, local_window: int | None, side: Side = "both") -> TileTable:
     """The table for `tokens` tokens cut into documents by `cu_seqlens` [D + 1] (from 0 to `tokens`; D is at least 1).
 
     `local_window` counts as in `attention_pattern`: half of it on each side of a token, None for the whole document.
     Documents may be empty.
     """
     cuts = cu_seqlens.to(torch.int64)
-    first_key, end_key = _bounds(cuts, tokens, local_window)
+    first_key, end_key = _bounds(cuts, tokens, local_window, side)
     first_row, end_row = _tile_rows(cuts, tokens, rows)
     # Bounds grow with the token, so union and intersection of a tile's intervals follow from its first and last row.
     last_row = (end_row - 1).clamp(min=0)
@@ -60,14 +66,14 @@ def most_tiles(tokens: int, documents: int, rows: int) -> int:
     return min(3 * -(-tokens // rows) + 1, tokens // rows + documents)
 
 
-def _bounds(cuts: torch.Tensor, tokens: int, local_window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _bounds(cuts: torch.Tensor, tokens: int, local_window: int | None, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
     places = torch.arange(tokens, device=cuts.device)
     document = torch.bucketize(places, cuts[1:], right=True)
     first, end = cuts[document], cuts[document + 1]
     if local_window is not None:
         first = torch.maximum(first, places - local_window // 2)
         end = torch.minimum(end, places + local_window // 2 + 1)
-    return first, end
+    return places if side == "later" else first, places + 1 if side == "earlier" else end
 
 
 def _tile_rows(cuts: torch.Tensor, tokens: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -124,7 +124,7 @@ def attention_backward_keys_kernel(
             key_grad, value_grad, key_tile, value_tile, queries, query_stride, gradient, contiguous, query_grad,
             log_sums, row_sums, start, end, None, None, inside, words, token_keys, first_head + head, salt, threshold,
             factor, scale, scale * LOG2_E, TILE, STEP, WIDTH, PADDED, False, ATOMIC, DROP, UPCAST, ACC, PRECISION)
-    # Visibility is symmetric: the bounds of a token hold for it as a query and as a key.
+    # Of the queries that attend to each key: the bounds of tokens as queries where visibility is symmetric.
     first_rows, end_rows = load_bounds(bounds, tokens, first_key, end_key, TILE)
     before, masked = masked_blocks(first, full_first, full_end, end, STEP)
     for block in tl.range(0, masked):

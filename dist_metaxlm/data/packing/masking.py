@@ -67,12 +67,12 @@ class Masker:
         eligible = self._ordinary[tokens]
         ranks = self._ranks(tokens, samples, documents, eligible)
         if share is None:
-            last = np.partition(ranks, self._count - 1, axis=1)[:, self._count - 1]
+            targets = smallest_ranks(ranks, self._count)
         else:
             counts = np.rint(share * eligible.sum(axis=1)).astype(np.int64)
             last = np.sort(ranks, axis=1)[np.arange(len(ranks)), np.maximum(counts, 1) - 1]
             last[counts == 0] = 0  # no eligible rank: position 0 is `<s>`
-        targets = np.flatnonzero(ranks <= np.minimum(last, _NEVER - np.uint64(1))[:, None])
+            targets = _up_to(ranks, last)
         target_tokens = tokens.reshape(-1)[targets]
         inputs = tokens.copy()
         inputs.reshape(-1)[targets] = self._replacements(targets, target_tokens, samples, tokens.shape[1])
@@ -80,17 +80,10 @@ class Masker:
 
     def _ranks(self, tokens: np.ndarray, samples: np.ndarray, documents: np.ndarray, eligible: np.ndarray) -> np.ndarray:
         """[W, L] uint64, distinct in a row: the order of selection; the top bit marks ineligible positions."""
-        length = tokens.shape[1]
-        position = np.arange(length, dtype=np.uint64)
-        low = np.uint64((1 << (length - 1).bit_length()) - 1)
-        ranks = hash_u64(hash_u64(self._choice_key, samples)[:, None], position)
+        ranks = position_hashes(self._choice_key, samples, tokens.shape[1])
         if self._whole_words:
             ranks = ranks.reshape(-1)[self._word_starts(tokens, documents, eligible)].reshape(ranks.shape)
-        # the position in the low bits makes ranks unique, so the choice does not depend on how a sort breaks ties
-        ranks &= ~(low | _NEVER)
-        ranks |= position
-        ranks[~eligible] |= _NEVER
-        return ranks
+        return distinct_ranks(ranks, eligible)
 
     def _word_starts(self, tokens: np.ndarray, documents: np.ndarray, eligible: np.ndarray) -> np.ndarray:
         """[T] int64: flat position of the first piece of each token's word."""
@@ -111,3 +104,29 @@ class Masker:
         seen = np.where(action < _REPLACED, self._ordinary_ids[drawn.astype(np.int64)], target_tokens)
         seen[action < _MASKED] = self._mask_id
         return seen
+
+
+def position_hashes(key: int, samples: np.ndarray, length: int) -> np.ndarray:
+    """[W, L] uint64: a hash of (key, sample number, position) for each of `length` positions of `samples` [W]."""
+    return hash_u64(hash_u64(key, samples)[:, None], np.arange(length, dtype=np.uint64))
+
+
+def distinct_ranks(hashes: np.ndarray, eligible: np.ndarray) -> np.ndarray:
+    """`hashes` [W, L] in place, made distinct in a row; the top bit marks positions that are not `eligible` [W, L]."""
+    length = hashes.shape[1]
+    low = np.uint64((1 << (length - 1).bit_length()) - 1)
+    # the position in the low bits makes ranks unique, so the choice does not depend on how a sort breaks ties
+    hashes &= ~(low | _NEVER)
+    hashes |= np.arange(length, dtype=np.uint64)
+    hashes[~eligible] |= _NEVER
+    return hashes
+
+
+def smallest_ranks(ranks: np.ndarray, count: int) -> np.ndarray:
+    """[M] int64, ascending: flat positions of the `count` smallest ranks of each row, fewer if fewer are eligible."""
+    return _up_to(ranks, np.partition(ranks, count - 1, axis=1)[:, count - 1])
+
+
+def _up_to(ranks: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Flat positions of eligible ranks that are at most `last` [W]."""
+    return np.flatnonzero(ranks <= np.minimum(last, _NEVER - np.uint64(1))[:, None])

@@ -49,6 +49,8 @@ class EncoderPass:
     """Number of blocks to run; None: all."""
     backward: bool = True
     """Whether a backward pass follows."""
+    causal: bool = False
+    """Whether a token attends to its document up to itself only: about half of the products of attention."""
 
 
 class Objective(Section):
@@ -68,6 +70,8 @@ class Objective(Section):
     needs_whole_model: ClassVar[bool] = False
     """Whether every rank needs the whole weights: data parallelism with ZeRO-0 or 1 only. An objective with parameters or
     a memory of its own does."""
+    causal: ClassVar[bool] = False
+    """Whether a token attends only to its own document up to itself, instead of to all of it."""
     keeps_memory: ClassVar[bool] = False
     """Whether its loss has a memory that follows the weights and is saved with them; at most one objective of a phase."""
 
@@ -113,6 +117,10 @@ class Objective(Section):
         return []
 
     # the work of a step
+
+    def targets_per_token(self, mask_rate: float) -> float:
+        """Share of the tokens of its windows whose states reach the vocabulary."""
+        return mask_rate
 
     @property
     def last_layer(self) -> int | None:

@@ -19,6 +19,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.objectives.base import Objective
+from dist_metaxlm.recipe.objectives.causal_lm import CausalLM
 from dist_metaxlm.recipe.objectives.contrast import Contrast
 from dist_metaxlm.recipe.objectives.denoising_alignment import DenoisingAlignment
 from dist_metaxlm.recipe.objectives.masked_lm import MaskedLM
@@ -180,4 +181,7 @@ register(
     DenoisingAlignment,
     "dist_metaxlm.data.objectives.bitext:MaskedPairsSource",
     "dist_metaxlm.objectives.denoising_alignment:DenoisingAlignmentLoss",
+)
+register(
+    CausalLM, "dist_metaxlm.data.objectives.next_token:NextTokenSource", "dist_metaxlm.objectives.masked_lm:MaskedLMLoss"
 )

@@ -9,7 +9,7 @@ from dist_metaxlm.text import pluralize
 
 
 class WindowObjective(Objective):
-    """Samples are windows of `sequence_length` tokens, each with round(mask_rate * sequence_length) targets."""
+    """Samples are windows of `sequence_length` tokens, each with the same number of targets (`targets_per_window`)."""
 
     batch_tokens: int = Field(gt=0)
     """Tokens a step, over all ranks; a multiple of `sequence_length`."""
@@ -27,7 +27,11 @@ class WindowObjective(Objective):
 
     def denominator(self, sequence_length: int, mask_rate: float) -> int:
         """See `Objective`: targets of all windows."""
-        return self.samples_per_step(sequence_length) * round(mask_rate * sequence_length)
+        return self.samples_per_step(sequence_length) * self.targets_per_window(sequence_length, mask_rate)
+
+    def targets_per_window(self, sequence_length: int, mask_rate: float) -> int:
+        """Targets of a window, fewer only if fewer of its tokens are eligible."""
+        return round(self.targets_per_token(mask_rate) * sequence_length)
 
     def cut(self, turn: int, share: Share) -> list[range]:
         """See `Objective`: a rank has consecutive windows."""
@@ -63,5 +67,5 @@ class WindowObjective(Objective):
 
     def passes(self, sequence_length: int, mask_rate: float) -> list[EncoderPass]:
         """See `Objective`: full windows of one document, with all targets."""
-        targets = self.samples_per_step(sequence_length) * round(mask_rate * sequence_length)
-        return [EncoderPass(self.batch_tokens, sequence_length, targets)]
+        targets = self.denominator(sequence_length, mask_rate)
+        return [EncoderPass(self.batch_tokens, sequence_length, targets, causal=self.causal)]

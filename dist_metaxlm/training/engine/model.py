@@ -29,5 +29,5 @@ def build_model(recipe: Recipe, phase: PhaseConfig) -> TrainedModel:
         return PretrainingModel(Encoder(recipe.model, recipe.seed, shard, deferred=deferred), phase.objectives)
     from dist_metaxlm.training.engine.pipeline import PipelinedModel
 
-    stages = model_stages(recipe.model, phase.sequence_length, phase.mask_rate, layout.pipeline)
+    stages = model_stages(recipe.model, phase.sequence_length, phase.targets_per_token, layout.pipeline)
     return PipelinedModel(recipe.model, recipe.seed, shard, stages, phase.sequence_length)

@@ -151,8 +151,9 @@ class PipelinedModel(PipelineModule):
         states, positions, cu_seqlens, samples = inputs
         outline = PackedBatch.outline(positions, cu_seqlens, samples, self._window)
         micro = next(self._micro_steps)
-        metadata = self.encoder.batch_metadata(outline, self._step, micro.objective.name)
-        states = self.encoder.through_stage(states, metadata, micro.objective.last_layer)
+        objective = micro.objective
+        metadata = self.encoder.batch_metadata(outline, self._step, objective.name, objective.causal)
+        states = self.encoder.through_stage(states, metadata, objective.last_layer)
         return self._loss(states, micro) if self.encoder.stage.last else (states, positions, cu_seqlens, samples)
 
     def _loss(self, states_TH: torch.Tensor, micro: MicroStep) -> torch.Tensor:

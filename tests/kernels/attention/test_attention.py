@@ -13,21 +13,24 @@ WINDOW = 24
 LENGTHS = [24, 1, 15, 8, 3, 3, 18, 24]
 
 
-def pattern_of(lengths: list[int], local_window: int | None, dtype: torch.dtype):
+def pattern_of(lengths: list[int], local_window: int | None, dtype: torch.dtype, causal: bool = False):
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    return attention_pattern(ids, cu_seqlens, WINDOW, local_window, dtype)
+    return attention_pattern(ids, cu_seqlens, WINDOW, local_window, dtype, causal)
 
 
-def naive(queries, keys, values, lengths: list[int], local_window: int | None):
+def naive(queries, keys, values, lengths: list[int], local_window: int | None, causal: bool = False):
     """One document after the other, softmax written out."""
     outputs, first = [], 0
     for length in lengths:
         span = slice(first, first + length)
         scores = torch.einsum("qhd,khd->hqk", queries[span], keys[span]) / math.sqrt(queries.shape[-1])
+        offsets = torch.arange(length)
+        before = offsets[:, None] - offsets[None]
         if local_window is not None:
-            offsets = torch.arange(length)
-            scores[:, (offsets[:, None] - offsets[None]).abs() > local_window // 2] = float("-inf")
+            scores[:, before.abs() > local_window // 2] = float("-inf")
+        if causal:
+            scores[:, before < 0] = float("-inf")
         outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values[span]))
         first += length
     return torch.cat(outputs)
@@ -35,13 +38,16 @@ def naive(queries, keys, values, lengths: list[int], local_window: int | None):
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [WINDOW] * 3], ids=["packed", "one-per-window"])
 @pytest.mark.parametrize("local_window", [None, 1, 8, 9, 1000])
-def test_equals_a_loop_over_documents_forward_and_backward(lengths: list[int], local_window: int | None) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_equals_a_loop_over_documents_forward_and_backward(
+    lengths: list[int], local_window: int | None, causal: bool
+) -> None:
     torch.manual_seed(0)
     fused = torch.randn(sum(lengths), 3, 3, 8, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(sum(lengths), 3, 8, dtype=torch.float64)
-    ours = packed_attention(*fused.unbind(2), pattern_of(lengths, local_window, torch.float64))
+    ours = packed_attention(*fused.unbind(2), pattern_of(lengths, local_window, torch.float64, causal))
     (gradient,) = torch.autograd.grad((ours * weights).sum(), fused)
-    theirs = naive(*fused.unbind(2), lengths, local_window)
+    theirs = naive(*fused.unbind(2), lengths, local_window, causal)
     (expected,) = torch.autograd.grad((theirs * weights).sum(), fused)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient, expected)
@@ -67,6 +73,33 @@ def test_dropout_of_weights() -> None:
     # Heads are counted over the whole model, whichever rank holds them.
     later = AttentionDropout(dropout.token_keys, 17, 6, rate)
     assert torch.equal(packed_attention(alike[:, 2:], alike[:, 2:], values[:, 2:], pattern, later), weights[:, 2:])
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [WINDOW] * 3], ids=["packed", "one-per-window"])
+def test_dropout_of_causal_weights(lengths: list[int]) -> None:
+    """Nothing is dropped at rate zero, so the written-out softmax must equal the other path."""
+    fused = torch.randn(sum(lengths), 2, 3, 8, dtype=torch.float64)
+    pattern = pattern_of(lengths, None, torch.float64, causal=True)
+    dropout = AttentionDropout(token_keys(torch.arange(sum(lengths))), 1, 0, 0.0)
+    whole = packed_attention(*fused.unbind(2), pattern, dropout)
+    torch.testing.assert_close(whole, packed_attention(*fused.unbind(2), pattern))
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [WINDOW] * 8], ids=["packed", "one-per-window"])
+@pytest.mark.parametrize("local_window", [None, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_later_tokens_change_no_bit(lengths: list[int], local_window: int | None, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    fused = torch.randn(sum(lengths), 2, 3, 16, dtype=dtype)
+    pattern = pattern_of(lengths, local_window, dtype, causal=True)
+    before = packed_attention(*fused.unbind(2), pattern)
+    first = sum(lengths[:2])
+    fused[first + 5 : first + lengths[2]] *= 1e4
+    after = packed_attention(*fused.unbind(2), pattern)
+    rest = torch.ones(sum(lengths), dtype=torch.bool)
+    rest[first + 5 : first + lengths[2]] = False
+    assert torch.equal(before[rest], after[rest])
+    assert not torch.equal(before[~rest], after[~rest])
 
 
 def test_cuda_with_dropout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ CASES = {
     "window wider than a tile": ([70], 40),
     "window wider than documents": ([20, 12], 1000),
 }
+CAUSAL = ["one-token documents", "longer than a tile", "tail of one", "short beside long", *list(CASES)[-4:]]
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +43,14 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIST_METAXLM_KERNELS", "triton")
 
 
-def pattern_of(lengths: list[int], local_window: int | None, dtype: torch.dtype, rows: int = 16) -> AttentionPattern:
+def pattern_of(
+    lengths: list[int], local_window: int | None, dtype: torch.dtype, rows: int = 16, causal: bool = False
+) -> AttentionPattern:
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     cuts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    pattern = attention_pattern(ids, cuts, sum(lengths), local_window, dtype)
-    pattern.__dict__["tiles"] = tile_table(cuts, sum(lengths), rows, local_window)
+    pattern = attention_pattern(ids, cuts, sum(lengths), local_window, dtype, causal)
+    for name, side in (("tiles", "earlier"), ("key_tiles", "later")) if causal else (("tiles", "both"),):
+        pattern.__dict__[name] = tile_table(cuts, sum(lengths), rows, local_window, side)
     return pattern
 
 
@@ -57,6 +61,8 @@ def reference(fused: torch.Tensor, pattern: AttentionPattern, dropout: Attention
     allowed = ids[:, None] == ids[None]
     if pattern.local_window is not None:
         allowed &= (places[:, None] - places[None]).abs() <= pattern.local_window // 2
+    if pattern.causal:
+        allowed &= places[:, None] >= places[None]
     scores = torch.einsum("qhd,khd->hqk", queries, keys) / queries.shape[2] ** 0.5
     weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
     if dropout is not None:
@@ -80,9 +86,10 @@ def check(
     bound: float,
     rows: int = 16,
     rate: float = 0.0,
+    causal: bool = False,
 ) -> None:
     dropout = AttentionDropout(token_keys(torch.arange(sum(lengths)) + 7), -12345, 3, rate) if rate else None
-    pattern = pattern_of(lengths, local_window, dtype, rows)
+    pattern = pattern_of(lengths, local_window, dtype, rows, causal)
     fused, weights = inputs(lengths, heads, width, dtype)
     ours = packed_attention(*fused.unbind(2), pattern, dropout)
     (gradient,) = torch.autograd.grad((ours * weights).sum(), fused)
@@ -108,15 +115,39 @@ def test_dropped_weights_are_those_of_the_reference(case: str, backward: str, mo
     check(*CASES[case], heads=2, width=32, dtype=torch.float32, bound=2e-6, rate=0.4)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("backward", ["two_pass", "atomic"])
+@pytest.mark.parametrize("case", CAUSAL)
+def test_causal_attention(case: str, backward: str, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(attention.BACKWARD_VARIABLE, backward)
+    check(*CASES[case], heads=2, width=32, dtype=torch.float32, bound=2e-6, rate=rate, causal=True)
+
+
+@pytest.mark.parametrize("local_window", [None, 12])
+def test_later_tokens_change_no_bit(local_window: int | None) -> None:
+    lengths = [3, 40, 5]
+    pattern = pattern_of(lengths, local_window, torch.float32, causal=True)
+    fused, _ = inputs(lengths, 1, 16, torch.float32)
+    with torch.no_grad():
+        before = packed_attention(*fused.unbind(2), pattern)
+        fused[20:43] = torch.randn(23, 1, 3, 16) * 1e4
+        after = packed_attention(*fused.unbind(2), pattern)
+    rest = torch.ones(sum(lengths), dtype=torch.bool)
+    rest[20:43] = False
+    assert torch.equal(before[rest], after[rest])
+    assert not torch.equal(before[20:43], after[20:43])
+
+
 @pytest.mark.parametrize("width", [16, 24, 64, 96, 128])
 def test_widths_of_heads(width: int) -> None:
     check([20, 3, 9], None, heads=1, width=width, dtype=torch.float32, bound=2e-6)
 
 
-def test_blocks_smaller_than_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_smaller_than_tiles(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = operator.launch
     monkeypatch.setattr(operator, "launch", lambda *arguments: replace(usual(*arguments), step=16))
-    check([75, 2, 20], 24, heads=1, width=32, dtype=torch.float32, bound=2e-6, rows=32)
+    check([75, 2, 20], 24, heads=1, width=32, dtype=torch.float32, bound=2e-6, rows=32, causal=causal)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
@@ -124,10 +155,11 @@ def test_half_precision(dtype: torch.dtype, bound: float) -> None:
     check([20, 3, 9], None, heads=1, width=32, dtype=dtype, bound=bound)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("backward", ["two_pass", "atomic"])
-def test_gradcheck_in_fp64(backward: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradcheck_in_fp64(backward: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(attention.BACKWARD_VARIABLE, backward)
-    pattern = pattern_of([18, 1, 4], 12, torch.float64)
+    pattern = pattern_of([18, 1, 4], 12, torch.float64, causal=causal)
     fused, _ = inputs([18, 1, 4], 1, 16, torch.float64)
     for dropout in (None, AttentionDropout(token_keys(torch.arange(23)), 99, 0, 0.3)):
         assert torch.autograd.gradcheck(
@@ -140,9 +172,7 @@ def test_keys_far_below_and_above_do_not_overflow() -> None:
     fused, weights = inputs([20, 4], 1, 16, torch.float32)
     fused = (fused.detach() * 40).requires_grad_()
     for backward in (False, True):
-        ours = operator.attention_forward(
-            *fused.unbind(2), pattern.tiles.tiles, pattern.tiles.bounds, 16, backward, None, 0, 0, 0.0
-        )[0]
+        ours = operator.attention_forward(*fused.unbind(2), *operator.table_arguments(pattern), backward, None, 0, 0, 0.0)[0]
         (gradient,) = torch.autograd.grad((ours * weights).sum(), fused)
         assert gradient.isfinite().all()
         torch.testing.assert_close(ours.double(), reference(fused, pattern), rtol=1e-4, atol=1e-3)
@@ -185,15 +215,12 @@ def test_gradients_of_the_parts_are_that_of_the_product_without_a_copy(
 
 
 def test_it_is_an_operator_like_any_other() -> None:
-    pattern = pattern_of([9, 3], None, torch.float32)
     fused, _ = inputs([9, 3], 1, 16, torch.float32)
     arguments = [part.detach().requires_grad_() for part in fused.unbind(2)]
-    tiles = pattern.tiles
     keys = token_keys(torch.arange(12))
-    for dropped in ((None, 0, 0, 0.0), (keys, -5, 1, 0.3)):
-        outcome = torch.library.opcheck(
-            operator.attention_forward, (*arguments, tiles.tiles, tiles.bounds, 16, False, *dropped)
-        )
+    for causal, dropped in ((False, (None, 0, 0, 0.0)), (False, (keys, -5, 1, 0.3)), (True, (None, 0, 0, 0.0))):
+        tables = operator.table_arguments(pattern_of([9, 3], None, torch.float32, causal=causal))
+        outcome = torch.library.opcheck(operator.attention_forward, (*arguments, *tables, False, *dropped))
         assert set(outcome.values()) == {"SUCCESS"}
 
 
@@ -228,10 +255,11 @@ def test_recipe_and_variable_choose_the_backward(monkeypatch: pytest.MonkeyPatch
         attention.uses_atomics()
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("backend", ["triton", "reference"])
-def test_compile_makes_one_graph_of_it(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_makes_one_graph_of_it(backend: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIST_METAXLM_KERNELS", backend)
-    pattern = pattern_of([9, 3], None, torch.float32)
+    pattern = pattern_of([9, 3], None, torch.float32, causal=causal)
     fused, weights = inputs([9, 3], 1, 16, torch.float32)
     plain = torch.autograd.grad((packed_attention(*fused.unbind(2), pattern) * weights).sum(), fused)[0]
     compiled = torch.compile(lambda x: packed_attention(*x.unbind(2), pattern), backend="aot_eager", fullgraph=True)

@@ -30,11 +30,13 @@ def lengths_of(windows: int, median: int, seed: int = 3) -> list[int]:
     return lengths
 
 
-def pattern_of(lengths: list[int], local_window: int | None, dtype: torch.dtype = torch.float64) -> AttentionPattern:
+def pattern_of(
+    lengths: list[int], local_window: int | None, dtype: torch.dtype = torch.float64, causal: bool = False
+) -> AttentionPattern:
     counts = torch.tensor(lengths)
     ids = torch.repeat_interleave(torch.arange(len(lengths)), counts)
     cuts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(torch.int32)
-    return attention_pattern(ids, cuts, WINDOW, local_window, dtype)
+    return attention_pattern(ids, cuts, WINDOW, local_window, dtype, causal)
 
 
 def inputs(tokens: int, apart: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -46,11 +48,12 @@ def inputs(tokens: int, apart: bool, dtype: torch.dtype = torch.float64) -> list
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("local_window", [None, 7])
 @pytest.mark.parametrize("median", [6, 20])
+@pytest.mark.parametrize("causal", [False, True])
 def test_equals_attention_in_windows(
-    apart: bool, local_window: int | None, median: int, monkeypatch: pytest.MonkeyPatch
+    apart: bool, local_window: int | None, median: int, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = [*lengths_of(3, median), WINDOW, *lengths_of(3, 5)]
-    pattern = pattern_of(lengths, local_window)
+    pattern = pattern_of(lengths, local_window, causal=causal)
     assert pattern.rows is not None
     *tensors, fused = inputs(sum(lengths), apart)
     if apart:
@@ -59,8 +62,8 @@ def test_equals_attention_in_windows(
     ours = packed_attention(*tensors, pattern)
     leaves = tensors if apart else [fused]
     gradients = torch.autograd.grad((ours * weights).sum(), leaves, retain_graph=not apart)
-    monkeypatch.setattr(attention, "row_table", lambda *_: None)
-    other_pattern = pattern_of(lengths, local_window)
+    monkeypatch.setattr(attention, "row_table", lambda *_, **__: None)
+    other_pattern = pattern_of(lengths, local_window, causal=causal)
     assert other_pattern.rows is None
     theirs = packed_attention(*tensors, other_pattern)
     torch.testing.assert_close(ours, theirs)

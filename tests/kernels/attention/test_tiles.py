@@ -5,18 +5,20 @@ import random
 import pytest
 import torch
 
-from dist_metaxlm.kernels.attention.tiles import most_tiles, tile_table
+from dist_metaxlm.kernels.attention.tiles import Side, most_tiles, tile_table
 
 
 def cuts_of(lengths: list[int]) -> torch.Tensor:
     return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
 
 
-def visible(lengths: list[int], local_window: int | None) -> torch.Tensor:
+def visible(lengths: list[int], local_window: int | None, side: Side) -> torch.Tensor:
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     places = torch.arange(ids.numel())
     near = (places[:, None] - places[None]).abs() <= (10**9 if local_window is None else local_window // 2)
-    return (ids[:, None] == ids[None]) & near
+    after = places[None] - places[:, None]
+    sided = {"both": after == after, "earlier": after <= 0, "later": after >= 0}[side]
+    return (ids[:, None] == ids[None]) & near & sided
 
 
 def random_lengths(seed: int, rows: int) -> list[int]:
@@ -25,12 +27,13 @@ def random_lengths(seed: int, rows: int) -> list[int]:
     return [rng.randint(rng.choice([0, 1]), longest) for _ in range(rng.randint(1, 40))] + [1]
 
 
+@pytest.mark.parametrize("side", ["both", "earlier", "later"])
 @pytest.mark.parametrize("seed", range(40))
-def test_tiles_cover_every_pair_once_and_say_what_all_rows_see(seed: int) -> None:
+def test_tiles_cover_every_pair_once_and_say_what_all_rows_see(seed: int, side: Side) -> None:
     rows, local_window = 16, random.Random(seed).choice([None, 1, 6, 40])
     lengths = random_lengths(seed, rows)
-    tokens, allowed = sum(lengths), visible(lengths, local_window)
-    table = tile_table(cuts_of(lengths), tokens, rows, local_window)
+    tokens, allowed = sum(lengths), visible(lengths, local_window, side)
+    table = tile_table(cuts_of(lengths), tokens, rows, local_window, side)
     assert table.tiles.shape == (most_tiles(tokens, len(lengths), rows), 6)
     assert table.tiles.dtype == table.bounds.dtype == torch.int32
     covered = torch.zeros(tokens, dtype=torch.int64)
