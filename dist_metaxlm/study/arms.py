@@ -27,15 +27,15 @@ MEANING = {
 SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "tiny": (
         3_276_800,
-        {"model.layers": 4, "model.hidden": 96, "model.heads": 4, "model.ffn": 384, "model.vocab_size": 8000},
+        {"model.layers": 4, "model.hidden": 96, "model.heads": 4, "model.ffn": 256, "model.vocab_size": 8000},
     ),
     "small": (
         200_000_000,
-        {"model.layers": 6, "model.hidden": 384, "model.heads": 6, "model.ffn": 1536, "model.vocab_size": 32000},
+        {"model.layers": 6, "model.hidden": 384, "model.heads": 6, "model.ffn": 1024, "model.vocab_size": 32000},
     ),
     "base": (
         10_000_000_000,
-        {"model.layers": 12, "model.hidden": 768, "model.heads": 12, "model.ffn": 3072, "model.vocab_size": 64000},
+        {"model.layers": 12, "model.hidden": 768, "model.heads": 12, "model.ffn": 2048, "model.vocab_size": 64000},
     ),
 }
 """Size -> (N in tokens, recipe fields): about 1M, 23M and 135M parameters. Our choice, not from the paper."""

@@ -163,7 +163,6 @@ def test_mistakes_in_the_data_section_are_told_in_words(tmp_path: Path, data: st
     ("override", "words"),
     [
         ("model.heads=5", "not a multiple of heads 5"),
-        ("model.norm_type=rms", "rms is for family modern, whose norms have no bias, not for xlmr; set norm_type: layer"),
         ("model.norm_type=batch", "model.norm_type"),
         ("parallel.sequence=true", "set parallel.sequence=false"),
         ("phases.meta.objectives.mlm.batch_tokens=1000", "nearest: 1024"),
@@ -172,7 +171,7 @@ def test_mistakes_in_the_data_section_are_told_in_words(tmp_path: Path, data: st
         ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, layer: 5}]", "dwa.layer 5 is more than model.layers 4"),
         ("phases.cross.objectives=[{name: dwa, batch_tokens: 1000, layer: 2}]", "dwa batch_tokens 1000 is not a multiple"),
         ("phases.cross.objectives=[{name: dwa, batch_tokens: 1280, leyer: 2}]", "did you mean layer"),
-        ("phases.meta.sequence_length=4096", "more than model.max_positions 128"),
+        ("model.max_positions=64", "more than model.max_positions 64"),
         ("data.max_pair_tokens=256", "max_pair_tokens 256 is more than phases.cross.sequence_length 128"),
         ("phases.cross.unlock=[{tokens: 5, languges: [de]}]", "did you mean languages"),
         ("phases.cross.alpha=1.5", "alpha 1.5 is not between 0"),
@@ -194,6 +193,12 @@ def test_contradictions_are_refused_in_words(override: str, words: str) -> None:
         load_recipe("quickstart", [override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_norm_without_bias_is_for_the_modern_family() -> None:
+    words = "rms is for family modern, whose norms have no bias, not for xlmr; set norm_type: layer"
+    with pytest.raises(UserError, match=words):
+        load_recipe("quickstart", ["model.family=xlmr", "model.norm_type=rms"])
 
 
 XLCO = "phases.cross.objectives=[{{name: mlm, batch_tokens: 2048}}, {{name: xlco, {}}}]"

@@ -46,7 +46,7 @@ def test_arms_differ_in_what_defines_them_and_in_nothing_else():
     assert joint.model_copy(update={"steps": 0}) == cross.model_copy(update={"steps": 0})
     assert only(arms, CROSS_ONLY, 0.5).recipe.phases["joint"] == cross
     rates = {arm.recipe.phases[name].learning_rate.peak for arm in arms for name in arm.phases}
-    assert rates == {2e-3}
+    assert rates == {3e-3}
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])

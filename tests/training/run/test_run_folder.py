@@ -18,7 +18,7 @@ def test_data_may_move_and_a_resumed_phase_learns_the_same(tmp_path: Path) -> No
     folder = PhaseFolder(tmp_path, "meta")
     folder.start(load_recipe("quickstart"))
     folder.start(load_recipe("quickstart", ["data.directory=/elsewhere", "parallel.zero_stage=2", "phases.cross.steps=9"]))
-    with pytest.raises(UserError, match=r"phases\.meta\.steps was 150, now 9; resume with the old values .*add --change"):
+    with pytest.raises(UserError, match=r"phases\.meta\.steps was 600, now 9; resume with the old values .*add --change"):
         folder.start(load_recipe("quickstart", ["phases.meta.steps=9"]))
     with pytest.raises(UserError) as caught:
         folder.start(load_recipe("xlmr-base"))
@@ -38,7 +38,7 @@ def test_a_damaged_mark_of_the_end_is_named(tmp_path: Path) -> None:
 def test_a_length_that_decides_which_text_the_steps_done_took_stays(tmp_path: Path) -> None:
     folder, capped = PhaseFolder(tmp_path, "meta"), "phases.meta.max_repetitions=4"
     folder.start(load_recipe("quickstart", [capped]))
-    with pytest.raises(UserError, match=r"steps was 150, now 300, and with phases\.meta\.max_repetitions the length"):
+    with pytest.raises(UserError, match=r"steps was 600, now 300, and with phases\.meta\.max_repetitions the length"):
         folder.check(load_recipe("quickstart", [capped, "phases.meta.steps=300"]), 100, change=True)
     faster = load_recipe("quickstart", [capped, "phases.meta.learning_rate.peak=1e-4"])
     assert list(folder.check(faster, 100, change=True)) == ["phases.meta.learning_rate.peak"]
@@ -50,14 +50,14 @@ def test_length_rate_and_optimiser_may_change_where_it_is_asked_for(tmp_path: Pa
     folder.finish({"steps": 150})
     new = ["phases.meta.steps=300", "optimizer.beta2=0.95", "phases.meta.learning_rate.peak=1e-4"]
     changed = folder.start(load_recipe("quickstart", new), 150, change=True)
-    assert changed["phases.meta.steps"] == [150, 300]
+    assert changed["phases.meta.steps"] == [600, 300]
     assert set(changed) == {"phases.meta.steps", "optimizer.beta2", "phases.meta.learning_rate.peak"}
     assert folder.finished is None
     assert json.loads((folder.path / "changes.jsonl").read_text()) == {"step": 150, "changed": changed}
     assert folder.start(load_recipe("quickstart", new)) == {}
     with pytest.raises(UserError, match="would resume after step 200, but the recipe gives the phase only 150 steps"):
         folder.start(load_recipe("quickstart", new[1:]), 200, change=True)
-    with pytest.raises(UserError, match=r"another recipe: phases\.meta\.mask_rate was 0\.15, now 0\.3; (?!.*--change)"):
+    with pytest.raises(UserError, match=r"another recipe: phases\.meta\.mask_rate was 0\.5, now 0\.3; (?!.*--change)"):
         folder.start(load_recipe("quickstart", [*new, "phases.meta.mask_rate=0.3", "optimizer.eps=1e-8"]), 150, change=True)
 
 
@@ -82,7 +82,7 @@ def test_a_check_writes_nothing(tmp_path: Path) -> None:
     folder.start(load_recipe("quickstart"))
     folder.finish({"steps": 150})
     before = {path: path.read_bytes() for path in folder.run_dir.rglob("*") if path.is_file()}
-    assert folder.check(other, 150, change=True) == {"phases.meta.steps": [150, 300]}
+    assert folder.check(other, 150, change=True) == {"phases.meta.steps": [600, 300]}
     assert {path: path.read_bytes() for path in folder.run_dir.rglob("*") if path.is_file()} == before
 
 

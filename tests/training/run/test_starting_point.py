@@ -59,7 +59,7 @@ def test_the_command_line_names_the_origin(options: Options, kind: type, tmp_pat
 
 
 def test_a_checkpoint_takes_precedence_and_its_tokenizer_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, folder = load_recipe("quickstart"), PhaseFolder(tmp_path, "meta")
+    recipe, folder = load_recipe("quickstart", ["optimizer.name=adamw"]), PhaseFolder(tmp_path, "meta")
     context, origin = context_of(recipe, folder, Options("meta")), Fresh()
     assert resumed_or(origin, context) is origin
     saved = Checkpoint(step_folder(folder.checkpoints, 4), {"step": 4, "tokenizer": "a" * 64})
