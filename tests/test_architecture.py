@@ -14,6 +14,7 @@ LAYERS = {
     "errors": 1,
     "command_line": 2,
     "failpoints": 2,
+    "launcher_watch": 2,
     "kernels": 2,
     "logs": 2,
     "storage": 1,

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from dist_metaxlm.errors import run_command
+from dist_metaxlm.launcher_watch import watch_launcher
 from dist_metaxlm.launching.arguments import pretrain_parser
 
 
@@ -27,6 +28,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     # A launcher that ignores Ctrl-C (as in make demo) passes that on to ranks; a rank must handle it from its start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    watch_launcher()
     arguments = parse(words)
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         print(f"phase {arguments.phase}: loading", file=sys.stderr, flush=True)  # torch and DeepSpeed take seconds

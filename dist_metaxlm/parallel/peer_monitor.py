@@ -4,27 +4,21 @@ A collective detects a dead peer only while it communicates with it. A rank that
 (gloo while a group is formed), or uses RDMA, waits for the collective's whole timeout, and pdsh does not end the other
 nodes. The kernel closes the connections of a dead process, whatever the cause. TCP keepalive detects an unreachable host.
 A suspended or slow process keeps its connection.
-
-`watch_launcher` ends a rank whose launcher has ended, which would otherwise train on without anybody who knows of it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import selectors
-import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import torch.distributed as dist
 
-from dist_metaxlm.errors import EXIT_AGAIN, EXIT_BUG, UserError
+from dist_metaxlm.errors import EXIT_BUG, UserError
 from dist_metaxlm.parallel.topology import Topology
 
 _KEY = "peer_monitor"
@@ -34,52 +28,6 @@ _PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 _HELLO_SECONDS, _HELLO_BYTES = 5.0, 400
 GRACE_SECONDS = 10.0
 """Seconds until the other ranks are ended: they may fail with a more specific error, or shut down gracefully, before."""
-LAUNCHER_LOOK_SECONDS, LAUNCHER_GRACE_SECONDS = 0.5, 8.0
-"""Interval of the look at the launcher, and the time in which a rank may save and end after the launcher's death."""
-_PR_SET_PDEATHSIG = 1
-_LAUNCHERS = {"deepspeed": (b"deepspeed",), "torchrun": (b"torchrun", b"torch.distributed", b"torch/distributed")}
-"""Parts of the launchers' command lines."""
-
-
-def watch_launcher(launcher: str) -> None:
-    """Stop this rank gracefully, and end it after `LAUNCHER_GRACE_SECONDS`, if its `launcher` ends (deepspeed, torchrun).
-
-    The kernel sends SIGTERM when the parent ends. The `deepspeed` command is the parent's parent; a thread
-    looks at both.
-    Other launchers have a daemon on each node that ends the ranks. A shell or a job script may end before its job.
-    """
-    parent, names = os.getppid(), _LAUNCHERS.get(launcher, ())
-    if not sys.platform.startswith("linux") or not _is_launcher(parent, names):
-        return
-    above = _parent_of(parent)
-    if above is None or not _is_launcher(above, names):
-        above = None
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    threading.Thread(target=_end_after, args=(parent, above), daemon=True, name="launcher watch").start()
-
-
-def _end_after(parent: int, above: int | None) -> None:
-    while os.getppid() == parent and (above is None or _parent_of(parent) == above):
-        time.sleep(LAUNCHER_LOOK_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)  # as if the launcher had passed it on: save and stop
-    time.sleep(LAUNCHER_GRACE_SECONDS)
-    os._exit(EXIT_AGAIN)
-
-
-def _parent_of(pid: int) -> int | None:
-    """Parent of a process; None if it does not run."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
-    except OSError:
-        return None
-
-
-def _is_launcher(pid: int, names: Iterable[bytes]) -> bool:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return any(name in command for name in names)
 
 
 class PeerMonitor:

@@ -16,7 +16,6 @@ from dist_metaxlm.kernels import registry
 from dist_metaxlm.parallel.affinity import bind_cores
 from dist_metaxlm.parallel.environment import complete_environment
 from dist_metaxlm.parallel.launchers import check_peers, check_world_size, join_limit
-from dist_metaxlm.parallel.peer_monitor import watch_launcher
 from dist_metaxlm.parallel.process_group import check_devices, pick_device, process_group
 from dist_metaxlm.parallel.shared_facts import facts_to_share
 from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
@@ -50,7 +49,6 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
     topology = detect_topology()
     logs.set_up(topology.rank, topology.world_size)
     failpoints.plant(topology.rank)
-    watch_launcher(topology.launcher)
     check_world_size(topology, options.expect_world_size)
     asked = options.loaded or load_recipe(options.recipe, options.overrides, layout_later=True)
     recipe = follow_file(asked, options.deepspeed_config)

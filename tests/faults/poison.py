@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 from plain_optimizers import plain_optimizer
@@ -22,6 +21,7 @@ from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.storage.tensor_file import TensorsOnDisk
 from dist_metaxlm.training.loop.schedule import learning_rate_at
 
 STEPS = 30
@@ -120,7 +120,7 @@ def all_finite(phase: Path) -> bool:
     """Whether every tensor of every checkpoint of a phase is finite."""
     files = list(phase.glob("checkpoints/*/*.safetensors"))
     assert files
-    tensors = (safe_open(file, "pt").get_tensor(name) for file in files for name in safe_open(file, "pt"))
+    tensors = [tensor for file in files for tensor in TensorsOnDisk([file]).values()]
     return all(bool(torch.isfinite(tensor.float()).all()) for tensor in tensors)
 
 

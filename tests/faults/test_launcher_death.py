@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dist_metaxlm.parallel.peer_monitor import LAUNCHER_GRACE_SECONDS
+from dist_metaxlm.launcher_watch import GRACE_SECONDS
 from dist_metaxlm.parallel.topology import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,10 +68,9 @@ def test_ranks_end_with_their_launcher(launcher: str, number: signal.Signals, ti
     process, ranks = begin(launcher, tiny_recipe, tmp_path / "run")
     try:
         process.send_signal(number)
-        alive = psutil.wait_procs(ranks, timeout=LAUNCHER_GRACE_SECONDS + 2)[1]
+        alive = psutil.wait_procs(ranks, timeout=GRACE_SECONDS + 2)[1]
         assert not alive, "ranks outlive their launcher by more than 10 s"
         assert list((tmp_path / "run" / "meta" / "checkpoints").glob("step-*")), "nothing was saved"
-        assert not list((tmp_path / "run").glob(".lease-*"))
     finally:
         end(process, ranks)
 

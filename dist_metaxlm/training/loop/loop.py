@@ -47,14 +47,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
     heldout = HeldoutMeter(engine, recipe.training.heldout_interval, context.heldout)
-    saver = CheckpointSaver(
-        folder.checkpoints,
-        engine,
-        recipe.training.keep_checkpoints,
-        recipe.training.save_in_background,
-        recipe.training.keep_best,
-    )
-    saver.may_commit = context.lease.check if context.lease else saver.may_commit
+    saver = checkpoint_saver(engine, context)
     metrics = MetricsWriter(folder.path, progress.step) if rank() == 0 else nullcontext()
     with stop, metrics as writer, saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
@@ -92,6 +85,16 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                     f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
                     "run the same command again to resume"
                 )
+
+
+def checkpoint_saver(engine: Engine, context: RunContext) -> CheckpointSaver:
+    """Writes the checkpoints of the phase, as long as this job holds the run folder's lease."""
+    training = context.recipe.training
+    saver = CheckpointSaver(
+        context.folder.checkpoints, engine, training.keep_checkpoints, training.save_in_background, training.keep_best
+    )
+    saver.may_commit = context.lease.check if context.lease else saver.may_commit
+    return saver
 
 
 def interval_record(

@@ -55,8 +55,8 @@ def test_length_rate_and_optimiser_may_change_where_it_is_asked_for(tmp_path: Pa
     assert folder.finished is None
     assert json.loads((folder.path / "changes.jsonl").read_text()) == {"step": 150, "changed": changed}
     assert folder.start(load_recipe("quickstart", new)) == {}
-    with pytest.raises(UserError, match="would resume after step 200, but the recipe gives the phase only 150 steps"):
-        folder.start(load_recipe("quickstart", new[1:]), 200, change=True)
+    with pytest.raises(UserError, match="would resume after step 700, but the recipe gives the phase only 600 steps"):
+        folder.start(load_recipe("quickstart", new[1:]), 700, change=True)
     with pytest.raises(UserError, match=r"another recipe: phases\.meta\.mask_rate was 0\.5, now 0\.3; (?!.*--change)"):
         folder.start(load_recipe("quickstart", [*new, "phases.meta.mask_rate=0.3", "optimizer.eps=1e-8"]), 150, change=True)
 
