@@ -21,6 +21,7 @@ from dist_metaxlm.kernels.attention.triton_backward import (
     row_sums_kernel,
 )
 from dist_metaxlm.kernels.attention.triton_forward import attention_forward_kernel
+from dist_metaxlm.kernels.context import Context
 from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, keep_factor, threshold
 from dist_metaxlm.kernels.registry import interpreted
 
@@ -95,7 +96,10 @@ def triton_attention(
     """As `reference_attention`: [T, H, D] three times -> [T, H, D]."""
     table = pattern.tiles
     mask = (None, 0, 0, 0.0) if dropout is None else (dropout.token_keys, dropout.salt, dropout.first_head, dropout.rate)
-    return attention_forward(queries, keys, values, table.tiles, table.bounds, table.rows, uses_atomics(), *mask)[0]
+    outputs: torch.Tensor = attention_forward(
+        queries, keys, values, table.tiles, table.bounds, table.rows, uses_atomics(), *mask
+    )[0]
+    return outputs
 
 
 @torch.library.custom_op("dist_metaxlm::attention_forward", mutates_args=())
@@ -201,23 +205,30 @@ def attention_backward(
 
 
 @attention_forward.register_fake
-def _fake_forward(queries: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake_forward(queries: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
     return attention_outputs(queries)
 
 
 @attention_backward.register_fake
-def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: Any) -> torch.Tensor:
+def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: object) -> torch.Tensor:
     return _side_by_side(queries)
 
 
-def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+class _Context(Context):
+    rows: int
+    atomic: bool
+    dropping: list[int | float]
+    """salt, first_head and rate."""
+
+
+def save_for_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     """The context of any forward with the arguments of `attention_forward`."""
     queries, keys, values, tiles, bounds, ctx.rows, ctx.atomic, token_keys, *ctx.dropping = inputs
     ctx.save_for_backward(queries, keys, values, *output, tiles, bounds, token_keys)
     ctx.mark_non_differentiable(output[1])
 
 
-def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+def backward(ctx: _Context, gradient: torch.Tensor, _: object) -> tuple[torch.Tensor | None, ...]:
     """The backward of any forward with the arguments of `attention_forward`."""
     *tensors, token_keys = ctx.saved_tensors
     joined = attention_backward(gradient, *tensors, ctx.rows, ctx.atomic, token_keys, *ctx.dropping)
@@ -256,7 +267,7 @@ def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:2])
 
 
-def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, Any]:
+def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, int | str | tl.dtype]:
     width = queries.shape[2]
     # Three tf32 products are as exact as one in fp32; plain fp32 products would not use tensor cores and would spill.
     precision = "tf32" if queries.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
