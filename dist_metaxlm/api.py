@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import load_recipe
@@ -17,11 +17,22 @@ from dist_metaxlm.recipe.schema import Recipe
 if TYPE_CHECKING:
     from dist_metaxlm.interop.tensor_source import FileTensors
     from dist_metaxlm.planning.plan import Plan
+    from dist_metaxlm.reporting.results import Evaluation, FilledMask
 
 __all__ = ["evaluate", "export", "load_recipe", "plan", "prepare", "pretrain"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Types of exported weights; checkpoints hold float32."""
+
+
+class Exported(TypedDict):
+    """The result of `export`."""
+
+    output: str
+    model: dict[str, object]
+    """The recipe's section."""
+    parameters: int
+    fill_mask: NotRequired[list[FilledMask]]
 
 
 def prepare(
@@ -31,7 +42,7 @@ def prepare(
     until: str = "store",
     workers: int | None = None,
     log: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Prepare the missing data of a recipe in its `data.directory`.
 
     Args:
@@ -115,7 +126,7 @@ def evaluate(
     tasks: Sequence[str] = ("perplexity", "retrieval", "fill_mask"),
     min_candidates: int = 400,
     data_directory: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a phase on the run's held-out text and write `evaluation/PHASE.json` in the run's folder.
 
     Args:
@@ -147,7 +158,7 @@ def export(
     data_directory: str | Path | None = None,
     overwrite: bool = False,
     fill_mask: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Exported:
     """Write the newest checkpoint of a phase and its tokenizer as a Hugging Face folder.
 
     Args:
@@ -182,12 +193,14 @@ def export(
     questions = hide_heldout_words(Path(recipe.data.directory) / "heldout", tokenizer, list(fill_mask)) if fill_mask else {}
     original = read_original(Path(run_dir) / split_checkpoint(phase)[0])
     export_folder(weights, recipe.model, tokenizer.path, output, max_shard_size, getattr(torch, dtype), overwrite, original)
-    written = {
+    written: Exported = {
         "output": str(output),
         "model": recipe.model.model_dump(mode="json"),
         "parameters": count_parameters(recipe.model).total,
     }
-    return {**written, "fill_mask": fill_words(output, questions)} if questions else written
+    if questions:
+        written["fill_mask"] = fill_words(output, questions)
+    return written
 
 
 def plan(recipe: Recipe | str | Path, cluster: str, overrides: Iterable[str] = ()) -> list[Plan]:

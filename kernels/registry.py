@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -32,6 +32,14 @@ BACKENDS = ("cuda", "triton", "reference")
 VARIABLE = "DIST_METAXLM_KERNELS"
 LOG = logging.getLogger("dist_metaxlm.kernels")
 LOG.setLevel(logging.WARNING)  # choices are logged from `tell` on; the level of the package would show them on a CPU
+
+
+class Operator(Protocol):
+    """A backend's function. All backends of an operator have its signature, which the caller knows."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The results of the operator."""
+
 
 Accepts = Callable[..., bool]
 Available = Callable[[], str | None]
@@ -50,14 +58,14 @@ class Implementation:
     accepts: Accepts
     """Whether it supports these arguments, those of `choose`."""
 
-    def load(self) -> Callable[..., Any]:
+    def load(self) -> Operator:
         """The function itself."""
         return _load(self.path)
 
 
 _REGISTRY: dict[str, dict[str, Implementation]] = {}
 _LOGGED: dict[str, str] = {}
-_LOADED: dict[str, Callable[..., Any]] = {}
+_LOADED: dict[str, Operator] = {}
 _REASONS: dict[tuple[str, str], str | None] = {}
 _recipe_force: str | None = None
 
@@ -78,12 +86,12 @@ def register(
     _REASONS.pop((operator, backend), None)
 
 
-def choose(operator: str, *arguments: Any) -> Callable[..., Any]:
+def choose(operator: str, *arguments: object) -> Operator:
     """The function that runs `operator` for these arguments; see `chosen`."""
     return chosen(operator, *arguments).load()
 
 
-def chosen(operator: str, *arguments: Any) -> Implementation:
+def chosen(operator: str, *arguments: object) -> Implementation:
     """The implementation of `operator` for these arguments (tensors and other inputs of `accepts`).
 
     Raises:
@@ -227,13 +235,13 @@ def missing_cuda() -> str | None:
     return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
-def on_device(*arguments: Any) -> bool:
+def on_device(*arguments: object) -> bool:
     """Whether all tensors among `arguments` are readable by a kernel: on a CUDA device, or interpreted."""
     tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
     return interpreted() or all(tensor.is_cuda for tensor in tensors)
 
 
-def _load(path: str) -> Callable[..., Any]:
+def _load(path: str) -> Operator:
     # Dictionaries instead of functools.cache: torch.compile traces them without a graph break.
     if path not in _LOADED:
         module, name = path.split(":")
@@ -248,7 +256,7 @@ def _reason(implementation: Implementation) -> str | None:
     return _REASONS[key]
 
 
-def _runs(implementation: Implementation, arguments: tuple[Any, ...]) -> bool:
+def _runs(implementation: Implementation, arguments: tuple[object, ...]) -> bool:
     if implementation.backend != "reference" and not _on_cuda(arguments):
         return False
     # The interpreter is for tests and a thousand times slower than the reference: used only when forced.
@@ -257,11 +265,11 @@ def _runs(implementation: Implementation, arguments: tuple[Any, ...]) -> bool:
     return _reason(implementation) is None and implementation.accepts(*arguments)
 
 
-def _on_cuda(arguments: tuple[Any, ...]) -> bool:
+def _on_cuda(arguments: tuple[object, ...]) -> bool:
     return any(isinstance(value, torch.Tensor) and value.is_cuda for value in arguments)
 
 
-def _refuse(implementation: Implementation, arguments: tuple[Any, ...]) -> None:
+def _refuse(implementation: Implementation, arguments: tuple[object, ...]) -> None:
     """Raise an error if a forced implementation does not support these arguments."""
     reason = _reason(implementation)
     if reason is not None:

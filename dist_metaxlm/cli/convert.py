@@ -84,7 +84,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
     from dist_metaxlm.api import export
 
-    return export(
+    done = export(
         arguments.run_dir,
         arguments.phase,
         arguments.output,
@@ -94,6 +94,7 @@ def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
         overwrite=arguments.overwrite,
         fill_mask=arguments.fill_mask,
     )
+    return {**done}
 
 
 def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:

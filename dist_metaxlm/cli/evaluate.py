@@ -19,13 +19,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import EXIT_USER, UserError, run_command
 from dist_metaxlm.invocation import program
+
+if TYPE_CHECKING:
+    from dist_metaxlm.reporting.results import Baselines, Evaluation, TaskResult
+    from dist_metaxlm.reporting.summary import Summary
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -107,7 +112,7 @@ def main(words: Sequence[str] | None = None) -> int:
         from dist_metaxlm.reporting.metrics import check_output
 
         check_output(Path(arguments.output))
-    outcome: dict = {}
+    outcome: Mapping[str, object] = {}
     failed = False
     if arguments.phase or arguments.model:
         from dist_metaxlm.evaluation.tasks.run import split_tasks
@@ -115,8 +120,9 @@ def main(words: Sequence[str] | None = None) -> int:
         heldout, tasks = split_tasks(arguments.tasks, bool(arguments.phase), arguments.tasks_file, arguments.keep_going)
         outcome = evaluate(arguments, heldout) if heldout else {}
         if tasks:
-            outcome["tasks"] = evaluate_tasks(arguments, tasks)
-            failed = any("error" in result for of in outcome["tasks"].values() for result in of.values())
+            results = evaluate_tasks(arguments, tasks)
+            outcome = {**outcome, "tasks": results}
+            failed = any("error" in result for of in results.values() for result in of.values())
     if arguments.report:
         outcome = report(arguments)
     if arguments.json:
@@ -124,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return EXIT_USER if failed else 0
 
 
-def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict:
+def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict[str, TaskResult]]:
     from dist_metaxlm.evaluation.tasks.run import TaskOptions, evaluate_encoders
     from dist_metaxlm.reporting.task_table import print_tasks
 
@@ -146,12 +152,13 @@ def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict:
     return results
 
 
-def evaluate(arguments: argparse.Namespace, tasks: list[str]) -> dict:
+def evaluate(arguments: argparse.Namespace, tasks: list[str]) -> dict[str, object]:
     from dist_metaxlm.evaluation.run import UNTRAINED, baselines_of, evaluate_run, former_result
     from dist_metaxlm.reporting.baselines import baseline_briefs
     from dist_metaxlm.reporting.table import print_baselines, print_evaluation, print_means
 
-    results, baselines = {}, None
+    results: dict[str, Evaluation] = {}
+    baselines: Baselines | None = None
     for phase in arguments.phase:
         results[phase] = evaluate_run(arguments.run_dir, phase, tasks, arguments.min_candidates, arguments.data_directory)
         if baselines is None:  # after the first phase, which has refused what cannot be evaluated
@@ -171,7 +178,7 @@ def evaluate(arguments: argparse.Namespace, tasks: list[str]) -> dict:
     return {**results, "baselines": baseline_briefs(baselines)}
 
 
-def report(arguments: argparse.Namespace) -> dict:
+def report(arguments: argparse.Namespace) -> Summary:
     from dist_metaxlm.reporting.page import write_report
     from dist_metaxlm.reporting.summary import write_summary
     from dist_metaxlm.reporting.table import print_outcome

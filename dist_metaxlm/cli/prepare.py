@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
@@ -96,13 +95,13 @@ def split(words: list[str]) -> tuple[str, list[str]]:
     return commands[0] if commands else "store", [word for word in words if "=" in word]
 
 
-def lines(outcome: dict[str, Any], indent: str = "") -> Iterator[str]:
+def lines(outcome: Mapping[str, object], indent: str = "") -> Iterator[str]:
     """An outcome as readable text, one line per fact."""
     for name, value in outcome.items():
         if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
             yield f"{indent}{name}:"
             yield from lines(value, f"{indent}  ")
-        elif name == "left_out":
+        elif name == "left_out" and isinstance(value, dict):
             yield f"{indent}{name}: " + ", ".join(f"{count} {what}" for what, count in value.items())
         elif isinstance(value, dict):
             yield f"{indent}{name}: " + ", ".join(f"{part} {known}" for part, known in value.items())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.objectives.base import Shown
-from dist_metaxlm.data.tokenizer import PAD, Tokenizer
+from dist_metaxlm.data.special_tokens import PAD
+from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens.store import Corpus, TokenStore
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Objective, PhaseConfig, Recipe
@@ -19,7 +20,48 @@ LAST = 1 << 40
 """No phase has this many samples; sample numbers beyond it are not computed exactly."""
 
 
-def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample: int) -> dict[str, Any]:
+class Target(TypedDict):
+    """A masked position."""
+
+    position: int
+    piece: str
+    seen: str
+    """The piece in its place."""
+
+
+class Place(TypedDict):
+    """Where a document of a sample is in the store; None if it is not known."""
+
+    document: int | None
+    offset: int | None
+    part: str
+
+
+class Document(Place):
+    """A document of a sample."""
+
+    positions: list[int]
+    text: str
+    seen: str
+    targets: list[Target]
+
+
+class Sample(TypedDict):
+    """The result of `inspect`."""
+
+    phase: str
+    objective: str
+    sample: int
+    language: str
+    corpus: str
+    files: list[str]
+    normalisation: str
+    tokens: int
+    targets: int
+    documents: list[Document]
+
+
+def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample: int) -> Sample:
     """Sample number `sample` of an objective of a phase (by default its first), as the trainer gets it; JSON-ready.
 
     Positions count tokens of the sample, offsets tokens of the corpus. Errors: UserError for a phase or objective that
@@ -34,7 +76,7 @@ def inspect(recipe: Recipe, phase_name: str, objective_name: str | None, sample:
     data = PhaseData(store, tokenizer, phase_name, phase, recipe.seed)
     origin, text = data.origin(objective, sample), objective.reads == "text"
     corpus = store.text(origin.corpus) if text else store.bitext(origin.corpus)
-    entry = store.manifest["text" if text else "bitext"][origin.corpus]
+    entry = (store.manifest["text"] if text else store.manifest["bitext"])[origin.corpus]
     parts = data.shown(objective, sample)
     return {
         "phase": phase_name,
@@ -65,20 +107,20 @@ def _shown_tokens(shown: Shown) -> int:
     return shown.batch.tokens.numel() if shown.part is None else int((shown.words != PAD).sum())
 
 
-def _documents(shown: Shown, runs: list[tuple[int, int]], corpus: Corpus, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _documents(shown: Shown, runs: list[tuple[int, int]], corpus: Corpus, tokenizer: Tokenizer) -> list[Document]:
     batch, whole, pieces = shown.batch, shown.words, tokenizer.pieces()
     seen, bounds = batch.tokens.numpy(), batch.cu_seqlens.tolist()
-    result = []
+    result: list[Document] = []
     for number, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         if (whole[first:last] == PAD).all():
             continue
         if shown.part is not None:
-            place = {"document": None, "offset": None, "part": shown.part}
+            place: Place = {"document": None, "offset": None, "part": shown.part}
         elif batch.pairs is None:
             place = _place(_offset(first, runs), last - first, corpus)
         else:
             place = {**_place(runs[0][1], 0, corpus), "part": "second side" if number == batch.pairs[0, 1] else "first side"}
-        targets = [
+        targets: list[Target] = [
             {"position": position, "piece": pieces[token], "seen": pieces[seen[position]]}
             for position, token in zip(batch.targets.tolist(), batch.target_tokens.tolist(), strict=True)
             if first <= position < last
@@ -101,7 +143,7 @@ def _offset(first: int, runs: list[tuple[int, int]]) -> int | None:
     return before[-1][1] + first - before[-1][0] if before else None
 
 
-def _place(offset: int | None, length: int, corpus: Corpus) -> dict[str, Any]:
+def _place(offset: int | None, length: int, corpus: Corpus) -> Place:
     """The document's number in the store, the offset of its part in the corpus, and which part the sample shows."""
     if offset is None:
         return {"document": None, "offset": None, "part": "part of a pair that the window's edge cuts"}
@@ -112,7 +154,7 @@ def _place(offset: int | None, length: int, corpus: Corpus) -> dict[str, Any]:
     return {"document": document, "offset": offset, "part": f"{part} of {end - begin}"}
 
 
-def as_text(sample: dict[str, Any]) -> str:
+def as_text(sample: Sample) -> str:
     """The inspected sample as readable text."""
     lines = [
         f"phase {sample['phase']}, objective {sample['objective']}, sample {sample['sample']}: {sample['language']}, "

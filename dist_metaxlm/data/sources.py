@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dist_metaxlm.data.tokens.store import CorpusEntry
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Source:
         return f"language {self.language}" if known else f"source {self.corpus} of language {self.language}"
 
 
-def text_sources(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Source]]:
+def text_sources(entries: Mapping[str, CorpusEntry]) -> dict[str, list[Source]]:
     """Language -> its sources, both in alphabetical order, from the manifest's text entries.
 
     An entry without "language" is a separate language; an entry without "weight" has weight 1.

@@ -85,7 +85,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
-        return self._processor.encode(text)
+        ids: list[int] = self._processor.encode(text)
+        return ids
 
     def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
         """Token ids of each text, without special tokens; the result does not depend on `threads`."""
@@ -102,7 +103,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens and `<mask>` are left out."""
-        return self._processor.decode([int(i) for i in ids if not self.special[i]])
+        text: str = self._processor.decode([int(i) for i in ids if not self.special[i]])
+        return text
 
     def pieces(self) -> list[str]:
         """The pieces by id, `<mask>` last."""

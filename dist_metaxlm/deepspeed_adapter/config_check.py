@@ -24,7 +24,7 @@ FILLED = (
 _DTYPES = ("fp32", "fp16", "bf16")
 
 
-def fields_in(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+def fields_in(config: Mapping[str, object], section: str = "") -> Iterator[tuple[str, object]]:
     """(place, value) of all fields, known or unknown; fields of sections as `section.field`."""
     for name, value in config.items():
         place = f"{section}.{name}" if section else name
@@ -40,13 +40,13 @@ def field_at(place: str) -> Field | None:
     return SECTIONS.get(section, {}).get(name)
 
 
-def problems(config: Mapping[str, Any]) -> list[str]:
+def problems(config: Mapping[str, object]) -> list[str]:
     """All errors in the fields of a file, each with its remedy."""
     texts = [problem for place, value in fields_in(config) if (problem := _problem(place, value))]
     return texts or [problem for problem in _contradictions(dict(fields_in(config))) if problem]
 
 
-def recorded_problems(config: Mapping[str, Any]) -> list[str]:
+def recorded_problems(config: Mapping[str, object]) -> list[str]:
     """The same for the section `deepspeed` of a recipe, which may only hold fields that go to DeepSpeed."""
     texts = []
     for place, value in fields_in(config):
@@ -58,7 +58,7 @@ def recorded_problems(config: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def passed(config: Mapping[str, Any]) -> dict[str, Any]:
+def passed(config: Mapping[str, object]) -> dict[str, object]:
     """The fields that are passed to DeepSpeed unchanged, in their sections."""
     kept: dict[str, Any] = {}
     for place, value in fields_in(config):
@@ -72,7 +72,7 @@ def passed(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _problem(place: str, value: Any) -> str | None:
+def _problem(place: str, value: object) -> str | None:
     if place in SECTIONS:
         return f'{place}: {json.dumps(value)}, but it is a section; write "{place.split(".")[-1]}": {{}} or leave it out'
     field, name = field_at(place), place.split(".")[-1]
@@ -94,19 +94,20 @@ def _problem(place: str, value: Any) -> str | None:
     return f"{place}: {json.dumps(value)} is {wanted}; correct it or leave it out" if wanted else None
 
 
-def _off(value: Any) -> bool:
+def _off(value: object) -> bool:
     """Whether a value is off, or a section is disabled by its `enabled`."""
     if isinstance(value, Mapping):
         return not value or value.get("enabled") is False
     return value is None or value is False or value == [] or (value == 0 and not isinstance(value, bool))
 
 
-def _wrong_kind(kind: Kind, value: Any) -> str:
+def _wrong_kind(kind: Kind, value: object) -> str:
     """Error text for a value of the wrong kind; empty if the kind is right."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    amount = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    number = math.isfinite(amount) and amount >= 0
     right = {
         "bool": isinstance(value, bool),
-        "int": number and float(value).is_integer(),
+        "int": number and amount.is_integer(),
         "number": number,
         "text": isinstance(value, str),
         "texts": isinstance(value, list) and all(isinstance(item, str) for item in value),
@@ -125,7 +126,7 @@ def _wrong_kind(kind: Kind, value: Any) -> str:
     return "" if right[kind] else words[kind]
 
 
-def _contradictions(values: Mapping[str, Any]) -> Iterator[str | None]:
+def _contradictions(values: Mapping[str, object]) -> Iterator[str | None]:
     """Combinations of fields that DeepSpeed refuses."""
     stage = values.get("zero_optimization.stage", 0)
     scattered = stage in (2, 3) and values.get("zero_optimization.reduce_scatter") is not False

@@ -7,7 +7,7 @@ with the fields that the installed DeepSpeed reads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Kind = Literal["bool", "int", "number", "text", "texts", "dtype", "device", "section", "any"]
 
@@ -24,7 +24,7 @@ class Field:
     """`passed`: whether losses may differ by more than the order of sums."""
     reason: str = ""
     """`refused`: reason and remedy."""
-    default: Any = None
+    default: object = None
     """`refused`: a value with no effect that is allowed besides false, null and empty."""
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ def _result(kind: Kind) -> Field:
     return Field(kind, "passed", changes_results=True)
 
 
-def _refused(reason: str, default: Any = None) -> Field:
+def _refused(reason: str, default: object = None) -> Field:
     return Field("any", "refused", reason=reason, default=default)
 
 

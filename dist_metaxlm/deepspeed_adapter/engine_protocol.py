@@ -6,6 +6,26 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
+
+
+class DeepSpeedParameter(torch.nn.Parameter):
+    """A parameter with the attributes that DeepSpeed sets on it. Only the type exists: no parameter is made of it."""
+
+    ds_id: int
+    """With ZeRO-3, as the next four."""
+    ds_numel: int
+    """Elements of the whole parameter."""
+    ds_shape: torch.Size
+    ds_tensor: torch.Tensor
+    """This rank's piece, flat and zero-padded."""
+    ds_process_group: dist.ProcessGroup
+    _hp_mapping: Any
+    """With ZeRO-1 and 2: the piece of the fp32 master that this rank holds, or None."""
+    ds_pipe_replicated: bool
+    """On a pipeline: whether it is the copy of another stage's parameter."""
+    grad_accum: torch.Tensor | None
+    """With fp32 sums of half-precision gradients."""
 
 
 class Engine(Protocol):
@@ -21,6 +41,8 @@ class Engine(Protocol):
     """Whether a backward pass averages gradients over the data-parallel ranks."""
     clip_fp32_gradients: Callable[[], None]
     """Clips gradients before an update, without ZeRO."""
+    timers: Any
+    """DeepSpeed's timers."""
     accept_norm: Callable[[float], bool]
     """Asked in each update with the finite gradient norm; False skips the update (deepspeed_adapter/step_gate.py)."""
     _global_grad_norm: torch.Tensor
@@ -30,10 +52,10 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """This rank's device."""
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: object) -> Any:
         """The module's forward pass (collective under ZeRO-3)."""
 
-    def backward(self, loss: torch.Tensor, *, scale_wrt_gas: bool = True) -> Any:
+    def backward(self, loss: torch.Tensor, *, scale_wrt_gas: bool = True) -> object:
         """Backward pass of a micro-step (collective)."""
 
     def step(self) -> None:
@@ -54,6 +76,9 @@ class Engine(Protocol):
     def bfloat16_enabled(self) -> bool:
         """Whether it computes in bf16."""
 
+    def steps_per_print(self) -> int | None:
+        """Steps between DeepSpeed's own reports; None: it makes none."""
+
     def destroy(self) -> None:
         """Remove its hooks and release its memory."""
 
@@ -64,5 +89,5 @@ class StageEngine(Engine, Protocol):
     micro_batches: int
     """Micro-steps of the coming optimiser step."""
 
-    def train_batch(self, data_iter: Iterator[Any]) -> Any:
+    def train_batch(self, data_iter: Iterator[object]) -> object:
         """Run one optimiser step, with forward and backward passes of all micro-steps (collective)."""

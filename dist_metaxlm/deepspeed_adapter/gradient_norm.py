@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.parallel.groups import groups
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 ROW = 1024
 """Elements whose squares are added in fp32."""
@@ -32,7 +37,8 @@ def exact_norm(values: torch.Tensor) -> torch.Tensor:
         whole = part.numel() - part.numel() % ROW
         norms.append(torch.linalg.vector_norm(part[:whole].view(-1, ROW), dim=1, dtype=dtype))
         norms.append(torch.linalg.vector_norm(part[whole:], dtype=dtype).unsqueeze(0))
-    return torch.linalg.vector_norm(torch.cat(norms).double())
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.cat(norms).double())
+    return norm
 
 
 def use_exact_norms(engine: Engine) -> None:
@@ -55,28 +61,29 @@ def use_exact_norms(engine: Engine) -> None:
             _combine_offloaded(engine.optimizer)
 
 
-def _condense(optimizer: Any) -> None:
+def _condense(optimizer: DeepSpeedZeroOptimizer | DeepSpeedZeroOptimizer_Stage3) -> None:
     """Pass exact norms to ZeRO in place of gradients."""
     of_gradients = optimizer.get_grad_norm_direct
 
-    def of_norms(gradients: Sequence[torch.Tensor], params: Sequence[torch.Tensor], *more: Any) -> torch.Tensor:
+    def of_norms(gradients: Sequence[torch.Tensor], params: Sequence[torch.Tensor], *more: object) -> torch.Tensor:
         # A one-element tensor that holds a gradient's norm has the same norm.
-        return of_gradients([_condensed(gradient) for gradient in gradients], params, *more)
+        norm: torch.Tensor = of_gradients([_condensed(gradient) for gradient in gradients], params, *more)
+        return norm
 
     optimizer.get_grad_norm_direct = of_norms
 
 
-def _condense_offloaded(optimizer: Any) -> None:
+def _condense_offloaded(optimizer: DeepSpeedZeroOptimizer) -> None:
     """The same for ZeRO-1 and 2 with an offloaded optimiser: each norm is computed when a gradient goes to host memory."""
     copy = optimizer.copy_grads_in_partition
 
-    def of_gradient(param: Any) -> None:
+    def of_gradient(param: torch.nn.Parameter) -> None:
         gradient = optimizer.get_param_gradient_attribute(param)
         _, start, _, elements = optimizer.grad_position[optimizer.get_param_id(param)]
         own = gradient.view(-1).narrow(0, start, elements)
         optimizer.norm_for_param_grads[optimizer.get_param_id(param)] = exact_norm(own)
 
-    def of_copied(param: Any, group_idx: int | None = None) -> None:
+    def of_copied(param: torch.nn.Parameter, group_idx: int | None = None) -> None:
         copy(param, group_idx)
         number = optimizer.get_param_id(param)
         if number in optimizer.norm_for_param_grads and optimizer.gradient_accumulation_dtype != optimizer.dtype:
@@ -89,26 +96,27 @@ def _condense_offloaded(optimizer: Any) -> None:
     _combine_offloaded(optimizer)
 
 
-def _combine_offloaded(optimizer: Any) -> None:
+def _combine_offloaded(optimizer: DeepSpeedZeroOptimizer | DeepSpeedZeroOptimizer_Stage3) -> None:
     """Combine the norms of an offloaded optimiser in the same way as on the device, so that both clip bit-identically."""
     of_norms = optimizer.get_grad_norm_direct
 
     def combined(params: Sequence[torch.Tensor]) -> torch.Tensor:
         norms, kept = optimizer.norm_for_param_grads, [optimizer.get_param_id(param) for param in params]
         nothing = torch.zeros((), dtype=torch.float64)
-        return of_norms([norms.get(number, nothing) for number in kept], params).cpu()
+        norm: torch.Tensor = of_norms([norms.get(number, nothing) for number in kept], params).cpu()
+        return norm
 
     optimizer.complete_grad_norm_calculation_for_cpu_offload = combined
 
 
-def _condense_in_bf16(optimizer: Any) -> None:
+def _condense_in_bf16(optimizer: BF16_Optimizer) -> None:
     """The same for DeepSpeed's bf16 optimiser, which ZeRO-1 and pipelines use.
 
     DeepSpeed's function fails if no parameter has a gradient: on a pipeline stage after the layer that an objective reads.
     """
     gradients_of_deepspeed = optimizer.get_grads_for_norm
 
-    def of_norms(for_clipping: bool = False) -> Any:
+    def of_norms(for_clipping: bool = False) -> object:
         if for_clipping:
             return gradients_of_deepspeed(for_clipping=True)
         gradients, experts = gradients_of_deepspeed()
@@ -130,7 +138,7 @@ def _clip_in_each_update(engine: Engine) -> None:
     update = engine.optimizer.step
     engine.clip_fp32_gradients = lambda: None
 
-    def step(*arguments: Any, **named: Any) -> None:
+    def step(*arguments: object, **named: object) -> None:
         parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
         for parameter in parameters:
             if parameter.grad is None:

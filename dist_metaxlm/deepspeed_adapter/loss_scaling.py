@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.reporting.records import StepFigures
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.fp16.loss_scaler import LossScalerBase
 
 _STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """State fields of DeepSpeed's DynamicLossScaler."""
@@ -40,7 +45,7 @@ def check_fp16(precision: str) -> None:
         )
 
 
-def _scaler(engine: Engine) -> Any | None:
+def _scaler(engine: Engine) -> LossScalerBase | None:
     return getattr(engine.optimizer, "loss_scaler", None) if engine.fp16_enabled() else None
 
 
@@ -70,7 +75,7 @@ def prepare_scaler(engine: Engine) -> None:
             grown.append(scaler.cur_scale)
             scaler.cur_scale = before
 
-    def step(*arguments: Any, **named: Any) -> None:
+    def step(*arguments: object, **named: object) -> None:
         update_weights(*arguments, **named)
         if grown:
             scaler.cur_scale = grown.pop()
@@ -78,16 +83,16 @@ def prepare_scaler(engine: Engine) -> None:
     scaler.update_scale, engine.optimizer.step = decide, step
 
 
-def scaler_state(engine: Engine) -> dict[str, Any]:
+def scaler_state(engine: Engine) -> dict[str, float]:
     """Scaler state for a checkpoint's manifest, so that a resumed run scales and skips identically."""
-    state: dict[str, Any] = {"skipped_steps": engine.skipped_steps}
+    state: dict[str, float] = {"skipped_steps": engine.skipped_steps}
     scaler = _scaler(engine)
     if scaler is not None and scaler.dynamic:
         state |= {name: getattr(scaler, name) for name in _STATE}
     return state
 
 
-def restore_scaler(engine: Engine, state: dict[str, Any]) -> None:
+def restore_scaler(engine: Engine, state: Mapping[str, float]) -> None:
     """Restore the result of `scaler_state`; the scale restarts if another precision or version saved it."""
     engine.skipped_steps = int(state.get("skipped_steps", 0))
     scaler = _scaler(engine)
@@ -96,7 +101,7 @@ def restore_scaler(engine: Engine, state: dict[str, Any]) -> None:
             setattr(scaler, name, type(getattr(scaler, name))(state[name]))
 
 
-def step_figures(engine: Engine) -> dict[str, float | int | None]:
+def step_figures(engine: Engine) -> StepFigures:
     """For the metrics: norm of the last step's gradient (None if it overflowed), steps skipped so far, loss scale.
 
     Raises:
@@ -104,7 +109,7 @@ def step_figures(engine: Engine) -> dict[str, float | int | None]:
     """
     norm = engine.get_global_grad_norm()
     norm = float(norm) if norm is not None else 0.0
-    figures: dict[str, float | int | None] = {"grad_norm": norm if math.isfinite(norm) else None}
+    figures: StepFigures = {"grad_norm": norm if math.isfinite(norm) else None}
     if engine.fp16_enabled() or engine.bfloat16_enabled():
         figures["skipped_steps"] = engine.skipped_steps
     scaler = _scaler(engine)

@@ -8,8 +8,6 @@ own rank grid, and this adapter only for the gradient norm.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.distributed as dist
 
 from dist_metaxlm.parallel.groups import groups
@@ -31,11 +29,11 @@ class ModelParallelUnit:
         """Ranks that hold the same layers of one model."""
         return groups().tensor_size
 
-    def get_model_parallel_group(self) -> Any:
+    def get_model_parallel_group(self) -> dist.ProcessGroup | None:
         """The ranks that hold one model, in all stages; None: only this rank."""
         return groups().model
 
-    def get_tensor_model_parallel_group(self) -> Any:
+    def get_tensor_model_parallel_group(self) -> dist.ProcessGroup | None:
         """The ranks that hold the same layers of one model."""
         return groups().tensor
 
@@ -54,7 +52,7 @@ class ModelParallelUnit:
         """Ranks that hold the same part of the model."""
         return groups().data_size
 
-    def get_data_parallel_group(self) -> Any:
+    def get_data_parallel_group(self) -> dist.ProcessGroup | None:
         """The ranks that hold the same part of the model; ZeRO shards over them."""
         return groups().data
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
+from dist_metaxlm.deepspeed_adapter.engine_protocol import DeepSpeedParameter, Engine
 from dist_metaxlm.modeling.sharding import own_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -21,7 +20,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def _inner(engine: Engine) -> torch.optim.Optimizer:
     """The torch optimiser inside DeepSpeed's wrapper (with ZeRO-0 in fp32 there is no wrapper)."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+    optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return optimizer
 
 
 def optimizer_name(engine: Engine) -> str:
@@ -35,13 +35,13 @@ def before_each_update(engine: Engine, action: Callable[[], None]) -> RemovableH
     ZeRO divides an update into several AdamW steps (groups, shards): `action` is called before each of them.
     """
 
-    def hook(*_: Any) -> None:
+    def hook(*_: object) -> None:
         action()
 
     return _inner(engine).register_step_pre_hook(hook)
 
 
-def own_piece(engine: Engine, param: Any, moment: str | None) -> tuple[int, torch.Tensor]:
+def own_piece(engine: Engine, param: DeepSpeedParameter, moment: str | None) -> tuple[int, torch.Tensor]:
     """This rank's piece of an fp32 weight (`moment` None) or of one of its Adam moments; not collective.
 
     Returns:
@@ -64,7 +64,7 @@ def own_piece(engine: Engine, param: Any, moment: str | None) -> tuple[int, torc
 
 
 @contextmanager
-def whole_weight(param: Any) -> Iterator[None]:
+def whole_weight(param: torch.nn.Parameter) -> Iterator[None]:
     """The weight is whole on every rank inside: ZeRO-3 gathers it only in the forward pass of its own layer (collective)."""
     if not hasattr(param, "ds_id"):
         yield
@@ -75,7 +75,7 @@ def whole_weight(param: Any) -> Iterator[None]:
         yield
 
 
-def set_full_weight(engine: Engine, name: str, param: torch.nn.Parameter, value: torch.Tensor) -> None:
+def set_full_weight(engine: Engine, name: str, param: DeepSpeedParameter, value: torch.Tensor) -> None:
     """Write this rank's part of a whole fp32 weight into its master copy, and into the model's own copy."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
@@ -83,7 +83,7 @@ def set_full_weight(engine: Engine, name: str, param: torch.nn.Parameter, value:
     if hasattr(param, "ds_id"):
         piece = _zero3_piece(param, value)
         safe_set_local_fp32_param(param, piece)
-        param.ds_tensor.data.copy_(piece)  # type: ignore[attr-defined]
+        param.ds_tensor.data.copy_(piece)
         if param.numel() == value.numel():  # a small parameter that ZeRO-3 keeps whole on every rank
             param.data.copy_(value)
         return
@@ -102,7 +102,7 @@ def set_exact_weights(engine: Engine, weights: Mapping[str, torch.Tensor]) -> No
             set_full_weight(engine, name, param, weights[name].float())
 
 
-def set_full_moment(engine: Engine, name: str, param: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
+def set_full_moment(engine: Engine, name: str, param: DeepSpeedParameter, moment: str, value: torch.Tensor) -> None:
     """Write this rank's part of a whole Adam moment into its shard."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
@@ -115,7 +115,7 @@ def set_full_moment(engine: Engine, name: str, param: torch.nn.Parameter, moment
         _inner(engine).state[param][moment].copy_(value)
 
 
-def _zero3_piece(param: Any, value: torch.Tensor) -> torch.Tensor:
+def _zero3_piece(param: DeepSpeedParameter, value: torch.Tensor) -> torch.Tensor:
     """This rank's piece of `value`, which ZeRO-3 flattens and splits into equal pieces, zero-padded.
 
     DeepSpeed's own setters of full values (0.19.8) fail if the ranks do not divide the number of elements.
@@ -160,7 +160,7 @@ def set_adam_step(engine: Engine, step: int) -> None:
             state["step"].fill_(float(step))
 
 
-def named_parameters(engine: Engine) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def named_parameters(engine: Engine) -> Iterator[tuple[str, DeepSpeedParameter]]:
     """(logical name, parameter) of this rank's stage of the encoder, in a fixed order; each name on one stage only."""
     for name, param in engine.module.named_parameters():
         if not getattr(param, "ds_pipe_replicated", False):

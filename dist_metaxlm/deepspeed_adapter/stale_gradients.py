@@ -17,10 +17,18 @@ ZeRO-0, and ZeRO-1 and 2 on the device, free their gradients after each step.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+import torch
+
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 
-def prevent_stale_gradients(engine: Any) -> None:
+def prevent_stale_gradients(engine: Engine) -> None:
     """Make every step of `engine`, a pipeline too, begin with zero gradients. Call it once, after the engine is built."""
     optimizer = engine.optimizer
     if getattr(optimizer, "grad_partitions_flat_buffer", None) is not None:
@@ -30,10 +38,10 @@ def prevent_stale_gradients(engine: Any) -> None:
         _clear_at_first_micro_step(optimizer)
 
 
-def _clear_zero3_after_each_step(optimizer: Any) -> None:
+def _clear_zero3_after_each_step(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
     update = optimizer.step
 
-    def step(*arguments: Any, **named: Any) -> None:
+    def step(*arguments: object, **named: object) -> None:
         update(*arguments, **named)
         optimizer.grad_partitions_flat_buffer.zero_()
         for master in optimizer.fp32_partitioned_groups_flat if optimizer.offload_optimizer else ():
@@ -43,11 +51,11 @@ def _clear_zero3_after_each_step(optimizer: Any) -> None:
     optimizer.step = step
 
 
-def _clear_unreached_before_each_step(optimizer: Any) -> None:
+def _clear_unreached_before_each_step(optimizer: DeepSpeedZeroOptimizer) -> None:
     """Reached parameters are those with a norm, which DeepSpeed clears after each step."""
     update = optimizer.step
 
-    def step(*arguments: Any, **named: Any) -> None:
+    def step(*arguments: object, **named: object) -> None:
         for params in optimizer.params_in_partition:
             for number in map(optimizer.get_param_id, params):
                 if number not in optimizer.norm_for_param_grads:
@@ -60,10 +68,10 @@ def _clear_unreached_before_each_step(optimizer: Any) -> None:
     optimizer.step = step
 
 
-def _clear_at_first_micro_step(optimizer: Any) -> None:
+def _clear_at_first_micro_step(optimizer: DeepSpeedZeroOptimizer) -> None:
     accumulate = optimizer.async_accumulate_grad_in_cpu_via_gpu
 
-    def from_zero(param: Any) -> None:
+    def from_zero(param: torch.nn.Parameter) -> None:
         number = optimizer.get_param_id(param)
         buffer = optimizer.accumulated_grads_in_cpu.get(number)
         if buffer is not None and number not in optimizer._offload_accumulated_param_ids:

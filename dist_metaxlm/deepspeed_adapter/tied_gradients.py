@@ -6,17 +6,17 @@ in `grad_accum`. So they are summed here, and DeepSpeed gets an empty list.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
+
+from dist_metaxlm.deepspeed_adapter.engine_protocol import DeepSpeedParameter
 
 _KEPT_IN = ("_hp_grad", "grad_accum", "grad")
 """Attributes in which the optimisers keep a step's gradient: bf16 ZeRO-1, ZeRO-1 with fp32 sums, all others."""
 
 
 @torch.no_grad()
-def sum_tied_gradient(weight: Any, group: Any) -> None:
+def sum_tied_gradient(weight: DeepSpeedParameter, group: dist.ProcessGroup) -> None:
     """Sum a step's gradient of `weight` over its holders in `group`, in place (collective); all of them are fp32.
 
     The untrained copy (`ds_pipe_replicated`) begins its next step at zero.
@@ -30,7 +30,8 @@ def sum_tied_gradient(weight: Any, group: Any) -> None:
         weight.grad_accum = None
 
 
-def add_in_fp32(weight: Any) -> None:
+def add_in_fp32(weight: DeepSpeedParameter) -> None:
     """Hook of an untrained copy: add a micro-batch's gradient to the step's, as ZeRO-1 does for trained ones."""
+    assert weight.grad is not None
     gradient, before = weight.grad.float(), getattr(weight, "grad_accum", None)
     weight.grad, weight.grad_accum = None, gradient if before is None else before.add_(gradient)

@@ -6,10 +6,10 @@ set: on a CUDA device each record is two events, and a run of 500,000 steps woul
 
 from __future__ import annotations
 
-from typing import Any
+from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 
 
-def drop_timer_records(engine: Any) -> None:
+def drop_timer_records(engine: Engine) -> None:
     """Empty the timers that DeepSpeed does not read later; call it after each step."""
     if engine.steps_per_print() is not None:
         return  # it reads and empties them itself, at every such step

@@ -8,10 +8,9 @@ all of them after the engine is built, and the first elements of each at every s
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from dist_metaxlm.deepspeed_adapter.engine_protocol import DeepSpeedParameter, Engine
 from dist_metaxlm.deepspeed_adapter.optimizer_state import named_parameters, own_piece
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.process_group import all_reduce
@@ -20,7 +19,7 @@ ELEMENTS = 1024
 """Elements of each weight that are compared at every save."""
 
 
-def check_all_weights(engine: Any, settings: list[str]) -> None:
+def check_all_weights(engine: Engine, settings: list[str]) -> None:
     """Compare all weights; call it after the engine is built (collective).
 
     Args:
@@ -39,7 +38,7 @@ def check_all_weights(engine: Any, settings: list[str]) -> None:
         )
 
 
-def check_saved_weights(engine: Any) -> None:
+def check_saved_weights(engine: Engine) -> None:
     """Compare the first elements of each weight; call it before a checkpoint is written (collective).
 
     Raises:
@@ -53,7 +52,7 @@ def check_saved_weights(engine: Any) -> None:
         )
 
 
-def _differing(engine: Any, elements: int | None) -> str | None:
+def _differing(engine: Engine, elements: int | None) -> str | None:
     """Name of the first weight that differs on this rank, `on another rank`, or None if all are equal on all ranks."""
     names, flags = [], []
     for name, param in named_parameters(engine):
@@ -70,12 +69,13 @@ def _differing(engine: Any, elements: int | None) -> str | None:
     return names[int(wrong.to(torch.uint8).argmax())] if wrong.any() else "on another rank"
 
 
-def _computed_with(param: Any, start: int, elements: int) -> torch.Tensor:
+def _computed_with(param: DeepSpeedParameter, start: int, elements: int) -> torch.Tensor:
     """The model's own copy, flat, of the elements from `start` on that this rank holds."""
     if hasattr(param, "ds_id"):
         shard: torch.Tensor = param.ds_tensor.detach().view(-1)[:elements]
         return shard
-    return param.detach().reshape(-1)[start : start + elements]
+    values: torch.Tensor = param.detach().reshape(-1)[start : start + elements]
+    return values
 
 
 def _unequal(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:

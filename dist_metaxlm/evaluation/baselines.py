@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -27,12 +27,13 @@ from dist_metaxlm.evaluation.measures.perplexity import MaskedSentence
 from dist_metaxlm.evaluation.measures.retrieval import distinct_pairs
 from dist_metaxlm.evaluation.word_filling import hide_words, table_accuracy
 from dist_metaxlm.reporting.metrics import read_json, write_json
+from dist_metaxlm.reporting.results import Baselines, Frequencies, OverlapScores
 
 NAME = "baselines.json"
 _VERSION = 1
 
 
-def run_baselines(run_dir: Path, data: Path, tokenizer: Tokenizer, window: int, min_candidates: int) -> dict[str, Any]:
+def run_baselines(run_dir: Path, data: Path, tokenizer: Tokenizer, window: int, min_candidates: int) -> Baselines:
     """The baselines of a run, read from its folder if they were measured on the same data and settings, else measured.
 
     Returns:
@@ -47,14 +48,14 @@ def run_baselines(run_dir: Path, data: Path, tokenizer: Tokenizer, window: int, 
     except UserError:  # damaged: it is measured again
         known = None
     if isinstance(known, dict) and known.get("key") == key:
-        return known
+        return cast(Baselines, known)
     heldout = data / "heldout"
     strings = heldout / "strings.jsonl"
     rows = read_strings(strings, english=False) if strings.is_file() and strings.stat().st_size else []
     retrieval = overlap_retrieval(rows, tokenizer, window, min_candidates)
     counted = [scores for scores in retrieval.values() if scores["counted"]]
-    both = [scores[way] for scores in counted for way in ("to_english", "from_english")]
-    result = {
+    both = [score for scores in counted for score in (scores["to_english"], scores["from_english"])]
+    result: Baselines = {
         "key": key,
         "overlap": {"retrieval": retrieval, "mean_p_at_1": sum(both) / len(both) if both else None} if retrieval else None,
         "chance": sum(1 / scores["candidates"] for scores in counted) / len(counted) if counted else None,
@@ -79,9 +80,9 @@ def _key(data: Path, tokenizer: Tokenizer, window: int, min_candidates: int) -> 
 
 def overlap_retrieval(
     rows: Sequence[dict[str, str]], tokenizer: Tokenizer, window: int, min_candidates: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, OverlapScores]:
     """Retrieval of `evaluate_heldout` by the tokens that two sentences share, weighted by tf-idf, without any model."""
-    result = {}
+    result: dict[str, OverlapScores] = {}
     for code in sorted({code for row in rows for code in row} - {"en"}):
         both = [(row["en"], row[code]) for row in rows if "en" in row and code in row]
         sides = [
@@ -116,7 +117,7 @@ def _shared_tokens(first: list[list[int]], second: list[list[int]], vocabulary: 
     return float((cosines.argmax(1) == right).mean()), float((cosines.argmax(0) == right).mean())
 
 
-def _frequencies(data: Path, tokenizer: Tokenizer, rows: list[dict[str, str]], window: int) -> dict[str, Any] | None:
+def _frequencies(data: Path, tokenizer: Tokenizer, rows: list[dict[str, str]], window: int) -> Frequencies | None:
     """Perplexity and fill-mask accuracy of a table of word frequencies for each language, from all training text."""
     if not (data / "store" / MANIFEST).is_file():
         return None

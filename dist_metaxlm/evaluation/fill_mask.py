@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.heldout import read_strings
 from dist_metaxlm.interop.folders import fill_mask
 from dist_metaxlm.reporting.metrics import write_json
+from dist_metaxlm.reporting.results import FilledMask
 
 WORDS = range(4, 10)
 """Words of a string that gives enough context and still fits a table."""
@@ -40,14 +40,14 @@ def hide_heldout_words(heldout: str | Path, tokenizer: Tokenizer, languages: lis
     }
 
 
-def fill_words(directory: str | Path, questions: Questions, top: int = 5) -> list[dict[str, Any]]:
+def fill_words(directory: str | Path, questions: Questions, top: int = 5) -> list[FilledMask]:
     """Predict the hidden words with an exported model and write the result to its fill_mask.json.
 
     Returns:
         [{language, text (with `<mask>`), expected, predictions: [{token, score}]}]
     """
     answers = fill_mask(directory, {language: text for language, (text, _) in questions.items()}, top)
-    rows = [
+    rows: list[FilledMask] = [
         {
             "language": language,
             "text": text,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,7 @@ from dist_metaxlm.evaluation.measures.embed import SPECIALS, embed
 from dist_metaxlm.evaluation.measures.perplexity import MaskedSentence, mask_sentence, masked_perplexity, read_prose
 from dist_metaxlm.evaluation.measures.retrieval import distinct_pairs, precision_at_1
 from dist_metaxlm.preparation.readers.files import lines
+from dist_metaxlm.reporting.results import Evaluation, LanguageRetrieval, RetrievalMeans
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder
@@ -60,7 +61,7 @@ def evaluate_heldout(
     window: int = 128,
     max_tokens: int = 8192,
     min_candidates: int = MIN_CANDIDATES,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate one model on `strings.jsonl` and `text/*.txt` of a folder; the result is ready for JSON.
 
     Returns:
@@ -72,16 +73,16 @@ def evaluate_heldout(
     folder = Path(heldout_dir)
     rows = _rows(folder, tasks)
     languages = _languages(rows)
-    result: dict[str, Any] = {}
+    result: Evaluation = {}
     if "perplexity" in tasks:
-        for name, masked in (
-            ("perplexity", masked_strings(rows, tokenizer)),
-            ("prose_perplexity", masked_prose(folder, tokenizer, window)),
-        ):
-            result[name] = {
+        strings, prose = (
+            {
                 language: masked_perplexity(encoder, sentences, tokenizer.mask_id, window, max_tokens)
                 for language, sentences in masked.items()
             }
+            for masked in (masked_strings(rows, tokenizer), masked_prose(folder, tokenizer, window))
+        )
+        result["perplexity"], result["prose_perplexity"] = strings, prose
     if "retrieval" in tasks:
         texts = {language: {n: row[language] for n, row in enumerate(rows) if language in row} for language in languages}
         cut = {
@@ -91,7 +92,10 @@ def evaluate_heldout(
             for language, of in texts.items()
         }
         result["retrieval"] = _retrieve(encoder, cut, window, max_tokens, min_candidates)
-        result |= retrieval_means(result["retrieval"])
+        means = retrieval_means(result["retrieval"])
+        result["per_layer_mean"] = means["per_layer_mean"]
+        result["best_layer"] = means["best_layer"]
+        result["mean_p_at_1"] = means["mean_p_at_1"]
         result["min_candidates"] = min_candidates
     return result
 
@@ -129,11 +133,11 @@ def masked_prose(folder: Path, tokenizer: Tokenizer, window: int) -> dict[str, l
 
 def _retrieve(
     encoder: Encoder, ids: dict[str, dict[int, list[int]]], window: int, max_tokens: int, min_candidates: int
-) -> dict[str, Any]:
+) -> dict[str, LanguageRetrieval]:
     numbers = list(ids["en"])
     english = embed(encoder, list(ids["en"].values()), window, max_tokens)
     column = {number: place for place, number in enumerate(numbers)}
-    result = {}
+    result: dict[str, LanguageRetrieval] = {}
     for language in sorted(set(ids) - {"en"}):
         common = [number for number in numbers if number in ids[language]]
         kept = distinct_pairs([ids["en"][n] for n in common], [ids[language][n] for n in common])
@@ -151,12 +155,12 @@ def _retrieve(
     return result
 
 
-def retrieval_means(retrieval: dict[str, Any]) -> dict[str, Any]:
+def retrieval_means(retrieval: Mapping[str, LanguageRetrieval]) -> RetrievalMeans:
     """Mean P@1 per layer over the counted languages and both directions, the best layer, and its mean."""
     counted = [scores for scores in retrieval.values() if scores["counted"]]
     if not counted:
         return {"per_layer_mean": [], "best_layer": None, "mean_p_at_1": None}
-    directions = [scores[name] for scores in counted for name in ("to_english", "from_english")]
+    directions = [direction for scores in counted for direction in (scores["to_english"], scores["from_english"])]
     per_layer = [sum(layer) / len(layer) for layer in zip(*directions, strict=True)]
     best = max(range(len(per_layer)), key=per_layer.__getitem__)
     return {"per_layer_mean": per_layer, "best_layer": best, "mean_p_at_1": per_layer[best]}

@@ -14,7 +14,6 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from dist_metaxlm.evaluation.run import window_of
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import sum_over_batch
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
+from dist_metaxlm.reporting.records import HeldoutFigures
 from dist_metaxlm.training.loop.heldout import ReadLosses
 
 ENGLISH = "en"
@@ -66,7 +66,7 @@ class HeldoutLoss:
         self.sample = hashlib.sha256(json.dumps([[s.ids, s.hidden] for s in self._sentences]).encode()).hexdigest()[:12]
         """Names the sample: figures of different samples cannot be compared."""
 
-    def __call__(self, read: ReadLosses, device: torch.device) -> dict[str, Any]:
+    def __call__(self, read: ReadLosses, device: torch.device) -> HeldoutFigures:
         """Figures of the model, equal on all ranks (collective).
 
         Returns:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from dist_metaxlm.evaluation.run import window_of
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import sum_over_batch
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.records import ProbeFigures
 from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.loop.probing import ReadStates
 
@@ -62,7 +62,7 @@ class HeldoutProbe:
                 "training.probe_interval: 0"
             )
 
-    def __call__(self, read: ReadStates, device: torch.device) -> dict[str, Any]:
+    def __call__(self, read: ReadStates, device: torch.device) -> ProbeFigures:
         """{retrieval (mean over languages), layer, strings, languages {language: P@1}}, equal on all ranks (collective)."""
         vectors = self._vectors(read, device)
         scores = {code: _both_ways(vectors[first], vectors[second]) for code, (first, second) in self._pairs.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -17,6 +17,7 @@ from dist_metaxlm.evaluation.word_filling import fill_mask_accuracy, hide_words
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import PHASE_NAMES, Recipe
 from dist_metaxlm.reporting.metrics import read_json, write_json
+from dist_metaxlm.reporting.results import Baselines, Evaluation
 from dist_metaxlm.training.run.run_folder import read_recipe
 
 UNTRAINED = "untrained"
@@ -30,7 +31,7 @@ def evaluate_run(
     tasks: Sequence[str] = TASKS,
     min_candidates: int = MIN_CANDIDATES,
     data_directory: str | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a phase and write `evaluation/<phase>.json` in the run's folder.
 
     Args:
@@ -54,7 +55,7 @@ def evaluate_run(
     began = time.perf_counter()
     window, heldout = window_of(recipe), Path(recipe.data.directory) / "heldout"
     trained = recipe.phases.get(phase.split("@")[0])  # type: ignore[call-overload]
-    result: dict[str, Any] = {
+    result: Evaluation = {
         "phase": phase,
         "parameters": sum(weight.numel() for weight in encoder.parameters()),
         "window": window,
@@ -65,25 +66,23 @@ def evaluate_run(
         result |= evaluate_heldout(encoder.to(device), tokenizer, heldout, on_strings, window, min_candidates=min_candidates)
     if FILL_MASK in tasks:
         words = hide_words(heldout, tokenizer, window)
-        result[FILL_MASK] = fill_mask_accuracy(encoder.to(device), tokenizer, words, window)
+        result["fill_mask"] = fill_mask_accuracy(encoder.to(device), tokenizer, words, window)
     result["seconds"] = round(time.perf_counter() - began, 2)
     write_json(folder / "evaluation" / f"{phase}.json", result)
     return result
 
 
-def baselines_of(
-    run_dir: Path | str, min_candidates: int = MIN_CANDIDATES, data_directory: str | None = None
-) -> dict[str, Any]:
+def baselines_of(run_dir: Path | str, min_candidates: int = MIN_CANDIDATES, data_directory: str | None = None) -> Baselines:
     """What needs no model, on the held-out text of a run; see `run_baselines`."""
     recipe = read_recipe(Path(run_dir) / "recipe.yaml", data_directory)
     tokenizer = tokenizer_of(Path(run_dir), recipe)
     return run_baselines(Path(run_dir), Path(recipe.data.directory), tokenizer, window_of(recipe), min_candidates)
 
 
-def former_result(run_dir: Path | str, phase: str) -> dict[str, Any] | None:
+def former_result(run_dir: Path | str, phase: str) -> Evaluation | None:
     """What an earlier evaluation of a phase has written; None without one."""
     result = read_json(Path(run_dir) / "evaluation" / f"{phase}.json")
-    return result if isinstance(result, dict) else None
+    return cast(Evaluation, result) if isinstance(result, dict) else None
 
 
 def load_encoder(run_dir: Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, Encoder]:

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from dist_metaxlm.evaluation.heldout import read_strings
 from dist_metaxlm.evaluation.measures.bits import FrequencyTable
 from dist_metaxlm.evaluation.measures.embed import SPECIALS, inference, pack_sentences
 from dist_metaxlm.evaluation.measures.perplexity import MaskedSentence, hidden_targets, hide
+from dist_metaxlm.reporting.results import Accuracy, FilledMask, FillMask, FillMaskResult
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder
@@ -133,7 +134,7 @@ def _guesses(logits_MV: torch.Tensor, answers_M: torch.Tensor) -> Iterator[Guess
         yield Guess(int(ranks[row]), float(right[row]), best)
 
 
-def score(ranks: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def score(ranks: Mapping[str, Sequence[int]]) -> FillMask:
     """Accuracy from the rank of each hidden word, by language.
 
     Returns:
@@ -147,21 +148,21 @@ def score(ranks: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     }
 
 
-def _accuracy(ranks: Sequence[int]) -> dict[str, float] | None:
+def _accuracy(ranks: Sequence[int]) -> Accuracy | None:
     if not ranks:
         return None
-    top = {f"top{most}": sum(rank < most for rank in ranks) / len(ranks) for most in (1, TOP)}
-    return {"words": len(ranks), **top}
+    first, five = (sum(rank < most for rank in ranks) / len(ranks) for most in (1, TOP))
+    return {"words": len(ranks), "top1": first, "top5": five}
 
 
-def fill_mask_accuracy(encoder: Encoder, tokenizer: Tokenizer, words: HiddenWords, window: int) -> dict[str, Any]:
+def fill_mask_accuracy(encoder: Encoder, tokenizer: Tokenizer, words: HiddenWords, window: int) -> FillMaskResult:
     """`score` of a model on hidden words, and `examples`; see `choose_examples`."""
     guesses = {code: guess_words(encoder, of, tokenizer.mask_id, window) for code, of in words.items()}
     result = score({code: [guess.rank for guess in of] for code, of in guesses.items()})
     return {**result, "examples": choose_examples(words, guesses, tokenizer)}
 
 
-def table_accuracy(tables: Mapping[str, FrequencyTable], words: HiddenWords) -> dict[str, Any]:
+def table_accuracy(tables: Mapping[str, FrequencyTable], words: HiddenWords) -> FillMask:
     """`score` of always guessing the language's most frequent words; languages without a table count as never right."""
     best = {code: tables[code].most_frequent(TOP) if code in tables else [] for code in words}
     ranks = {}
@@ -173,7 +174,7 @@ def table_accuracy(tables: Mapping[str, FrequencyTable], words: HiddenWords) -> 
 
 def choose_examples(
     words: HiddenWords, guesses: Mapping[str, Sequence[Guess]], tokenizer: Tokenizer, best: int = 2
-) -> list[dict[str, Any]]:
+) -> list[FilledMask]:
     """Texts of 25 to 160 characters: those with the highest probability of the hidden word, and two chosen by a hash.
 
     Of English the `best` best, of other languages the `best` best in different languages, never the same word twice; then
@@ -215,7 +216,7 @@ def _hash(sentence: MaskedSentence) -> bytes:
     return hashlib.blake2b(np.array(sentence.ids, np.int64).tobytes(), digest_size=8).digest()
 
 
-def _example(code: str, sentence: MaskedSentence, guess: Guess, chosen: str, tokenizer: Tokenizer) -> dict[str, Any]:
+def _example(code: str, sentence: MaskedSentence, guess: Guess, chosen: str, tokenizer: Tokenizer) -> FilledMask:
     pieces, place = tokenizer.pieces(), sentence.hidden[0]
     before, after = tokenizer.decode(sentence.ids[:place]), "".join(pieces[token] for token in sentence.ids[place + 1 :])
     joined = after.startswith(WORD_START)

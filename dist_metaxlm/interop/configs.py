@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -61,10 +62,10 @@ def check_exportable(config: ModelConfig) -> None:
         )
 
 
-def huggingface_config(config: ModelConfig) -> dict[str, Any]:
+def huggingface_config(config: ModelConfig) -> dict[str, object]:
     """The content of the `config.json` with which Hugging Face opens our weights; UserError if it has no such model."""
     check_exportable(config)
-    common = {
+    common: dict[str, object] = {
         **_SPECIAL_TOKENS,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden,
@@ -77,7 +78,7 @@ def huggingface_config(config: ModelConfig) -> dict[str, Any]:
     return common | (_modern_fields(config) if config.family == "modern" else _xlmr_fields(config))
 
 
-def _xlmr_fields(config: ModelConfig) -> dict[str, Any]:
+def _xlmr_fields(config: ModelConfig) -> dict[str, object]:
     post = config.norm == "post"
     return {
         "model_type": "xlm-roberta" if post else "xlm-roberta-xl",
@@ -91,7 +92,7 @@ def _xlmr_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _modern_fields(config: ModelConfig) -> dict[str, Any]:
+def _modern_fields(config: ModelConfig) -> dict[str, object]:
     kinds = ("full_attention", "sliding_attention")
     return {
         "model_type": "modernbert",
@@ -129,7 +130,7 @@ def model_config(hf_config: dict[str, Any]) -> ModelConfig:
             raise UserError(
                 f"model_type {model_type!r} is not supported; use a folder of {', '.join(_LEARNED_POSITIONS)} or modernbert"
             )
-        return ModelConfig(**fields)
+        return ModelConfig.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"the Hugging Face configuration is not usable: {first['loc']} {first['msg']}") from error
@@ -137,16 +138,16 @@ def model_config(hf_config: dict[str, Any]) -> ModelConfig:
         raise UserError(f"the Hugging Face configuration is not usable: {error}; copy config.json again") from error
 
 
-def fields_to_keep(hf_config: dict[str, Any]) -> dict[str, Any]:
+def fields_to_keep(hf_config: Mapping[str, object]) -> dict[str, object]:
     """Fields of a `config.json` that this model does not have but an export needs.
 
     These are ids of special tokens, if they differ from ours, and the class of CamemBERT, which names its tokenizer.
     """
     model_type = hf_config["model_type"]
-    ours, theirs = dict(_SPECIAL_TOKENS), _SPECIAL_TOKENS | hf_config
+    ours, theirs = dict(_SPECIAL_TOKENS), {**_SPECIAL_TOKENS, **hf_config}
     if model_type == "modernbert":
         ours |= {"cls_token_id": ours["bos_token_id"], "sep_token_id": ours["eos_token_id"]}
-        theirs = _MODERN_SPECIAL_TOKENS | hf_config
+        theirs = {**_MODERN_SPECIAL_TOKENS, **hf_config}
     kept = {name: theirs[name] for name in ours if theirs[name] != ours[name]}
     kept |= {name: hf_config[name] for name in ("mask_token_id", "unk_token_id") if name in hf_config}
     if model_type == CAMEMBERT:
@@ -154,7 +155,7 @@ def fields_to_keep(hf_config: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _from_xlmr(hf_config: dict[str, Any], model_type: str) -> dict[str, Any]:
+def _from_xlmr(hf_config: dict[str, Any], model_type: str) -> dict[str, object]:
     post = model_type != "xlm-roberta-xl"
     given = _LEARNED_POSITIONS[model_type] | hf_config
     _require(given, _XLMR_REQUIRED)
@@ -170,7 +171,7 @@ def _from_xlmr(hf_config: dict[str, Any], model_type: str) -> dict[str, Any]:
     }
 
 
-def _from_modern(hf_config: dict[str, Any]) -> dict[str, Any]:
+def _from_modern(hf_config: dict[str, Any]) -> dict[str, object]:
     given = _MODERN_DEFAULTS | hf_config
     _require(given, _MODERN_REQUIRED | {"rope_scaling": None})
     return {
@@ -188,7 +189,7 @@ def _from_modern(hf_config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shape(given: dict[str, Any]) -> dict[str, Any]:
+def _shape(given: Mapping[str, object]) -> dict[str, object]:
     return {
         "layers": given["num_hidden_layers"],
         "hidden": given["hidden_size"],
@@ -199,7 +200,7 @@ def _shape(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _require(given: dict[str, Any], required: dict[str, Any]) -> None:
+def _require(given: Mapping[str, object], required: Mapping[str, object]) -> None:
     """UserError for the first key that is set to something else; absent or null means the default, which is supported."""
     for key, value in required.items():
         actual = given.get(key)
@@ -209,11 +210,13 @@ def _require(given: dict[str, Any], required: dict[str, Any]) -> None:
 
 def _global_every(given: dict[str, Any]) -> int:
     """The k of "layers 0, k, 2k, ... are global"."""
-    layers, every = given["num_hidden_layers"], given.get("global_attn_every_n_layers") or 3
+    layers: int = given["num_hidden_layers"]
+    every: int = given.get("global_attn_every_n_layers") or 3
     kinds = given.get("layer_types")
     if kinds is None:
         return every
-    for candidate in (every, *range(1, layers + 1)):
+    candidates: list[int] = [every, *range(1, layers + 1)]
+    for candidate in candidates:
         if all((kind == "full_attention") == (index % candidate == 0) for index, kind in enumerate(kinds)):
             return candidate
     raise UserError(f"layer_types {kinds} is not supported: layers 0, k, 2k, ... must have full attention, others not")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def import_run(
     return config
 
 
-def _original(folder: Path, hf_config: dict[str, Any], rows: int, tokenizer: FolderTokenizer | None) -> Original:
+def _original(folder: Path, hf_config: Mapping[str, object], rows: int, tokenizer: FolderTokenizer | None) -> Original:
     """The folder's content that an export of its model will need."""
     fields, files = fields_to_keep(hf_config), tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
     if tokenizer is None:

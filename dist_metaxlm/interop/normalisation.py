@@ -14,9 +14,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from dist_metaxlm.recipe.data import Normalisation
+
+if TYPE_CHECKING:
+    from tokenizers.normalizers import Normalizer
+
 
 NAMES: tuple[str, ...] = get_args(Normalisation)
 MARK = "\ufdd2"
@@ -44,7 +48,7 @@ def normalisation_name(charsmap: bytes) -> str:
     return next((name for name in NAMES if table(name) == charsmap), NAMES[0])
 
 
-def normaliser(name: str, charsmap: bytes) -> Any:
+def normaliser(name: str, charsmap: bytes) -> Normalizer:
     """SentencePiece's normalisation `name` (one of NAMES), whose table is `charsmap`, from parts of `tokenizers`."""
     from tokenizers import Regex, normalizers
 
@@ -60,7 +64,7 @@ def normaliser(name: str, charsmap: bytes) -> Any:
     return normalizers.Sequence([*(_table_steps(name, charsmap) if charsmap else []), *ends])
 
 
-def _table_steps(name: str, charsmap: bytes) -> list[Any]:
+def _table_steps(name: str, charsmap: bytes) -> list[Normalizer]:
     from tokenizers import Regex, normalizers
 
     marks = _composing_marks()

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -44,11 +43,11 @@ class Original:
     """Rows of our model: one for each token id, including `<mask>`."""
     order: Mapping[int, int] = field(default_factory=dict)
     """Our token id -> row in the folder, if they differ; a permutation."""
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
     """Fields of its config.json that an export reuses."""
     tokenizer: str | None = None
     """SHA-256 of the SentencePiece model that the import wrote; None: it wrote none."""
-    added_tokens: tuple[Mapping[str, Any], ...] = ()
+    added_tokens: tuple[Mapping[str, object], ...] = ()
     """Tokens after the tokenizer's ids, as tokenizer.json lists them, in the order of their ids."""
     files: tuple[str, ...] = ()
     """Files of its tokenizer that are kept, because the one exported here would have other ids."""

@@ -14,12 +14,17 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.normalisation import normalisation_name
 from dist_metaxlm.interop.tokenizers import MASK_PIECE, SENTENCEPIECE_FILE, SPECIAL_PIECES
 from dist_metaxlm.recipe.schema import LEAST_VOCAB, ModelConfig
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
 
 FAIRSEQ_PIECES = ("<unk>", "<s>", "</s>")
 CAMEMBERT_PIECES = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED")
@@ -42,7 +47,7 @@ class FolderTokenizer:
     """Token ids, `<mask>` included."""
     order: dict[int, int] = field(default_factory=dict)
     """Our id -> id in the folder, if they differ."""
-    added: tuple[dict[str, Any], ...] = ()
+    added: tuple[dict[str, object], ...] = ()
     """Tokens that the folder adds behind `ids`, as tokenizer.json lists them, in the order of their ids."""
 
 
@@ -148,7 +153,7 @@ def _from_json(path: Path) -> tuple[int, bytes, dict[int, int]] | None:
     return made
 
 
-def _arranged(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, bytes, dict[int, int]]:
+def _arranged(model: ModelProto, pieces: list[tuple[str, float, int]]) -> tuple[int, bytes, dict[int, int]]:
     """Put `pieces` (in the folder's order) into `model` in our order: special pieces first, without `<mask>` (the last id).
 
     Pieces at the ids of our special pieces are swapped with them. Returns the number of pieces, the bytes, and our id -> id
@@ -163,7 +168,7 @@ def _arranged(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, by
     return (*made, {row: place for row, place in enumerate(order) if row != place})
 
 
-def _added_tokens(folder: Path, ids: int) -> tuple[dict[str, Any], ...]:
+def _added_tokens(folder: Path, ids: int) -> tuple[dict[str, object], ...]:
     """Tokens of a folder at ids from `ids` on; UserError if an id between them is missing."""
     listed: list[dict[str, Any]] = []
     try:
@@ -179,8 +184,10 @@ def _added_tokens(folder: Path, ids: int) -> tuple[dict[str, Any], ...]:
             else:
                 listed = [{"id": int(number), "content": str(token)} for token, number in content.items()]
         beyond = sorted((token for token in listed if token["id"] >= ids), key=lambda token: token["id"])
-        tokens = tuple({key: token[key] for key in _TOKEN_FIELDS if key in token} for token in beyond)
-        numbers = [int(token["id"]) for token in tokens]
+        tokens: tuple[dict[str, object], ...] = tuple(
+            {key: token[key] for key in _TOKEN_FIELDS if key in token} for token in beyond
+        )
+        numbers = [int(token["id"]) for token in beyond]
         names = [str(token["content"]) for token in tokens]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"the added tokens of {folder} cannot be read; copy its tokenizer's files again") from None
@@ -192,7 +199,7 @@ def _added_tokens(folder: Path, ids: int) -> tuple[dict[str, Any], ...]:
     return tokens
 
 
-def _serialised(model: Any, pieces: list[tuple[str, float, int]]) -> tuple[int, bytes]:
+def _serialised(model: ModelProto, pieces: list[tuple[str, float, int]]) -> tuple[int, bytes]:
     """`model` with our special pieces and then `pieces` (text, score, type); how many there are, and the bytes."""
     special = [(piece, 0.0, _UNKNOWN if piece == "<unk>" else _CONTROL) for piece in SPECIAL_PIECES]
     del model.pieces[:]
@@ -213,12 +220,13 @@ def _table(normalizer: dict[str, Any] | None) -> tuple[bool, str]:
     return all(part["type"] in ("Sequence", "Replace") for part in parts), ""
 
 
-def _open(path: Path, model: bytes) -> Any:
+def _open(path: Path, model: bytes) -> SentencePieceProcessor:
     """SentencePiece's processor; UserError if it refuses the model, for example for a duplicate piece."""
     from sentencepiece import SentencePieceProcessor
 
     try:
-        return SentencePieceProcessor(model_proto=model)
+        processor: SentencePieceProcessor = SentencePieceProcessor(model_proto=model)
+        return processor
     except RuntimeError as error:
         raise UserError(f"{path} is not a usable SentencePiece model ({error}); copy the folder again") from None
 

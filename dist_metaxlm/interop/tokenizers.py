@@ -16,10 +16,16 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.normalisation import MARK, NAMES, normaliser
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
+
 
 SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_PIECE = "<mask>"
@@ -53,7 +59,7 @@ _PROBES = (
 
 
 def export_tokenizer(
-    model_path: str | Path, directory: str | Path, max_length: int = 512, added: Sequence[Mapping[str, Any]] = ()
+    model_path: str | Path, directory: str | Path, max_length: int = 512, added: Sequence[Mapping[str, object]] = ()
 ) -> None:
     """Write `model_path` as a tokenizer that `AutoTokenizer.from_pretrained(directory)` opens, with the same ids.
 
@@ -85,7 +91,7 @@ def export_tokenizer(
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def build_tokenizer(model_path: str | Path) -> Any:
+def build_tokenizer(model_path: str | Path) -> Tokenizer:
     """The `tokenizers.Tokenizer` of a SentencePiece unigram model, checked against SentencePiece on probe strings."""
     from sentencepiece import SentencePieceProcessor
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -125,13 +131,13 @@ def build_tokenizer(model_path: str | Path) -> Any:
     return tokenizer
 
 
-def _cuts_at_spaces(model: Any) -> bool:
+def _cuts_at_spaces(model: ModelProto) -> bool:
     """Whether no piece contains an inner space, so that text may be split at spaces (SentencePiece's default)."""
     pieces = [piece.piece for piece in model.pieces if piece.type == _NORMAL]
     return WORD_START in pieces and all(piece.rfind(WORD_START) <= 0 for piece in pieces)
 
 
-def _words() -> list[Any]:
+def _words() -> list[PreTokenizer]:
     """Pre-tokenizers that split a text, whose spaces are U+2581, into words with U+2581 in front.
 
     The space is removed and inserted again, because an inserted one counts as part of the first letter, at which the word's
@@ -149,7 +155,7 @@ def _words() -> list[Any]:
     ]
 
 
-def _add_tokens(tokenizer: Any, added: Sequence[Mapping[str, Any]]) -> None:
+def _add_tokens(tokenizer: Tokenizer, added: Sequence[Mapping[str, object]]) -> None:
     """Add tokens after `<mask>`, each at its id in `added`."""
     from tokenizers import AddedToken
 
@@ -164,7 +170,7 @@ def _add_tokens(tokenizer: Any, added: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _read_model(model_path: str | Path) -> Any:
+def _read_model(model_path: str | Path) -> ModelProto:
     """The parsed SentencePiece model; UserError unless it has the kind, ids and normalisation that we export."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sentencepiece import sentencepiece_model_pb2

@@ -45,4 +45,5 @@ class Attention(nn.Module):
         if rotary is not None:
             queries, keys = rotate(queries, rotary), rotate(keys, rotary)
         dropout = attention_mask_at(metadata.attention_dropout, self.index, self.first_head)
-        return self.out(packed_attention(queries, keys, values, pattern, dropout).flatten(1))
+        outputs: torch.Tensor = self.out(packed_attention(queries, keys, values, pattern, dropout).flatten(1))
+        return outputs

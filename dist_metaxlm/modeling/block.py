@@ -43,7 +43,8 @@ class Block(Recomputed):
         at_attention, at_mlp = (mask_at(metadata.dropout, site) for site in self.sites)
         if self.post:
             _, states = self.attention_norm(self.attention(states, metadata), states, at_attention)
-            return self.mlp_norm(self.mlp(states), states, at_mlp)[1]
+            outputs: torch.Tensor = self.mlp_norm(self.mlp(states), states, at_mlp)[1]
+            return outputs
         branch = self.attention(self.attention_norm(states), metadata)
         states, normed = self.mlp_norm(branch, states, at_attention)
         return add(self.mlp(normed), states, at_mlp)

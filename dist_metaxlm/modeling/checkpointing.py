@@ -35,7 +35,8 @@ class Recomputed(nn.Module):
         """`function(*inputs)`; with `recompute`, its intermediate results are not kept for the backward pass."""
         if not (self.recompute and torch.is_grad_enabled()):
             return function(*inputs)
-        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        outputs: torch.Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return outputs
 
 
 def set_recompute(model: nn.Module, layout: ParallelConfig) -> None:

@@ -53,7 +53,8 @@ class Embedding(nn.Module):
         if positions is not None and table is not None:
             states = states + F.embedding(positions, table)
         if isinstance(self.norm, Norm):
-            return self.norm(states, mask=mask)
+            outputs: torch.Tensor = self.norm(states, mask=mask)
+            return outputs
         return states if mask is None else mask.apply(states)
 
     def _position_table(self) -> torch.Tensor | None:

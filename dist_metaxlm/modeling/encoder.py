@@ -133,11 +133,13 @@ class Encoder(nn.Module):
 
     def masked_lm_loss(self, states: torch.Tensor, targets: torch.Tensor, target_tokens: torch.Tensor) -> torch.Tensor:
         """Negative log likelihoods [M] fp32 of `target_tokens` [M] at the rows `targets` [M] of `states` [T, H]."""
-        return self.head(states.index_select(0, targets), self.embedding.tokens.weight, target_tokens)
+        losses: torch.Tensor = self.head(states.index_select(0, targets), self.embedding.tokens.weight, target_tokens)
+        return losses
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """[N, H] -> [N, V]."""
-        return self.head(states, self.embedding.tokens.weight)
+        logits: torch.Tensor = self.head(states, self.embedding.tokens.weight)
+        return logits
 
     def batch_metadata(self, batch: PackedBatch, step: int = 0, objective: str = "", causal: bool = False) -> BatchMetadata:
         """Metadata of `batch` for the blocks; without dropout in evaluation mode."""

@@ -41,4 +41,5 @@ class Head(nn.Module):
 
     def transform(self, states: torch.Tensor) -> torch.Tensor:
         """[N, H] -> [N, H], ready for the projection."""
-        return self.norm(gelu_of(self.dense, states))
+        outputs: torch.Tensor = self.norm(gelu_of(self.dense, states))
+        return outputs

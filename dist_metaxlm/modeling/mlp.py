@@ -29,6 +29,6 @@ class Mlp(Recomputed):
         return self.maybe_again(self._forward, states)
 
     def _forward(self, states: torch.Tensor) -> torch.Tensor:
-        if self.gate is not None:
-            return self.down(geglu(self.up(states), self.gate(states)))
-        return self.down(gelu_of(self.up, states))
+        inner = gelu_of(self.up, states) if self.gate is None else geglu(self.up(states), self.gate(states))
+        outputs: torch.Tensor = self.down(inner)
+        return outputs

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +28,7 @@ class TensorShard:
 
     rank: int = 0
     size: int = 1
-    group: Any = None
+    group: dist.ProcessGroup | None = None
     """Process group of the tensor ranks; None without tensor parallelism."""
     sequence: bool = False
     """Whether norms and the residual stream are sharded by tokens over the tensor ranks (sequence parallelism)."""

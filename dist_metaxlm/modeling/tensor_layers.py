@@ -36,12 +36,16 @@ def on_all_tokens(parameter: torch.Tensor, shard: TensorShard) -> torch.Tensor:
     """`parameter` unchanged; under sequence parallelism its gradient is summed over the tensor ranks."""
     if not shard.sequence:
         return parameter
-    return mappings.copy_to_tensor_model_parallel_region(parameter, group=shard.group)
+    outputs: torch.Tensor = mappings.copy_to_tensor_model_parallel_region(parameter, group=shard.group)
+    return outputs
 
 
 def all_tokens(states: torch.Tensor, shard: TensorShard) -> torch.Tensor:
     """[T / size, H] of every rank -> [T, H] on all, for computations that every rank repeats."""
-    return mappings.gather_from_sequence_parallel_region(states, tensor_parallel_output_grad=False, group=shard.group)
+    outputs: torch.Tensor = mappings.gather_from_sequence_parallel_region(
+        states, tensor_parallel_output_grad=False, group=shard.group
+    )
+    return outputs
 
 
 class ColumnLinear(ColumnParallelLinear):
@@ -53,7 +57,8 @@ class ColumnLinear(ColumnParallelLinear):
     def forward(self, states: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         """[T, inputs] (with sequence parallelism [T / size, inputs]) -> [T, outputs / size]."""
         self.skip_bias_add = not with_bias
-        return super().forward(states)[0]
+        outputs: torch.Tensor = super().forward(states)[0]
+        return outputs
 
     get_extra_state = nn.Module.get_extra_state  # Transformer Engine's; here it would be an empty entry per layer
 
@@ -77,7 +82,8 @@ class RowLinear(RowParallelLinear):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[T, inputs / size] -> [T, outputs] (with sequence parallelism [T / size, outputs])."""
         summed, bias = super().forward(states)
-        return summed if bias is None else summed + on_all_tokens(bias, self._shard)
+        outputs: torch.Tensor = summed if bias is None else summed + on_all_tokens(bias, self._shard)
+        return outputs
 
     get_extra_state = nn.Module.get_extra_state
 
@@ -98,9 +104,11 @@ class TokenEmbedding(VocabParallelEmbedding):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[T] -> [T, hidden] (with sequence parallelism [T / size, hidden])."""
         if not self.reduce_scatter_embeddings:
-            return super().forward(tokens)
+            states: torch.Tensor = super().forward(tokens)
+            return states
         # megatron-core scatters [batch, sequence] along the sequence.
-        return super().forward(tokens.unsqueeze(0)).squeeze(1)
+        scattered: torch.Tensor = super().forward(tokens.unsqueeze(0)).squeeze(1)
+        return scattered
 
 
 class SequenceNorm(Norm):

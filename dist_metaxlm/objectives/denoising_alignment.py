@@ -129,7 +129,8 @@ def pointer_scores(pointer: Pointer, states_TH: torch.Tensor, batch: PackedBatch
     queries, keys = pointer.query(states_TH).view(shape), pointer.key(states_TH).view(shape)
     # Score all tokens, then select the targets' rows: one product of fixed shape, as large as one of attention's.
     scores = (queries @ keys.transpose(1, 2)).view(-1, batch.window)[batch.targets]
-    return scores.to(torch.promote_types(scores.dtype, torch.float32)) / math.sqrt(states_TH.size(-1))
+    scaled: torch.Tensor = scores.to(torch.promote_types(scores.dtype, torch.float32)) / math.sqrt(states_TH.size(-1))
+    return scaled
 
 
 class DenoisingAlignmentLoss(ObjectiveLoss[DenoisingAlignment]):

@@ -63,7 +63,8 @@ class PretrainingModel(nn.Module):
 
         Collective for a sharded model.
         """
-        return self.encoder(batch, last_layer=layer)
+        outputs: torch.Tensor = self.encoder(batch, last_layer=layer)
+        return outputs
 
 
 def make_loss(objective: Objective, encoder: Encoder) -> ObjectiveLoss[Any]:

@@ -20,8 +20,7 @@ import torch
 
 def import_deepspeed() -> ModuleType:
     """Import and return the package without building or compiling unused parts."""
-    import deepspeed
-
+    deepspeed = importlib.import_module("deepspeed")
     with contextlib.suppress(ImportError):  # other versions may have neither
         # Not `deepspeed.comm.torch`: that name is PyTorch, which the package imports into itself.
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
@@ -36,7 +35,7 @@ def _import_muon() -> None:
     """Import Muon's functions uncompiled; this project does not call them."""
     compiling = torch.compile
 
-    def plain(model: Any = None, **_: Any) -> Any:
+    def plain(model: Any = None, **_: object) -> Any:
         return model if model is not None else lambda function: function
 
     torch.compile = plain

@@ -88,6 +88,7 @@ def _batch_group(tensor: int) -> dist.ProcessGroup | None:
     if tensor == 1:
         return None
     starts = range(0, dist.get_world_size(), tensor)
+    own: dist.ProcessGroup | None
     own, _ = dist.new_subgroups_by_enumeration([list(range(start, start + tensor)) for start in starts], backend="gloo")
     return own
 

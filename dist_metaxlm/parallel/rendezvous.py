@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TypedDict
 
 import torch.distributed as dist
 
@@ -42,7 +42,7 @@ def rendezvous(topology: Topology, seconds: float, facts: Mapping[str, str] | No
     store = dist.PrefixStore(_job(), _connect(topology, seconds))
     if topology.world_size == 1:
         return store
-    own = {"host": socket.gethostname(), "size": topology.world_size, "facts": dict(facts or {})}
+    own: Announced = {"host": socket.gethostname(), "size": topology.world_size, "facts": dict(facts or {})}
     store.set(f"here/{topology.rank}", json.dumps(own))
     if topology.rank == 0:
         problem = _wait_for_all_ranks(topology, store, seconds)
@@ -137,7 +137,7 @@ def _wait_for_all_ranks(topology: Topology, store: dist.Store, seconds: float) -
             f"{', '.join(hosts[:8])} ({_ranks(missing)}); see the output of these nodes, or start without "
             f"them (parallel.join_seconds sets the time limit){_nobody(topology, missing)}"
         )
-    announced = [json.loads(store.get(f"here/{rank}")) for rank in range(topology.world_size)]
+    announced: list[Announced] = [json.loads(store.get(f"here/{rank}")) for rank in range(topology.world_size)]
     return next(filter(None, (_difference(rank, other, announced[0]) for rank, other in enumerate(announced))), None)
 
 
@@ -148,7 +148,16 @@ def _nobody(topology: Topology, missing: list[int]) -> str:
     return f"; {by_hand(topology)}: if no launcher set them, {remedy_by_hand(topology)}"
 
 
-def _difference(rank: int, other: dict[str, Any], first: dict[str, Any]) -> str | None:
+class Announced(TypedDict):
+    """What a rank tells the others when it joins."""
+
+    host: str
+    size: int
+    """Ranks that it was started for."""
+    facts: dict[str, str]
+
+
+def _difference(rank: int, other: Announced, first: Announced) -> str | None:
     """Error text for the first fact in which a rank differs from the first rank, or None."""
     if other["size"] != first["size"]:
         return (

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.checkpoint_size import shared_bytes
@@ -27,6 +27,10 @@ from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, part_c
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.text import pluralize
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 
 MEMORY_SHARE = 0.9
 """Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""
@@ -82,7 +86,7 @@ class Plan:
         assert self.layout.micro_batch_tokens is not None, "a plan has a micro-batch"
         return self.layout.micro_batch_tokens
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain values, memory in bytes."""
         return {
             **{name: getattr(self.layout, name) for name in _SHOWN},
@@ -223,7 +227,26 @@ def _memory_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batc
     )
 
 
-def summary(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
+class Work(TypedDict):
+    """Work of a phase."""
+
+    steps: int
+    tokens_per_step: int
+    tokens: int
+    flops: float
+
+
+class PlanInput(TypedDict):
+    """What is planned for."""
+
+    recipe: str
+    parameters: int
+    parameters_without_embeddings: int
+    cluster: dict[str, object]
+    phases: dict[str, Work]
+
+
+def summary(recipe: Recipe, cluster: Cluster) -> PlanInput:
     """Summary of the input: the recipe's size, its work by phase, the cluster."""
     counts = count_parameters(recipe.model)
     return {
@@ -249,7 +272,7 @@ def summary(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) -> list[Any]:
+def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) -> list[RenderableType]:
     """Lines and one table for a terminal (rich renderables)."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dist_metaxlm.data.sources import text_sources
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens import manifest
-from dist_metaxlm.data.tokens.store import TokenStore
+from dist_metaxlm.data.tokens.store import CorpusEntry, TokenStore
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.corpus import corpus, heldout
 from dist_metaxlm.preparation.settings import check_settings, settings, write_settings
@@ -34,6 +34,8 @@ from dist_metaxlm.storage.atomic import sync_tree
 
 Files = dict[str, list[Path]]
 
+Count = Literal["documents", "pairs", "tokens", "bytes"]
+"""A count of a corpus in the store's manifest."""
 REPORT = "tokenizer_report.json"
 STEPS = ("corpus", "heldout", "tokenizer", "store")
 
@@ -116,12 +118,12 @@ def verify(recipe: Recipe) -> int:
     return count + 1
 
 
-def describe(recipe: Recipe) -> dict[str, Any]:
+def describe(recipe: Recipe) -> dict[str, object]:
     """Summary of the prepared data: folder, the tokenizer's normalisation, and if the store exists languages, pairs,
     documents, tokens, bytes of text, and numbers of omitted paragraphs and pairs of the corpus by reason."""
     directory = Path(recipe.data.directory)
     model = directory / "tokenizer.model"
-    facts = {"directory": str(directory)}
+    facts: dict[str, object] = {"directory": str(directory)}
     facts |= {"normalisation": Tokenizer.load(model).normalisation} if model.is_file() else {}
     if not (directory / "store").is_dir():
         return facts
@@ -143,7 +145,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _total(listed: Iterable[dict[str, Any]], what: str) -> int:
+def _total(listed: Iterable[CorpusEntry], what: Count) -> int:
     return sum(int(about.get(what, 0)) for about in listed)
 
 
@@ -249,7 +251,7 @@ def _make_store(recipe: Recipe, directory: Path, log: Log, workers: int | None, 
     make_store(directory, text, bitext, about, recipe.data.max_pair_tokens, log, workers, ranks, weights)
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def _about(folder: Path) -> dict[str, object]:
     """A step's manifest without its list of files."""
     return {name: value for name, value in manifest.read(folder).items() if name not in ("format", "files")}
 

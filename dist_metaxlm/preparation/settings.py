@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import Recipe
@@ -23,9 +23,9 @@ _BEFORE = {"data.tokenizer.normalisation": "nmt_nfkc", _POLICY: _STRICT}
 """Settings missing in older data -> the values those were made with."""
 
 
-def settings(recipe: Recipe) -> dict[str, Any]:
+def settings(recipe: Recipe) -> dict[str, object]:
     """The settings that determine the prepared data, flat: recipe field -> value."""
-    flat: dict[str, Any] = {"model.vocab_size": recipe.model.vocab_size}
+    flat: dict[str, object] = {"model.vocab_size": recipe.model.vocab_size}
     for name, value in recipe.data.model_dump(mode="json").items():
         if name in ("tokenizer", "reading", "cleaning"):
             flat |= {f"data.{name}.{field}": part for field, part in value.items()}
@@ -39,7 +39,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-def _said(sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _said(sources: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
     """Sources of a language without empty fields."""
     return {name: {field: value for field, value in source.items() if value is not None} for name, source in sources.items()}
 
@@ -79,7 +79,7 @@ def check_settings(recipe: Recipe) -> None:
             )
 
 
-def _difference(field: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+def _difference(field: str, before: object, now: object) -> tuple[str, object, object]:
     """(field, value before, value now) of the first difference of two values: of a hundred languages the added one."""
     if isinstance(before, dict) and isinstance(now, dict):
         key = next(key for key in {**before, **now} if before.get(key) != now.get(key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -186,7 +186,7 @@ class DataConfig(Section):
 
     @field_validator("text", "bitext", mode="before")
     @classmethod
-    def _name_sources(cls, value: Any) -> Any:
+    def _name_sources(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
         for key, sources in value.items():

@@ -78,7 +78,7 @@ class Problem:
         return f"{self.reason}; {self.remedy}"
 
 
-def assignment(name: str, value: Any) -> str:
+def assignment(name: str, value: object) -> str:
     """A field of a layout as it is set on a command line, such as `parallel.sequence=true`."""
     return f"parallel.{name}={str(value).lower() if isinstance(value, bool) else value}"
 

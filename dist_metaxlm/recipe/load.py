@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,10 @@ from dist_metaxlm.recipe.objectives import registry
 from dist_metaxlm.recipe.schema import LAYOUT_LATER, PHASE_NAMES, ParallelConfig, Recipe
 from dist_metaxlm.recipe.yaml_text import read_yaml, write_yaml
 from dist_metaxlm.text import did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 
 _BRANCHES = ("", "list[AlphaPoint]", "list[str]", "literal['all']", "float", "str", "MosesPair", "EvaluationFiles", "[key]")
 
@@ -59,7 +63,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), layout_
     return recipe
 
 
-def _layout_problems(tree: dict[str, Any]) -> list[str]:
+def _layout_problems(tree: dict[str, object]) -> list[str]:
     """Problems of the layout alone, if its section can be read."""
     try:
         layout = ParallelConfig.model_validate(tree.get("parallel", {})).layout()
@@ -73,7 +77,7 @@ def dump_recipe(recipe: Recipe) -> str:
     return write_yaml(recipe.model_dump(mode="json"))
 
 
-def _read_yaml(name_or_path: str | Path) -> dict[str, Any]:
+def _read_yaml(name_or_path: str | Path) -> dict[str, object]:
     path = Path(name_or_path)
     if str(name_or_path) in shipped_recipes():
         text = (resources.files("dist_metaxlm.recipe.recipes") / f"{name_or_path}.yaml").read_text(encoding="utf-8")
@@ -100,7 +104,7 @@ def _read_yaml(name_or_path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> str | None:
+def _apply_override(tree: dict[str, object], override: str) -> str | None:
     """Set one `a.b.c=value` in the tree (value in YAML); objectives of a phase are addressed by name."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
@@ -135,14 +139,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _default(tree: dict[str, Any], steps: list[str]) -> Any:
+def _default(tree: dict[str, object], steps: list[str]) -> object:
     """The value of `phases.NAME.FIELD` if only `phases.defaults` sets it; an empty section for anything else."""
     phases = tree.get("phases") if len(steps) == 3 and steps[0] == "phases" else None
     defaults = phases.get("defaults") if isinstance(phases, dict) else None
     return defaults.get(steps[2], {}) if isinstance(defaults, dict) else {}
 
 
-def _no_item(items: list[Any], place: str, step: str) -> str:
+def _no_item(items: list[object], place: str, step: str) -> str:
     """Message for a `step` that names no item of a list in an override."""
     names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
     if step in names:
@@ -154,7 +158,7 @@ def _no_item(items: list[Any], place: str, step: str) -> str:
     )
 
 
-def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:
+def _spread_defaults(tree: dict[str, object], problems: list[str]) -> None:
     """`phases.defaults` holds what the phases share; each phase's own keys take precedence, also inside `learning_rate`."""
     phases = tree.get("phases")
     if not isinstance(phases, dict):
@@ -177,7 +181,7 @@ def _spread_defaults(tree: dict[str, Any], problems: list[str]) -> None:
             phases[name] = merged
 
 
-def _describe(item: Any) -> str:
+def _describe(item: ErrorDetails) -> str:
     """One pydantic error as `place: problem; nearest legal name`."""
     location = [str(part) for part in item["loc"]]
     # Pydantic names the branch of a union ('mlm') or of a model type in the location; keep the parts that a user would type.
@@ -202,20 +206,20 @@ def _describe(item: Any) -> str:
     return f"{place}: {message}{shown}{quotes}"
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """A value of a recipe in words."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "a section"
     return "empty" if value is None else repr(value)
 
 
-def _is_other_branch(item: Any) -> bool:
+def _is_other_branch(item: ErrorDetails) -> bool:
     """Whether the error only says that a list or section is not a plain value; errors inside it are reported as well."""
     return item["loc"][-1:] in (("str",), ("float",), ("literal['all']",)) and isinstance(item.get("input"), list | dict)
 
 
-def _is_unknown_phase(item: Any) -> bool:
-    return item["type"] == "literal_error" and item["loc"][0] == "phases" and item["loc"][-1] == "[key]"
+def _is_unknown_phase(item: ErrorDetails) -> bool:
+    return bool(item["type"] == "literal_error" and item["loc"][0] == "phases" and item["loc"][-1] == "[key]")
 
 
 def _fields_at(location: list[str]) -> list[str]:
@@ -230,7 +234,7 @@ def _fields_at(location: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _sections_in(annotation: Any) -> list[Any]:
+def _sections_in(annotation: object) -> list[type[BaseModel]]:
     """The recipe sections that a type names, however deep inside dictionaries and lists."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -15,7 +15,7 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_flag_for_a_number(cls, values: Any) -> Any:
+    def _no_flag_for_a_number(cls, values: object) -> object:
         """Refuse booleans for numbers: in Python `true` equals 1, in a recipe it is a mistake."""
         fields = cls.model_fields
         for name, value in values.items() if isinstance(values, Mapping) else ():
@@ -25,7 +25,7 @@ class Section(BaseModel):
         return values
 
 
-def _types(annotation: Any) -> set[Any]:
+def _types(annotation: object) -> set[type]:
     """The component types of an annotation."""
     parts = get_args(annotation)
     return set().union(*map(_types, parts)) if parts else {annotation} if isinstance(annotation, type) else set()

@@ -7,7 +7,6 @@ ninety, and the last of duplicate keys silently wins. The rest of its safe reade
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
@@ -41,12 +40,12 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))
 
 
-def write_yaml(value: Any) -> str:
+def write_yaml(value: object) -> str:
     """A value as text that `read_yaml` reads as the same value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def read_yaml(text: str, name: str = "value") -> Any:
+def read_yaml(text: str, name: str = "value") -> object:
     """The value of a YAML text; `name` is its name in messages.
 
     Errors: yaml.YAMLError with the line, also for a duplicate key in a section.

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Literal, TypedDict
 
 from dist_metaxlm.reporting.metrics import log_mean
+from dist_metaxlm.reporting.results import Baselines, Evaluation, Frequencies, WordsFound
 from dist_metaxlm.reporting.sections import number
 
 FREQUENCIES, OVERLAP, CHANCE = "word frequencies", "token overlap", "chance"
 UNTRAINED = "untrained"
-Brief = dict[str, Any]
-"""Main figures of a checkpoint or baseline, as `summary.json` has them."""
 
 
-def brief_of(result: Mapping[str, Any]) -> Brief:
+class Brief(TypedDict, total=False):
+    """Main figures of a checkpoint or a baseline in a run's summary."""
+
+    english_perplexity: float | None
+    english_prose_perplexity: float | None
+    other_perplexity: float | None
+    fill_mask: WordsFound
+    mean_p_at_1: float | None
+    best_layer: int | None
+    candidates_min: int | None
+    """Least candidates of a counted language."""
+    languages: int
+
+
+class Standing(TypedDict):
+    """Whether a phase is better than what needs no training."""
+
+    better: list[str]
+    """Labels of measures."""
+    not_better: list[str]
+    sentence: str
+    """Empty without any comparison."""
+
+
+def brief_of(result: Evaluation | Frequencies) -> Brief:
     """Perplexity and fill-mask accuracy of an evaluation or of the table of word frequencies."""
     perplexity, words = result.get("perplexity", {}), result.get("fill_mask")
     short: Brief = {
@@ -23,7 +46,7 @@ def brief_of(result: Mapping[str, Any]) -> Brief:
         "other_perplexity": other_perplexity(perplexity),
     }
     if words:
-        short["fill_mask"] = {name: words[name] for name in ("en", "others")}
+        short["fill_mask"] = {"en": words["en"], "others": words["others"]}
     return short
 
 
@@ -32,23 +55,25 @@ def other_perplexity(perplexity: Mapping[str, float | None]) -> float | None:
     return log_mean(value for language, value in perplexity.items() if language != "en")
 
 
-def baseline_briefs(raw: Mapping[str, Any] | None) -> dict[str, Brief]:
+def baseline_briefs(raw: Baselines | None) -> dict[str, Brief]:
     """Baseline -> its main figures, from evaluation/baselines.json; those that a run has."""
     if not raw:
         return {}
     briefs: dict[str, Brief] = {}
-    if raw.get("frequencies"):
-        briefs[FREQUENCIES] = brief_of(raw["frequencies"])
-    if raw.get("overlap") and raw["overlap"].get("mean_p_at_1") is not None:
-        briefs[OVERLAP] = {"mean_p_at_1": raw["overlap"]["mean_p_at_1"]}
+    frequencies, overlap = raw.get("frequencies"), raw.get("overlap")
+    if frequencies:
+        briefs[FREQUENCIES] = brief_of(frequencies)
+    if overlap and overlap.get("mean_p_at_1") is not None:
+        briefs[OVERLAP] = {"mean_p_at_1": overlap["mean_p_at_1"]}
     if raw.get("chance") is not None:
         briefs[CHANCE] = {"mean_p_at_1": raw["chance"]}
     return briefs
 
 
-def _accuracy(group: str) -> Callable[[Brief], float | None]:
+def _accuracy(group: Literal["en", "others"]) -> Callable[[Brief], float | None]:
     def read(brief: Brief) -> float | None:
-        words = (brief.get("fill_mask") or {}).get(group)
+        found = brief.get("fill_mask")
+        words = found and found[group]
         return None if words is None else 100 * float(words["top5"])
 
     return read
@@ -65,7 +90,9 @@ _MEASURES: tuple[tuple[str, Callable[[Brief], float | None], bool, int, bool], .
 """Label, value, whether higher is better, decimals, whether it asks for training in other languages than English."""
 
 
-def standing(phase: str, briefs: Mapping[str, Brief], baselines: Mapping[str, Brief], languages: Any) -> dict[str, Any]:
+def standing(
+    phase: str, briefs: Mapping[str, Brief], baselines: Mapping[str, Brief], languages: list[str] | str | None
+) -> Standing:
     """Compare a phase with the untrained model and the baselines.
 
     Args:

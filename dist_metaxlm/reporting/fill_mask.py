@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from dist_metaxlm.reporting.baselines import Brief
+from dist_metaxlm.reporting.results import Accuracy, FilledMask
 from dist_metaxlm.reporting.sections import escape, number, panel, table
 
 
-def accuracy_table(briefs: Mapping[str, Mapping[str, Any]]) -> str:
+def accuracy_table(briefs: Mapping[str, Brief]) -> str:
     """Accuracy of checkpoints and of the table of word frequencies, in per cent; empty if nothing was measured."""
     rows = []
     for name, brief in briefs.items():
         words = brief.get("fill_mask")
         if words:
-            cells = [_cells(words.get(group)) for group in ("en", "others")]
+            cells = [_cells(words["en"]), _cells(words["others"])]
             rows.append([name, *cells[0], *cells[1]])
     if not rows:
         return ""
@@ -22,13 +23,13 @@ def accuracy_table(briefs: Mapping[str, Mapping[str, Any]]) -> str:
     return panel("Hidden words found, per cent", table(head, rows), wide=True)
 
 
-def _cells(accuracy: Mapping[str, Any] | None) -> list[str]:
+def _cells(accuracy: Accuracy | None) -> list[str]:
     if accuracy is None:
         return ["–", "–", "0"]
     return [number(100 * accuracy["top1"], 1), number(100 * accuracy["top5"], 1), f"{accuracy['words']:,}"]
 
 
-def example_panels(examples: Sequence[Mapping[str, Any]]) -> str:
+def example_panels(examples: Sequence[FilledMask]) -> str:
     """Sentences with a hidden word, the word, and the most probable tokens."""
     panels = []
     for example in examples:
@@ -47,12 +48,12 @@ def example_panels(examples: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="grid">{"".join(panels)}</div>'
 
 
-def _marked(token: str, expected: Any) -> str:
+def _marked(token: str, expected: str | None) -> str:
     word = token.strip() or "(space)"
     return f"<b>{escape(word)}</b>" if word == expected else escape(word)
 
 
-def _place(example: Mapping[str, Any]) -> str:
+def _place(example: FilledMask) -> str:
     if "rank" not in example:
         return ""
     return f", guess number {example['rank'] + 1:,}, probability {100 * example['probability']:.1f}%"

@@ -6,15 +6,14 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.reporting.records import Record
 from dist_metaxlm.storage.atomic import write_text
 
 PHASE_ORDER = ("meta", "cross", "joint")
 CHECKPOINT_ORDER = ("untrained", *PHASE_ORDER)
-
-Record = dict[str, Any]
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -46,7 +45,7 @@ def _parse(line: str) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    return cast(Record, record) if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def read_json(path: Path) -> Any | None:
@@ -63,7 +62,7 @@ def read_json(path: Path) -> Any | None:
         raise UserError(f"{path} is not JSON; remove it and run the command again that writes it") from None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON atomically; infinity and NaN, which JSON lacks, become null."""
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -82,7 +81,7 @@ def check_output(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -117,7 +116,7 @@ def series(records: list[Record], *keys: str) -> tuple[list[int], list[float]]:
     """Steps and values of one figure, such as `series(records, "losses", "mlm")`, at the steps that logged it."""
     steps, values = [], []
     for record in records:
-        value: Any = record
+        value: object = record
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, int | float) and math.isfinite(value):
@@ -130,7 +129,7 @@ def keys_of(records: list[Record], *path: str) -> list[str]:
     """All keys at a path of the records, such as the objectives under `losses`, in order of appearance."""
     names: dict[str, None] = {}
     for record in records:
-        value: Any = record
+        value: object = record
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, dict):

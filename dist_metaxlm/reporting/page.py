@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from dist_metaxlm.reporting import plots
 from dist_metaxlm.reporting.fill_mask import accuracy_table, example_panels
@@ -20,7 +20,7 @@ from dist_metaxlm.reporting.sections import (
     table,
 )
 from dist_metaxlm.reporting.style import CSS
-from dist_metaxlm.reporting.summary import RunFiles, build_summary, read_run
+from dist_metaxlm.reporting.summary import PhaseSummary, RunFiles, Summary, build_summary, read_run
 from dist_metaxlm.storage.atomic import write_text
 from dist_metaxlm.text import pluralize
 
@@ -39,7 +39,7 @@ def write_report(run_dir: Path | str) -> Path:
     return path
 
 
-def render(run: RunFiles, summary: dict[str, Any]) -> str:
+def render(run: RunFiles, summary: Summary) -> str:
     """The page as text; the same run gives the same bytes."""
     name = escape(run.recipe.get("name", run.folder.name))
     parts = [
@@ -66,7 +66,7 @@ def _section(identity: str, title: str, note: str, body: str) -> str:
     return f'<section id="{identity}"><h2>{title}</h2><p class="note">{note}</p>{body}</section>'
 
 
-def _header(run: RunFiles, summary: dict[str, Any]) -> str:
+def _header(run: RunFiles, summary: Summary) -> str:
     model = run.recipe.get("model", {})
     shape = f"{model.get('family', '')} {model.get('layers', '?')} × {model.get('hidden', '?')}"
     # joint starts from scratch: it does not follow the others
@@ -80,21 +80,21 @@ def _header(run: RunFiles, summary: dict[str, Any]) -> str:
     )
 
 
-def _lead(summary: dict[str, Any]) -> str:
+def _lead(summary: Summary) -> str:
     """The outcome in one sentence."""
-    scored = {name: e for name, e in summary["evaluation"].items() if e.get("mean_p_at_1") is not None}
+    scored = {name: p for name, e in summary["evaluation"].items() if (p := e.get("mean_p_at_1")) is not None}
     last = next((name for name in ("cross", "joint", "meta") if name in scored), None)
     if last is None:
         return ""
-    after = scored[last]
+    after = summary["evaluation"][last]
     text = (
         f"After phase {last}, a held-out sentence finds its translation among {after['candidates_min']} or more "
-        f"candidates {100 * after['mean_p_at_1']:.0f}% of the time, on average over "
+        f"candidates {100 * scored[last]:.0f}% of the time, on average over "
         f"{pluralize(after['languages'], 'language')} and both directions (layer {after['best_layer']})"
     )
     earlier = (("untrained", "untrained"), *([("meta", "after phase meta")] if last == "cross" else []))
     before = [
-        f"{words}{' it was' * (not number)} {100 * scored[name]['mean_p_at_1']:.0f}%"
+        f"{words}{' it was' * (not number)} {100 * scored[name]:.0f}%"
         for number, (name, words) in enumerate(pair for pair in earlier if pair[0] in scored)
     ]
     if before:
@@ -102,21 +102,22 @@ def _lead(summary: dict[str, Any]) -> str:
     return f'<p class="lead">{escape(text)}.</p>'
 
 
-def _standing(summary: dict[str, Any]) -> str:
+def _standing(summary: Summary) -> str:
     """Whether each phase is better than what needs no training."""
     sentences = [of["sentence"] for of in summary["standing"].values() if of["sentence"]]
     return "".join(f'<p class="note">{escape(sentence)}.</p>' for sentence in sentences)
 
 
-def _cards(summary: dict[str, Any]) -> str:
+def _cards(summary: Summary) -> str:
     evaluation, phases = summary["evaluation"], summary["phases"]
     last = next((name for name in ("cross", "joint", "meta") if name in evaluation), None)
     cards = []
-    for name, label, digits in (
+    shown: tuple[tuple[Literal["mean_p_at_1", "english_perplexity", "other_perplexity"], str, int], ...] = (
         ("mean_p_at_1", "retrieval P@1", 2),
         ("english_perplexity", "perplexity, English", 1),
         ("other_perplexity", "perplexity, others", 1),
-    ):
+    )
+    for name, label, digits in shown:
         if last and evaluation[last].get(name) is not None:
             course = [
                 f"{number(e[name], digits if digits > 1 else 0)} {phase}"
@@ -143,7 +144,7 @@ def _cards(summary: dict[str, Any]) -> str:
     )
 
 
-def _course(figures: dict[str, Any]) -> str:
+def _course(figures: PhaseSummary) -> str:
     """First loss of a phase, the terms of its final loss, and what its guards have done."""
     parts = [f"from {number(figures['first_loss'])}"] if figures["first_loss"] != figures["final_loss"] else []
     final = figures["final_losses"]
@@ -190,7 +191,7 @@ def _sampling(run: RunFiles) -> str:
     return _section("sampling", "Sampling", note, f'<div class="grid">{"".join(panels)}</div>')
 
 
-def _retrieval(run: RunFiles, summary: dict[str, Any]) -> str:
+def _retrieval(run: RunFiles, summary: Summary) -> str:
     per_layer = {name: e["per_layer_mean"] for name, e in run.evaluations.items() if e.get("per_layer_mean")}
     compared = {name: e for name, e in run.evaluations.items() if name != "untrained" and e.get("retrieval")}
     probes = _probes(run, summary)
@@ -224,7 +225,7 @@ def _retrieval(run: RunFiles, summary: dict[str, Any]) -> str:
     return _section("retrieval", "Retrieval", note, f'<div class="grid">{chart}</div>{heading}{heat_map(compared)}{probes}')
 
 
-def _probes(run: RunFiles, summary: dict[str, Any]) -> str:
+def _probes(run: RunFiles, summary: Summary) -> str:
     """Retrieval during the probed phases, and the cost of the probes."""
     probed = {phase: records for phase, records in run.metrics.items() if keys_of(records, "probe", "languages")}
     if not probed:
@@ -249,7 +250,7 @@ def _perplexity(run: RunFiles) -> str:
     return _section("perplexity", "Perplexity", note, perplexity_tables(run.evaluations, run.baselines.get("frequencies")))
 
 
-def _fill_mask(run: RunFiles, summary: dict[str, Any]) -> str:
+def _fill_mask(run: RunFiles, summary: Summary) -> str:
     accuracy = accuracy_table({**summary["evaluation"], **summary["baselines"]})
     results = [e["fill_mask"] for name, e in run.evaluations.items() if name != "untrained" and e.get("fill_mask")]
     body = accuracy + (example_panels(results[-1]["examples"]) if results else "")
@@ -268,7 +269,7 @@ def _fill_mask(run: RunFiles, summary: dict[str, Any]) -> str:
     return _section("fill-mask", "Filling a mask", " ".join(note), body) if body else ""
 
 
-def _throughput(run: RunFiles, summary: dict[str, Any]) -> str:
+def _throughput(run: RunFiles, summary: Summary) -> str:
     if not run.metrics:
         return ""
     rows = [

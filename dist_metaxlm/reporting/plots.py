@@ -10,9 +10,13 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dist_metaxlm.reporting.metrics import Record, keys_of, series
+from dist_metaxlm.reporting.metrics import keys_of, series
+from dist_metaxlm.reporting.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _OBJECTIVES = ("objective-1", "objective-2", "objective-3")
 _NAMES = ("ink", "muted", "grid", "surface", "untrained", "meta", "cross", "joint", *_OBJECTIVES, "other")
@@ -59,7 +63,7 @@ def objective_colours(records: Sequence[Record]) -> dict[str, str]:
     return {name: _OBJECTIVES[place] if place < len(_OBJECTIVES) else "other" for place, name in enumerate(names)}
 
 
-def draw(name: str, label: str, paint: Callable[[Any], None]) -> str:
+def draw(name: str, label: str, paint: Callable[[Axes], None]) -> str:
     """One chart as an `<svg>` element.
 
     Args:
@@ -95,17 +99,19 @@ def _for_page(svg: str, name: str, label: str) -> str:
     return re.sub(r"\n\s*", "\n", svg)
 
 
-def _line(axes: Any, steps: Sequence[int], values: Sequence[float], **style: Any) -> None:
+def _line(axes: Axes, steps: Sequence[int], values: Sequence[float], **style: Any) -> None:
     """A line over steps; a single point, as for a phase that logged once, is a dot."""
-    axes.plot(steps, values, **({"marker": "o", "markersize": 4} if len(values) == 1 else {}), **style)
+    if len(values) == 1:
+        style = {"marker": "o", "markersize": 4, **style}
+    axes.plot(steps, values, **style)
 
 
-def _step_axis(axes: Any, label: str = "step") -> None:
+def _step_axis(axes: Axes, label: str = "step") -> None:
     """Axis of steps with integer ticks, even for few steps."""
     low, high = axes.get_xlim()
     if high - low < 2:
         axes.set_xlim(round((low + high) / 2) - 1, round((low + high) / 2) + 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(label)
 
 
@@ -114,7 +120,7 @@ def loss_chart(phase: str, records: Sequence[Record]) -> str:
     rows = list(records)
     objectives, colours = keys_of(rows, "losses"), objective_colours(rows)
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Axes) -> None:
         if len(objectives) != 1:
             _line(axes, *series(rows, "loss"), color=COLOURS["ink"], linewidth=1.2, linestyle=(0, (3, 2)), label="total")
         for name in objectives:
@@ -134,7 +140,7 @@ def language_loss_chart(phase: str, objective: str, records: Sequence[Record]) -
     lines = {name: series(rows, "language_losses", objective, name) for name in keys_of(rows, "language_losses", objective)}
     smooth = {name: (steps, _running_mean(values)) for name, (steps, values) in lines.items() if values}
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Axes) -> None:
         _language_lines(axes, smooth, COLOURS[objective_colours(rows)[objective]])
         axes.set_ylabel(f"{objective} loss (nats)")
 
@@ -147,7 +153,7 @@ def probe_chart(phase: str, records: Sequence[Record]) -> str:
     lines = {name: series(rows, "probe", "languages", name) for name in keys_of(rows, "probe", "languages")}
     several = len(lines) > 1
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Axes) -> None:
         _language_lines(axes, {name: line for name, line in lines.items() if line[1]}, COLOURS["other"])
         if several:
             _line(
@@ -171,7 +177,7 @@ def heldout_chart(phase: str, records: Sequence[Record]) -> str:
     lines = {name: series(rows, "heldout", "languages", name) for name in keys_of(rows, "heldout", "languages")}
     level = series(rows, "heldout", "word_frequencies")[1]
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Axes) -> None:
         _language_lines(axes, {name: line for name, line in lines.items() if line[1]}, COLOURS["other"])
         colour = COLOURS.get(phase, COLOURS["other"])
         _line(
@@ -186,7 +192,7 @@ def heldout_chart(phase: str, records: Sequence[Record]) -> str:
     return draw(f"heldout-{phase}", f"Held-out bits per byte while phase {phase} trained", paint)
 
 
-def _language_lines(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], colour: str) -> None:
+def _language_lines(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], colour: str) -> None:
     """A line for every language: all in grey except English, the extremes and the middle, which are labelled."""
     named = _worth_naming({name: values[-1] for name, (_, values) in lines.items()})
     for name, (steps, values) in lines.items():
@@ -208,7 +214,7 @@ def _language_lines(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence
 def layer_chart(per_layer: Mapping[str, Sequence[float]]) -> str:
     """Mean P@1 over layers for every evaluated checkpoint, with the value at the best layer of the trained ones."""
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Axes) -> None:
         bests: list[tuple[int, float, str]] = []
         for name, values in per_layer.items():
             best = max(range(len(values)), key=values.__getitem__)
@@ -220,14 +226,14 @@ def layer_chart(per_layer: Mapping[str, Sequence[float]]) -> str:
         highest = max((max(values) for values in per_layer.values()), default=1.0)
         axes.set_ylim(0, min(1.08, highest * 1.25 + 0.02))
         _best_figures(axes, bests, max(map(len, per_layer.values()), default=1))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.set(xlabel="layer (0: embedding)", ylabel="mean P@1")
         _legend_above(axes)
 
     return draw("layers", "Mean retrieval P@1 by layer", paint)
 
 
-def _best_figures(axes: Any, bests: Sequence[tuple[int, float, str]], layers: int) -> None:
+def _best_figures(axes: Axes, bests: Sequence[tuple[int, float, str]], layers: int) -> None:
     """The best value of each curve above its point, above other labels if these are near, on the background of the page."""
     gap = 0.085 * axes.get_ylim()[1]
     placed: list[tuple[int, float]] = []
@@ -252,7 +258,7 @@ def _best_figures(axes: Any, bests: Sequence[tuple[int, float, str]], layers: in
 def throughput_chart(metrics: Mapping[str, Sequence[Record]]) -> str:
     """Tokens a second over the steps of every phase."""
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Axes) -> None:
         for phase, records in metrics.items():
             steps, speeds = series(list(records), "tokens_per_second")
             _line(axes, steps, speeds, color=COLOURS.get(phase, COLOURS["other"]), label=phase)
@@ -266,7 +272,7 @@ def throughput_chart(metrics: Mapping[str, Sequence[Record]]) -> str:
     return draw("throughput", "Tokens a second over the steps of every phase", paint)
 
 
-def _legend_above(axes: Any) -> None:
+def _legend_above(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -301,7 +307,7 @@ def _worth_naming(final: Mapping[str, float]) -> list[str]:
     return [name for name in ranked if name in chosen]
 
 
-def _name_ends(axes: Any, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
+def _name_ends(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
     """Label each line at its end, with labels moved apart so that none overlap."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.085

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
-from dist_metaxlm.reporting.metrics import Record
 from dist_metaxlm.reporting.plots import objective_colours
+from dist_metaxlm.reporting.records import Record
+from dist_metaxlm.reporting.results import Evaluation, Frequencies, LanguageRetrieval
+
+Item = TypeVar("Item")
 
 SHOWN_LAYERS = 7
 """Maximum layers in a heat map; deeper models show evenly spaced ones, including the first and last."""
 
 
-def escape(value: Any) -> str:
+def escape(value: object) -> str:
     """Text for HTML, quotes included."""
     return html.escape(str(value), quote=True)
 
@@ -43,7 +46,7 @@ def panel(title: str, body: str, wide: bool = False) -> str:
     return f'<div class="panel{" wide" if wide else ""}">{heading}{body}</div>'
 
 
-def heat_map(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+def heat_map(evaluations: Mapping[str, Evaluation]) -> str:
     """P@1 of every language at every layer (mean of both directions), the checkpoints side by side, best first."""
     scores = {name: result["retrieval"] for name, result in evaluations.items() if result.get("retrieval")}
     languages = {language: of for table in scores.values() for language, of in table.items()}
@@ -70,7 +73,7 @@ def heat_map(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<div class="grid below">{"".join(tables)}</div>'
 
 
-def _both(scores: Mapping[str, Any]) -> list[float]:
+def _both(scores: LanguageRetrieval) -> list[float]:
     return [(a + b) / 2 for a, b in zip(scores["to_english"], scores["from_english"], strict=True)]
 
 
@@ -80,7 +83,7 @@ def _shown_layers(count: int) -> list[int]:
     return [round(place * (count - 1) / (SHOWN_LAYERS - 1)) for place in range(SHOWN_LAYERS)]
 
 
-def _heat_cells(scores: Mapping[str, Any] | None, layers: Sequence[int]) -> str:
+def _heat_cells(scores: LanguageRetrieval | None, layers: Sequence[int]) -> str:
     if scores is None:
         return "<td></td>" * len(layers)
     means = _both(scores)
@@ -98,7 +101,7 @@ def _heat_cells(scores: Mapping[str, Any] | None, layers: Sequence[int]) -> str:
     return "".join(cells)
 
 
-def _halves(items: Sequence[Any]) -> list[Sequence[Any]]:
+def _halves(items: Sequence[Item]) -> list[Sequence[Item]]:
     """Split into two columns if there are enough items."""
     middle = (len(items) + 1) // 2 if len(items) > 8 else len(items)
     return [part for part in (items[:middle], items[middle:]) if part]
@@ -125,7 +128,7 @@ def sampling_bars(phase: str, objective: str, record: Record) -> str:
     return panel(title, f'<div class="bars">{bars}</div>', wide=True)
 
 
-def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]], frequencies: Mapping[str, Any] | None) -> str:
+def perplexity_tables(evaluations: Mapping[str, Evaluation], frequencies: Frequencies | None) -> str:
     """Perplexity of every language under every checkpoint, and under the table of word frequencies, if there is one.
 
     English and prose come first, then the others by the last checkpoint.
@@ -141,7 +144,7 @@ def perplexity_tables(evaluations: Mapping[str, Mapping[str, Any]], frequencies:
     return f'<div class="grid">{tables}</div>'
 
 
-def _all_perplexities(result: Mapping[str, Any]) -> dict[str, float | None]:
+def _all_perplexities(result: Evaluation | Frequencies) -> dict[str, float | None]:
     prose = {f"{language} prose": value for language, value in result.get("prose_perplexity", {}).items()}
     return {**result.get("perplexity", {}), **prose}
 
@@ -153,7 +156,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def fact_table(facts: Mapping[str, Any], prefix: str = "") -> str:
+def fact_table(facts: Mapping[str, object], prefix: str = "") -> str:
     """A nested mapping as a two-column table with dotted names."""
     rows = "".join(
         f'<tr><td><code>{escape(name)}</code></td><td class="text">{escape(value)}</td></tr>'
@@ -162,7 +165,7 @@ def fact_table(facts: Mapping[str, Any], prefix: str = "") -> str:
     return f"<table><tbody>{rows}</tbody></table>"
 
 
-def _flat(value: Any, prefix: str) -> list[tuple[str, Any]]:
+def _flat(value: object, prefix: str) -> list[tuple[str, object]]:
     if isinstance(value, Mapping):
         dot = f"{prefix}." if prefix else ""
         return [item for key, inner in value.items() for item in _flat(inner, f"{dot}{key}")]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dist_metaxlm.reporting import study_plots as plots
+from dist_metaxlm.reporting.results import ArmResult, Interval, Study
 from dist_metaxlm.reporting.sections import escape, fact_table, panel, short, table
 from dist_metaxlm.reporting.style import CSS
 from dist_metaxlm.storage.atomic import write_text
 from dist_metaxlm.text import pluralize
 
-Study = Mapping[str, Any]
 _LIMITS = (
     "Intervals are Student's t over the seeds, 95%; differences are taken seed by seed. Many comparisons are made and "
     "none is corrected for it: of twenty without any effect about one counts as a difference. The figures hold for this "
@@ -76,7 +75,7 @@ def markdown(study: Study, charts: Mapping[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def interval_text(figure: Mapping[str, Any] | None, sign: bool = False) -> str:
+def interval_text(figure: Interval | None, sign: bool = False) -> str:
     """`1.234 ± 0.056`; without the second part for a single value, a dash for None."""
     if figure is None or figure["mean"] is None:
         return "–"
@@ -132,7 +131,7 @@ def _tables(study: Study) -> list[tuple[str, str, list[str], list[list[str]]]]:
     ]
 
 
-def _share(runs: list[Any]) -> str:
+def _share(runs: list[ArmResult]) -> str:
     known = [run["english_share"] for run in runs if run["english_share"] is not None]
     return f"{100 * sum(known) / len(known):.1f}%" if known else "–"
 

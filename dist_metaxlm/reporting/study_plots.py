@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dist_metaxlm.reporting.plots import COLOURS, draw
+from dist_metaxlm.reporting.results import ArmResult
 from dist_metaxlm.reporting.style import CSS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 KIND_COLOURS = {
     "meta+cross": "cross",
@@ -19,20 +23,21 @@ KIND_COLOURS = {
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MARKERS = "os^D"
 
-Results = Sequence[Mapping[str, Any]]
+Results = Sequence[ArmResult]
 
 
 def scatter(results: Results, horizontal: str, vertical: str, names: Mapping[str, str]) -> str:
     """One dot per run: two of its measures."""
     place = _by_ratio(results)
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Axes) -> None:
         for label, runs in _by_label(results).items():
             points = [(run["figures"].get(horizontal), run["figures"].get(vertical)) for run in runs]
             known = [(x, y) for x, y in points if x is not None and y is not None]
             if known:
                 axes.scatter(
-                    *zip(*known, strict=True),
+                    [x for x, _ in known],
+                    [y for _, y in known],
                     s=26,
                     label=label,
                     color=_colour(runs[0]),
@@ -50,8 +55,8 @@ def scatter(results: Results, horizontal: str, vertical: str, names: Mapping[str
 def curve(results: Results, measure: str, name: str) -> str:
     """A measure over training tokens, mean over seeds, for each arm."""
 
-    def paint(axes: Any) -> None:
-        _lines(axes, results, lambda run: {point["tokens"]: point.get(measure) for point in run["curve"]})
+    def paint(axes: Axes) -> None:
+        _lines(axes, results, lambda run: {point["tokens"]: _value(point, measure) for point in run["curve"]})
         axes.xaxis.set_major_formatter(_tokens)
         axes.set(xlabel="tokens", ylabel=name)
 
@@ -62,12 +67,17 @@ def loss_curve(results: Results) -> str:
     """Training loss of the objective that all arms have, over tokens, mean over seeds, for each arm."""
     name = _shared_objective(results)
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Axes) -> None:
         _lines(axes, results, lambda run: {point["tokens"]: point["losses"].get(name) for point in run["loss"]})
         axes.xaxis.set_major_formatter(_tokens)
         axes.set(xlabel="tokens", ylabel=f"{name} training loss (nats)")
 
     return draw("curve-loss", "Training loss", paint)
+
+
+def _value(point: Mapping[str, object], measure: str) -> float | None:
+    value = point.get(measure)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _shared_objective(results: Results) -> str:
@@ -79,9 +89,9 @@ def _shared_objective(results: Results) -> str:
 def by_layer(results: Results, figure: str, name: str) -> str:
     """A measure of the finished arms by layer, mean over seeds."""
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Axes) -> None:
         _lines(axes, results, lambda run: dict(enumerate(run["final"]["by_layer"].get(figure, []))))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.set(xlabel="layer (0: embedding)", ylabel=name)
 
     return draw(_identity(f"layers-{figure}"), f"{name} by layer", paint)
@@ -101,13 +111,14 @@ def standalone(svg: str) -> str:
     )
 
 
-def _lines(axes: Any, results: Results, points: Any) -> None:
+def _lines(axes: Axes, results: Results, points: Callable[[ArmResult], Mapping[int, float | None]]) -> None:
     place = _by_ratio(results)
     for label, runs in _by_label(results).items():
         courses = [points(run) for run in runs]
         at = sorted(set.intersection(*(set(course) for course in courses)))
         rows = [(x, [course[x] for course in courses]) for x in at]
-        means = [(x, sum(values) / len(values)) for x, values in rows if all(value is not None for value in values)]
+        complete = [(x, [value for value in values if value is not None]) for x, values in rows if None not in values]
+        means = [(x, sum(values) / len(values)) for x, values in complete]
         if means:
             axes.plot(
                 *zip(*means, strict=True),
@@ -121,8 +132,8 @@ def _lines(axes: Any, results: Results, points: Any) -> None:
     _legend(axes)
 
 
-def _by_label(results: Results) -> dict[str, list[Mapping[str, Any]]]:
-    arms: dict[str, list[Mapping[str, Any]]] = {}
+def _by_label(results: Results) -> dict[str, list[ArmResult]]:
+    arms: dict[str, list[ArmResult]] = {}
     for run in results:
         arms.setdefault(run["label"], []).append(run)
     return arms
@@ -133,11 +144,11 @@ def _by_ratio(results: Results) -> dict[float | None, int]:
     return {None: 0} | {ratio: place for place, ratio in enumerate(ratios)}
 
 
-def _colour(run: Mapping[str, Any]) -> str:
+def _colour(run: ArmResult) -> str:
     return COLOURS[KIND_COLOURS.get(run["kind"], "other")]
 
 
-def _legend(axes: Any) -> None:
+def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -154,7 +165,7 @@ def _legend(axes: Any) -> None:
         )
 
 
-def _tokens(value: float, _: Any) -> str:
+def _tokens(value: float, _: object) -> str:
     return f"{value / 1e9:g}B" if value >= 1e9 else f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k"
 
 

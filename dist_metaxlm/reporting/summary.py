@@ -4,26 +4,79 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import yaml
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.reporting.baselines import baseline_briefs, brief_of, standing
-from dist_metaxlm.reporting.metrics import (
-    PHASE_ORDER,
-    Record,
-    evaluated,
-    keys_of,
-    mean,
-    read_json,
-    read_metrics,
-    series,
-    write_json,
-)
+from dist_metaxlm.reporting.baselines import Brief, Standing, baseline_briefs, brief_of, standing
+from dist_metaxlm.reporting.metrics import PHASE_ORDER, evaluated, keys_of, mean, read_json, read_metrics, series, write_json
+from dist_metaxlm.reporting.records import Record
+from dist_metaxlm.reporting.results import Baselines, Evaluation, FilledMask
 
 LOSS_LINES = 3
 """First and final loss are means over this many logged lines (fewer in a phase with less than twice as many)."""
+
+
+class ProbeSummary(TypedDict, total=False):
+    """Of a phase that was probed."""
+
+    probe_retrieval: float
+    probe_seconds: float
+    probe_share: float | None
+    """Of the phase's time."""
+
+
+class HeldoutSummary(TypedDict, total=False):
+    """Of a phase whose held-out loss was measured."""
+
+    heldout_bits_per_byte: float
+    """The last."""
+    heldout_best: float
+    heldout_best_step: int
+    heldout_word_frequencies: float | None
+    heldout_share: float | None
+    """Of the phase's time."""
+
+
+class GuardSummary(TypedDict, total=False):
+    """Of a phase that logged its guards."""
+
+    guards: dict[str, int]
+
+
+class PhaseLosses(TypedDict):
+    """Losses and speed of a phase; first and final values are means over a few logged lines."""
+
+    first_loss: float | None
+    final_loss: float | None
+    first_losses: dict[str, float | None]
+    final_losses: dict[str, float | None]
+    steps: int
+    tokens: int | None
+    seconds: float | None
+    tokens_per_second: float | None
+
+
+class PhaseSummary(PhaseLosses, ProbeSummary, HeldoutSummary, GuardSummary):
+    """A phase in a run's summary."""
+
+
+class Summary(TypedDict):
+    """summary.json of a run; `phases` and `evaluation` contain only what exists so far."""
+
+    recipe: str | None
+    parameters: int | None
+    loss_lines: int
+    phases: dict[str, PhaseSummary]
+    evaluation: dict[str, Brief]
+    baselines: dict[str, Brief]
+    standing: dict[str, Standing]
+    retrieval_ratio: float | None
+    """Mean P@1 after cross over that of meta."""
+    retrieval_ratio_untrained: float | None
+    fill_mask: NotRequired[list[FilledMask]]
+    environment: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +89,11 @@ class RunFiles:
     environment: dict[str, Any]
     metrics: dict[str, list[Record]]
     """Phase -> metrics records, in the order of training."""
-    evaluations: dict[str, dict[str, Any]]
+    evaluations: dict[str, Evaluation]
     """`untrained` and phases (or other checkpoints of them, `meta@best`) -> evaluation result."""
-    baselines: dict[str, Any]
+    baselines: Baselines
     """Results that need no model."""
-    fill_mask: list[dict[str, Any]]
+    fill_mask: list[FilledMask]
     """Examples: {language, text with <mask>, predictions [{token, score}]}."""
 
 
@@ -67,14 +120,14 @@ def read_run(run_dir: Path | str) -> RunFiles:
         environment=read_json(folder / "environment.json") or {},
         metrics={phase: records for phase, records in metrics.items() if records},
         evaluations={name: result for name, result in evaluations.items() if result},
-        baselines=read_json(folder / "evaluation" / "baselines.json") or {},
+        baselines=cast(Baselines, read_json(folder / "evaluation" / "baselines.json") or {}),
         fill_mask=_examples(read_json(folder / "export" / "fill_mask.json") or []),
     )
 
 
-def _examples(raw: Any) -> list[dict[str, Any]]:
+def _examples(raw: Any) -> list[FilledMask]:
     """Filled masks as a list; they may also be written as {language: {text, predictions [[token, score]]}}."""
-    entries = (
+    entries: list[Any] = (
         raw
         if isinstance(raw, list)
         else [
@@ -82,31 +135,27 @@ def _examples(raw: Any) -> list[dict[str, Any]]:
             for language, entry in raw.items()
         ]
     )
-    return [
-        {
-            **entry,
-            "predictions": [
-                guess if isinstance(guess, dict) else {"token": guess[0], "score": guess[1]}
-                for guess in entry.get("predictions", [])
-            ],
-        }
-        for entry in entries
-    ]
+    for entry in entries:
+        guesses = entry.get("predictions", [])
+        entry["predictions"] = [
+            guess if isinstance(guess, dict) else {"token": guess[0], "score": guess[1]} for guess in guesses
+        ]
+    return entries
 
 
-def write_summary(run_dir: Path | str) -> dict[str, Any]:
+def write_summary(run_dir: Path | str) -> Summary:
     """Build the summary of a run and write it to `summary.json` in its folder."""
     summary = build_summary(run_dir)
     write_json(Path(run_dir) / "summary.json", summary)
     return summary
 
 
-def build_summary(run_dir: Path | str) -> dict[str, Any]:
+def build_summary(run_dir: Path | str) -> Summary:
     """The summary of a run; `phases` and `evaluation` contain only what exists so far."""
     run = read_run(run_dir)
     evaluation = {name: evaluation_brief(result) for name, result in run.evaluations.items()}
     baselines = baseline_briefs(run.baselines)
-    summary: dict[str, Any] = {
+    summary: Summary = {
         "recipe": run.recipe.get("name"),
         "parameters": next((r["parameters"] for r in run.evaluations.values() if "parameters" in r), None),
         "loss_lines": LOSS_LINES,
@@ -127,11 +176,11 @@ def build_summary(run_dir: Path | str) -> dict[str, Any]:
     return summary
 
 
-def _phase(records: list[Record]) -> dict[str, Any]:
+def _phase(records: list[Record]) -> PhaseSummary:
     first, final = _ends(records, "loss")
     objectives = {name: _ends(records, "losses", name) for name in keys_of(records, "losses")}
     last = records[-1]
-    return {
+    phase: PhaseLosses = {
         "first_loss": first,
         "final_loss": final,
         "first_losses": {name: ends[0] for name, ends in objectives.items()},
@@ -140,10 +189,8 @@ def _phase(records: list[Record]) -> dict[str, Any]:
         "tokens": last.get("tokens"),
         "seconds": last.get("seconds"),
         "tokens_per_second": _speed(records),
-        **_probed(records),
-        **_heldout(records),
-        **_guarded(records),
     }
+    return {**phase, **_probed(records), **_heldout(records), **_guarded(records)}
 
 
 def _speed(records: list[Record]) -> float | None:
@@ -154,7 +201,7 @@ def _speed(records: list[Record]) -> float | None:
     return mean(series(records, "tokens_per_second")[1])
 
 
-def _probed(records: list[Record]) -> dict[str, Any]:
+def _probed(records: list[Record]) -> ProbeSummary:
     """The last probe's retrieval, seconds of all probes and their share of the phase; nothing without probes."""
     scores, seconds = series(records, "probe", "retrieval")[1], sum(series(records, "probe", "seconds")[1])
     if not scores:
@@ -166,7 +213,7 @@ def _probed(records: list[Record]) -> dict[str, Any]:
     }
 
 
-def _heldout(records: list[Record]) -> dict[str, Any]:
+def _heldout(records: list[Record]) -> HeldoutSummary:
     """The last and the best held-out loss, the level of word frequencies, and the share of time; nothing if not measured."""
     steps, losses = series(records, "heldout", "bits_per_byte")
     if not losses:
@@ -182,7 +229,7 @@ def _heldout(records: list[Record]) -> dict[str, Any]:
     }
 
 
-def _guarded(records: list[Record]) -> dict[str, Any]:
+def _guarded(records: list[Record]) -> GuardSummary:
     """Steps without an update, spikes and returns to a checkpoint; nothing in runs of versions that did not log them."""
     return {"guards": records[-1]["guards"]} if "guards" in records[-1] else {}
 
@@ -194,22 +241,19 @@ def _ends(records: list[Record], *keys: str) -> tuple[float | None, float | None
     return mean(values[:count]), mean(values[-count:])
 
 
-def evaluation_brief(result: dict[str, Any]) -> dict[str, Any]:
+def evaluation_brief(result: Evaluation) -> Brief:
     """Main figures of one evaluation."""
     short = brief_of(result)
     if "retrieval" in result:
         counted = [scores for scores in result["retrieval"].values() if scores["counted"]]
-        short |= {
-            "mean_p_at_1": result["mean_p_at_1"],
-            "best_layer": result["best_layer"],
-            "candidates_min": min((scores["candidates"] for scores in counted), default=None),
-            "languages": len(counted),
-        }
+        short["mean_p_at_1"] = result["mean_p_at_1"]
+        short["best_layer"] = result["best_layer"]
+        short["candidates_min"] = min((scores["candidates"] for scores in counted), default=None)
+        short["languages"] = len(counted)
     return short
 
 
-def _ratio(evaluation: dict[str, dict[str, Any]], baseline: str) -> float | None:
+def _ratio(evaluation: dict[str, Brief], baseline: str) -> float | None:
     """Mean P@1 after cross over that of `baseline` (meta or untrained), each at its own best layer."""
-    before = evaluation.get(baseline, {}).get("mean_p_at_1")
-    after = evaluation.get("cross", {}).get("mean_p_at_1")
+    before, after = (evaluation[name].get("mean_p_at_1") if name in evaluation else None for name in (baseline, "cross"))
     return after / before if before and after is not None else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import IO, Literal, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -12,12 +13,15 @@ from rich.table import Table
 from dist_metaxlm.invocation import as_typed
 from dist_metaxlm.reporting.baselines import baseline_briefs, other_perplexity, standing
 from dist_metaxlm.reporting.metrics import CHECKPOINT_ORDER
+from dist_metaxlm.reporting.results import Accuracy, Baselines, Evaluation, WordsFound
 from dist_metaxlm.reporting.sections import number, short
-from dist_metaxlm.reporting.summary import evaluation_brief
+from dist_metaxlm.reporting.summary import Summary, evaluation_brief
 from dist_metaxlm.text import pluralize
 
+Of = TypeVar("Of")
 
-def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> None:
+
+def print_outcome(summary: Summary, stream: IO[str] | None = None) -> None:
     """One table of a run: a column for every checkpoint, a row for every measure."""
     console = console_of(stream)
     console.print(_outcome(summary, console))
@@ -34,7 +38,7 @@ def print_outcome(summary: dict[str, Any], stream: IO[str] | None = None) -> Non
     console.print(*_comparison(summary), end="", soft_wrap=True)
 
 
-def _comparison(summary: dict[str, Any]) -> list[str]:
+def _comparison(summary: Summary) -> list[str]:
     """One line that compares retrieval after cross with the untrained model and with meta; nothing without both."""
     evaluation = summary["evaluation"]
     names = {"untrained": "the untrained model", "meta": "meta"}
@@ -47,15 +51,17 @@ def _comparison(summary: dict[str, Any]) -> list[str]:
     return [f"retrieval P@1 after cross: {evaluation['cross']['mean_p_at_1']:.3f}, {', '.join(baselines)}\n"]
 
 
-def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None, baselines: dict[str, Any] | None = None) -> None:
+def print_evaluation(result: Evaluation, stream: IO[str] | None = None, baselines: Baselines | None = None) -> None:
     """One evaluation: a row for every language, beside it what needs no model (`baselines`), and the means."""
     console = console_of(stream)
     retrieval, perplexity = result.get("retrieval", {}), result.get("perplexity", {})
     best = result.get("best_layer")
     table = table_of(console, f"phase {result['phase']}")
     table.add_column("language")
-    frequencies = ((baselines or {}).get("frequencies") or {}).get("perplexity", {}) if perplexity else {}
-    overlap = ((baselines or {}).get("overlap") or {}).get("retrieval", {}) if retrieval else {}
+    table_of_words = baselines.get("frequencies") if baselines else None
+    shared = baselines.get("overlap") if baselines else None
+    frequencies = table_of_words["perplexity"] if table_of_words and perplexity else {}
+    overlap = shared["retrieval"] if shared and retrieval else {}
     headings = ["perplexity"] if perplexity else []
     headings += ["word frequencies"] if frequencies else []
     headings += ["candidates", "to English", "from English"] if retrieval else []
@@ -67,17 +73,19 @@ def print_evaluation(result: dict[str, Any], stream: IO[str] | None = None, base
         scores = retrieval.get(language)
         if retrieval and scores:
             shown = [
-                f"{max(scores[way]) if best is None else scores[way][best]:.3f}" for way in ("to_english", "from_english")
+                f"{max(way) if best is None else way[best]:.3f}" for way in (scores["to_english"], scores["from_english"])
             ]
             row += [str(scores["candidates"]), *shown]
-            row += [number(overlap.get(language, {}).get(way), 3) for way in ("to_english", "from_english") if overlap]
+            other = overlap.get(language)
+            ways = (None, None) if other is None else (other["to_english"], other["from_english"])
+            row += [number(way, 3) for way in ways if overlap]
         table.add_row(*row)
     if table.row_count:
         console.print(table)
     print_means(result, stream)
 
 
-def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
+def print_means(result: Evaluation, stream: IO[str] | None = None) -> None:
     """One line of an evaluation: perplexity in English and of the others, mean P@1."""
     parts = []
     if "perplexity" in result and not result["perplexity"]:
@@ -103,17 +111,19 @@ def print_means(result: dict[str, Any], stream: IO[str] | None = None) -> None:
     console_of(stream).print(f"{result['phase']}: {'; '.join(parts)} ({number(result['seconds'], 1)} s)", soft_wrap=True)
 
 
-def _words_found(words: dict[str, Any] | None) -> list[str]:
+def _words_found(words: WordsFound | None) -> list[str]:
     """Fill-mask accuracy in one part of a line: first guess, and first five guesses."""
+    if words is None:
+        return []
     shown = [
-        f"{label} {100 * words[group]['top1']:.1f}% ({100 * words[group]['top5']:.1f}% in five guesses)"
-        for group, label in (("en", "English"), ("others", "others"))
-        if words and words.get(group)
+        f"{label} {100 * found['top1']:.1f}% ({100 * found['top5']:.1f}% in five guesses)"
+        for found, label in ((words["en"], "English"), (words["others"], "others"))
+        if found
     ]
     return [f"hidden words found: {', '.join(shown)}"] if shown else []
 
 
-def print_baselines(results: dict[str, dict[str, Any]], raw: dict[str, Any], stream: IO[str] | None = None) -> None:
+def print_baselines(results: Mapping[str, Evaluation], raw: Baselines, stream: IO[str] | None = None) -> None:
     """After evaluations: a line for what needs no model, and for each phase whether it is better than that."""
     console, baselines = console_of(stream), baseline_briefs(raw)
     for name, brief in baselines.items():
@@ -146,7 +156,7 @@ def table_of(console: Console, title: str) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII)
 
 
-def _outcome(summary: dict[str, Any], console: Console) -> Table:
+def _outcome(summary: Summary, console: Console) -> Table:
     phases, evaluation = summary["phases"], summary["evaluation"]
     columns = _columns(phases, evaluation)
     evaluation = evaluation | summary["baselines"]
@@ -156,7 +166,7 @@ def _outcome(summary: dict[str, Any], console: Console) -> Table:
     for name in columns:
         table.add_column(name, justify="right")
 
-    def row(label: str, source: dict[str, Any], show: Any) -> None:
+    def row(label: str, source: Mapping[str, Of], show: Callable[[Of], str]) -> None:
         cells = [show(source[name]) if name in source else "" for name in columns]
         if any(cell not in ("", "–") for cell in cells):
             table.add_row(label, *cells)
@@ -167,7 +177,7 @@ def _outcome(summary: dict[str, Any], console: Console) -> Table:
     row("loss, final", phases, lambda p: number(p["final_loss"]))
     objectives = dict.fromkeys(name for of in phases.values() if len(of["final_losses"]) > 1 for name in of["final_losses"])
     for name in objectives:
-        row(f"{name}, final", phases, lambda p, name=name: number(p["final_losses"].get(name)))
+        row(f"{name}, final", {phase: of["final_losses"].get(name) for phase, of in phases.items()}, number)
     row("held-out bits per byte", phases, lambda p: number(p.get("heldout_bits_per_byte"), 3))
     row("  of word frequencies", phases, lambda p: number(p.get("heldout_word_frequencies"), 3))
     row("tokens/s", phases, lambda p: short(p["tokens_per_second"]))
@@ -175,13 +185,12 @@ def _outcome(summary: dict[str, Any], console: Console) -> Table:
     row("English perplexity", evaluation, lambda e: number(e.get("english_perplexity"), 1))
     row("English prose perplexity", evaluation, lambda e: number(e.get("english_prose_perplexity"), 1))
     row("other languages' perplexity", evaluation, lambda e: number(e.get("other_perplexity"), 1))
-    for group, label in (("en", "English"), ("others", "others'")):
-        for top, words in (("top1", "first guess"), ("top5", "first five")):
-            row(
-                f"{label} hidden words, {words}",
-                evaluation,
-                lambda e, group=group, top=top: _share((e.get("fill_mask") or {}).get(group), top),
-            )
+    nothing: WordsFound = {"en": None, "others": None}
+    found = {name: e.get("fill_mask", nothing) for name, e in evaluation.items()}
+    row("English hidden words, first guess", found, lambda words: _share(words["en"], "top1"))
+    row("English hidden words, first five", found, lambda words: _share(words["en"], "top5"))
+    row("others' hidden words, first guess", found, lambda words: _share(words["others"], "top1"))
+    row("others' hidden words, first five", found, lambda words: _share(words["others"], "top5"))
     row("retrieval P@1, best layer", evaluation, lambda e: number(e.get("mean_p_at_1"), 3))
     row("best layer", evaluation, lambda e: _known(e.get("best_layer", "")))
     row("languages", evaluation, lambda e: str(e.get("languages") or ""))
@@ -189,15 +198,15 @@ def _outcome(summary: dict[str, Any], console: Console) -> Table:
     return table
 
 
-def _columns(phases: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
+def _columns(phases: Mapping[str, object], evaluation: Mapping[str, object]) -> list[str]:
     """Checkpoints in order: untrained, the phases, other checkpoints after their phase."""
     names = list(dict.fromkeys([*evaluation, *phases]))
     return sorted(names, key=lambda name: (CHECKPOINT_ORDER.index(name.split("@")[0]), name))
 
 
-def _share(accuracy: dict[str, float] | None, top: str) -> str:
+def _share(accuracy: Accuracy | None, top: Literal["top1", "top5"]) -> str:
     return "–" if accuracy is None else f"{100 * accuracy[top]:.1f}%"
 
 
-def _known(value: Any) -> str:
+def _known(value: object) -> str:
     return "–" if value is None else str(value)

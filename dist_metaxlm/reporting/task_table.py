@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
 
+from dist_metaxlm.reporting.results import Interval, TaskResult
 from dist_metaxlm.reporting.table import console_of, table_of
 
-Results = Mapping[str, Mapping[str, Any]]
+Results = Mapping[str, Mapping[str, TaskResult]]
 """Encoder -> task -> result."""
 
 
@@ -27,7 +28,7 @@ def print_tasks(results: Results, stream: IO[str] | None = None) -> None:
                 console.print(f"{name}, {task}: {result['error']}", soft_wrap=True)
 
 
-def shown(figure: Mapping[str, Any] | None) -> str:
+def shown(figure: Interval | None) -> str:
     """`61.2 ± 0.8` of {mean, half_width}, in per cent; the half width only with several seeds."""
     if figure is None:
         return "–"
@@ -98,15 +99,15 @@ def _by_language(task: str, results: Results, console: Console) -> Table:
     return table
 
 
-def cells_by_language(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+def cells_by_language(result: TaskResult) -> dict[tuple[str, str], str]:
     """(script, language) -> figure of one result; for retrieval both directions by cosine and by CSLS, at its layer; for
     alignment, error rate (lower is better), F1, precision and recall at its layer."""
     if result["kind"] == "alignment":
         return {
             (of["script"], language): "  ".join(
-                f"{name} {100 * of[key][result['layer']]:.1f}"
-                for key, name in (("aer", "AER"), ("f1", "F1"), ("precision", "P"), ("recall", "R"))
-                if key in of
+                f"{name} {100 * scores[result['layer']]:.1f}"
+                for name, scores in (("AER", of.get("aer")), ("F1", of["f1"]), ("P", of["precision"]), ("R", of["recall"]))
+                if scores is not None
             )
             for language, of in result["languages"].items()
         }
@@ -117,8 +118,8 @@ def cells_by_language(result: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     layer = result["layer"]
     return {
         (of["script"], language): "  ".join(
-            f"{name} {100 * of[name]['to_english'][layer]:.1f}/{100 * of[name]['from_english'][layer]:.1f}"
-            for name in ("cosine", "csls")
+            f"{name} {100 * ways['to_english'][layer]:.1f}/{100 * ways['from_english'][layer]:.1f}"
+            for name, ways in (("cosine", of["cosine"]), ("csls", of["csls"]))
         )
         for language, of in result["languages"].items()
     }

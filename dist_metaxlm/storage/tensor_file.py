@@ -101,7 +101,8 @@ class TensorsOnDisk(Mapping[str, torch.Tensor]):
             self._where |= dict.fromkeys(file.keys(), file)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._where[name].get_tensor(name)
+        tensor: torch.Tensor = self._where[name].get_tensor(name)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)

@@ -15,12 +15,13 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import yaml
 
-from dist_metaxlm.data.tokenizer import UNK, Tokenizer
+from dist_metaxlm.data.special_tokens import UNK
+from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.heldout import read_strings
 from dist_metaxlm.evaluation.measures.embed import embed
@@ -37,7 +38,7 @@ from dist_metaxlm.study.arms import Arm
 from dist_metaxlm.study.fake_language import FAKE, LANGUAGE
 from dist_metaxlm.study.training import Workers
 from dist_metaxlm.text import pluralize
-from dist_metaxlm.training.run.run_folder import environment
+from dist_metaxlm.training.run.environment import environment
 
 BAR = 0.5
 """Retrieval at the fixed layer that a trained model must pass."""
@@ -89,7 +90,17 @@ class FakeEnglishOptions:
     """Recipe fields as key=value."""
 
 
-def fake_english_study(options: FakeEnglishOptions, log: Callable[[str], None]) -> dict[str, Any]:
+class LayerFigures(TypedDict):
+    """The result of `measure`, by layer."""
+
+    retrieval: list[float]
+    same_length: list[float]
+    shuffled: list[float]
+    translation: list[float]
+    same_length_chance: float
+
+
+def fake_english_study(options: FakeEnglishOptions, log: Callable[[str], None]) -> dict[str, object]:
     """Make the languages, train with `metaxlm pretrain`, measure; resumes an interrupted study.
 
     Returns the contents of `fake-english.json` in the output folder; `reached`: whether retrieval passed BAR.
@@ -162,7 +173,7 @@ def make_languages(options: FakeEnglishOptions, log: Callable[[str], None]) -> R
     return recipe
 
 
-def _recipe(output: Path, text: Path) -> dict[str, Any]:
+def _recipe(output: Path, text: Path) -> dict[str, object]:
     data = {
         "directory": str(output / "data"),
         "heldout_strings": HELD_OUT,
@@ -205,7 +216,7 @@ def held_out(tokenizer: Tokenizer, path: Path, window: int) -> tuple[list[list[i
     return [english[number] for number in kept], [shifted[number] for number in kept]
 
 
-def measure(encoder: Encoder, english: Sequence[list[int]], shifted: Sequence[list[int]], window: int) -> dict[str, Any]:
+def measure(encoder: Encoder, english: Sequence[list[int]], shifted: Sequence[list[int]], window: int) -> LayerFigures:
     """Retrieval of sentences and words across the two languages, by layer.
 
     Mean over a sentence's tokens without `<s>` and `</s>`, cosine, mean of both directions, as in arXiv 2005.00396.
@@ -247,8 +258,13 @@ def _within(first: torch.Tensor, second: torch.Tensor, lengths: torch.Tensor) ->
     return (total / len(lengths)).tolist()
 
 
-def _shown(figures: dict[str, Any]) -> str:
+def _shown(figures: LayerFigures) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {' '.join(f'{value:.3f}' for value in figures[name])}"
-        for name in ("retrieval", "same_length", "shuffled", "translation")
+        f"{name} {' '.join(f'{value:.3f}' for value in values)}"
+        for name, values in (
+            ("retrieval", figures["retrieval"]),
+            ("same length", figures["same_length"]),
+            ("shuffled", figures["shuffled"]),
+            ("translation", figures["translation"]),
+        )
     )

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.data.tokenizer import UNK
+from dist_metaxlm.data.special_tokens import UNK
 from dist_metaxlm.preparation.readers import dispatch as readers
 
 PLANE = 0xF0000

@@ -7,8 +7,11 @@ along the whole curve. The layer of retrieval and alignment is fixed (two thirds
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import torch
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.evaluation.heldout import read_strings
@@ -17,6 +20,7 @@ from dist_metaxlm.evaluation.measures.csls import csls_precision_at_1
 from dist_metaxlm.evaluation.measures.embed import embed
 from dist_metaxlm.evaluation.measures.perplexity import mask_sentence, masked_perplexity
 from dist_metaxlm.evaluation.measures.retrieval import MIN_PAIRS, distinct_pairs, fixed_layer, precision_at_1
+from dist_metaxlm.reporting.results import CheckpointFigures
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder
@@ -32,7 +36,9 @@ MEASURES: dict[str, tuple[str, bool]] = {
 """Measure -> (description, whether higher is better); all but English are means over the other languages."""
 
 
-def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, most: int | None = None) -> dict[str, Any]:
+def measure(
+    encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, most: int | None = None
+) -> CheckpointFigures:
     """Figures of one checkpoint.
 
     Args:
@@ -49,7 +55,7 @@ def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, 
     codes = sorted({code for row in rows for code in row} - {"en"})
     losses = {code: _loss(encoder, tokenizer, [row[code] for row in rows if code in row], window) for code in ("en", *codes)}
     layers: dict[str, list[list[float]]] = {}
-    languages: dict[str, Any] = {}
+    languages: dict[str, dict[str, float | None]] = {}
     depth = 0
     for code in codes:
         both = [(row["en"], row[code]) for row in rows if "en" in row and code in row]
@@ -63,10 +69,17 @@ def measure(encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, 
     by_layer = {name: [sum(column) / len(column) for column in zip(*of, strict=True)] for name, of in layers.items()}
     layer = fixed_layer(depth)
     others = [loss for code in codes if (loss := losses[code]) is not None]
+
+    def at_layer(name: str) -> float | None:
+        return by_layer[name][layer] if by_layer else None
+
     return {
         "english_nll": losses["en"],
         "others_nll": sum(others) / len(others) if others else None,
-        **{name: by_layer[name][layer] if by_layer else None for name in ("retrieval", "retrieval_csls", "cka", "margin")},
+        "retrieval": at_layer("retrieval"),
+        "retrieval_csls": at_layer("retrieval_csls"),
+        "cka": at_layer("cka"),
+        "margin": at_layer("margin"),
         "by_layer": by_layer,
         "layer": layer,
         "languages": languages,
@@ -94,12 +107,12 @@ def _pairs(
     english, other = (embed(encoder, [side[place] for place in kept], window) for side in sides)
     space = alignment(english, other)
 
-    def both(score: Any) -> list[float]:
+    def both(score: Callable[[torch.Tensor, torch.Tensor], list[float]]) -> list[float]:
         return [(a + b) / 2 for a, b in zip(score(other, english), score(english, other), strict=True)]
 
     return {
         "retrieval": both(precision_at_1),
         "retrieval_csls": both(csls_precision_at_1),
         "cka": [value or 0.0 for value in space["cka"]],
-        "margin": [a - b for a, b in zip(space["translations"], space["random"], strict=True)],
+        "margin": [a - b for a, b in zip(space["translations"], space["random"], strict=True) if b is not None],
     }

@@ -8,10 +8,9 @@ When started again it skips finished arms and resumes the interrupted one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,15 +27,16 @@ from dist_metaxlm.preparation import prepare
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.reporting.metrics import read_json, read_metrics, write_json
+from dist_metaxlm.reporting.results import ArmResult, CheckpointFigures, CurvePoint, LossPoint, Measured, Study, TaskResult
 from dist_metaxlm.reporting.study import write_study_report
 from dist_metaxlm.study.arms import MEANING, SIZES, Arm, study_arms
 from dist_metaxlm.study.measures import MEASURES, measure
 from dist_metaxlm.study.training import PRETRAIN, Workers
 from dist_metaxlm.study.verdict import summarise
 from dist_metaxlm.text import pluralize
-from dist_metaxlm.training.checkpointing.checkpoint import list_steps
+from dist_metaxlm.training.checkpointing.manifest import list_steps
+from dist_metaxlm.training.run.environment import environment
 from dist_metaxlm.training.run.layout import check_layout
-from dist_metaxlm.training.run.run_folder import environment
 
 Log = Callable[[str], None]
 
@@ -75,7 +75,7 @@ class StudyOptions:
     """Their files and settings."""
 
 
-def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRETRAIN) -> dict[str, Any]:
+def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRETRAIN) -> Study:
     """Run the missing arms of a study, write its report and return the contents of study.json.
 
     Args:
@@ -104,15 +104,15 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
             f"{options.output / 'arms' / missing[0].name / 'log.txt'}"
         )
 
-    def write() -> dict[str, Any]:
+    def write() -> Study:
         return _write(options, arms, [result for arm in arms if (result := results[arm.name]) is not None])
 
-    def work(arm: Arm) -> dict[str, Any]:
+    def work(arm: Arm) -> ArmResult:
         folder = options.output / "arms" / arm.name
         workers.train(arm, folder)
         return _measure(arm, folder, options, workers.device)
 
-    def finished(arm: Arm, result: dict[str, Any]) -> None:
+    def finished(arm: Arm, result: ArmResult) -> None:
         nonlocal fresh
         write_json(options.output / "arms" / arm.name / "result.json", result)
         results[arm.name], fresh = result, fresh + 1
@@ -190,28 +190,30 @@ def english_of_cross(base: Recipe) -> float:
     return data.asked_so_far(on_text[0].name, windows).get("en", 0.0)
 
 
-def _finished(folder: Path, arm: Arm) -> dict[str, Any] | None:
+def _finished(folder: Path, arm: Arm) -> ArmResult | None:
     result = read_json(folder / "result.json")
     return result if result is not None and result.get("recipe") == arm.recipe.model_dump(mode="json") else None
 
 
-def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device) -> dict[str, Any]:
+def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device) -> ArmResult:
     """The arm's result: its curve over all phases, its last checkpoint in full, its tasks."""
     directory = Path(arm.recipe.data.directory)
     tokenizer = Tokenizer.load(directory / "tokenizer.model")
 
-    def figures(phase: str, step: int | None, most: int | None) -> dict[str, Any]:
+    def figures(phase: str, step: int | None, most: int | None) -> CheckpointFigures:
         recipe, state = load_state(folder, phase, step)
         encoder = Encoder(recipe.model, recipe.seed)
         encoder.load_state_dict(state)
         return measure(encoder.to(device), tokenizer, directory / "heldout", window_of(recipe), most)
 
-    curve, loss, before = [], [], 0
+    curve: list[CurvePoint] = []
+    loss: list[LossPoint] = []
+    before = 0
     for phase in arm.phases:
         each = arm.recipe.phase(phase).tokens_per_step
         for step in list_steps(folder / phase / "checkpoints"):
             point = figures(phase, step, options.curve_strings)
-            curve.append({"phase": phase, "tokens": before + step * each, **{name: point[name] for name in MEASURES}})
+            curve.append({"phase": phase, "tokens": before + step * each, **_measures(point)})
         records = read_metrics(folder / phase / "metrics.jsonl")
         loss += [
             {"phase": phase, "tokens": before + record["step"] * each, "losses": record["losses"]} for record in records
@@ -230,9 +232,31 @@ def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device
         "curve": curve,
         "loss": loss,
         "tasks": tasks,
-        "figures": {name: last[name] for name in MEASURES} | _task_figures(tasks),
+        "figures": _figures(last) | _task_figures(tasks),
         "seconds": sum(read_metrics(folder / phase / "metrics.jsonl")[-1]["seconds"] for phase in arm.phases),
         "recipe": arm.recipe.model_dump(mode="json"),
+    }
+
+
+def _figures(last: Measured) -> dict[str, float | None]:
+    return {
+        "english_nll": last["english_nll"],
+        "others_nll": last["others_nll"],
+        "retrieval": last["retrieval"],
+        "retrieval_csls": last["retrieval_csls"],
+        "cka": last["cka"],
+        "margin": last["margin"],
+    }
+
+
+def _measures(figures: Measured) -> Measured:
+    return {
+        "english_nll": figures["english_nll"],
+        "others_nll": figures["others_nll"],
+        "retrieval": figures["retrieval"],
+        "retrieval_csls": figures["retrieval_csls"],
+        "cka": figures["cka"],
+        "margin": figures["margin"],
     }
 
 
@@ -247,36 +271,35 @@ def _english_share(arm: Arm, folder: Path) -> float | None:
     return english / total if total else None
 
 
-def _task_figures(tasks: dict[str, Any]) -> dict[str, float]:
-    figures = {}
+def _task_figures(tasks: Mapping[str, TaskResult]) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {}
     for name, result in tasks.items():
         if result.get("kind") in ("retrieval", "alignment"):
             of = "cosine" if result["kind"] == "retrieval" else "f1"
             figures[f"{name}:others"] = result["per_layer"][of][result["layer"]]
         elif "table" in result:
-            figures |= {
-                f"{name}:{what}": result["table"][key]["mean"]
-                for what, key in (("English", "source"), ("others", "others"), ("gap", "gap"))
-                if result["table"][key]
-            }
+            table = result["table"]
+            for what, interval in (("English", table["source"]), ("others", table["others"]), ("gap", table["gap"])):
+                if interval:
+                    figures[f"{name}:{what}"] = interval["mean"]
     return figures
 
 
-def _course(result: dict[str, Any]) -> str:
+def _course(result: ArmResult) -> str:
     figures = result["figures"]
     return ", ".join(
         f"{name} {figures[name]:.3f}" for name in ("english_nll", "others_nll", "retrieval") if figures[name] is not None
     )
 
 
-def _write(options: StudyOptions, arms: Sequence[Arm], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _write(options: StudyOptions, arms: Sequence[Arm], results: Sequence[ArmResult]) -> Study:
     """Write study.json and the report of the arms finished so far."""
     measures = dict(MEASURES)
     for name in dict.fromkeys(name for result in results for name in result["figures"]):
         if name not in measures:
             task, _, what = name.partition(":")
             measures[name] = (f"{task}, {what}", what != "gap")
-    study = {
+    study: Study = {
         "size": options.size,
         "parameters": _parameters(arms[0].recipe),
         "tokens": options.tokens or SIZES[options.size][0],

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FrameType
+from typing import IO, TypeVar
 
 import torch
 
@@ -25,6 +26,7 @@ from dist_metaxlm.storage.atomic import write_text
 from dist_metaxlm.study.arms import Arm
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 PRETRAIN = ("-m", f"{MODULE}.pretrain")
 """Arguments of Python that run a phase of an arm."""
 
@@ -60,13 +62,13 @@ class Workers:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run(self, items: Sequence[Item], work: Callable[[Item], Any], finished: Callable[[Item, Any], None]) -> None:
+    def run(self, items: Sequence[Item], work: Callable[[Item], Result], finished: Callable[[Item, Result], None]) -> None:
         """Call `work` for every item and `finished`, in the main thread, with each result as it arrives.
 
         The first failure stops the other arms, which save, and is raised.
         """
         with ThreadPoolExecutor(self._jobs, initializer=self._take_slot) as pool:
-            futures: dict[Future[Any], Item] = {pool.submit(work, item): item for item in items}
+            futures: dict[Future[Result], Item] = {pool.submit(work, item): item for item in items}
             try:
                 for future in as_completed(futures):
                     finished(futures[future], future.result())
@@ -118,7 +120,7 @@ class Workers:
         each = len(things) // self._jobs
         return things[self._slot.number * each : (self._slot.number + 1) * each]
 
-    def _call(self, command: Sequence[str], output: Any) -> int:
+    def _call(self, command: Sequence[str], output: IO[str]) -> int:
         """Exit code of a command; EXIT_AGAIN after a stop signal."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self._ranks))}
         if self._devices and self._jobs > 1:
@@ -139,7 +141,7 @@ class Workers:
         # torchrun has no exit code of its own for ranks that stopped gracefully
         return EXIT_AGAIN if self._asked is not None else code
 
-    def _stop(self, number: int, frame: Any = None) -> None:
+    def _stop(self, number: int, frame: FrameType | None = None) -> None:
         # no lock: a signal handler runs in the main thread, which may hold it
         self._asked = number
         for process in list(self._running.values()):

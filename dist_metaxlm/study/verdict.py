@@ -7,15 +7,15 @@ interval (Student's t over the seeds) excludes zero; with fewer than two seeds n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from dist_metaxlm.evaluation.measures.transfer import interval
+from dist_metaxlm.reporting.results import ArmComparison, ArmResult, Comparisons, Interval, Verdict
 from dist_metaxlm.study.arms import CROSS_ONLY, JOINT, MATCHED, META_ONLY, TWO_PHASE
 
 CONTROLS = (JOINT, MATCHED, CROSS_ONLY, META_ONLY)
 
 
-def summarise(results: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, bool]]) -> dict[str, Any]:
+def summarise(results: Sequence[ArmResult], measures: Mapping[str, tuple[str, bool]]) -> Comparisons:
     """Arms and comparisons of finished runs.
 
     Args:
@@ -32,8 +32,10 @@ def summarise(results: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple
         label: {name: interval(list(values.values())) for name, values in of.items() if values}
         for label, of in figures.items()
     }
-    comparisons = []
-    for ratio in sorted({result["ratio"] for result in results if result["kind"] == TWO_PHASE}):
+    comparisons: list[ArmComparison] = []
+    for ratio in sorted(
+        {result["ratio"] for result in results if result["kind"] == TWO_PHASE and result["ratio"] is not None}
+    ):
         ours = figures[f"{TWO_PHASE} {ratio:g}"]
         for control in CONTROLS:
             theirs = figures.get(control if control in (JOINT, META_ONLY) else f"{control} {ratio:g}", {})
@@ -53,15 +55,15 @@ def summarise(results: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple
     return {"arms": arms, "comparisons": comparisons, "verdict": sentence(comparisons, measures)}
 
 
-def _over(results: Sequence[Mapping[str, Any]], label: str, measure: str) -> dict[int, float]:
+def _over(results: Sequence[ArmResult], label: str, measure: str) -> dict[int, float]:
     return {
-        result["seed"]: result["figures"][measure]
+        result["seed"]: value
         for result in results
-        if result["label"] == label and result["figures"].get(measure) is not None
+        if result["label"] == label and (value := result["figures"].get(measure)) is not None
     }
 
 
-def judge(difference: Mapping[str, Any], higher: bool) -> str:
+def judge(difference: Interval, higher: bool) -> Verdict:
     """`better`, `worse`, `no difference shown`, or `one seed` if there is no interval."""
     if difference["half_width"] is None:
         return "one seed"
@@ -70,7 +72,7 @@ def judge(difference: Mapping[str, Any], higher: bool) -> str:
     return "better" if (difference["mean"] > 0) == higher else "worse"
 
 
-def sentence(comparisons: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, bool]]) -> str:
+def sentence(comparisons: Sequence[ArmComparison], measures: Mapping[str, tuple[str, bool]]) -> str:
     """One sentence about what the comparisons with joint training and with the matched control support."""
     asked = [item for item in comparisons if item["control"] in (JOINT, MATCHED)]
     if not asked:
@@ -113,7 +115,7 @@ def _headline(better: int, worse: int, asked: int) -> str:
     return f"The numbers show no difference between two phases and one: {seeds}."
 
 
-def _listed(items: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, bool]]) -> str:
+def _listed(items: Sequence[ArmComparison], measures: Mapping[str, tuple[str, bool]]) -> str:
     return ", ".join(
         f"{measures[item['measure']][0]} (n1/N = {item['ratio']:g}: {item['difference']['mean']:+.3f} ± "
         f"{item['difference']['half_width']:.3f})"

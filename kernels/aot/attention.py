@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from dist_metaxlm.kernels.aot.compile import Case
@@ -26,7 +24,7 @@ def _case(
     """`kernel` for one head dimension and dtype, with the operator's launch on `architecture`."""
     matrix, rows = _TYPES[dtype]
     plan = launch(kernel, width, dtype, architecture, dropping, atomic)
-    constants: dict[str, Any] = {
+    constants: dict[str, object] = {
         "TILE": rows,
         "WIDTH": width,
         "PADDED": padded_width(width),

@@ -6,7 +6,8 @@ those of xlmr-base (768 channels, in tiles of 1024) and of a wide model (4096 ch
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from types import ModuleType
 
 from dist_metaxlm.kernels.aot.compile import Case
 from dist_metaxlm.kernels.head import linear_cross_entropy_triton
@@ -15,15 +16,15 @@ from dist_metaxlm.kernels.pointwise import activations_triton, norm_kernels, rot
 _FP32 = {"EXACT": "tl.float32"}
 _WIDE = dict.fromkeys((80, 90, 100, 120), (r"LDG\.E.*\.128", r"STG\.E.*\.128"))
 _ROWS = ("width",)
-_RMS = {"RMS": True, "BIAS": False}
+_RMS: dict[str, object] = {"RMS": True, "BIAS": False}
 
 
 def _case(
-    module: Any,
+    module: ModuleType,
     kernel: str,
     variant: str,
     signature: dict[str, str | None],
-    constants: dict[str, Any],
+    constants: Mapping[str, object],
     aligned: tuple[str, ...] = (),
     configurations: list[dict[str, int]] | None = None,
     expects: dict[int, tuple[str, ...]] | None = None,
@@ -85,7 +86,7 @@ def _norms() -> list[Case]:
         **_types("i32", "rows width threshold"),
     }
     forward = {"RESIDUAL": True, "GATHER": False, "BIAS": True, "NORM": True, "RMS": False, "DROP": 1, **_FP32}
-    variants: dict[str, dict[str, Any]] = {
+    variants: dict[str, dict[str, object]] = {
         " of a sum, dropout": {},
         " of a sum": {"DROP": 0},
         " alone": {"RESIDUAL": False, "DROP": 0, "BIAS": False},
@@ -97,7 +98,7 @@ def _norms() -> list[Case]:
         " of an embedding, RMS": {**_RMS, "RESIDUAL": False, "GATHER": True, "DROP": 0},
     }
     backward = {"UPSTREAM": False, "BIAS": True, "RMS": False, "PROGRAMS": 264, **_FP32}
-    backwards: dict[str, dict[str, Any]] = {
+    backwards: dict[str, dict[str, object]] = {
         ", dropout": {"DROP": 1},
         ", pre-norm": {"DROP": 0, "UPSTREAM": True},
         " of an embedding, dropout": {"DROP": 2},

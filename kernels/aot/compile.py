@@ -19,13 +19,17 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE, UserError
+
+if TYPE_CHECKING:
+    from triton.compiler import CompiledKernel
 
 SOURCES = ("dist_metaxlm.kernels.aot.cases", "dist_metaxlm.kernels.aot.attention")
 """Modules whose `CASES` are compiled."""
@@ -51,7 +55,7 @@ class Case:
     """"module:function" of a `triton.jit` function."""
     signature: dict[str, str | None]
     """Argument -> Triton type such as "*bf16", "i32", "fp32", "tensordesc<bf16[64, 64]>"; None: not given."""
-    constants: dict[str, Any]
+    constants: Mapping[str, object]
     """Compile-time arguments that are the same in all configurations; "tl.NAME" stands for a Triton type."""
     configurations: list[dict[str, int]]
     """Other compile-time arguments, num_warps and num_stages; the first one is in use."""
@@ -123,7 +127,7 @@ def compile_case(case: Case, configuration: dict[str, int], architecture: int) -
     return _read(case, configuration, architecture, compiled)
 
 
-def _read(case: Case, configuration: dict[str, int], architecture: int, compiled: Any) -> Compiled:
+def _read(case: Case, configuration: dict[str, int], architecture: int, compiled: CompiledKernel) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

@@ -62,7 +62,8 @@ def cuda_attention(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pattern: AttentionPattern, dropout: None = None
 ) -> torch.Tensor:
     """As `reference_attention`: [T, H, D] bf16 three times -> [T, H, D]."""
-    return cuda_attention_forward(queries, keys, values, *table_arguments(pattern), uses_atomics())[0]
+    outputs: torch.Tensor = cuda_attention_forward(queries, keys, values, *table_arguments(pattern), uses_atomics())[0]
+    return outputs
 
 
 @contextmanager
@@ -140,7 +141,7 @@ def launch(
     """Start a kernel of `VARIANTS` on aligned queries, keys and values; returns 0 or an error code of the library."""
     tokens, heads, width = inputs[0].shape
     matrices = [part for tensor in inputs for part in (tensor.data_ptr(), *tensor.stride()[:2])]
-    return library.metaxlm_attention_forward(
+    code: int = library.metaxlm_attention_forward(
         *matrices,
         outputs[0].data_ptr(),
         outputs[1].data_ptr(),
@@ -155,11 +156,13 @@ def launch(
         VARIANTS[variant],
         stream,
     )
+    return code
 
 
 def shared_bytes(library: ctypes.CDLL, width: int, variant: str) -> int:
     """Bytes of shared memory of a block of threads, or a negative error code of the library."""
-    return library.metaxlm_attention_shared_bytes(width, VARIANTS[variant])
+    size: int = library.metaxlm_attention_shared_bytes(width, VARIANTS[variant])
+    return size
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:

@@ -145,7 +145,10 @@ def packed_attention(
         )
     if torch.compiler.is_compiling():
         return _traced(queries, keys, values, pattern, dropout)
-    return choose("attention", queries, keys, values, pattern, dropout)(queries, keys, values, pattern, dropout)
+    outputs: torch.Tensor = choose("attention", queries, keys, values, pattern, dropout)(
+        queries, keys, values, pattern, dropout
+    )
+    return outputs
 
 
 def choose_backward(variant: str) -> None:

@@ -21,6 +21,7 @@ from dist_metaxlm.kernels.attention.triton_backward import (
     row_sums_kernel,
 )
 from dist_metaxlm.kernels.attention.triton_forward import attention_forward_kernel
+from dist_metaxlm.kernels.context import Context
 from dist_metaxlm.kernels.pointwise.dropout import AttentionDropout, keep_factor, threshold
 from dist_metaxlm.kernels.registry import interpreted
 
@@ -94,7 +95,8 @@ def triton_attention(
 ) -> torch.Tensor:
     """As `reference_attention`: [T, H, D] three times -> [T, H, D]."""
     mask = (None, 0, 0, 0.0) if dropout is None else (dropout.token_keys, dropout.salt, dropout.first_head, dropout.rate)
-    return attention_forward(queries, keys, values, *table_arguments(pattern), uses_atomics(), *mask)[0]
+    outputs: torch.Tensor = attention_forward(queries, keys, values, *table_arguments(pattern), uses_atomics(), *mask)[0]
+    return outputs
 
 
 def table_arguments(
@@ -214,16 +216,25 @@ def attention_backward(
 
 
 @attention_forward.register_fake
-def _fake_forward(queries: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake_forward(queries: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
     return attention_outputs(queries)
 
 
 @attention_backward.register_fake
-def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: Any) -> torch.Tensor:
+def _fake_backward(gradient: torch.Tensor, queries: torch.Tensor, *_: object) -> torch.Tensor:
     return _side_by_side(queries)
 
 
-def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+class _Context(Context):
+    rows: int
+    atomic: bool
+    dropping: list[int | float]
+    """salt, first_head and rate."""
+    others: int
+    """Arguments after queries, keys and values, none of which has a gradient."""
+
+
+def save_for_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     """The context of any forward with the arguments of `attention_forward`, or with those before `token_keys`."""
     *tensors, ctx.rows, ctx.atomic = inputs[:9]
     token_keys, *ctx.dropping = inputs[9:] or (None, 0, 0, 0.0)
@@ -232,7 +243,7 @@ def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Ten
     ctx.others = len(inputs) - 3
 
 
-def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+def backward(ctx: _Context, gradient: torch.Tensor, _: object) -> tuple[torch.Tensor | None, ...]:
     """The backward of any forward whose context is that of `save_for_backward`."""
     *tensors, token_keys = ctx.saved_tensors
     joined = attention_backward(gradient, *tensors, ctx.rows, ctx.atomic, token_keys, *ctx.dropping)
@@ -271,7 +282,7 @@ def _strides(*tensors: torch.Tensor) -> tuple[int, ...]:
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:2])
 
 
-def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, Any]:
+def _constants(queries: torch.Tensor, plan: Launch, rows: int) -> dict[str, int | str | tl.dtype]:
     width = queries.shape[2]
     # Three tf32 products are as exact as one in fp32; plain fp32 products would not use tensor cores and would spill.
     precision = "tf32" if queries.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"

@@ -6,16 +6,17 @@ backward writes the three gradients in the layout of the product; this module de
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+
+from dist_metaxlm.kernels.context import Context
 
 
 def parts_of(joined: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`joined` [T, heads, 3, D] -> queries, keys and values, views of [T, heads, D]."""
     if torch.compiler.is_compiling():  # the compiler chooses the memory layout
         return joined.unbind(2)  # type: ignore[return-value]
-    return _Parts.apply(joined)
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _Parts.apply(joined)
+    return parts
 
 
 def one_matrix(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor | None:
@@ -34,13 +35,17 @@ def one_matrix(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) 
     return queries.as_strided((tokens, 3 * heads * width), (strides[0], 1)) if side_by_side else None
 
 
+class _Context(Context):
+    shape: torch.Size
+
+
 class _Parts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, joined: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: _Context, joined: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.shape = joined.shape
         return joined.unbind(2)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: _Context, *gradients: torch.Tensor) -> torch.Tensor:
         whole = one_matrix(*gradients)
         return torch.stack(gradients, 2) if whole is None else whole.view(ctx.shape)

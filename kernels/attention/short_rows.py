@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from dist_metaxlm.kernels.attention.parts import one_matrix
+from dist_metaxlm.kernels.context import Context
 
 SMALLEST = 32
 """Tokens of the shortest rows; smaller products give no gain."""
@@ -96,13 +96,18 @@ def spread(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tabl
 
 def collected(parts: list[torch.Tensor], table: RowTable) -> torch.Tensor:
     """For each part of the table [slots, heads, D] -> [T, heads, D]: the inverse of `spread`."""
-    return _Collected.apply(table, *parts)
+    outputs: torch.Tensor = _Collected.apply(table, *parts)
+    return outputs
+
+
+class _Context(Context):
+    table: RowTable
 
 
 class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: RowTable
+        ctx: _Context, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: RowTable
     ) -> tuple[torch.Tensor, ...]:
         ctx.table = table
         inputs = (queries, keys, values)
@@ -117,18 +122,18 @@ class _Spread(torch.autograd.Function):
         return tuple(moved)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return *(_tokens(list(upstream[number::3]), ctx.table) for number in range(3)), None
 
 
 class _Collected(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: RowTable, *parts: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: _Context, table: RowTable, *parts: torch.Tensor) -> torch.Tensor:
         ctx.table = table
         return _tokens(list(parts), table)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         upstream = upstream.contiguous()
         # An empty slot gets the gradient of token 0: it attends only to itself, so only its own slot gets it.
         return None, *(upstream.index_select(0, ctx.table.source[part]) for part, _, _ in ctx.table.parts)

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+from dist_metaxlm.kernels.context import Context
 from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
 
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
@@ -44,7 +44,7 @@ class VocabularyShard:
 
     first: int
     rows: int
-    group: Any
+    group: dist.ProcessGroup | None
     """Process group of the ranks that hold the vocabulary together."""
 
 
@@ -80,7 +80,10 @@ def linear_cross_entropy(
     if chunk_bytes is None:
         chunk_bytes = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
     form = choose("linear_cross_entropy", states, weight)
-    return _LinearCrossEntropy.apply(states, weight, bias, targets, chunk_bytes, shard, torch.is_grad_enabled(), form)
+    losses: torch.Tensor = _LinearCrossEntropy.apply(
+        states, weight, bias, targets, chunk_bytes, shard, torch.is_grad_enabled(), form
+    )
+    return losses
 
 
 def accepts(states: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -98,10 +101,18 @@ register(
 )
 
 
+class _Context(Context):
+    gradients: Gradients | None
+    form: Callable[..., tuple[torch.Tensor, Gradients]]
+    wanted: tuple[bool, ...]
+    chunk_bytes: int
+    shard: VocabularyShard | None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         states: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -119,7 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, bias, targets = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place below, so valid for one backward only
         factor = None

@@ -6,8 +6,6 @@ the gradient of the bias in the same pass as that of the states.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
@@ -16,12 +14,14 @@ from dist_metaxlm.kernels.registry import choose, chosen, interpreted, on_device
 
 def bias_gelu(states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """gelu(states + bias): [T, F] and [F] -> [T, F], in the dtype of `states`."""
-    return choose("bias_gelu", states)(states, bias)
+    outputs: torch.Tensor = choose("bias_gelu", states)(states, bias)
+    return outputs
 
 
 def geglu(states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """gelu(states) * gate: [T, F] twice -> [T, F], in the dtype of `states`."""
-    return choose("geglu", states, gate)(states, gate)
+    outputs: torch.Tensor = choose("geglu", states, gate)(states, gate)
+    return outputs
 
 
 def wants_bias_apart(states: torch.Tensor) -> bool:
@@ -39,7 +39,7 @@ def reference_geglu(states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     return F.gelu(states) * gate
 
 
-def accepts(*tensors: Any) -> bool:
+def accepts(*tensors: torch.Tensor) -> bool:
     """Whether the Triton kernels support these: matrices of at most 32-bit floating point."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16, *((torch.float64,) if interpreted() else ()))
     return on_device(*tensors) and all(tensor.dim() == 2 and tensor.dtype in dtypes for tensor in tensors)

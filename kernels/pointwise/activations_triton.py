@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
+
+from dist_metaxlm.kernels.context import Context
 
 
 @triton.jit
@@ -85,17 +85,19 @@ CONFIGURATIONS: dict[str, list[dict[str, int]]] = {
 
 def bias_gelu(states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """`kernels.activations.bias_gelu`."""
-    return _BiasGelu.apply(states, bias)
+    outputs: torch.Tensor = _BiasGelu.apply(states, bias)
+    return outputs
 
 
 def geglu(states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """`kernels.activations.geglu`."""
-    return _Geglu.apply(states, gate)
+    outputs: torch.Tensor = _Geglu.apply(states, gate)
+    return outputs
 
 
 class _BiasGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Context, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         states = states.contiguous()
         ctx.save_for_backward(states, bias)
         out, (rows, width) = torch.empty_like(states), states.shape
@@ -107,7 +109,7 @@ class _BiasGelu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         states, bias = ctx.saved_tensors
         gradient, (rows, width) = torch.empty_like(states), states.shape
         setting = CONFIGURATIONS["bias_gelu_backward"][0]
@@ -122,7 +124,7 @@ class _BiasGelu(torch.autograd.Function):
 
 class _Geglu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Context, states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         states, gate = states.contiguous(), gate.contiguous()
         ctx.save_for_backward(states, gate)
         out, setting = torch.empty_like(states), CONFIGURATIONS["geglu_forward"][0]
@@ -133,7 +135,7 @@ class _Geglu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         states, gate = ctx.saved_tensors
         of_states, of_gate = torch.empty_like(states), torch.empty_like(gate)
         setting = CONFIGURATIONS["geglu_backward"][0]

@@ -10,12 +10,11 @@ the root of its mean square, no mean is subtracted, and there is no bias (`bias`
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from dist_metaxlm.kernels.context import Context
 from dist_metaxlm.kernels.pointwise.dropout import DropoutMask
 from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
 
@@ -32,7 +31,8 @@ def norm(
     rms: bool = False,
 ) -> torch.Tensor:
     """dropout(LayerNorm(states)): [T, H] -> [T, H] in the dtype of `states`; `weight` and `bias` [H]."""
-    return choose("norm", states)(states, weight, bias, eps, mask, rms)
+    outputs: torch.Tensor = choose("norm", states)(states, weight, bias, eps, mask, rms)
+    return outputs
 
 
 def add_norm(
@@ -45,14 +45,18 @@ def add_norm(
     rms: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """sum = residual + dropout(branch), and LayerNorm(sum): [T, H] twice -> [T, H] twice, in the dtype of `residual`."""
-    return choose("add_norm", branch, residual)(branch, residual, weight, bias, eps, mask, rms)
+    outputs: tuple[torch.Tensor, torch.Tensor] = choose("add_norm", branch, residual)(
+        branch, residual, weight, bias, eps, mask, rms
+    )
+    return outputs
 
 
 def add(branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMask | None = None) -> torch.Tensor:
     """residual + dropout(branch): [T, H] twice -> [T, H]."""
     if mask is None:
         return residual + branch
-    return choose("add", branch, residual)(branch, residual, mask)
+    outputs: torch.Tensor = choose("add", branch, residual)(branch, residual, mask)
+    return outputs
 
 
 def embed_norm(
@@ -71,7 +75,8 @@ def embed_norm(
     `positions` [T] and `position_table` [P, H] are both None if no positions are added.
     """
     form = choose("embed_norm", table)
-    return form(tokens, table, positions, position_table, weight, bias, eps, mask, rms)
+    outputs: torch.Tensor = form(tokens, table, positions, position_table, weight, bias, eps, mask, rms)
+    return outputs
 
 
 def reference_norm(
@@ -129,7 +134,8 @@ def _normed(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         return F.layer_norm(states, states.shape[-1:], weight, bias, eps)
     assert bias is None, "RMSNorm has no bias"
     if states.device.type == "cpu" and states.dtype == weight.dtype and states.dtype in (torch.float32, torch.float64):
-        return _RmsOnCpu.apply(states, weight, eps)
+        outputs: torch.Tensor = _RmsOnCpu.apply(states, weight, eps)
+        return outputs
     return F.rms_norm(states, states.shape[-1:], weight, eps)
 
 
@@ -142,15 +148,16 @@ class _RmsOnCpu(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx: Context, states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         mean_square = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square() / states.shape[-1]
         scale = (mean_square + eps).rsqrt()
         ctx.save_for_backward(states, weight, scale)
-        return (states * scale).mul_(weight)
+        outputs: torch.Tensor = (states * scale).mul_(weight)
+        return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, scale = ctx.saved_tensors
         of_states, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
             upstream, states, states.shape[-1:], torch.zeros_like(scale), scale, weight, None, (True, True, False)
@@ -159,7 +166,7 @@ class _RmsOnCpu(torch.autograd.Function):
         return of_states.addcmul_(scale, along_one), of_weight, None
 
 
-def accepts(*tensors: Any) -> bool:
+def accepts(*tensors: torch.Tensor) -> bool:
     """Whether the Triton kernels support these: contiguous channels, not too many, floating point of at most 32 bits."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16, *((torch.float64,) if interpreted() else ()))
     return on_device(*tensors) and all(

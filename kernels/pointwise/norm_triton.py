@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from dist_metaxlm.kernels.context import Context
 from dist_metaxlm.kernels.pointwise.dropout import DropoutMask, column_keys, keep_factor, threshold
 from dist_metaxlm.kernels.pointwise.norm_kernels import CONFIGURATIONS, drop_rows, norm_backward, norm_forward
 
@@ -22,7 +23,8 @@ def norm(
     rms: bool = False,
 ) -> torch.Tensor:
     """`kernels.norm.norm`."""
-    return _Norm.apply(states, weight, bias, eps, mask, rms)
+    outputs: torch.Tensor = _Norm.apply(states, weight, bias, eps, mask, rms)
+    return outputs
 
 
 def add_norm(
@@ -30,12 +32,14 @@ def add_norm(
     mask: DropoutMask | None, rms: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`kernels.norm.add_norm`."""
-    return _AddNorm.apply(branch, residual, weight, bias, eps, mask, rms)
+    outputs: tuple[torch.Tensor, torch.Tensor] = _AddNorm.apply(branch, residual, weight, bias, eps, mask, rms)
+    return outputs
 
 
 def add(branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMask) -> torch.Tensor:
     """`kernels.norm.add`."""
-    return _Add.apply(branch, residual, mask)
+    outputs: torch.Tensor = _Add.apply(branch, residual, mask)
+    return outputs
 
 
 def embed_norm(
@@ -43,12 +47,23 @@ def embed_norm(
     weight: torch.Tensor, bias: torch.Tensor | None, eps: float, mask: DropoutMask | None, rms: bool = False,
 ) -> torch.Tensor:
     """`kernels.norm.embed_norm`."""
-    return _EmbedNorm.apply(tokens, table, positions, position_table, weight, bias, eps, mask, rms)
+    outputs: torch.Tensor = _EmbedNorm.apply(tokens, table, positions, position_table, weight, bias, eps, mask, rms)
+    return outputs
+
+
+class _Context(Context):
+    mask: DropoutMask | None
+    biased: bool
+    rms: bool
+    branch_dtype: torch.dtype
+    """Of `_AddNorm` and `_Add` only."""
+    rows: tuple[int, int]
+    """Of `_EmbedNorm` only: rows of its two tables."""
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
+    def forward(ctx: _Context, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
                 mask: DropoutMask | None, rms: bool) -> torch.Tensor:
         states = states.contiguous()
         _, normed, statistics = _forward(states, None, weight, bias, eps, mask, OF_RESULT, rms=rms)
@@ -58,14 +73,14 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _, of_states, of_weight, of_bias = _backward(ctx, upstream, None, OF_RESULT)
         return of_states, of_weight, of_bias, None, None, None
 
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, branch: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor,
+    def forward(ctx: _Context, branch: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor,
                 bias: torch.Tensor | None, eps: float, mask: DropoutMask | None, rms: bool
                 ) -> tuple[torch.Tensor, torch.Tensor]:
         summed, normed, statistics = _forward(
@@ -77,7 +92,9 @@ class _AddNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_sum: torch.Tensor | None, of_normed: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: _Context, of_sum: torch.Tensor | None, of_normed: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         if of_normed is None:
             of_normed = torch.zeros_like(ctx.saved_tensors[0])
         of_branch, of_residual, of_weight, of_bias = _backward(ctx, of_normed, of_sum, OF_BRANCH, ctx.branch_dtype)
@@ -86,13 +103,13 @@ class _AddNorm(torch.autograd.Function):
 
 class _Add(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMask) -> torch.Tensor:
+    def forward(ctx: _Context, branch: torch.Tensor, residual: torch.Tensor, mask: DropoutMask) -> torch.Tensor:
         ctx.mask, ctx.branch_dtype = mask, branch.dtype
         return _forward(branch.contiguous(), residual.contiguous(), None, None, 0.0, mask, OF_BRANCH)[0]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         upstream = upstream.contiguous()
         rows, width = upstream.shape
         of_branch = torch.empty(upstream.shape, dtype=ctx.branch_dtype, device=upstream.device)
@@ -105,7 +122,7 @@ class _Add(torch.autograd.Function):
 
 class _EmbedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, table: torch.Tensor, positions: torch.Tensor | None,
+    def forward(ctx: _Context, tokens: torch.Tensor, table: torch.Tensor, positions: torch.Tensor | None,
                 position_table: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float,
                 mask: DropoutMask | None, rms: bool) -> torch.Tensor:
         ctx.rows = table.shape[0], 0 if position_table is None else position_table.shape[0]
@@ -118,7 +135,7 @@ class _EmbedNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tokens, positions = ctx.saved_tensors[4:]
         _, of_rows, of_weight, of_bias = _backward(ctx, upstream, None, OF_RESULT)
         scatter = torch.ops.aten.embedding_dense_backward
@@ -155,7 +172,7 @@ def _forward(
 
 
 def _backward(
-    ctx: Any, of_normed: torch.Tensor, of_sum: torch.Tensor | None, place: int, branch_dtype: torch.dtype | None = None
+    ctx: _Context, of_normed: torch.Tensor, of_sum: torch.Tensor | None, place: int, branch_dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Gradients of branch, residual (the sum), weight and bias."""
     summed, weight, means, scales = ctx.saved_tensors[:4]
@@ -175,7 +192,7 @@ def _backward(
     return of_branch if branch_dtype is None else of_branch.to(branch_dtype), of_residual, of_weight, of_bias
 
 
-def _settings(kernel: str, states: torch.Tensor) -> dict[str, Any]:
+def _settings(kernel: str, states: torch.Tensor) -> dict[str, int | tl.dtype]:
     """Tile and warps for rows of the width of `states`, and the dtype of the computation."""
     configuration = CONFIGURATIONS[kernel][0 if states.shape[1] <= NARROW else -1]
     return {**configuration, "BLOCK": triton.next_power_of_2(states.shape[1]),
@@ -190,7 +207,7 @@ def _mask_numbers(mask: DropoutMask | None) -> tuple[int, int, float]:
     return (0, 0, 1.0) if mask is None else (mask.salt, threshold(mask.rate), keep_factor(mask.rate))
 
 
-def _mask_arguments(mask: DropoutMask, width: int) -> tuple[Any, ...]:
+def _mask_arguments(mask: DropoutMask | None, width: int) -> tuple[torch.Tensor | int | float | None, ...]:
     return *_mask_tensors(mask, width), *_mask_numbers(mask)
 
 

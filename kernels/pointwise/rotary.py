@@ -7,28 +7,38 @@ writes them packed.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
+from dist_metaxlm.kernels.context import Context
 from dist_metaxlm.kernels.registry import choose, interpreted, on_device, register
+
+Turn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""A backend of this operator: `reference_turn`."""
 
 
 def rotate(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
     """Rotate queries or keys [T, heads, D] (any strides, channels next to each other) by tables [T, 1, D / 2]."""
-    return _Rotate.apply(states, cosines, sines, choose("rotate", states))
+    outputs: torch.Tensor = _Rotate.apply(states, cosines, sines, choose("rotate", states))
+    return outputs
+
+
+class _Context(Context):
+    turn: Turn
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, turn: Any) -> torch.Tensor:
+    def forward(ctx: _Context, states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, turn: Turn) -> torch.Tensor:
         ctx.save_for_backward(cosines, sines)
         ctx.turn = turn
         return turn(states, cosines, sines, 1)
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return ctx.turn(upstream, *ctx.saved_tensors, -1), None, None, None
+    def backward(ctx: _Context, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        cosines, sines = ctx.saved_tensors
+        return ctx.turn(upstream, cosines, sines, -1), None, None, None
 
 
 def reference_turn(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, direction: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from dist_metaxlm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from dist_metaxlm.data.special_tokens import BOS, EOS, PAD, UNK
+from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.tokenizing import training as tokenizer_training
 from dist_metaxlm.preparation.tokenizing.training import TextSample, draw, poorly_served, quotas, train_tokenizer

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm.training.run.run_folder import environment
+from dist_metaxlm.training.run.environment import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import crossed

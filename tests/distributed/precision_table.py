@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dist_metaxlm.training.run.run_folder import environment
+from dist_metaxlm.training.run.environment import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import prepare_tiny_recipe, run

@@ -144,7 +144,7 @@ def compare(texts: dict[str, list[str]], directions: dict[str, tuple[Encode, Enc
 
 def main() -> int:
     from dist_metaxlm.training.checkpointing.manifest import write_json
-    from dist_metaxlm.training.run.run_folder import environment
+    from dist_metaxlm.training.run.environment import environment
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="text files or folders of them")

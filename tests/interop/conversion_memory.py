@@ -184,7 +184,7 @@ def measure(config: Any, place: Path) -> dict[str, Any]:
 def main() -> int:
     from dist_metaxlm.recipe.load import load_recipe
     from dist_metaxlm.training.checkpointing.manifest import write_json
-    from dist_metaxlm.training.run.run_folder import environment
+    from dist_metaxlm.training.run.environment import environment
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="xlmr-large", help="recipe whose model is generated")

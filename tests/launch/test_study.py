@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_metaxlm.data.tokenizer import UNK
+from dist_metaxlm.data.special_tokens import UNK
 from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.errors import GracefulStop, UserError
 from dist_metaxlm.study.fake_english import PIECES

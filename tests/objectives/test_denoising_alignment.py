@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.data.tokenizer import EOS, Tokenizer
+from dist_metaxlm.data.special_tokens import EOS
+from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.objectives.denoising_alignment import Pointer, denoising_losses, self_labels, unmasked

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from dist_metaxlm.data.tokenizer import UNK
+from dist_metaxlm.data.special_tokens import UNK
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
 from dist_metaxlm.study.fake_english import PIECES, RECIPE, measure

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_metaxlm.data.tokenizer import UNK, Tokenizer
+from dist_metaxlm.data.special_tokens import UNK
+from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.tokenizing.training import TextSample, train_tokenizer
 from dist_metaxlm.recipe.schema import TokenizerConfig

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import yaml
@@ -19,7 +19,8 @@ import yaml
 from dist_metaxlm.data.tokens import manifest
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.invocation import own_command
-from dist_metaxlm.training.run.run_folder import environment
+from dist_metaxlm.reporting.records import Environment
+from dist_metaxlm.training.run.environment import environment
 
 VOCABULARY = 200_000
 LINES, LINE_WORDS = 5, 40
@@ -30,18 +31,42 @@ REMEMBERED = 5000
 """Fresh documents that repetitions are drawn from."""
 
 
-def measure_cleaning(megabytes: list[int]) -> dict[str, Any]:
+class Run(TypedDict):
+    """Text of one size."""
+
+    megabytes: int
+    documents: int
+    seconds: float
+    megabytes_per_second: float
+    peak_resident_megabytes: float
+    planted: dict[str, int]
+    """Kind -> documents."""
+    dropped: dict[str, int]
+    """Step of cleaning -> documents."""
+    kept: int
+
+
+class Cleaning(TypedDict):
+    """The result of `measure_cleaning`."""
+
+    benchmark: str
+    runs: list[Run]
+    environment: Environment
+
+
+def measure_cleaning(megabytes: list[int]) -> Cleaning:
     """Generate and clean text of each size, in megabytes (1e6 bytes); results with the environment of the measurement."""
     return {"benchmark": "cleaning", "runs": [_run(size) for size in megabytes], "environment": environment()}
 
 
-def _run(megabytes: int) -> dict[str, Any]:
+def _run(megabytes: int) -> Run:
     with tempfile.TemporaryDirectory(prefix="cleaning-") as name:
         folder = Path(name)
         planted = _generate(folder, megabytes * 1_000_000)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(_recipe(folder)), encoding="utf-8")
         seconds, peak = _prepare(folder)
-        facts = manifest.read(folder / "data" / "corpus")["text"]["en"]
+        corpus: dict[str, Any] = {**manifest.read(folder / "data" / "corpus")}
+        facts = corpus["text"]["en"]
     dropped = {step: numbers["documents"] for step, numbers in facts["dropped"].items()}
     return {
         "megabytes": megabytes,
@@ -55,7 +80,7 @@ def _run(megabytes: int) -> dict[str, Any]:
     }
 
 
-def _recipe(folder: Path) -> dict[str, Any]:
+def _recipe(folder: Path) -> dict[str, object]:
     return {
         "name": "cleaning",
         "model": {"layers": 1, "hidden": 8, "heads": 1, "ffn": 8, "vocab_size": 400},

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from dist_metaxlm.benchmarking.data.packing import measure_packing
 from dist_metaxlm.benchmarking.data.synthetic_store import SyntheticTokenizer, write_store
@@ -27,14 +27,56 @@ from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import PhaseConfig
 from dist_metaxlm.reporting.metrics import json_lines
-from dist_metaxlm.training.run.run_folder import environment
+from dist_metaxlm.reporting.records import Environment
+from dist_metaxlm.training.run.environment import environment
 
 LANGUAGES = 100
 FAR = 10**9
 """The sample number that the seek goes to."""
 
 
-def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None) -> dict[str, Any]:
+class Rate(TypedDict):
+    """Tokens per second of one thread, by the clock and of CPU time."""
+
+    wall: float
+    cpu: float
+
+
+class Loading(TypedDict):
+    """The result of `measure_loading`."""
+
+    tokens_per_second: dict[str, Rate]
+    near_ms: float
+    far_ms: float
+    far_to_near: float
+
+
+class Waits(TypedDict):
+    """Shares of time that a run waited for data."""
+
+    metrics: str
+    intervals: int
+    median: float
+    first: float
+    largest_after_first: float
+
+
+class DataResult(TypedDict):
+    """The result of `measure_data`."""
+
+    languages: int
+    opening: dict[str, dict[str, float]]
+    large_to_small_seconds: float
+    large_to_small_resident: float
+    loading: Loading
+    data_wait_share: Waits | None
+    tlm_packing: dict[str, dict[str, float]] | None
+    runs: int
+    load_average: float
+    environment: Environment
+
+
+def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None) -> DataResult:
     """All data benchmarks: a store of `tokens` tokens, medians over `runs`; if given, also the wait for data in the training
     run of `metrics`, and the tokens that tlm's windows of `store` lose.
 
@@ -82,12 +124,12 @@ def measure_data(tokens: int, runs: int, metrics: str | None, store: str | None)
     }
 
 
-def measure_loading(folder: Path, runs: int) -> dict[str, Any]:
+def measure_loading(folder: Path, runs: int) -> Loading:
     """Tokens per second of one thread by window length, and the cost of a far sample against a near one.
 
     Wall time, and the thread's CPU time, which other jobs on a shared machine disturb less.
     """
-    result: dict[str, Any] = {}
+    result: dict[str, Rate] = {}
     for length, batch in ((128, 8192), (512, 32768)):
         for whole_words in (False, True):
             data, phase = _phase_data(folder, length, batch, whole_words)
@@ -112,7 +154,7 @@ def measure_loading(folder: Path, runs: int) -> dict[str, Any]:
     }
 
 
-def wait_shares(path: Path) -> dict[str, Any]:
+def wait_shares(path: Path) -> Waits:
     """Share of time that a training run waited for data: median and largest over the log intervals of `path`."""
     try:
         shares = [json.loads(line)["data_wait_share"] for line in json_lines(path)]
@@ -154,7 +196,8 @@ def _open_in_a_fresh_process(folder: Path) -> dict[str, float]:
     result = subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, encoding="utf-8", errors="replace", check=True
     )
-    return json.loads(result.stdout.splitlines()[-1])
+    figures: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return figures
 
 
 def _phase_data(folder: Path, length: int, batch: int, whole_words: bool) -> tuple[PhaseData, PhaseConfig]:
@@ -170,7 +213,7 @@ def _phase_data(folder: Path, length: int, batch: int, whole_words: bool) -> tup
     return PhaseData(TokenStore.open(folder), SyntheticTokenizer(), "cross", phase, 1), phase  # type: ignore[arg-type]
 
 
-def _seconds(read: Callable[..., Any], first: int) -> tuple[float, float]:
+def _seconds(read: Callable[[int], object], first: int) -> tuple[float, float]:
     """(wall seconds, CPU seconds of the thread)."""
     wall, cpu = time.perf_counter(), time.thread_time()
     read(first)

@@ -14,16 +14,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.invocation import own_command
 from dist_metaxlm.preparation.prepare import corpus_files, prepare
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.training.run.run_folder import environment
+from dist_metaxlm.training.run.environment import environment
 
 
-def measure_store(recipe_name: str, overrides: list[str], scratch: Path, repeats: int) -> dict[str, Any]:
+def measure_store(recipe_name: str, overrides: list[str], scratch: Path, repeats: int) -> dict[str, object]:
     """Time every way to write the store of a recipe's corpus in `scratch`/store-benchmark, removed at the end.
 
     Nothing is held out, so that both sides encode the same text; the result says whether their files are equal.

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dist_metaxlm.data.tokenizer import BOS, EOS, Tokenizer
+from dist_metaxlm.data.special_tokens import BOS, EOS
+from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.preparation.prepare import corpus_files
 from dist_metaxlm.preparation.readers import dispatch as readers
 from dist_metaxlm.preparation.store.writer import token_dtype

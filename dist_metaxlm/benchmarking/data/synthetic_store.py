@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_metaxlm.data.tokenizer import BOS, EOS
+from dist_metaxlm.data.special_tokens import BOS, EOS
 from dist_metaxlm.data.tokens import manifest
 
 VOCAB = 60_000

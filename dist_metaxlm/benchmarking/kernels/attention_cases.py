@@ -58,7 +58,8 @@ def _cuda_library(cases: list[KernelCase], hopper: bool) -> list[KernelCase]:
     def forced(call: Call, variant: str) -> Call:
         def with_library(*tensors: torch.Tensor) -> torch.Tensor:
             with registry.forcing("reference" if registry.forced() == "reference" else "cuda"), using(variant):
-                return call(*tensors)
+                outputs: torch.Tensor = call(*tensors)
+                return outputs
 
         return with_library
 

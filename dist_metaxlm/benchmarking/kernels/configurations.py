@@ -11,18 +11,20 @@ import importlib.util
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import torch
 
 from dist_metaxlm.benchmarking.kernels.cases import KernelCase, kernel_cases
 from dist_metaxlm.benchmarking.kernels.kernels import device_or_refusal, inputs_of, libraries, timed
 from dist_metaxlm.benchmarking.kernels.peers import why_not
+from dist_metaxlm.benchmarking.kernels.results import Libraries
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
+from dist_metaxlm.reporting.records import Environment
 from dist_metaxlm.training.run.environment import environment
 
 FORWARD, BACKWARD = 0, 1
@@ -49,6 +51,45 @@ LAUNCHES = [(step, warps, stages) for step in (32, 64, 128) for warps in (4, 8) 
 """Keys of a block, warps and stages tried for the attention kernels, whose launch is a function, not a list."""
 
 
+Value = TypeVar("Value")
+
+
+class Tried(TypedDict):
+    """A configuration that was timed."""
+
+    settings: dict[str, int]
+    in_use: bool
+    problem: str | None
+    milliseconds: float | None
+    """None: it has a problem."""
+
+
+KernelTimes = TypedDict(
+    "KernelTimes",
+    {
+        "kernel": str,
+        "case": str,
+        "pass": str,
+        "configurations": list[Tried],
+        "best": dict[str, int] | None,
+        "gain": float | None,
+    },
+)
+"""A kernel with its configurations; `gain`: share of the time in use that the best saves."""
+
+
+class ConfigurationTimes(TypedDict):
+    """The result of `measure_configurations`."""
+
+    device: str
+    dtype: str
+    repeats: int
+    interpreted: bool
+    kernels: list[KernelTimes]
+    libraries: Libraries
+    environment: Environment
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One configuration of one kernel."""
@@ -64,8 +105,8 @@ def measure_configurations(
     repeats: int,
     only: Sequence[str] = ("",),
     seconds: float | None = None,
-    keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
-) -> dict[str, Any]:
+    keep: Callable[[Mapping[str, object]], None] = lambda so_far: None,
+) -> ConfigurationTimes:
     """Milliseconds of the pass that contains a kernel, for each configuration of each kernel whose name contains one of
     `only`. After `seconds` only configurations in use are started. `keep` receives the result so far.
 
@@ -91,8 +132,8 @@ def measure_configurations(
         raise UserError(
             f"--only {' '.join(only)}: no kernel with configurations has such a name; use {', '.join(LISTS)} or attention"
         )
-    rows: list[dict[str, Any]] = []
-    result = {
+    rows: list[KernelTimes] = []
+    result: ConfigurationTimes = {
         "device": device_name,
         "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
@@ -109,7 +150,7 @@ def measure_configurations(
 
 def _measure(
     kernel: str, case: KernelCase, when: int, dtype: torch.dtype, device: torch.device, repeats: int, deadline: float | None
-) -> dict[str, Any]:
+) -> KernelTimes:
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs_of(case, device, dtype)]
     candidates = _attention_candidates(kernel.split()[1], case, dtype) if " " in kernel else _listed(kernel)
     times: list[list[float]] = [[] for _ in candidates]
@@ -128,7 +169,7 @@ def _measure(
                 continue
             if turn >= 0:
                 times[number].append(1e3 * seconds)
-    figures: list[dict[str, Any]] = [
+    figures: list[Tried] = [
         {
             "settings": candidate.settings,
             "in_use": candidate.in_use,
@@ -137,16 +178,16 @@ def _measure(
         }
         for number, candidate in enumerate(candidates)
     ]
-    ran = [row for row in figures if row["milliseconds"] is not None]
-    best = min(ran, key=lambda row: row["milliseconds"], default=None)
-    used = next((row for row in ran if row["in_use"]), None)
+    ran = [(row["milliseconds"], row) for row in figures if row["milliseconds"] is not None]
+    least, best = min(ran, key=lambda entry: entry[0], default=(None, None))
+    used = next((milliseconds for milliseconds, row in ran if row["in_use"]), None)
     return {
         "kernel": kernel,
         "case": case.name,
         "pass": "backward" if when else "forward",
         "configurations": figures,
         "best": best and best["settings"],
-        "gain": 1 - best["milliseconds"] / used["milliseconds"] if best and used else None,
+        "gain": None if least is None or used is None else 1 - least / used,
     }
 
 
@@ -170,8 +211,8 @@ def _attention_candidates(kernel: str, case: KernelCase, dtype: torch.dtype) -> 
     used = plain(kernel, case.shapes[0][2], dtype, 10 * major + minor, "dropout" in case.name)
     plans = [used, *(plan for plan in (operator.Launch(*numbers) for numbers in LAUNCHES) if plan != used)]
 
-    def using(plan: Any) -> Callable[[], AbstractContextManager[None]]:
-        def launch(name: str, *arguments: Any) -> Any:
+    def using(plan: operator.Launch) -> Callable[[], AbstractContextManager[None]]:
+        def launch(name: str, *arguments: Any) -> operator.Launch:
             return plan if name == kernel else plain(name, *arguments)
 
         return lambda: _replaced(vars(operator), "launch", launch)
@@ -180,7 +221,7 @@ def _attention_candidates(kernel: str, case: KernelCase, dtype: torch.dtype) -> 
 
 
 @contextmanager
-def _replaced(table: dict[str, Any], name: str, value: Any) -> Iterator[None]:
+def _replaced(table: MutableMapping[str, Value], name: str, value: Value) -> Iterator[None]:
     before, table[name] = table[name], value
     try:
         yield
@@ -188,7 +229,7 @@ def _replaced(table: dict[str, Any], name: str, value: Any) -> Iterator[None]:
         table[name] = before
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: ConfigurationTimes) -> str:
     """One line per kernel and configuration, the fastest marked."""
     lines = ["interpreted on a CPU: these times are meaningless"] if result["interpreted"] else []
     for row in result["kernels"]:

@@ -11,15 +11,16 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from dist_metaxlm.benchmarking.kernels.kernels import device_or_refusal
 from dist_metaxlm.benchmarking.kernels.partial import partial_result
 from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE
+from dist_metaxlm.reporting.records import Environment
 from dist_metaxlm.training.run.environment import environment
 
 STORE = "data/quickstart"
@@ -28,7 +29,8 @@ KERNELS = {"head": ("head",), "attention": ("attention",), "others": ("Norm", "r
 """Name parts of the cases that one process measures: a kernel that breaks the device affects only its group."""
 GRACE = 60.0
 """Seconds by which a section may exceed its budget before it is stopped."""
-KINDS = ("wrong", "slower", "unfinished")
+Kind = Literal["wrong", "slower", "unfinished"]
+KINDS: tuple[Kind, ...] = ("wrong", "slower", "unfinished")
 
 Runner = Callable[[list[str], float], tuple[int, str, str]]
 """(arguments of `metaxlm benchmark`, seconds) -> exit code, standard output, standard error."""
@@ -79,13 +81,40 @@ def sections(device: str) -> list[Section]:
     return [*kernels, *throughput, Section("configurations", ("kernels", "--configurations", "--repeats", "10"), 0.8)]
 
 
+class Row(TypedDict):
+    """A section that was run."""
+
+    name: str
+    seconds: float
+    result: dict[str, Any] | None
+    """What the command printed, else its partial result."""
+    wrong: list[str]
+    slower: list[str]
+    unfinished: list[str]
+    errors: NotRequired[str]
+    """End of its standard error, if it is unfinished."""
+    verdict: NotRequired[str]
+
+
+class GpuCheck(TypedDict):
+    """The result of `check_gpu`."""
+
+    device: str
+    minutes: float
+    sections: list[Row]
+    wrong: list[str]
+    slower: list[str]
+    unfinished: list[str]
+    environment: Environment
+
+
 def check_gpu(
     device: str,
     minutes: float,
     say: Callable[[str], None],
     run: Runner,
-    keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
-) -> dict[str, Any]:
+    keep: Callable[[Mapping[str, object]], None] = lambda so_far: None,
+) -> GpuCheck:
     """Run all sections within about `minutes`, each through `run` (`runner`).
 
     `keep` receives the result so far after every section.
@@ -99,7 +128,7 @@ def check_gpu(
     device_or_refusal(device)
     end = time.monotonic() + 60 * minutes
     remaining, machine = sections(device), environment()
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     while remaining:
         section, weights = remaining[0], sum(other.weight for other in remaining)
         remaining = remaining[1:]
@@ -112,13 +141,19 @@ def check_gpu(
         "device": device,
         "minutes": minutes,
         "sections": rows,
-        **{kind: [f"{row['name']}: {what}" for row in rows for what in row[kind]] for kind in KINDS},
+        "wrong": _every(rows, "wrong"),
+        "slower": _every(rows, "slower"),
+        "unfinished": _every(rows, "unfinished"),
         "environment": machine,
     }
 
 
-def _taken(section: Section, seconds: float, run: Runner, begun: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": section.name, "seconds": 0.0, "result": None, **{kind: [] for kind in KINDS}}
+def _every(rows: Sequence[Row], kind: Kind) -> list[str]:
+    return [f"{row['name']}: {what}" for row in rows for what in row[kind]]
+
+
+def _taken(section: Section, seconds: float, run: Runner, begun: bool) -> Row:
+    row: Row = {"name": section.name, "seconds": 0.0, "result": None, "wrong": [], "slower": [], "unfinished": []}
     if begun and seconds < 5:
         return {**row, "unfinished": ["no time was left"], "verdict": "not run, no time was left"}
     name, *rest = section.arguments
@@ -134,7 +169,8 @@ def _taken(section: Section, seconds: float, run: Runner, begun: bool) -> dict[s
             row["result"] = partial_result(output)
             problem = f"exit code {code}: {(errors.strip().splitlines() or ['no output'])[-1]}"
     row["seconds"] = time.monotonic() - start
-    row |= {kind: list((row["result"] or {}).get(kind, [])) for kind in KINDS}
+    for kind in KINDS:
+        row[kind] = list((row["result"] or {}).get(kind, []))
     if problem is None and code not in (EXIT_DONE, EXIT_BUG):
         problem = f"exit code {code}"
     if problem is not None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from dist_metaxlm.benchmarking.kernels.cases import KernelCase, kernel_cases
 from dist_metaxlm.benchmarking.kernels.peers import Call, why_not
+from dist_metaxlm.benchmarking.kernels.results import CaseResult, KernelResult, Libraries
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.training.run.environment import environment
@@ -46,8 +47,8 @@ def measure_kernels(
     repeats: int,
     only: Sequence[str] = ("",),
     seconds: float | None = None,
-    keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
-) -> dict[str, Any]:
+    keep: Callable[[Mapping[str, object]], None] = lambda so_far: None,
+) -> KernelResult:
     """Measure all operators on `device_name` ("cuda"; "cpu" tests the command itself on small shapes).
 
     Only cases whose name contains one of `only`. After `seconds` the remaining cases are compared only with fp64 and the
@@ -66,8 +67,8 @@ def measure_kernels(
     cases = [case for case in kernel_cases(small, device) if any(part in case.name for part in only)]
     if not cases:
         raise UserError(f"--only {' '.join(only)}: no operator's case has such a name")
-    rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {
+    rows: list[CaseResult] = []
+    result: KernelResult = {
         "device": device_name,
         "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
@@ -91,7 +92,7 @@ def measure_kernels(
             result["unfinished"].append(f"{case.name}: {row['problem']}")
         rows.append(row)
         result["unfinished"] += _without_kernel(case, row, device)
-        if row["verdict"] in ("wrong", "slower"):
+        if row["verdict"] == "wrong" or row["verdict"] == "slower":
             result[row["verdict"]].append(case.name)
         if row["verdict"] == "failed" and (problem := _broken(device)):
             result["unfinished"] += [
@@ -102,7 +103,7 @@ def measure_kernels(
     return result
 
 
-def libraries(device: torch.device) -> dict[str, Any]:
+def libraries(device: torch.device) -> Libraries:
     """Device name and library versions that `environment` does not include."""
     if device.type != "cuda":
         return {}
@@ -114,7 +115,7 @@ def libraries(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _without_kernel(case: KernelCase, row: dict[str, Any], device: torch.device) -> list[str]:
+def _without_kernel(case: KernelCase, row: CaseResult, device: torch.device) -> list[str]:
     """A sentence if a GPU ran only the reference: then no kernel was measured."""
     if device.type != "cuda" or row.get("backend") != "reference":
         return []
@@ -135,7 +136,7 @@ def _broken(device: torch.device) -> str | None:
 
 def _measure(
     case: KernelCase, device: torch.device, dtype: torch.dtype, repeats: int, deadline: float | None = None
-) -> dict[str, Any]:
+) -> CaseResult:
     exact = inputs_of(case, device, dtype)
     inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
     with registry.forcing("reference"):
@@ -264,17 +265,17 @@ def _mark(device: torch.device) -> Any:
     return event
 
 
-def _rates(case: KernelCase, seconds: tuple[float, float], dtype: torch.dtype) -> dict[str, float]:
+def _rates(case: KernelCase, seconds: tuple[float, float], dtype: torch.dtype) -> CaseResult:
     if case.operations:
-        rates = {"tflops": case.operations / sum(seconds) / 1e12}
+        rates: CaseResult = {"tflops": case.operations / sum(seconds) / 1e12}
         if case.forward_operations:
             rates["forward_tflops"] = case.forward_operations / seconds[0] / 1e12
             rates["backward_tflops"] = (case.operations - case.forward_operations) / seconds[1] / 1e12
         return rates
-    return {
-        f"{name}_terabytes_per_second": elements * dtype.itemsize / second / 1e12
-        for name, elements, second in zip(("forward", "backward"), case.bytes_moved, seconds, strict=True)
-    }
+    forward, backward = (
+        elements * dtype.itemsize / second / 1e12 for elements, second in zip(case.bytes_moved, seconds, strict=True)
+    )
+    return {"forward_terabytes_per_second": forward, "backward_terabytes_per_second": backward}
 
 
 def _extra_memory(case: KernelCase, inputs: list[torch.Tensor], device: torch.device) -> int | None:
@@ -288,7 +289,7 @@ def _extra_memory(case: KernelCase, inputs: list[torch.Tensor], device: torch.de
     return torch.cuda.max_memory_allocated(device) - before - gradients
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: CaseResult) -> str:
     """One line of text for a case."""
     if row["verdict"] == "failed":
         return f"{row['name']}: failed, {row['problem']}"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def keep_partial_results(output: str | None) -> Callable[[dict[str, Any]], None]:
+def keep_partial_results(output: str | None) -> Callable[[Mapping[str, object]], None]:
     """A function that writes each result it receives to `OUTPUT.part` atomically; does nothing without an output."""
 
-    def keep(so_far: dict[str, Any]) -> None:
+    def keep(so_far: Mapping[str, object]) -> None:
         if output is not None:
             fresh = Path(f"{output}.part.new")
             fresh.write_text(json.dumps(so_far) + "\n", encoding="utf-8")

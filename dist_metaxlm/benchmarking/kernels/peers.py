@@ -20,7 +20,7 @@ def made_late(make: Callable[[], Call]) -> Call:
     """A function that calls the result of `make`, created at the first call; the creation may raise."""
     made: list[Call] = []
 
-    def call(*tensors: torch.Tensor) -> Any:
+    def call(*tensors: torch.Tensor) -> object:
         if not made:
             made.append(make())
         return made[0](*tensors)

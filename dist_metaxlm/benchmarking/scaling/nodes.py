@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dist_metaxlm.benchmarking.scaling.scaling import Job, Place, reported
+from dist_metaxlm.benchmarking.scaling.scaling import Place, reported
+from dist_metaxlm.benchmarking.scaling.worker import Job, JobReport
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.invocation import own_command
 from dist_metaxlm.launching.hostfile import read_hostfile
@@ -33,7 +34,7 @@ def on_nodes(
             "ones; give all hosts the same number"
         )
 
-    def run(count: int, job: Job) -> Job:
+    def run(count: int, job: Job) -> JobReport:
         with TemporaryDirectory() as folder:
             chosen = Path(folder) / "hosts"
             chosen.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts[:count]), encoding="ascii")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from dist_metaxlm.benchmarking.scaling.scaling import KINDS
+from dist_metaxlm.benchmarking.scaling.scaling import KINDS, Row, Scaling
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Scaling) -> str:
     """The rows as a Markdown table; for nodes also the traffic between them."""
     nodes = result["unit"] == "nodes"
     heads = [
@@ -48,18 +52,23 @@ def table(result: dict[str, Any]) -> str:
 _TRAFFIC = ["MB sent a step", "predicted", "MB of the busiest node", "predicted", "s on the link, at least"]
 
 
-def _traffic(row: dict[str, Any], megabits: float | None) -> list[str]:
+def _traffic(row: Row, megabits: float | None) -> list[str]:
     if row["nodes"] == 1:
         return ["-"] * len(_TRAFFIC)
     sent = [
-        f"{row[name] / 1e6:.2f}"
-        for name in ("sent_bytes", "predicted_bytes", "sent_bytes_of_busiest_node", "predicted_bytes_of_busiest_node")
+        f"{count / 1e6:.2f}"
+        for count in (
+            row["sent_bytes"],
+            row["predicted_bytes"],
+            row["sent_bytes_of_busiest_node"],
+            row["predicted_bytes_of_busiest_node"],
+        )
     ]
     least = row["predicted_bytes_of_busiest_node"] * 8 / 1e6
     return [*sent, "-" if megabits is None else f"{least / megabits:.3f}"]
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
+def plot(result: Scaling, path: Path) -> None:
     """Speed-up over ranks or nodes, one line per kind; solid lines for strong, dashed for weak scaling.
 
     Dotted: ideal scaling, linear for ranks on separate devices, constant on shared cores.
@@ -67,7 +76,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     draw({"": result}, path)
 
 
-def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
+def draw(results: Mapping[str, Scaling], path: Path) -> None:
     """One panel per result, titled by its name, such as the bandwidth of the link."""
     from matplotlib.figure import Figure
 
@@ -78,7 +87,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def _panel(axes: Any, result: dict[str, Any], name: str) -> None:
+def _panel(axes: Axes, result: Scaling, name: str) -> None:
     unit, environment = result["unit"], result["environment"]
     counts = sorted({row[unit] for row in result["rows"]})
     ideal = [count / counts[0] for count in counts] if environment["devices"] else [1] * len(counts)

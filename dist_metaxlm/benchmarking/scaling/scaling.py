@@ -15,31 +15,31 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, NotRequired, TypedDict, cast
 
-from dist_metaxlm.benchmarking.scaling.worker import RESULT
+from dist_metaxlm.benchmarking.scaling.worker import RESULT, Job, JobReport
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.communication import predict_traffic
 from dist_metaxlm.preparation.prepare import prepare
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.records import Environment
 from dist_metaxlm.text import pluralize
-from dist_metaxlm.training.run.run_folder import environment
+from dist_metaxlm.training.run.environment import environment
 
 KINDS = ("data", "tensor", "pipeline")
 SCALINGS = ("strong", "weak")
-Job = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Place:
     """Where the ranks of a measurement run."""
 
-    unit: str
+    unit: Literal["ranks", "nodes"]
     """Unit of counting: `ranks` of this machine or `nodes`."""
     ranks: int
     """Ranks of a unit."""
-    run: Callable[[int, Job], Job]
+    run: Callable[[int, Job], JobReport]
     """Train a job on a number of units; returns the report of its first rank."""
     link_megabits: float | None = None
     """Bandwidth of a node's link in megabits per second, if known."""
@@ -60,7 +60,45 @@ class Experiment:
     scalings: tuple[str, ...] = SCALINGS
 
 
-def measure_scaling(experiment: Experiment, place: Place | None = None) -> dict[str, Any]:
+class Row(TypedDict):
+    """A layout on a number of ranks or nodes."""
+
+    scaling: str
+    kind: str
+    ranks: int
+    tokens_per_step: int
+    seconds_per_step: float
+    seconds_of_runs: list[float]
+    tokens_per_second: float
+    communication_share: float
+    communication_seconds: float
+    speed_up: NotRequired[float]
+    """Against one unit; set when all rows are measured, as `efficiency`."""
+    efficiency: NotRequired[float]
+    nodes: NotRequired[int]
+    """Over nodes only, as the following."""
+    sent_bytes: NotRequired[int]
+    sent_bytes_of_busiest_node: NotRequired[int]
+    predicted_bytes: NotRequired[float]
+    predicted_bytes_of_busiest_node: NotRequired[float]
+
+
+class Scaling(TypedDict):
+    """The result of `measure_scaling`."""
+
+    recipe: str
+    overrides: list[str]
+    phase: str
+    unit: Literal["ranks", "nodes"]
+    ranks_a_unit: int
+    link_megabits: float | None
+    steps: int
+    repeats: int
+    rows: list[Row]
+    environment: Environment
+
+
+def measure_scaling(experiment: Experiment, place: Place | None = None) -> Scaling:
     """Train some steps of a phase in every layout; repeats of the layouts alternate and the median is reported.
 
     Raises:
@@ -71,7 +109,7 @@ def measure_scaling(experiment: Experiment, place: Place | None = None) -> dict[
     recipe.phase(experiment.phase)
     prepare(recipe, lambda line: None)
     jobs = layouts(recipe, experiment, place)
-    runs: dict[str, list[Job]] = {name: [] for name in jobs}
+    runs: dict[str, list[JobReport]] = {name: [] for name in jobs}
     for _ in range(experiment.repeats):
         for name, (count, job) in jobs.items():
             runs[name].append(place.run(count, job))
@@ -96,17 +134,17 @@ def measure_scaling(experiment: Experiment, place: Place | None = None) -> dict[
 
 def layouts(recipe: Recipe, experiment: Experiment, place: Place) -> dict[str, tuple[int, Job]]:
     """`scaling kind units` -> (units, job of a worker); the first is one unit alone, data parallel over its ranks."""
-    common = {"recipe": experiment.recipe, "phase": experiment.phase, "steps": experiment.steps}
     own = list(experiment.overrides)
-    jobs = {"alone none 1": (1, {**common, "overrides": own})}
+
+    def job(overrides: list[str]) -> Job:
+        return {"recipe": experiment.recipe, "phase": experiment.phase, "steps": experiment.steps, "overrides": overrides}
+
+    jobs = {"alone none 1": (1, job(own))}
     for scaling in experiment.scalings:
         for kind in experiment.kinds:
             for count in (count for count in experiment.counts if count > 1):
                 larger = _larger_batch(recipe, experiment.phase, count) if scaling == "weak" else []
-                jobs[f"{scaling} {kind} {count}"] = (
-                    count,
-                    {**common, "overrides": [*own, *_layout(kind, count, place), *larger]},
-                )
+                jobs[f"{scaling} {kind} {count}"] = count, job([*own, *_layout(kind, count, place), *larger])
     return jobs
 
 
@@ -126,7 +164,7 @@ def _larger_batch(recipe: Recipe, phase: str, times: int) -> list[str]:
     return overrides
 
 
-def run_here(ranks: int, job: Job) -> Job:
+def run_here(ranks: int, job: Job) -> JobReport:
     """Start the ranks of one job on this machine and return the report of the first one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -157,7 +195,7 @@ def run_here(ranks: int, job: Job) -> Job:
     return reported(code, outcomes[0][0], errors, f"{pluralize(ranks, 'rank')} with {job['overrides']}")
 
 
-def reported(code: int, output: str, errors: str, what: str) -> Job:
+def reported(code: int, output: str, errors: str, what: str) -> JobReport:
     """The report that the first rank printed.
 
     Raises:
@@ -169,15 +207,15 @@ def reported(code: int, output: str, errors: str, what: str) -> Job:
     line = next((line for line in output.splitlines() if RESULT in line), None)
     if code or line is None:
         raise RuntimeError(f"{what} failed ({code}):\n{output[-1000:]}\n{errors[-3000:]}")
-    return dict(json.loads(line.partition(RESULT)[2]))
+    return cast(JobReport, json.loads(line.partition(RESULT)[2]))
 
 
-def _row(name: str, planned: tuple[int, Job], runs: Sequence[Job], place: Place) -> dict[str, Any]:
+def _row(name: str, planned: tuple[int, Job], runs: Sequence[JobReport], place: Place) -> Row:
     scaling, kind, _ = name.split()
     count, job = planned
     seconds = statistics.median(run["seconds_per_step"] for run in runs)
     share = statistics.median(run["communication_share"] for run in runs)
-    row = {
+    row: Row = {
         "scaling": scaling,
         "kind": kind,
         "ranks": count * place.ranks,

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -29,7 +29,33 @@ COMMUNICATION = ("gloo:", "nccl", "c10d::")
 """The profiler's names of collectives and sends: gloo's by backend, NCCL's kernels, and the calls of both."""
 
 
-def main(job: dict[str, Any]) -> None:
+class Job(TypedDict):
+    """What the ranks of a measurement train."""
+
+    recipe: str
+    overrides: list[str]
+    phase: str
+    steps: int
+
+
+class StepFigures(TypedDict):
+    """The result of `measure`."""
+
+    seconds_per_step: float
+    communication_share: float
+    sent_bytes: float
+    """In a step, of all nodes."""
+    busiest_bytes: float
+    """Of the node that sends most."""
+
+
+class JobReport(StepFigures):
+    """What the first rank of a job prints."""
+
+    tokens_per_step: int
+
+
+def main(job: Job) -> None:
     """Measure the recipe, phase and overrides of `job` on the started ranks."""
     topology, recipe = detect_topology(), load_recipe(job["recipe"], job["overrides"])
     phase, device = recipe.phase(job["phase"]), pick_device(topology)
@@ -44,7 +70,7 @@ def main(job: dict[str, Any]) -> None:
         loop.engine.destroy()
 
 
-def measure(steps: StepRunner, count: int, device: torch.device, topology: Topology) -> dict[str, Any]:
+def measure(steps: StepRunner, count: int, device: torch.device, topology: Topology) -> StepFigures:
     """Median seconds of `count` steps and the bytes that nodes sent in each; from as many profiled steps the share spent in
     communication, including waiting for other ranks.
 

@@ -11,14 +11,14 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 
 from dist_metaxlm.benchmarking.training.phase_steps import phase_steps, stored_phase
-from dist_metaxlm.benchmarking.training.turns import WARM_UP, interleaved_timings, ratio, spread
-from dist_metaxlm.benchmarking.training.updates import measure_updates
+from dist_metaxlm.benchmarking.training.turns import WARM_UP, Spread, interleaved_timings, ratio, spread
+from dist_metaxlm.benchmarking.training.updates import Updates, measure_updates
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.kernels.attention import short_rows
@@ -30,6 +30,7 @@ from dist_metaxlm.parallel.process_group import process_group
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.records import Environment
 from dist_metaxlm.training.run.environment import environment
 
 PARTS = ("rows", "dropout", "update")
@@ -38,7 +39,62 @@ LONG = 512
 RATE = 0.1
 
 
-def measure_cpu(recipe_name: str, overrides: list[str], phase: str, repeats: int, parts: list[str]) -> dict[str, Any]:
+class RowTimes(TypedDict):
+    """Attention over a micro-batch. `chosen`: as the package chooses; ratios are of times."""
+
+    tokens: int
+    documents: int
+    median_length: float
+    moved: bool
+    """Whether the package chooses short rows."""
+    slots_per_token: float
+    windows_to_chosen: Spread
+    windows_to_rows: Spread
+    chosen_milliseconds: float
+
+
+class AttentionRow(RowTimes):
+    """The same with the micro-batch."""
+
+    objective: str
+    window: int
+
+
+class Rows(TypedDict):
+    """The result of `measure_rows`."""
+
+    attention: list[AttentionRow]
+    step_windows_to_chosen: Spread
+
+
+class Dropout(TypedDict):
+    """The result of `measure_dropout`; ratios are of times."""
+
+    rate: float
+    mask_shape: list[int]
+    mask_milliseconds: float
+    mask_at_once_to_parts: Spread
+    dropout_to_torch_dropout: Spread
+    step_with_dropout_to_without: Spread
+    step_at_once_to_parts: Spread
+    share_of_step: Spread
+
+
+class Choices(TypedDict, total=False):
+    """The result of `measure_cpu`: the parts that were asked for, and what they were measured with."""
+
+    model: str
+    phase: str
+    ranks: int
+    threads: int
+    repeats: int
+    rows: Rows
+    dropout: Dropout
+    update: Updates
+    environment: Environment
+
+
+def measure_cpu(recipe_name: str, overrides: list[str], phase: str, repeats: int, parts: list[str]) -> Choices:
     """Ratios of the choices in `parts` for a recipe's phase; under a launcher on all its ranks.
 
     Args:
@@ -55,26 +111,31 @@ def measure_cpu(recipe_name: str, overrides: list[str], phase: str, repeats: int
     """
     recipe, topology, device = load_recipe(recipe_name, overrides), detect_topology(), torch.device("cpu")
     recipe.phase(phase)
-    measures = {"rows": measure_rows, "dropout": measure_dropout, "update": measure_updates}
     with process_group(topology, device):
-        figures = {part: measures[part](recipe, phase, repeats) for part in PARTS if part in parts}
-        return {
+        result: Choices = {
             "model": recipe.name,
             "phase": phase,
             "ranks": topology.world_size,
             "threads": torch.get_num_threads(),
             "repeats": repeats,
-            **figures,
-            "environment": environment(),
         }
+        if "rows" in parts:
+            result["rows"] = measure_rows(recipe, phase, repeats)
+        if "dropout" in parts:
+            result["dropout"] = measure_dropout(recipe, phase, repeats)
+        if "update" in parts:
+            result["update"] = measure_updates(recipe, phase, repeats)
+        result["environment"] = environment()
+        return result
 
 
-def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
+def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> Rows:
     """Time whole steps, and the attention of a micro-batch through all layers including its mask or table.
 
     Attention by objective and window: the recipe's, and `LONG`.
     """
-    given, rows = recipe.phase(phase_name), []
+    given = recipe.phase(phase_name)
+    rows: list[AttentionRow] = []
     for window in sorted({given.sequence_length, LONG}):
         phase = given.model_copy(update={"sequence_length": window})
         data = stored_phase(recipe, phase_name, phase)
@@ -91,7 +152,7 @@ def measure_rows(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any
     return {"attention": rows, "step_windows_to_chosen": ratio(steps, "windows", "chosen")}
 
 
-def compare_rows(batch: PackedBatch, recipe: Recipe, repeats: int) -> dict[str, Any]:
+def compare_rows(batch: PackedBatch, recipe: Recipe, repeats: int) -> RowTimes:
     """Attention over a micro-batch as the package chooses, in whole windows, and always on short rows."""
     ids, model = batch.document_ids, recipe.model
     fused = torch.randn(ids.numel(), model.heads, 3, model.hidden // model.heads, requires_grad=True)
@@ -125,7 +186,7 @@ def compare_rows(batch: PackedBatch, recipe: Recipe, repeats: int) -> dict[str, 
     }
 
 
-def measure_dropout(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
+def measure_dropout(recipe: Recipe, phase_name: str, repeats: int) -> Dropout:
     """Whole steps without dropout, with masks hashed part by part, and at once; and one mask by itself."""
     rows, channels = 8192, recipe.model.hidden
     mask, states = DropoutMask(torch.arange(rows), 2**40 + 77, RATE), torch.randn(rows, channels)
@@ -185,10 +246,10 @@ def changed(module: ModuleType, name: str, value: float, call: Callable[[], obje
     return run
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Choices) -> str:
     """The ratios as sentences."""
     lines = []
-    for row in result.get("rows", {}).get("attention", []):
+    for row in result["rows"]["attention"] if "rows" in result else ():
         lines.append(
             f"{row['objective']}, windows of {row['window']}, documents of {row['median_length']:.0f} tokens: "
             f"attention in windows takes {_times(row['windows_to_rows'])} the time of short rows, which are "
@@ -202,13 +263,13 @@ def table(result: dict[str, Any]) -> str:
             f"dropout {measured['rate']}: {_times(measured['share_of_step'])} of a step; hashed at once a mask takes "
             f"{_times(measured['mask_at_once_to_parts'])}, a step {_times(measured['step_at_once_to_parts'])} the time"
         )
-    for name, row in result.get("update", {}).get("kinds", {}).items():
+    for name, kind in result["update"]["kinds"].items() if "update" in result else ():
         lines.append(
-            f"AdamW, {name}: {row['milliseconds']:.2f} ms, {_times(row['to_torch_fused'])} the time of torch's "
-            f"fused one, {row['share_of_step']:.1%} of a step"
+            f"AdamW, {name}: {kind['milliseconds']:.2f} ms, {_times(kind['to_torch_fused'])} the time of torch's "
+            f"fused one, {kind['share_of_step']:.1%} of a step"
         )
     return "\n".join(lines)
 
 
-def _times(ratios: dict[str, float]) -> str:
+def _times(ratios: Spread) -> str:
     return f"{ratios['median']:.3g} ({ratios['least']:.3g} to {ratios['greatest']:.3g})"

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from torch import nn
 from torch.profiler import record_function
 
+from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.modeling.attention import Attention
 from dist_metaxlm.modeling.embedding import Embedding
 from dist_metaxlm.modeling.head import Head
 from dist_metaxlm.modeling.layers import Norm
 from dist_metaxlm.modeling.mlp import Mlp
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 PREFIX = "part: "
 STEP, DATA, OPTIMISER, COMMUNICATION = "rest of the model", "waiting for data", "optimiser", "communication"
@@ -52,7 +56,7 @@ def label(name: str) -> record_function:
     return record_function(PREFIX + name)
 
 
-def waiting(batches: Iterator[Any]) -> Iterator[Any]:
+def waiting(batches: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
     """The same batches; the wait for each is labelled."""
     while True:
         with label(DATA):
@@ -66,11 +70,11 @@ def _label_module(module: nn.Module, name: str, stack: ExitStack) -> None:
     # A stack: with activation checkpointing a module runs again in the backward pass.
     open_ranges: list[record_function] = []
 
-    def enter(*_: Any) -> None:
+    def enter(*_: object) -> None:
         open_ranges.append(label(name))
         open_ranges[-1].__enter__()
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         open_ranges.pop().__exit__(None, None, None)
 
     stack.callback(module.register_forward_pre_hook(enter).remove)
@@ -78,8 +82,8 @@ def _label_module(module: nn.Module, name: str, stack: ExitStack) -> None:
     stack.callback(module.register_forward_hook(leave, always_call=True).remove)
 
 
-def _labelled_call(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    def call(*arguments: Any, **named: Any) -> Any:
+def _labelled_call(function: Callable[Given, Result], name: str) -> Callable[Given, Result]:
+    def call(*arguments: Given.args, **named: Given.kwargs) -> Result:
         with label(name):
             return function(*arguments, **named)
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from dist_metaxlm.benchmarking.training.throughput import Setting, compare_with_huggingface
+from dist_metaxlm.benchmarking.training.throughput import Comparison, Setting, compare_with_huggingface
 from dist_metaxlm.parallel.process_group import pick_device, process_group
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.reporting.records import Environment
 from dist_metaxlm.training.run.environment import environment
+
+
+class Throughput(Comparison):
+    """A comparison with the environment of the measurement."""
+
+    environment: Environment
 
 
 def measure_throughput(
@@ -22,8 +28,8 @@ def measure_throughput(
     rows: int,
     documents: str = "store",
     seconds: float | None = None,
-    keep: Callable[[dict[str, Any]], None] = lambda so_far: None,
-) -> dict[str, Any]:
+    keep: Callable[[Mapping[str, object]], None] = lambda so_far: None,
+) -> Throughput:
     """Throughput of a recipe's model against Hugging Face, in one process, with the environment of the measurement.
 
     `keep` receives our results before the baseline is compiled, which may take minutes.

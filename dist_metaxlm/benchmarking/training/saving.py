@@ -29,7 +29,7 @@ from dist_metaxlm.recipe.schema import MaskedLM, Recipe
 from dist_metaxlm.training.checkpointing.manifest import step_folder
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.engine import build_engine, set_learning_rate
-from dist_metaxlm.training.run.run_folder import environment
+from dist_metaxlm.training.run.environment import environment
 
 
 def measure_saving(recipe_name: str, overrides: list[str], scratch: Path, repeats: int, tokens: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -17,23 +17,60 @@ from torch.profiler import ProfilerActivity, profile
 from dist_metaxlm.benchmarking.training.labels import STEP, label, labelled, waiting
 from dist_metaxlm.benchmarking.training.phase_steps import phase_steps
 from dist_metaxlm.benchmarking.training.trace import PASSES, Breakdown, breakdown, device_busy
-from dist_metaxlm.data.tokenizer import PAD
+from dist_metaxlm.data.special_tokens import PAD
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.kernels import registry
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.parallel.process_group import pick_device, process_group
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
+from dist_metaxlm.reporting.records import Environment
 from dist_metaxlm.training.engine.engine import resolve_precision
+from dist_metaxlm.training.run.environment import environment
 from dist_metaxlm.training.run.layout import check_layout
-from dist_metaxlm.training.run.run_folder import environment
 
 WARM_UP = 3
 OPERATORS = 25
 """Number of operators listed in the result, by time."""
 
 
-def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int, trace_file: str | None) -> dict[str, Any]:
+Operator = TypedDict("Operator", {"name": str, "component": str, "pass": str, "share": float})
+
+
+class Shares(TypedDict):
+    """Of the time of a step."""
+
+    parts: dict[str, dict[str, float]]
+    """Component -> pass -> share."""
+    rest: float
+    """Outside of operators."""
+    host_waits_per_step: dict[str, dict[str, float]]
+    """Component -> cause -> waits of the host in a step."""
+    operators: list[Operator]
+
+
+class StepTimes(Shares):
+    """The result of `measure_step`."""
+
+    model: str
+    phase: str
+    device: str
+    precision: str
+    ranks: int
+    layout: dict[str, object]
+    """Fields of `parallel` of the recipe."""
+    threads: int
+    steps: int
+    tokens_per_step: float
+    seconds_per_step: float
+    tokens_per_second: float
+    profiled_seconds_per_step: float
+    kernels: dict[str, str]
+    """Operator -> backend."""
+    environment: Environment
+
+
+def measure_step(recipe_name: str, overrides: list[str], phase: str, count: int, trace_file: str | None) -> StepTimes:
     """Time `count` steps of a recipe's phase and profile as many more; under a launcher on all its ranks.
 
     Args:
@@ -114,12 +151,12 @@ def _profiled(
     if trace_file is not None:
         Path(trace_file).parent.mkdir(parents=True, exist_ok=True)
         watching.export_chrome_trace(trace_file)
-    events = watching.events()
+    events = list(watching.events() or ())
     on_device = device.type == "cuda"
     return breakdown(events, on_device), watched, device_busy(events) / 1e6 if on_device else None
 
 
-def shares(found: Breakdown, count: int, seconds: float, busy: float | None) -> dict[str, Any]:
+def shares(found: Breakdown, count: int, seconds: float, busy: float | None) -> Shares:
     """Shares of a breakdown of `count` steps in `seconds`, with the device busy for `busy` seconds (None: a CPU)."""
     whole = seconds * 1e6
     explained = found.total() / whole if busy is None else busy / seconds
@@ -137,7 +174,7 @@ def shares(found: Breakdown, count: int, seconds: float, busy: float | None) -> 
     }
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: StepTimes) -> str:
     """The breakdown as a Markdown table."""
     lines = [
         f"{result['model']}, phase {result['phase']}, {result['device']}, {result['precision']}: "

@@ -14,9 +14,9 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -38,6 +38,52 @@ Row = tuple[float, float, float, float, PackedBatch]
 """A timed step: our seconds, theirs, our loss, theirs, the batch."""
 
 
+class About(TypedDict):
+    """What ran."""
+
+    model: str
+    parameters: int
+    device: str
+    engine: str
+    threads: int
+    documents: str
+
+
+class Speed(TypedDict):
+    """Rates of our side."""
+
+    ours_tokens_per_second: float
+    ours_flops_per_second: float
+    ours_mfu: float | None
+    """Model FLOPs utilisation; None on a CPU and on an unknown GPU."""
+
+
+class Figures(Speed):
+    """Of the timed steps: tokens without padding, seconds of theirs / seconds of ours, losses."""
+
+    steps: int
+    tokens_per_step: float
+    targets_per_step: int
+    baseline_rows: int
+    baseline_padding_share: float
+    huggingface_tokens_per_second: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    ours_losses: list[float]
+    huggingface_losses: list[float]
+    largest_loss_difference: float
+    wrong: list[str]
+    slower: list[str]
+
+
+class Comparison(About, Figures):
+    """The result of `compare_with_huggingface`."""
+
+    baseline_compiled: bool
+    baseline_problem: str | None
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is measured."""
@@ -57,8 +103,8 @@ class Setting:
 
 
 def compare_with_huggingface(
-    setting: Setting, device: torch.device, keep: Callable[[dict[str, Any]], None] = lambda so_far: None
-) -> dict[str, Any]:
+    setting: Setting, device: torch.device, keep: Callable[[Mapping[str, object]], None] = lambda so_far: None
+) -> Comparison:
     """Alternate steps of both sides on the same batches and report real tokens per second, their ratio and both losses.
 
     The first steps are not timed; ours come first, and `keep` receives their speed before the baseline is compiled.
@@ -73,7 +119,7 @@ def compare_with_huggingface(
     with_engine = importlib.util.find_spec("deepspeed") is not None
     ours = (_our_step if with_engine else _our_plain_step)(encoder, setting, device)
     baseline = Baseline(encoder, recipe, setting.rows, setting.learning_rate, device)
-    about = {
+    about: About = {
         "model": recipe.name,
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "device": str(device),
@@ -111,7 +157,7 @@ def compare_with_huggingface(
     }
 
 
-def figures(rows: list[Row], setting: Setting, device: torch.device) -> dict[str, Any]:
+def figures(rows: list[Row], setting: Setting, device: torch.device) -> Figures:
     """The result of timed steps, and whether it is wrong or slower.
 
     `wrong`: a loss differs by more than 2 % (bf16) or 1e-3 (fp32). `slower`: than the baseline (GPU only).
@@ -142,7 +188,7 @@ def figures(rows: list[Row], setting: Setting, device: torch.device) -> dict[str
     }
 
 
-def _speed(setting: Setting, device: torch.device, steps: list[tuple[float, PackedBatch]]) -> dict[str, Any]:
+def _speed(setting: Setting, device: torch.device, steps: list[tuple[float, PackedBatch]]) -> Speed:
     """Rates of our side from (seconds, batch) of steps."""
     flops = statistics.median(_flops(setting, batch) / seconds for seconds, batch in steps)
     utilisation = model_flops_utilisation(flops, torch.cuda.get_device_name(device)) if device.type == "cuda" else None

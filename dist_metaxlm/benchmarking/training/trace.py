@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+
+from torch.autograd.profiler_util import FunctionEvent
 
 from dist_metaxlm.benchmarking.training.labels import COMMUNICATION, DATA, MODULES, PREFIX, STEP
 
@@ -51,13 +52,13 @@ class Breakdown:
         return sum(sum(passes.values()) for passes in self.parts.values())
 
 
-def breakdown(events: Iterable[Any], on_device: bool) -> Breakdown:
+def breakdown(events: Iterable[FunctionEvent], on_device: bool) -> Breakdown:
     """Sum up the `events` (`torch.profiler.profile.events()`, in order of time) of the labelled steps.
 
     `on_device`: use the time of the kernels; otherwise the host's.
     """
     listed = [event for event in events if not getattr(event, "is_async", False) and _is_host(event)]
-    nodes: dict[tuple[int, int], str] = {}
+    nodes: dict[tuple[int | None, int], str] = {}
     places: dict[int, tuple[str, str] | None] = {}
     for event in listed:
         place = places[id(event)] = _place(event, places, nodes)
@@ -79,7 +80,7 @@ def breakdown(events: Iterable[Any], on_device: bool) -> Breakdown:
 
 
 def _place(
-    event: Any, places: dict[int, tuple[str, str] | None], nodes: dict[tuple[int, int], str]
+    event: FunctionEvent, places: dict[int, tuple[str, str] | None], nodes: dict[tuple[int | None, int], str]
 ) -> tuple[str, str] | None:
     """(component, pass) of an event whose parents are already placed; None outside the labelled steps."""
     parent = event.cpu_parent
@@ -102,7 +103,7 @@ def _place(
     return around
 
 
-def _operator_around(event: Any) -> str:
+def _operator_around(event: FunctionEvent) -> str:
     """The outermost operator that contains the event, below its label."""
     name = event.name
     while event.cpu_parent is not None and not event.cpu_parent.name.startswith(PREFIX):
@@ -111,21 +112,21 @@ def _operator_around(event: Any) -> str:
     return name.removeprefix(_NODE)
 
 
-def _is_host(event: Any) -> bool:
+def _is_host(event: FunctionEvent) -> bool:
     return getattr(event.device_type, "name", "CPU") == "CPU"
 
 
-def _host_time(event: Any) -> float:
+def _host_time(event: FunctionEvent) -> float:
     """Own time of an operator; time of a label between operators belongs to the interpreter, except waiting."""
     return 0.0 if event.name.startswith(PREFIX) and event.name != PREFIX + DATA else event.self_cpu_time_total
 
 
-def _device_time(event: Any) -> float:
+def _device_time(event: FunctionEvent) -> float:
     """Time of the kernels that the event itself launched; the device entry of a label also spans other kernels."""
-    return sum(kernel.duration for kernel in event.kernels if kernel.name != event.name)
+    return float(sum(kernel.duration for kernel in event.kernels if kernel.name != event.name))
 
 
-def device_busy(events: Iterable[Any]) -> float:
+def device_busy(events: Iterable[FunctionEvent]) -> float:
     """Microseconds in which a device ran at least one kernel or copy."""
     spans = [
         (event.time_range.start, event.time_range.end)

@@ -8,9 +8,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import TypedDict
 
 WARM_UP = 2
 """Warm-up turns, not counted."""
+
+
+class Spread(TypedDict):
+    """Median, minimum and maximum over the turns."""
+
+    median: float
+    least: float
+    greatest: float
 
 
 def interleaved_timings(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -25,11 +34,11 @@ def interleaved_timings(calls: dict[str, Callable[[], object]], repeats: int) ->
     return seconds
 
 
-def ratio(seconds: dict[str, list[float]], above: str, below: str) -> dict[str, float]:
+def ratio(seconds: dict[str, list[float]], above: str, below: str) -> Spread:
     """Ratio of the times of `above` and `below` in the same turn."""
     return spread([numerator / denominator for numerator, denominator in zip(seconds[above], seconds[below], strict=True)])
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, minimum and maximum."""
+def spread(values: list[float]) -> Spread:
+    """Of at least one value."""
     return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}

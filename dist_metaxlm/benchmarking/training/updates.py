@@ -12,26 +12,60 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 from dist_metaxlm.benchmarking.training.phase_steps import phase_steps
-from dist_metaxlm.benchmarking.training.turns import WARM_UP, spread
+from dist_metaxlm.benchmarking.training.turns import WARM_UP, Spread, spread
 from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 
 OURS, DEEPSPEED = "torch fused", "DeepSpeedCPUAdam"
-Make = Callable[[list[dict[str, Any]], dict[str, Any]], torch.optim.Optimizer]
 
 
-def deepspeed_adam(groups: list[dict[str, Any]], settings: dict[str, Any]) -> torch.optim.Optimizer:
+class Settings(TypedDict):
+    """What every kind of AdamW is made with."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+
+
+class KindFigures(TypedDict):
+    """Times of one kind of AdamW, CPU seconds."""
+
+    milliseconds: float
+    """Of AdamW alone."""
+    update_milliseconds: float
+    """Of DeepSpeed's whole update around it."""
+    to_torch_fused: Spread
+    share_of_step: float
+    gain_of_step: Spread
+
+
+class Updates(TypedDict):
+    """The result of `measure_updates`."""
+
+    shards: list[int]
+    """Elements of each tensor that AdamW updates."""
+    missing: dict[str, str]
+    """Kind that could not be made -> reason."""
+    kinds: dict[str, KindFigures]
+    differences_from_torch_fused: dict[str, float]
+
+
+Make = Callable[[list[dict[str, object]], Settings], torch.optim.Optimizer]
+
+
+def deepspeed_adam(groups: list[dict[str, object]], settings: Settings) -> torch.optim.Optimizer:
     """DeepSpeed's operator in C++, built at first use (needs ninja and a compiler)."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     with contextlib.redirect_stdout(io.StringIO()):
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        return optimizer
 
 
 KINDS: dict[str, Make] = {
@@ -42,7 +76,7 @@ KINDS: dict[str, Make] = {
 }
 
 
-def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, Any]:
+def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> Updates:
     """CPU seconds of AdamW alone, of DeepSpeed's whole update around it and of the step, by kind of AdamW.
 
     Raises:
@@ -83,8 +117,8 @@ def measure_updates(recipe: Recipe, phase_name: str, repeats: int) -> dict[str, 
     }
 
 
-def _figures(seconds: dict[str, list[tuple[float, float, float]]]) -> dict[str, Any]:
-    figures = {}
+def _figures(seconds: dict[str, list[tuple[float, float, float]]]) -> dict[str, KindFigures]:
+    figures: dict[str, KindFigures] = {}
     for name, rows in seconds.items():
         step = statistics.median(row[2] for row in seconds[OURS])
         pairs = list(zip(rows, seconds[OURS], strict=True))
@@ -98,7 +132,7 @@ def _figures(seconds: dict[str, list[tuple[float, float, float]]]) -> dict[str, 
     return figures
 
 
-def _settings(config: OptimizerConfig, learning_rate: float) -> dict[str, Any]:
+def _settings(config: OptimizerConfig, learning_rate: float) -> Settings:
     return {"lr": learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
 
 
@@ -107,7 +141,9 @@ def _made(inner: torch.optim.Optimizer, config: OptimizerConfig) -> tuple[dict[s
     kinds: dict[str, torch.optim.Optimizer] = {}
     missing: dict[str, str] = {}
     for name, make in KINDS.items():
-        groups = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in inner.param_groups]
+        groups: list[dict[str, object]] = [
+            {"params": group["params"], "weight_decay": group["weight_decay"]} for group in inner.param_groups
+        ]
         try:
             kinds[name] = make(groups, _settings(config, 0.0))
         except Exception as error:  # without a compiler or ninja its operator cannot be built
@@ -135,11 +171,11 @@ def differences(
     return {name: float((weights[name] - weights[OURS]).abs().max() / change) for name in names if name != OURS}
 
 
-def _watch(owner: Any, method: str, seconds: list[float]) -> None:
+def _watch(owner: object, method: str, seconds: list[float]) -> None:
     """Append to `seconds` the CPU time of each call of a method."""
     call = getattr(owner, method)
 
-    def timed(*arguments: Any, **named: Any) -> Any:
+    def timed(*arguments: object, **named: object) -> object:
         start = time.process_time()
         result = call(*arguments, **named)
         seconds.append(time.process_time() - start)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeAlias
 
-Outcome = tuple[dict[str, Any], str]
+from dist_metaxlm.command_line import Parser
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+"""Where a benchmark registers its parser."""
+Outcome = tuple[Mapping[str, object], str]
 """Figures of a benchmark, JSON-ready, and the lines to print."""
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from dist_metaxlm.cli.benchmark.arguments import Outcome, add_output, add_recipe
+from dist_metaxlm.cli.benchmark.arguments import Commands, Outcome, add_output, add_recipe
 from dist_metaxlm.text import pluralize
 
 
-def add_data(commands: Any) -> None:
+def add_data(commands: Commands) -> None:
     parser = commands.add_parser("data", help="opening a store, seeking, and batches per second of the loader")
     parser.add_argument(
         "--tokens",
@@ -52,7 +52,7 @@ def data(arguments: argparse.Namespace) -> Outcome:
     return result, "\n".join(lines)
 
 
-def add_cleaning(commands: Any) -> None:
+def add_cleaning(commands: Commands) -> None:
     parser = commands.add_parser("cleaning", help="speed, memory and detections of the corpus step on generated text")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[250, 1000], help="sizes (default: 250 1000)")
     add_output(parser)
@@ -70,7 +70,7 @@ def cleaning(arguments: argparse.Namespace) -> Outcome:
     )
 
 
-def add_store(commands: Any) -> None:
+def add_store(commands: Commands) -> None:
     parser = commands.add_parser("store", help="metaxlm prepare store, whole command, compared with Megatron's tools")
     parser.add_argument("--repeats", type=int, default=3, help="times that each command runs (default: 3)")
     parser.add_argument("--scratch", default=".", help="folder for temporary files (default: current folder)")
@@ -84,4 +84,4 @@ def store(arguments: argparse.Namespace) -> Outcome:
 
     result = measure_store(arguments.recipe, arguments.overrides, Path(arguments.scratch), arguments.repeats)
     ratios = ", ".join(f"{name} {value}" for name, value in result.items() if "_against_" in name)
-    return result, f"{result['text_bytes'] / 1e6:.0f} MB: {ratios}; same files: {result['identical_files']}"
+    return result, f"{cast(int, result['text_bytes']) / 1e6:.0f} MB: {ratios}; same files: {result['identical_files']}"

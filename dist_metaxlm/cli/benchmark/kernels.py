@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
-from dist_metaxlm.cli.benchmark.arguments import Outcome, add_output
+from dist_metaxlm.cli.benchmark.arguments import Commands, Outcome, add_output
 from dist_metaxlm.invocation import own_command
 
 
-def add_kernels(commands: Any) -> None:
+def add_kernels(commands: Commands) -> None:
     parser = commands.add_parser(
         "kernels",
         help="every operator on a GPU: against fp64, its reference and its peers; "
@@ -52,7 +51,7 @@ def kernels(arguments: argparse.Namespace) -> Outcome:
     return result, "\n".join(line(row) for row in result["cases"])
 
 
-def add_gpu(commands: Any) -> None:
+def add_gpu(commands: Commands) -> None:
     parser = commands.add_parser(
         "gpu",
         help="all GPU measurements: kernels, then three models against "

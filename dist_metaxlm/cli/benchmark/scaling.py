@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from dist_metaxlm.cli.benchmark.arguments import Outcome, add_output, add_recipe
+from dist_metaxlm.cli.benchmark.arguments import Commands, Outcome, add_output, add_recipe
 
 
-def add_scaling(commands: Any) -> None:
+def add_scaling(commands: Commands) -> None:
     parser = commands.add_parser("scaling", help="strong and weak scaling over data, tensor and pipeline parallel ranks")
     parser.add_argument("--ranks", type=int, nargs="+", help="ranks on this machine (default: 1 2 4)")
     parser.add_argument("--hostfile", help="measure over these nodes instead, through metaxlm launch")

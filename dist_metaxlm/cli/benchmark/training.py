@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from dist_metaxlm.cli.benchmark.arguments import Outcome, add_output, add_recipe
+from dist_metaxlm.cli.benchmark.arguments import Commands, Outcome, add_output, add_recipe
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.text import pluralize
 
 
-def add_throughput(commands: Any) -> None:
+def add_throughput(commands: Commands) -> None:
     parser = commands.add_parser("throughput", help="tokens per second of training, compared with a baseline")
     parser.add_argument("--baseline", choices=("huggingface",), default="huggingface")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each side (default: 8)")
@@ -59,7 +58,7 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
     )
 
 
-def add_step(commands: Any) -> None:
+def add_step(commands: Commands) -> None:
     parser = commands.add_parser(
         "step",
         help="time of a training step by component and pass, and causes of host waits; under a launcher on all its ranks",
@@ -79,7 +78,7 @@ def step(arguments: argparse.Namespace) -> Outcome:
     return result, table(result)
 
 
-def add_cpu(commands: Any) -> None:
+def add_cpu(commands: Commands) -> None:
     parser = commands.add_parser(
         "cpu",
         help="choices of the CPU path against their alternatives: short rows, hashing of "
@@ -106,7 +105,7 @@ def cpu(arguments: argparse.Namespace) -> Outcome:
     return result, table(result)
 
 
-def add_saving(commands: Any) -> None:
+def add_saving(commands: Commands) -> None:
     parser = commands.add_parser(
         "saving",
         help="pause of training at a checkpoint, blocking against background saving; under a launcher on all its ranks",

@@ -22,7 +22,7 @@ from dist_metaxlm.data.packing.ordered import OrderedPairs
 from dist_metaxlm.data.packing.pair_packing import pack, plan_chunks
 from dist_metaxlm.data.packing.spans import groups, spans
 from dist_metaxlm.data.sampling.permutation import hash_u64, key, permute
-from dist_metaxlm.data.tokenizer import PAD
+from dist_metaxlm.data.special_tokens import PAD
 from dist_metaxlm.errors import UserError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dist_metaxlm.data.packing.documents import with_padding
 from dist_metaxlm.data.packing.ordered import OrderedPairs
 from dist_metaxlm.data.packing.spans import groups, spans
 from dist_metaxlm.data.sampling.permutation import hash_u64, permute
-from dist_metaxlm.data.tokenizer import BOS, EOS, PAD
+from dist_metaxlm.data.special_tokens import BOS, EOS, PAD
 from dist_metaxlm.errors import UserError
 
 if TYPE_CHECKING:

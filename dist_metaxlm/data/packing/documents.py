@@ -11,7 +11,7 @@ import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.packing.spans import positions_within, spans
-from dist_metaxlm.data.tokenizer import PAD
+from dist_metaxlm.data.special_tokens import PAD
 
 
 def with_padding(start: np.ndarray, length: np.ndarray, windows: int, window: int) -> np.ndarray:

@@ -17,7 +17,8 @@ def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def positions_within(starts: np.ndarray, total: int) -> np.ndarray:
     """[total] int64: position of each token in its document; `starts` [D] are the documents' first tokens, from 0."""
     lengths = np.diff(starts, append=total)
-    return np.arange(total, dtype=np.int64) - np.repeat(starts, lengths)
+    positions: np.ndarray = np.arange(total, dtype=np.int64) - np.repeat(starts, lengths)
+    return positions
 
 
 def groups(numbers: np.ndarray) -> list[tuple[int, slice]]:

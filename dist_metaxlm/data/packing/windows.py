@@ -71,7 +71,8 @@ class Windows(Ordered):
         epoch = ordinal // count
         window = permute(ordinal % count, count, hash_u64(self._order_keys[corpus], epoch))
         offset = (hash_u64(self._offset_keys[corpus], epoch) % total.astype(np.uint64)).astype(np.int64)
-        return (window * self.length + offset) % total
+        firsts: np.ndarray = (window * self.length + offset) % total
+        return firsts
 
     def pieces(self, corpus: np.ndarray, starts: np.ndarray) -> Pieces:
         """Runs to copy for windows that begin at `starts` [W] of `corpus` [W]."""

@@ -25,7 +25,7 @@ from dist_metaxlm.data.packing.documents import filled_windows, packed_batch
 from dist_metaxlm.data.packing.masking import Masker
 from dist_metaxlm.data.packing.spans import groups, spans
 from dist_metaxlm.data.sampling.permutation import hash_u64, key
-from dist_metaxlm.data.tokenizer import BOS, EOS, PAD
+from dist_metaxlm.data.special_tokens import BOS, EOS, PAD
 from dist_metaxlm.recipe.schema import CrossLingualContrast
 
 _TEXT_KEY = key("xlco", "text")

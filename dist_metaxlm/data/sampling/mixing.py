@@ -83,7 +83,8 @@ class Mixture:
         largest = self._largest[segments]
         counts[rows, largest] = 0
         counts[rows, largest] = samples[:, 0] - counts.sum(axis=1)
-        return counts + self._before[segments]
+        totals: np.ndarray = counts + self._before[segments]
+        return totals
 
 
 def _segments(mix: Mix, sources: int) -> tuple[int, np.ndarray, np.ndarray]:

@@ -64,7 +64,8 @@ def _feistel(values: np.ndarray, half: np.ndarray, rows: np.ndarray, key: np.nda
         shift = ((_round(key, column, number + 1) >> np.uint64(32)) * rows) >> np.uint64(32)
         row = row + shift
         row = row - rows * (row >= rows)
-    return (row << half) | column
+    places: np.ndarray = (row << half) | column
+    return places
 
 
 def _round(key: np.ndarray, values: np.ndarray, number: int) -> np.ndarray:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypedDict
 
 from dist_metaxlm.errors import UserError
 
@@ -17,6 +17,20 @@ FORMAT = 2
 NAME = "manifest.json"
 BLOCK = 16 << 20
 """Bytes covered by one checksum."""
+
+
+class FileEntry(TypedDict):
+    """Size in bytes and SHA-256 of each block of a file."""
+
+    size: int
+    sha256: list[str]
+
+
+class Manifest(TypedDict, total=False):
+    """What every manifest has; each kind of folder adds its own fields."""
+
+    format: int
+    files: dict[str, FileEntry]
 
 
 class BlockHasher:
@@ -37,13 +51,13 @@ class BlockHasher:
                 self._open = hashlib.sha256()
             view = view[len(part) :]
 
-    def description(self) -> dict[str, Any]:
-        """`size` in bytes and `sha256` of each block."""
+    def description(self) -> FileEntry:
+        """The entry of the bytes so far."""
         rest = [self._open.hexdigest()] if self._size % BLOCK else []
         return {"size": self._size, "sha256": [*self._blocks, *rest]}
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> FileEntry:
     """Size in bytes and SHA-256 of each block of a file."""
     hasher = BlockHasher()
     with path.open("rb") as file:
@@ -52,20 +66,20 @@ def describe_file(path: Path) -> dict[str, Any]:
     return hasher.description()
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+def describe_files(folder: Path) -> dict[str, FileEntry]:
     """Path inside `folder` -> description of every file in it except the manifest."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {name: describe_file(folder / name) for name in names if name != NAME}
 
 
-def write(folder: Path, content: dict[str, Any], files: dict[str, Any] | None = None) -> None:
+def write(folder: Path, content: Mapping[str, object], files: Mapping[str, FileEntry] | None = None) -> None:
     """Write the manifest of `folder` with its format number and the description of its files (default: computed)."""
     described = describe_files(folder) if files is None else dict(sorted(files.items()))
     body = json.dumps({"format": FORMAT, **content, "files": described}, ensure_ascii=False, indent=1)
     (folder / NAME).write_text(body + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> Manifest:
     """The manifest of `folder`. Errors: UserError if it is missing, unreadable, of another format, names a file twice or
     one outside the folder."""
     path = folder / NAME
@@ -73,7 +87,7 @@ def read(folder: Path) -> dict[str, Any]:
         remedy = "move it away and run metaxlm prepare again" if folder.is_dir() else "run metaxlm prepare first"
         raise UserError(f"{folder} holds no prepared data ({NAME} is missing); {remedy}")
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_repetition)
+        content: Manifest = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_repetition)
         number = content["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f" ({error})" if isinstance(error, _Repeated) else ""
@@ -90,7 +104,7 @@ def read(folder: Path) -> dict[str, Any]:
     return content
 
 
-def check_sizes(folder: Path, content: dict[str, Any]) -> None:
+def check_sizes(folder: Path, content: Manifest) -> None:
     """Raise UserError naming the first file that is missing or has another size than when it was written."""
     for name, known in content["files"].items():
         path = folder / name
@@ -122,7 +136,7 @@ class _Repeated(ValueError):
     """A name that occurs twice in one object."""
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from dist_metaxlm.text import pluralize
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
-_DTYPES: dict[int, Any] = {4: np.int32, 5: np.int64, 8: np.uint16}
+_DTYPES: dict[int, type[np.generic]] = {4: np.int32, 5: np.int64, 8: np.uint16}
 _CHUNK = 1 << 14
 """Index entries read at a time, so that they stay in the processor's cache."""
 _RELEASED = 1 << 18
@@ -33,7 +33,44 @@ _SCAN = 1 << 22
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
-def _check_content(directory: Path, content: dict[str, Any]) -> None:
+class SourceFile(TypedDict):
+    """A file that a corpus was made from."""
+
+    file: str
+    bytes: int
+
+
+class CorpusEntry(TypedDict, total=False):
+    """A corpus in the manifest of a store."""
+
+    language: str
+    documents: int
+    """Of text."""
+    pairs: int
+    """Of bitext."""
+    tokens: int
+    bytes: int
+    source: list[SourceFile]
+    dropped: dict[str, int]
+    """Reason -> documents or pairs."""
+    weight: float
+    """Of a named source, if the recipe gives one."""
+
+
+class StoreManifest(manifest.Manifest, total=False):
+    """The manifest of a store; one that Megatron's tools made lacks the settings."""
+
+    tokenizer_hash: str
+    vocab_size: int
+    dtype: str
+    settings: dict[str, object]
+    corpus: dict[str, object]
+    heldout: dict[str, object]
+    text: dict[str, CorpusEntry]
+    bitext: dict[str, CorpusEntry]
+
+
+def _check_content(directory: Path, content: StoreManifest) -> None:
     """Raise UserError unless the manifest has all entries of a store and describes every file that it names."""
 
     def damaged(why: str) -> UserError:
@@ -56,7 +93,7 @@ def _check_content(directory: Path, content: dict[str, Any]) -> None:
 class TokenStore:
     """All languages and language pairs of a prepared folder."""
 
-    def __init__(self, directory: Path, content: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, content: StoreManifest) -> None:
         self.directory = directory
         self.manifest = content
         """The manifest as it was written."""
@@ -76,7 +113,7 @@ class TokenStore:
         Errors: UserError naming the file that is missing or of another size than the manifest says.
         """
         directory = Path(directory)
-        content = manifest.read(directory)
+        content = cast(StoreManifest, manifest.read(directory))
         _check_content(directory, content)
         manifest.check_sizes(directory, content)
         return cls(directory, content)
@@ -140,7 +177,8 @@ class Corpus:
         """[documents] int64, bitext only: first token of each document's second sequence."""
         if not self._has_pairs:
             raise ValueError(f"{self._bin} holds text, not pairs")
-        return self._pointers[1::2] // self._itemsize
+        firsts: np.ndarray = self._pointers[1::2] // self._itemsize
+        return firsts
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -158,7 +196,7 @@ class Corpus:
                     "metaxlm prepare again"
                 )
 
-    def _read_index(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    def _read_index(self) -> tuple[type[np.generic], np.ndarray, np.ndarray, np.ndarray]:
         for path in (self._index, self._bin):
             if not path.is_file():
                 raise UserError(f"{path} is missing; delete {path.parent} and run metaxlm prepare again")
@@ -218,7 +256,7 @@ class Corpus:
         return UserError(f"{self._index} is damaged: {why}; delete {self._index.parent} and run metaxlm prepare again")
 
 
-def token_type(index: Path) -> Any:
+def token_type(index: Path) -> type[np.generic]:
     """The numpy type of the tokens that an index belongs to; uint16 for an index that is damaged."""
     with index.open("rb") as file:
         header = file.read(HEADER.size)

@@ -7,12 +7,12 @@ rotation and scale.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from dist_metaxlm.reporting.results import Space
 
-def alignment(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
+
+def alignment(first: torch.Tensor, second: torch.Tensor) -> Space:
     """Alignment of translations by layer.
 
     Args:
@@ -22,7 +22,7 @@ def alignment(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
     Returns:
         {translations, random, cka}: one value per layer; `random` is the mean over all pairs that are not translations.
     """
-    result: dict[str, Any] = {"translations": [], "random": [], "cka": []}
+    result: Space = {"translations": [], "random": [], "cka": []}
     for one, other in zip(first.float(), second.float(), strict=True):
         count = len(one)
         unit, unit_other = torch.nn.functional.normalize(one, dim=-1), torch.nn.functional.normalize(other, dim=-1)

@@ -19,7 +19,7 @@ import torch
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.packing.contrast import first_fit
 from dist_metaxlm.data.packing.documents import filled_windows, packed_batch, with_padding
-from dist_metaxlm.data.tokenizer import BOS, EOS
+from dist_metaxlm.data.special_tokens import BOS, EOS
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder

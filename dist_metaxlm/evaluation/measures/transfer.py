@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from dist_metaxlm.reporting.results import Interval, TransferTable
 
 CONFIDENCE = 0.95
 
@@ -18,7 +19,7 @@ def accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
     return sum(a == b for a, b in zip(gold, predicted, strict=True)) / len(gold)
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
+def interval(values: Sequence[float]) -> Interval:
     """{mean, half_width, n}: mean and half the 95% confidence interval (Student's t); half_width of one value: None."""
     count = len(values)
     mean = sum(values) / count
@@ -34,7 +35,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, str], source: str = "en") -> dict[str, Any]:
+def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, str], source: str = "en") -> TransferTable:
     """The table of one task.
 
     Args:
@@ -52,12 +53,12 @@ def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, 
     def over(members: Sequence[str]) -> list[float]:
         return [sum(row[language] for language in members) / len(members) for row in scores]
 
-    table: dict[str, Any] = {
+    table: TransferTable = {
         "source_language": source,
         "source": interval(over([source])) if source in languages else None,
         "others": interval(over(others)) if others else None,
         "gap": None,
-        "languages": {language: interval(over([language])) | {"script": scripts[language]} for language in languages},
+        "languages": {language: {**interval(over([language])), "script": scripts[language]} for language in languages},
         "scripts": {
             script: interval(over([language for language in others if scripts[language] == script]))
             for script in sorted({scripts[language] for language in others})

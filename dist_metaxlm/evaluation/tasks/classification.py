@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from dist_metaxlm.evaluation.measures.transfer import accuracy
 from dist_metaxlm.evaluation.tasks.files import LabelledPair, check_declared, read_labelled
-from dist_metaxlm.evaluation.tasks.finetune import Scores, Settings
+from dist_metaxlm.evaluation.tasks.finetune import Collator, Feature, Scores, Settings
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Classification:
@@ -33,13 +39,15 @@ class Classification:
         """Check that the task declares its labels; errors: UserError with those of the training file."""
         check_declared(self.labels, Counter(pair.label for pair in train))
 
-    def model(self, folder: str) -> Any:
+    def model(self, folder: str) -> PreTrainedModel:
         """The encoder with transformers' classification head."""
         from transformers import AutoModelForSequenceClassification
 
         return AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, num_labels=len(self.labels))
 
-    def features(self, examples: Sequence[LabelledPair], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+    def features(
+        self, examples: Sequence[LabelledPair], tokenizer: PreTrainedTokenizerBase, settings: Settings
+    ) -> list[Feature]:
         """Pairs as inputs, the longer sentence cut first."""
         encoded = tokenizer(
             [pair.first for pair in examples],
@@ -52,18 +60,19 @@ class Classification:
             for ids, mask, pair in zip(encoded["input_ids"], encoded["attention_mask"], examples, strict=True)
         ]
 
-    def collator(self, tokenizer: Any) -> Any:
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads inputs."""
         from transformers import DataCollatorWithPadding
 
-        return DataCollatorWithPadding(tokenizer)
+        collator: Collator = DataCollatorWithPadding(tokenizer)
+        return collator
 
-    def shrink(self, logits: Any) -> Any:
+    def shrink(self, logits: torch.Tensor) -> torch.Tensor:
         """[B, labels] -> [B] labels."""
         return logits.argmax(-1)
 
     def scores(
-        self, examples: Sequence[LabelledPair], features: Sequence[dict[str, Any]], predictions: Any, language: str
+        self, examples: Sequence[LabelledPair], features: Sequence[Feature], predictions: np.ndarray, language: str
     ) -> Scores:
         """Accuracy."""
         predicted = [self.labels[label] for label in predictions.tolist()]

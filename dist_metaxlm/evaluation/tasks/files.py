@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.tasks.languages import canonical
@@ -20,6 +20,8 @@ from dist_metaxlm.preparation.readers.files import decoded, kind, lines, shown, 
 from dist_metaxlm.preparation.readers.token_lines import CONLLU, Layout, token_rows
 from dist_metaxlm.recipe.data import ReadingConfig
 from dist_metaxlm.text import pluralize
+
+Value = TypeVar("Value")
 
 _ALIASES = {"contradictory": "contradiction"}
 """MultiNLI's spelling in the English training file of XNLI."""
@@ -296,7 +298,7 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def _questions(tree: Any, path: Path) -> Iterator[Question]:
+def _questions(tree: object, path: Path) -> Iterator[Question]:
     for article in _get(tree, "data", list, path):
         for paragraph in _get(article, "paragraphs", list, path):
             context = _get(paragraph, "context", str, path)
@@ -306,7 +308,7 @@ def _questions(tree: Any, path: Path) -> Iterator[Question]:
                 if not given:
                     raise UserError(f"{shown(path)}: question {entry.get('id')!r} has no answers; use a file with answers")
                 yield Question(
-                    str(_get(entry, "id", (str, int), path)),
+                    _identity(entry, path),
                     _get(entry, "question", str, path),
                     context,
                     [text for text, _ in given if text.strip()],
@@ -315,7 +317,13 @@ def _questions(tree: Any, path: Path) -> Iterator[Question]:
                 )
 
 
-def _get(node: Any, name: str, kind: Any, path: Path) -> Any:
+def _identity(entry: object, path: Path) -> str:
+    """The id of a question, which some files have as a number."""
+    given = entry.get("id") if isinstance(entry, dict) else None
+    return str(given) if isinstance(given, int) else _get(entry, "id", str, path)
+
+
+def _get(node: object, name: str, kind: type[Value], path: Path) -> Value:
     if not isinstance(node, dict) or not isinstance(node.get(name), kind):
         raise UserError(f"{shown(path)} is not in SQuAD's form: it lacks a field {name!r}; correct the file")
-    return node[name]
+    return cast(Value, node[name])

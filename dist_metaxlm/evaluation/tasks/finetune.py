@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import torch
 from pydantic import Field
 
 from dist_metaxlm.errors import UserError
@@ -22,10 +23,18 @@ from dist_metaxlm.evaluation.tasks.languages import dominant_script
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec, file_of, files_by_language
 from dist_metaxlm.evaluation.tasks.text_encoder import check_folder, longest_input, opening
 from dist_metaxlm.recipe.section import Section
+from dist_metaxlm.reporting.results import TaskResult
 from dist_metaxlm.text import pluralize
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 Example = TypeVar("Example")
 Scores = dict[str, float]
+Feature = dict[str, Any]
+"""Inputs of the model for one example or a part of it, with labels; keys that begin with `_` are for scoring."""
+Collator = Callable[[list[Feature]], Mapping[str, torch.Tensor]]
+"""Pads and stacks features."""
 
 
 class Settings(Section):
@@ -74,21 +83,19 @@ class Head(Protocol[Example]):
     def observe(self, train: list[Example]) -> None:
         """Receive all training examples before any other file is read, to refuse those that nothing can be learnt from."""
 
-    def model(self, folder: str) -> Any:
+    def model(self, folder: str) -> PreTrainedModel:
         """The transformers model with a fresh head, from a folder."""
 
-    def features(self, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+    def features(self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> list[Feature]:
         """Inputs of the model, with labels; keys that begin with `_` are not passed to it."""
 
-    def collator(self, tokenizer: Any) -> Any:
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads and stacks features."""
 
-    def shrink(self, logits: Any) -> Any:
+    def shrink(self, logits: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Reduce the logits to what scoring needs."""
 
-    def scores(
-        self, examples: Sequence[Example], features: Sequence[dict[str, Any]], predictions: Any, language: str
-    ) -> Scores:
+    def scores(self, examples: Sequence[Example], features: Sequence[Feature], predictions: Any, language: str) -> Scores:
         """Scores of `predictions`, the results of `shrink` for all features."""
 
 
@@ -137,12 +144,12 @@ def _cut(examples: list[Example], rows: tuple[int, int] | None, most: int | None
 def finetune_task(
     folder: Path,
     name: str,
-    data: TaskData[Any],
-    head: Head[Any],
+    data: TaskData[Example],
+    head: Head[Example],
     seeds: Sequence[int],
     settings: Settings,
     log: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> TaskResult:
     """Fine-tune an encoder on a task whose files `head` has read, once per seed, and score every language.
 
     Returns:
@@ -185,8 +192,8 @@ def _say_epoch(
 
 
 def _one_seed(
-    folder: Path, data: TaskData[Any], head: Head[Any], settings: Settings, seed: int, say: Callable[[float], None]
-) -> tuple[float, Any]:
+    folder: Path, data: TaskData[Example], head: Head[Example], settings: Settings, seed: int, say: Callable[[float], None]
+) -> tuple[float, dict[str, Scores]]:
     """(best development score, {language: scores}) of one training."""
     import transformers
 
@@ -197,7 +204,7 @@ def _one_seed(
     settings = settings.model_copy(update={"max_length": min(settings.max_length, longest_input(model.config, tokenizer))})
     train, dev = (head.features(examples, tokenizer, settings) for examples in (data.train, data.dev))
 
-    def dev_score(output: Any) -> Scores:
+    def dev_score(output: EvalPrediction) -> Scores:
         score = head.scores(data.dev, dev, output.predictions, data.source)[head.metric]
         say(score)
         return {head.metric: score}
@@ -214,7 +221,7 @@ def _one_seed(
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-        scores = {}
+        scores: dict[str, Scores] = {}
         trainer.compute_metrics = None
         for language, examples in data.test.items():
             features = head.features(examples, tokenizer, settings)
@@ -222,8 +229,7 @@ def _one_seed(
         return float(trainer.state.best_metric), scores
 
 
-def _arguments(scratch: str, metric: str, settings: Settings, seed: int) -> Any:
-    import torch
+def _arguments(scratch: str, metric: str, settings: Settings, seed: int) -> TrainingArguments:
     import transformers
 
     arguments = transformers.TrainingArguments(
@@ -254,7 +260,7 @@ def _arguments(scratch: str, metric: str, settings: Settings, seed: int) -> Any:
     return arguments
 
 
-def _shown(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _shown(features: Sequence[Feature]) -> list[Feature]:
     return [{key: value for key, value in feature.items() if not key.startswith("_")} for feature in features]
 
 

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.answers import answer_scores
 from dist_metaxlm.evaluation.tasks.files import Question, read_questions
-from dist_metaxlm.evaluation.tasks.finetune import Scores, Settings
+from dist_metaxlm.evaluation.tasks.finetune import Collator, Feature, Scores, Settings
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
 from dist_metaxlm.text import pluralize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUESTION_TOKENS, CANDIDATES, ANSWER_TOKENS = 64, 20, 30
 
@@ -54,13 +58,15 @@ class Questions:
                 "correct it, in characters of the context from 0, not bytes, or leave these questions out"
             )
 
-    def model(self, folder: str) -> Any:
+    def model(self, folder: str) -> PreTrainedModel:
         """The encoder with a start and an end score on every token."""
         from transformers import AutoModelForQuestionAnswering
 
         return AutoModelForQuestionAnswering.from_pretrained(folder, local_files_only=True)
 
-    def features(self, examples: Sequence[Question], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+    def features(
+        self, examples: Sequence[Question], tokenizer: PreTrainedTokenizerBase, settings: Settings
+    ) -> list[Feature]:
         """Windows `<s> question </s> part of the paragraph </s>`; an answer outside a window is at its first token."""
         features = []
         length = settings.max_length
@@ -92,18 +98,19 @@ class Questions:
                 )
         return features
 
-    def collator(self, tokenizer: Any) -> Any:
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads inputs."""
         from transformers import DataCollatorWithPadding
 
-        return DataCollatorWithPadding(tokenizer)
+        collator: Collator = DataCollatorWithPadding(tokenizer)
+        return collator
 
-    def shrink(self, logits: Any) -> Any:
+    def shrink(self, logits: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """(start, end) logits, all of them."""
         return logits[0], logits[1]
 
     def scores(
-        self, examples: Sequence[Question], features: Sequence[dict[str, Any]], predictions: Any, language: str
+        self, examples: Sequence[Question], features: Sequence[Feature], predictions: tuple[np.ndarray, ...], language: str
     ) -> Scores:
         """F1 and exact match."""
         best: dict[int, tuple[float, str]] = {}
@@ -117,7 +124,7 @@ class Questions:
         return answer_scores(answers, said, self._rules, language)
 
 
-def _shortened(question: str, tokenizer: Any, most: int) -> tuple[str, int]:
+def _shortened(question: str, tokenizer: PreTrainedTokenizerBase, most: int) -> tuple[str, int]:
     """The question, cut to at most `most` tokens, and its number of tokens.
 
     The cut is searched by characters: characters spelled in bytes have the offsets of their whole run.
@@ -137,7 +144,9 @@ def _answer_tokens(example: Question, spans: Sequence[tuple[int, int]], inside: 
     return (covered[0], covered[-1]) if covered else (0, 0)
 
 
-def _best_span(spans: Sequence[tuple[int, int] | None], starts: Any, ends: Any) -> tuple[float, int, int] | None:
+def _best_span(
+    spans: Sequence[tuple[int, int] | None], starts: np.ndarray, ends: np.ndarray
+) -> tuple[float, int, int] | None:
     """(score, first character, end character) of the best span of a window."""
     tokens = np.array([place for place, span in enumerate(spans) if span is not None], np.int64)
     best = None
@@ -145,5 +154,5 @@ def _best_span(spans: Sequence[tuple[int, int] | None], starts: Any, ends: Any) 
         for last in tokens[np.argsort(-ends[tokens], kind="stable")][:CANDIDATES].tolist():
             score = float(starts[first] + ends[last])
             if first <= last < first + ANSWER_TOKENS and (best is None or score > best[0]):
-                best = (score, spans[first][0], spans[last][1])  # type: ignore[index]
+                best = (score, spans[first][0], spans[last][1])
     return best

@@ -6,8 +6,8 @@ fault of the model, so the number of distinct sentences (of the side with fewer)
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.alignment import alignment
@@ -17,10 +17,10 @@ from dist_metaxlm.evaluation.tasks.files import read_pairs
 from dist_metaxlm.evaluation.tasks.languages import dominant_script
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec, files_by_language, pivot_files
 from dist_metaxlm.evaluation.tasks.text_encoder import TextEncoder
+from dist_metaxlm.reporting.results import LanguageResult, TaskResult, Ways
 from dist_metaxlm.text import pluralize
 
 Pairs = dict[str, list[tuple[str, str]]]
-WAYS = ("to_english", "from_english")
 
 
 def read_parallel(name: str, spec: TaskSpec, root: Path, languages: list[str] | None = None) -> Pairs:
@@ -47,7 +47,7 @@ def read_parallel(name: str, spec: TaskSpec, root: Path, languages: list[str] | 
 
 def evaluate_parallel(
     encoder: TextEncoder, pairs: Pairs, include_special: bool = True, max_pairs: int | None = None, max_tokens: int = 8192
-) -> dict[str, Any]:
+) -> TaskResult:
     """Score an encoder on parallel sentences.
 
     Returns:
@@ -56,19 +56,22 @@ def evaluate_parallel(
         translations, random), `layer` (two thirds of the depth, as XTREME's block 8 of 12), `best_layer` (chosen on these
         same sentences), `pooling`.
     """
-    languages = {}
+    languages: dict[str, LanguageResult] = {}
     for language, rows in pairs.items():
         rows = rows[:max_pairs]
         if len(rows) < 2:
             raise UserError(f"language {language!r} has {pluralize(len(rows), 'pair')}; retrieval needs at least 2")
         english, other = (encoder.embed(list(side), include_special, max_tokens) for side in zip(*rows, strict=True))
+        space = alignment(english, other)
         languages[language] = {
             "script": dominant_script(text for _, text in rows),
             "candidates": len(rows),
             "distinct": min(len({a for a, _ in rows}), len({b for _, b in rows})),
             "cosine": {"to_english": precision_at_1(other, english), "from_english": precision_at_1(english, other)},
             "csls": {"to_english": csls_precision_at_1(other, english), "from_english": csls_precision_at_1(english, other)},
-            **alignment(english, other),
+            "translations": space["translations"],
+            "random": space["random"],
+            "cka": space["cka"],
         }
     per_layer = _means(languages)
     depth = len(per_layer["cosine"]) - 1
@@ -82,18 +85,25 @@ def evaluate_parallel(
     }
 
 
-def _means(languages: dict[str, Any]) -> dict[str, list[float]]:
+def _means(languages: Mapping[str, LanguageResult]) -> dict[str, list[float]]:
     layers = range(len(next(iter(languages.values()))["cka"]))
 
     def mean(values: list[float | None]) -> float:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else float("nan")
 
-    result = {
-        name: [mean([of[name][way][layer] for of in languages.values() for way in WAYS]) for layer in layers]
-        for name in ("cosine", "csls")
-    }
-    return result | {
-        name: [mean([of[name][layer] for of in languages.values()]) for layer in layers]
-        for name in ("cka", "translations", "random")
+    every = list(languages.values())
+
+    def both_ways(scores: Sequence[Ways]) -> list[float]:
+        return [mean([way[layer] for of in scores for way in (of["to_english"], of["from_english"])]) for layer in layers]
+
+    def over(scores: Sequence[Sequence[float | None]]) -> list[float]:
+        return [mean([of[layer] for of in scores]) for layer in layers]
+
+    return {
+        "cosine": both_ways([of["cosine"] for of in every]),
+        "csls": both_ways([of["csls"] for of in every]),
+        "cka": over([of["cka"] for of in every]),
+        "translations": over([of["translations"] for of in every]),
+        "random": over([of["random"] for of in every]),
     }

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.evaluation.run import TASKS as HELDOUT
+from dist_metaxlm.evaluation.heldout import TASKS as HELDOUT
 from dist_metaxlm.evaluation.tasks.classification import Classification
 from dist_metaxlm.evaluation.tasks.finetune import XTREME, Settings, TaskData, finetune_task, require_libraries
 from dist_metaxlm.evaluation.tasks.languages import canonical
@@ -28,11 +28,12 @@ from dist_metaxlm.evaluation.tasks.text_encoder import TextEncoder, check_folder
 from dist_metaxlm.evaluation.tasks.word_alignment import evaluate_alignment, read_alignment
 from dist_metaxlm.recipe.yaml_text import read_yaml
 from dist_metaxlm.reporting.metrics import write_json
+from dist_metaxlm.reporting.results import TaskResult
 from dist_metaxlm.text import pluralize
-from dist_metaxlm.training.run.run_folder import environment
+from dist_metaxlm.training.run.environment import environment
 
 Log = Callable[[str], None]
-Opened = Callable[[Path, Log], dict[str, Any]]
+Opened = Callable[[Path, Log], TaskResult]
 """A task with files read and settings checked: (folder of an encoder, log) -> result."""
 
 HEADS: dict[str, Callable[[TaskSpec], Any]] = {"tagging": Tagging, "classification": Classification, "questions": Questions}
@@ -69,7 +70,7 @@ def evaluate_run_tasks(
     options: TaskOptions,
     log: Log = lambda line: None,
     opened: Mapping[str, Opened] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, TaskResult]:
     """Run tasks on a phase of a run; each result is also written to evaluation/PHASE-TASK.json of the run."""
     with exported_phase(run_dir, phase, data_directory=options.data_directory) as folder:
         results = evaluate_tasks(folder, names, options, log, opened)
@@ -108,7 +109,7 @@ def evaluate_encoders(
     options: TaskOptions,
     output: str | None = None,
     log: Log = lambda line: None,
-) -> dict[str, Any]:
+) -> dict[str, dict[str, TaskResult]]:
     """{encoder: {task: result}} of a run's phases and of Hugging Face folders, under names for tables.
 
     All results are also written to the JSON file `output`, if given. Errors: as `evaluate_tasks`.
@@ -139,14 +140,14 @@ def evaluate_tasks(
     options: TaskOptions,
     log: Log = lambda line: None,
     opened: Mapping[str, Opened] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, TaskResult]:
     """{task: result} of an encoder in a folder; a task that failed under `keep_going` has {error: sentence}.
 
     Tasks that are not in `opened` are read here, one after the other.
     Errors: UserError for problems of the task's files, settings or the folder.
     """
     check_folder(Path(folder))
-    results: dict[str, Any] = {}
+    results: dict[str, TaskResult] = {}
     for name in names:
         try:
             began = time.perf_counter()
@@ -161,7 +162,7 @@ def evaluate_tasks(
     return results
 
 
-def _say_missing(name: str, result: dict[str, Any], asked: Sequence[str], log: Log) -> None:
+def _say_missing(name: str, result: TaskResult, asked: Sequence[str], log: Log) -> None:
     """Log which requested languages have no file and are left out of the means."""
     tested = result["languages"] if result["kind"] in ("retrieval", "alignment") else result["table"]["languages"]
     missing = [language for language in asked if canonical(language, "--languages") not in tested]
@@ -187,7 +188,7 @@ def _opened(name: str, options: TaskOptions) -> Opened:
     if spec.kind == "retrieval":
         pairs = read_parallel(name, spec, options.data, languages)
 
-        def retrieve(folder: Path, log: Log) -> dict[str, Any]:
+        def retrieve(folder: Path, log: Log) -> TaskResult:
             log(
                 f"{name}: {pluralize(sum(len(rows[: options.max_pairs]) for rows in pairs.values()), 'pair')} in "
                 f"{pluralize(len(pairs), 'language')}"
@@ -203,7 +204,7 @@ def _opened(name: str, options: TaskOptions) -> Opened:
     head = HEADS[spec.kind](spec)
     data = TaskData(name, spec, head, options.data, settings, languages)
 
-    def learn(folder: Path, log: Log) -> dict[str, Any]:
+    def learn(folder: Path, log: Log) -> TaskResult:
         with libraries_on_standard_error():
             return {"kind": spec.kind, **finetune_task(folder, name, data, head, options.seeds, settings, log)}
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import Field, PositiveInt, ValidationError
@@ -219,7 +219,7 @@ def _read(path: Path) -> dict[str, TaskSpec]:
     return {str(name): _spec(path, str(name), value) for name, value in tree.items()}
 
 
-def _spec(path: Path, name: str, fields: dict[str, Any]) -> TaskSpec:
+def _spec(path: Path, name: str, fields: Mapping[str, object]) -> TaskSpec:
     base = BUILT_IN[name].model_dump() if name in BUILT_IN else {}
     try:
         return TaskSpec.model_validate({**base, **fields})

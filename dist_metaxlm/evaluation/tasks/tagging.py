@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from dist_metaxlm.evaluation.measures.span_f1 import tagging_scores
 from dist_metaxlm.evaluation.tasks.files import TaggedSentence, check_declared, read_tagged
-from dist_metaxlm.evaluation.tasks.finetune import Scores, Settings
+from dist_metaxlm.evaluation.tasks.finetune import Collator, Feature, Scores, Settings
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100
 
@@ -35,13 +41,15 @@ class Tagging:
         """Check that the task declares its labels; errors: UserError with those of the training file."""
         check_declared(self.labels, Counter(tag for sentence in train for tag in sentence.tags))
 
-    def model(self, folder: str) -> Any:
+    def model(self, folder: str) -> PreTrainedModel:
         """The encoder with a linear layer on every token."""
         from transformers import AutoModelForTokenClassification
 
         return AutoModelForTokenClassification.from_pretrained(folder, local_files_only=True, num_labels=len(self.labels))
 
-    def features(self, examples: Sequence[TaggedSentence], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+    def features(
+        self, examples: Sequence[TaggedSentence], tokenizer: PreTrainedTokenizerBase, settings: Settings
+    ) -> list[Feature]:
         """Sentences as inputs; one that is too long continues in a further input, so every word is scored."""
         features = []
         for number, sentence in enumerate(examples):
@@ -67,18 +75,19 @@ class Tagging:
                 )
         return features
 
-    def collator(self, tokenizer: Any) -> Any:
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads inputs and labels."""
         from transformers import DataCollatorForTokenClassification
 
-        return DataCollatorForTokenClassification(tokenizer)
+        collator: Collator = DataCollatorForTokenClassification(tokenizer)
+        return collator
 
-    def shrink(self, logits: Any) -> Any:
+    def shrink(self, logits: torch.Tensor) -> torch.Tensor:
         """[B, L, labels] -> [B, L] labels."""
         return logits.argmax(-1)
 
     def scores(
-        self, examples: Sequence[TaggedSentence], features: Sequence[dict[str, Any]], predictions: Any, language: str
+        self, examples: Sequence[TaggedSentence], features: Sequence[Feature], predictions: np.ndarray, language: str
     ) -> Scores:
         """Span F1, precision, recall and token accuracy over whole sentences."""
         gold: list[list[str]] = [[] for _ in examples]
@@ -91,7 +100,7 @@ class Tagging:
         return tagging_scores(gold, tags)
 
 
-def _chunks(sentence: TaggedSentence, tokenizer: Any, max_length: int) -> Iterator[list[int]]:
+def _chunks(sentence: TaggedSentence, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[list[int]]:
     """Numbers of the words of each input. Words without any piece are left out, as XTREME's preprocessing does."""
     room = max_length - tokenizer.num_special_tokens_to_add()
     encoded = tokenizer(sentence.tokens, is_split_into_words=True, add_special_tokens=False)

@@ -12,12 +12,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.embed import inference
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe.model", "vocab.txt", "spiece.model")
 
@@ -102,7 +105,7 @@ def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def longest_input(config: Any, tokenizer: Any) -> int:
+def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Longest input of a model in tokens: its positions (XLM-R's table has two rows for the offset), or the tokenizer's."""
     positions = int(getattr(config, "max_position_embeddings", 512) or 512)
     if "roberta" in str(getattr(config, "model_type", "")):

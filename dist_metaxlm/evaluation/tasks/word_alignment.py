@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -25,6 +25,7 @@ from dist_metaxlm.evaluation.tasks.languages import dominant_script
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec, files_of_all_patterns, nothing_there
 from dist_metaxlm.evaluation.tasks.text_encoder import TextEncoder, batches
 from dist_metaxlm.objectives.word_alignment import Extraction, extract
+from dist_metaxlm.reporting.results import LanguageResult, TaskResult
 
 Texts = dict[str, AlignedText]
 Words = Literal["mean", "first", "pieces"]
@@ -77,7 +78,7 @@ def read_alignment(
 
 def evaluate_alignment(
     encoder: TextEncoder, texts: Texts, extraction: Extraction = "argmax", words: Words = "mean", max_tokens: int = 8192
-) -> dict[str, Any]:
+) -> TaskResult:
     """Score an encoder on word alignment.
 
     Returns:
@@ -85,7 +86,7 @@ def evaluate_alignment(
         scores as lists over layers; `per_layer` (means over languages), `layer` (two thirds of the depth, fixed beforehand),
         `best_layer` (by F1, chosen on these same sentences), `extraction`, `words`.
     """
-    languages = {}
+    languages: dict[str, dict[str, Any]] = {}
     for language, text in texts.items():
         sides = [[_pieces(encoder, sentence) for sentence in side] for side in (text.english, text.other)]
         counts = _counts(encoder, text, sides, extraction, words, max_tokens)
@@ -109,7 +110,7 @@ def evaluate_alignment(
     depth = len(per_layer["f1"]) - 1
     return {
         "kind": "alignment",
-        "languages": languages,
+        "languages": cast(dict[str, LanguageResult], languages),
         "per_layer": per_layer,
         "layer": round(depth * 2 / 3),
         "best_layer": max(range(depth + 1), key=per_layer["f1"].__getitem__),

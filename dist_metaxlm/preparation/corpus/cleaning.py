@@ -10,7 +10,6 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from dist_metaxlm.recipe.data import CleaningConfig
 
@@ -76,7 +75,7 @@ class Counts:
         self.lines += len(lines)
         self.bytes += sum(len(line.encode()) + 1 for line in lines)
 
-    def as_json(self, unit: str) -> dict[str, Any]:
+    def as_json(self, unit: str) -> dict[str, object]:
         """For the manifest; `unit` is "documents" or "pairs" (which have no lines to count)."""
 
         def both(documents: int, lines: int) -> dict[str, int]:

@@ -13,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.corpus import quickstart
@@ -193,14 +192,14 @@ def files(folder: Path) -> tuple[Files, Files]:
     return listing
 
 
-def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None) -> dict[str, Any]:
+def make(folder: Path, config: DataConfig, log: Log, workers: int | None = None) -> dict[str, object]:
     """Write the corpus into `folder`; returns counts of the input and of the units dropped by every step, for the manifest.
 
     `workers`: processes, each for whole languages; the output does not depend on their number.
     Errors: one UserError for all problems that `data.reading.on_error` does not allow, and for languages with no text left.
     """
     scratch = folder / ".scratch"
-    origin: dict[str, Any] = {}
+    origin: dict[str, object] = {}
     if config.corpus == "quickstart":
         origin = quickstart.collect(scratch / "quickstart", log)
         inputs = _named(scratch / "quickstart")

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.corpus.quickstart_prose import prose_documents
@@ -38,7 +37,7 @@ class Translations:
     """Reason for omission -> number of strings."""
 
 
-def collect(folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+def collect(folder: Path, log: Callable[[str], None]) -> dict[str, object]:
     """Write the corpus into `folder`; returns a description of its contents, for the manifest.
 
     Errors: UserError if too few translations are available (no network and none in installed packages).

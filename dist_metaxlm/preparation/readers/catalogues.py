@@ -10,7 +10,6 @@ import html
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import polib
 
@@ -123,7 +122,7 @@ def read_po_order(text: str) -> list[str]:
     ]
 
 
-def _po_entries(text: str) -> list[Any]:
+def _po_entries(text: str) -> list[polib.POEntry]:
     try:
         # The line break prevents polib from interpreting a short text as a file name.
         return list(polib.pofile(_Lines(text + "\n"), encoding="utf-8"))
@@ -132,7 +131,7 @@ def _po_entries(text: str) -> list[Any]:
         raise ValueError(f"syntax error in line {match[1]}" if match else "syntax error") from None
 
 
-def _pairs(entries: Iterable[Any]) -> Iterator[tuple[str, str]]:
+def _pairs(entries: Iterable[polib.POEntry]) -> Iterator[tuple[str, str]]:
     """For a message with plurals, the plural msgid is paired with the last form (the general plural in all Germanic,
     Romance and Slavic rules), and the singular with the first form if the language distinguishes the two and has at most
     four forms (with more, form 0 is not the singular)."""

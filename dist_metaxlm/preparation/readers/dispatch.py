@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers import catalogues
@@ -210,7 +209,7 @@ def _parquet_pairs(
 
 
 def _sides_of(
-    records: Iterable[tuple[str, dict[str, Any]]], languages: Sequence[str], report: Report
+    records: Iterable[tuple[str, dict[str, object]]], languages: Sequence[str], report: Report
 ) -> Iterator[tuple[str, str]]:
     for where, record in records:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import Place, decoded, expand, kind, lines, shown, whole
@@ -83,9 +82,9 @@ def _texts(place: Place, limit: int) -> Iterator[str]:
             yield from (cell for cell in line.split("\t") if cell.strip())
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     """All strings of a JSON value, in order; a stack, because recursion would fail at a depth that json.loads accepts."""
-    left = [value]
+    left: list[object] = [value]
     while left:
         value = left.pop()
         if isinstance(value, str):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.data import ReadingConfig
@@ -107,7 +106,7 @@ class Problems(Report):
         ]
         return shares
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Manifest entry: counts of skipped records and files, and the first reasons."""
         return {
             "empty_files": self.empty,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import Place, lines, opened, shown, too_long
@@ -26,7 +25,7 @@ def one_line(text: str) -> str:
     return " ".join(text.split()) if _BREAK.search(text) or "\t" in text else text.strip()
 
 
-def json_lines(place: Place, limit: int, report: Report = REFUSE) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(place: Place, limit: int, report: Report = REFUSE) -> Iterator[tuple[str, dict[str, object]]]:
     """Objects of a file with one JSON object a line; blank lines are skipped.
 
     Errors, to `report`: UserError naming file, line and column if a line is not a JSON object.
@@ -43,7 +42,7 @@ def json_lines(place: Place, limit: int, report: Report = REFUSE) -> Iterator[tu
             yield where, value
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def _object(line: str, where: str) -> dict[str, object]:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
@@ -59,7 +58,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return value
 
 
-def field(record: dict[str, Any], name: str, where: str, setting: str) -> str:
+def field(record: dict[str, object], name: str, where: str, setting: str) -> str:
     """The text in a field of a record; an empty string if it is null.
 
     Errors: UserError naming the place, the existing fields and `setting`, the recipe field that selects the field.
@@ -70,7 +69,7 @@ def field(record: dict[str, Any], name: str, where: str, setting: str) -> str:
     return checked("" if record[name] is None else record[name], f"{where}, field {name!r}")
 
 
-def checked(value: Any, where: str) -> str:
+def checked(value: object, where: str) -> str:
     """A value that must be text. Errors: UserError if it is not text, or contains NUL or half a surrogate pair."""
     if not isinstance(value, str):
         raise UserError(f"{where} is not text but {type(value).__name__}; name a field that holds text")
@@ -81,7 +80,7 @@ def checked(value: Any, where: str) -> str:
     return value
 
 
-def sides(record: dict[str, Any], languages: Sequence[str], where: str) -> tuple[str, str]:
+def sides(record: dict[str, object], languages: Sequence[str], where: str) -> tuple[str, str]:
     """Both sides of a translation: fields named by the language codes, or a field `translation` that holds them."""
     inner = record.get("translation")
     fields = inner if isinstance(inner, dict) else record
@@ -122,7 +121,7 @@ def columns(
 
 def parquet(
     place: Place, choose: Callable[[list[str]], list[str]], limit: int, report: Report = REFUSE
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, dict[str, object]]]:
     """Rows of a parquet file, with the columns that `choose` selects from the existing ones. Memory: one page of a column.
 
     Errors: UserError naming a file that is not a complete parquet file or has text that is not UTF-8; to `report` the row

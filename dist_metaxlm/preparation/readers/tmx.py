@@ -6,7 +6,7 @@ Source of the format: https://www.ttt.org/oscarStandards/tmx/ (LISA OSCAR, TMX 1
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, iterparse
@@ -15,6 +15,9 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers.files import Place, opened, shown, too_long
 from dist_metaxlm.preparation.readers.problems import REFUSE, Report
 from dist_metaxlm.preparation.readers.records import checked, one_line
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 _CODES = {"bpt", "ept", "ph", "it", "ut"}
@@ -82,7 +85,7 @@ def tmx_pairs(place: Place, languages: Sequence[str], limit: int, report: Report
             ) from None
 
 
-def _unit(element: Any, where: str) -> dict[str, str]:
+def _unit(element: Element, where: str) -> dict[str, str]:
     sides: dict[str, str] = {}
     for variant in (child for child in element.iter() if _name(child) == "tuv"):
         segment = next((child for child in variant if _name(child) == "seg"), None)
@@ -96,7 +99,7 @@ def _unit(element: Any, where: str) -> dict[str, str]:
     return sides
 
 
-def _name(element: Any) -> str:
+def _name(element: Element) -> str:
     """An element's name without its namespace; empty for a comment or an instruction, whose tag is a function."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 

@@ -9,17 +9,18 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens import manifest
+from dist_metaxlm.data.tokens.store import CorpusEntry
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.preparation.store.encoding import Job, encode_shards, join_shards
+from dist_metaxlm.preparation.store.encoding import Job, ShardReport, encode_shards, join_shards
 from dist_metaxlm.preparation.store.shards import Files, Shard, plan
 from dist_metaxlm.preparation.store.writer import token_dtype
 from dist_metaxlm.preparation.workers.communicator import Ranks
@@ -33,11 +34,18 @@ SHARDS = ".shards"
 Task = Callable[..., None]
 
 
+class Contents(TypedDict):
+    """The corpora of a store."""
+
+    text: dict[str, CorpusEntry]
+    bitext: dict[str, CorpusEntry]
+
+
 def make_store(
     directory: Path,
     text: Files,
     bitext: Files,
-    about: dict[str, Any],
+    about: Mapping[str, object],
     max_pair_tokens: int,
     log: Log,
     workers: int | None,
@@ -72,18 +80,14 @@ def make_store(
                 team(join_shards, job, making, tokenizer.vocab_size)
         with ranks.together():
             if ranks.first:
-                _commit(
-                    job,
-                    making,
-                    directory / "store",
-                    {
-                        "tokenizer_hash": tokenizer.hash,
-                        "vocab_size": tokenizer.vocab_size,
-                        "dtype": str(token_dtype(tokenizer.vocab_size).__name__),
-                        **about,
-                        **_contents(job, text, bitext, weights or {}),
-                    },
-                )
+                content = {
+                    "tokenizer_hash": tokenizer.hash,
+                    "vocab_size": tokenizer.vocab_size,
+                    "dtype": token_dtype(tokenizer.vocab_size).__name__,
+                    **about,
+                    **_contents(job, text, bitext, weights or {}),
+                }
+                _commit(job, making, directory / "store", content, [*text, *bitext])
 
 
 @contextmanager
@@ -94,7 +98,7 @@ def _team(workers: int, job: Job) -> Iterator[Callable[..., None]]:
         return
     with ProcessPoolExecutor(workers - 1, WORKERS, end_with_parent) as pool:
 
-        def run(task: Task, *arguments: Any) -> None:
+        def run(task: Task, *arguments: object) -> None:
             futures = [pool.submit(task, *arguments) for _ in range(workers - 1)]
             try:
                 task(*arguments)
@@ -118,9 +122,11 @@ def _done(job: Job) -> int:
     return sum(shard.size for shard in job.shards if f"{shard.number:06d}.json" in finished)
 
 
-def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]) -> dict[str, Any]:
-    reports = [json.loads(job.place(shard).with_suffix(".json").read_text(encoding="utf-8")) for shard in job.shards]
-    content: dict[str, dict[str, Any]] = {"text": {}, "bitext": {}}
+def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]) -> Contents:
+    reports: list[ShardReport] = [
+        json.loads(job.place(shard).with_suffix(".json").read_text(encoding="utf-8")) for shard in job.shards
+    ]
+    content: Contents = {"text": {}, "bitext": {}}
     for kind, unit, sequences, files in (("text", "documents", 1, text), ("bitext", "pairs", 2, bitext)):
         for name, paths in files.items():
             parts = [(shard, report) for shard, report in zip(job.shards, reports, strict=True) if shard.name == name]
@@ -129,8 +135,12 @@ def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]
             for _, report in parts:
                 for why, count in report["dropped"].items():
                     dropped[why] = dropped.get(why, 0) + count
-            totals = {key: sum(report[key] for _, report in parts) for key in ("sequences", "tokens", "bytes")}
-            content[kind][name] = {
+            totals = {
+                "sequences": sum(report["sequences"] for _, report in parts),
+                "tokens": sum(report["tokens"] for _, report in parts),
+                "bytes": sum(report["bytes"] for _, report in parts),
+            }
+            entry: dict[str, object] = {
                 "language": parts[0][0].language,
                 unit: totals["sequences"] // sequences,
                 "tokens": totals["tokens"],
@@ -138,12 +148,13 @@ def _contents(job: Job, text: Files, bitext: Files, weights: Mapping[str, float]
                 "source": [{"file": path.name, "bytes": path.stat().st_size} for path in paths],
                 "dropped": dict(sorted(dropped.items())),
             }
+            (content["text"] if kind == "text" else content["bitext"])[name] = cast(CorpusEntry, entry)
     for name in weights.keys() & content["text"].keys():
         content["text"][name]["weight"] = weights[name]
     return content
 
 
-def _refuse_empty(parts: list[tuple[Shard, dict[str, Any]]], unit: str) -> None:
+def _refuse_empty(parts: list[tuple[Shard, ShardReport]], unit: str) -> None:
     seen: dict[Path, int] = {}
     for shard, report in parts:
         seen[shard.path] = seen.get(shard.path, 0) + report["seen"]
@@ -152,9 +163,9 @@ def _refuse_empty(parts: list[tuple[Shard, dict[str, Any]]], unit: str) -> None:
             raise UserError(f"{path} holds no {unit}, only blank lines; put text into it or take it out of the recipe")
 
 
-def _commit(job: Job, making: Path, place: Path, content: dict[str, Any]) -> None:
-    files: dict[str, Any] = {}
-    for name in [*content["text"], *content["bitext"]]:
+def _commit(job: Job, making: Path, place: Path, content: Mapping[str, object], names: Iterable[str]) -> None:
+    files: dict[str, manifest.FileEntry] = {}
+    for name in names:
         files |= json.loads((job.folder / f"join-{name}.json").read_text(encoding="utf-8"))
     manifest.write(making, content, files)
     sync_tree(making)

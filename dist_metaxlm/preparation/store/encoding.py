@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from dist_metaxlm.storage.digest import file_digest
 
 VERSION = 2
 """Version of the shards' content; shards of another version are not reused."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class _ShardEncoder:
                 lengths.append(counts)
         all_lengths = np.concatenate([*lengths, np.zeros(0, np.int32)])
         all_lengths.tofile(place.with_suffix(".len"))
-        report = {
+        report: ShardReport = {
             "fingerprint": fingerprint,
             "seen": seen.total,
             "sequences": all_lengths.size,
@@ -131,13 +134,31 @@ class _ShardEncoder:
         os.replace(scratch, report_path)
 
 
+class ShardReport(TypedDict):
+    """What is known of a finished shard."""
+
+    fingerprint: str
+    """Of its text and the settings."""
+    seen: int
+    """Documents or pairs read."""
+    sequences: int
+    tokens: int
+    bytes: int
+    """Of text."""
+    dropped: dict[str, int]
+    """Reason -> documents or pairs."""
+    bin: str
+    """SHA-256 of the tokens, and of their lengths."""
+    len: str
+
+
 class _Seen:
     """Counts documents or pairs as they are read."""
 
     def __init__(self) -> None:
         self.total = 0
 
-    def count(self, items: Any) -> Any:
+    def count(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, counted."""
         for item in items:
             self.total += 1
@@ -166,7 +187,7 @@ def join_shards(job: Job, target: Path, vocab_size: int) -> None:
         raise
 
 
-def _join(job: Job, parts: list[Shard], prefix: Path, dtype: Any) -> None:
+def _join(job: Job, parts: list[Shard], prefix: Path, dtype: type[np.generic]) -> None:
     hasher = manifest.BlockHasher()
     lengths = []
     with prefix.with_name(f"{prefix.name}.bin").open("wb") as target:

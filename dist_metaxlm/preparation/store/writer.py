@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain, compress, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ CHUNK = 256
 _CODES = {"int32": 4, "uint16": 8}
 
 
-def token_dtype(vocab_size: int) -> Any:
+def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
     """uint16 if the vocabulary fits (Megatron's own limit), else int32."""
     return np.uint16 if vocab_size < 65500 else np.int32
 
@@ -115,7 +114,7 @@ def _write(
     return sum(part.size for part in parts) // sequences, sum(int(part.sum()) for part in parts)
 
 
-def write_index(path: Path, parts: list[np.ndarray], dtype: Any, sequences: int) -> None:
+def write_index(path: Path, parts: list[np.ndarray], dtype: type[np.generic], sequences: int) -> None:
     """Write an `.idx` file for sequences of lengths `parts` (int32 arrays, one after another), `sequences` a document."""
     total = sum(part.size for part in parts)
     with path.open("wb") as file:

@@ -19,7 +19,8 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 
-from dist_metaxlm.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from dist_metaxlm.data.special_tokens import BOS, EOS, PAD, UNK
+from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.workers.processes import available_cores
 from dist_metaxlm.recipe.schema import LEAST_VOCAB, TokenizerConfig

@@ -9,12 +9,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.parallel.variables import mpi_size
+
+Value = TypeVar("Value")
 
 POLL_SECONDS = 0.05
 
@@ -30,7 +32,7 @@ class Ranks:
         """True on the rank that logs and commits."""
         return self.rank == 0
 
-    def share(self, value: Any) -> Any:
+    def share(self, value: Value) -> Value:
         """The first rank's `value`."""
         return value
 
@@ -51,9 +53,10 @@ class MPIRanks(Ranks):
         self.local_size = self._world.Split_type(MPI.COMM_TYPE_SHARED).Get_size()
         os.environ["RANK"] = str(self.rank)
 
-    def share(self, value: Any) -> Any:
+    def share(self, value: Value) -> Value:
         """The first rank's `value`."""
-        return self._world.bcast(value)
+        shared: Value = self._world.bcast(value)
+        return shared
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -79,7 +82,7 @@ def detect_ranks() -> Ranks:
     return Ranks()
 
 
-def _plain(error: Exception | None) -> tuple[Any, ...] | None:
+def _plain(error: Exception | None) -> tuple[object, ...] | None:
     if isinstance(error, OSError):
         return ("os", error.errno, error.strerror, error.filename)
     if error is None:
@@ -87,9 +90,9 @@ def _plain(error: Exception | None) -> tuple[Any, ...] | None:
     return ("user" if isinstance(error, UserError) else "bug", f"{error}" or type(error).__name__)
 
 
-def _rebuilt(plain: tuple[Any, ...] | None) -> Exception | None:
+def _rebuilt(plain: tuple[object, ...] | None) -> Exception | None:
     if plain is None:
         return None
     if plain[0] == "os":
         return OSError(*plain[1:])
-    return UserError(plain[1]) if plain[0] == "user" else RuntimeError(plain[1])
+    return UserError(str(plain[1])) if plain[0] == "user" else RuntimeError(plain[1])

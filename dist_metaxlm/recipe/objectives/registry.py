@@ -12,7 +12,7 @@ import importlib
 import importlib.metadata
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import SerializeAsAny, ValidationError, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -26,6 +26,10 @@ from dist_metaxlm.recipe.objectives.masked_lm import MaskedLM
 from dist_metaxlm.recipe.objectives.translation_lm import TranslationLM
 from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
 from dist_metaxlm.text import did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 
 ENTRY_POINTS = "dist_metaxlm.objectives"
 """Entry-point group of installed packages that provide objectives."""
@@ -138,7 +142,7 @@ def _load_plugins() -> None:
             ) from error
 
 
-def _validated(value: Any, _: Any) -> Objective:
+def _validated(value: object, _: object) -> Objective:
     """A configuration from a recipe section, by its `name`; error locations include the name, as for a union."""
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     if name is None:
@@ -161,7 +165,7 @@ def _listed() -> str:
     return ", ".join(names())
 
 
-def _placed(item: Any, name: str) -> InitErrorDetails:
+def _placed(item: ErrorDetails, name: str) -> InitErrorDetails:
     placed = InitErrorDetails(type=item["type"], loc=(name, *item["loc"]), input=item["input"])
     if "ctx" in item:
         placed["ctx"] = item["ctx"]

@@ -15,7 +15,6 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,7 +24,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.modeling.sharding import is_block_matrix
 from dist_metaxlm.parallel.process_group import all_reduce, rank, world_size
 from dist_metaxlm.storage.tensor_file import TensorsOnDisk
-from dist_metaxlm.training.checkpointing.manifest import DamagedCheckpoint, list_steps, step_folder, verify_manifest
+from dist_metaxlm.training.checkpointing.manifest import DamagedCheckpoint, Facts, list_steps, step_folder, verify_manifest
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class Checkpoint:
     """A verified checkpoint folder."""
 
     folder: Path
-    facts: dict[str, Any]
+    facts: Facts
     """From the manifest: step, phase, tokenizer hash, Adam's step count."""
 
     @property
@@ -50,7 +49,7 @@ class Checkpoint:
         return TensorsOnDisk([self.folder / name for name in sorted(self.facts["files"]) if name.split("-")[0] in kinds])
 
 
-def save_checkpoint(root: Path, engine: Engine, facts: dict[str, Any], progress: dict[str, torch.Tensor], keep: int) -> None:
+def save_checkpoint(root: Path, engine: Engine, facts: Facts, progress: dict[str, torch.Tensor], keep: int) -> None:
     """Write one checkpoint and wait for it (collective); see `CheckpointSaver.save`."""
     with CheckpointSaver(root, engine, keep, background=False) as saver:
         saver.save(facts, progress)
@@ -89,7 +88,7 @@ def checkpoint_to_resume(root: Path, resume: str) -> Checkpoint | None:
     return checkpoint
 
 
-def _verified(folder: Path) -> dict[str, Any] | None:
+def _verified(folder: Path) -> Facts | None:
     """The manifest of an intact folder; None on all ranks if one of them detected damage, which it logs.
 
     The ranks of a node share the reading. Every node reads all files, because it may have its own disk, and then has them

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from dist_metaxlm.storage.atomic import sync, write_text
 from dist_metaxlm.storage.digest import file_digest
@@ -24,16 +24,60 @@ DIGEST = "sha256"
 """Manifest field with the SHA-256 of all other fields, which detects a flipped digit of a step or a digest."""
 
 
+class FileEntry(TypedDict):
+    """A file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+class HeldoutFact(TypedDict):
+    """The held-out loss at a checkpoint."""
+
+    bits_per_byte: float
+    sample: str
+    """Names the text."""
+
+
+class Facts(TypedDict, total=False):
+    """Fields of a manifest. Older checkpoints lack some."""
+
+    format: int
+    phase: str
+    step: int
+    """Optimiser steps done."""
+    tokens: int
+    seconds: float
+    tokenizer: str
+    """SHA-256 of the tokenizer."""
+    vocab_size: int
+    loss_scaling: dict[str, float]
+    """Of deepspeed_adapter/loss_scaling.py."""
+    schedule_offset: int
+    adam_step: int
+    """Updates that Adam has made."""
+    ranks: int
+    """Ranks that wrote it."""
+    optimizer: str
+    """`optimizer.name`; absent for AdamW."""
+    guards: dict[str, Any]
+    """Of training/loop/guards.py."""
+    heldout: HeldoutFact
+    files: dict[str, FileEntry]
+    sha256: str
+    """`DIGEST`."""
+
+
 class DamagedCheckpoint(Exception):
     """A checkpoint that must not be loaded; the text says which file and why."""
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON durably, see `write_text`."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
 
 
-def write_manifest(folder: Path, facts: dict[str, Any], sealed: Mapping[str, FinishedFile]) -> None:
+def write_manifest(folder: Path, facts: Facts, sealed: Mapping[str, FinishedFile]) -> None:
     """Write the manifest of a folder whose files are on the disk: their names, sizes and digests, and `facts`. It is written
     last and marks completeness.
     """
@@ -55,7 +99,7 @@ def weights_digest(folder: Path) -> str | None:
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
-def _own_digest(manifest: Mapping[str, Any]) -> str:
+def _own_digest(manifest: Mapping[str, object]) -> str:
     """SHA-256 of a manifest without its `DIGEST`, in canonical JSON, independent of the file's formatting."""
     rest = {key: value for key, value in manifest.items() if key != DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -91,7 +135,7 @@ def best_step(root: Path, until: int | None = None) -> tuple[int, float] | None:
     return min(same)[::-1] if same else None
 
 
-def verify_manifest(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
+def verify_manifest(folder: Path, part: int = 0, parts: int = 1) -> Facts:
     """Check every file of a finished folder against its manifest and return the manifest.
 
     Names and sizes are always checked. Digests, which need the files' content, are checked for share `part` of `parts` only:
@@ -118,7 +162,7 @@ def verify_manifest(folder: Path, part: int = 0, parts: int = 1) -> dict[str, An
     return manifest
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> Facts:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -138,4 +182,4 @@ def _read(folder: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{folder} {why}") from None
     except (ValueError, KeyError, TypeError):
         raise DamagedCheckpoint(f"{path} is not a checkpoint manifest") from None
-    return manifest
+    return cast(Facts, manifest)

@@ -20,7 +20,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -38,7 +37,7 @@ from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile, TensorFil
 from dist_metaxlm.training.checkpointing.agreement import check_finite, together
 from dist_metaxlm.training.checkpointing.disk_space import require_room
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
-from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps, step_folder, write_manifest
+from dist_metaxlm.training.checkpointing.manifest import Facts, best_step, list_steps, step_folder, write_manifest
 from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
 from dist_metaxlm.training.loop.guard_log import RollBack
 
@@ -82,7 +81,7 @@ class CheckpointSaver:
             self._replicas.keep_buffers()
         self._stream = torch.cuda.Stream() if background and torch.cuda.is_available() else None
 
-    def save(self, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
+    def save(self, facts: Facts, progress: dict[str, torch.Tensor]) -> None:
         """Save the checkpoint of `facts["step"]`; in the background, this returns at once.
 
         Every rank calls it after the same step; it waits for a save that is still in progress.
@@ -163,7 +162,7 @@ class CheckpointSaver:
         self._copied.wait()
         self.stalled += time.perf_counter() - begun
 
-    def _copy_and_write(self, live: Copies, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
+    def _copy_and_write(self, live: Copies, facts: Facts, progress: dict[str, torch.Tensor]) -> None:
         try:
             self._pieces.copy(live, self._stream)
             self._replicas.copy(self._stream)
@@ -171,7 +170,7 @@ class CheckpointSaver:
             self._copied.set()
         self._write(self._pieces.kept, facts, progress)
 
-    def _write(self, copies: Copies, facts: dict[str, Any], progress: dict[str, torch.Tensor]) -> None:
+    def _write(self, copies: Copies, facts: Facts, progress: dict[str, torch.Tensor]) -> None:
         """From copies to a committed checkpoint (collective over the group of the saving threads)."""
         target = step_folder(self._root, facts["step"])
         temporary = target.with_name(f".{target.name}.tmp")

@@ -31,7 +31,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Type of weights and activations by precision."""
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
     """Two groups: matrices with weight decay, vectors (norms, biases) without; with Muon a third, its matrices, first.
 
     The copy of the token embedding on a pipeline's last stage is in neither: it is sent there (training/engine/pipeline.py).
@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     special = {id(p) for p in orthogonal}
     matrices = [p for _, p in own if len(part_shape(p)) >= 2 and id(p) not in special]
     vectors = [p for _, p in own if len(part_shape(p)) < 2]
-    groups: list[dict[str, Any]] = [
+    groups: list[dict[str, object]] = [
         {"params": orthogonal, "weight_decay": config.weight_decay, "orthogonal": True, "rate": config.matrix_rate},
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},

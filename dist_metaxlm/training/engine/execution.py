@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
+
+import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine, StageEngine
 from dist_metaxlm.deepspeed_adapter.timers import drop_timer_records
 from dist_metaxlm.parallel.groups import groups
+from dist_metaxlm.recipe.schema import Objective
 from dist_metaxlm.training.engine.engine import set_learning_rate
 from dist_metaxlm.training.engine.micro_step_loss import guard_loss
 
 OnBatch = Callable[[PackedBatch], None]
+OnLosses = Callable[[Objective, PackedBatch, torch.Tensor, torch.Tensor], None]
+"""(objective, batch, its losses [N], their languages [N])."""
 
 
 class StepRunner(Protocol):
@@ -28,7 +33,7 @@ class Accumulation:
     """The whole model on this rank (or its tensor group): micro-step after micro-step, gradients summed."""
 
     def __init__(
-        self, engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: Any
+        self, engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: OnLosses
     ) -> None:
         self._engine, self._plan, self._batches, self._on_batch, self._on_losses = engine, plan, batches, on_batch, on_losses
 
@@ -54,7 +59,7 @@ class Pipeline:
     """A stage of the model on this rank: DeepSpeed runs the micro-steps through the stages (1F1B, arXiv 2104.04473)."""
 
     def __init__(
-        self, engine: StageEngine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: Any
+        self, engine: StageEngine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: OnLosses
     ) -> None:
         self._engine, self._plan, self._batches, self._on_batch, self._on_losses = engine, plan, batches, on_batch, on_losses
         self._loaded: deque[PackedBatch] = deque()
@@ -70,7 +75,7 @@ class Pipeline:
         drop_timer_records(engine)
         engine.module.share_tied()
 
-    def _load(self) -> Iterator[Any]:
+    def _load(self) -> Iterator[tuple[tuple[torch.Tensor, ...], None]]:
         """DeepSpeed's input on the first and the last stage: (inputs of the first stage, no labels)."""
         from dist_metaxlm.training.engine.pipeline import first_stage_inputs
 
@@ -83,7 +88,7 @@ class Pipeline:
 
 
 def execution(
-    engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: Any
+    engine: Engine, plan: StepPlan, batches: Iterator[PackedBatch], on_batch: OnBatch, on_losses: OnLosses
 ) -> StepRunner:
     """The step runner for the layout. `on_batch(batch)` is called once for each micro-batch of this rank's share, and
     `on_losses(objective, batch, losses, languages)` with its losses, on the stage that has them.

@@ -168,5 +168,6 @@ def _stage_group() -> dist.ProcessGroup | None:
         return None
     size = grid.data_size * grid.tensor_size
     stages = [list(range(first, first + size)) for first in range(0, grid.stages * size, size)]
+    own: dist.ProcessGroup | None
     own, _ = dist.new_subgroups_by_enumeration(stages)
     return own

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
+from dist_metaxlm.deepspeed_adapter.engine_protocol import DeepSpeedParameter, Engine
 from dist_metaxlm.deepspeed_adapter.parameter_shards import part_shape
 from dist_metaxlm.modeling.sharding import is_block_matrix
 from dist_metaxlm.recipe.schema import ModelConfig, OptimizerConfig
@@ -35,12 +36,12 @@ class MuonWithAdamW(torch.optim.AdamW):
     recipe_name = "muon"
     """Value of `optimizer.name`, which checkpoints record."""
 
-    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig, model: ModelConfig) -> None:
+    def __init__(self, groups: list[dict[str, object]], config: OptimizerConfig, model: ModelConfig) -> None:
         super().__init__(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
         self._config, self._heads = config, model.heads
         self._exchanges: dict[int, MatrixExchange] = {}
 
-    def attach(self, engine: Any) -> None:
+    def attach(self, engine: Engine) -> None:
         """Map the matrices to DeepSpeed's shards (collective)."""
         names = {id(param): name for name, param in optimizer_state.named_parameters(engine)}
         for shard, params in _shards(engine):
@@ -89,11 +90,11 @@ class MuonWithAdamW(torch.optim.AdamW):
         return (self._exchanges[id(shard)] for shard in shards if id(shard) in self._exchanges)
 
 
-def _piece(engine: Any, param: Any) -> torch.Tensor:
+def _piece(engine: Engine, param: DeepSpeedParameter) -> torch.Tensor:
     return optimizer_state.own_piece(engine, param, _UPDATE)[1]
 
 
-def _shards(engine: Any) -> Iterator[tuple[torch.Tensor, list[torch.nn.Parameter]]]:
+def _shards(engine: Engine) -> Iterator[tuple[torch.Tensor, list[DeepSpeedParameter]]]:
     """(tensor that the optimiser updates, parameters that it is a shard of), in the same order on all ranks.
 
     DeepSpeed 0.19.8: ZeRO-3, ZeRO-1 and 2, and its bf16 optimiser name them differently; without ZeRO a parameter is

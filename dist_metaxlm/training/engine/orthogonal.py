@@ -34,7 +34,8 @@ def orthogonalise(matrices: torch.Tensor, steps: int) -> torch.Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    orthogonal: torch.Tensor = (x.mT if tall else x).to(matrices.dtype)
+    return orthogonal
 
 
 def update_scale(rows: int, columns: int) -> float:

@@ -81,7 +81,7 @@ class PipelinedModel(PipelineModule):
         for parameter in self.parameters():
             parameter.ds_pipe_replicated = False
 
-    def _index_tied_modules(self) -> dict[str, Any]:
+    def _index_tied_modules(self) -> dict[str, dict[str, object]]:
         """The ranks that hold the token embedding; the last stage's copy is marked and gets no optimiser state."""
         grid, tied = groups(), {}
         size = grid.data_size * grid.tensor_size
@@ -98,7 +98,7 @@ class PipelinedModel(PipelineModule):
         return tied
 
     @torch.no_grad()
-    def get_tied_weights_and_groups(self) -> list[tuple[torch.Tensor, Any]]:
+    def get_tied_weights_and_groups(self) -> list[tuple[torch.Tensor, dist.ProcessGroup]]:
         """Sum the tied gradients of a step, when DeepSpeed is about to average gradients over data-parallel ranks.
 
         Nothing is returned for it to sum (deepspeed_adapter/tied_gradients.py).

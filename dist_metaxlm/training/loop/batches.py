@@ -38,13 +38,14 @@ def batches(
     steps = (step for step in range(first_step, total) if step + 1 not in stepped_over)
     micro_steps = (micro for step in steps for micro in plan.at(step))
     pinned = device.type == "cuda"
-    if grid.batches is None:
+    peers = grid.batches
+    if peers is None:
         yield from prefetch((_reading(data, micro, pinned) for micro in micro_steps), PREFETCHED)
         return
     read = prefetch((_reading(data, micro, False) for micro in micro_steps), PREFETCHED) if grid.tensor_rank == 0 else None
     while True:
         # Sent from the consuming thread: a prefetching thread could send a batch that a stopping peer no longer receives.
-        batch = share_batch(next(read, None) if read else None, grid.batches)
+        batch = share_batch(next(read, None) if read else None, peers)
         if batch is None:
             return
         yield batch.pinned() if pinned else batch
@@ -58,7 +59,7 @@ def _reading(data: PhaseData, micro: MicroStep, pinned: bool) -> Callable[[], Pa
     return read
 
 
-def share_batch(batch: PackedBatch | None, group: Any) -> PackedBatch | None:
+def share_batch(batch: PackedBatch | None, group: dist.ProcessGroup) -> PackedBatch | None:
     """The batch of the first rank of `group`, which is in gloo, on each of its ranks (collective); None if it has none.
 
     Two broadcasts: the sizes, then all fields as one buffer, since a broadcast costs more to start than to send.

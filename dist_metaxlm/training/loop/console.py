@@ -6,10 +6,11 @@ import logging
 import sys
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from dist_metaxlm.reporting.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class ProgressLine:
         if self._bar:
             self._bar.stop()
 
-    def show(self, record: dict[str, Any]) -> None:
+    def show(self, record: Record) -> None:
         """Show the metrics of one log interval."""
         if not self._shown:
             return

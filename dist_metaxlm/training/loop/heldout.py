@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -12,12 +11,14 @@ from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.optimizer_state import whole_weight
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.records import HeldoutFigures, Record
+from dist_metaxlm.training.checkpointing.manifest import Facts
 from dist_metaxlm.training.loop.probing import undisturbed
 
 ReadLosses = Callable[[PackedBatch, torch.Tensor, torch.Tensor], torch.Tensor | None]
 """(batch, flat positions [M], ids [M]) -> negative log likelihoods [M] fp32; None on a stage that is not the last.
 Collective."""
-HeldoutMeasure = Callable[[ReadLosses, torch.device], dict[str, Any]]
+HeldoutMeasure = Callable[[ReadLosses, torch.device], HeldoutFigures]
 """Computes figures from the model's losses, equal on all ranks; `bits_per_byte` and `languages` are displayed."""
 OpenHeldout = Callable[[Recipe, str], HeldoutMeasure]
 """Opens the held-out text of (recipe, phase) before training starts. Errors: UserError if there is none."""
@@ -29,9 +30,10 @@ class HeldoutMeter:
     def __init__(self, engine: Engine, interval: int, measure: HeldoutMeasure | None) -> None:
         assert measure is not None or not interval
         self._engine, self._interval, self._measure = engine, interval, measure
-        self._step, self._figures = -1, dict[str, Any]()
+        self._step = -1
+        self._figures: HeldoutFigures | None = None
 
-    def at(self, step: int, last: bool) -> dict[str, Any]:
+    def at(self, step: int, last: bool) -> Record:
         """Metrics after `step` steps: {`heldout`: figures and the `seconds` they took}, or empty (collective).
 
         No gradient, no dropout, no random number: later steps are bitwise equal to those of a run without it.
@@ -43,11 +45,11 @@ class HeldoutMeter:
         self._step, self._figures = step, figures
         return {"heldout": {**figures, "seconds": seconds()}}
 
-    def facts(self, step: int) -> dict[str, Any]:
+    def facts(self, step: int) -> Facts:
         """For the manifest of the checkpoint of `step`: {`heldout`: bits_per_byte, sample}; empty if not measured then."""
-        if step != self._step:
+        if step != self._step or self._figures is None:
             return {}
-        return {"heldout": {name: self._figures[name] for name in ("bits_per_byte", "sample")}}
+        return {"heldout": {"bits_per_byte": self._figures["bits_per_byte"], "sample": self._figures["sample"]}}
 
 
 def masked_losses(engine: Engine, batch: PackedBatch, places: torch.Tensor, answers: torch.Tensor) -> torch.Tensor | None:

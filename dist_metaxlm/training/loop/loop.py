@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import scaler_state, step_figures
 from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.parallel.process_group import largest, rank
+from dist_metaxlm.reporting.records import IntervalRecord, Pace, Record
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.execution import execution
 from dist_metaxlm.training.loop.batches import batches
@@ -67,8 +67,8 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 measured = probing.at(step + 1, last) | heldout.at(step + 1, last)
                 rate, progress.seconds, waited = clock.read(progress.tokens - tokens_before)
                 tokens_before = progress.tokens
-                more = {"guards": guards.figures(), "tokens_per_second": rate, "data_wait_share": waited}
-                record = interval_record(engine, context, meter, progress, learning_rate, more) | measured
+                more: Pace = {"guards": guards.figures(), "tokens_per_second": rate, "data_wait_share": waited}
+                record: Record = {**interval_record(engine, context, meter, progress, learning_rate, more), **measured}
                 line.show(record)
                 if writer:
                     writer.write(record)
@@ -98,8 +98,8 @@ def checkpoint_saver(engine: Engine, context: RunContext) -> CheckpointSaver:
 
 
 def interval_record(
-    engine: Engine, context: RunContext, meter: LossMeter, progress: Progress, learning_rate: float, more: dict[str, Any]
-) -> dict[str, Any]:
+    engine: Engine, context: RunContext, meter: LossMeter, progress: Progress, learning_rate: float, more: Pace
+) -> IntervalRecord:
     """The metrics of a log interval, with one device-to-host copy.
 
     Raises:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +15,7 @@ from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.parallel.process_group import all_reduce, sum_over_batch
 from dist_metaxlm.recipe.schema import Objective, PhaseConfig
+from dist_metaxlm.reporting.records import Counted, Record
 
 Batch = TypeVar("Batch")
 
@@ -61,12 +62,14 @@ class LossMeter:
         finite = torch.isfinite(self._sums).all().to(torch.uint8)
         return bool(all_reduce(finite, "min"))
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> Counted:
         """Mean loss per objective and language over data-parallel ranks, realised counts; the interval ends (collective)."""
         table = self._counted()
         self._before.zero_()
         self._seen_total += table[:, 2]
-        losses, per_language, realised = {}, {}, {}
+        losses: dict[str, float] = {}
+        per_language: dict[str, dict[str, float]] = {}
+        realised: dict[str, dict[str, int]] = {}
         for name, languages in self.names.items():
             part = table[self._offsets[name] : self._offsets[name] + len(languages)]
             if part[:, 1].sum() > 0:
@@ -106,15 +109,17 @@ class MetricsWriter:
         self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         """Append one record and make it visible to readers at once."""
         self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._lines.flush()
+        figures: Mapping[str, object] = record
         for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "loss_scale", "skipped_steps"):
-            if record.get(name) is not None:  # no norm of a skipped step, no loss if all were skipped, no scale without fp16
-                self._board.add_scalar(name, record[name], record["step"])
-        for name, value in record.get("guards", {}).items():
-            self._board.add_scalar(f"guards/{name}", value, record["step"])
+            # no norm of a skipped step, no loss if all were skipped, no scale without fp16
+            if figures.get(name) is not None:
+                self._board.add_scalar(name, figures[name], record["step"])
+        for name, count in record.get("guards", {}).items():
+            self._board.add_scalar(f"guards/{name}", count, record["step"])
         for name, value in record["losses"].items():
             self._board.add_scalar(f"losses/{name}", value, record["step"])
         for name, languages in record["language_losses"].items():
@@ -126,9 +131,10 @@ class MetricsWriter:
                 self._board.add_scalar(f"probe/languages/{language}", value, record["step"])
 
         if "heldout" in record:
-            for name in ("bits_per_byte", "word_frequencies"):
-                if record["heldout"][name] is not None:
-                    self._board.add_scalar(f"heldout/{name}", record["heldout"][name], record["step"])
+            heldout = record["heldout"]
+            self._board.add_scalar("heldout/bits_per_byte", heldout["bits_per_byte"], record["step"])
+            if heldout["word_frequencies"] is not None:
+                self._board.add_scalar("heldout/word_frequencies", heldout["word_frequencies"], record["step"])
             for language, value in record["heldout"]["languages"].items():
                 self._board.add_scalar(f"heldout/languages/{language}", value, record["step"])
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.records import ProbeFigures, Record
 
 ReadStates = Callable[[PackedBatch, int | None], torch.Tensor | None]
 """(batch, layer) -> states [T, H] after that block, or with layer None the final ones; None on a pipeline stage that is not
 the last. Collective."""
-Probe = Callable[[ReadStates, torch.device], dict[str, Any]]
+Probe = Callable[[ReadStates, torch.device], ProbeFigures]
 """Computes figures from the model's states, equal on all ranks; `retrieval` and `languages` are displayed."""
 OpenProbe = Callable[[Recipe], Probe]
 """Opens a probe's data before training starts. Errors: UserError if there is too little data."""
@@ -29,7 +29,7 @@ class Probing:
         assert probe is not None or not interval
         self._engine, self._interval, self._probe = engine, interval, probe
 
-    def at(self, step: int, last: bool) -> dict[str, Any]:
+    def at(self, step: int, last: bool) -> Record:
         """Metrics after `step` steps: {`probe`: figures and the `seconds` it took}, or empty (collective).
 
         No gradient, no dropout, no random number: later steps are bitwise equal to those of a run without it.

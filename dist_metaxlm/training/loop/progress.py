@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.parallel.process_group import all_reduce
-from dist_metaxlm.recipe.schema import PhaseConfig
+from dist_metaxlm.recipe.schema import Objective, PhaseConfig
 from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint
+from dist_metaxlm.training.checkpointing.manifest import Facts
 
 
 class Progress:
@@ -27,7 +29,7 @@ class Progress:
         self.schedule_offset = schedule_offset
         self.counts: dict[str, torch.Tensor] = {}  # of training/loop/metrics.py
         self.guards: dict[str, Any] = {}  # of training/loop/guards.py
-        self.scaling: dict[str, Any] = {}  # of deepspeed_adapter/loss_scaling.py
+        self.scaling: dict[str, float] = {}  # of deepspeed_adapter/loss_scaling.py
         self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
 
     def see(self, batch: PackedBatch) -> None:
@@ -35,12 +37,12 @@ class Progress:
         self.seen[batch.tokens] = True
         self.seen[batch.target_tokens] = True
 
-    def advance(self, phase: PhaseConfig, objectives: list[Any]) -> None:
+    def advance(self, phase: PhaseConfig, objectives: Sequence[tuple[Objective, float, int]]) -> None:
         """Count one optimiser step. Tokens count the masked-LM objectives; pairs of sentences have no fixed number."""
         self.step += 1
         self.tokens += sum(objective.tokens_per_step for objective, *_ in objectives)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """Fields for the manifest of a checkpoint."""
         return {
             "phase": self.phase,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from dist_metaxlm.parallel.affinity import threads
 from dist_metaxlm.parallel.environment import shown
@@ -71,5 +70,5 @@ def warmup_warning(phase: str, steps: int, config: LearningRate) -> str | None:
     )
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return "unset" if value is None else str(value)

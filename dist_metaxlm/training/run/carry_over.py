@@ -8,7 +8,7 @@ can reinitialise these rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,37 @@ from dist_metaxlm.training.checkpointing.manifest import weights_digest
 from dist_metaxlm.training.run.initial_weights import differing_fields
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 
+Statistics = dict[str, dict[str, float]]
+"""seen or unseen -> figure -> value."""
 TABLE = "embedding.tokens.weight"
 HEAD_BIAS = "head.bias"
+
+
+class ObjectiveWeights(TypedDict):
+    """Names of the objectives' own weights."""
+
+    carried: list[str]
+    fresh: list[str]
+
+
+_From = TypedDict("_From", {"from": str})
+
+
+class CarryOverReport(_From):
+    """carry_over.json: policy, source and embedding statistics."""
+
+    step: int
+    weights: str
+    weights_digest: str | None
+    tokenizer: str
+    policy: dict[str, str]
+    """Fields of `carry_over` of the recipe."""
+    data_cursor: str
+    unseen_tokens: int
+    embeddings_before: Statistics
+    embeddings_after: NotRequired[Statistics]
+    """Set when the policy is applied."""
+    objective_weights: NotRequired[ObjectiveWeights]
 
 
 @dataclass(frozen=True)
@@ -37,7 +66,7 @@ class Carried:
     checkpoint: Checkpoint
     unseen: torch.Tensor
     """[V] bool: tokens that were never input or target in the previous phase."""
-    report: dict[str, Any]
+    report: CarryOverReport
     """Policy, source and embedding statistics, for the log and for carry_over.json."""
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     """The loaded tensors, whole and by logical name, read from their files on use: initial values of the masters."""
@@ -52,7 +81,7 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_
     checkpoint = _checked(recipe, before, tokenizer_hash)
     weights = dict(checkpoint.tensors("weights"))  # views of the mapped files: nothing is read yet
     unseen = ~checkpoint.tensors("progress")["seen"].bool()
-    report: dict[str, Any] = {
+    report: CarryOverReport = {
         "from": str(checkpoint.folder),
         "step": checkpoint.step,
         "weights": "carried",
@@ -107,7 +136,7 @@ def carry_optimizer(engine: Engine, carried: Carried) -> None:
             optimizer_state.set_full_moment(engine, name, param, moment, value)
 
 
-def embedding_statistics(table_VH: torch.Tensor, unseen_V: torch.Tensor) -> dict[str, dict[str, float]]:
+def embedding_statistics(table_VH: torch.Tensor, unseen_V: torch.Tensor) -> Statistics:
     """Mean norm, and mean cosine between two different rows, of the seen and of the unseen embeddings."""
     statistics = {}
     for name, rows in (("seen", ~unseen_V), ("unseen", unseen_V)):
@@ -122,7 +151,7 @@ def embedding_statistics(table_VH: torch.Tensor, unseen_V: torch.Tensor) -> dict
     return statistics
 
 
-def describe(report: dict[str, Any]) -> list[str]:
+def describe(report: CarryOverReport) -> list[str]:
     """Log lines about the carry-over."""
     policy = report["policy"]
     lines = [
@@ -130,15 +159,19 @@ def describe(report: dict[str, Any]) -> list[str]:
         f"optimiser {policy['optimizer']}; learning rate {policy['schedule']}; data cursor own; "
         f"{report['unseen_tokens']} unseen embeddings {policy['unseen_embeddings']}"
     ]
-    for when in ("before", "after"):
+    for when, statistics in (("before", report["embeddings_before"]), ("after", report["embeddings_after"])):
         lines += [
             f"embeddings {when}, {kind}: {values['tokens']:.0f}, mean norm {values['mean_norm']:.3f}, "
             f"mean cosine {values['mean_cosine']:.3f}"
-            for kind, values in report[f"embeddings_{when}"].items()
+            for kind, values in statistics.items()
         ]
-    for state, names in report.get("objective_weights", {}).items():
+    nothing: ObjectiveWeights = {"carried": [], "fresh": []}
+    own = report.get("objective_weights", nothing)
+    for names, word in (
+        (own["carried"], "carried over"),
+        (own["fresh"], "freshly initialised, the previous phase had none"),
+    ):
         if names:
-            word = "carried over" if state == "carried" else "freshly initialised, the previous phase had none"
             lines.append(f"weights of objectives, {word}: {', '.join(names)}")
     return lines
 

@@ -8,12 +8,13 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from dist_metaxlm.reporting.records import Environment
 
-def environment() -> dict[str, Any]:
+
+def environment() -> Environment:
     """Hardware, versions, commit and date, recorded with every figure of a run."""
     packages = ("torch", "deepspeed", "megatron-core", "transformers", "sentencepiece", "numpy", "triton")
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()

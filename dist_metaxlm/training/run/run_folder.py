@@ -6,7 +6,7 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from dist_metaxlm.deepspeed_adapter.config_files import lost_settings, result_settings
 from dist_metaxlm.errors import UserError
@@ -25,6 +25,22 @@ SHOWN = 5
 """Maximum number of differing fields that a message names."""
 
 
+Changes = dict[str, list[object]]
+"""Field -> [value before, value now]."""
+
+
+class Finished(TypedDict):
+    """done.json of a phase."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float | None
+    """Last logged, as `losses` by objective."""
+    losses: dict[str, float]
+    ranks: int
+
+
 class PhaseFolder:
     """runs/NAME/PHASE: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, done.json."""
 
@@ -35,17 +51,17 @@ class PhaseFolder:
         self.metrics = self.path / "metrics.jsonl"
 
     @property
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> Finished | None:
         """Facts of the finished phase, or None while it is unfinished."""
         path = self.path / "done.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+            return cast(Finished, dict(json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else None
         except (ValueError, TypeError):
             raise UserError(
                 f"{path} is damaged; delete it and give the same command again, which resumes from the last checkpoint"
             ) from None
 
-    def check(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
+    def check(self, recipe: Recipe, step: int = 0, change: bool = False) -> Changes:
         """Check that `recipe` continues the training that the phase was started with; writes nothing.
 
         Layout, logging and saving may change. Fields that affect the result may not, because the loss curve would mix two
@@ -74,7 +90,7 @@ class PhaseFolder:
             self._check_changes(changed, step, recipe, change)
         return changed
 
-    def start(self, recipe: Recipe, step: int = 0, change: bool = False) -> dict[str, Any]:
+    def start(self, recipe: Recipe, step: int = 0, change: bool = False) -> Changes:
         """Create the folder, or continue in it with the changes; arguments and errors as in `check`.
 
         With a change the phase counts as unfinished, and changes.jsonl records the changes and the step.
@@ -90,7 +106,7 @@ class PhaseFolder:
         write_json(self.run_dir / "environment.json", environment())
         return changed
 
-    def _check_changes(self, changed: dict[str, Any], step: int, recipe: Recipe, change: bool) -> None:
+    def _check_changes(self, changed: Changes, step: int, recipe: Recipe, change: bool) -> None:
         fixed = [key for key in changed if not CHANGEABLE.fullmatch(key)]
         if fixed or not change:
             named = [f"{key} was {changed[key][0]}, now {changed[key][1]}" for key in fixed or changed]
@@ -153,7 +169,7 @@ class PhaseFolder:
                 continue  # a line that a kill has truncated
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
-    def finish(self, facts: dict[str, Any]) -> None:
+    def finish(self, facts: Finished) -> None:
         """Mark the phase as finished."""
         write_json(self.path / "done.json", facts)
 
@@ -169,7 +185,7 @@ def _stamp() -> str:
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
 
 
-def _learning_part(recipe: Recipe, phase: str) -> dict[str, Any]:
+def _learning_part(recipe: Recipe, phase: str) -> dict[str, object]:
     tree = recipe.model_dump(mode="json")
     parts = {key: tree[key] for key in ("seed", "model", "data", "optimizer")}
     parts["training"] = {"guards": tree["training"]["guards"]}

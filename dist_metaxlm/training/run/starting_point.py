@@ -13,8 +13,6 @@ The command line decides between the first three (`origin_of`); an intact checkp
 
 from __future__ import annotations
 
-from typing import Any
-
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import restore_scaler
@@ -25,7 +23,7 @@ from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, checkpoin
 from dist_metaxlm.training.checkpointing.manifest import list_steps
 from dist_metaxlm.training.engine.model import TrainedModel
 from dist_metaxlm.training.loop.progress import Progress
-from dist_metaxlm.training.run.carry_over import Carried, carry_optimizer, carry_over, carry_own, describe
+from dist_metaxlm.training.run.carry_over import Carried, CarryOverReport, carry_optimizer, carry_over, carry_own, describe
 from dist_metaxlm.training.run.context import Options, RunContext
 from dist_metaxlm.training.run.initial_weights import check_initial_weights, load_initial_weights
 from dist_metaxlm.training.run.run_folder import PhaseFolder
@@ -40,7 +38,7 @@ class StartingPoint:
         return 0
 
     @property
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> CarryOverReport | None:
         """Content of the phase's carry_over.json, after `load`; None if nothing is carried over."""
         return None
 
@@ -110,7 +108,7 @@ class CarriedOver(StartingPoint):
         return int(finished["steps"]) if finished else 0
 
     @property
-    def report(self) -> dict[str, Any] | None:
+    def report(self) -> CarryOverReport | None:
         """See `StartingPoint`."""
         return None if self._carried is None else self._carried.report
 

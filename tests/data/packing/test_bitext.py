@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_metaxlm.data.packing.bitext import BitextWindows, swap_sides
-from dist_metaxlm.data.tokenizer import PAD
+from dist_metaxlm.data.special_tokens import PAD
 from dist_metaxlm.errors import UserError
 
 LENGTH = 24

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_metaxlm.data.tokenizer import BOS, EOS, Tokenizer
+from dist_metaxlm.data.special_tokens import BOS, EOS
+from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens import manifest
 from dist_metaxlm.data.tokens import store as store_module
 from dist_metaxlm.data.tokens.store import Corpus, TokenStore

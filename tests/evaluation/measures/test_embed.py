@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_metaxlm.data.batch import PackedBatch
-from dist_metaxlm.data.tokenizer import BOS, EOS, PAD
+from dist_metaxlm.data.special_tokens import BOS, EOS, PAD
 from dist_metaxlm.evaluation.measures.embed import embed, mean_pool, pack_sentences
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.schema import ModelConfig
