@@ -72,8 +72,8 @@ def baseline_briefs(raw: Baselines | None) -> dict[str, Brief]:
 
 def _accuracy(group: Literal["en", "others"]) -> Callable[[Brief], float | None]:
     def read(brief: Brief) -> float | None:
-        found = brief.get("fill_mask")
-        words = found and found[group]
+        hidden = brief.get("fill_mask")
+        words = hidden and hidden[group]
         return None if words is None else 100 * float(words["top5"])
 
     return read

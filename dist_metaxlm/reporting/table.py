@@ -116,9 +116,9 @@ def _words_found(words: WordsFound | None) -> list[str]:
     if words is None:
         return []
     shown = [
-        f"{label} {100 * found['top1']:.1f}% ({100 * found['top5']:.1f}% in five guesses)"
-        for found, label in ((words["en"], "English"), (words["others"], "others"))
-        if found
+        f"{label} {100 * share['top1']:.1f}% ({100 * share['top5']:.1f}% in five guesses)"
+        for share, label in ((words["en"], "English"), (words["others"], "others"))
+        if share
     ]
     return [f"hidden words found: {', '.join(shown)}"] if shown else []
 
@@ -186,11 +186,11 @@ def _outcome(summary: Summary, console: Console) -> Table:
     row("English prose perplexity", evaluation, lambda e: number(e.get("english_prose_perplexity"), 1))
     row("other languages' perplexity", evaluation, lambda e: number(e.get("other_perplexity"), 1))
     nothing: WordsFound = {"en": None, "others": None}
-    found = {name: e.get("fill_mask", nothing) for name, e in evaluation.items()}
-    row("English hidden words, first guess", found, lambda words: _share(words["en"], "top1"))
-    row("English hidden words, first five", found, lambda words: _share(words["en"], "top5"))
-    row("others' hidden words, first guess", found, lambda words: _share(words["others"], "top1"))
-    row("others' hidden words, first five", found, lambda words: _share(words["others"], "top5"))
+    hidden = {name: e.get("fill_mask", nothing) for name, e in evaluation.items()}
+    row("English hidden words, first guess", hidden, lambda words: _share(words["en"], "top1"))
+    row("English hidden words, first five", hidden, lambda words: _share(words["en"], "top5"))
+    row("others' hidden words, first guess", hidden, lambda words: _share(words["others"], "top1"))
+    row("others' hidden words, first five", hidden, lambda words: _share(words["others"], "top5"))
     row("retrieval P@1, best layer", evaluation, lambda e: number(e.get("mean_p_at_1"), 3))
     row("best layer", evaluation, lambda e: _known(e.get("best_layer", "")))
     row("languages", evaluation, lambda e: str(e.get("languages") or ""))

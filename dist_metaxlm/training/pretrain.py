@@ -63,11 +63,8 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
             report_finished(recipe, options, folder)
         return
     check_peers(topology)
-    warning = check_room(folder.checkpoints, recipe, options.phase, from_scratch=options.resume == "never")
-    if warning and topology.is_first:
-        logger.warning(warning)
-    origin = origin_of(recipe, folder, options)
-    origin.check()
+    _check_room(recipe, options, topology, folder)
+    (origin := origin_of(recipe, folder, options)).check()
     prepare_data(recipe, topology)
     tokenizer, data = open_data(recipe, options.phase)  # on errors the phase's folder is unchanged
     probe = open_probe(recipe) if recipe.training.probe_interval else None
@@ -102,6 +99,13 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
                 lease=held,
             )
             run_phase(context, origin)
+
+
+def _check_room(recipe: Recipe, options: Options, topology: Topology, folder: PhaseFolder) -> None:
+    """Refuse a disk without room for a checkpoint; warn if it has little."""
+    warning = check_room(folder.checkpoints, recipe, options.phase, from_scratch=options.resume == "never")
+    if warning and topology.is_first:
+        logger.warning(warning)
 
 
 def _check(recipe: Recipe, options: Options, topology: Topology) -> None:

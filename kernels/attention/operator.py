@@ -231,7 +231,7 @@ class _Context(Context):
     dropping: list[int | float]
     """salt, first_head and rate."""
     others: int
-    """Arguments after queries, keys and values, none of which has a gradient."""
+    """Arguments after queries, keys and values; none has a gradient."""
 
 
 def save_for_backward(ctx: _Context, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dist_metaxlm.deepspeed_adapter.stale_gradients import prevent_stale_gradients
+from dist_metaxlm.deepspeed_adapter.gradients import prevent_stale_gradients
 
 
 class Offloaded:

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from dist_metaxlm.deepspeed_adapter import tied_gradients
-from dist_metaxlm.deepspeed_adapter.tied_gradients import add_in_fp32, sum_tied_gradient
+from dist_metaxlm.deepspeed_adapter import gradients
+from dist_metaxlm.deepspeed_adapter.gradients import add_in_fp32, sum_tied_gradient
 
 
 @pytest.fixture(autouse=True)
 def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two holders with the same gradient."""
-    monkeypatch.setattr(tied_gradients.dist, "all_reduce", lambda tensor, group: tensor.mul_(2))
+    monkeypatch.setattr(gradients.dist, "all_reduce", lambda tensor, group: tensor.mul_(2))
 
 
 def weight(**kept: torch.Tensor) -> Any:
@@ -48,7 +48,7 @@ def test_micro_batches_of_a_copy_are_added_in_fp32_and_forgotten_after_the_step(
 
 def test_a_holder_without_a_gradient_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[torch.Tensor] = []
-    monkeypatch.setattr(tied_gradients.dist, "all_reduce", lambda tensor, group: sent.append(tensor))
+    monkeypatch.setattr(gradients.dist, "all_reduce", lambda tensor, group: sent.append(tensor))
     sum_tied_gradient(weight(), None)
     assert [tensor.tolist() for tensor in sent] == [[0.0] * 3]
     assert sent[0].dtype == torch.float32

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from layouts import FAMILIES, ORDERS, Case, Run, deviation, run_cases, single_process
-from pairwise import Row, pairwise
 
 from dist_metaxlm.recipe.layout import Layout
 
+Row = dict[str, Any]
 STEPS, SPLIT = 8, 3
 """Steps of a run, and those before the stop."""
 BOUNDS = {"fp32": 1e-6, "bf16": 3e-3}
@@ -38,6 +38,28 @@ LAYOUTS = {
         "TP2 PP2 sequence ZeRO-1": Layout(tensor=2, pipeline=2, sequence=True),
     },
 }
+
+
+def pairs_of(row: Mapping[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
+    """Every two settings of a row with their values."""
+    return set(itertools.combinations(row.items(), 2))
+
+
+def pairwise(settings: Mapping[str, Sequence[Any]], legal: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+    """Legal combinations that cover every pair of values that occurs in any of them; the same ones each time.
+
+    Greedy: of all combinations the first one with the most pairs that are still missing, until none are. For settings of a
+    few thousand combinations.
+    """
+    rows = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
+    pairs = [(row, pairs_of(row)) for row in rows if legal(row)]
+    missing = set().union(*(of for _, of in pairs))
+    chosen = []
+    while missing:
+        row, of = max(pairs, key=lambda pair: len(pair[1] & missing))
+        chosen.append(row)
+        missing -= of
+    return chosen
 
 
 def rows(ranks: int) -> list[Row]:

@@ -60,7 +60,7 @@ class Case:
 
 
 # Steps whose objectives do not reach every parameter: DeepSpeed keeps gradients from step to step
-# (dist_metaxlm/deepspeed_adapter/stale_gradients.py).
+# (dist_metaxlm/deepspeed_adapter/gradients.py).
 _MLM, _TLM = "{name: mlm, batch_tokens: 256}", "{name: tlm, batch_tokens: 128, weight: 0.5}"
 _CONTRAST = "{name: contrast, pairs: 16, group: 16, layer: 1, max_tokens: 24}"  # without the upper block and the head
 ORDERS = {

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from crossed import BOUNDS, LAYOUTS, keeps, measure, rows
-from pairwise import pairs_of, pairwise
+from crossed import BOUNDS, LAYOUTS, keeps, measure, pairs_of, pairwise, rows
 
 
 def test_every_legal_pair_occurs() -> None:

@@ -12,10 +12,10 @@ from dist_metaxlm.deepspeed_adapter.config_check import fields_in
 from dist_metaxlm.deepspeed_adapter.config_files import refusals_in_words, settings
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.gradient_norm import use_exact_norms
+from dist_metaxlm.deepspeed_adapter.gradients import prevent_stale_gradients
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16, prepare_scaler
 from dist_metaxlm.deepspeed_adapter.mpu import deepspeed_mpu
 from dist_metaxlm.deepspeed_adapter.parameter_shards import cut_parameters, part_shape
-from dist_metaxlm.deepspeed_adapter.stale_gradients import prevent_stale_gradients
 from dist_metaxlm.deepspeed_adapter.step_gate import gate_updates
 from dist_metaxlm.deepspeed_adapter.version import check_version
 from dist_metaxlm.deepspeed_adapter.weight_check import check_all_weights

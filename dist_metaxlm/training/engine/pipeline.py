@@ -24,7 +24,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import MicroStep
-from dist_metaxlm.deepspeed_adapter.tied_gradients import add_in_fp32, sum_tied_gradient
+from dist_metaxlm.deepspeed_adapter.gradients import add_in_fp32, sum_tied_gradient
 from dist_metaxlm.modeling.block import Block
 from dist_metaxlm.modeling.embedding import Embedding
 from dist_metaxlm.modeling.encoder import Encoder
@@ -101,7 +101,7 @@ class PipelinedModel(PipelineModule):
     def get_tied_weights_and_groups(self) -> list[tuple[torch.Tensor, dist.ProcessGroup]]:
         """Sum the tied gradients of a step, when DeepSpeed is about to average gradients over data-parallel ranks.
 
-        Nothing is returned for it to sum (deepspeed_adapter/tied_gradients.py).
+        Nothing is returned for it to sum (deepspeed_adapter/gradients.py).
         """
         for comm in self.tied_comms.values():
             sum_tied_gradient(comm["module"].weight, comm["group"])

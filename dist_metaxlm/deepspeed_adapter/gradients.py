@@ -1,4 +1,6 @@
-"""Prevents gradients of an earlier step from entering an update, whatever parameters the step's objectives reach.
+"""Gradients that DeepSpeed keeps from step to step, or sums over pipeline stages from another place than it keeps them.
+
+Gradients of an earlier step must not enter an update, whatever parameters the step's objectives reach.
 
 Gradients that DeepSpeed (0.19.8) keeps between steps, and the workarounds:
 
@@ -13,6 +15,9 @@ Gradients that DeepSpeed (0.19.8) keeps between steps, and the workarounds:
   add the next step to it, so every later step overflows too. It is freed.
 
 ZeRO-0, and ZeRO-1 and 2 on the device, free their gradients after each step.
+
+The gradient of a weight that two pipeline stages hold is summed here in fp32: `PipelineEngine` sums tied gradients from
+`grad` or `_hp_grad`; ZeRO-1 in fp16, and with offload, has them in `grad_accum`. DeepSpeed gets an empty list.
 """
 
 from __future__ import annotations
@@ -20,12 +25,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 
-from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
+from dist_metaxlm.deepspeed_adapter.engine_protocol import DeepSpeedParameter, Engine
 
 if TYPE_CHECKING:
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+_KEPT_IN = ("_hp_grad", "grad_accum", "grad")
+"""Attributes in which the optimisers keep a step's gradient: bf16 ZeRO-1, ZeRO-1 with fp32 sums, all others."""
 
 
 def prevent_stale_gradients(engine: Engine) -> None:
@@ -79,3 +88,25 @@ def _clear_at_first_micro_step(optimizer: DeepSpeedZeroOptimizer) -> None:
         accumulate(param)
 
     optimizer.async_accumulate_grad_in_cpu_via_gpu = from_zero
+
+
+@torch.no_grad()
+def sum_tied_gradient(weight: DeepSpeedParameter, group: dist.ProcessGroup) -> None:
+    """Sum a step's gradient of `weight` over its holders in `group`, in place (collective); all of them are fp32.
+
+    The untrained copy (`ds_pipe_replicated`) begins its next step at zero.
+    """
+    kept = (getattr(weight, name, None) for name in _KEPT_IN)
+    gradient = next((value for value in kept if value is not None), None)
+    if gradient is None:  # a step without a masked-LM objective gives the head none; its peer waits for it
+        gradient = torch.zeros_like(weight, dtype=torch.float32)
+    dist.all_reduce(gradient, group=group)
+    if weight.ds_pipe_replicated:
+        weight.grad_accum = None
+
+
+def add_in_fp32(weight: DeepSpeedParameter) -> None:
+    """Hook of an untrained copy: add a micro-batch's gradient to the step's, as ZeRO-1 does for trained ones."""
+    assert weight.grad is not None
+    gradient, before = weight.grad.float(), getattr(weight, "grad_accum", None)
+    weight.grad, weight.grad_accum = None, gradient if before is None else before.add_(gradient)
