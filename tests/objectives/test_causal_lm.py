@@ -144,7 +144,7 @@ def test_a_later_token_changes_no_bit_of_an_earlier_state(family: str, touched: 
         before, after = (encoder(one, layer, causal=True) for one in (batch, replace(batch, tokens=tokens)))
         assert torch.equal(before[~affected], after[~affected])
         assert not torch.equal(before[affected], after[affected])
-    assert not torch.equal(encoder(batch)[~affected], encoder(replace(batch, tokens=tokens))[~affected]) or touched == 40
+    assert not torch.equal(encoder(batch)[~affected], encoder(replace(batch, tokens=tokens))[~affected])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
