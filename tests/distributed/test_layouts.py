@@ -39,6 +39,12 @@ DWA = [
     "phases.joint.objectives=[{name: mlm, batch_tokens: 128}, {name: dwa, batch_tokens: 256, layer: 1, weight: 3.0}]",
     *DROPOUT,
 ]
+# Causal attention beside bidirectional, with local layers.
+CLM = [
+    "phases.joint.objectives=[{name: mlm, batch_tokens: 128}, {name: clm, batch_tokens: 256, target_share: 0.4}]",
+    "model.local_window=12",
+    *DROPOUT,
+]
 # Among SPREAD and DROPOUT: a layout, its family and fields, with a probe after every step.
 PROBED = [
     Case(Layout(tensor=2, zero_stage=2, sequence=True), probe=True),
@@ -71,6 +77,10 @@ def trained(
     cases["three layers"] = [Case(Layout(pipeline=4, zero_stage=0), extra=THREE_LAYERS)]
     cases["rms"] = [Case(Layout(tensor=2, pipeline=2, sequence=True), family="modern", extra=RMS)]
     cases["dwa"] = [Case(layout, extra=DWA) for layout in (Layout(zero_stage=0), Layout(micro_batch_tokens=32))]
+    cases["clm"] = [
+        Case(layout, family="modern", extra=CLM)
+        for layout in (Layout(tensor=2, zero_stage=2, sequence=True), Layout(pipeline=2), Layout(zero_stage=3))
+    ]
     cases["probed"] = PROBED
     results = iter(
         run_cases(
@@ -101,6 +111,7 @@ def check(found: dict[str, Any], single: dict[str, Any]) -> None:
         ("three layers", "xlmr", THREE_LAYERS),
         ("rms", "modern", RMS),
         ("dwa", "xlmr", DWA),
+        ("clm", "modern", CLM),
     ],
 )
 def test_the_layout_changes_nothing(

@@ -31,25 +31,25 @@ def a_batch() -> PackedBatch:
     )
 
 
-def run(model: Encoder, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def run(model: Encoder, batch: PackedBatch, causal: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    states = model(batch, step=3)
+    states = model(batch, step=3, causal=causal)
     losses = model.masked_lm_loss(states, batch.targets, batch.target_tokens)
     losses.sum().backward()
     return losses.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_losses_and_gradients(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "causal"), [*((family, False) for family in FAMILIES), ("xlmr", True), ("modern", True)])
+def test_losses_and_gradients(family: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     shape = {"layers": 2, "hidden": 16, "heads": 2, "ffn": 24, "vocab_size": 310, "max_positions": 32}
     config = ModelConfig(**(shape | {"dropout": 0.2, "attention_dropout": 0.1} | FAMILIES[family]))
     model = Encoder(config, seed=4)
     batch = a_batch()
     monkeypatch.setenv(registry.VARIABLE, "reference")
-    expected, gradients = run(model, batch)
+    expected, gradients = run(model, batch, causal)
     monkeypatch.setenv(registry.VARIABLE, "triton")
-    losses, others = run(model, batch)
+    losses, others = run(model, batch, causal)
     used = {name for name, backend in registry.choices().items() if backend == "triton"}
     expected_here = {"geglu", "rotate", "embed_norm"} if family.startswith("modern") else {"bias_gelu"}
     assert {"linear_cross_entropy", "add_norm", "norm"} | expected_here <= used

@@ -72,24 +72,33 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def reference(fused: torch.Tensor, lengths: list[int], local_window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def reference(
+    fused: torch.Tensor, lengths: list[int], local_window: int | None, causal: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     queries, keys, values = fused.double().unbind(2)
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     places = torch.arange(ids.numel())
     allowed = ids[:, None] == ids[None]
     if local_window is not None:
         allowed &= (places[:, None] - places[None]).abs() <= local_window // 2
+    if causal:
+        allowed &= places[:, None] >= places[None]
     scores = torch.einsum("qhd,khd->hqk", queries, keys) / queries.shape[2] ** 0.5
     scores = scores.masked_fill(~allowed, float("-inf"))
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values), scores.logsumexp(-1) / torch.log(torch.tensor(2.0))
 
 
 def attend(
-    library: ctypes.CDLL, variant: str, fused: torch.Tensor, lengths: list[int], local_window: int | None
+    library: ctypes.CDLL,
+    variant: str,
+    fused: torch.Tensor,
+    lengths: list[int],
+    local_window: int | None,
+    causal: bool = False,
 ) -> tuple[int, tuple[torch.Tensor, torch.Tensor]]:
     """The library's code and what it wrote, on the CPU, for `fused` [T, H, 3, D]."""
     cuts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=fused.device)
-    table = tile_table(cuts, sum(lengths), cuda.TILE_ROWS, local_window)
+    table = tile_table(cuts, sum(lengths), cuda.TILE_ROWS, local_window, "earlier" if causal else "both")
     outputs = attention_outputs(fused[:, :, 0])
     code = cuda.launch(library, fused.unbind(2), outputs, table.tiles, table.bounds, table.rows, 0, variant)
     return code, (outputs[0].cpu(), outputs[1].cpu())
@@ -122,6 +131,12 @@ def test_the_kernel_source_computes_attention(
     check(cuda.load(emulated), variant, lengths, local_window, heads, width, "cpu")
 
 
+@pytest.mark.parametrize("local_window", [None, 24])
+@pytest.mark.parametrize("variant", ["portable", "hopper"])
+def test_the_kernel_source_computes_causal_attention(emulated: Path, variant: str, local_window: int | None) -> None:
+    check(cuda.load(emulated), variant, [3, 150, 2], local_window, 1, 64, "cpu", causal=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @CASES
 def test_the_kernel_computes_attention_on_a_device(
@@ -133,13 +148,20 @@ def test_the_kernel_computes_attention_on_a_device(
 
 
 def check(
-    library: ctypes.CDLL, variant: str, lengths: list[int], local_window: int | None, heads: int, width: int, device: str
+    library: ctypes.CDLL,
+    variant: str,
+    lengths: list[int],
+    local_window: int | None,
+    heads: int,
+    width: int,
+    device: str,
+    causal: bool = False,
 ) -> None:
     torch.manual_seed(0)
     fused = torch.randn(sum(lengths), heads, 3, width).bfloat16()
-    code, outputs = attend(library, variant, fused.to(device), lengths, local_window)
+    code, outputs = attend(library, variant, fused.to(device), lengths, local_window, causal)
     assert code == 0, library.metaxlm_error_string(code)
-    mixed, log_sums = reference(fused, lengths, local_window)
+    mixed, log_sums = reference(fused, lengths, local_window, causal)
     # Weights and output are rounded to bf16 (2 ** -9 relative each).
     torch.testing.assert_close(outputs[0].double(), mixed, rtol=1e-2, atol=1e-2)
     assert (outputs[0].double() - mixed).norm() / mixed.norm() < 4e-3

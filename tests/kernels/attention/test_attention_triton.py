@@ -224,6 +224,32 @@ def test_it_is_an_operator_like_any_other() -> None:
         assert set(outcome.values()) == {"SUCCESS"}
 
 
+class _Context:
+    """What the operator's autograd functions need of a context."""
+
+    saved_tensors: tuple[torch.Tensor | None, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+    def mark_non_differentiable(self, *_: torch.Tensor) -> None:
+        """Nothing is differentiated automatically here."""
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_forward_without_dropout_has_the_same_backward(causal: bool) -> None:
+    """The CUDA C++ forward has the first nine arguments only."""
+    pattern = pattern_of([9, 3], None, torch.float32, causal=causal)
+    fused, weights = inputs([9, 3], 1, 16, torch.float32)
+    expected = torch.autograd.grad((packed_attention(*fused.unbind(2), pattern) * weights).sum(), fused)[0]
+    arguments = (*fused.detach().unbind(2), *operator.table_arguments(pattern), False)
+    context = _Context()
+    operator.save_for_backward(context, arguments, operator.attention_forward(*arguments, None, 0, 0, 0.0))
+    gradients = operator.backward(context, weights, None)
+    assert len(gradients) == len(arguments)
+    assert torch.equal(torch.stack(gradients[:3], 2), expected)
+
+
 def test_recomputed_activations_give_the_same_gradients() -> None:
     pattern = pattern_of([9, 3], None, torch.float32)
     fused, weights = inputs([9, 3], 1, 16, torch.float32)
