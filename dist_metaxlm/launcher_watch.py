@@ -59,4 +59,8 @@ def _is_launcher(pid: int) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return any(name in command for name in _LAUNCHERS)
+    # A launcher is a Python program: a shell script of such a name may end before the job that it has started.
+    program = command.split(b"\0", 1)[0].rpartition(b"/")[2]
+    return program.startswith((b"python", b"pt_elastic", b"torchrun", b"deepspeed")) and any(
+        name in command for name in _LAUNCHERS
+    )
