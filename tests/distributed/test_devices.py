@@ -25,7 +25,7 @@ from dist_metaxlm.deepspeed_adapter import gradient_norm
 from dist_metaxlm.kernels.head import linear_cross_entropy as head
 from dist_metaxlm.parallel import groups, process_group
 from dist_metaxlm.parallel.topology import Topology, locate_ranks
-from dist_metaxlm.training.checkpointing import checkpoint, saving
+from dist_metaxlm.training.checkpointing import agreement, checkpoint, saving
 from dist_metaxlm.training.checkpointing import gather_plan as pieces
 from dist_metaxlm.training.engine.matrix_exchange import MatrixExchange
 from dist_metaxlm.training.engine.pipeline import PipelinedModel
@@ -152,7 +152,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "bytes of a save": lambda: saver(
         _pieces=SimpleNamespace(written=[]), _replicas=SimpleNamespace(shapes={})
     )._bytes_of_all(),
-    "errors of a save": lambda: saver()._together(None, Path()),
+    "errors of a save": lambda: agreement.together(None, "gloo", Path()),  # type: ignore[arg-type]
     "digests of a save": lambda: saver()._sealed_by_all({}),
     "who holds what": exchanged,
     "pieces sent": lambda: piece_of(1).send({(kind, 0): torch.zeros(2) for kind in range(3)}),
