@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from dist_metaxlm.parallel.placement import Placement
 from dist_metaxlm.parallel.topology import Topology, filled_nodes
 from dist_metaxlm.planning.parameters import count_parameters, stage_parameters
-from dist_metaxlm.planning.stages import Stage, model_stages
+from dist_metaxlm.planning.stages import Stage, model_stages, needs_blocks
 from dist_metaxlm.recipe.objectives.base import EncoderPass
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 
@@ -50,7 +50,9 @@ def predict_traffic(recipe: Recipe, phase: str, nodes: int, ranks_a_node: int) -
         layout.tensor,
         layout.pipeline,
     )
-    stages = model_stages(recipe.model, config.sequence_length, config.targets_per_token, layout.pipeline)
+    stages = model_stages(
+        recipe.model, config.sequence_length, config.targets_per_token, layout.pipeline, needs_blocks(recipe)
+    )
     sent = [0.0] * nodes
     size = place.topology.world_size
     for rank in range(size):

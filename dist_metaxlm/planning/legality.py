@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dist_metaxlm.parallel.placement import Nodes, describe_crossing, first_crossing
+from dist_metaxlm.planning.stages import needs_blocks
 from dist_metaxlm.recipe.layout import Layout, Problem, assignment, contradictions
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.recipe.sharing import undivided
@@ -82,6 +83,10 @@ class _Judge:
         layers, stages, reasons = self.recipe.model.layers, layout.pipeline, []
         if stages > layers + 2:
             reasons.append(f"is more stages than the {pluralize(layers, 'layer')}, embedding and head of the model can fill")
+        elif stages > layers and needs_blocks(self.recipe):
+            reasons.append(
+                f"is more stages than the {pluralize(layers, 'layer')}, and with optimizer.name=muon each needs one"
+            )
         if self.cluster is not None:
             ranks = self.cluster.world_size
             left = ranks // layout.tensor if ranks % layout.tensor == 0 else ranks

@@ -23,7 +23,7 @@ from dist_metaxlm.planning.hardware import Device, device_named
 from dist_metaxlm.planning.legality import is_legal
 from dist_metaxlm.planning.memory import HostMemory, MemoryEstimate, estimate_host_memory, estimate_memory
 from dist_metaxlm.planning.parameters import copied_parameters, count_parameters
-from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, part_costs
+from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, needs_blocks, part_costs
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.text import pluralize
@@ -122,7 +122,7 @@ def plan(recipe: Recipe, cluster: Cluster) -> list[Plan]:
     layouts = list(_layouts(recipe, cluster, precision))
     cuts: dict[int, Stages] = {
         count: {
-            name: model_stages(recipe.model, phase.sequence_length, phase.targets_per_token, count)
+            name: model_stages(recipe.model, phase.sequence_length, phase.targets_per_token, count, needs_blocks(recipe))
             for name, phase in recipe.phases.items()
         }
         for count in {layout.pipeline for layout in layouts}

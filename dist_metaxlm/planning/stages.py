@@ -6,11 +6,12 @@ as several blocks, so the last stage may have fewer blocks than the others, or n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_metaxlm.planning.flops import flops_per_token
-from dist_metaxlm.recipe.schema import ModelConfig
+from dist_metaxlm.recipe.schema import ModelConfig, Recipe
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,29 @@ def part_costs(model: ModelConfig, length: float, target_share: float) -> list[f
     return [0.0, *blocks, flops_per_token(model, length, target_share, 0)]
 
 
-def balanced_stages(costs: Sequence[float], stages: int) -> list[Stage]:
+def balanced_stages(costs: Sequence[float], stages: int, with_blocks: bool = False) -> list[Stage]:
     """Cut parts of `costs` (embedding, blocks, head) into `stages` runs of at least one part each.
 
-    The cut minimises the largest sum of a run, and among such cuts the sum of squares.
+    The cut minimises the largest sum of a run, and among such cuts the sum of squares. `with_blocks`: every run has a block.
     """
     parts = len(costs)
-    assert 1 <= stages <= parts, f"{parts} parts cannot be cut into {stages} stages"
+    most = parts - 2 if with_blocks else parts
+    assert 1 <= stages <= most, f"{parts} parts cannot be cut into {stages} stages"
+
+    def cost_of(start: int, end: int) -> float:
+        empty = max(start, 1) >= min(end, parts - 1)
+        return math.inf if with_blocks and empty else before[end] - before[start]
+
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
     # best[end]: (largest sum, sum of squares, starts of the runs) of the first `end` parts, for a growing number of runs.
     best: dict[int, tuple[float, float, tuple[int, ...]]] = {
-        end: (before[end], before[end] ** 2, (0,)) for end in range(1, parts + 1)
+        end: (cost_of(0, end), cost_of(0, end) ** 2, (0,)) for end in range(1, parts + 1)
     }
     for run in range(2, stages + 1):
         best = {
-            end: min(_with_run(best[start], start, before[end] - before[start]) for start in range(run - 1, end))
+            end: min(_with_run(best[start], start, cost_of(start, end)) for start in range(run - 1, end))
             for end in range(run, parts + 1)
         }
     bounds = [*best[parts][2], parts]
@@ -67,9 +74,20 @@ def _with_run(cut: tuple[float, float, tuple[int, ...]], start: int, cost: float
     return max(largest, cost), squares + cost**2, (*starts, start)
 
 
-def model_stages(model: ModelConfig, length: float, target_share: float, stages: int) -> list[Stage]:
-    """The stages of `model` for documents of `length` tokens."""
-    return balanced_stages(part_costs(model, length, target_share), stages)
+def model_stages(
+    model: ModelConfig, length: float, target_share: float, stages: int, with_blocks: bool = False
+) -> list[Stage]:
+    """The stages of `model` for documents of `length` tokens; `with_blocks` as in `balanced_stages`."""
+    return balanced_stages(part_costs(model, length, target_share), stages, with_blocks)
+
+
+def needs_blocks(recipe: Recipe) -> bool:
+    """Whether every stage must have a block.
+
+    Muon updates the blocks' matrices in a group of their own, and DeepSpeed 0.19.8 sums the gradient norm over the stages
+    once for each group (`scaled_global_norm`): a stage without that group would never answer.
+    """
+    return recipe.optimizer.name == "muon"
 
 
 def idle_share(costs: Sequence[float], stages: Sequence[Stage], micro_batches: int) -> float:

@@ -40,12 +40,13 @@ def begin(launcher: str, recipe: Path, run: Path) -> tuple[subprocess.Popen[byte
         cwd=ROOT,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=(run.parent / "stderr").open("wb"),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
     )
     deadline = time.monotonic() + 300
     while not (run / "meta" / "metrics.jsonl").is_file() or not (run / "meta" / "metrics.jsonl").stat().st_size:
         assert time.monotonic() < deadline, "no step was made"
-        assert process.poll() is None, "the launcher has ended"
+        assert process.poll() is None, (run.parent / "stderr").read_text(encoding="utf-8")[-2000:]
         time.sleep(0.2)
     every = psutil.Process(process.pid).children(recursive=True)
     ranks = [child for child in every if "pretrain.py" in " ".join(child.cmdline()) and "LOCAL_RANK" in child.environ()]

@@ -53,3 +53,16 @@ def test_the_idle_share_is_that_of_a_pipeline_and_grows_with_unequal_stages() ->
     assert idle_share([0.0, 1.0, 1.0], balanced_stages([0.0, 1.0, 1.0], 1), 1) == 0.0
     # By hand: stages of 1 and 3, two micro-batches: 1 + 3 + 3 = 7; one stage works 2 of them, the other 6.
     assert idle_share([1.0, 3.0], balanced_stages([1.0, 3.0], 2), 2) == pytest.approx(1 - 8 / 14)
+
+
+def test_with_muon_every_stage_has_a_block() -> None:
+    heavy_head = [0.0, 1.0, 1.0, 1.0, 1.0, 9.0]
+    assert [len(stage.blocks) for stage in balanced_stages(heavy_head, 2)] == [4, 0]
+    assert [len(stage.blocks) for stage in balanced_stages(heavy_head, 2, with_blocks=True)] == [3, 1]
+    assert [len(stage.blocks) for stage in balanced_stages(heavy_head, 4, with_blocks=True)] == [1, 1, 1, 1]
+    for layers in (1, 4, 7):
+        costs = [0.0, *[1.0] * layers, 20.0]
+        for stages in range(1, layers + 1):
+            cut = balanced_stages(costs, stages, with_blocks=True)
+            assert [block for stage in cut for block in stage.blocks] == list(range(layers))
+            assert all(stage.blocks for stage in cut)

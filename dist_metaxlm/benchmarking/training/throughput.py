@@ -102,6 +102,11 @@ class Setting:
     learning_rate: float = 1e-4
 
 
+def with_adamw(recipe: Recipe) -> Recipe:
+    """The recipe with the baseline's optimiser, so that both sides make the same updates."""
+    return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"name": "adamw"})})
+
+
 def compare_with_huggingface(
     setting: Setting, device: torch.device, keep: Callable[[Mapping[str, object]], None] = lambda so_far: None
 ) -> Comparison:
@@ -112,6 +117,7 @@ def compare_with_huggingface(
     Returns:
         JSON-ready result; `ratio` is the median over steps of their seconds / our seconds for the same text.
     """
+    setting = replace(setting, recipe=with_adamw(setting.recipe))
     recipe = setting.recipe
     begun, source = time.perf_counter(), generated_batches if setting.documents == "generated" else stored_batches
     batches = source(recipe, setting.batch_tokens, setting.steps + WARM_UP)

@@ -36,18 +36,21 @@ class Matrix:
 class MatrixExchange:
     """Exchanges a fixed list of matrices among the ranks of this pipeline stage."""
 
-    def __init__(self, matrices: Sequence[Matrix], starts: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, matrices: Sequence[Matrix], starts: Sequence[int], device: torch.device, group: dist.ProcessGroup | None
+    ) -> None:
         """Exchange the shard ranges (collective over the stage's ranks).
 
         Args:
             matrices: the same list on all ranks of the stage.
             starts: for each, the first element of this rank's piece in the flattened part.
             device: where matrices are computed and exchanged.
+            group: the stage's ranks, of `stage_group`.
         """
         self._matrices, self._device = list(matrices), device
         self._ranks = list(groups().stage_ranks)
         self._rank = dist.get_rank() if dist.is_initialized() else 0
-        self._group = _stage_group()
+        self._group = group
         self._held = self._exchange_holdings(starts)
         names = [matrix.name for matrix in matrices]
         elements = [matrix.part_shape[0] * matrix.part_shape[1] for matrix in matrices]
@@ -161,8 +164,11 @@ class MatrixExchange:
         return {rank: [LocalShard(*row) for row in table.tolist()] for rank, table in zip(self._ranks, tables, strict=True)}
 
 
-def _stage_group() -> dist.ProcessGroup | None:
-    """The ranks of this pipeline stage (collective over all ranks if there are several stages); None: all ranks."""
+def stage_group() -> dist.ProcessGroup | None:
+    """The ranks of this pipeline stage; None: all ranks.
+
+    Collective over all ranks if there are several stages, those of a stage without matrices (only the head) too.
+    """
     grid = groups()
     if grid.stages == 1:
         return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import tensor_shard
 from dist_metaxlm.objectives.model import PretrainingModel
-from dist_metaxlm.planning.stages import model_stages
+from dist_metaxlm.planning.stages import model_stages, needs_blocks
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 
 if TYPE_CHECKING:  # it imports DeepSpeed
@@ -29,5 +29,7 @@ def build_model(recipe: Recipe, phase: PhaseConfig) -> TrainedModel:
         return PretrainingModel(Encoder(recipe.model, recipe.seed, shard, deferred=deferred), phase.objectives)
     from dist_metaxlm.training.engine.pipeline import PipelinedModel
 
-    stages = model_stages(recipe.model, phase.sequence_length, phase.targets_per_token, layout.pipeline)
+    stages = model_stages(
+        recipe.model, phase.sequence_length, phase.targets_per_token, layout.pipeline, needs_blocks(recipe)
+    )
     return PipelinedModel(recipe.model, recipe.seed, shard, stages, phase.sequence_length)

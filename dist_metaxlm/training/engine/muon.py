@@ -21,7 +21,7 @@ from dist_metaxlm.deepspeed_adapter.engine_protocol import DeepSpeedParameter, E
 from dist_metaxlm.deepspeed_adapter.parameter_shards import part_shape
 from dist_metaxlm.modeling.sharding import is_block_matrix
 from dist_metaxlm.recipe.schema import ModelConfig, OptimizerConfig
-from dist_metaxlm.training.engine.matrix_exchange import Matrix, MatrixExchange
+from dist_metaxlm.training.engine.matrix_exchange import Matrix, MatrixExchange, stage_group
 from dist_metaxlm.training.engine.orthogonal import update_of
 
 _MOMENTUM, _UPDATE = "exp_avg", "exp_avg_sq"
@@ -44,12 +44,13 @@ class MuonWithAdamW(torch.optim.AdamW):
     def attach(self, engine: Engine) -> None:
         """Map the matrices to DeepSpeed's shards (collective)."""
         names = {id(param): name for name, param in optimizer_state.named_parameters(engine)}
+        group = stage_group()
         for shard, params in _shards(engine):
             own = [(names[id(p)], p) for p in params if id(p) in names and is_block_matrix(names[id(p)], part_shape(p))]
             if own:
                 pieces = [optimizer_state.own_piece(engine, p, _UPDATE) for _, p in own]
                 matrices = [Matrix(name=name, part_shape=part_shape(p), piece=partial(_piece, engine, p)) for name, p in own]
-                self._exchanges[id(shard)] = MatrixExchange(matrices, [start for start, _ in pieces], engine.device)
+                self._exchanges[id(shard)] = MatrixExchange(matrices, [start for start, _ in pieces], engine.device, group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

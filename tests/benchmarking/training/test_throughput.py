@@ -22,7 +22,7 @@ def test_generated_batches_are_full_windows_with_the_share_of_targets() -> None:
     recipe = load_recipe("quickstart", SMALL)
     one, other = generated_batches(recipe, 512, 2)
     assert one.tokens.numel() == 512
-    assert one.targets.numel() == 4 * round(0.15 * 128)
+    assert one.targets.numel() == 4 * round(recipe.phase("cross").mask_rate * 128)
     assert (one.tokens[one.targets] == 319).all()
     assert one.cu_seqlens.tolist()[-1] == 512
     assert {0, 128, 256, 384} <= set(one.cu_seqlens.tolist())
