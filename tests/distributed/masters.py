@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save, save_file
+from subgroups import close_subgroups
 from worker_layouts import CPU, check_tied
 
 from dist_metaxlm.data.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ from dist_metaxlm.interop.shard_writer import WEIGHTS
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.modeling.sharding import own_part
-from dist_metaxlm.parallel.groups import forget_groups, form_groups
+from dist_metaxlm.parallel.groups import form_groups
 from dist_metaxlm.parallel.process_group import barrier
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.planning.parameters import count_parameters
@@ -116,8 +117,7 @@ def begun(
     )
     run_phase.run_phase(context, origin_of(recipe, folder, options))
     run_phase.train, run_phase.finish = train, finish
-    barrier()
-    forget_groups()
+    close_subgroups()
     if not count_parameters(recipe.model).total // 8 < held:
         wrong.append(f"only {held} elements")
     return wrong

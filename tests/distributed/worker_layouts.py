@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 from layouts import digest
+from subgroups import close_subgroups, keep_collections_short
 
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.steps import StepPlan
@@ -27,8 +28,8 @@ from dist_metaxlm.evaluation.measures.perplexity import masked_perplexity
 from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.sharding import gather_whole, partition_axis
-from dist_metaxlm.parallel.groups import forget_groups, form_groups, groups
-from dist_metaxlm.parallel.process_group import barrier, process_group, rank, sum_over_batch
+from dist_metaxlm.parallel.groups import form_groups, groups
+from dist_metaxlm.parallel.process_group import process_group, rank, sum_over_batch
 from dist_metaxlm.parallel.topology import detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
@@ -184,8 +185,7 @@ def run_case(case: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         result["heldout"], result["heldout_alone"] = heldout, heldout_alone(recipe, weights) if heldout else {}
         result["weights"] = {name: float(value.double().norm()) for name, value in weights.items()}
     engine.destroy()
-    barrier()
-    forget_groups()
+    close_subgroups()
     return result
 
 
@@ -207,6 +207,7 @@ def heldout_alone(recipe: Recipe, weights: dict[str, torch.Tensor]) -> dict[str,
 def main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     topology = detect_topology()
+    keep_collections_short()
     with process_group(topology, CPU):
         results = [run_case(case, job) for case in job["cases"]]
         if topology.is_first:

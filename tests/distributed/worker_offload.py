@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from subgroups import keep_collections_short
 from worker_layouts import CPU, run_case, train
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
@@ -50,6 +51,7 @@ def overflowing(job: dict[str, Any], overrides: list[str]) -> list[float]:
 def main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     topology = detect_topology()
+    keep_collections_short()
     with process_group(topology, CPU):
         results = [run_case(case, job) for case in job["cases"]]
         refusals = []

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from masters import check_masters
+from subgroups import keep_collections_short
 from worker_layouts import CPU, run_case
 
 from dist_metaxlm.parallel.process_group import barrier, process_group
@@ -61,6 +62,7 @@ def train_and_resume(job: dict[str, Any], topology: Topology) -> None:
 def main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     topology = detect_topology()
+    keep_collections_short()
     with process_group(topology, CPU):
         if job["fp16"]:
             train_and_resume(job, topology)

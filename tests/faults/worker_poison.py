@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+from subgroups import close_subgroups, keep_collections_short
+
 from dist_metaxlm import failpoints
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.parallel.groups import forget_groups, form_groups
-from dist_metaxlm.parallel.process_group import barrier, process_group
+from dist_metaxlm.parallel.groups import form_groups
+from dist_metaxlm.parallel.process_group import process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.run.context import Options, RunContext
@@ -48,14 +51,14 @@ def train(job: dict[str, Any], case: dict[str, Any], topology: Topology) -> str:
     except UserError as error:
         sentence = str(error)
     failpoints.plant(topology.rank, "")
-    barrier()
-    forget_groups()
+    close_subgroups()
     return sentence
 
 
 def main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
     topology = detect_topology()
+    keep_collections_short()
     with process_group(topology, CPU):
         sentences = [train(job, case, topology) for case in job["cases"]]
         Path(f"{job['output']}.{topology.rank}").write_text(json.dumps(sentences))
