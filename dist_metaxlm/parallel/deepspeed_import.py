@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -33,6 +34,13 @@ def import_deepspeed() -> ModuleType:
 
 def _import_muon() -> None:
     """Import Muon's functions uncompiled; this project does not call them."""
+    with without_compiling():
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+
+@contextlib.contextmanager
+def without_compiling() -> Iterator[None]:
+    """Inside, torch.compile returns the function it is given: as a decorator it imports Inductor, which takes seconds."""
     compiling = torch.compile
 
     def plain(model: Any = None, **_: object) -> Any:
@@ -40,6 +48,6 @@ def _import_muon() -> None:
 
     torch.compile = plain
     try:
-        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+        yield
     finally:
         torch.compile = compiling

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from dist_metaxlm.parallel.current_device import patch_current_device
+from dist_metaxlm.parallel.deepspeed_import import without_compiling
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def form_groups(tensor: int, pipeline: int, device: torch.device) -> None:
     if tensor == 1 and pipeline == 1:
         return
     patch_current_device(device)
-    from megatron.core import parallel_state
+    with without_compiling():  # megatron-core's fused functions, which no layer here calls
+        from megatron.core import parallel_state
 
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, create_gloo_process_groups=False

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save, save_file
-from subgroups import close_subgroups
-from worker_layouts import CPU, check_tied
+from worker_layouts import CPU, check_tied, close_subgroups
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.deepspeed_adapter import optimizer_state

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from subgroups import keep_collections_short
-from worker_layouts import CPU, run_case, train
+from worker_layouts import CPU, keep_collections_short, run_case, train
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.errors import UserError

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from masters import check_masters
-from subgroups import keep_collections_short
-from worker_layouts import CPU, run_case
+from worker_layouts import CPU, keep_collections_short, run_case
 
 from dist_metaxlm.parallel.process_group import barrier, process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
-from subgroups import close_subgroups, keep_collections_short
+from worker_layouts import close_subgroups, keep_collections_short
 
 from dist_metaxlm import failpoints
 from dist_metaxlm.errors import UserError

@@ -93,3 +93,20 @@ def test_a_rank_imports_the_heavy_where_it_uses_it_and_builds_nothing() -> None:
         "dist_metaxlm.kernels.attention.cuda",
     )
     assert loaded(RANK, (*unused, muon)) == {muon}
+
+
+def test_tensor_parallel_groups_do_not_import_the_compiler() -> None:
+    """megatron-core applies torch.compile to functions that no layer here calls; Inductor would cost a rank four seconds."""
+    code = """
+import contextlib, torch
+from dist_metaxlm.parallel.groups import form_groups
+from dist_metaxlm.parallel.process_group import process_group
+from dist_metaxlm.parallel.topology import detect_topology
+compiling = torch.compile
+with process_group(detect_topology(), torch.device("cpu")):
+    with contextlib.suppress(RuntimeError):  # two tensor ranks of one process: refused after the import
+        form_groups(2, 1, torch.device("cpu"))
+assert torch.compile is compiling
+"""
+    layers = "megatron.core.tensor_parallel.layers"
+    assert loaded(code, (layers, "torch._inductor.compile_fx")) == {layers}
