@@ -23,7 +23,9 @@ SHORT = (
     "phases.joint.steps=4",
     "training.log_interval=2",
     "training.checkpoint_interval=4",
-    "data.tokenizer.sample_bytes=3000000",
+    "data.tokenizer.sample_bytes=1000000",
+    "data.heldout_strings=150",
+    "model.layers=2",
     "model.hidden=64",
     "model.heads=2",
     "model.ffn=256",
@@ -75,7 +77,8 @@ def test_make_demo(place: Path) -> None:
     run(["make", "demo", f"VENV={BIN.parent}", f"RUN={place / 'demo'}", f"ARGS={overrides}", "-o", f"{BIN.parent}/.ready"])
     summary = json.loads((place / "demo" / "summary.json").read_text(encoding="utf-8"))
     assert summary["phases"]["cross"]["steps"] == 4
-    assert summary["evaluation"]["cross"]["candidates_min"] >= 400
+    # Of 150 strings asked for (600 in the quickstart itself, where evaluation would take minutes here).
+    assert summary["evaluation"]["cross"]["candidates_min"] >= 100
     assert len(summary["fill_mask"]) == 3
     page = (place / "demo" / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 4
