@@ -19,6 +19,9 @@ if os.environ["TRITON_INTERPRET"] == "1":
 import pytest
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent))
+import prefork
+
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = {
     "en": " ".join(
@@ -148,28 +151,17 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
+        **prefork.ON_A_CPU,
     }
 
 
-def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
+def start(ranks: int, *command: str | Path, cwd: Path = ROOT) -> list[prefork.Child | subprocess.Popen[str]]:
     """Start `ranks` processes of a script with the environment that a launcher would give them."""
     from dist_metaxlm.parallel.topology import free_port
 
     port = free_port()
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=cwd,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=rank_environment(rank, ranks, port),
-        )
-        for rank in range(ranks)
-    ]
+    words = [str(word) for word in command]
+    return [prefork.start(words, cwd, rank_environment(rank, ranks, port), rank) for rank in range(ranks)]
 
 
 def run(ranks: int, *command: str | Path, cwd: Path = ROOT, timeout: float = 900) -> str:
@@ -187,6 +179,12 @@ def run(ranks: int, *command: str | Path, cwd: Path = ROOT, timeout: float = 900
     ]
     assert not failed, "\n".join(failed)
     return outcomes[0][0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_end_with_the_tests() -> Iterator[None]:
+    yield
+    prefork.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ SHORT = (
     "training.checkpoint_interval=4",
     "data.tokenizer.sample_bytes=1000000",
     "data.heldout_strings=150",
-    "model.layers=2",
+    "model.layers=3",
     "model.hidden=64",
     "model.heads=2",
     "model.ffn=256",
@@ -52,8 +52,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dist_metaxlm.preparation.prepare import prepare
 
     folder = tmp_path_factory.mktemp("readme")
+    recipe = load_recipe("quickstart", [*SHORT, f"data.directory={folder / 'data'}"])
     try:
-        prepare(load_recipe("quickstart", [*SHORT, f"data.directory={folder / 'data'}"]), lambda line: None)
+        prepare(recipe, lambda line: None)
     except UserError as error:
         pytest.skip(f"no quickstart corpus: {error}")
     return folder

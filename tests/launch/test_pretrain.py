@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import prefork
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -277,13 +279,12 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly(
 
 
 def fails_with_one_sentence(*arguments: str, code: int = 2, cwd: Path = ROOT) -> str:
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
-    )
-    assert result.returncode == code, result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, result.stderr
-    assert "Traceback" not in result.stderr
+    result = prefork.start([str(SCRIPT), *arguments], cwd, {**os.environ, **prefork.ON_A_CPU})
+    said = result.communicate(timeout=120)[1]
+    assert result.returncode == code, said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said
+    assert "Traceback" not in said
     return errors[0]
 
 
