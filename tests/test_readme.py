@@ -24,11 +24,11 @@ SHORT = (
     "training.log_interval=2",
     "training.checkpoint_interval=4",
     "data.tokenizer.sample_bytes=1000000",
-    "data.heldout_strings=150",
+    "data.heldout_strings=500",
     "model.layers=3",
-    "model.hidden=64",
+    "model.hidden=32",
     "model.heads=2",
-    "model.ffn=256",
+    "model.ffn=64",
 )
 
 
@@ -78,8 +78,8 @@ def test_make_demo(place: Path) -> None:
     run(["make", "demo", f"VENV={BIN.parent}", f"RUN={place / 'demo'}", f"ARGS={overrides}", "-o", f"{BIN.parent}/.ready"])
     summary = json.loads((place / "demo" / "summary.json").read_text(encoding="utf-8"))
     assert summary["phases"]["cross"]["steps"] == 4
-    # Of 150 strings asked for (600 in the quickstart itself, where evaluation would take minutes here).
-    assert summary["evaluation"]["cross"]["candidates_min"] >= 100
+    # With fewer than 400 candidates evaluation has no figure of all languages.
+    assert summary["evaluation"]["cross"]["candidates_min"] >= 400
     assert len(summary["fill_mask"]) == 3
     page = (place / "demo" / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 4
