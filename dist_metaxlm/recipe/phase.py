@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from dist_metaxlm.recipe.objectives.registry import RegisteredObjective
 from dist_metaxlm.recipe.section import Section
@@ -43,9 +43,28 @@ class LearningRate(Section):
     """Last learning rate as a share of `peak`."""
 
 
+class CarryOver(Section):
+    """What a phase inherits from the one before besides the weights (always) and the tokenizer (must be the same)."""
+
+    optimizer: Literal["reset", "carry"] = "reset"
+    """Adam's moments and step count: start from zero or continue."""
+    schedule: Literal["restart", "continue"] = "restart"
+    """Learning rate: the phase's schedule from its start, or from the step that the phase before had reached."""
+    unseen_embeddings: Literal["keep", "reinitialise"] = "keep"
+    """Embeddings of tokens that were never input or target before: keep, or initialise again."""
+
+
 class PhaseConfig(Section):
     """The fields that a phase may set."""
 
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    from_: str | None = Field(None, alias="from")
+    """What the phase continues from: an earlier phase (`meta`, its end; `meta@400`, its step 400; `meta@best`, its best
+    held-out loss), `nothing`, or a folder with a slash in it: of a phase of any run (`runs/x/meta@400`) or an imported
+    model. Empty: `meta` for a phase called cross, nothing for meta, joint and the first phase; the others must say."""
+    carry_over: CarryOver | None = None
+    """What the phase inherits besides the weights, if it continues from another; empty: `carry_over` of the recipe."""
     steps: int | None = Field(None, gt=0)
     """Optimiser steps; give this or `tokens`."""
     tokens: int | None = Field(None, gt=0)

@@ -7,7 +7,7 @@ everything else (model, tokenizer, optimiser, layout) is shared by all phases of
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, model_validator
 
@@ -34,7 +34,8 @@ from dist_metaxlm.recipe.objectives.pairs import PairObjective
 from dist_metaxlm.recipe.objectives.translation_lm import TranslationLM
 from dist_metaxlm.recipe.objectives.windows import WindowObjective
 from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
-from dist_metaxlm.recipe.phase import AlphaPoint, LearningRate, PhaseConfig
+from dist_metaxlm.recipe.origins import PHASE_PATTERN, name_problems, source_problems
+from dist_metaxlm.recipe.phase import AlphaPoint, CarryOver, LearningRate, PhaseConfig
 from dist_metaxlm.recipe.section import Section
 
 __all__ = [
@@ -67,7 +68,6 @@ __all__ = [
     "WindowObjective",
 ]
 
-PHASE_NAMES = ("meta", "cross", "joint")
 LEAST_VOCAB = 301
 """Special tokens and the pieces of single bytes need more than 260 ids."""
 LAYOUT_LATER = "layout later"
@@ -135,17 +135,6 @@ class ModelConfig(Section):
                 "norm_type: layer, or family: modern and norm: pre"
             )
         return self
-
-
-class CarryOver(Section):
-    """What `cross` inherits from the `meta` phase besides the weights (always) and the tokenizer (must be the same)."""
-
-    optimizer: Literal["reset", "carry"] = "reset"
-    """Adam's moments and step count: start from zero or continue."""
-    schedule: Literal["restart", "continue"] = "restart"
-    """Learning rate: the phase's schedule from its start, or from the step that meta reached."""
-    unseen_embeddings: Literal["keep", "reinitialise"] = "keep"
-    """Embeddings of tokens that the meta phase never saw as input or target: keep, or initialise again."""
 
 
 class OptimizerConfig(Section):
@@ -287,13 +276,15 @@ class Recipe(Section):
     deepspeed: dict[str, JsonValue] | None = None
     """Settings that only DeepSpeed reads, as in a file of --deepspeed_config; empty: those of ds_configs/."""
     carry_over: CarryOver = CarryOver()
-    """What the cross phase inherits from meta."""
-    phases: dict[Literal["meta", "cross", "joint"], PhaseConfig]
-    """The training phases."""
+    """What a phase that continues from another inherits besides the weights, unless it has its own `carry_over`."""
+    phases: dict[Annotated[str, Field(pattern=PHASE_PATTERN)], PhaseConfig]
+    """The training phases in their order, by name: letters, digits, `_` and `-`. Recipes of two-phase training call them
+    meta, cross and joint."""
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Recipe:
-        problems = [] if self.phases else [f"phases is empty; give at least one of {', '.join(PHASE_NAMES)}"]
+        problems = [] if self.phases else ["phases is empty; give at least one, such as meta, cross or joint"]
+        problems += name_problems(self.phases) + source_problems(self.phases, self.training.log_interval)
         if self.training.probe_interval and not self.data.heldout_strings:
             problems.append(
                 f"training.probe_interval {self.training.probe_interval} probes on held-out strings and "
@@ -332,6 +323,10 @@ class Recipe(Section):
             if key == name:
                 return phase
         raise UserError(f"recipe {self.name} has no phase {name!r}; it has {', '.join(self.phases)}")
+
+    def carry_over_of(self, name: str) -> CarryOver:
+        """What the phase called `name` inherits from the one before. Errors: as `phase`."""
+        return self.phase(name).carry_over or self.carry_over
 
     @property
     def whole_model(self) -> bool:
