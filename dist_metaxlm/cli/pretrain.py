@@ -38,7 +38,9 @@ def main(words: Sequence[str] | None = None) -> None:
     from dist_metaxlm.training.pretrain import Options, pretrain
 
     if arguments.from_ is not None and arguments.init_from is not None:
-        raise UserError(f"--from {arguments.from_} and --init_from {arguments.init_from} exclude each other; give one of them")
+        raise UserError(
+            f"--from {arguments.from_} and --init_from {arguments.init_from} exclude each other; give one of them"
+        )
     pretrain(
         Options(
             arguments.phase,

@@ -17,7 +17,7 @@ from dist_metaxlm.evaluation.word_filling import fill_mask_accuracy, hide_words
 from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.recipe.origins import split_mark
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.reporting.metrics import UNTRAINED, phase_names, read_json, write_json
+from dist_metaxlm.reporting.metrics import UNTRAINED, begun_phases, read_json, write_json
 from dist_metaxlm.reporting.results import Baselines, Evaluation
 from dist_metaxlm.training.run.run_folder import read_recipe
 
@@ -106,7 +106,7 @@ def load_state(
     from dist_metaxlm.training.checkpointing import checkpoint
     from dist_metaxlm.training.run import trained_phase
 
-    known = dict.fromkeys([*read_recipe(recipe_path).phases, *phase_names(run_dir)])
+    known = dict.fromkeys([*read_recipe(recipe_path).phases, *begun_phases(run_dir)])
     if split_mark(phase)[0] not in known:
         raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *known))}")
     if step is None:

@@ -120,7 +120,7 @@ def _apply_override(tree: dict[str, object], override: str) -> str | None:
     phases = tree.get("phases")
     if steps[0] == "phases" and len(steps) > 2 and isinstance(phases, dict) and steps[1] not in (*phases, "defaults"):
         known = [str(name) for name in phases if name != "defaults"]
-        return f"override {key}: unknown phase {steps[1]!r}{did_you_mean(steps[1], known)} phases are {', '.join(known)}"
+        return f"unknown phase {steps[1]!r}{did_you_mean(steps[1], known)} phases are {', '.join(known)}"
     node: Any = tree
     for index, step in enumerate(steps):
         place, last = ".".join(steps[:index]), index == len(steps) - 1

@@ -14,6 +14,8 @@ from dist_metaxlm.reporting.records import Record
 from dist_metaxlm.storage.atomic import write_text
 
 UNTRAINED = "untrained"
+USUAL_ORDER = ("meta", "cross", "joint")
+"""Phases of the shipped recipes."""
 _SET_ASIDE = re.compile(r".+-until-\d{8}T\d+")
 
 
@@ -104,10 +106,21 @@ def log_mean(values: Iterable[float | None]) -> float | None:
     return None if logarithm is None else math.exp(logarithm)
 
 
-def phase_names(run_dir: Path, recipe_phases: Iterable[str] = ()) -> list[str]:
-    """Phases of a run: `recipe_phases` in their order, then any other that has a folder."""
-    begun = [path.parent.name for path in sorted(run_dir.glob("*/recipe.yaml"))]
-    return list(dict.fromkeys([*recipe_phases, *(name for name in begun if not _SET_ASIDE.fullmatch(name))]))
+def begun_phases(run_dir: Path) -> list[str]:
+    """Phases that have a folder in a run, those with the usual names first."""
+    folders = sorted({path.parent.name for path in (*run_dir.glob("*/recipe.yaml"), *run_dir.glob("*/metrics.jsonl"))})
+    begun = [name for name in folders if not _SET_ASIDE.fullmatch(name)]
+    return sorted(begun, key=lambda name: USUAL_ORDER.index(name) if name in USUAL_ORDER else len(USUAL_ORDER))
+
+
+def possible_phases(run_dir: Path, recipe_phases: Iterable[str]) -> list[str]:
+    """Phases that a run may have results of, in order: those of its recipe, the usual ones, others that have a folder.
+
+    The usual ones keep their order among themselves, also in a recipe whose keys were sorted.
+    """
+    names = dict.fromkeys([*recipe_phases, *USUAL_ORDER, *begun_phases(run_dir)])
+    usual = iter(USUAL_ORDER)
+    return [next(usual) if name in USUAL_ORDER else name for name in names]
 
 
 def outcome_order(phases: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from dist_metaxlm.reporting.metrics import (
     evaluated,
     keys_of,
     mean,
-    phase_names,
+    possible_phases,
     read_json,
     read_metrics,
     series,
@@ -121,7 +121,7 @@ def read_run(run_dir: Path | str) -> RunFiles:
     if not isinstance(recipe, dict):
         raise UserError(f"{recipe_path} holds no settings; it is not the recipe that metaxlm pretrain wrote")
     sections = recipe.get("phases")
-    phases = phase_names(folder, sections if isinstance(sections, dict) else ())
+    phases = possible_phases(folder, sections if isinstance(sections, dict) else ())
     metrics = {phase: read_metrics(folder / phase / "metrics.jsonl") for phase in phases}
     named = evaluated(folder / "evaluation", phases)
     evaluations = {name: read_json(folder / "evaluation" / f"{name}.json") for name in named}

@@ -64,13 +64,14 @@ class Before:
         known = f"it has those of {pluralize(len(steps), 'step')}: {', '.join(map(str, steps))}" if steps else "it has none"
         if self.step is None:
             raise UserError(
-                f"phase {self.phase} continues from the best checkpoint of {self.folder.path}, and none has a held-out loss; "
-                "train that phase with training.heldout_interval and training.keep_best=true, or name a step"
+                f"phase {self.phase} continues from the best checkpoint of {self.folder.path}, and none has a held-out "
+                "loss; train that phase with training.heldout_interval and training.keep_best=true, or name a step"
             )
         if self.step not in steps:
             raise UserError(
                 f"phase {self.phase} continues from step {self.step} of {self.folder.path}, which has no such checkpoint "
-                f"({known}); name an existing one with --from {self._place}@STEP, or train phase {self.folder.phase} to there"
+                f"({known}); name an existing one with --from {self._place}@STEP, or train phase {self.folder.phase} to "
+                "that step"
             )
 
     @property
@@ -84,8 +85,8 @@ class Before:
         command = f"metaxlm pretrain --phase {self.folder.phase}{recipe} --run_dir {shlex.quote(str(self.folder.run_dir))}"
         branch = f"continue from its step {steps[-1]} with --from {self._place}@{steps[-1]}, " if steps else ""
         return (
-            f"--phase {self.phase} continues from a finished {self.folder.phase} phase, and {self.folder.path} holds {state}; "
-            f"run `{command}` first, {branch}or give --init_from an imported model"
+            f"--phase {self.phase} continues from a finished {self.folder.phase} phase, and {self.folder.path} holds "
+            f"{state}; run `{command}` first, {branch}or give --init_from an imported model"
         )
 
 
@@ -101,7 +102,9 @@ def before_of(source: Source, folder: PhaseFolder, recipe: str) -> Before:
     path = Path(source.folder or "").expanduser()
     before = PhaseFolder(path.parent, path.name)
     if path.resolve() == folder.path.resolve():
-        raise UserError(f"phase {folder.phase} would continue from itself ({path}); give another phase, or another --run_dir")
+        raise UserError(
+            f"phase {folder.phase} would continue from itself ({path}); give another phase, or another --run_dir"
+        )
     same = path.parent.resolve() == folder.run_dir.resolve()
     return Before(folder=before, mark=source.mark, same_run=same, phase=folder.phase, recipe=recipe)
 

@@ -202,5 +202,7 @@ def _checked(recipe: Recipe, before: Before, tokenizer_hash: str) -> Checkpoint:
         )
     differing = differing_fields(recipe.model, load_recipe(before.folder.path / "recipe.yaml").model)
     if differing:
-        raise UserError(f"{before.folder.path} trained another model than the recipe's, but both phases share one; set {differing}")
+        raise UserError(
+            f"{before.folder.path} trained another model than the recipe's, but both phases share one; set {differing}"
+        )
     return checkpoint

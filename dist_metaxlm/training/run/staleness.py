@@ -39,9 +39,8 @@ def _change(run_dir: Path, report: Path) -> str | None:
     if not pinned and steps[-1] != step:
         return f"{phase} of {run_dir} began with {before}'s step {step}, and {before} is now at step {steps[-1]}"
     if digest not in (None, weights_digest(step_folder(source.checkpoints, step))):
-        return (
-            f"{phase} of {run_dir} began with {before}'s step {step}, which has been trained again since and has other weights"
-        )
+        began_with = f"{phase} of {run_dir} began with {before}'s step {step}"
+        return f"{began_with}, which has been trained again since and has other weights"
     return None
 
 

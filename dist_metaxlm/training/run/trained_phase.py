@@ -9,7 +9,7 @@ import torch
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.origins import split_mark
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.reporting.metrics import phase_names
+from dist_metaxlm.reporting.metrics import begun_phases
 from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, newest_checkpoint
 from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps
@@ -30,7 +30,7 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
     if not Path(run_dir).is_dir():
         raise UserError(f"there is no run in {run_dir}; give its folder with --run_dir")
     if not (folder / "recipe.yaml").is_file():
-        known = phase_names(Path(run_dir))
+        known = begun_phases(Path(run_dir))
         has = f"; it has {', '.join(known)}" if known else ""
         raise UserError(
             f"no {phase} phase in {run_dir}{has}; train it with `metaxlm pretrain --phase {phase} "
