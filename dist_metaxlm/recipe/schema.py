@@ -138,10 +138,11 @@ class ModelConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, or Muon with AdamW; decay only on matrices (embeddings included), never on norms and biases."""
+    """AdamW, StableAdamW, or Muon with AdamW; decay only on matrices (embeddings included), never on norms and biases."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """`adamw` for all parameters, or `muon` for the matrices of the blocks (arXiv 2502.16982) and AdamW for the rest."""
+    name: Literal["adamw", "muon", "stable_adamw"] = "adamw"
+    """`adamw` for all parameters, `stable_adamw`: the same with smaller steps for tensors whose update would be too large
+    (arXiv 2304.13013), or `muon` for the matrices of the blocks (arXiv 2502.16982) and AdamW for the rest."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment."""
     beta2: float = Field(0.98, ge=0, lt=1)
@@ -152,6 +153,8 @@ class OptimizerConfig(Section):
     """Decoupled weight decay of matrices."""
     clip_norm: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0: no clipping."""
+    update_clip: float = Field(1.0, gt=0)
+    """`stable_adamw` only: root mean square of gradient over second moment above which a tensor's rate is divided."""
     matrix_rate: float = Field(1.0, gt=0)
     """`muon` only: learning rate of the matrices as a multiple of the phase's; updates have the size of AdamW's."""
     momentum: float = Field(0.95, ge=0, lt=1)

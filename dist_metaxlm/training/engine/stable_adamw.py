@@ -21,7 +21,6 @@ import torch.distributed as dist
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.engine_protocol import DeepSpeedParameter, Engine
-from dist_metaxlm.deepspeed_adapter.optimizer_shards import optimizer_shards
 from dist_metaxlm.deepspeed_adapter.parameter_shards import part_shape
 from dist_metaxlm.modeling.sharding import VOCABULARY
 from dist_metaxlm.recipe.schema import OptimizerConfig
@@ -64,7 +63,7 @@ class StableAdamW(torch.optim.AdamW):
         """Map the tensors to DeepSpeed's shards (collective)."""
         self._group, self._device = stage_group(), engine.device
         names = {id(param): name for name, param in optimizer_state.named_parameters(engine)}
-        for shard, params in optimizer_shards(engine):
+        for shard, params in optimizer_state.optimizer_shards(engine):
             own = [param for param in params if id(param) in names]
             pieces, counts = [], torch.zeros(len(own), dtype=torch.float64)
             for number, param in enumerate(own):
@@ -102,7 +101,7 @@ class StableAdamW(torch.optim.AdamW):
         state["exp_avg_sq"].mul_(self._config.beta2).addcmul_(gradient, gradient, value=1 - self._config.beta2)
         correction = self._corrections(shard)[1]
         sums = torch.zeros(len(self._shards[id(shard)].counts), dtype=torch.float64)
-        flat = gradient.view(-1)
+        flat = gradient.reshape(-1)
         for piece, _, _, second in self._views(shard):
             part = flat.narrow(0, piece.start, piece.size)
             ratio = part.square() / (second / correction).clamp_(min=self._config.eps**2)

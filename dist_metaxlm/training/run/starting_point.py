@@ -22,7 +22,13 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
 from dist_metaxlm.recipe.origins import source_of
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, checkpoint_to_resume, optimizer_of, restore
+from dist_metaxlm.training.checkpointing.checkpoint import (
+    Checkpoint,
+    checkpoint_to_resume,
+    optimizer_of,
+    restore,
+    same_moments,
+)
 from dist_metaxlm.training.checkpointing.manifest import list_steps
 from dist_metaxlm.training.engine.model import TrainedModel
 from dist_metaxlm.training.loop.progress import Progress
@@ -191,7 +197,10 @@ class Resumed(StartingPoint):
         lines = [f"resuming after step {self._checkpoint.step}"]
         before, now = optimizer_of(self._checkpoint), self._context.recipe.optimizer.name
         if before != now:
-            lines.append(f"the optimizer was {before}, now {now}: the moments of the blocks' matrices start at zero")
+            dropped = (
+                "its moments go on" if same_moments(before, now) else "the moments of the blocks' matrices start at zero"
+            )
+            lines.append(f"the optimizer was {before}, now {now}: {dropped}")
         return lines
 
 
