@@ -114,7 +114,7 @@ def load_state(
     newest = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
     if newest is None:
         raise UserError(f"no intact checkpoint of step {step} in {run_dir / phase / 'checkpoints'}; name an existing one")
-    return read_recipe(run_dir / phase / "recipe.yaml", data_directory), dict(newest.tensors("weights"))
+    return read_recipe(run_dir / phase / "recipe.yaml", data_directory).as_trained(phase), dict(newest.tensors("weights"))
 
 
 def tokenizer_of(run_dir: Path, recipe: Recipe) -> Tokenizer:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _BRANCHES = ("", "list[AlphaPoint]", "list[str]", "literal['all']", "float", "str", "MosesPair", "EvaluationFiles", "[key]")
 
 
+_AS_WRITTEN = {"mask_schedule": "mask_rate", "length_schedule": "sequence_length", "batch_schedule": "batch_tokens"}
+"""Points of a schedule are written in the field that they are of."""
+
+
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("dist_metaxlm.recipe.recipes")
@@ -190,7 +194,7 @@ def _describe(item: ErrorDetails) -> str:
     """One pydantic error as `place: problem; nearest legal name`."""
     location = [str(part) for part in item["loc"]]
     # Pydantic names the branch of a union ('mlm') or of a model type in the location; keep the parts that a user would type.
-    place = ".".join(part for part in location if part not in _BRANCHES) or "recipe"
+    place = ".".join(_AS_WRITTEN.get(part, part) for part in location if part not in _BRANCHES) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         hint = did_you_mean(location[-1], known)

@@ -37,6 +37,7 @@ from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
 from dist_metaxlm.recipe.origins import PHASE_PATTERN, name_problems, source_problems
 from dist_metaxlm.recipe.phase import AlphaPoint, CarryOver, LearningRate, PhaseConfig
 from dist_metaxlm.recipe.section import Section
+from dist_metaxlm.recipe.stages import stages
 
 __all__ = [
     "AlphaPoint",
@@ -300,16 +301,22 @@ class Recipe(Section):
                     f"model.max_positions {self.model.max_positions}"
                 )
             longest_pair = self.data.max_pair_tokens
+            shortest = min(stage.phase.sequence_length for stage in stages(phase))
             whole = [o.name for o in phase.objectives if o.shows_whole_pairs]
-            if longest_pair > phase.sequence_length and whole:
+            if longest_pair > shortest and whole:
                 problems.append(
                     f"data.max_pair_tokens {longest_pair} is more than phases.{name}.sequence_length "
-                    f"{phase.sequence_length}, and {whole[0]} shows whole pairs only; set it to "
-                    f"{phase.sequence_length}"
+                    f"{shortest}, and {whole[0]} shows whole pairs only; set it to {shortest}"
                 )
+            for field in ("rope_theta", "rope_theta_local", "local_window"):
+                if getattr(phase, field) is not None and self.model.family != "modern":
+                    problems.append(
+                        f"phases.{name}.{field} is for model.family modern and the model is {self.model.family}; leave "
+                        "it out"
+                    )
             for objective in phase.objectives:
                 where = f"phases.{name} {objective.name}"
-                problems += objective.model_problems(where, self.model, phase.sequence_length)
+                problems += objective.model_problems(where, phase.model(self.model), phase.sequence_length)
         if not (info.context or {}).get(LAYOUT_LATER):
             problems += [problem.message for problem in contradictions(self, self.parallel.layout())]
         if problems:
@@ -326,6 +333,11 @@ class Recipe(Section):
             if key == name:
                 return phase
         raise UserError(f"recipe {self.name} has no phase {name!r}; it has {', '.join(self.phases)}")
+
+    def as_trained(self, name: str) -> Recipe:
+        """The recipe with the model as the phase called `name` trains it. Errors: as `phase`."""
+        model = self.phase(name).model(self.model)
+        return self if model is self.model else self.model_copy(update={"model": model})
 
     def carry_over_of(self, name: str) -> CarryOver:
         """What the phase called `name` inherits from the one before. Errors: as `phase`."""

@@ -17,7 +17,9 @@ from dist_metaxlm.training.run.run_folder import read_recipe
 
 
 def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, Checkpoint]:
-    """Recipe and newest intact checkpoint of a run's phase; `data_directory`: its data, if they were moved.
+    """Recipe, with its model as the phase trains it, and newest intact checkpoint of a run's phase.
+
+    `data_directory`: its data, if they were moved.
 
     `phase` may name another checkpoint of it: `meta@400` that of step 400, `meta@best` the one with the best held-out loss.
 
@@ -45,7 +47,7 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
         raise UserError(
             f"no intact checkpoint in {folder / 'checkpoints'}; train the {phase} phase again with --resume never"
         )
-    recipe = read_recipe(folder / "recipe.yaml", data_directory)
+    recipe = read_recipe(folder / "recipe.yaml", data_directory).as_trained(phase)
     tokenizer, trained = Path(recipe.data.directory) / "tokenizer.model", checkpoint.facts.get("tokenizer")
     prepared = file_digest(tokenizer) if tokenizer.is_file() else None
     if trained is not None and prepared is not None and prepared != trained:
