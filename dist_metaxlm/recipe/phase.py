@@ -234,9 +234,6 @@ class PhaseConfig(Section):
 def _alpha_problems(name: str, alpha: float | list[AlphaPoint]) -> list[str]:
     if isinstance(alpha, float):
         return [] if 0 <= alpha <= 1 else [f"{name} {alpha} is not between 0 (all alike) and 1 (by size)"]
-    tokens = [point.tokens for point in alpha]
-    if any(after < before for before, after in zip(tokens[:-1], tokens[1:], strict=True)):
-        return [f"{name} is not increasing in tokens ({', '.join(map(str, tokens))}); order its points by tokens"]
     return [] if alpha else [f"{name} is an empty schedule; give a number, or points of tokens and alpha"]
 
 

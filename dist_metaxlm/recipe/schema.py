@@ -37,7 +37,7 @@ from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
 from dist_metaxlm.recipe.origins import PHASE_PATTERN, name_problems, source_problems
 from dist_metaxlm.recipe.phase import AlphaPoint, CarryOver, LearningRate, PhaseConfig
 from dist_metaxlm.recipe.section import Section
-from dist_metaxlm.recipe.stages import stages
+from dist_metaxlm.recipe.stages import order_problems, stages
 
 __all__ = [
     "AlphaPoint",
@@ -300,6 +300,9 @@ class Recipe(Section):
                     f"phases.{name}.sequence_length {phase.sequence_length} is more than "
                     f"model.max_positions {self.model.max_positions}"
                 )
+            for field in ("alpha", "pair_alpha"):
+                points = getattr(phase, field)
+                problems += [] if isinstance(points, float) else order_problems(f"phases.{name}.{field}", points)
             longest_pair = self.data.max_pair_tokens
             shortest = min(stage.phase.sequence_length for stage in stages(phase))
             whole = [o.name for o in phase.objectives if o.shows_whole_pairs]

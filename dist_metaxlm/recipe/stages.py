@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import Field, ModelWrapValidatorHandler, SerializerFunctionWrapHandler
@@ -105,7 +106,12 @@ def schedule_problems(name: str, points: Sequence[Point]) -> list[str]:
         return []
     if tokens[0]:
         return [f"{name} begins at tokens {tokens[0]}; its first point is the start of the phase, tokens: 0"]
-    for before, after in zip(tokens[:-1], tokens[1:], strict=True):
+    return order_problems(name, points)
+
+
+def order_problems(name: str, points: Sequence[Point]) -> list[str]:
+    """Points of a schedule that do not come later than the one before."""
+    for before, after in pairwise(point.tokens for point in points):
         if after <= before:
             return [f"{name} is not increasing: tokens {after} follows tokens {before}; order its points by tokens"]
     return []

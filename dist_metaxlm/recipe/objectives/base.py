@@ -115,7 +115,7 @@ class Objective(Section):
     @property
     def masks_by_rate(self) -> bool:
         """Whether the phase's `mask_rate` decides how many targets it has."""
-        return self.denominator(1024, 0.25) != self.denominator(1024, 0.5)
+        return False
 
     @property
     def shows_whole_pairs(self) -> bool:

@@ -92,6 +92,11 @@ class WindowObjective(Objective):
         )
 
     @property
+    def masks_by_rate(self) -> bool:
+        """See `Objective`."""
+        return self.targets_per_token(0.25) != self.targets_per_token(0.5)
+
+    @property
     def shows_whole_pairs(self) -> bool:
         """See `Objective`."""
         return self.reads == "pairs"
