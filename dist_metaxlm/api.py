@@ -81,7 +81,7 @@ def pretrain(
     Several phases can be trained one after the other in one process.
 
     Args:
-        phase: `meta`, `cross` or `joint`.
+        phase: of the recipe, such as `meta`, `cross` or `joint`.
         recipe: what to train; missing data are prepared.
         overrides: fields of a recipe given by name.
         run_dir: folder of the run; None: `runs/NAME` of the recipe.
@@ -131,7 +131,7 @@ def evaluate(
 
     Args:
         run_dir: folder of the run.
-        phase: `meta`, `cross` or `joint`: its newest checkpoint (`meta@best`: the one with the best held-out loss,
+        phase: of the run, such as `cross`: its newest checkpoint (`meta@best`: the one with the best held-out loss,
             `meta@400`: that of step 400); `untrained`: the recipe's initialisation.
         tasks: of `perplexity`, `retrieval`, `fill_mask`.
         min_candidates: sentences a language needs to enter the mean P@1.
@@ -163,7 +163,7 @@ def export(
 
     Args:
         run_dir: folder of the run.
-        phase: `meta`, `cross` or `joint`; with `@best` or `@STEP` another checkpoint than the newest.
+        phase: of the run, such as `cross`; with `@best` or `@STEP` another checkpoint than the newest.
         output: folder to write, which must be empty or hold an earlier export (with `overwrite`).
         dtype: `float32`, `bfloat16` or `float16`.
         max_shard_size: size of the largest weights file, in bytes or as text such as `500MB`.
@@ -184,14 +184,14 @@ def export(
     from dist_metaxlm.interop.folders import export_folder
     from dist_metaxlm.interop.original import read_original
     from dist_metaxlm.planning.parameters import count_parameters
-    from dist_metaxlm.training.run.trained_phase import split_checkpoint
+    from dist_metaxlm.recipe.origins import split_mark
 
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     recipe, weights = _open_phase(run_dir, phase, None if data_directory is None else str(data_directory))
     tokenizer = tokenizer_of(Path(run_dir), recipe)
     questions = hide_heldout_words(Path(recipe.data.directory) / "heldout", tokenizer, list(fill_mask)) if fill_mask else {}
-    original = read_original(Path(run_dir) / split_checkpoint(phase)[0])
+    original = read_original(Path(run_dir) / split_mark(phase)[0])
     export_folder(weights, recipe.model, tokenizer.path, output, max_shard_size, getattr(torch, dtype), overwrite, original)
     written: Exported = {
         "output": str(output),

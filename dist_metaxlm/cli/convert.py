@@ -19,18 +19,6 @@ from dist_metaxlm.errors import run_command
 from dist_metaxlm.invocation import program
 
 
-class PhaseNames(tuple[str, ...]):
-    """Names that export accepts: those of the phases, and `PHASE@best` or `PHASE@STEP` for another checkpoint."""
-
-    __slots__ = ()
-
-    def __new__(cls) -> PhaseNames:
-        return super().__new__(cls, ("meta", "cross", "joint"))
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(str(name).split("@")[0])
-
-
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__, prog=program("convert"))
     actions = parser.add_subparsers(dest="action", required=True)
@@ -39,9 +27,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     export.add_argument(
         "--phase",
         required=True,
-        choices=PhaseNames(),
         metavar="PHASE",
-        help="phase to export: meta, cross or joint; meta@best: its checkpoint with the best held-out loss, meta@400: that "
+        help="phase to export, such as cross; meta@best: its checkpoint with the best held-out loss, meta@400: that "
         "of step 400",
     )
     export.add_argument(

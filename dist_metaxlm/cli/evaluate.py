@@ -41,7 +41,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="PHASE",
-        help="untrained (the recipe's initialisation), meta, cross, joint: one or several",
+        help="untrained (the recipe's initialisation) and phases of the run, such as meta or meta@400: one or several",
     )
     parser.add_argument("--model", nargs="+", default=[], metavar="FOLDER", help="Hugging Face folders to evaluate too")
     parser.add_argument(

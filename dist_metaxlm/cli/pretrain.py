@@ -5,6 +5,7 @@ examples:
   deepspeed --module dist_metaxlm.cli.pretrain --phase cross
   deepspeed --num_accelerators 2 --module dist_metaxlm.cli.pretrain --phase joint --run_dir runs/joint phases.joint.steps=100
   torchrun --nproc_per_node 2 -m dist_metaxlm.cli.pretrain --phase meta --recipe my-recipe.yaml seed=2
+  torchrun --nproc_per_node 2 -m dist_metaxlm.cli.pretrain --phase decay --recipe decay-branch --from meta@400
   python -m dist_metaxlm.cli.pretrain --phase meta --recipe xlmr-base --deepspeed_config ds_configs/zero2_bf16.json
 """
 
@@ -16,9 +17,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from dist_metaxlm.errors import run_command
+from dist_metaxlm.errors import UserError, run_command
 from dist_metaxlm.launcher_watch import watch_launcher
-from dist_metaxlm.launching.arguments import pretrain_parser
+from dist_metaxlm.launching.arguments import from_override, pretrain_parser
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,11 +37,15 @@ def main(words: Sequence[str] | None = None) -> None:
     from dist_metaxlm.evaluation.probe import HeldoutProbe
     from dist_metaxlm.training.pretrain import Options, pretrain
 
+    if arguments.from_ is not None and arguments.init_from is not None:
+        raise UserError(
+            f"--from {arguments.from_} and --init_from {arguments.init_from} exclude each other; give one of them"
+        )
     pretrain(
         Options(
             arguments.phase,
             arguments.recipe,
-            tuple(arguments.overrides),
+            (*arguments.overrides, *from_override(arguments.phase, arguments.from_)),
             arguments.deepspeed_config,
             arguments.run_dir,
             arguments.resume,

@@ -8,14 +8,16 @@ samples by number. The objective's data source defines whether a sample is a win
 from __future__ import annotations
 
 import difflib
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.objectives.base import DataSource, Opening, Origin, Shown
-from dist_metaxlm.data.sampling.phase_mix import samples_per_token
+from dist_metaxlm.data.sampling.phase_mix import samples_after
 from dist_metaxlm.data.sources import text_sources
+from dist_metaxlm.data.stages import StagedSamples
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.objectives import registry
 from dist_metaxlm.recipe.schema import Objective, PhaseConfig
@@ -42,22 +44,33 @@ class PhaseData:
         # a language may have translations only; objectives on text need its text
         self.languages = chosen_languages(phase, text if "text" in reads else _with_sides(text, store.pairs))
         self.pairs = chosen_pairs(phase, store.pairs) if "pairs" in reads else []
-        opening = Opening(store, tokenizer, phase, phase_name, seed, self.languages, self.pairs)
-        self._sources: dict[str, DataSource[Any]] = {
-            objective.name: registry.entry(objective.name).load_data()(opening, objective) for objective in phase.objectives
-        }
+        self._staged = StagedSamples(phase, phase_name, seed)
+        opened: dict[Hashable, object] = {}
+        self._by_stage: list[dict[str, DataSource[Any]]] = []
+        for stage in self._staged.stages:
+            opening = Opening(store, tokenizer, stage.phase, phase_name, seed, self.languages, self.pairs, phase, opened)
+            self._by_stage.append(
+                {
+                    objective.name: registry.entry(objective.name).load_data()(opening, objective)
+                    for objective in stage.phase.objectives
+                }
+            )
+        self._sources = self._by_stage[0]
 
-    def batch(self, objective: Objective, first: int, count: int) -> PackedBatch:
-        """Samples first .. first + count - 1 of one of the phase's objectives."""
-        return self._sources[objective.name].batch(objective, np.arange(first, first + count, dtype=np.int64))
+    def batch(self, objective: Objective, first: int, count: int, stage: int = 0) -> PackedBatch:
+        """Samples first .. first + count - 1 of one of the phase's objectives, which a step of `stage` takes."""
+        return self._by_stage[stage][objective.name].batch(objective, np.arange(first, first + count, dtype=np.int64))
 
     def origin(self, objective: Objective, sample: int) -> Origin:
         """The origin of a sample in the store."""
-        return self._sources[objective.name].origin(sample)
+        return self._of_sample(objective, sample).origin(sample)
 
     def shown(self, objective: Objective, sample: int) -> list[Shown]:
         """The documents of a sample, for display."""
-        return self._sources[objective.name].shown(objective, sample)
+        return self._of_sample(objective, sample).shown(objective, sample)
+
+    def _of_sample(self, objective: Objective, sample: int) -> DataSource[Any]:
+        return self._by_stage[self._staged.stage_of_sample(objective.name, sample)][objective.name]
 
     def names(self, objective_name: str) -> list[str]:
         """Languages or language pairs of an objective; batches refer to them by index in this list."""
@@ -65,7 +78,7 @@ class PhaseData:
 
     def asked(self, objective_name: str, tokens: int) -> dict[str, float]:
         """Language (or language pair) -> share that the recipe asks for after `tokens` training tokens of the phase."""
-        sample = int(tokens * samples_per_token(self._phase, objective_name))
+        sample = int(samples_after(self._phase, objective_name, tokens))
         return self._named(objective_name, self._sources[objective_name].mixture.shares(sample))
 
     def asked_so_far(self, objective_name: str, samples: int) -> dict[str, float]:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from dist_metaxlm.data.sampling.permutation import hash_u64, key
+from dist_metaxlm.data.stages import StagedSamples
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.recipe.objectives.base import Share
 from dist_metaxlm.recipe.schema import Objective, PhaseConfig
 from dist_metaxlm.recipe.sharing import undivided
 from dist_metaxlm.text import pluralize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MicroStep:
     """One forward and backward pass of this rank."""
 
@@ -28,6 +25,10 @@ class MicroStep:
     """First sample number (window or translation pair) of the objective in this phase."""
     count: int
     """Samples taken."""
+    window: int
+    """Tokens of a window."""
+    stage: int
+    """Number of the stage of the phase (recipe/stages.py)."""
     factor: float
     """Multiplies the sum of losses: weight / (denominator of the objective for the whole step)."""
 
@@ -39,38 +40,35 @@ class StepPlan:
         self, phase: PhaseConfig, phase_name: str, seed: int, rank: int, world_size: int, micro_batch_tokens: int | None
     ) -> None:
         self.phase, self.rank, self.world_size = phase, rank, world_size  # of the data-parallel group
-        self._key = key(seed, phase_name, "objective")
-        self._share = Share(rank, world_size, phase.sequence_length, micro_batch_tokens or 2**62)
-        weights = np.cumsum([objective.weight for objective in phase.objectives])
-        self._cumulative = weights / weights[-1]
+        self._staged = StagedSamples(phase, phase_name, seed)
+        self._micro_batch_tokens = micro_batch_tokens or 2**62
         check_batches(phase, phase_name, world_size)
 
     def objectives_at(self, step: int) -> list[tuple[Objective, float, int]]:
         """(objective, weight in this step's loss, number of earlier steps with the objective)."""
-        if self.phase.mixing == "sum":
-            return [(objective, objective.weight, step) for objective in self.phase.objectives]
-        drawn = self._draw(np.arange(step + 1))
-        index = int(drawn[-1])
-        return [(self.phase.objectives[index], 1.0, int((drawn[:-1] == index).sum()))]
+        return self._staged.objectives_at(step)
 
     def at(self, step: int) -> list[MicroStep]:
         """This rank's micro-steps of optimiser step `step`, in order; the same objectives on all ranks."""
-        length, mask_rate = self.phase.sequence_length, self.phase.mask_rate
+        number = self._staged.stage_of(step)
+        phase = self._staged.stages[number].phase
         return [
-            MicroStep(objective, samples.start, len(samples), weight / objective.denominator(length, mask_rate))
+            MicroStep(
+                objective=objective,
+                first=samples.start,
+                count=len(samples),
+                window=phase.sequence_length,
+                stage=number,
+                factor=weight / objective.denominator(phase.sequence_length, phase.mask_rate),
+            )
             for objective, weight, turn in self.objectives_at(step)
-            for samples in objective.cut(turn, self._share)
+            for samples in self._staged.cut(objective, turn, self.rank, self.world_size, self._micro_batch_tokens)
         ]
 
     def samples(self, objectives: list[tuple[Objective, float, int]]) -> dict[str, list[int]]:
         """First and last sample number by objective, over all ranks, of a step with `objectives` (of `objectives_at`)."""
-        whole = Share(0, 1, self.phase.sequence_length, 2**62)
-        cuts = {objective.name: objective.cut(turn, whole) for objective, _, turn in objectives}
+        cuts = {objective.name: self._staged.cut(objective, turn, 0, 1, 2**62) for objective, _, turn in objectives}
         return {name: [ranges[0].start, ranges[-1].stop - 1] for name, ranges in cuts.items()}
-
-    def _draw(self, steps: np.ndarray) -> np.ndarray:
-        uniform = hash_u64(self._key, steps).astype(np.float64) / 2.0**64
-        return np.minimum(np.searchsorted(self._cumulative, uniform, side="right"), len(self._cumulative) - 1)
 
 
 def check_batches(phase: PhaseConfig, phase_name: str, world_size: int) -> None:

@@ -16,6 +16,12 @@ from dist_metaxlm.deepspeed_adapter.engine_protocol import DeepSpeedParameter, E
 from dist_metaxlm.modeling.sharding import own_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_SHARD_NAMES = (
+    ("fp32_partitioned_groups_flat", "fp16_groups"),
+    ("single_partition_of_fp32_groups", "bit16_groups"),
+    ("fp32_groups_flat_partition", "bf16_groups"),
+)
+"""DeepSpeed 0.19.8: ZeRO-3, ZeRO-1 and 2, and its bf16 optimiser name them differently."""
 
 
 def _inner(engine: Engine) -> torch.optim.Optimizer:
@@ -39,6 +45,21 @@ def before_each_update(engine: Engine, action: Callable[[], None]) -> RemovableH
         action()
 
     return _inner(engine).register_step_pre_hook(hook)
+
+
+def optimizer_shards(engine: Engine) -> Iterator[tuple[torch.Tensor, list[DeepSpeedParameter]]]:
+    """(tensor that the optimiser updates, parameters that it is a shard of), in the same order on all ranks.
+
+    Without ZeRO a parameter is updated by itself.
+    """
+    zero = engine.optimizer
+    for flat, members in _SHARD_NAMES:
+        if hasattr(zero, flat):
+            yield from zip(getattr(zero, flat), getattr(zero, members), strict=True)
+            return
+    for group in zero.param_groups:
+        for param in group["params"]:
+            yield param, [param]
 
 
 def own_piece(engine: Engine, param: DeepSpeedParameter, moment: str | None) -> tuple[int, torch.Tensor]:

@@ -15,12 +15,12 @@ from dist_metaxlm.evaluation.baselines import run_baselines
 from dist_metaxlm.evaluation.heldout import MIN_CANDIDATES, TASKS, evaluate_heldout
 from dist_metaxlm.evaluation.word_filling import fill_mask_accuracy, hide_words
 from dist_metaxlm.modeling.encoder import Encoder
-from dist_metaxlm.recipe.schema import PHASE_NAMES, Recipe
-from dist_metaxlm.reporting.metrics import read_json, write_json
+from dist_metaxlm.recipe.origins import split_mark
+from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.metrics import UNTRAINED, begun_phases, read_json, write_json
 from dist_metaxlm.reporting.results import Baselines, Evaluation
 from dist_metaxlm.training.run.run_folder import read_recipe
 
-UNTRAINED = "untrained"
 FILL_MASK = "fill_mask"
 WINDOW = 128
 
@@ -36,7 +36,7 @@ def evaluate_run(
 
     Args:
         run_dir: folder of the run.
-        phase: meta, cross or joint: the newest checkpoint of that phase (`meta@best`: the one with the best held-out loss,
+        phase: the newest checkpoint of that phase (`meta@best`: the one with the best held-out loss,
             `meta@400`: that of step 400); `untrained`: the recipe's initialisation.
         tasks: of `TASKS`.
         min_candidates: see `evaluate_heldout`.
@@ -54,7 +54,7 @@ def evaluate_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began = time.perf_counter()
     window, heldout = window_of(recipe), Path(recipe.data.directory) / "heldout"
-    trained = recipe.phases.get(phase.split("@")[0])  # type: ignore[call-overload]
+    trained = recipe.phases.get(phase.split("@")[0])
     result: Evaluation = {
         "phase": phase,
         "parameters": sum(weight.numel() for weight in encoder.parameters()),
@@ -106,15 +106,15 @@ def load_state(
     from dist_metaxlm.training.checkpointing import checkpoint
     from dist_metaxlm.training.run import trained_phase
 
-    if trained_phase.split_checkpoint(phase)[0] not in PHASE_NAMES:
-        raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *PHASE_NAMES))}")
-
+    known = dict.fromkeys([*read_recipe(recipe_path).phases, *begun_phases(run_dir)])
+    if split_mark(phase)[0] not in known:
+        raise UserError(f"unknown phase {phase!r}; choose from {', '.join((UNTRAINED, *known))}")
     if step is None:
         return trained_phase.load_weights(run_dir, phase, data_directory)
     newest = checkpoint.newest_checkpoint(run_dir / phase / "checkpoints", step)
     if newest is None:
         raise UserError(f"no intact checkpoint of step {step} in {run_dir / phase / 'checkpoints'}; name an existing one")
-    return read_recipe(run_dir / phase / "recipe.yaml", data_directory), dict(newest.tensors("weights"))
+    return read_recipe(run_dir / phase / "recipe.yaml", data_directory).as_trained(phase), dict(newest.tensors("weights"))
 
 
 def tokenizer_of(run_dir: Path, recipe: Recipe) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.invocation import program
@@ -19,8 +20,15 @@ def pretrain_parser(description: str | None = None, prog: str | None = None) -> 
     parser.add_argument(
         "--phase",
         required=True,
-        choices=("meta", "cross", "joint"),
-        help="meta: English; cross: all languages, from the run's meta phase; joint: both at once",
+        help="a phase of the recipe; of the shipped ones most have meta: English, cross: all languages, from the run's meta "
+        "phase, and joint: both at once",
+    )
+    parser.add_argument(
+        "--from",
+        dest="from_",
+        metavar="PHASE|FOLDER",
+        help="continue from this instead of what the recipe says: a phase of the run (meta, meta@400, meta@best), that of "
+        "another run (runs/x/meta@400), an imported model (./imported), or nothing",
     )
     parser.add_argument(
         "--recipe", default="quickstart", help="name of a shipped recipe or a YAML file (default: quickstart)"
@@ -44,7 +52,7 @@ def pretrain_parser(description: str | None = None, prog: str | None = None) -> 
     parser.add_argument(
         "--init_from",
         metavar="FOLDER",
-        help="start from a model that metaxlm convert import wrote (for cross: instead of the meta phase)",
+        help="start from a model that metaxlm convert import wrote, whatever the recipe says (for cross: not from meta)",
     )
     parser.add_argument(
         "--expect_world_size",
@@ -60,3 +68,8 @@ def pretrain_parser(description: str | None = None, prog: str | None = None) -> 
         "overrides", nargs="*", metavar="key=value", help="any field of the recipe, such as phases.meta.steps=20"
     )
     return parser
+
+
+def from_override(phase: str, value: str | None) -> list[str]:
+    """The recipe field that `--from` sets."""
+    return [] if value is None else [f"phases.{phase}.from={json.dumps(value, ensure_ascii=False)}"]

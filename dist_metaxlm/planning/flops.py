@@ -9,6 +9,7 @@ embedding lookup, norms, activations and recomputation are not counted.
 from __future__ import annotations
 
 from dist_metaxlm.recipe.schema import ModelConfig, Objective, PhaseConfig
+from dist_metaxlm.recipe.stages import stages
 
 
 def training_flops(
@@ -60,3 +61,12 @@ def objective_flops(model: ModelConfig, objective: Objective, sequence_length: i
 def step_flops(model: ModelConfig, phase: PhaseConfig) -> float:
     """Operations of objective optimiser step with all objectives (`mixing: sum`), upper bound."""
     return sum(objective_flops(model, objective, phase.sequence_length, phase.mask_rate) for objective in phase.objectives)
+
+
+def phase_flops(model: ModelConfig, phase: PhaseConfig) -> float:
+    """Operations of all steps of a phase, upper bound."""
+    own, total = stages(phase), 0.0
+    for stage, following in zip(own, [*own[1:], None], strict=True):
+        end = phase.total_steps if following is None else min(phase.total_steps, following.first_step)
+        total += max(0, end - stage.first_step) * step_flops(model, stage.phase)
+    return total

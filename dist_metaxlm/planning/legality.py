@@ -17,6 +17,7 @@ from dist_metaxlm.planning.stages import needs_blocks
 from dist_metaxlm.recipe.layout import Layout, Problem, assignment, contradictions
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.recipe.sharing import undivided
+from dist_metaxlm.recipe.stages import stages
 from dist_metaxlm.text import pluralize
 
 ACROSS = "tensor_across_nodes"
@@ -66,9 +67,10 @@ class _Judge:
         wrong += [f"model.{name}={size}" for name, size in (("heads", model.heads), ("ffn", model.ffn)) if size % tensor]
         if layout.sequence:
             wrong += [
-                f"phases.{name}.sequence_length={phase.sequence_length} (parallel.sequence cuts it)"
+                f"phases.{name}.sequence_length={length} (parallel.sequence cuts it)"
                 for name, phase in self.phases.items()
-                if phase.sequence_length % tensor
+                for length in sorted({stage.phase.sequence_length for stage in stages(phase)})
+                if length % tensor
             ]
         if wrong:
             reason = f"parallel.tensor={tensor} does not divide {' nor '.join(wrong)}"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.checkpoint_size import shared_bytes
-from dist_metaxlm.planning.flops import step_flops
+from dist_metaxlm.planning.flops import phase_flops
 from dist_metaxlm.planning.hardware import Device, device_named
 from dist_metaxlm.planning.legality import is_legal
 from dist_metaxlm.planning.memory import HostMemory, MemoryEstimate, estimate_host_memory, estimate_memory
@@ -264,8 +264,8 @@ def summary(recipe: Recipe, cluster: Cluster) -> PlanInput:
             name: {
                 "steps": phase.total_steps,
                 "tokens_per_step": phase.tokens_per_step,
-                "tokens": phase.total_steps * phase.tokens_per_step,
-                "flops": phase.total_steps * step_flops(recipe.model, phase),
+                "tokens": phase.total_tokens,
+                "flops": phase_flops(recipe.model, phase),
             }
             for name, phase in recipe.phases.items()
         },

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.layout import clashing_methods
 from dist_metaxlm.recipe.objectives import registry
-from dist_metaxlm.recipe.schema import LAYOUT_LATER, PHASE_NAMES, ParallelConfig, Recipe
+from dist_metaxlm.recipe.schema import LAYOUT_LATER, ParallelConfig, Recipe
 from dist_metaxlm.recipe.yaml_text import read_yaml, write_yaml
 from dist_metaxlm.text import did_you_mean
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 
 _BRANCHES = ("", "list[AlphaPoint]", "list[str]", "literal['all']", "float", "str", "MosesPair", "EvaluationFiles", "[key]")
+
+
+_AS_WRITTEN = {"mask_schedule": "mask_rate", "length_schedule": "sequence_length", "batch_schedule": "batch_tokens"}
+"""Points of a schedule are written in the field that they are of."""
 
 
 def shipped_recipes() -> list[str]:
@@ -49,12 +53,12 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), layout_
     try:
         recipe = Recipe.model_validate(tree, context={LAYOUT_LATER: layout_later})
     except ValidationError as error:
-        unknown = {item["loc"][1] for item in error.errors() if _is_unknown_phase(item)}
+        unknown = {item["loc"][1] for item in error.errors() if _is_no_name(item)}
         problems += [
             _describe(item)
             for item in error.errors()
             if not _is_other_branch(item)
-            and (_is_unknown_phase(item) or not (item["loc"][:1] == ("phases",) and unknown & set(item["loc"][1:2])))
+            and (_is_no_name(item) or not (item["loc"][:1] == ("phases",) and unknown & set(item["loc"][1:2])))
         ]
         if all(item["loc"] for item in error.errors()):  # errors in sections: the layout has not been checked
             problems += _layout_problems(tree)
@@ -117,6 +121,10 @@ def _apply_override(tree: dict[str, object], override: str) -> str | None:
             f"override {override!r}: {text!r} is not a YAML value{f' ({problem})' if problem else ''}; quote or correct it"
         )
     steps = key.strip().split(".")
+    phases = tree.get("phases")
+    if steps[0] == "phases" and len(steps) > 2 and isinstance(phases, dict) and steps[1] not in (*phases, "defaults"):
+        known = [str(name) for name in phases if name != "defaults"]
+        return f"unknown phase {steps[1]!r}{did_you_mean(steps[1], known)} phases are {', '.join(known)}"
     node: Any = tree
     for index, step in enumerate(steps):
         place, last = ".".join(steps[:index]), index == len(steps) - 1
@@ -135,6 +143,7 @@ def _apply_override(tree: dict[str, object], override: str) -> str | None:
         else:
             # A copy, because other phases share the same section under an anchor or in phases.defaults.
             child = node[step] if step in node else _default(tree, steps[: index + 1])
+            child = {} if child is None else child  # an optional section that is empty
             node[step] = node = list(child) if isinstance(child, list) else dict(child) if isinstance(child, dict) else child
     return None
 
@@ -185,13 +194,13 @@ def _describe(item: ErrorDetails) -> str:
     """One pydantic error as `place: problem; nearest legal name`."""
     location = [str(part) for part in item["loc"]]
     # Pydantic names the branch of a union ('mlm') or of a model type in the location; keep the parts that a user would type.
-    place = ".".join(part for part in location if part not in _BRANCHES) or "recipe"
+    place = ".".join(_AS_WRITTEN.get(part, part) for part in location if part not in _BRANCHES) or "recipe"
     if item["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         hint = did_you_mean(location[-1], known)
         return f"unknown key {place}{hint}" + (f" known: {', '.join(known)}" if hint == ";" else "")
-    if _is_unknown_phase(item):
-        return f"unknown phase {location[1]!r}{did_you_mean(location[1], PHASE_NAMES)} phases are {', '.join(PHASE_NAMES)}"
+    if _is_no_name(item):
+        return f"phases.{location[1]}: the name of a phase has letters, digits, _ and -, at most 64; rename it"
     if item["type"] == "missing":
         return f"{place} is missing; give it a value"
     value = item.get("input")
@@ -218,20 +227,22 @@ def _is_other_branch(item: ErrorDetails) -> bool:
     return item["loc"][-1:] in (("str",), ("float",), ("literal['all']",)) and isinstance(item.get("input"), list | dict)
 
 
-def _is_unknown_phase(item: ErrorDetails) -> bool:
-    return bool(item["type"] == "literal_error" and item["loc"][0] == "phases" and item["loc"][-1] == "[key]")
+def _is_no_name(item: ErrorDetails) -> bool:
+    return bool(item["loc"][:1] == ("phases",) and item["loc"][-1] == "[key]" and item["type"] == "string_pattern_mismatch")
 
 
 def _fields_at(location: list[str]) -> list[str]:
     """Field names of the section at `location`."""
     model: Any = Recipe
-    for step in location:
+    for place, step in enumerate(location):
+        if location[place - 1 : place] == ["phases"]:
+            continue  # the name of a phase
         if step in model.model_fields:
             nested = _sections_in(model.model_fields[step].annotation)
             model = nested[0] if nested else model
         else:
             model = registry.configuration(step) or model
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _sections_in(annotation: object) -> list[type[BaseModel]]:

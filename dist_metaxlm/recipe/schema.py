@@ -7,7 +7,7 @@ everything else (model, tokenizer, optimiser, layout) is shared by all phases of
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, model_validator
 
@@ -34,8 +34,10 @@ from dist_metaxlm.recipe.objectives.pairs import PairObjective
 from dist_metaxlm.recipe.objectives.translation_lm import TranslationLM
 from dist_metaxlm.recipe.objectives.windows import WindowObjective
 from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
-from dist_metaxlm.recipe.phase import AlphaPoint, LearningRate, PhaseConfig
+from dist_metaxlm.recipe.origins import PHASE_PATTERN, name_problems, source_problems
+from dist_metaxlm.recipe.phase import AlphaPoint, CarryOver, LearningRate, PhaseConfig
 from dist_metaxlm.recipe.section import Section
+from dist_metaxlm.recipe.stages import order_problems, stages
 
 __all__ = [
     "AlphaPoint",
@@ -67,7 +69,6 @@ __all__ = [
     "WindowObjective",
 ]
 
-PHASE_NAMES = ("meta", "cross", "joint")
 LEAST_VOCAB = 301
 """Special tokens and the pieces of single bytes need more than 260 ids."""
 LAYOUT_LATER = "layout later"
@@ -137,22 +138,12 @@ class ModelConfig(Section):
         return self
 
 
-class CarryOver(Section):
-    """What `cross` inherits from the `meta` phase besides the weights (always) and the tokenizer (must be the same)."""
-
-    optimizer: Literal["reset", "carry"] = "reset"
-    """Adam's moments and step count: start from zero or continue."""
-    schedule: Literal["restart", "continue"] = "restart"
-    """Learning rate: the phase's schedule from its start, or from the step that meta reached."""
-    unseen_embeddings: Literal["keep", "reinitialise"] = "keep"
-    """Embeddings of tokens that the meta phase never saw as input or target: keep, or initialise again."""
-
-
 class OptimizerConfig(Section):
-    """AdamW, or Muon with AdamW; decay only on matrices (embeddings included), never on norms and biases."""
+    """AdamW, StableAdamW, or Muon with AdamW; decay only on matrices (embeddings included), never on norms and biases."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """`adamw` for all parameters, or `muon` for the matrices of the blocks (arXiv 2502.16982) and AdamW for the rest."""
+    name: Literal["adamw", "muon", "stable_adamw"] = "adamw"
+    """`adamw` for all parameters, `stable_adamw`: the same with smaller steps for tensors whose update would be too large
+    (arXiv 2304.13013), or `muon` for the matrices of the blocks (arXiv 2502.16982) and AdamW for the rest."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment."""
     beta2: float = Field(0.98, ge=0, lt=1)
@@ -163,6 +154,8 @@ class OptimizerConfig(Section):
     """Decoupled weight decay of matrices."""
     clip_norm: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0: no clipping."""
+    update_clip: float = Field(1.0, gt=0)
+    """`stable_adamw` only: root mean square of gradient over second moment above which a tensor's rate is divided."""
     matrix_rate: float = Field(1.0, gt=0)
     """`muon` only: learning rate of the matrices as a multiple of the phase's; updates have the size of AdamW's."""
     momentum: float = Field(0.95, ge=0, lt=1)
@@ -287,13 +280,15 @@ class Recipe(Section):
     deepspeed: dict[str, JsonValue] | None = None
     """Settings that only DeepSpeed reads, as in a file of --deepspeed_config; empty: those of ds_configs/."""
     carry_over: CarryOver = CarryOver()
-    """What the cross phase inherits from meta."""
-    phases: dict[Literal["meta", "cross", "joint"], PhaseConfig]
-    """The training phases."""
+    """What a phase that continues from another inherits besides the weights, unless it has its own `carry_over`."""
+    phases: dict[Annotated[str, Field(pattern=PHASE_PATTERN)], PhaseConfig]
+    """The training phases in their order, by name: letters, digits, `_` and `-`. Recipes of two-phase training call them
+    meta, cross and joint."""
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Recipe:
-        problems = [] if self.phases else [f"phases is empty; give at least one of {', '.join(PHASE_NAMES)}"]
+        problems = [] if self.phases else ["phases is empty; give at least one, such as meta, cross or joint"]
+        problems += name_problems(self.phases) + source_problems(self.phases, self.training.log_interval)
         if self.training.probe_interval and not self.data.heldout_strings:
             problems.append(
                 f"training.probe_interval {self.training.probe_interval} probes on held-out strings and "
@@ -305,17 +300,26 @@ class Recipe(Section):
                     f"phases.{name}.sequence_length {phase.sequence_length} is more than "
                     f"model.max_positions {self.model.max_positions}"
                 )
+            for field in ("alpha", "pair_alpha"):
+                points = getattr(phase, field)
+                problems += [] if isinstance(points, float) else order_problems(f"phases.{name}.{field}", points)
             longest_pair = self.data.max_pair_tokens
+            shortest = min(stage.phase.sequence_length for stage in stages(phase))
             whole = [o.name for o in phase.objectives if o.shows_whole_pairs]
-            if longest_pair > phase.sequence_length and whole:
+            if longest_pair > shortest and whole:
                 problems.append(
                     f"data.max_pair_tokens {longest_pair} is more than phases.{name}.sequence_length "
-                    f"{phase.sequence_length}, and {whole[0]} shows whole pairs only; set it to "
-                    f"{phase.sequence_length}"
+                    f"{shortest}, and {whole[0]} shows whole pairs only; set it to {shortest}"
                 )
+            for field in ("rope_theta", "rope_theta_local", "local_window"):
+                if getattr(phase, field) is not None and self.model.family != "modern":
+                    problems.append(
+                        f"phases.{name}.{field} is for model.family modern and the model is {self.model.family}; leave "
+                        "it out"
+                    )
             for objective in phase.objectives:
                 where = f"phases.{name} {objective.name}"
-                problems += objective.model_problems(where, self.model, phase.sequence_length)
+                problems += objective.model_problems(where, phase.model(self.model), phase.sequence_length)
         if not (info.context or {}).get(LAYOUT_LATER):
             problems += [problem.message for problem in contradictions(self, self.parallel.layout())]
         if problems:
@@ -332,6 +336,15 @@ class Recipe(Section):
             if key == name:
                 return phase
         raise UserError(f"recipe {self.name} has no phase {name!r}; it has {', '.join(self.phases)}")
+
+    def as_trained(self, name: str) -> Recipe:
+        """The recipe with the model as the phase called `name` trains it. Errors: as `phase`."""
+        model = self.phase(name).model(self.model)
+        return self if model is self.model else self.model_copy(update={"model": model})
+
+    def carry_over_of(self, name: str) -> CarryOver:
+        """What the phase called `name` inherits from the one before. Errors: as `phase`."""
+        return self.phase(name).carry_over or self.carry_over
 
     @property
     def whole_model(self) -> bool:

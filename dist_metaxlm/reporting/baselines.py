@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal, TypedDict
 
-from dist_metaxlm.reporting.metrics import log_mean
+from dist_metaxlm.reporting.metrics import UNTRAINED, log_mean
 from dist_metaxlm.reporting.results import Baselines, Evaluation, Frequencies, WordsFound
 from dist_metaxlm.reporting.sections import number
 
 FREQUENCIES, OVERLAP, CHANCE = "word frequencies", "token overlap", "chance"
-UNTRAINED = "untrained"
 
 
 class Brief(TypedDict, total=False):

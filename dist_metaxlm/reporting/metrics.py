@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +13,10 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.reporting.records import Record
 from dist_metaxlm.storage.atomic import write_text
 
-PHASE_ORDER = ("meta", "cross", "joint")
-CHECKPOINT_ORDER = ("untrained", *PHASE_ORDER)
+UNTRAINED = "untrained"
+USUAL_ORDER = ("meta", "cross", "joint")
+"""Phases of the shipped recipes."""
+_SET_ASIDE = re.compile(r".+-until-\d{8}T\d+")
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -103,11 +106,37 @@ def log_mean(values: Iterable[float | None]) -> float | None:
     return None if logarithm is None else math.exp(logarithm)
 
 
-def evaluated(folder: Path) -> list[str]:
+def begun_phases(run_dir: Path) -> list[str]:
+    """Phases that have a folder in a run, those with the usual names first."""
+    folders = sorted({path.parent.name for path in (*run_dir.glob("*/recipe.yaml"), *run_dir.glob("*/metrics.jsonl"))})
+    begun = [name for name in folders if not _SET_ASIDE.fullmatch(name)]
+    return sorted(begun, key=lambda name: USUAL_ORDER.index(name) if name in USUAL_ORDER else len(USUAL_ORDER))
+
+
+def possible_phases(run_dir: Path, recipe_phases: Iterable[str]) -> list[str]:
+    """Phases that a run may have results of, in order: those of its recipe, the usual ones, others that have a folder.
+
+    The usual ones keep their order among themselves, also in a recipe whose keys were sorted.
+    """
+    names = dict.fromkeys([*recipe_phases, *USUAL_ORDER, *begun_phases(run_dir)])
+    usual = iter(USUAL_ORDER)
+    return [next(usual) if name in USUAL_ORDER else name for name in names]
+
+
+def outcome_order(phases: Iterable[str]) -> list[str]:
+    """Phases with the one first that shows the outcome of a run: the last one, but `joint`, a baseline, after `cross`."""
+    names = list(phases)[::-1]
+    if "joint" in names and "cross" in names:
+        names.remove("joint")
+        names.insert(names.index("cross") + 1, "joint")
+    return names
+
+
+def evaluated(folder: Path, phases: Iterable[str]) -> list[str]:
     """Checkpoints that a run's `evaluation` folder may have results of, in order: phases, and `PHASE@STEP` after theirs."""
     names = []
-    for name in CHECKPOINT_ORDER:
-        others = sorted(path.stem for path in folder.glob(f"{name}@*.json") if "-" not in path.stem)
+    for name in (UNTRAINED, *phases):
+        others = sorted(path.stem for path in folder.glob(f"{name}@*.json") if "-" not in path.stem.partition("@")[2])
         names += [name, *others]
     return names
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from dist_metaxlm.reporting import plots
 from dist_metaxlm.reporting.fill_mask import accuracy_table, example_panels
-from dist_metaxlm.reporting.metrics import keys_of
+from dist_metaxlm.reporting.metrics import UNTRAINED, keys_of, outcome_order
 from dist_metaxlm.reporting.sections import (
     escape,
     fact_table,
@@ -83,7 +84,7 @@ def _header(run: RunFiles, summary: Summary) -> str:
 def _lead(summary: Summary) -> str:
     """The outcome in one sentence."""
     scored = {name: p for name, e in summary["evaluation"].items() if (p := e.get("mean_p_at_1")) is not None}
-    last = next((name for name in ("cross", "joint", "meta") if name in scored), None)
+    last = _outcome(summary, scored)
     if last is None:
         return ""
     after = summary["evaluation"][last]
@@ -102,6 +103,12 @@ def _lead(summary: Summary) -> str:
     return f'<p class="lead">{escape(text)}.</p>'
 
 
+def _outcome(summary: Summary, known: Mapping[str, object]) -> str | None:
+    """The phase that shows the outcome of the run, among those with a result in `known`."""
+    phases = dict.fromkeys([*summary["phases"], *(name for name in known if "@" not in name and name != UNTRAINED)])
+    return next((name for name in outcome_order(phases) if name in known), None)
+
+
 def _standing(summary: Summary) -> str:
     """Whether each phase is better than what needs no training."""
     sentences = [of["sentence"] for of in summary["standing"].values() if of["sentence"]]
@@ -110,7 +117,7 @@ def _standing(summary: Summary) -> str:
 
 def _cards(summary: Summary) -> str:
     evaluation, phases = summary["evaluation"], summary["phases"]
-    last = next((name for name in ("cross", "joint", "meta") if name in evaluation), None)
+    last = _outcome(summary, evaluation)
     cards = []
     shown: tuple[tuple[Literal["mean_p_at_1", "english_perplexity", "other_perplexity"], str, int], ...] = (
         ("mean_p_at_1", "retrieval P@1", 2),

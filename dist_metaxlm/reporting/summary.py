@@ -10,7 +10,16 @@ import yaml
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.reporting.baselines import Brief, Standing, baseline_briefs, brief_of, standing
-from dist_metaxlm.reporting.metrics import PHASE_ORDER, evaluated, keys_of, mean, read_json, read_metrics, series, write_json
+from dist_metaxlm.reporting.metrics import (
+    evaluated,
+    keys_of,
+    mean,
+    possible_phases,
+    read_json,
+    read_metrics,
+    series,
+    write_json,
+)
 from dist_metaxlm.reporting.records import Record
 from dist_metaxlm.reporting.results import Baselines, Evaluation, FilledMask
 
@@ -111,8 +120,11 @@ def read_run(run_dir: Path | str) -> RunFiles:
     recipe = yaml.safe_load(text)
     if not isinstance(recipe, dict):
         raise UserError(f"{recipe_path} holds no settings; it is not the recipe that metaxlm pretrain wrote")
-    metrics = {phase: read_metrics(folder / phase / "metrics.jsonl") for phase in PHASE_ORDER}
-    evaluations = {name: read_json(folder / "evaluation" / f"{name}.json") for name in evaluated(folder / "evaluation")}
+    sections = recipe.get("phases")
+    phases = possible_phases(folder, sections if isinstance(sections, dict) else ())
+    metrics = {phase: read_metrics(folder / phase / "metrics.jsonl") for phase in phases}
+    named = evaluated(folder / "evaluation", phases)
+    evaluations = {name: read_json(folder / "evaluation" / f"{name}.json") for name in named}
     return RunFiles(
         folder=folder,
         recipe=recipe,

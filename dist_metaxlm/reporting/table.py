@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dist_metaxlm.invocation import as_typed
 from dist_metaxlm.reporting.baselines import baseline_briefs, other_perplexity, standing
-from dist_metaxlm.reporting.metrics import CHECKPOINT_ORDER
+from dist_metaxlm.reporting.metrics import UNTRAINED
 from dist_metaxlm.reporting.results import Accuracy, Baselines, Evaluation, WordsFound
 from dist_metaxlm.reporting.sections import number, short
 from dist_metaxlm.reporting.summary import Summary, evaluation_brief
@@ -201,7 +201,8 @@ def _outcome(summary: Summary, console: Console) -> Table:
 def _columns(phases: Mapping[str, object], evaluation: Mapping[str, object]) -> list[str]:
     """Checkpoints in order: untrained, the phases, other checkpoints after their phase."""
     names = list(dict.fromkeys([*evaluation, *phases]))
-    return sorted(names, key=lambda name: (CHECKPOINT_ORDER.index(name.split("@")[0]), name))
+    order = [UNTRAINED, *dict.fromkeys([*phases, *(name.split("@")[0] for name in evaluation if name != UNTRAINED)])]
+    return sorted(names, key=lambda name: (order.index(name.split("@")[0]), name))
 
 
 def _share(accuracy: Accuracy | None, top: Literal["top1", "top5"]) -> str:

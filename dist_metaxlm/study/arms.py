@@ -14,6 +14,7 @@ from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import MaskedLM, PhaseConfig, Recipe
+from dist_metaxlm.recipe.stages import stages
 from dist_metaxlm.text import pluralize
 
 TWO_PHASE, JOINT, MATCHED, CROSS_ONLY, META_ONLY = "meta+cross", "joint", "joint matched", "cross only", "meta only"
@@ -69,7 +70,7 @@ class Arm:
     @property
     def tokens(self) -> int:
         """Tokens that it trains on."""
-        return sum(phase.total_steps * phase.tokens_per_step for phase in self.recipe.phases.values())
+        return sum(phase.total_tokens for phase in self.recipe.phases.values())
 
 
 def study_arms(
@@ -128,6 +129,12 @@ def _check(base: Recipe, ratios: Sequence[float], seeds: Sequence[int]) -> None:
     languages = base.phase("cross").languages
     if languages != "all" and "en" not in languages:
         raise UserError("phases.cross leaves out English, which the single-phase arms must see; add en to it")
+    scheduled = [name for name in ("meta", "cross") if len(stages(base.phase(name))) > 1]
+    if scheduled:
+        raise UserError(
+            f"phases.{scheduled[0]} has a schedule of masks, lengths or batches, and a study compares phases without; give "
+            "one number for each"
+        )
     if base.phase("meta").sequence_length != base.phase("cross").sequence_length:
         raise UserError("phases.meta and phases.cross have different sequence_length; set them to the same value")
 

@@ -149,7 +149,7 @@ def single_process(recipe_path: Path, family: str, steps: int, extra: Sequence[s
     for step in range(steps):
         total = 0.0
         for micro in plan.at(step):
-            loss, own, _ = model(data.batch(micro.objective, micro.first, micro.count), micro.objective, step)
+            loss, own, _ = model(data.batch(micro.objective, micro.first, micro.count, micro.stage), micro.objective, step)
             (loss * micro.factor).backward()
             total += micro.factor * float(own.double().sum())
         for parameter in model.parameters():

@@ -66,10 +66,36 @@ def _orthogonal(matrix: torch.Tensor, steps: int) -> torch.Tensor:
     return 0.2 * math.sqrt(max(matrix.shape)) * x
 
 
+class PlainStableAdamW(torch.optim.AdamW):
+    """AdamW that divides a tensor's rate by the root mean square of g^2 / u (arXiv 2304.13013), on whole tensors."""
+
+    update_clip = 1.0
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update from the gradients."""
+        every = self.param_groups
+        beta2 = every[0]["betas"][1]
+        for group in every:
+            for p in group["params"]:
+                state = self.state[p]
+                before = state["exp_avg_sq"] if state else torch.zeros_like(p)
+                count = float(state["step"]) + 1 if state else 1.0
+                second = (beta2 * before + (1 - beta2) * p.grad.square()) / (1 - beta2**count)
+                rms = (p.grad.square() / second.clamp(min=group["eps"] ** 2)).mean(dtype=torch.float64).sqrt()
+                self.param_groups = [{**group, "params": [p], "lr": group["lr"] / max(1.0, float(rms) / self.update_clip)}]
+                super().step()
+        self.param_groups = every
+
+
 def plain_optimizer(model: nn.Module, recipe: Recipe, rate: float) -> torch.optim.Optimizer | PlainMuon:
     """The recipe's optimiser at a constant learning rate."""
     config = recipe.optimizer
     if config.name == "muon":
         return PlainMuon(model, recipe, rate)
     groups = parameter_groups(model, config)
+    if config.name == "stable_adamw":
+        stable = PlainStableAdamW(groups, lr=rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+        stable.update_clip = config.update_clip
+        return stable
     return torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)

@@ -124,7 +124,7 @@ def test_an_empty_phase_is_made_of_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(f"{text}  meta:\n")
     assert load_recipe(tmp_path / "shared.yaml").phases["meta"].steps == 2
     (tmp_path / "shared.yaml").write_text(text)
-    with pytest.raises(UserError, match="phases is empty; give at least one of meta, cross, joint"):
+    with pytest.raises(UserError, match="phases is empty; give at least one, such as meta, cross or joint"):
         load_recipe(tmp_path / "shared.yaml")
 
 

@@ -9,9 +9,11 @@ import yaml
 
 from dist_metaxlm.planning.plan import parse_cluster, plan
 from dist_metaxlm.recipe.load import load_recipe, shipped_recipes
+from dist_metaxlm.recipe.origins import source_of
 from dist_metaxlm.recipe.schema import Contrast
 
 LARGE = ["annealed", "modern-base", "xlmr-base", "xlmr-large", "xlmr-xl", "xlmr-xxl"]
+STAGED = {"three-stages": ["pretrain", "extend", "decay"], "decay-branch": ["meta", "half", "full"]}
 SHAPES = {
     "annealed": (22, 768, 12, 1152),
     "modern-base": (22, 768, 12, 1152),
@@ -27,10 +29,10 @@ def text_of(name: str) -> str:
 
 
 def test_all_of_them_are_shipped():
-    assert set(shipped_recipes()) >= {*LARGE, "quickstart"}
+    assert set(shipped_recipes()) == {*LARGE, *STAGED, "quickstart"}
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+@pytest.mark.parametrize("name", [*LARGE, "quickstart"])
 def test_three_phases_and_one_name(name):
     recipe = load_recipe(name, [])
     assert recipe.name == name
@@ -97,6 +99,16 @@ def test_planned_on_a_large_and_on_a_small_cluster(name):
     ]
     assert (recipe.parallel.tensor, recipe.parallel.pipeline, recipe.parallel.zero_stage) in layouts
     assert plan(recipe, parse_cluster("8xH200"))
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_recipes_with_phases_of_their_own(name):
+    recipe = load_recipe(name, [])
+    assert recipe.name == name
+    assert list(recipe.phases) == STAGED[name]
+    assert all(source_of(recipe, phase) is not None for phase in STAGED[name][1:])
+    assert recipe.data == load_recipe("quickstart").data, "prepared once for all of them"
+    assert plan(recipe, parse_cluster("1x2xA100-40GB"))[0].fits
 
 
 def test_the_quickstart_can_be_planned():

@@ -7,7 +7,7 @@ from typing import Generic
 import numpy as np
 
 from dist_metaxlm.data.batch import PackedBatch
-from dist_metaxlm.data.objectives.base import Config, DataSource, Opening, Origin
+from dist_metaxlm.data.objectives.base import Config, DataSource, Opening, Origin, mask_rule
 from dist_metaxlm.data.packing.bitext import BitextWindows
 from dist_metaxlm.data.packing.documents import packed_batch
 from dist_metaxlm.data.sampling.mixing import Mixture
@@ -23,11 +23,16 @@ class MaskedPairsSource(DataSource[Config], Generic[Config]):
         opening.check_targets()
         keys, corpora, phase = opening.keys(objective.name), opening.bitexts, opening.phase
         self.names = opening.pairs
-        self._windows = BitextWindows(corpora, opening.pair_titles, phase.sequence_length, keys)
-        counts = [len(corpus) for corpus in corpora]
-        mix = pair_mix(phase, objective.name, self.names, counts, self._windows.counts.tolist())
-        self.mixture = Mixture(mix, key(*keys, "mix"))
-        self._masker = opening.masker(objective.name)
+        length = phase.sequence_length
+        self._windows = opening.once(
+            ("windows", keys, length), lambda: BitextWindows(corpora, opening.pair_titles, length, keys)
+        )
+        counts, windows = [len(corpus) for corpus in corpora], self._windows.counts.tolist()
+        self.mixture = opening.once(
+            ("mix", keys),
+            lambda: Mixture(pair_mix(opening.schedules, objective.name, self.names, counts, windows), key(*keys, "mix")),
+        )
+        self._masker = opening.masker(objective.name, mask_rule(objective))
 
     def batch(self, objective: Config, samples: np.ndarray) -> PackedBatch:
         """See `DataSource`."""

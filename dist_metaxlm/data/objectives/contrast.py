@@ -29,7 +29,7 @@ class ContrastSource(DataSource[PairConfig], Generic[PairConfig]):
         self.names = opening.pairs
         self._pairs = ContrastPairs(corpora, opening.pair_titles, phase.sequence_length, keys)
         counts = [len(corpus) for corpus in corpora]
-        self.mixture = Mixture(pair_mix(phase, objective.name, self.names, counts, counts), key(*keys, "mix"))
+        self.mixture = Mixture(pair_mix(opening.schedules, objective.name, self.names, counts, counts), key(*keys, "mix"))
 
     def batch(self, objective: PairConfig, samples: np.ndarray) -> PackedBatch:
         """See `DataSource`."""

@@ -7,7 +7,7 @@ from typing import Generic
 import numpy as np
 
 from dist_metaxlm.data.batch import PackedBatch
-from dist_metaxlm.data.objectives.base import Config, DataSource, Opening, Origin
+from dist_metaxlm.data.objectives.base import Config, DataSource, Opening, Origin, mask_rule
 from dist_metaxlm.data.packing.documents import packed_batch
 from dist_metaxlm.data.packing.windows import Windows
 from dist_metaxlm.data.sampling.mixing import Mixture
@@ -26,12 +26,15 @@ class TextSource(DataSource[Config], Generic[Config]):
         self.names = opening.languages
         self._corpora = [source.corpus for source in flat]
         corpora = [opening.store.text(name) for name in self._corpora]
-        self._windows = Windows(corpora, [source.title for source in flat], phase.sequence_length, keys)
+        titles, length = [source.title for source in flat], phase.sequence_length
+        self._windows = opening.once(("windows", keys, length), lambda: Windows(corpora, titles, length, keys))
         sizes = iter(len(corpus.tokens) for corpus in corpora)
         tokens = [[next(sizes) for _ in parts] for parts in sources]
         weights = [part_weights(parts, counts) for parts, counts in zip(sources, tokens, strict=True)]
-        mix = language_mix(phase, objective.name, self.names, tokens, weights)
-        self.mixture = Mixture(mix, key(*keys, "mix"))
+        self.mixture = opening.once(
+            ("mix", keys),
+            lambda: Mixture(language_mix(opening.schedules, objective.name, self.names, tokens, weights), key(*keys, "mix")),
+        )
 
     def read(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """([n, L] int64 tokens, [D] int64 first token of each document in the flat batch, [n] int64 languages)."""
@@ -60,7 +63,7 @@ class MaskedTextSource(TextSource[Config], Generic[Config]):
         """See `DataSource`."""
         opening.check_targets()
         super().__init__(opening, objective)
-        self._masker = opening.masker(objective.name)
+        self._masker = opening.masker(objective.name, mask_rule(objective))
 
     def batch(self, objective: Config, samples: np.ndarray) -> PackedBatch:
         """See `DataSource`."""

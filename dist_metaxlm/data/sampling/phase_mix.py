@@ -11,6 +11,7 @@ from fractions import Fraction
 from dist_metaxlm.data.sampling.shares import Mix
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.schema import AlphaPoint, Objective, PhaseConfig
+from dist_metaxlm.recipe.stages import stages
 from dist_metaxlm.text import pluralize
 
 
@@ -56,9 +57,41 @@ def pair_mix(phase: PhaseConfig, objective: str, pairs: Sequence[str], counts: S
 
 
 def samples_per_token(phase: PhaseConfig, name: str) -> Fraction:
-    """Samples of an objective per training token of the phase, on average."""
+    """Samples of an objective per training token of a phase without schedules, on average."""
     tokens = sum((_a_step(phase, objective, objective.tokens_per_step) for objective in phase.objectives), Fraction(0))
     return _taken(phase, name) / tokens if tokens else Fraction(0)
+
+
+def samples_after(phase: PhaseConfig, name: str, tokens: int) -> Fraction:
+    """Samples of an objective in the first `tokens` training tokens of a phase."""
+    total, own = Fraction(0), stages(phase)
+    for stage, following in zip(own, [*own[1:], None], strict=True):
+        end = tokens if following is None else min(tokens, following.tokens)
+        total += max(0, end - stage.tokens) * samples_per_token(stage.phase, name)
+    return total
+
+
+def _samples_of(phase: PhaseConfig, name: str) -> Fraction:
+    """Samples of an objective in all steps of a phase."""
+    total, own = Fraction(0), stages(phase)
+    for stage, following in zip(own, [*own[1:], None], strict=True):
+        end = phase.total_steps if following is None else min(phase.total_steps, following.first_step)
+        total += max(0, end - stage.first_step) * _taken(stage.phase, name)
+    return total
+
+
+def _steps_for(phase: PhaseConfig, name: str, samples: int) -> tuple[int, int]:
+    """(steps, training tokens) that take so many samples of an objective."""
+    own = stages(phase)
+    left = Fraction(samples)
+    for stage, following in zip(own, [*own[1:], None], strict=True):
+        taken = _taken(stage.phase, name)
+        steps = None if following is None else following.first_step - stage.first_step
+        if steps is None or left < steps * taken:
+            rate = samples_per_token(stage.phase, name)
+            return stage.first_step + int(left / taken), stage.tokens + (int(left / rate) if rate else 0)
+        left -= steps * taken
+    raise AssertionError("the last stage has no end")
 
 
 def _taken(phase: PhaseConfig, name: str) -> Fraction:
@@ -97,14 +130,16 @@ def _mix(
     parts: Sequence[Sequence[int]] | None,
     fixed: dict[int, float] | None = None,
 ) -> Mix:
-    rate = samples_per_token(phase, name)
+    def sample(after: int) -> int:
+        return round(samples_after(phase, name, after))
+
     points = [(0, alpha)] if isinstance(alpha, float) else [(point.tokens, point.alpha) for point in alpha]
     limits = None if repetitions is None else [int(Fraction(repetitions) * count) for count in samples]
-    length = round(phase.total_steps * _taken(phase, name))
+    length = round(_samples_of(phase, name))
     return Mix(
         counts,
-        [(round(tokens * rate), value) for tokens, value in points],
-        [round(tokens * rate) for tokens in unlocks],
+        [(sample(tokens), value) for tokens, value in points],
+        [sample(tokens) for tokens in unlocks],
         limits,
         length,
         parts,
@@ -122,8 +157,8 @@ def _check(mix: Mix, phase: PhaseConfig, name: str, what: str, field: str) -> No
     longest = mix.longest()
     if longest is None:
         return
-    steps, rate = int(longest / _taken(phase, name)), samples_per_token(phase, name)
-    tokens = f" or {int(longest / rate):,} tokens" if rate else ""
+    steps, trained = _steps_for(phase, name, longest)
+    tokens = f" or {trained:,} tokens" if trained else ""
     size = f"{sum(mix.counts):,} {'pairs' if mix.parts is None else 'tokens'}"
     raise UserError(
         f"{name}: there are {size} of {what}; with {field} {getattr(phase, field)} what is unlocked lasts for "

@@ -101,7 +101,21 @@ class Objective(Section):
     def undivided(self, sequence_length: int, ranks: int) -> str | None:
         """Problems with dividing the batch evenly over `ranks` data-parallel ranks, with the nearest possible value."""
 
+    @property
+    def changes(self) -> list[int]:
+        """Training tokens of the phase after which its batch changes."""
+        return []
+
+    def after(self, tokens: int) -> Objective:
+        """The objective with the batch that holds after `tokens` training tokens of the phase."""
+        return self
+
     # validation
+
+    @property
+    def masks_by_rate(self) -> bool:
+        """Whether the phase's `mask_rate` decides how many targets it has."""
+        return False
 
     @property
     def shows_whole_pairs(self) -> bool:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from dist_metaxlm.recipe.objectives.base import EncoderPass
-from dist_metaxlm.recipe.objectives.windows import WindowObjective
+from dist_metaxlm.recipe.objectives.windows import MaskedObjective
 
 if TYPE_CHECKING:
     from dist_metaxlm.recipe.schema import ModelConfig
 
 
-class DenoisingAlignment(WindowObjective):
+class DenoisingAlignment(MaskedObjective):
     """Pointing from a masked token to its translation, with self-labelled alignments (XLM-Align, arXiv 2106.06381)."""
 
     name: Literal["dwa"] = "dwa"

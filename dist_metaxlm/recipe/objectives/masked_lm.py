@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dist_metaxlm.recipe.objectives.windows import WindowObjective
+from dist_metaxlm.recipe.objectives.windows import MaskedObjective
 
 
-class MaskedLM(WindowObjective):
+class MaskedLM(MaskedObjective):
     """Masked language modelling on packed monolingual windows (over several languages: MMLM)."""
 
     name: Literal["mlm"] = "mlm"

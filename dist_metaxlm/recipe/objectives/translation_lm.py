@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dist_metaxlm.recipe.objectives.windows import WindowObjective
+from dist_metaxlm.recipe.objectives.windows import MaskedObjective
 
 
-class TranslationLM(WindowObjective):
+class TranslationLM(MaskedObjective):
     """Masked language modelling on translation pairs packed into windows (TLM, arXiv 1901.07291)."""
 
     name: Literal["tlm"] = "tlm"

@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any, Self
+
+from pydantic import Field, ModelWrapValidatorHandler, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dist_metaxlm.recipe.objectives.base import EncoderPass, Objective, Share
+from dist_metaxlm.recipe.stages import BatchPoint, points_to_schedule, schedule_problems, schedule_to_points, value_after
 from dist_metaxlm.text import pluralize
+
+_READ = points_to_schedule("batch_tokens", "batch_schedule")
+_WRITE = schedule_to_points("batch_tokens", "batch_schedule")
 
 
 class WindowObjective(Objective):
     """Samples are windows of `sequence_length` tokens, each with the same number of targets (`targets_per_window`)."""
 
     batch_tokens: int = Field(gt=0)
-    """Tokens a step, over all ranks; a multiple of `sequence_length`."""
+    """Tokens a step, over all ranks; a multiple of `sequence_length`. Or points over the tokens of the phase:
+    `[{tokens: 0, batch_tokens: 4096}, ...]`."""
+    batch_schedule: list[BatchPoint] = []
+    """The points of `batch_tokens`, which is then the largest."""
 
     batch_field = "batch_tokens"
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _points(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        read: Self = _READ(cls, values, handler)
+        problems = schedule_problems(f"{read.name} batch_tokens", read.batch_schedule)
+        largest = max((point.batch_tokens for point in read.batch_schedule), default=read.batch_tokens)
+        if largest != read.batch_tokens:
+            problems.append(
+                f"batch_schedule reaches {largest} and batch_tokens is {read.batch_tokens}; give points in one of them"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return read
+
+    @model_serializer(mode="wrap")
+    def _as_points(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _WRITE(self, handler)
+
+    @property
+    def changes(self) -> list[int]:
+        """See `Objective`."""
+        return [point.tokens for point in self.batch_schedule]
+
+    def after(self, tokens: int) -> Objective:
+        """See `Objective`."""
+        if not self.batch_schedule:
+            return self
+        return self.model_copy(
+            update={"batch_schedule": [], "batch_tokens": value_after(self.batch_schedule, tokens).batch_tokens}
+        )
 
     @property
     def tokens_per_step(self) -> int:
@@ -52,6 +92,11 @@ class WindowObjective(Objective):
         )
 
     @property
+    def masks_by_rate(self) -> bool:
+        """See `Objective`."""
+        return self.targets_per_token(0.25) != self.targets_per_token(0.5)
+
+    @property
     def shows_whole_pairs(self) -> bool:
         """See `Objective`."""
         return self.reads == "pairs"
@@ -69,3 +114,26 @@ class WindowObjective(Objective):
         """See `Objective`: full windows of one document, with all targets."""
         targets = self.denominator(sequence_length, mask_rate)
         return [EncoderPass(self.batch_tokens, sequence_length, targets, causal=self.causal)]
+
+
+class MaskedObjective(WindowObjective):
+    """Windows whose targets are masked, and how: base of masked and translation language modelling."""
+
+    masked_share: float = Field(0.8, ge=0, le=1)
+    """Share of the targets that the model sees as `<mask>` (BERT, arXiv 1810.04805)."""
+    random_share: float = Field(0.1, ge=0, le=1)
+    """Share of the targets that it sees as a random token; the others it sees as they are."""
+    span_p: float | None = Field(None, gt=0, lt=1)
+    """Masks whole spans, whose lengths are geometric with this probability of ending (SpanBERT, arXiv 1907.10529: 0.2).
+    Empty: tokens (or words, with `whole_words`) by themselves. With it a word belongs to the span of its first piece."""
+    span_max: int = Field(10, gt=0)
+    """With `span_p`: longest span, in tokens."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.masked_share + self.random_share > 1 + 1e-9:
+            raise ValueError(
+                f"{self.name} masked_share {self.masked_share} and random_share {self.random_share} are more than 1 "
+                "together; lower one of them"
+            )
+        return self

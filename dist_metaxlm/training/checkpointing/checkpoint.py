@@ -131,13 +131,18 @@ def optimizer_of(checkpoint: Checkpoint) -> str:
     return str(checkpoint.facts.get("optimizer", "adamw"))
 
 
+def same_moments(before: str, now: str) -> bool:
+    """Whether two optimisers store the same moments: AdamW and StableAdamW do, Muon has its own for the blocks' matrices."""
+    return before == now or "muon" not in (before, now)
+
+
 def saved_moments(engine: Engine, checkpoint: Checkpoint) -> Callable[[str, str], torch.Tensor | None]:
     """(parameter, moment) -> what `engine` continues from, whole; None where the checkpoint has no such parameter.
 
     Between optimisers the moments of the blocks' matrices mean different things: after a change they start at zero.
     """
     tensors = checkpoint.tensors("moments")
-    changed = optimizer_of(checkpoint) != optimizer_state.optimizer_name(engine)
+    changed = not same_moments(optimizer_of(checkpoint), optimizer_state.optimizer_name(engine))
 
     def moment_of(name: str, moment: str) -> torch.Tensor | None:
         value = tensors.get(f"{moment}.{name}")

@@ -89,6 +89,14 @@ def write_manifest(folder: Path, facts: Facts, sealed: Mapping[str, FinishedFile
     sync(folder)
 
 
+def read_facts(folder: Path) -> Facts | None:
+    """The manifest of a checkpoint folder, without a check of its files; None if it is missing or damaged."""
+    try:
+        return _read(folder)
+    except DamagedCheckpoint:
+        return None
+
+
 def weights_digest(folder: Path) -> str | None:
     """One digest of a checkpoint's weights from its manifest, without reading them; None without a manifest."""
     try:

@@ -14,7 +14,7 @@ import shutil
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -56,10 +56,19 @@ class CheckpointSaver:
     In the background it keeps host memory for this rank's share of weights and moments (see `save_in_background`).
     """
 
-    def __init__(self, root: Path, engine: Engine, keep: int, background: bool, keep_best: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        engine: Engine,
+        keep: int,
+        background: bool,
+        keep_best: bool = False,
+        keep_steps: Collection[int] = (),
+    ) -> None:
         """Collective. Checkpoints older than the newest `keep` are removed after each save; with `keep_best` the one with
-        the best held-out loss stays."""
+        the best held-out loss stays, and those of `keep_steps` always do."""
         self._root, self._engine, self._keep, self._keep_best = root, engine, keep, keep_best
+        self._keep_steps = frozenset(keep_steps)
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None
         self._pieces = GatherPlan(engine, self._group)
         self._memory = getattr(engine.module, "memory", None)
@@ -214,7 +223,7 @@ class CheckpointSaver:
                     f"checkpoint of step {best[0]} has the best held-out loss so far, {best[1]:.3f} bits per byte; kept"
                 )
             for old in [step for step in list_steps(self._root) if step <= facts["step"]][: -self._keep]:
-                if best is not None and old == best[0]:
+                if old in self._keep_steps or (best is not None and old == best[0]):
                     continue
                 shutil.rmtree(step_folder(self._root, old), ignore_errors=True)
 

@@ -26,6 +26,7 @@ from dist_metaxlm.modeling.sharding import is_block_matrix
 from dist_metaxlm.objectives.model import PretrainingModel
 from dist_metaxlm.recipe.schema import OptimizerConfig, Recipe
 from dist_metaxlm.training.engine.muon import MuonWithAdamW
+from dist_metaxlm.training.engine.stable_adamw import StableAdamW
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Type of weights and activations by precision."""
@@ -55,6 +56,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     groups = parameter_groups(model, config)
     if config.name == "muon":
         return MuonWithAdamW(groups, config, recipe.model)
+    if config.name == "stable_adamw":
+        return StableAdamW(groups, config)
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
@@ -107,7 +110,7 @@ def build_engine(model: nn.Module, recipe: Recipe, device: torch.device, data_si
     prepare_scaler(engine)
     prevent_stale_gradients(engine)
     optimizer_state.create_adam_state(engine)
-    if isinstance(optimizer, MuonWithAdamW):
+    if isinstance(optimizer, MuonWithAdamW | StableAdamW):
         optimizer.attach(engine)
     use_exact_norms(engine)
     gate_updates(engine)

@@ -23,13 +23,13 @@ def build_model(recipe: Recipe, phase: PhaseConfig) -> TrainedModel:
     Without a pipeline the encoder is deferred where no objective needs more than its shapes: `build_engine` gives it its
     initial values, or those of `load_logical`, and no rank holds all of them in fp32.
     """
-    shard, layout = tensor_shard(recipe.parallel.sequence), recipe.parallel
+    shard, layout, config = tensor_shard(recipe.parallel.sequence), recipe.parallel, phase.model(recipe.model)
     if layout.pipeline == 1:
         deferred = not any(objective.needs_whole_model for objective in phase.objectives)
-        return PretrainingModel(Encoder(recipe.model, recipe.seed, shard, deferred=deferred), phase.objectives)
+        return PretrainingModel(Encoder(config, recipe.seed, shard, deferred=deferred), phase.objectives)
     from dist_metaxlm.training.engine.pipeline import PipelinedModel
 
     stages = model_stages(
         recipe.model, phase.sequence_length, phase.targets_per_token, layout.pipeline, needs_blocks(recipe)
     )
-    return PipelinedModel(recipe.model, recipe.seed, shard, stages, phase.sequence_length)
+    return PipelinedModel(config, recipe.seed, shard, stages)

@@ -96,20 +96,10 @@ def _piece(engine: Engine, param: DeepSpeedParameter) -> torch.Tensor:
 
 
 def _shards(engine: Engine) -> Iterator[tuple[torch.Tensor, list[DeepSpeedParameter]]]:
-    """(tensor that the optimiser updates, parameters that it is a shard of), in the same order on all ranks.
-
-    DeepSpeed 0.19.8: ZeRO-3, ZeRO-1 and 2, and its bf16 optimiser name them differently; without ZeRO a parameter is
-    updated by itself, and all of them share one exchange, kept under the first.
-    """
-    zero = engine.optimizer
-    for flat, members in (
-        ("fp32_partitioned_groups_flat", "fp16_groups"),
-        ("single_partition_of_fp32_groups", "bit16_groups"),
-        ("fp32_groups_flat_partition", "bf16_groups"),
-    ):
-        if hasattr(zero, flat):
-            yield from zip(getattr(zero, flat), getattr(zero, members), strict=True)
-            return
-    for group in zero.param_groups:
-        if group.get("orthogonal"):
-            yield group["params"][0], group["params"]
+    """As `optimizer_state.optimizer_shards`; without ZeRO all matrices share one exchange, kept under the first."""
+    every = list(optimizer_state.optimizer_shards(engine))
+    if all(len(params) == 1 and params[0] is shard for shard, params in every):
+        groups = [group["params"] for group in engine.optimizer.param_groups if group.get("orthogonal")]
+        yield from ((params[0], params) for params in groups)
+        return
+    yield from every

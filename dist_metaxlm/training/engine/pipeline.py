@@ -51,12 +51,12 @@ class PipelinedModel(PipelineModule):
 
     encoder: Encoder
 
-    def __init__(self, config: ModelConfig, seed: int, shard: TensorShard, stages: list[Stage], window: int) -> None:
-        """`window`: tokens of a window of every batch. The ranks are those of parallel/groups.py (collective)."""
+    def __init__(self, config: ModelConfig, seed: int, shard: TensorShard, stages: list[Stage]) -> None:
+        """The ranks are those of parallel/groups.py (collective)."""
         grid = groups()
         # Read by the methods below, which the constructor of PipelineModule calls.
         self._make = lambda stage: Encoder(config, seed, shard, stage)
-        self._stages, self._window = stages, window
+        self._stages = stages
         self._step = 0
         self._micro_steps: Iterator[MicroStep] = iter(())
         self._batches: deque[PackedBatch] = deque()
@@ -149,9 +149,8 @@ class PipelinedModel(PipelineModule):
         reaches what this function returned, and those of a head behind it would be among them.
         """
         states, positions, cu_seqlens, samples = inputs
-        outline = PackedBatch.outline(positions, cu_seqlens, samples, self._window)
         micro = next(self._micro_steps)
-        objective = micro.objective
+        outline, objective = PackedBatch.outline(positions, cu_seqlens, samples, micro.window), micro.objective
         metadata = self.encoder.batch_metadata(outline, self._step, objective.name, objective.causal)
         states = self.encoder.through_stage(states, metadata, objective.last_layer)
         return self._loss(states, micro) if self.encoder.stage.last else (states, positions, cu_seqlens, samples)

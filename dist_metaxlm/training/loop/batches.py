@@ -53,7 +53,7 @@ def batches(
 
 def _reading(data: PhaseData, micro: MicroStep, pinned: bool) -> Callable[[], PackedBatch]:
     def read() -> PackedBatch:
-        batch = data.batch(micro.objective, micro.first, micro.count)
+        batch = data.batch(micro.objective, micro.first, micro.count, micro.stage)
         return batch.pinned() if pinned else batch
 
     return read

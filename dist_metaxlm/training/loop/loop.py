@@ -11,6 +11,7 @@ from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import scaler_state, step_figures
 from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.parallel.process_group import largest, rank
+from dist_metaxlm.recipe.origins import branch_steps
 from dist_metaxlm.reporting.records import IntervalRecord, Pace, Record
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.execution import execution
@@ -42,7 +43,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     clock, tokens_before = Clock(progress.seconds), progress.tokens
     stop = StopRequest(progress.step, recipe.training.log_interval)
     guards = StepGuards(recipe.training.guards, engine, plan, meter, log, progress.step, progress.guards)
-    over = log.stepped_over(progress.step)
+    over, branches = log.stepped_over(progress.step), branch_steps(recipe, folder.phase)
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device, over))
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
@@ -75,7 +76,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 saver.check(engine.device)
                 if context.store_check:
                     context.store_check.refuse(partial(largest, device=engine.device))
-            if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
+            if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0 or step + 1 in branches:
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling, progress.guards = meter.counts(), scaler_state(engine), guards.state()
                 saver.save(progress.facts() | heldout.facts(progress.step), progress.tensors())
@@ -91,7 +92,12 @@ def checkpoint_saver(engine: Engine, context: RunContext) -> CheckpointSaver:
     """Writes the checkpoints of the phase, as long as this job holds the run folder's lease."""
     training = context.recipe.training
     saver = CheckpointSaver(
-        context.folder.checkpoints, engine, training.keep_checkpoints, training.save_in_background, training.keep_best
+        context.folder.checkpoints,
+        engine,
+        training.keep_checkpoints,
+        training.save_in_background,
+        training.keep_best,
+        branch_steps(context.recipe, context.folder.phase),
     )
     saver.may_commit = context.lease.check if context.lease else saver.may_commit
     return saver

@@ -9,6 +9,7 @@ from dist_metaxlm.parallel.environment import shown
 from dist_metaxlm.parallel.placement import check_placement, placement_lines
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.planning.parameters import count_parameters
+from dist_metaxlm.recipe.origins import source_of, successors
 from dist_metaxlm.recipe.phases import phase_difference
 from dist_metaxlm.recipe.schema import LearningRate, Recipe
 from dist_metaxlm.text import pluralize
@@ -16,7 +17,7 @@ from dist_metaxlm.training.engine.engine import resolve_precision
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run.context import RunContext
 from dist_metaxlm.training.run.layout import layout_name
-from dist_metaxlm.training.run.staleness import warn_of_stale_cross
+from dist_metaxlm.training.run.staleness import warn_of_stale_phases
 from dist_metaxlm.training.run.starting_point import StartingPoint
 
 logger = logging.getLogger(__name__)
@@ -47,17 +48,25 @@ def announce(context: RunContext, start: StartingPoint, progress: Progress) -> N
         f"{pluralize(topology.nodes, 'node')}, {device.type}, {resolve_precision(recipe, device)}, "
         f"{layout_name(recipe.parallel, topology.world_size)}, in {context.folder.path}"
     )
-    if {"meta", "cross"} <= set(recipe.phases) and options.phase in ("meta", "cross"):
-        rows = phase_difference(recipe, "meta", "cross")
+    for before, after in neighbours(recipe, options.phase):
+        rows = phase_difference(recipe, before, after)
         changes = "; ".join(f"{key} {_value(old)} -> {_value(new)}" for key, old, new in rows)
-        logger.info(f"meta -> cross changes: {changes}")
+        logger.info(f"{before} -> {after} changes: {changes}")
     for line in start.describe():
         logger.info(line)
     warning = warmup_warning(options.phase, context.phase.total_steps + start.schedule_offset, context.phase.learning_rate)
     if warning is not None:
         logger.warning(warning)
-    if progress.step and options.phase == "cross":
-        warn_of_stale_cross(context.folder.run_dir, options.recipe, options.overrides)
+    if progress.step:
+        warn_of_stale_phases(context.folder.run_dir, options.recipe, options.overrides)
+
+
+def neighbours(recipe: Recipe, phase: str) -> list[tuple[str, str]]:
+    """The phase with the one that it continues from, or else with those that continue from it."""
+    source = source_of(recipe, phase)
+    if source is not None and source.phase in recipe.phases:
+        return [(source.phase, phase)]
+    return [(phase, other) for other in successors(recipe, phase)]
 
 
 def warmup_warning(phase: str, steps: int, config: LearningRate) -> str | None:

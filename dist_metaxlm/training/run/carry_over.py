@@ -1,4 +1,4 @@
-"""From `meta` to `cross`: carries weights over, checked at load, and reports embeddings that meta never used.
+"""From one phase to the next: carries weights over, checked at load, and reports embeddings that were never used.
 
 With one multilingual vocabulary the English phase never sees most tokens: through the tied head their embeddings get
 only the softmax's negative gradients, which can draw them together. So norms and cosines are measured, and the recipe
@@ -20,11 +20,11 @@ from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.recipe.schema import CarryOver, Recipe
 from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, newest_checkpoint, saved_moments
 from dist_metaxlm.training.checkpointing.manifest import weights_digest
+from dist_metaxlm.training.run.before import Before
 from dist_metaxlm.training.run.initial_weights import differing_fields
-from dist_metaxlm.training.run.run_folder import PhaseFolder
 
 Statistics = dict[str, dict[str, float]]
 """seen or unseen -> figure -> value."""
@@ -45,12 +45,16 @@ _From = TypedDict("_From", {"from": str})
 class CarryOverReport(_From):
     """carry_over.json: policy, source and embedding statistics."""
 
+    phase: NotRequired[str | None]
+    """The phase before, if it is one of the same run; absent in reports of older versions: meta."""
+    pinned: NotRequired[bool]
+    """Whether a certain checkpoint was asked for (`meta@400`) instead of the end of the phase."""
     step: int
     weights: str
     weights_digest: str | None
     tokenizer: str
     policy: dict[str, str]
-    """Fields of `carry_over` of the recipe."""
+    """Fields of the phase's `carry_over`."""
     data_cursor: str
     unseen_tokens: int
     embeddings_before: Statistics
@@ -72,27 +76,29 @@ class Carried:
     """The loaded tensors, whole and by logical name, read from their files on use: initial values of the masters."""
 
 
-def carry_over(encoder: Encoder, recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Carried:
-    """Load the weights of a finished phase into `encoder` and apply the policy to unseen embeddings.
+def carry_over(encoder: Encoder, recipe: Recipe, before: Before, policy: CarryOver, tokenizer_hash: str) -> Carried:
+    """Load the weights of the phase before into `encoder` and apply the policy to unseen embeddings.
 
     Raises:
-        UserError: if the previous phase is missing or unfinished, or has another tokenizer or shape.
+        UserError: if the phase before is missing or unfinished, or has another tokenizer or shape.
     """
     checkpoint = _checked(recipe, before, tokenizer_hash)
     weights = dict(checkpoint.tensors("weights"))  # views of the mapped files: nothing is read yet
     unseen = ~checkpoint.tensors("progress")["seen"].bool()
     report: CarryOverReport = {
         "from": str(checkpoint.folder),
+        "phase": before.folder.phase if before.same_run else None,
+        "pinned": before.mark is not None,
         "step": checkpoint.step,
         "weights": "carried",
         "weights_digest": weights_digest(checkpoint.folder),
         "tokenizer": tokenizer_hash,
-        "policy": recipe.carry_over.model_dump(),
+        "policy": policy.model_dump(),
         "data_cursor": "own, from the start",
         "unseen_tokens": int(unseen.sum()),
         "embeddings_before": embedding_statistics(weights[TABLE], unseen),
     }
-    if recipe.carry_over.unseen_embeddings == "reinitialise":
+    if policy.unseen_embeddings == "reinitialise":
         for name in (TABLE, HEAD_BIAS):
             fresh = initial_values(name, weights[name].shape, encoder.seed, recipe.model.std_of(name))
             weights[name] = torch.where(unseen.view(-1, *[1] * (fresh.dim() - 1)), fresh, weights[name])
@@ -176,18 +182,13 @@ def describe(report: CarryOverReport) -> list[str]:
     return lines
 
 
-def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkpoint:
-    if before.finished is None:
-        state = "not finished" if before.path.exists() else "missing"
-        raise UserError(
-            f"--phase cross needs the meta phase of {before.run_dir}, which is {state}; run "
-            f"`metaxlm pretrain --phase {before.phase} --run_dir {before.run_dir}` first"
-        )
-    checkpoint = newest_checkpoint(before.checkpoints)
+def _checked(recipe: Recipe, before: Before, tokenizer_hash: str) -> Checkpoint:
+    before.check()
+    checkpoint = newest_checkpoint(before.folder.checkpoints, before.step)
     if checkpoint is None:
         raise UserError(
-            f"no intact checkpoint of the finished phase in {before.checkpoints}; restore it or train the phase "
-            "again with --resume never"
+            f"no intact checkpoint{before.of_step} in {before.folder.checkpoints}; restore it or train the phase again with "
+            "--resume never"
         )
     if checkpoint.facts["tokenizer"] != tokenizer_hash:
         raise UserError(
@@ -199,7 +200,9 @@ def _checked(recipe: Recipe, before: PhaseFolder, tokenizer_hash: str) -> Checkp
             f"{checkpoint.folder} has a vocabulary of {checkpoint.facts['vocab_size']}, the recipe "
             f"{recipe.model.vocab_size}; both phases share one model"
         )
-    differing = differing_fields(recipe.model, load_recipe(before.path / "recipe.yaml").model)
+    differing = differing_fields(recipe.model, load_recipe(before.folder.path / "recipe.yaml").model)
     if differing:
-        raise UserError(f"{before.path} trained another model than the recipe's, but both phases share one; set {differing}")
+        raise UserError(
+            f"{before.folder.path} trained another model than the recipe's, but both phases share one; set {differing}"
+        )
     return checkpoint

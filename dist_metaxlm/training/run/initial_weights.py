@@ -62,7 +62,8 @@ def load_initial_weights(encoder: Encoder, recipe: Recipe, folder: str | Path, t
     return f"weights from {folder}; tokenizer {tokenizer_hash[:12]} ({checked}); optimiser and learning rate start fresh"
 
 
-def keep_import(folder: PhaseFolder, step: int, init_from: str | Path | None) -> None:
-    """Copy the import's files that an export needs (interop/original.py) into a new phase: its own import's or meta's."""
+def keep_import(folder: PhaseFolder, step: int, source: Path | None) -> None:
+    """Copy what an export of an imported model needs (interop/original.py) from `source` into a new phase: the import's
+    folder, or the phase before."""
     if step == 0:
-        keep_original(init_from or (folder.run_dir / "meta" if folder.phase == "cross" else None), folder.path)
+        keep_original(source, folder.path)

@@ -14,7 +14,7 @@ from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run.context import Options, RunContext
 from dist_metaxlm.training.run.initial_weights import keep_import
 from dist_metaxlm.training.run.run_folder import PhaseFolder
-from dist_metaxlm.training.run.staleness import warn_of_stale_cross
+from dist_metaxlm.training.run.staleness import warn_of_stale_phases
 from dist_metaxlm.training.run.starting_point import StartingPoint
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def report_finished(recipe: Recipe, options: Options, folder: PhaseFolder) -> No
         f"phase {options.phase} of {folder.run_dir} is already finished ({steps}, loss {loss:.3f}). "
         "To retrain from scratch, pass `--resume never`."
     )
-    warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)
+    warn_of_stale_phases(folder.run_dir, options.recipe, options.overrides)
 
 
 def check_recipe(recipe: Recipe, options: Options, folder: PhaseFolder) -> None:
@@ -78,7 +78,7 @@ def begin(context: RunContext, start: StartingPoint, step: int) -> None:
     if options.resume.isdecimal():
         for line in folder.go_back(step):
             logger.info(line)
-    keep_import(folder, step, options.init_from)
+    keep_import(folder, step, start.original)
     folder.cut_metrics(step)
     if start.report is not None:
         write_json(folder.path / "carry_over.json", start.report)
@@ -117,4 +117,4 @@ def finish(context: RunContext, progress: Progress) -> None:
             f"best held-out loss: {best[1]:.3f} bits per byte at step {best[0]}; evaluate or export that checkpoint with "
             f"--phase {folder.phase}@best"
         )
-    warn_of_stale_cross(folder.run_dir, options.recipe, options.overrides)
+    warn_of_stale_phases(folder.run_dir, options.recipe, options.overrides)

@@ -11,6 +11,7 @@ from typing import TypedDict, cast
 from dist_metaxlm.deepspeed_adapter.config_files import lost_settings, result_settings
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.load import dump_recipe, load_recipe
+from dist_metaxlm.recipe.origins import source_of
 from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.reporting.metrics import json_lines
@@ -19,7 +20,7 @@ from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, write_json
 from dist_metaxlm.training.run.environment import environment
 
-CHANGEABLE = re.compile(r"phases\.\w+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+|training\.guards\..+")
+CHANGEABLE = re.compile(r"phases\.[\w-]+\.(steps|tokens|learning_rate(\..+)?)|optimizer\..+|training\.guards\..+")
 """Fields that may change when a phase continues: they affect neither the model nor the order of the text."""
 SHOWN = 5
 """Maximum number of differing fields that a message names."""
@@ -190,7 +191,8 @@ def _learning_part(recipe: Recipe, phase: str) -> dict[str, object]:
     parts = {key: tree[key] for key in ("seed", "model", "data", "optimizer")}
     parts["training"] = {"guards": tree["training"]["guards"]}
     del tree["data"]["directory"]  # prepared data may move; their sources and tokenizer are compared
-    if phase == "cross":
+    own = tree["phases"][phase]
+    if source_of(recipe, phase) is not None and own["carry_over"] is None:
         parts["carry_over"] = tree["carry_over"]
-    learnt = flatten({**parts, "phases": {phase: tree["phases"][phase]}})
+    learnt = flatten({**parts, "phases": {phase: own}})
     return learnt | {f"deepspeed.{place}": value for place, value in result_settings(recipe).items()}

@@ -1,4 +1,4 @@
-"""Checks whether `cross` started from the current end of `meta`: meta may be lengthened or retrained after cross."""
+"""Checks whether a phase started from the current end of the one before, which may be lengthened or retrained later."""
 
 from __future__ import annotations
 
@@ -15,37 +15,43 @@ from dist_metaxlm.training.run.run_folder import PhaseFolder
 logger = logging.getLogger(__name__)
 
 
-def stale_cross(run_dir: str | Path) -> str | None:
-    """How the meta phase has changed since the run's cross phase started from it; None if it is unchanged.
+def stale_phases(run_dir: str | Path) -> dict[str, str]:
+    """Phase of a run -> how the phase that it started from has changed since; empty if nothing has.
 
-    Also None if there is no cross phase or it started from something else (`--init_from`).
+    Phases that started from something outside of the run are not in it.
     """
-    meta = PhaseFolder(run_dir, "meta")
-    report = meta.path.with_name("cross") / "carry_over.json"
+    reports = sorted(Path(run_dir).glob("*/carry_over.json"))
+    changes = {path.parent.name: _change(Path(run_dir), path) for path in reports if "-until-" not in path.parent.name}
+    return {phase: change for phase, change in changes.items() if change is not None}
+
+
+def _change(run_dir: Path, report: Path) -> str | None:
     try:
         began = json.loads(report.read_text(encoding="utf-8"))
-        step, digest = int(began["step"]), began.get("weights_digest")
+        step, digest, before = int(began["step"]), began.get("weights_digest"), began.get("phase", "meta")
+        pinned = bool(began.get("pinned"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    steps = list_steps(meta.checkpoints)
-    if not steps:
+    steps = list_steps((source := PhaseFolder(run_dir, before)).checkpoints) if isinstance(before, str) else []
+    if not steps or (pinned and step not in steps):
         return None
-    if steps[-1] != step:
-        return f"cross of {run_dir} began with meta's step {step}, and meta is now at step {steps[-1]}"
-    if digest not in (None, weights_digest(step_folder(meta.checkpoints, step))):
-        return f"cross of {run_dir} began with meta's step {step}, which has been trained again since and has other weights"
+    phase = report.parent.name
+    if not pinned and steps[-1] != step:
+        return f"{phase} of {run_dir} began with {before}'s step {step}, and {before} is now at step {steps[-1]}"
+    if digest not in (None, weights_digest(step_folder(source.checkpoints, step))):
+        began_with = f"{phase} of {run_dir} began with {before}'s step {step}"
+        return f"{began_with}, which has been trained again since and has other weights"
     return None
 
 
-def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[str]) -> None:
-    """If `stale_cross` finds a change, log a warning with the command that retrains cross."""
-    stale = stale_cross(run_dir)
-    if stale is not None:
+def warn_of_stale_phases(run_dir: str | Path, recipe: str, overrides: Iterable[str]) -> None:
+    """For each phase that `stale_phases` names, log a warning with the command that trains it again."""
+    for phase, change in stale_phases(run_dir).items():
         words = [
             "metaxlm",
             "pretrain",
             "--phase",
-            "cross",
+            phase,
             "--resume",
             "never",
             *([] if recipe == "quickstart" else ["--recipe", recipe]),
@@ -53,5 +59,5 @@ def warn_of_stale_cross(run_dir: str | Path, recipe: str, overrides: Iterable[st
             str(run_dir),
             *overrides,
         ]
-        remedy = as_typed(f"`{shlex.join(words)}` trains cross again from there and keeps the old one in a renamed folder")
-        logger.warning(f"{stale}; {remedy}")
+        remedy = as_typed(f"`{shlex.join(words)}` trains {phase} again from there and keeps the old one in a renamed folder")
+        logger.warning(f"{change}; {remedy}")

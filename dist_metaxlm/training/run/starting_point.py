@@ -1,4 +1,4 @@
-"""Starting points of a phase: fresh weights, an imported model, the previous phase, or its own checkpoint.
+"""Starting points of a phase: fresh weights, an imported model, another phase, or its own checkpoint.
 
 A starting point is used in this order:
 
@@ -7,22 +7,32 @@ A starting point is used in this order:
 3. `install`: state that only the engine holds (fp32 master weights, Adam state, loss scale), and the progress of the phase.
 4. `describe` and `report`: text for the log and the run's folder.
 
-The command line decides between the first three (`origin_of`); an intact checkpoint takes precedence
+Command line and recipe decide between the first three (`origin_of`); an intact checkpoint takes precedence
 (`resumed_or`), and the ranks must have joined to determine it.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import restore_scaler
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import read_import
+from dist_metaxlm.recipe.origins import source_of
 from dist_metaxlm.recipe.schema import Recipe
-from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, checkpoint_to_resume, optimizer_of, restore
+from dist_metaxlm.training.checkpointing.checkpoint import (
+    Checkpoint,
+    checkpoint_to_resume,
+    optimizer_of,
+    restore,
+    same_moments,
+)
 from dist_metaxlm.training.checkpointing.manifest import list_steps
 from dist_metaxlm.training.engine.model import TrainedModel
 from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.run.before import Before, before_of, holds_phase
 from dist_metaxlm.training.run.carry_over import Carried, CarryOverReport, carry_optimizer, carry_over, carry_own, describe
 from dist_metaxlm.training.run.context import Options, RunContext
 from dist_metaxlm.training.run.initial_weights import check_initial_weights, load_initial_weights
@@ -36,6 +46,11 @@ class StartingPoint:
     def schedule_offset(self) -> int:
         """Steps of the learning-rate schedule before the phase begins."""
         return 0
+
+    @property
+    def original(self) -> Path | None:
+        """Folder with the files of an imported model that an export needs (interop/original.py), if there may be any."""
+        return None
 
     @property
     def report(self) -> CarryOverReport | None:
@@ -69,11 +84,16 @@ class Fresh(StartingPoint):
 
 
 class Imported(StartingPoint):
-    """A model that `metaxlm convert import` made (`--init_from`)."""
+    """A model that `metaxlm convert import` made (`--init_from`, or `from` of the phase)."""
 
     def __init__(self, recipe: Recipe, folder: PhaseFolder, resume: str, source: str) -> None:
         self._recipe, self._folder, self._resume, self._source = recipe, folder, resume, source
         self._line = ""
+
+    @property
+    def original(self) -> Path | None:
+        """See `StartingPoint`."""
+        return Path(self._source)
 
     def check(self) -> None:
         """See `StartingPoint`. A phase that has checkpoints to resume from no longer needs the imported model."""
@@ -94,18 +114,23 @@ class Imported(StartingPoint):
 
 
 class CarriedOver(StartingPoint):
-    """The finished `meta` phase of the same run, from which `cross` continues."""
+    """A checkpoint of another phase, of the same run or another."""
 
-    def __init__(self, recipe: Recipe, folder: PhaseFolder, recipe_name: str) -> None:
-        """`recipe_name`: the recipe as the command line names it, for the command in a message."""
-        self._recipe, self._meta, self._recipe_name = recipe, PhaseFolder(folder.run_dir, "meta"), recipe_name
+    def __init__(self, recipe: Recipe, before: Before, begun: bool = False) -> None:
+        """`begun`: the phase has checkpoints of its own and no longer needs that one."""
+        self._recipe, self._before, self._begun = recipe, before, begun
+        self._policy = recipe.carry_over_of(before.phase)
         self._carried: Carried | None = None
 
     @property
     def schedule_offset(self) -> int:
-        """The steps of meta if the recipe continues its schedule, else 0."""
-        finished = None if self._recipe.carry_over.schedule == "restart" else self._meta.finished
-        return int(finished["steps"]) if finished else 0
+        """The steps of the schedule before if the phase continues it, else 0."""
+        return 0 if self._policy.schedule == "restart" else self._before.steps_behind
+
+    @property
+    def original(self) -> Path | None:
+        """See `StartingPoint`."""
+        return self._before.folder.path
 
     @property
     def report(self) -> CarryOverReport | None:
@@ -114,26 +139,20 @@ class CarriedOver(StartingPoint):
 
     def check(self) -> None:
         """See `StartingPoint`."""
-        if self._meta.finished is not None:
-            return
-        state = "an unfinished one" if self._meta.path.exists() else "none"
-        recipe = "" if self._recipe_name == "quickstart" else f" --recipe {self._recipe_name}"
-        raise UserError(
-            f"--phase cross continues from a finished meta phase, and {self._meta.path} holds {state}; run "
-            f"`metaxlm pretrain --phase meta{recipe} --run_dir {self._meta.run_dir}` first, or give "
-            "--init_from an imported model"
-        )
+        if not self._begun:
+            self._before.check()
 
     def load(self, model: TrainedModel, tokenizer_hash: str) -> None:
         """See `StartingPoint`."""
-        self._carried = carry_over(model.encoder, self._recipe, self._meta, tokenizer_hash)
+        self._carried = carry_over(model.encoder, self._recipe, self._before, self._policy, tokenizer_hash)
         carry_own(model, self._carried)
 
     def install(self, engine: Engine, progress: Progress) -> None:
-        """See `StartingPoint`."""
+        """See `StartingPoint`. Tokens that an earlier phase has seen count as seen."""
         assert self._carried is not None, "load comes before install"
+        progress.seen |= ~self._carried.unseen.to(progress.seen.device)
         optimizer_state.set_exact_weights(engine, self._carried.weights)
-        if self._recipe.carry_over.optimizer == "carry":
+        if self._policy.optimizer == "carry":
             carry_optimizer(engine, self._carried)
 
     def describe(self) -> list[str]:
@@ -178,15 +197,32 @@ class Resumed(StartingPoint):
         lines = [f"resuming after step {self._checkpoint.step}"]
         before, now = optimizer_of(self._checkpoint), self._context.recipe.optimizer.name
         if before != now:
-            lines.append(f"the optimizer was {before}, now {now}: the moments of the blocks' matrices start at zero")
+            dropped = (
+                "its moments go on" if same_moments(before, now) else "the moments of the blocks' matrices start at zero"
+            )
+            lines.append(f"the optimizer was {before}, now {now}: {dropped}")
         return lines
 
 
 def origin_of(recipe: Recipe, folder: PhaseFolder, options: Options) -> StartingPoint:
-    """The starting point that the command line selects, if no checkpoint of the phase is resumed."""
+    """The starting point that command line and recipe select, if no checkpoint of the phase is resumed.
+
+    Raises:
+        UserError: if it is a folder that is missing or holds neither a phase nor an imported model.
+    """
     if options.init_from is not None:
         return Imported(recipe, folder, options.resume, options.init_from)
-    return CarriedOver(recipe, folder, options.recipe) if options.phase == "cross" else Fresh()
+    source = source_of(recipe, folder.phase)
+    if source is None:
+        return Fresh()
+    begun = options.resume != "never" and bool(list_steps(folder.checkpoints))
+    if source.folder is not None and not begun:
+        path = Path(source.folder).expanduser()
+        if not holds_phase(path):
+            if source.mark is not None:
+                raise UserError(f"{source}: {path} has no checkpoints; it is an imported model, which is named without @")
+            return Imported(recipe, folder, options.resume, str(path))
+    return CarriedOver(recipe, before_of(source, folder, options.recipe), begun)
 
 
 def resumed_or(origin: StartingPoint, context: RunContext) -> StartingPoint:

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.origins import split_mark
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.reporting.metrics import begun_phases
 from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint, newest_checkpoint
 from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps
@@ -15,7 +17,9 @@ from dist_metaxlm.training.run.run_folder import read_recipe
 
 
 def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, Checkpoint]:
-    """Recipe and newest intact checkpoint of a run's phase; `data_directory`: its data, if they were moved.
+    """Recipe, with its model as the phase trains it, and newest intact checkpoint of a run's phase.
+
+    `data_directory`: its data, if they were moved.
 
     `phase` may name another checkpoint of it: `meta@400` that of step 400, `meta@best` the one with the best held-out loss.
 
@@ -23,13 +27,15 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
         UserError: if there is no such run, phase or intact checkpoint, or the data have another tokenizer than the phase
         was trained with.
     """
-    asked, (phase, mark) = phase, split_checkpoint(phase)
+    asked, (phase, mark) = phase, split_mark(phase)
     folder = Path(run_dir) / phase
     if not Path(run_dir).is_dir():
         raise UserError(f"there is no run in {run_dir}; give its folder with --run_dir")
     if not (folder / "recipe.yaml").is_file():
+        known = begun_phases(Path(run_dir))
+        has = f"; it has {', '.join(known)}" if known else ""
         raise UserError(
-            f"no {phase} phase in {run_dir}; train it with `metaxlm pretrain --phase {phase} "
+            f"no {phase} phase in {run_dir}{has}; train it with `metaxlm pretrain --phase {phase} "
             f"--run_dir {run_dir}` or give another --run_dir"
         )
     step = None if mark is None else _step_of(folder / "checkpoints", mark, asked)
@@ -41,7 +47,7 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
         raise UserError(
             f"no intact checkpoint in {folder / 'checkpoints'}; train the {phase} phase again with --resume never"
         )
-    recipe = read_recipe(folder / "recipe.yaml", data_directory)
+    recipe = read_recipe(folder / "recipe.yaml", data_directory).as_trained(phase)
     tokenizer, trained = Path(recipe.data.directory) / "tokenizer.model", checkpoint.facts.get("tokenizer")
     prepared = file_digest(tokenizer) if tokenizer.is_file() else None
     if trained is not None and prepared is not None and prepared != trained:
@@ -50,18 +56,6 @@ def phase_checkpoint(run_dir: str | Path, phase: str, data_directory: str | None
             f"{prepared[:12]}; give the folder of the data that it was trained on"
         )
     return recipe, checkpoint
-
-
-def split_checkpoint(name: str) -> tuple[str, str | None]:
-    """(phase, `best`, a step or None) of a name such as `meta`, `meta@best` or `meta@400`.
-
-    Raises:
-        UserError: for anything else after the @.
-    """
-    phase, at, mark = name.partition("@")
-    if at and mark != "best" and not (mark.isascii() and mark.isdecimal()):
-        raise UserError(f"{name}: after the @ comes the step of a checkpoint or `best`, such as {phase}@best or {phase}@400")
-    return phase, mark if at else None
 
 
 def _step_of(checkpoints: Path, mark: str, asked: str) -> int:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_metaxlm.data.packing.masking import LONGEST_WORD, Masker
+from dist_metaxlm.data.packing.masking import LONGEST_WORD, Masker, MaskRule
 
 VOCAB = 1000
 MASK = VOCAB - 1
@@ -132,3 +132,41 @@ def test_script_without_spaces_is_masked_piece_by_piece() -> None:
     assert np.array_equal(np.bincount(masked.targets // 64), np.full(50, 10))
     gaps = np.diff(masked.targets.reshape(50, 10), axis=1)
     assert np.mean(gaps > 1) > 0.5
+
+
+@settings(max_examples=60, deadline=None)
+@CASES
+def test_spans_have_exact_counts_and_do_not_depend_on_the_batch(
+    seed: int, windows: int, length: int, share: float, whole_words: bool
+) -> None:
+    tokens, documents = _windows(seed, windows, length)
+    count, tokenizer = max(1, round(share * length)), _tokenizer()
+    masker = Masker(tokenizer, count, whole_words, 5, MaskRule(span_p=0.2, span_max=6))
+    masked = masker.mask(tokens, np.arange(windows), documents)
+    eligible = ~tokenizer.special[tokens]
+    assert np.array_equal(np.bincount(masked.targets // length, minlength=windows), np.minimum(count, eligible.sum(axis=1)))
+    assert np.all(eligible.reshape(-1)[masked.targets])
+    last = windows - 1
+    own = documents[documents >= last * length] - last * length
+    alone = masker.mask(tokens[last:], np.array([last]), own)
+    assert np.array_equal(alone.inputs[0], masked.inputs[last])
+
+
+def test_lengths_of_spans_are_spanberts_and_a_span_is_replaced_as_one() -> None:
+    rule = MaskRule(span_p=0.2, span_max=10)
+    shares = np.diff(np.concatenate([[0.0], rule.lengths().astype(np.float64) / 2.0**63, [1.0]]))
+    assert float((shares * np.arange(1, 11)).sum()) == pytest.approx(3.8, abs=0.01), "SpanBERT's mean"
+    tokens = np.full((400, 64), 10)
+    masked = Masker(_tokenizer(), 4, False, 5, rule).mask(tokens, np.arange(400), np.arange(400) * 64)
+    neighbours = np.flatnonzero(np.diff(masked.targets) == 1)
+    hidden = masked.inputs.reshape(-1)[masked.targets] == MASK
+    assert (hidden[neighbours] == hidden[neighbours + 1]).mean() > 0.9, "0.68 if each token were drawn by itself"
+
+
+def test_shares_of_what_the_model_sees() -> None:
+    tokens = np.full((300, 64), 10)
+    rule = MaskRule(masked_share=0.5, random_share=0.5)
+    masked = Masker(_tokenizer(), 32, False, 5, rule).mask(tokens, np.arange(300), np.arange(300) * 64)
+    seen = masked.inputs.reshape(-1)[masked.targets]
+    assert (seen == MASK).mean() == pytest.approx(0.5, abs=0.02)
+    assert (seen == 10).mean() < 0.01

@@ -12,9 +12,10 @@ import pytest
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.evaluation.run import evaluate_run
+from dist_metaxlm.recipe.origins import split_mark
 from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps, write_manifest
 from dist_metaxlm.training.pretrain import Options, pretrain
-from dist_metaxlm.training.run.trained_phase import phase_checkpoint, split_checkpoint
+from dist_metaxlm.training.run.trained_phase import phase_checkpoint
 
 FIELDS = ("training.log_interval=2", "training.checkpoint_interval=2", "training.heldout_interval=2")
 
@@ -104,6 +105,6 @@ def test_only_checkpoints_of_the_newest_sample_are_compared(tmp_path: Path):
 
 
 def test_names_of_checkpoints():
-    assert split_checkpoint("meta") == ("meta", None)
-    assert split_checkpoint("meta@best") == ("meta", "best")
-    assert split_checkpoint("cross@40") == ("cross", "40")
+    assert split_mark("meta") == ("meta", None)
+    assert split_mark("meta@best") == ("meta", "best")
+    assert split_mark("cross@40") == ("cross", "40")

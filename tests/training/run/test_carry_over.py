@@ -15,6 +15,7 @@ from dist_metaxlm.recipe.schema import DenoisingAlignment, ModelConfig
 from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.run import carry_over
+from dist_metaxlm.training.run.before import Before
 from dist_metaxlm.training.run.carry_over import Carried, carry_own, embedding_statistics
 from dist_metaxlm.training.run.context import Options
 from dist_metaxlm.training.run.run_folder import PhaseFolder
@@ -66,15 +67,16 @@ def test_another_model_than_that_of_the_phase_before_is_refused(
 ) -> None:
     """What the shapes of the weights do not show: the norm's epsilon, how many heads there are."""
     before, recipe = PhaseFolder(tmp_path, "meta"), load_recipe(tiny_recipe)
+    source = Before(folder=before, mark=None, same_run=True, phase="cross", recipe="tiny")
     before.path.mkdir()
     (before.path / "recipe.yaml").write_text(dump_recipe(recipe))
     (before.path / "done.json").write_text("{}")
     facts = {"tokenizer": "same", "vocab_size": recipe.model.vocab_size}
-    monkeypatch.setattr(carry_over, "newest_checkpoint", lambda folder: Checkpoint(folder, facts))
+    monkeypatch.setattr(carry_over, "newest_checkpoint", lambda folder, step: Checkpoint(folder, facts))
     heads = recipe.model.heads
     other = load_recipe(tiny_recipe, ["model.norm_eps=0.001", f"model.heads={heads // 2}", "model.dropout=0.3"])
     with pytest.raises(UserError, match=f"set model.heads={heads} model.norm_eps=1e-05$"):
-        carry_over.carry_over(Encoder(other.model, 1), other, before, "same")
+        carry_over.carry_over(Encoder(other.model, 1), other, source, other.carry_over, "same")
 
 
 def test_the_schedule_goes_on_from_meta_and_from_nothing_else(tiny_recipe: Path, tmp_path: Path) -> None:

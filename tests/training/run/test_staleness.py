@@ -8,7 +8,7 @@ import pytest
 from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.storage.tensor_file import FinishedFile
 from dist_metaxlm.training.checkpointing.manifest import step_folder, weights_digest, write_manifest
-from dist_metaxlm.training.run.staleness import stale_cross
+from dist_metaxlm.training.run.staleness import stale_phases
 
 
 def save(root: Path, step: int, weights: bytes) -> Path:
@@ -25,19 +25,24 @@ def save(root: Path, step: int, weights: bytes) -> Path:
 
 
 def test_cross_is_stale_when_meta_is_longer_or_has_other_weights(tmp_path: Path) -> None:
-    assert stale_cross(tmp_path) is None
+    assert stale_phases(tmp_path) == {}
     first = save(tmp_path / "meta" / "checkpoints", 8, b"weights")
-    assert stale_cross(tmp_path) is None, "there is no cross"
+    assert stale_phases(tmp_path) == {}, "there is no cross"
     (tmp_path / "cross").mkdir()
     report = tmp_path / "cross" / "carry_over.json"
     report.write_text(json.dumps({"step": 8, "weights_digest": weights_digest(first)}))
-    assert stale_cross(tmp_path) is None
+    assert stale_phases(tmp_path) == {}
     report.write_text(json.dumps({"step": 8, "weights_digest": weights_digest(save(tmp_path / "other", 8, b"others!"))}))
-    assert "step 8, which has been trained again since and has other weights" in str(stale_cross(tmp_path))
+    assert "step 8, which has been trained again since and has other weights" in stale_phases(tmp_path)["cross"]
     report.write_text(json.dumps({"step": 8, "weights_digest": weights_digest(save(tmp_path / "same", 8, b"weights"))}))
-    assert stale_cross(tmp_path) is None, "what else a checkpoint holds does not matter"
+    assert stale_phases(tmp_path) == {}, "what else a checkpoint holds does not matter"
     save(tmp_path / "meta" / "checkpoints", 12, b"more")
-    assert stale_cross(tmp_path) == f"cross of {tmp_path} began with meta's step 8, and meta is now at step 12"
+    assert stale_phases(tmp_path) == {"cross": f"cross of {tmp_path} began with meta's step 8, and meta is now at step 12"}
+    facts = json.loads(report.read_text(encoding="utf-8"))
+    report.write_text(json.dumps(facts | {"phase": "meta", "pinned": True}))
+    assert stale_phases(tmp_path) == {}, "a certain checkpoint was asked for, and it has not changed"
+    report.write_text(json.dumps(facts | {"phase": None}))
+    assert stale_phases(tmp_path) == {}, "it began with another run"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": "x"}', "\\udcff"])
@@ -45,4 +50,4 @@ def test_a_report_that_says_nothing_is_passed_over(tmp_path: Path, text: str) ->
     save(tmp_path / "meta" / "checkpoints", 8, b"weights")
     (tmp_path / "cross").mkdir()
     (tmp_path / "cross" / "carry_over.json").write_text(text)
-    assert stale_cross(tmp_path) is None
+    assert stale_phases(tmp_path) == {}
