@@ -156,6 +156,8 @@ class TransferTable(TypedDict):
     source: Interval | None
     """None: the source language was not tested."""
     others: Interval | None
+    all: Interval
+    """Mean over all tested languages, the source included, as XTREME averages."""
     gap: Interval | None
     """`source` minus `others`, seed by seed."""
     languages: dict[str, LanguageInterval]
@@ -193,7 +195,7 @@ class LanguageResult(TypedDict, total=False):
     sentences: int
     words: int
     cut: int
-    """Words beyond the encoder's longest input."""
+    """Word alignment: words beyond the encoder's longest input; retrieval: sentences longer than it."""
     reference: str
     aer: list[float]
     precision: list[float]
@@ -220,6 +222,8 @@ class TaskResult(TypedDict, total=False):
     seeds: list[int]
     examples: dict[str, Any]
     """train and dev: their number, test: that of each language."""
+    files: dict[str, Any]
+    """Names of the files of train, dev and, by language, test."""
     dev: list[float]
     """Best score on the development set, by seed."""
     scores: list[dict[str, dict[str, float]]]

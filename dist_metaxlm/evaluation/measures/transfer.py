@@ -44,8 +44,8 @@ def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, 
         source: the language of the training text.
 
     Returns:
-        `source` (None if it was not tested), `others`, `gap`, `languages` {language: ...} and `scripts` {script: ...}
-        of the languages other than the source, each {mean, half_width, n} over the seeds.
+        `source` (None if it was not tested), `others`, `all` (as XTREME averages), `gap`,
+        `languages` {language: ...} and `scripts` {script: ...} of the languages other than the source, each {mean, half_width, n} over the seeds.
     """
     languages = sorted(scores[0])
     others = [language for language in languages if language != source]
@@ -57,6 +57,7 @@ def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, 
         "source_language": source,
         "source": interval(over([source])) if source in languages else None,
         "others": interval(over(others)) if others else None,
+        "all": interval(over(languages)),
         "gap": None,
         "languages": {language: {**interval(over([language])), "script": scripts[language]} for language in languages},
         "scripts": {
