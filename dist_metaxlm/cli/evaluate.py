@@ -11,7 +11,8 @@ perplexity, retrieval and fill_mask read the run's held-out text; what needs no 
 frequencies, chance) is shown next to them and written to evaluation/baselines.json. The other tasks read files in the
 formats of XTREME and the original sets (docs/evaluation.md), fine-tune in English with several seeds, and put a run
 and all --model into one table. After an interruption the same command goes on with what is not finished. Each phase's
-result is written to evaluation/PHASE.json (of tasks: PHASE-TASK.json) of the run; --report writes summary.json and report.html from the existing results and prints one table.
+result is written to evaluation/PHASE.json (of tasks: PHASE-TASK.json) of the run; --report writes summary.json and
+report.html from the existing results and prints one table.
 """
 
 from __future__ import annotations

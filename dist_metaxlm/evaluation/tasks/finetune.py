@@ -19,7 +19,7 @@ from dist_metaxlm import failpoints
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.files.locate import all_files_by_language, files_of
 from dist_metaxlm.evaluation.files.predictions import write_rows
-from dist_metaxlm.evaluation.measures.transfer import transfer_table
+from dist_metaxlm.evaluation.measures.transfer import transfer_table, xtreme_score
 from dist_metaxlm.evaluation.resume.parts import Parts, examples_digest
 from dist_metaxlm.evaluation.tasks.encoders import check_encoder
 from dist_metaxlm.evaluation.tasks.languages import dominant_script
@@ -233,6 +233,7 @@ def finetune_task(
         "files": data.files,
         "dev": dev,
         "scores": scores,
+        "xtreme": xtreme_score(scores, head.metric),
         "table": transfer_table(main, data.scripts, data.source),
     }
 

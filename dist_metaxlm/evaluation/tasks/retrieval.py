@@ -92,7 +92,7 @@ def evaluate_parallel(
         `languages` {language: {script, candidates, distinct, cut, cosine {to_english, from_english}, csls {the same},
         translations, random, cka}}, scores as lists over layers; `per_layer` (means over languages: cosine, csls, cka,
         translations, random), `layer` (two thirds of the depth, as XTREME's block 8 of 12, unless one is asked for),
-        `best_layer` (chosen on these same sentences), `pooling`.
+        `best_layer` (chosen on these same sentences), `pooling`, `xtreme` (at `layer`, from English, mean over languages).
 
     Errors: UserError for a language of one pair, or a layer that the encoder does not have.
     """
@@ -111,7 +111,9 @@ def evaluate_parallel(
         failpoints.reach("evaluating.language", len(languages))
         progress.reach(len(languages), "languages")
     per_layer = _means(languages)
+    asked = [of["cosine"]["from_english"][layer] for of in languages.values()]
     return {
+        "xtreme": sum(asked) / len(asked),
         "kind": "retrieval",
         "languages": languages,
         "per_layer": per_layer,

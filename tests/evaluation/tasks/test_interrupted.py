@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from dist_metaxlm.evaluation.resume import parts, scratch
 from dist_metaxlm.evaluation.resume.learning import last_checkpoint
 from dist_metaxlm.evaluation.resume.progress import Progress
 from dist_metaxlm.evaluation.resume.stop import stop_on_sigterm
-from dist_metaxlm.evaluation.tasks.run import TaskOptions, evaluate_encoders
+from dist_metaxlm.evaluation.tasks.run import TaskOptions, evaluate_encoders, libraries_on_standard_error
 
 FAST = ("learning_rate=0.01", "epochs=3", "batch_size=16", "max_train=32", "max_test=8")
 PLACES = ("evaluating.language@1", "evaluating.epoch@2", "evaluating.seed@1")
@@ -66,6 +67,12 @@ def _figures(folder: Path) -> object:
 
 @pytest.fixture(scope="module")
 def undisturbed(model_folder, task_data, tmp_path_factory):
+    with libraries_on_standard_error():  # imported once here, and not in every process that is forked
+        for name in ("seqeval.metrics", "accelerate"):
+            importlib.import_module(name)
+        from transformers import AutoModelForTokenClassification, AutoTokenizer, Trainer
+
+        assert all((AutoModelForTokenClassification, AutoTokenizer, Trainer))
     folder = tmp_path_factory.mktemp("undisturbed")
     assert _start(model_folder, task_data, folder / "work") == 0
     return folder

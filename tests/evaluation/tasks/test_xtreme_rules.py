@@ -9,6 +9,7 @@ import pytest
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.files.question_files import Question
+from dist_metaxlm.evaluation.measures.transfer import xtreme_score
 from dist_metaxlm.evaluation.tasks.files import TaggedSentence
 from dist_metaxlm.evaluation.tasks.finetune import Settings, TaskData
 from dist_metaxlm.evaluation.tasks.questions import Questions, best_span
@@ -16,6 +17,7 @@ from dist_metaxlm.evaluation.tasks.retrieval import read_parallel
 from dist_metaxlm.evaluation.tasks.run import TaskOptions, evaluate_tasks
 from dist_metaxlm.evaluation.tasks.spec import BUILT_IN
 from dist_metaxlm.evaluation.tasks.tagging import IGNORED, Tagging
+from dist_metaxlm.reporting.task_table import xtreme_average
 
 TEXTS = {
     "Latin": "The river rises in the hills above the old town and joins the sea near the harbour",
@@ -46,7 +48,7 @@ def test_tatoeba_as_xtreme_prepares_it_is_refused(tmp_path):
     ]
     other = [f"Satz {number} mit {text}" for number, text in enumerate(english)]
     put(tmp_path / "tatoeba/de-en.de", "\n".join(reversed(other)) + "\n")
-    put(tmp_path / "tatoeba/de-en.en", "\n".join(sorted(reversed(english))) + "\n")
+    put(tmp_path / "tatoeba/de-en.en", "\n".join(sorted(english)) + "\n")
     with pytest.raises(UserError, match=r"de-en\.en is in sorted order and .*de-en\.de is not.*facebookresearch/LASER"):
         read_parallel("tatoeba", BUILT_IN["tatoeba"], tmp_path)
     put(tmp_path / "tatoeba/de-en.en", "\n".join(reversed(english)) + "\n")
@@ -144,7 +146,7 @@ def test_windows_and_answers_are_xtremes(tokenizer, script):
     context, rng = " ".join([TEXTS[script]] * 3), np.random.default_rng(len(script))
     head, stride, length = Questions(BUILT_IN["xquad"]), 20, 60
     differs = 0
-    for trial in range(20):
+    for _ in range(20):
         question = Question("1", "what", context, [context[:5]], [0])
         features = head.features([question], tokenizer, Settings(max_length=length, stride=stride))
         assert len(features) > 2
@@ -207,3 +209,19 @@ def test_masakhaner_as_distributed_asks_for_the_language_to_learn(tmp_path, mode
     options = TaskOptions(tmp_path, seeds=(1,), settings=("epochs=1", "max_length=16"), train_language="hau")
     table = evaluate_tasks(model_folder, ["masakhaner"], options)["masakhaner"]["table"]
     assert (table["source_language"], list(table["languages"])) == ("ha", ["ha", "yo"])
+
+
+def test_averages_are_those_of_xtremes_table():
+    # XLM-R in table 2 of arXiv 2003.11080, whose average is 68.2; BUCC (66.0) is the ninth task
+    accuracy = {"xnli": 79.2, "pawsx": 86.4, "udpos": 73.8, "wikiann": 65.4, "tatoeba": 57.3}
+    questions = {"xquad": (76.6, 60.8), "mlqa": (71.6, 53.2), "tydiqa": (65.1, 45.0)}
+    scores = {task: xtreme_score([{"en": {"accuracy": value}}], "accuracy") for task, value in accuracy.items()}
+    for task, (f1, exact) in questions.items():
+        scores[task] = xtreme_score([{"en": {"f1": f1, "exact_match": exact}}], "f1")
+    assert (sum(scores.values()) + 66.0) / 9 == pytest.approx(68.2, abs=0.06)
+    assert xtreme_score(
+        [{"en": {"accuracy": 0.9}, "de": {"accuracy": 0.5}}, {"en": {"accuracy": 0.7}, "de": {"accuracy": 0.3}}], "accuracy"
+    ) == pytest.approx(0.6)
+    said = xtreme_average({task: {"xtreme": value / 100} for task, value in scores.items()})
+    assert said.startswith(f"average of 8 of XTREME's 9 tasks, English included: {sum(scores.values()) / 8:.1f} (xnli 79.2")
+    assert xtreme_average({"xnli": {"xtreme": 0.5}}) is None
