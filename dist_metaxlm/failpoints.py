@@ -26,6 +26,9 @@ POINTS = {
     "saving.after_files": "after this rank's files of a checkpoint are written",
     "saving.before_commit": "on rank 0, after the manifest is written, before the folder is renamed",
     "saving.after_commit": "on rank 0, after the folder is renamed",
+    "evaluating.epoch": "fine-tuning of `metaxlm evaluate`, after the checkpoint of an epoch (the step is the epoch)",
+    "evaluating.seed": "fine-tuning, after the figures of a seed are written (the step is the seed)",
+    "evaluating.language": "retrieval, after the figures of a language are written (the step counts languages)",
 }
 """Name and place of each point."""
 _NUMBERS = ("loss", "gradient")

@@ -10,8 +10,9 @@ examples:
 perplexity, retrieval and fill_mask read the run's held-out text; what needs no model (overlap of tokens, word
 frequencies, chance) is shown next to them and written to evaluation/baselines.json. The other tasks read files in the
 formats of XTREME and the original sets (docs/evaluation.md), fine-tune in English with several seeds, and put a run
-and all --model into one table. Each phase's result is written to evaluation/PHASE.json (of tasks: PHASE-TASK.json) of
-the run; --report writes summary.json and report.html from the existing results and prints one table.
+and all --model into one table. After an interruption the same command goes on with what is not finished. Each phase's
+result is written to evaluation/PHASE.json (of tasks: PHASE-TASK.json) of the run; --report writes summary.json and
+report.html from the existing results and prints one table.
 """
 
 from __future__ import annotations
@@ -74,6 +75,14 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="settings such as epochs=3 learning_rate=1e-5 batch_size=16 max_train=2000 (default: XTREME's)",
     )
+    tasks.add_argument(
+        "--train_language", metavar="CODE", help="language to learn in (default: English, or the task's own train_language)"
+    )
+    tasks.add_argument(
+        "--layer",
+        type=int,
+        help="layer of retrieval and alignment in the tables, 0: the embedding (default: 2/3 of the depth)",
+    )
     tasks.add_argument("--without_special", action="store_true", help="pool sentences without <s> and </s>")
     tasks.add_argument("--max_pairs", type=int, help="pairs of each parallel file (default: all)")
     tasks.add_argument(
@@ -82,6 +91,15 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="after a task that cannot run, continue with the next one; the exit code is still 2",
     )
     tasks.add_argument("--output", help="JSON file for the tasks' results of all encoders")
+    tasks.add_argument("--save_predictions", metavar="FOLDER", help="write every example with its prediction as JSON Lines")
+    tasks.add_argument(
+        "--work",
+        metavar="FOLDER",
+        default="runs/evaluation",
+        help="finished parts of --model, with which an interrupted evaluation goes on; those of a run are in its folder "
+        "(default: %(default)s)",
+    )
+    tasks.add_argument("--again", action="store_true", help="evaluate again what is finished")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object: the results by phase or, with --report, the summary"
     )
@@ -131,6 +149,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict[str, TaskResult]]:
+    from dist_metaxlm import failpoints
+    from dist_metaxlm.evaluation.resume.stop import stop_on_sigterm
     from dist_metaxlm.evaluation.tasks.run import TaskOptions, evaluate_encoders
     from dist_metaxlm.reporting.task_table import print_tasks
 
@@ -140,13 +160,22 @@ def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict[str,
         tuple(arguments.languages),
         tuple(arguments.seeds),
         tuple(arguments.finetune),
-        not arguments.without_special,
-        arguments.max_pairs,
-        arguments.keep_going,
-        arguments.data_directory,
+        include_special=not arguments.without_special,
+        max_pairs=arguments.max_pairs,
+        keep_going=arguments.keep_going,
+        data_directory=arguments.data_directory,
+        layer=arguments.layer,
+        train_language=arguments.train_language,
+        work=Path(arguments.work),
+        again=arguments.again,
+        predictions=Path(arguments.save_predictions) if arguments.save_predictions else None,
     )
     log = partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
-    results = evaluate_encoders(arguments.run_dir, arguments.phase, arguments.model, names, options, arguments.output, log)
+    failpoints.plant(0)
+    with stop_on_sigterm():
+        results = evaluate_encoders(
+            arguments.run_dir, arguments.phase, arguments.model, names, options, arguments.output, log
+        )
     if not arguments.json:
         print_tasks(results)
     return results

@@ -156,6 +156,8 @@ class TransferTable(TypedDict):
     source: Interval | None
     """None: the source language was not tested."""
     others: Interval | None
+    all: Interval
+    """Mean over all tested languages, the source included, as XTREME averages."""
     gap: Interval | None
     """`source` minus `others`, seed by seed."""
     languages: dict[str, LanguageInterval]
@@ -193,7 +195,7 @@ class LanguageResult(TypedDict, total=False):
     sentences: int
     words: int
     cut: int
-    """Words beyond the encoder's longest input."""
+    """Word alignment: words beyond the encoder's longest input; retrieval: sentences longer than it."""
     reference: str
     aer: list[float]
     precision: list[float]
@@ -220,11 +222,15 @@ class TaskResult(TypedDict, total=False):
     seeds: list[int]
     examples: dict[str, Any]
     """train and dev: their number, test: that of each language."""
+    files: dict[str, Any]
+    """Names of the files of train, dev and, by language, test."""
     dev: list[float]
     """Best score on the development set, by seed."""
     scores: list[dict[str, dict[str, float]]]
     """By seed: language -> score -> value."""
     table: TransferTable
+    xtreme: float
+    """Score of the task in XTREME's tables."""
     seconds: float
 
 
@@ -262,6 +268,48 @@ class CurvePoint(Measured):
     tokens: int
 
 
+class Items(TypedDict):
+    """Outcomes of every held-out string: language -> (outcome, weight) of each item, in the order of the strings.
+
+    The outcome of retrieval is 1, 0.5 or 0 (both directions, one, none) with weight 1; that of `nll` the negative log
+    likelihood of the hidden tokens, summed, with their number as weight.
+    """
+
+    retrieval: dict[str, list[tuple[float, int]]]
+    nll: dict[str, list[tuple[float, int]]]
+
+
+class StudyBaselines(TypedDict):
+    """What needs no training, on the strings of a study."""
+
+    untrained: dict[str, dict[str, float | None]]
+    """Seed -> measure -> value."""
+    overlap: float | None
+    """Retrieval P@1 by the tokens that two strings share, weighted by tf-idf."""
+    chance: float | None
+    """Mean of 1/N over the languages."""
+    frequencies: dict[str, float | None]
+    """english_nll and others_nll of a table of word frequencies."""
+
+
+class GateCheck(TypedDict):
+    """A condition for a verdict."""
+
+    measure: str
+    baseline: str
+    value: float | None
+    bar: float | None
+    passed: bool
+
+
+class Gate(TypedDict):
+    """Whether the best single-phase arm has learnt enough for a verdict."""
+
+    passed: bool
+    arm: str
+    checks: list[GateCheck]
+
+
 class ArmResult(TypedDict):
     """A finished arm of a study, for one seed: its result.json."""
 
@@ -292,6 +340,14 @@ class ArmComparison(TypedDict):
     measure: str
     difference: Interval
     verdict: Verdict
+    primary: NotRequired[bool]
+    """Whether the outcome was declared primary before the study began; the others are description."""
+    bootstrap: NotRequired[list[float] | None]
+    """Ends of the 95% interval over seeds, items and languages; of measures with outcomes of items."""
+    p: NotRequired[float | None]
+    """By bootstrap, or by a t test over seeds."""
+    p_holm: NotRequired[float | None]
+    """Corrected for the number of primary comparisons."""
 
 
 class Comparisons(TypedDict):
@@ -321,5 +377,8 @@ class Study(Comparisons):
     finished: int
     asked: int
     measures: dict[str, Measure]
+    primary: NotRequired[list[str]]
+    baselines: NotRequired[StudyBaselines | None]
+    gate: NotRequired[Gate | None]
     results: list[ArmResult]
     environment: Environment

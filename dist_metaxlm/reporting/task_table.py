@@ -12,6 +12,8 @@ from rich.table import Table
 from dist_metaxlm.reporting.results import Interval, TaskResult
 from dist_metaxlm.reporting.table import console_of, table_of
 
+XTREME = ("xnli", "pawsx", "udpos", "wikiann", "xquad", "mlqa", "tydiqa", "tatoeba")
+"""Tasks of XTREME that the evaluation has; the ninth is BUCC."""
 Results = Mapping[str, Mapping[str, TaskResult]]
 """Encoder -> task -> result."""
 
@@ -23,6 +25,8 @@ def print_tasks(results: Results, stream: IO[str] | None = None) -> None:
     for task in dict.fromkeys(task for of in results.values() for task, result in of.items() if "error" not in result):
         console.print(_by_language(task, results, console))
     for name, of in results.items():
+        if average := xtreme_average(of):
+            console.print(f"{name}: {average}", soft_wrap=True)
         for task, result in of.items():
             if "error" in result:
                 console.print(f"{name}, {task}: {result['error']}", soft_wrap=True)
@@ -36,13 +40,26 @@ def shown(figure: Interval | None) -> str:
     return f"{100 * figure['mean']:.1f}" + (f" ± {100 * width:.1f}" if width is not None else "")
 
 
+def xtreme_average(results: Mapping[str, TaskResult]) -> str | None:
+    """A sentence with the mean over XTREME's tasks of an encoder; None for fewer than two.
+
+    Each task counts as in XTREME's table 2: mean over all languages, English included, of questions the mean of F1 and EM.
+    """
+    scores = {task: results[task]["xtreme"] for task in XTREME if "xtreme" in results.get(task, {})}
+    if len(scores) < 2:
+        return None
+    tasks = ", ".join(f"{task} {100 * score:.1f}" for task, score in scores.items())
+    mean = 100 * sum(scores.values()) / len(scores)
+    return f"average of {len(scores)} of XTREME's 9 tasks, English included: {mean:.1f} ({tasks})"
+
+
 def _overview(results: Results, console: Console) -> Table:
     table = table_of(
         console,
         "per cent, mean over seeds ± half the 95% interval; gap: English (or the language that was "
-        "learnt, in brackets) minus the mean of the others",
+        "learnt, in brackets) minus the mean of the others; all: mean of all languages, as XTREME averages",
     )
-    for name in ("task", "score", "encoder", "English", "others", "gap", "languages"):
+    for name in ("task", "score", "encoder", "English", "others", "gap", "all", "languages"):
         table.add_column(name, justify="left" if name in ("task", "score", "encoder") else "right")
     for task in dict.fromkeys(task for of in results.values() for task in of):
         for name, of in results.items():
@@ -58,6 +75,7 @@ def _overview(results: Results, console: Console) -> Table:
                     "",
                     f"{100 * result['per_layer']['cosine'][layer]:.1f}",
                     "",
+                    "",
                     str(len(result["languages"])),
                 )
                 continue
@@ -69,6 +87,7 @@ def _overview(results: Results, console: Console) -> Table:
                     name,
                     "",
                     f"{100 * result['per_layer'][name_of][layer]:.1f}",
+                    "",
                     "",
                     str(len(result["languages"])),
                 )
@@ -82,6 +101,7 @@ def _overview(results: Results, console: Console) -> Table:
                 shown(figures["source"]) + f" ({learnt})" * (learnt != "en"),
                 shown(figures["others"]),
                 shown(figures["gap"]),
+                shown(figures.get("all")),
                 str(len(figures["languages"])),
             )
     return table

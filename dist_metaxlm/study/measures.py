@@ -6,7 +6,6 @@ along the whole curve. The layer of retrieval and alignment is fixed (two thirds
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +17,9 @@ from dist_metaxlm.evaluation.heldout import read_strings
 from dist_metaxlm.evaluation.measures.alignment import alignment
 from dist_metaxlm.evaluation.measures.csls import csls_precision_at_1
 from dist_metaxlm.evaluation.measures.embed import embed
-from dist_metaxlm.evaluation.measures.perplexity import mask_sentence, masked_perplexity
-from dist_metaxlm.evaluation.measures.retrieval import MIN_PAIRS, distinct_pairs, fixed_layer, precision_at_1
-from dist_metaxlm.reporting.results import CheckpointFigures
+from dist_metaxlm.evaluation.measures.perplexity import mask_sentence, masked_losses
+from dist_metaxlm.evaluation.measures.retrieval import MIN_PAIRS, distinct_pairs, fixed_layer, nearest, precision_at_1
+from dist_metaxlm.reporting.results import CheckpointFigures, Items
 
 if TYPE_CHECKING:
     from dist_metaxlm.modeling.encoder import Encoder
@@ -51,18 +50,29 @@ def measure(
     Returns:
         MEASURES, `by_layer` {retrieval, cka, margin: a list}, `layer`, `languages` {language: {retrieval, nll}}.
     """
+    return measure_items(encoder, tokenizer, heldout, window, most)[0]
+
+
+def measure_items(
+    encoder: Encoder, tokenizer: Tokenizer, heldout: Path, window: int, most: int | None = None
+) -> tuple[CheckpointFigures, Items]:
+    """The figures of `measure`, and the outcome of every string, from which anybody can test again."""
     rows = read_strings(heldout / "strings.jsonl")[:most]
     codes = sorted({code for row in rows for code in row} - {"en"})
-    losses = {code: _loss(encoder, tokenizer, [row[code] for row in rows if code in row], window) for code in ("en", *codes)}
+    nll = {code: _losses(encoder, tokenizer, [row[code] for row in rows if code in row], window) for code in ("en", *codes)}
+    losses = {code: _mean_loss(of) for code, of in nll.items()}
+    right: dict[str, list[tuple[float, int]]] = {}
     layers: dict[str, list[list[float]]] = {}
     languages: dict[str, dict[str, float | None]] = {}
     depth = 0
     for code in codes:
         both = [(row["en"], row[code]) for row in rows if "en" in row and code in row]
-        figures = _pairs(encoder, tokenizer, both, window)
-        if figures is None:
+        measured = _pairs(encoder, tokenizer, both, window)
+        if measured is None:
             continue
+        figures, outcomes = measured
         depth = len(figures["retrieval"]) - 1
+        right[code] = outcomes
         for name, values in figures.items():
             layers.setdefault(name, []).append(values)
         languages[code] = {"retrieval": figures["retrieval"][fixed_layer(depth)], "nll": losses[code]}
@@ -73,7 +83,7 @@ def measure(
     def at_layer(name: str) -> float | None:
         return by_layer[name][layer] if by_layer else None
 
-    return {
+    figures_of: CheckpointFigures = {
         "english_nll": losses["en"],
         "others_nll": sum(others) / len(others) if others else None,
         "retrieval": at_layer("retrieval"),
@@ -84,22 +94,27 @@ def measure(
         "layer": layer,
         "languages": languages,
     }
+    return figures_of, {"retrieval": right, "nll": nll}
 
 
-def _loss(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], window: int) -> float | None:
+def _losses(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], window: int) -> list[tuple[float, int]]:
     distinct = list(dict.fromkeys(texts))
     asked = [
         mask_sentence(text, ids, tokenizer.special)
         for text, ids in zip(distinct, tokenizer.encode_batch(distinct), strict=True)
     ]
-    perplexity = masked_perplexity(encoder, asked, tokenizer.mask_id, window)
-    return None if perplexity is None else math.log(perplexity)
+    return masked_losses(encoder, asked, tokenizer.mask_id, window)
+
+
+def _mean_loss(losses: list[tuple[float, int]]) -> float | None:
+    count = sum(hidden for _, hidden in losses)
+    return sum(nats for nats, _ in losses) / count if count else None
 
 
 def _pairs(
     encoder: Encoder, tokenizer: Tokenizer, rows: list[tuple[str, str]], window: int
-) -> dict[str, list[float]] | None:
-    """Figures by layer of one language against English; None if there are too few pairs."""
+) -> tuple[dict[str, list[float]], list[tuple[float, int]]] | None:
+    """(figures by layer, outcome of every pair) of one language against English; None if there are too few pairs."""
     sides = [[ids[: window - 2] for ids in tokenizer.encode_batch([row[side] for row in rows])] for side in (0, 1)]
     kept = distinct_pairs(*sides)
     if len(kept) < MIN_PAIRS:
@@ -110,9 +125,12 @@ def _pairs(
     def both(score: Callable[[torch.Tensor, torch.Tensor], list[float]]) -> list[float]:
         return [(a + b) / 2 for a, b in zip(score(other, english), score(english, other), strict=True)]
 
+    layer = fixed_layer(english.shape[0] - 1)
+    ways = zip(nearest(other[layer], english[layer]), nearest(english[layer], other[layer]), strict=True)
+    outcomes = [(((to == n) + (back == n)) / 2, 1) for n, (to, back) in enumerate(ways)]
     return {
         "retrieval": both(precision_at_1),
         "retrieval_csls": both(csls_precision_at_1),
         "cka": [value or 0.0 for value in space["cka"]],
         "margin": [a - b for a, b in zip(space["translations"], space["random"], strict=True) if b is not None],
-    }
+    }, outcomes

@@ -103,6 +103,30 @@ def masked_perplexity(
     return math.exp(total / count) if count else None
 
 
+def masked_losses(
+    encoder: Encoder, sentences: Sequence[MaskedSentence], mask_id: int, window: int = 128, max_tokens: int = 8192
+) -> list[tuple[float, int]]:
+    """(sum of negative log likelihoods in nats, number of hidden tokens) of every sentence, in its order.
+
+    Args: as `masked_perplexity`, which is exp of the quotient of both sums.
+    """
+    device = next(encoder.parameters()).device
+    places = [number for number, of in enumerate(sentences) if any(place < window - SPECIALS for place in of.hidden)]
+    asked = [sentences[number] for number in places]
+    results = [(0.0, 0)] * len(sentences)
+    with inference(encoder):
+        for pack in pack_sentences([hide(sentence, mask_id) for sentence in asked], window, max_tokens):
+            targets, answers = hidden_targets(pack, asked, window)
+            states = encoder(pack.batch.to(device))
+            losses = encoder.masked_lm_loss(states, targets.to(device), answers.to(device)).double().flatten().tolist()
+            begin = 0
+            for number in (index for index in pack.index.tolist() if index >= 0):
+                count = sum(place < window - SPECIALS for place in asked[number].hidden)
+                results[places[number]] = (sum(losses[begin : begin + count]), count)
+                begin += count
+    return results
+
+
 def hide(sentence: MaskedSentence, mask_id: int) -> list[int]:
     """The ids with `<mask>` at the hidden positions."""
     ids = list(sentence.ids)

@@ -53,3 +53,12 @@ def precision_at_1(queries: torch.Tensor, candidates: torch.Tensor) -> list[floa
     nearest = (unit_queries @ unit_candidates.transpose(1, 2)).argmax(dim=-1)
     right = nearest == torch.arange(queries.shape[1], device=nearest.device)
     return [float(share) for share in right.float().mean(dim=-1)]
+
+
+def nearest(queries: torch.Tensor, candidates: torch.Tensor) -> list[int]:
+    """Number of the nearest candidate by cosine of each query, of equal ones the first.
+
+    queries, candidates: [N, H] vectors of one layer.
+    """
+    unit_queries, unit_candidates = (torch.nn.functional.normalize(side.float(), dim=-1) for side in (queries, candidates))
+    return [int(number) for number in (unit_queries @ unit_candidates.T).argmax(dim=-1)]

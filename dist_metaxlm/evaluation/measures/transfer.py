@@ -35,6 +35,17 @@ def interval(values: Sequence[float]) -> Interval:
     }
 
 
+def xtreme_score(scores: Sequence[Mapping[str, Mapping[str, float]]], metric: str) -> float:
+    """A task's score in XTREME's tables: mean over seeds and all languages, the source included, of `metric`; of questions
+    the mean of F1 and exact match (arXiv 2003.11080, table 2, whose averages follow from this rule).
+
+    scores: by seed, language -> score -> value.
+    """
+    rows = [row for of in scores for row in of.values()]
+    names = ("f1", "exact_match") if all("exact_match" in row for row in rows) else (metric,)
+    return sum(row[name] for row in rows for name in names) / (len(rows) * len(names))
+
+
 def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, str], source: str = "en") -> TransferTable:
     """The table of one task.
 
@@ -44,8 +55,8 @@ def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, 
         source: the language of the training text.
 
     Returns:
-        `source` (None if it was not tested), `others`, `gap`, `languages` {language: ...} and `scripts` {script: ...}
-        of the languages other than the source, each {mean, half_width, n} over the seeds.
+        `source` (None if it was not tested), `others`, `all` (as XTREME averages), `gap`, `languages` {language: ...} and
+        `scripts` {script: ...} of the languages other than the source, each {mean, half_width, n} over the seeds.
     """
     languages = sorted(scores[0])
     others = [language for language in languages if language != source]
@@ -57,6 +68,7 @@ def transfer_table(scores: Sequence[Mapping[str, float]], scripts: Mapping[str, 
         "source_language": source,
         "source": interval(over([source])) if source in languages else None,
         "others": interval(over(others)) if others else None,
+        "all": interval(over(languages)),
         "gap": None,
         "languages": {language: {**interval(over([language])), "script": scripts[language]} for language in languages},
         "scripts": {

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from dist_metaxlm.evaluation.measures.transfer import accuracy
+from dist_metaxlm.evaluation.tasks.encoders import open_with_head
 from dist_metaxlm.evaluation.tasks.files import LabelledPair, check_declared, read_labelled
-from dist_metaxlm.evaluation.tasks.finetune import Collator, Feature, Scores, Settings
+from dist_metaxlm.evaluation.tasks.finetune import Collator, Feature, Row, Scores, Settings, model_inputs
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Classification:
         """The encoder with transformers' classification head."""
         from transformers import AutoModelForSequenceClassification
 
-        return AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, num_labels=len(self.labels))
+        return open_with_head(AutoModelForSequenceClassification, folder, num_labels=len(self.labels))
 
     def features(
         self, examples: Sequence[LabelledPair], tokenizer: PreTrainedTokenizerBase, settings: Settings
@@ -55,10 +56,7 @@ class Classification:
             truncation=True,
             max_length=settings.max_length,
         )
-        return [
-            {"input_ids": ids, "attention_mask": mask, "labels": self.labels.index(pair.label)}
-            for ids, mask, pair in zip(encoded["input_ids"], encoded["attention_mask"], examples, strict=True)
-        ]
+        return [{**model_inputs(encoded, row), "labels": self.labels.index(pair.label)} for row, pair in enumerate(examples)]
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads inputs."""
@@ -77,3 +75,12 @@ class Classification:
         """Accuracy."""
         predicted = [self.labels[label] for label in predictions.tolist()]
         return {"accuracy": accuracy([pair.label for pair in examples], predicted)}
+
+    def rows(
+        self, examples: Sequence[LabelledPair], features: Sequence[Feature], predictions: np.ndarray, language: str
+    ) -> list[Row]:
+        """Sentences, label and predicted label of every pair."""
+        return [
+            {"first": pair.first, "second": pair.second, "gold": pair.label, "predicted": self.labels[label]}
+            for pair, label in zip(examples, predictions.tolist(), strict=True)
+        ]

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.files.question_files import Question as Question
+from dist_metaxlm.evaluation.files.question_files import read_questions as read_questions
 from dist_metaxlm.evaluation.tasks.languages import canonical
 from dist_metaxlm.preparation.readers import dispatch as readers
 from dist_metaxlm.preparation.readers import records as readers_records
-from dist_metaxlm.preparation.readers.files import decoded, kind, lines, shown, whole
+from dist_metaxlm.preparation.readers.files import kind, lines, shown
 from dist_metaxlm.preparation.readers.token_lines import CONLLU, Layout, token_rows
 from dist_metaxlm.recipe.data import ReadingConfig
 from dist_metaxlm.text import pluralize
 
-Value = TypeVar("Value")
-
 _ALIASES = {"contradictory": "contradiction"}
 """MultiNLI's spelling in the English training file of XNLI."""
+_SORTED = 10
+"""Different sentences in sorted order by which a file was sorted: by chance once in 10! files."""
 _SPAN_TAG = re.compile(r"O|[BIESLU]-\S+")
 _HEADERS = (("sentence1", "premise"), ("sentence2", "hypo", "hypothesis"), ("gold_label", "label"))
 
@@ -46,26 +47,6 @@ class LabelledPair:
     label: str
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question about a paragraph, and the answers that count as right."""
-
-    identity: str
-    question: str
-    context: str
-    answers: list[str]
-    starts: list[int]
-    """Character at which each answer begins in the context."""
-    file: str = ""
-    """File of the question, for messages."""
-
-    def misplaced(self) -> bool:
-        """Whether the first answer, the training target, is not at its `answer_start`."""
-        start, answer = self.starts[0], self.answers[0]
-        inside = self.context[start : start + len(answer)] if start >= 0 else ""
-        return inside.split() != answer.split()
-
-
 def read_pairs(
     path: Path, language: str, pivot: Path | None = None, pivot_column: int = 1, pair_columns: tuple[int, int] | None = None
 ) -> list[tuple[str, str]]:
@@ -79,6 +60,7 @@ def read_pairs(
     turned = pivot is None and pair_columns is None and pivot_column == 2
     if pivot is not None:
         sentences = list(readers.pairs([(pivot, path)], reading))
+        _check_order(sentences, pivot, path)
     elif kind(path) == ".tsv":
         limit = reading.max_line_characters
         sentences = [
@@ -93,6 +75,21 @@ def read_pairs(
         if not all(pair):
             raise UserError(f"{shown(path)}, pair {number} has an empty side; fill it, or leave the pair out of both sides")
     return [(right, left) for left, right in sentences] if turned else sentences
+
+
+def _check_order(sentences: Sequence[tuple[str, str]], pivot: Path, path: Path) -> None:
+    """Refuse two files if the lines of exactly one of them are sorted: line n then does not translate line n.
+
+    XTREME's preparation (utils_preprocess.py, tatoeba_preprocess) writes `{lang}-en.en` in sorted order to hide answers.
+    """
+    for side, file, other in ((0, pivot, path), (1, path, pivot)):
+        texts, others = [row[side] for row in sentences], [row[1 - side] for row in sentences]
+        if len(set(texts)) >= _SORTED and texts == sorted(texts) and others != sorted(others):
+            raise UserError(
+                f"{shown(file)} is in sorted order and {shown(other)} is not, so their lines do not belong together: "
+                "XTREME's download sorts the English sentences of Tatoeba to hide the answers; use the original files "
+                "(data/tatoeba/v1 of facebookresearch/LASER), or put true pairs into one TSV file"
+            )
 
 
 def read_tagged(
@@ -264,66 +261,3 @@ def _unknown_label(where: str, label: str, labels: Sequence[str]) -> UserError:
         f"{where} has the label {label!r}, which is none of {', '.join(labels)}; correct the line, or name the "
         "labels in --tasks_file"
     )
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Questions of a file in SQuAD's JSON (XQuAD, MLQA, TyDiQA GoldP), in its order; answers without text are left out.
-
-    Errors: UserError naming the file and a missing or malformed field; counting the questions without an answer with text;
-    or saying that no answer of the file is in its context.
-    """
-    try:
-        tree = json.loads(decoded(whole(path), shown(path)))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{shown(path)}, line {error.lineno}, column {error.colno} is not JSON ({error.msg}); correct it"
-        ) from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{shown(path)} has a number or a nesting that is too large to read; correct it") from None
-    questions = list(_questions(tree, path))
-    if not questions:
-        raise UserError(f"{shown(path)} holds no questions; put some into it or take the file away")
-    blank = [question for question in questions if not question.answers]
-    if blank:
-        raise UserError(
-            f"{shown(path)}: {len(blank)} of {pluralize(len(questions), 'question')} have no answer with text (the first: "
-            f"{blank[0].identity!r}), so nothing can be scored; use the file with its answers: some download scripts "
-            "remove them"
-        )
-    if not any(answer in question.context for question in questions for answer in question.answers):
-        raise UserError(
-            f"{shown(path)}: no answer of its {pluralize(len(questions), 'question')} is in the question's context; use a "
-            "file whose contexts, questions and answers belong together"
-        )
-    return questions
-
-
-def _questions(tree: object, path: Path) -> Iterator[Question]:
-    for article in _get(tree, "data", list, path):
-        for paragraph in _get(article, "paragraphs", list, path):
-            context = _get(paragraph, "context", str, path)
-            for entry in _get(paragraph, "qas", list, path):
-                answers = _get(entry, "answers", list, path)
-                given = [(_get(answer, "text", str, path), _get(answer, "answer_start", int, path)) for answer in answers]
-                if not given:
-                    raise UserError(f"{shown(path)}: question {entry.get('id')!r} has no answers; use a file with answers")
-                yield Question(
-                    _identity(entry, path),
-                    _get(entry, "question", str, path),
-                    context,
-                    [text for text, _ in given if text.strip()],
-                    [start for text, start in given if text.strip()],
-                    shown(path),
-                )
-
-
-def _identity(entry: object, path: Path) -> str:
-    """The id of a question, which some files have as a number."""
-    given = entry.get("id") if isinstance(entry, dict) else None
-    return str(given) if isinstance(given, int) else _get(entry, "id", str, path)
-
-
-def _get(node: object, name: str, kind: type[Value], path: Path) -> Value:
-    if not isinstance(node, dict) or not isinstance(node.get(name), kind):
-        raise UserError(f"{shown(path)} is not in SQuAD's form: it lacks a field {name!r}; correct the file")
-    return cast(Value, node[name])

@@ -7,32 +7,36 @@ language's development set, never on another language's. Defaults are XTREME's (
 from __future__ import annotations
 
 import importlib.util
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 
+from dist_metaxlm import failpoints
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.evaluation.measures.transfer import transfer_table
+from dist_metaxlm.evaluation.files.locate import all_files_by_language, files_of
+from dist_metaxlm.evaluation.files.predictions import write_rows
+from dist_metaxlm.evaluation.measures.transfer import transfer_table, xtreme_score
+from dist_metaxlm.evaluation.resume.parts import Parts, examples_digest
+from dist_metaxlm.evaluation.tasks.encoders import check_encoder
 from dist_metaxlm.evaluation.tasks.languages import dominant_script
-from dist_metaxlm.evaluation.tasks.spec import TaskSpec, file_of, files_by_language
-from dist_metaxlm.evaluation.tasks.text_encoder import check_folder, longest_input, opening
+from dist_metaxlm.evaluation.tasks.spec import TaskSpec
 from dist_metaxlm.recipe.section import Section
 from dist_metaxlm.reporting.results import TaskResult
 from dist_metaxlm.text import pluralize
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Example = TypeVar("Example")
 Scores = dict[str, float]
 Feature = dict[str, Any]
 """Inputs of the model for one example or a part of it, with labels; keys that begin with `_` are for scoring."""
+Row = dict[str, Any]
+"""An example and what was predicted, for a line of JSON."""
 Collator = Callable[[list[Feature]], Mapping[str, torch.Tensor]]
 """Pads and stacks features."""
 
@@ -52,8 +56,10 @@ class Settings(Section):
     """Steps of linear warm-up."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
-    stride: int = Field(128, ge=0)
-    """Questions: tokens that neighbouring windows of a paragraph share."""
+    stride: int = Field(128, ge=1)
+    """Questions: tokens from the beginning of a window of a paragraph to that of the next (fewer if windows are short)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of computation; bf16: autocast. Weights and optimizer are fp32 in both, also of encoders stored otherwise."""
     max_train: int | None = Field(None, ge=1)
     """Number of training examples, from the start of the file; empty: all."""
     max_test: int | None = Field(None, ge=1)
@@ -98,6 +104,15 @@ class Head(Protocol[Example]):
     def scores(self, examples: Sequence[Example], features: Sequence[Feature], predictions: Any, language: str) -> Scores:
         """Scores of `predictions`, the results of `shrink` for all features."""
 
+    def rows(self, examples: Sequence[Example], features: Sequence[Feature], predictions: Any, language: str) -> list[Row]:
+        """Every example with its label (`gold`) and what was `predicted`, for `--save_predictions`."""
+
+
+def model_inputs(encoded: Mapping[str, Any], row: int | None = None) -> Feature:
+    """What a model reads of a tokenizer's output, of one row if there are several: ids, mask, and segments if it has any."""
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
+    return {name: encoded[name] if row is None else encoded[name][row] for name in names}
+
 
 class TaskData(Generic[Example]):
     """The examples of a task: training, development, and test by language."""
@@ -113,27 +128,37 @@ class TaskData(Generic[Example]):
     ) -> None:
         """Read all files before training. Errors: UserError naming the file and the problem."""
         where = f"task {name}"
-        self.source = spec.train_language
-        train = head.read(file_of(root, spec.train, self.source, where), self.source)
+        self.kind, self.source = spec.kind, spec.train_language
+        paths = files_of(root, spec.train, self.source, where)
+        train = _joined(head, paths, self.source)
         try:
             head.observe(train)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         self.train = _cut(train, spec.train_rows, settings.max_train)
-        dev = file_of(root, spec.dev, self.source, where)
-        self.dev = _cut(head.read(dev, self.source), spec.dev_rows, settings.max_test)
-        files = files_by_language(root, spec.test, where)
+        dev = files_of(root, spec.dev, self.source, where)
+        self.dev = _cut(_joined(head, dev, self.source), spec.dev_rows, settings.max_test)
+        files = all_files_by_language(root, spec.test, where)
         wanted = set(files) if languages is None else {*languages, self.source}
         if not wanted & set(files):
             raise UserError(f"{where}: none of the languages {', '.join(languages or [])} is there, only {', '.join(files)}")
         self.test = {
-            language: _cut(head.read(path, language), spec.test_rows, settings.max_test)
-            for language, (path, _) in files.items()
+            language: _cut(_joined(head, paths_of, language), spec.test_rows, settings.max_test)
+            for language, (paths_of, _) in files.items()
             if language in wanted
+        }
+        self.files = {
+            "train": [path.name for path in paths],
+            "dev": [path.name for path in dev],
+            "test": {language: [path.name for path in files[language][0]] for language in self.test},
         }
         if not self.train or not self.dev or not all(self.test.values()):
             raise UserError(f"{where}: a split has no examples; correct train_rows, dev_rows or test_rows in --tasks_file")
         self.scripts = {language: dominant_script(map(head.text, examples)) for language, examples in self.test.items()}
+
+    def digest(self) -> str:
+        """Digest of all examples."""
+        return examples_digest(self.train, self.dev, self.test)
 
 
 def _cut(examples: list[Example], rows: tuple[int, int] | None, most: int | None) -> list[Example]:
@@ -141,127 +166,76 @@ def _cut(examples: list[Example], rows: tuple[int, int] | None, most: int | None
     return chosen[:most]
 
 
+def _joined(head: Head[Example], paths: Sequence[Path], language: str) -> list[Example]:
+    """Examples of all files, one file after the other."""
+    return [example for path in paths for example in head.read(path, language)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How and where fine-tuning runs, besides the data."""
+
+    settings: Settings
+    parts: Parts = field(default_factory=Parts)
+    """Finished seeds and epochs."""
+    predictions: Path | None = None
+    """Folder for the predictions of every seed and language; None: they are not written."""
+    log: Callable[[str], None] = lambda line: None
+
+
 def finetune_task(
-    folder: Path,
-    name: str,
-    data: TaskData[Example],
-    head: Head[Example],
-    seeds: Sequence[int],
-    settings: Settings,
-    log: Callable[[str], None] = lambda line: None,
+    folder: Path, name: str, data: TaskData[Example], head: Head[Example], seeds: Sequence[int], work: Work
 ) -> TaskResult:
     """Fine-tune an encoder on a task whose files `head` has read, once per seed, and score every language.
 
+    Seeds that `work.parts` has are not run again; an interrupted one goes on after its last epoch.
+
     Returns:
-        `metric`, `settings`, `seeds`, `scores` (one mapping language -> scores per seed), `dev` (best score per seed) and
-        `table` (see transfer_table).
+        `metric`, `settings`, `seeds`, `scores` (one mapping language -> scores per seed), `dev` (best score per seed),
+        `files` (names) and `table` (see transfer_table).
     """
-    check_folder(folder)
+    from dist_metaxlm.evaluation.resume.learning import learn_seed
+
+    check_encoder(folder, [data.kind])
     scores, dev = [], []
-    log(
+    work.log(
         f"{name}: {pluralize(len(data.train), 'example', ',')} in {data.source!r} to learn, "
-        f"{pluralize(settings.epochs, 'epoch')}, {pluralize(len(seeds), 'seed')}, "
+        f"{pluralize(work.settings.epochs, 'epoch')}, {pluralize(len(seeds), 'seed')}, "
         f"{pluralize(len(data.test), 'language')} to test"
     )
     for seed in seeds:
-        say = partial(_say_epoch, log, f"{name}, seed {seed}", count(1), settings.epochs, head.metric)
-        best, by_language = _one_seed(folder, data, head, settings, seed, say)
-        log(f"{name}, seed {seed}: {head.metric} {best:.3f} on the development set")
-        dev.append(best)
-        scores.append(by_language)
+        kept = work.parts.read(f"seed-{seed}")
+        what = f"{name}, seed {seed}"
+        if kept is None:
+            with work.parts.checkpoints(f"seed-{seed}") as checkpoints:
+                best, by_language, rows = learn_seed(folder, data, head, seed, work, checkpoints, what)
+                if work.predictions is not None:
+                    for language, lines in rows.items():
+                        write_rows(work.predictions / f"{name}-seed{seed}-{language}.jsonl", lines)
+                kept = {"dev": best, "scores": by_language}
+                work.parts.write(f"seed-{seed}", kept)
+            failpoints.reach("evaluating.seed", seed)
+            work.log(f"{what}: {head.metric} {best:.3f} on the development set")
+        else:
+            work.log(f"{what}: {head.metric} {kept['dev']:.3f} on the development set, finished before")
+        dev.append(kept["dev"])
+        scores.append(kept["scores"])
     main = [{language: of[head.metric] for language, of in row.items()} for row in scores]
     return {
         "metric": head.metric,
-        "settings": settings.model_dump(),
+        "settings": work.settings.model_dump(),
         "seeds": list(seeds),
         "examples": {
             "train": len(data.train),
             "dev": len(data.dev),
             "test": {language: len(examples) for language, examples in data.test.items()},
         },
+        "files": data.files,
         "dev": dev,
         "scores": scores,
+        "xtreme": xtreme_score(scores, head.metric),
         "table": transfer_table(main, data.scripts, data.source),
     }
-
-
-def _say_epoch(
-    log: Callable[[str], None], what: str, numbers: Iterator[int], epochs: int, metric: str, score: float
-) -> None:
-    log(f"{what}, epoch {next(numbers)} of {epochs}: {metric} {score:.3f} on the development set")
-
-
-def _one_seed(
-    folder: Path, data: TaskData[Example], head: Head[Example], settings: Settings, seed: int, say: Callable[[float], None]
-) -> tuple[float, dict[str, Scores]]:
-    """(best development score, {language: scores}) of one training."""
-    import transformers
-
-    transformers.set_seed(seed)
-    with opening(folder):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        model = head.model(str(folder))
-    settings = settings.model_copy(update={"max_length": min(settings.max_length, longest_input(model.config, tokenizer))})
-    train, dev = (head.features(examples, tokenizer, settings) for examples in (data.train, data.dev))
-
-    def dev_score(output: EvalPrediction) -> Scores:
-        score = head.scores(data.dev, dev, output.predictions, data.source)[head.metric]
-        say(score)
-        return {head.metric: score}
-
-    with tempfile.TemporaryDirectory(prefix="dist_metaxlm-finetune-") as scratch:
-        trainer = transformers.Trainer(
-            model=model,
-            args=_arguments(scratch, head.metric, settings, seed),
-            train_dataset=_shown(train),
-            eval_dataset=_shown(dev),
-            data_collator=head.collator(tokenizer),
-            compute_metrics=dev_score,
-            preprocess_logits_for_metrics=lambda logits, labels: head.shrink(logits),
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
-        scores: dict[str, Scores] = {}
-        trainer.compute_metrics = None
-        for language, examples in data.test.items():
-            features = head.features(examples, tokenizer, settings)
-            scores[language] = head.scores(examples, features, trainer.predict(_shown(features)).predictions, language)
-        return float(trainer.state.best_metric), scores
-
-
-def _arguments(scratch: str, metric: str, settings: Settings, seed: int) -> TrainingArguments:
-    import transformers
-
-    arguments = transformers.TrainingArguments(
-        output_dir=scratch,
-        seed=seed,
-        learning_rate=settings.learning_rate,
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=4 * settings.batch_size,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        lr_scheduler_type="linear",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_only_model=True,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model=metric,
-        greater_is_better=True,
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=False,
-    )
-    # With several GPUs the Trainer would give each a batch and so multiply the batch size of the settings.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
-
-
-def _shown(features: Sequence[Feature]) -> list[Feature]:
-    return [{key: value for key, value in feature.items() if not key.startswith("_")} for feature in features]
 
 
 def require_libraries(kind: str, seeds: Sequence[int]) -> None:

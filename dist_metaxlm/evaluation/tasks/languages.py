@@ -43,6 +43,20 @@ shn swg szl taq tet tpi tum tyv tzl tzm umb vec vep vls war wuu xal xmf yue zea
 _TWO_LETTERS = frozenset(_ISO_639_1_TEXT.split())
 _THREE_TO_TWO = dict(pair.split("=") for pair in _THREE_TO_TWO_TEXT.split())
 _THREE_ONLY = frozenset(_THREE_ONLY_TEXT.split())
+NAMES = {
+    "arabic": "ar",
+    "bengali": "bn",
+    "english": "en",
+    "finnish": "fi",
+    "indonesian": "id",
+    "japanese": "ja",
+    "korean": "ko",
+    "russian": "ru",
+    "swahili": "sw",
+    "telugu": "te",
+    "thai": "th",
+}
+"""English names of languages, which TyDiQA uses in place of codes."""
 _SCRIPT_NAMES = {
     "CJK": "Han",
     "HIRAGANA": "Kana",
@@ -59,12 +73,13 @@ _SAMPLE = 20_000
 def canonical(code: str, where: str) -> str:
     """The code of a language in every table: the two-letter one if it exists.
 
-    Errors: UserError for an unknown code; `where` names its origin in the message. A region (`pt-BR`) or a script is kept
-    after a hyphen (FLORES writes `zho_Hans`).
+    A region (`pt-BR`) or a script is kept after a hyphen (FLORES writes `zho_Hans`); names of NAMES are codes too.
+
+    Errors: UserError for an unknown code; `where` names its origin in the message.
     """
     base, _, region = code.replace("_", "-").partition("-")
     base = base.lower()
-    known = _THREE_TO_TWO.get(base, base)
+    known = NAMES.get(base) or _THREE_TO_TWO.get(base, base)
     if known not in _TWO_LETTERS and known not in _THREE_ONLY:
         raise UserError(f"{where}: {code!r} is no known language code; use ISO 639-1 such as 'de' or 639-3 such as 'deu'")
     return f"{known}-{region}" if region else known

@@ -1,7 +1,9 @@
 """Extractive question answering (XQuAD, MLQA, TyDiQA GoldP): start and end of the answer in windows of the paragraph.
 
-Windows, candidates and limits are those of XTREME's run_squad.py: questions of at most 64 tokens, overlapping windows, the
-best of 20 starts and 20 ends with an answer of at most 30 tokens.
+Windows, candidates and limits are those of XTREME (third_party/processors/squad.py and squad_metrics.py): questions of at
+most 64 tokens; windows that begin every `stride` tokens; the best of the 20 starts and 20 ends with the highest scores among
+all tokens of a window, if both are in the paragraph, the answer has at most 30 tokens, and no other window has more context
+around its start.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import numpy as np
 import torch
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.files.question_files import Question, of_language, read_questions
 from dist_metaxlm.evaluation.measures.answers import answer_scores
-from dist_metaxlm.evaluation.tasks.files import Question, read_questions
-from dist_metaxlm.evaluation.tasks.finetune import Collator, Feature, Scores, Settings
+from dist_metaxlm.evaluation.tasks.encoders import open_with_head
+from dist_metaxlm.evaluation.tasks.finetune import Collator, Feature, Row, Scores, Settings, model_inputs
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
 from dist_metaxlm.text import pluralize
 
@@ -35,8 +38,8 @@ class Questions:
         self._rules = spec.metric if spec.metric in ("squad", "mlqa") else "squad"
 
     def read(self, path: Path, language: str) -> list[Question]:
-        """Questions of a file."""
-        return read_questions(path)
+        """Questions of a file that are in this language."""
+        return of_language(read_questions(path), language, path)
 
     def text(self, example: Question) -> str:
         """The paragraph."""
@@ -62,38 +65,41 @@ class Questions:
         """The encoder with a start and an end score on every token."""
         from transformers import AutoModelForQuestionAnswering
 
-        return AutoModelForQuestionAnswering.from_pretrained(folder, local_files_only=True)
+        return open_with_head(AutoModelForQuestionAnswering, folder)
 
     def features(
         self, examples: Sequence[Question], tokenizer: PreTrainedTokenizerBase, settings: Settings
     ) -> list[Feature]:
         """Windows `<s> question </s> part of the paragraph </s>`; an answer outside a window is at its first token."""
-        features = []
+        features: list[Feature] = []
         length = settings.max_length
         for number, example in enumerate(examples):
             question, used = _shortened(example.question.lstrip(), tokenizer, min(QUESTION_TOKENS, length // 4))
             room = length - used - tokenizer.num_special_tokens_to_add(pair=True)
+            step = max(1, min(settings.stride, room - min(length // 4, room - 1)))
             encoded = tokenizer(
                 question,
                 example.context,
                 truncation="only_second",
                 max_length=length,
-                stride=max(0, min(settings.stride, length // 4, room - 1)),
+                stride=room - step,
                 return_overflowing_tokens=True,
                 return_offsets_mapping=True,
             )
-            for window, ids in enumerate(encoded["input_ids"]):
-                inside = [side == 1 for side in encoded.sequence_ids(window)]
+            insides = [[side == 1 for side in encoded.sequence_ids(window)] for window in range(len(encoded["input_ids"]))]
+            most = most_context([sum(inside) for inside in insides], step)
+            for window, inside in enumerate(insides):
                 spans = encoded["offset_mapping"][window]
                 start, end = _answer_tokens(example, spans, inside)
+                may_begin = iter(most[window])
                 features.append(
                     {
-                        "input_ids": ids,
-                        "attention_mask": encoded["attention_mask"][window],
+                        **model_inputs(encoded, window),
                         "start_positions": start,
                         "end_positions": end,
                         "_question": number,
                         "_spans": [span if is_inside else None for span, is_inside in zip(spans, inside, strict=True)],
+                        "_may_begin": [is_inside and next(may_begin) for is_inside in inside],
                     }
                 )
         return features
@@ -113,15 +119,49 @@ class Questions:
         self, examples: Sequence[Question], features: Sequence[Feature], predictions: tuple[np.ndarray, ...], language: str
     ) -> Scores:
         """F1 and exact match."""
+        answers = {str(number): example.answers for number, example in enumerate(examples)}
+        return answer_scores(answers, self._said(examples, features, predictions), self._rules, language)
+
+    def rows(
+        self, examples: Sequence[Question], features: Sequence[Feature], predictions: tuple[np.ndarray, ...], language: str
+    ) -> list[Row]:
+        """Identity, answers and predicted answer of every question; SQuAD's scripts read {id: predicted}."""
+        said = self._said(examples, features, predictions)
+        return [
+            {"id": example.identity, "gold": example.answers, "predicted": said[str(number)]}
+            for number, example in enumerate(examples)
+        ]
+
+    def _said(
+        self, examples: Sequence[Question], features: Sequence[Feature], predictions: tuple[np.ndarray, ...]
+    ) -> dict[str, str]:
+        """Number of a question -> predicted answer; empty if no window has a span that may be one."""
         best: dict[int, tuple[float, str]] = {}
         for feature, starts, ends in zip(features, *predictions[:2], strict=True):
             number = feature["_question"]
-            span = _best_span(feature["_spans"], starts, ends)
+            span = best_span(feature["_spans"], feature["_may_begin"], starts, ends)
             if span and (number not in best or span[0] > best[number][0]):
                 best[number] = (span[0], examples[number].context[span[1] : span[2]])
-        answers = {str(number): example.answers for number, example in enumerate(examples)}
-        said = {question: best[int(question)][1] if int(question) in best else "" for question in answers}
-        return answer_scores(answers, said, self._rules, language)
+        return {str(number): best[number][1] if number in best else "" for number in range(len(examples))}
+
+
+def most_context(lengths: Sequence[int], step: int) -> list[list[bool]]:
+    """Whether each token of each window has more context there than in any other window of the paragraph.
+
+    The context of a token is the number of tokens on its shorter side plus a hundredth of the window's length; of equal ones
+    the first window wins (XTREME, third_party/processors/squad.py, _new_check_is_max_context).
+
+    Args:
+        lengths: paragraph tokens of each window.
+        step: tokens between the beginnings of two windows.
+    """
+    best: dict[int, tuple[float, int]] = {}
+    for window, length in enumerate(lengths):
+        for place in range(length):
+            score = min(place, length - 1 - place) + 0.01 * length
+            if (token := window * step + place) not in best or score > best[token][0]:
+                best[token] = (score, window)
+    return [[best[window * step + place][1] == window for place in range(length)] for window, length in enumerate(lengths)]
 
 
 def _shortened(question: str, tokenizer: PreTrainedTokenizerBase, most: int) -> tuple[str, int]:
@@ -144,15 +184,25 @@ def _answer_tokens(example: Question, spans: Sequence[tuple[int, int]], inside: 
     return (covered[0], covered[-1]) if covered else (0, 0)
 
 
-def _best_span(
-    spans: Sequence[tuple[int, int] | None], starts: np.ndarray, ends: np.ndarray
+def best_span(
+    spans: Sequence[tuple[int, int] | None], may_begin: Sequence[bool], starts: np.ndarray, ends: np.ndarray
 ) -> tuple[float, int, int] | None:
-    """(score, first character, end character) of the best span of a window."""
-    tokens = np.array([place for place, span in enumerate(spans) if span is not None], np.int64)
+    """(score, first character, end character) of the best span of a window; None if no candidate is one.
+
+    Args:
+        spans: characters of each token; None outside the paragraph.
+        may_begin: whether an answer may begin at each token (`most_context`).
+        starts: [L] scores, L tokens of the window and possibly padding.
+        ends: the same.
+    """
+    firsts, lasts = (np.argsort(-scores[: len(spans)], kind="stable")[:CANDIDATES].tolist() for scores in (starts, ends))
     best = None
-    for first in tokens[np.argsort(-starts[tokens], kind="stable")][:CANDIDATES].tolist():
-        for last in tokens[np.argsort(-ends[tokens], kind="stable")][:CANDIDATES].tolist():
-            score = float(starts[first] + ends[last])
-            if first <= last < first + ANSWER_TOKENS and (best is None or score > best[0]):
-                best = (score, spans[first][0], spans[last][1])
+    for first in firsts:
+        for last in lasts:
+            if not may_begin[first] or not first <= last < first + ANSWER_TOKENS:
+                continue
+            begin, end = spans[first], spans[last]
+            score = float(starts[first]) + float(ends[last])
+            if begin is not None and end is not None and (best is None or score > best[0]):
+                best = (score, begin[0], end[1])
     return best

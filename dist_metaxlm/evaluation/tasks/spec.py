@@ -7,9 +7,7 @@ any file is used, so one task reads XTREME's folders and the original ones.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -17,15 +15,13 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.files.locate import file_of as file_of
+from dist_metaxlm.evaluation.files.locate import files_by_language as files_by_language
 from dist_metaxlm.evaluation.heldout import TASKS as HELDOUT
-from dist_metaxlm.evaluation.tasks.files import labelled_languages
-from dist_metaxlm.evaluation.tasks.languages import canonical, without_script
-from dist_metaxlm.preparation.readers.files import PACKED
 from dist_metaxlm.recipe.section import Section
 from dist_metaxlm.recipe.yaml_text import read_yaml
 from dist_metaxlm.text import did_you_mean
 
-PLACE = "{lang}"
 UPOS = [
     "ADJ",
     "ADP",
@@ -48,6 +44,16 @@ UPOS = [
 """Universal part-of-speech tags (universaldependencies.org/u/pos), XTREME's label set."""
 FLORES = ("flores", "flores200_dataset", "flores101_dataset")
 """Folders of FLORES: our name and the names of its archives."""
+
+
+MASAKHANER = (
+    "masakhaner",
+    "masakhaner/data",
+    "masakhaner/MasakhaNER2.0/data",
+    "masakhane-ner/data",
+    "masakhane-ner/MasakhaNER2.0/data",
+)
+"""Folders of MasakhaNER: our name, and those of a checkout of masakhane-io/masakhane-ner (version 1 and 2)."""
 
 
 class TaskSpec(Section):
@@ -103,9 +109,27 @@ class TaskSpec(Section):
     """The same for `test`."""
 
 
+TYDIQA_DEV = [
+    "tydiqa/{lang}.dev.json",
+    "tydiqa/tydiqa.{lang}.dev.json",
+    "tydiqa/tydiqa-goldp-v1.1-dev/tydiqa.goldp.{lang}.dev.json",
+    "tydiqa/tydiqa-goldp-v1.1-dev/tydiqa-goldp-dev-{lang}.json",
+    "tydiqa-goldp-v1.1-dev/tydiqa-goldp-dev-{lang}.json",
+    "tydiqa/tydiqa-goldp-v1.1-dev.json",
+    "tydiqa-goldp-v1.1-dev.json",
+]
+"""Files of TyDiQA GoldP: our names, XTREME's, those of its archive (with names of languages), and one file of all."""
+
+
 def _entities(*kinds: str) -> list[str]:
     """Labels of these kinds of entities in BIO, sorted."""
     return [*(f"{part}-{kind}" for part in "BI" for kind in kinds), "O"]
+
+
+def _treebanks(split: str) -> list[str]:
+    """Files of Universal Dependencies, in one folder or as in its archive; several treebanks of a language are joined."""
+    file = f"{{lang}}_*-ud-{split}.conllu"
+    return [f"udpos/{file}", f"udpos/UD_*/{file}", f"udpos/ud-treebanks-v*/UD_*/{file}", f"ud-treebanks-v*/UD_*/{file}"]
 
 
 BUILT_IN: dict[str, TaskSpec] = {
@@ -134,9 +158,9 @@ BUILT_IN: dict[str, TaskSpec] = {
     ),
     "udpos": TaskSpec(
         kind="tagging",
-        train=["udpos/train-{lang}.tsv", "udpos/{lang}_*-ud-train.conllu"],
-        dev=["udpos/dev-{lang}.tsv", "udpos/{lang}_*-ud-dev.conllu"],
-        test=["udpos/test-{lang}.tsv", "udpos/{lang}_*-ud-test.conllu"],
+        train=["udpos/train-{lang}.tsv", *_treebanks("train")],
+        dev=["udpos/dev-{lang}.tsv", *_treebanks("dev")],
+        test=["udpos/test-{lang}.tsv", *_treebanks("test")],
         labels=UPOS,
     ),
     "wikiann": TaskSpec(
@@ -148,9 +172,9 @@ BUILT_IN: dict[str, TaskSpec] = {
     ),
     "masakhaner": TaskSpec(
         kind="tagging",
-        train=["masakhaner/{lang}/train.txt"],
-        dev=["masakhaner/{lang}/dev.txt"],
-        test=["masakhaner/{lang}/test.txt"],
+        train=[f"{folder}/{{lang}}/train.txt" for folder in MASAKHANER],
+        dev=[f"{folder}/{{lang}}/dev.txt" for folder in MASAKHANER],
+        test=[f"{folder}/{{lang}}/test.txt" for folder in MASAKHANER],
         labels=_entities("DATE", "LOC", "ORG", "PER"),
     ),
     "xnli": TaskSpec(
@@ -178,14 +202,25 @@ BUILT_IN: dict[str, TaskSpec] = {
         kind="questions",
         train=["squad/train-v1.1.json"],
         dev=["squad/dev-v1.1.json"],
-        test=["mlqa/test-context-{lang}-question-{lang}.json", "mlqa/mlqa.{lang}.test.json"],
+        test=[
+            "mlqa/test-context-{lang}-question-{lang}.json",
+            "mlqa/mlqa.{lang}.test.json",
+            "mlqa/MLQA_V1/test/test-context-{lang}-question-{lang}.json",
+            "MLQA_V1/test/test-context-{lang}-question-{lang}.json",
+        ],
         metric="mlqa",
     ),
     "tydiqa": TaskSpec(
         kind="questions",
-        train=["tydiqa/{lang}.train.json", "tydiqa/tydiqa.{lang}.train.json"],
-        dev=["tydiqa/{lang}.dev.json", "tydiqa/tydiqa.{lang}.dev.json"],
-        test=["tydiqa/{lang}.dev.json", "tydiqa/tydiqa.{lang}.dev.json"],
+        train=[
+            "tydiqa/{lang}.train.json",
+            "tydiqa/tydiqa.{lang}.train.json",
+            "tydiqa/tydiqa-goldp-v1.1-train/tydiqa.goldp.{lang}.train.json",
+            "tydiqa/tydiqa-goldp-v1.1-train.json",
+            "tydiqa-goldp-v1.1-train.json",
+        ],
+        dev=TYDIQA_DEV,
+        test=TYDIQA_DEV,
         metric="squad",
     ),
 }
@@ -228,115 +263,3 @@ def _spec(path: Path, name: str, fields: Mapping[str, object]) -> TaskSpec:
         raise UserError(
             f"--tasks_file {path}, task {name}: {problems}; known fields are {', '.join(TaskSpec.model_fields)}"
         ) from None
-
-
-def files_by_language(root: Path, patterns: list[str], what: str) -> dict[str, tuple[Path, str]]:
-    """Canonical language -> (file, code as spelled in its name), sorted, from the first pattern that names any file.
-
-    A pattern without `{lang}` names one file of labelled pairs for all languages in its column `language`.
-
-    Errors: UserError if no pattern matches, a name has an unknown language code, or two files have the same language.
-    """
-    for pattern in patterns:
-        files: dict[str, tuple[Path, str]] = {}
-        for path, code in _matches(root, pattern):
-            language = canonical(code, f"{what}: {path}")
-            if language in files:
-                raise UserError(f"{what}: {files[language][0]} and {path} are both of language {language!r}; keep one")
-            files[language] = (path, code)
-        files = _without_scripts(files)
-        if PLACE not in pattern:
-            files = {
-                language: (path, language) for path in _packed(root, pattern)[:1] for language in labelled_languages(path)
-            }
-        if files:
-            return dict(sorted(files.items()))
-    raise nothing_there(root, patterns, what)
-
-
-def nothing_there(root: Path, patterns: list[str], what: str) -> UserError:
-    """The error for a task without any file."""
-    if not root.is_dir():
-        return UserError(f"{what}: there is no folder {root}; name the one that has the task's files with --task_data")
-    return UserError(
-        f"{what}: no file {' or '.join(str(root / pattern) for pattern in patterns) or 'is named'}; give the "
-        "folder of the task's files with --task_data, or say in --tasks_file where they are"
-    )
-
-
-def _without_scripts(files: dict[str, tuple[Path, str]]) -> dict[str, tuple[Path, str]]:
-    """Shorten `ja-Jpan` to `ja` if the language has no file in another script."""
-    scripts = Counter(map(without_script, files))
-    return {plain if scripts[plain := without_script(language)] == 1 else language: of for language, of in files.items()}
-
-
-def pivot_files(root: Path, patterns: list[str], languages: Iterable[str], what: str) -> dict[str, Path]:
-    """Language -> file with the English sentences: one of its own, or one that serves all `languages`.
-
-    Errors: UserError as `files_by_language`.
-    """
-    for pattern in patterns:
-        if PLACE not in pattern and (shared := _packed(root, pattern)):
-            return dict.fromkeys(languages, shared[0])
-        if _matches(root, pattern):
-            break
-    by_language = [pattern for pattern in patterns if PLACE in pattern]
-    return {language: path for language, (path, _) in files_by_language(root, by_language or patterns, what).items()}
-
-
-def files_of_all_patterns(root: Path, patterns: list[str], what: str) -> dict[str, tuple[Path, str]]:
-    """Canonical language -> (file, pattern that names it), sorted; if two patterns match a language, the first wins.
-
-    Errors: UserError if a name has an unknown language code, or two files of one pattern have the same language.
-    """
-    files: dict[str, tuple[Path, str]] = {}
-    for pattern in patterns:
-        for path, code in _matches(root, pattern):
-            language = canonical(code, f"{what}: {path}")
-            if files.setdefault(language, (path, pattern)) != (path, pattern) and files[language][1] == pattern:
-                raise UserError(f"{what}: {files[language][0]} and {path} are both of language {language!r}; keep one")
-    return dict(sorted(files.items()))
-
-
-def file_of(root: Path, patterns: list[str], language: str, what: str) -> Path:
-    """The file of one language, from the first pattern that matches; a pattern without `{lang}` serves any language."""
-    for pattern in patterns:
-        if PLACE not in pattern:
-            for path in _packed(root, pattern):
-                return path
-            continue
-        for path, code in _matches(root, pattern):
-            if _same(code, language):
-                return path
-    raise nothing_there(root, [pattern.replace(PLACE, language) for pattern in patterns], what)
-
-
-def _same(code: str, language: str) -> bool:
-    try:
-        return language in (canonical(code, ""), without_script(canonical(code, "")))
-    except UserError:
-        return False
-
-
-def _matches(root: Path, pattern: str) -> list[tuple[Path, str]]:
-    """(file, code) of all files of a pattern; the code is the match of the first `{lang}`, the others must equal it."""
-    if PLACE not in pattern:
-        return []
-    head, *rest = (re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split(PLACE))
-    expression = head + "(?P<lang>[A-Za-z]+(?:-[A-Za-z]+|_[A-Z][a-z]{3})?)" + "(?P=lang)".join(rest)
-    # Only * and {lang} are wildcards of a pattern; brackets and ? are escaped for glob.
-    matcher = re.compile(expression + f"({'|'.join(map(re.escape, PACKED))})?")
-    codes = {}
-    for path in sorted(
-        path
-        for pathname in {pattern, *(pattern + suffix for suffix in PACKED)}
-        for path in root.glob(re.sub(r"[\[?]", r"[\g<0>]", pathname).replace(PLACE, "*"))
-    ):
-        match = matcher.fullmatch(path.relative_to(root).as_posix())
-        if match and path.is_file():
-            codes[path] = match["lang"]
-    return list(codes.items())
-
-
-def _packed(root: Path, name: str) -> list[Path]:
-    return [path for suffix in ("", *PACKED) if (path := root / f"{name}{suffix}").is_file()]

@@ -7,22 +7,17 @@ Shapes: K layers + 1 (0 is the embedding output), N sentences, B of a batch, L i
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.embed import inference
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe.model", "vocab.txt", "spiece.model")
+from dist_metaxlm.evaluation.resume.scratch import scratch_folder
+from dist_metaxlm.evaluation.tasks.encoders import check_encoder, longest_input, open_tokenizer, opening
 
 
 class TextEncoder:
@@ -31,15 +26,16 @@ class TextEncoder:
     def __init__(self, folder: str | Path, max_length: int = 512) -> None:
         """Open `folder`; sentences are cut at `max_length` tokens (or the model's own limit, if less), special ones too.
 
-        Errors: UserError if the folder has no configuration, weights or tokenizer that transformers can load.
+        Errors: UserError if the folder has no configuration, weights or tokenizer that transformers can load, or no encoder
+        with a state for every token (`check_encoder`).
         """
         self.folder = Path(folder)
-        check_folder(self.folder)
-        from transformers import AutoModel, AutoTokenizer
+        check_encoder(self.folder, ["retrieval"])
+        from transformers import AutoModel
 
         with opening(self.folder):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self.model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True)
+            self.tokenizer: Any = open_tokenizer(self.folder)
+            self.model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.eval().to(self.device)
         self.max_length = min(max_length, longest_input(self.model.config, self.tokenizer))
@@ -72,6 +68,16 @@ class TextEncoder:
         assert pooled is not None
         return pooled
 
+    @property
+    def layers(self) -> int:
+        """Number of layers, the embedding not counted."""
+        with inference(self.model):
+            return len(self.states([self.tokenizer("a")["input_ids"]])) - 1
+
+    def count_cut(self, sentences: Iterable[str]) -> int:
+        """How many sentences have more tokens than the encoder reads."""
+        return sum(len(ids) > self.max_length for ids in self.tokenizer(list(sentences), verbose=False)["input_ids"])
+
     def _pool(self, ids: list[list[int]], specials: list[list[int]], include_special: bool) -> torch.Tensor:
         """[K, B, H] means over the tokens of each sentence (over all of them if there are only special ones)."""
         weights = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
@@ -90,7 +96,13 @@ class TextEncoder:
             inputs[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
         output = self.model(input_ids=inputs.to(self.device), attention_mask=mask.to(self.device), output_hidden_states=True)
-        return tuple(output.hidden_states)
+        states = tuple(output.hidden_states)
+        if any(state.shape[:2] != inputs.shape for state in states) or len({state.shape[2] for state in states}) > 1:
+            raise UserError(
+                f"{self.folder} has layers of different lengths or widths, and these tasks need a state of one width for "
+                "every token at every layer; give another encoder"
+            )
+        return states
 
 
 def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
@@ -103,51 +115,6 @@ def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         batch.append(number)
     if batch:
         yield batch
-
-
-def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Longest input of a model in tokens: its positions (XLM-R's table has two rows for the offset), or the tokenizer's."""
-    positions = int(getattr(config, "max_position_embeddings", 512) or 512)
-    if "roberta" in str(getattr(config, "model_type", "")):
-        positions -= int(config.pad_token_id) + 1
-    return min(positions, int(tokenizer.model_max_length))
-
-
-def check_folder(folder: Path) -> None:
-    """Raise UserError if the folder does not exist or has no configuration or no tokenizer."""
-    if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}; encoders are opened from this machine: download the model first, "
-            f"such as by `hf download {folder.name} --local-dir models/{folder.name}`, or correct the path"
-        )
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or metaxlm convert export wrote")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy its files there")
-
-
-@contextmanager
-def opening(folder: Path) -> Iterator[None]:
-    """Turn transformers' errors about a folder into one sentence and silence its other output.
-
-    Its table of missing and unexpected weights, such as the pooler's, is expected for every encoder here.
-    """
-    import transformers
-    from safetensors import SafetensorError
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{folder} cannot be opened by transformers ({reason}); give a folder that save_pretrained wrote, "
-            "with safetensors weights and its tokenizer"
-        ) from None
 
 
 @contextmanager
@@ -163,9 +130,6 @@ def exported_phase(
 
     recipe, state = load_state(Path(run_dir), phase, step, data_directory)
     model = tokenizer_of(Path(run_dir), recipe).path
-    parent = Path(tempfile.mkdtemp(prefix="dist_metaxlm-export-"))
-    try:
+    with scratch_folder("export") as parent:
         export_folder(state, recipe.model, model, parent / "model")
         yield parent / "model"
-    finally:
-        shutil.rmtree(parent, ignore_errors=True)

@@ -17,12 +17,14 @@ from typing import Any, Literal, cast
 import torch
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.evaluation.files.locate import files_of_all_patterns, nothing_there
 from dist_metaxlm.evaluation.measures import alignment_scores
 from dist_metaxlm.evaluation.measures.embed import inference
 from dist_metaxlm.evaluation.tasks.alignment_files import AlignedText, GoldSettings, Link, read_dictionary, read_gold
 from dist_metaxlm.evaluation.tasks.files import read_pairs
 from dist_metaxlm.evaluation.tasks.languages import dominant_script
-from dist_metaxlm.evaluation.tasks.spec import TaskSpec, files_of_all_patterns, nothing_there
+from dist_metaxlm.evaluation.tasks.retrieval import chosen_layer
+from dist_metaxlm.evaluation.tasks.spec import TaskSpec
 from dist_metaxlm.evaluation.tasks.text_encoder import TextEncoder, batches
 from dist_metaxlm.objectives.word_alignment import Extraction, extract
 from dist_metaxlm.reporting.results import LanguageResult, TaskResult
@@ -77,13 +79,18 @@ def read_alignment(
 
 
 def evaluate_alignment(
-    encoder: TextEncoder, texts: Texts, extraction: Extraction = "argmax", words: Words = "mean", max_tokens: int = 8192
+    encoder: TextEncoder,
+    texts: Texts,
+    extraction: Extraction = "argmax",
+    words: Words = "mean",
+    max_tokens: int = 8192,
+    layer: int | None = None,
 ) -> TaskResult:
     """Score an encoder on word alignment.
 
     Returns:
         `languages` {language: {script, sentences, words, cut, reference..., aer (of gold only), precision, recall, f1}},
-        scores as lists over layers; `per_layer` (means over languages), `layer` (two thirds of the depth, fixed beforehand),
+        scores as lists over layers; `per_layer` (means over languages), `layer` (two thirds of the depth unless asked for),
         `best_layer` (by F1, chosen on these same sentences), `extraction`, `words`.
     """
     languages: dict[str, dict[str, Any]] = {}
@@ -112,7 +119,7 @@ def evaluate_alignment(
         "kind": "alignment",
         "languages": cast(dict[str, LanguageResult], languages),
         "per_layer": per_layer,
-        "layer": round(depth * 2 / 3),
+        "layer": chosen_layer(layer, depth, encoder.folder),
         "best_layer": max(range(depth + 1), key=per_layer["f1"].__getitem__),
         "extraction": extraction,
         "words": words,

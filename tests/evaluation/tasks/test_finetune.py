@@ -9,8 +9,9 @@ import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.transfer import interval, transfer_table
+from dist_metaxlm.evaluation.resume.learning import arguments
 from dist_metaxlm.evaluation.tasks.files import Question, TaggedSentence
-from dist_metaxlm.evaluation.tasks.finetune import Settings, TaskData, _arguments
+from dist_metaxlm.evaluation.tasks.finetune import Settings, TaskData
 from dist_metaxlm.evaluation.tasks.questions import Questions
 from dist_metaxlm.evaluation.tasks.run import HEADS, TaskOptions, evaluate_tasks, read_settings
 from dist_metaxlm.evaluation.tasks.spec import BUILT_IN
@@ -183,4 +184,4 @@ def test_several_gpus_do_not_make_the_batch_larger(tmp_path, monkeypatch):
     import transformers
 
     monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", property(lambda own: vars(own).get("_n_gpu") or 8))
-    assert _arguments(str(tmp_path / "before"), "f1", Settings(batch_size=16), 1)._n_gpu == 1
+    assert arguments(str(tmp_path / "before"), "f1", Settings(batch_size=16), 1)._n_gpu == 1
