@@ -31,7 +31,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
-    from dist_metaxlm.planning.plan import parse_cluster, plan, plan_table, summary
+    from dist_metaxlm.planning.cluster import parse_cluster
+    from dist_metaxlm.planning.plan import plan, plan_table, summary
     from dist_metaxlm.recipe.load import load_recipe
 
     recipe, cluster = load_recipe(arguments.recipe, arguments.overrides), parse_cluster(arguments.cluster)

@@ -10,7 +10,6 @@ of any stage and phase.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.checkpoint_size import shared_bytes
+from dist_metaxlm.planning.cluster import Cluster
 from dist_metaxlm.planning.flops import step_flops
-from dist_metaxlm.planning.hardware import Device, device_named
 from dist_metaxlm.planning.legality import is_legal
 from dist_metaxlm.planning.memory import HostMemory, MemoryEstimate, estimate_host_memory, estimate_memory
 from dist_metaxlm.planning.parameters import copied_parameters, count_parameters
@@ -39,28 +38,6 @@ _SHOWN = ("tensor", "pipeline", "data", "sequence", "zero_stage")
 _ZERO_ORDER = {1: 0, 2: 1, 0: 2, 3: 3}
 Stages = dict[str, list[Stage]]
 """Pipeline stages by phase, whose windows and masks may weigh the parts differently."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Equal nodes of equal devices."""
-
-    nodes: int
-    devices_per_node: int
-    device: Device
-
-    @property
-    def world_size(self) -> int:
-        """All devices."""
-        return self.nodes * self.devices_per_node
-
-    def ranks_to_nodes(self) -> tuple[int, ...]:
-        """Number of the node of each rank; nodes are filled one after another."""
-        return tuple(node for node in range(self.nodes) for _ in range(self.devices_per_node))
-
-    def host(self, rank: int) -> str:
-        """Placeholder name of the node of a rank."""
-        return f"node {rank // self.devices_per_node}"
 
 
 @dataclass(frozen=True)
@@ -99,17 +76,6 @@ class Plan:
             "fits": self.fits,
             "overrides": self.layout.overrides(),
         }
-
-
-def parse_cluster(text: str) -> Cluster:
-    """`16x8xH100` (16 nodes of 8) or `8xH100` (one node); UserError for anything else."""
-    match = re.fullmatch(r"(?:(\d+)x)?(\d+)x((?!x)[A-Za-z][\w-]*)", text.strip())
-    if match is None:
-        raise UserError(f"--cluster {text!r} is not NODESxDEVICESxKIND; write it like 16x8xH100 or 8xA100-80GB")
-    nodes, devices = int(match[1] or 1), int(match[2])
-    if nodes < 1 or devices < 1:
-        raise UserError(f"--cluster {text!r} has no devices; write it like 16x8xH100 or 8xA100-80GB")
-    return Cluster(nodes, devices, device_named(match[3]))
 
 
 def plan(recipe: Recipe, cluster: Cluster) -> list[Plan]:
