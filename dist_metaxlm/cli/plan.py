@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
+from dist_metaxlm.cli import plan_check
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import run_command
 from dist_metaxlm.invocation import program
@@ -30,6 +32,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["check"]:
+        plan_check.main(words[1:])
+        return
     arguments = parse(words)
     from dist_metaxlm.planning.cluster import parse_cluster
     from dist_metaxlm.planning.plan import plan, plan_table, summary

@@ -70,6 +70,13 @@ LINKS = {
     link.name: link
     for link in (
         Link(
+            name="NVLink 2",
+            bandwidth=150e9,
+            latency=4e-6,
+            efficiency=0.78,
+            source="NVIDIA V100 data sheet, 300 GB/s both ways",
+        ),
+        Link(
             name="NVLink 3",
             bandwidth=300e9,
             latency=4e-6,
@@ -99,6 +106,13 @@ LINKS = {
         ),
         Link(name="PCIe 4", bandwidth=32e9, latency=8e-6, efficiency=0.7, source="PCI Express 4.0, 16 lanes of 16 GT/s"),
         Link(name="PCIe 5", bandwidth=64e9, latency=8e-6, efficiency=0.7, source="PCI Express 5.0, 16 lanes of 32 GT/s"),
+        Link(
+            name="InfiniBand EDR",
+            bandwidth=6.25e9,
+            latency=12e-6,
+            efficiency=0.85,
+            source="100 Gb/s a port, four on 8 devices",
+        ),
         Link(name="InfiniBand HDR", bandwidth=25e9, latency=12e-6, efficiency=0.85, source="200 Gb/s a port, one a device"),
         Link(name="InfiniBand NDR", bandwidth=50e9, latency=12e-6, efficiency=0.85, source="400 Gb/s a port, one a device"),
         Link(name="Ethernet 100", bandwidth=12.5e9, latency=30e-6, efficiency=0.8, source="100 Gb/s a port"),
@@ -108,6 +122,12 @@ LINKS = {
         ),
     )
 }
+
+
+_FITTED = {"V": (0.745, 0.52), "A": (0.745, 0.52), "H": (0.62, 0.3), "B": (0.62, 0.3), "M": (0.47, 0.23)}
+"""Efficiency of products and of attention by the first letter of the name. A and H are fitted (`planning/speed/check.py`); V
+has those of A, B those of H; the products of M are the 620 TFLOP/s that SemiAnalysis measured on MI300X (December 2024), its
+attention is in proportion."""
 
 
 def _gpu(
@@ -120,7 +140,7 @@ def _gpu(
     source: str,
 ) -> Device:
     """tera: peaks in bf16, fp8 and fp32, in 10^12 operations per second; memory in GB; bandwidth in GB/s."""
-    hopper = tera[0] > 700e0
+    products, attention = _FITTED[name[0]]
     return Device(
         name=name,
         memory=round(memory * 1e9),
@@ -131,9 +151,9 @@ def _gpu(
         processors=processors,
         inside=links[0],
         between=links[1],
-        product_efficiency=0.72 if hopper else 0.85,
-        attention_efficiency=0.4 if hopper else 0.55,
-        memory_efficiency=0.85,
+        product_efficiency=products,
+        attention_efficiency=attention,
+        memory_efficiency=0.8,
         launch=5e-6,
         source=source,
     )
@@ -143,6 +163,12 @@ def _gpu(
 DEVICES = {
     device.name: device
     for device in (
+        _gpu(
+            "V100-16GB", 16, (125, 125, 15.7), 900, 80, ("NVLink 2", "InfiniBand EDR"), "NVIDIA V100 data sheet, SXM2, fp16"
+        ),
+        _gpu(
+            "V100-32GB", 32, (125, 125, 15.7), 900, 80, ("NVLink 2", "InfiniBand EDR"), "NVIDIA V100 data sheet, SXM2, fp16"
+        ),
         _gpu("A100-40GB", 40, (312, 312, 19.5), 1555, 108, ("NVLink 3", "InfiniBand HDR"), "NVIDIA A100 data sheet, SXM"),
         _gpu("A100-80GB", 80, (312, 312, 19.5), 2039, 108, ("NVLink 3", "InfiniBand HDR"), "NVIDIA A100 data sheet, SXM"),
         _gpu("H100", 80, (989, 1979, 67), 3350, 132, ("NVLink 4", "InfiniBand NDR"), "NVIDIA H100 data sheet, SXM"),

@@ -29,6 +29,7 @@ def ring_seconds(cluster: Cluster, size: float, ranks: int, stride: int, passes:
 
 
 def transfer_seconds(cluster: Cluster, size: float, distance: int) -> float:
-    """Seconds of sending `size` bytes to the rank that is `distance` ranks away."""
-    link = cluster.inside if distance < cluster.devices_per_node and cluster.nodes == 1 else cluster.between
-    return link.latency + size / link.speed
+    """Seconds of sending `size` bytes to the rank that is `distance` ranks away, on average over the ranks of a cluster."""
+    crossing = 0.0 if cluster.nodes == 1 else min(1.0, distance / cluster.devices_per_node)
+    inside, between = cluster.inside, cluster.between
+    return (1 - crossing) * (inside.latency + size / inside.speed) + crossing * (between.latency + size / between.speed)

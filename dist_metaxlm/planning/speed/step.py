@@ -14,20 +14,22 @@ from dataclasses import dataclass
 
 from dist_metaxlm.planning.cluster import Cluster
 from dist_metaxlm.planning.hardware import LINKS
-from dist_metaxlm.planning.speed.blocks import Items, stage_part
+from dist_metaxlm.planning.speed.blocks import Items, Part, stage_part
 from dist_metaxlm.planning.speed.collectives import ALL_REDUCE, ONE_WAY, ring_seconds, transfer_seconds
 from dist_metaxlm.planning.speed.kernels import memory_speed
 from dist_metaxlm.planning.speed.work import Method, Shape, StepTime, Work
 from dist_metaxlm.planning.stages import Stage
 
-CONTENTION = 0.2
+CONTENTION = 0.27
 """Share of overlapped communication by which the computation beside it is slower: it shares processors and memory."""
 OPTIMIZER_BYTES = 30
 """Adam: gradient, weight and two moments in fp32 read, the last three and the half-precision weight written."""
 GRADIENT_BYTES = 8
 """A gradient summed, scaled and measured for the norm: read and written once more."""
-WAITING = 0.004
+WAITING = 0.0042
 """Share of a step by which each doubling of the devices lengthens it: the slowest of more devices is slower."""
+INTERLEAVED = 0.5
+"""Share of the transfers between interleaved stages that no other micro-batch's work covers."""
 HOST_MEMORY = 100e9
 """Bytes per second of a node's memory that an offloaded update reaches."""
 
@@ -46,11 +48,14 @@ def step_time(
     for work in works:
         share = work.tokens / method.data
         count = max(1, math.ceil(share / method.micro_batch_tokens))
-        parts = [stage_part(shape, work, method, cluster, stage, share / count) for stage in stages]
+        parts = _parts(shape, work, method, cluster, stages, share / count)
         busiest = max(parts, key=lambda part: part.seconds)
         first = first or tuple(part.seconds for part in parts)
-        for name, seconds in busiest.items.items():
-            items[name] += work.share * count * seconds
+        for part in parts:
+            for name, seconds in part.items.items():
+                items[name] += work.share * count * seconds / len(parts)
+        mean = sum(part.seconds for part in parts) / len(parts)
+        items["bubble"] += work.share * count * (busiest.seconds - mean)
         backward_seconds += work.share * (count if method.zero_stage >= 2 else 1) * sum(busiest.backward.values())
         fill = max(fill, (sum(part.seconds for part in parts) - busiest.seconds) / chunks)
         micro_batches += count
@@ -64,6 +69,8 @@ def step_time(
         items[name] += seconds
     items["optimizer"] += _optimizer(method, cluster, parameters)
     items["host"] += method.software.step_overhead
+    loaded = method.software.loader * sum(work.share * work.tokens for work in works) / method.data
+    items["host"] += max(0.0, loaded - sum(items.values()))
     items["waiting"] += WAITING * math.log2(cluster.world_size) * sum(items.values()) if cluster.world_size > 1 else 0.0
     return StepTime(
         items=dict(items),
@@ -74,6 +81,23 @@ def step_time(
         devices=cluster.world_size,
         peak=cluster.device.bf16_flops,
     )
+
+
+def _parts(
+    shape: Shape, work: Work, method: Method, cluster: Cluster, stages: Sequence[Stage], tokens: float
+) -> list[Part]:
+    """A micro-batch on each stage; stages with as many global and local blocks are equal."""
+    known: dict[tuple[object, ...], Part] = {}
+    parts = []
+    for stage in stages:
+        run = [block for block in stage.blocks if work.layers is None or block < work.layers]
+        all_over = sum(shape.window is None or block % shape.global_every == 0 for block in run)
+        again = sum(block % method.recompute_every == 0 for block in run)
+        key = (stage.first, stage.last, len(run), all_over, again)
+        if key not in known:
+            known[key] = stage_part(shape, work, method, cluster, stage, tokens)
+        parts.append(known[key])
+    return parts
 
 
 def even_stages(layers: int, stages: int) -> list[Stage]:
@@ -118,7 +142,8 @@ def _data_parallel(method: Method, cluster: Cluster, parameters: float, passes: 
     if method.zero_stage == 2:
         return _Communication(beside=passes * ring(ONE_WAY, layers), alone=ring(ONE_WAY, 4), gather=0.0)
     if method.zero_stage == 1:
-        return _Communication(beside=ring(ONE_WAY, layers), alone=ring(ONE_WAY, 4), gather=0.0)
+        alone = CONTENTION if method.software.overlap_gather else 1.0
+        return _Communication(beside=ring(ONE_WAY, layers), alone=alone * ring(ONE_WAY, 4), gather=0.0)
     return _Communication(beside=ring(ALL_REDUCE, layers), alone=0.0, gather=0.0)
 
 
@@ -153,4 +178,5 @@ def _transfer(shape: Shape, method: Method, cluster: Cluster, tokens: float) -> 
     """Seconds in which a stage waits for the states and gradients of its neighbours in a micro-batch."""
     size = tokens * shape.hidden * (4 if method.precision == "fp32" else 2) / (method.tensor if method.sequence else 1)
     distance = method.data * method.tensor
-    return 2 * method.software.chunks * transfer_seconds(cluster, size, distance)
+    exposed = INTERLEAVED if method.software.chunks > 1 else 1.0
+    return 2 * method.software.chunks * exposed * transfer_seconds(cluster, size, distance)

@@ -74,10 +74,14 @@ class Software:
     """Whether the loss reads the logits in chunks instead of fp32 copies of all of them."""
     overlap_tensor: float = 0.0
     """Share of tensor-parallel communication that runs beside matrix products."""
+    overlap_gather: bool = False
+    """Whether ZeRO-1 gathers the new weights beside the next forward pass."""
     chunks: int = 1
     """Interleaved stages of a pipeline rank."""
     step_overhead: float = 0.005
     """Seconds of host work in every optimiser step that devices wait for."""
+    loader: float = 0.0
+    """Seconds a token and device in which the host prepares batches, beside the devices."""
     kernels: Literal["eager", "graph"] = "eager"
     """Whether kernels are started one by one or as a captured graph."""
 
@@ -105,7 +109,7 @@ class StepTime:
     """Predicted time of an optimiser step."""
 
     items: dict[str, float]
-    """Seconds by item of the rank that is busiest, `bubble` included; they add up to `seconds`. Items: products, attention,
+    """Seconds by item of a rank, on average over the stages, whose waits are `bubble`; they add up to `seconds`. Items: products, attention,
     head, elementwise, recompute, tensor, gather, gradients, transfer, bubble, optimizer, launch, host, waiting."""
     stages: tuple[float, ...]
     """Seconds of one micro-batch of the first pass by pipeline stage, forward and backward."""
