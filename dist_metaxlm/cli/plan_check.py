@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.invocation import program
 
+WIDTH = 110
+"""Least width of the tables in characters."""
+
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = Parser(__doc__, prog=f"{program('plan')} check")
@@ -34,5 +37,6 @@ def main(words: Sequence[str]) -> None:
     from rich.console import Console
 
     console = Console()
+    console = console if console.width >= WIDTH else Console(width=WIDTH)
     for renderable in report_tables(report):
         console.print(renderable, soft_wrap=isinstance(renderable, str))

@@ -8,7 +8,8 @@ from dist_metaxlm.data.steps import check_batches
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.cluster import parse_cluster
 from dist_metaxlm.planning.parameters import count_parameters
-from dist_metaxlm.planning.plan import MEMORY_SHARE, plan, plan_table
+from dist_metaxlm.planning.plan import MEMORY_SHARE, plan
+from dist_metaxlm.planning.plan_table import plan_table
 from dist_metaxlm.planning.stages import model_stages
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.sharing import undivided

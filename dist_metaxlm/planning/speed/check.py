@@ -179,7 +179,7 @@ def report_tables(report: Report) -> list[RenderableType]:
             f"{row.published:,.0f}",
             f"{row.predicted:,.0f}",
             f"{row.error:+.1%}",
-            ", ".join(f"{name} {share:.0%}" for name, share in list(row.limits.items())[:3]),
+            ", ".join(f"{name} {share:.0%}" for name, share in list(row.limits.items())[:2]),
         )
     groups = Table(title="absolute error over groups", pad_edge=False, padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
     for heading in ("group", "rows", "mean", "worst", "worst row"):

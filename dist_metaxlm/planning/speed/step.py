@@ -83,9 +83,7 @@ def step_time(
     )
 
 
-def _parts(
-    shape: Shape, work: Work, method: Method, cluster: Cluster, stages: Sequence[Stage], tokens: float
-) -> list[Part]:
+def _parts(shape: Shape, work: Work, method: Method, cluster: Cluster, stages: Sequence[Stage], tokens: float) -> list[Part]:
     """A micro-batch on each stage; stages with as many global and local blocks are equal."""
     known: dict[tuple[object, ...], Part] = {}
     parts = []
