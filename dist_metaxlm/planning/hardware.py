@@ -259,3 +259,8 @@ def link_named(name: str) -> Link:
     if name.lower() not in known:
         raise UserError(f"unknown link {name!r}; known: {', '.join(LINKS)}")
     return known[name.lower()]
+
+
+def host_link(device: Device) -> Link:
+    """The link between a device and its host: PCIe 5 from H100 on."""
+    return LINKS["PCIe 5" if device.bf16_flops > 700e12 else "PCIe 4"]

@@ -1,8 +1,8 @@
 """The layouts in which a recipe can run on a cluster: memory, predicted time, and their order.
 
 Layouts that fit come first, and among them the fastest: the sum over the phases of steps times predicted seconds
-(`planning/speed`). Each layout has the micro-batch with the shortest time among those that fit. A field of `parallel` that is
-named in `fixed` keeps the recipe's value. If no layout fits as asked, recomputation and then offload are tried.
+(`planning/speed`). Each layout has the micro-batch with the shortest time among those that fit. A field of `parallel` that
+is named in `fixed` keeps the recipe's value. If no layout fits as asked, recomputation and then offload are tried.
 
 Pipeline stages are the same as in training (planning/stages.py), phase by phase; memory is that of the fullest rank of any
 stage and phase.
@@ -166,8 +166,9 @@ def plan_layout(recipe: Recipe, cluster: Cluster, layout: Layout, stages: Stages
         sized = replace(layout, micro_batch_tokens=tokens)
         times = {name: recipe_step_time(recipe, name, sized, cluster, stages[name]) for name in recipe.phases}
         seconds = sum(recipe.phases[name].total_steps * time.seconds for name, time in times.items())
-        if best is None or seconds < best[0]:
-            best = seconds, tokens, memory, times
+        if best is not None and seconds >= best[0]:
+            break  # the time has one minimum over the sizes
+        best = seconds, tokens, memory, times
     assert best is not None, "the smallest micro-batch is always tried"
     return _filled(recipe, layout, precision, stages, best, share, budget)
 

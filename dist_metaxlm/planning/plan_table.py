@@ -16,6 +16,8 @@ from dist_metaxlm.text import pluralize
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+SENTENCES = 3
+"""Refusals that the table shows; --json has all."""
 _COLUMNS = (
     *("TP", "PP", "DP", "SP", "ZeRO", "tokens", "passes", "states", "act.", "total", "host", "idle", "fits"),
     *("tokens/s", "MFU", "days", "loses by"),
@@ -139,7 +141,7 @@ def plan_table(
         *_facts(recipe, cluster),
         table,
         *_advised(recipe, cluster, plans[0], advice, price_per_hour),
-        *(f"not legal: {name}: {sentence}" for name, sentence in (refused or {}).items()),
+        *_refused(refused or {}),
         closing,
     ]
 
@@ -197,6 +199,16 @@ def _rate(rate: float) -> str:
     """Three digits with k or M."""
     unit, name = (1e6, "M") if rate >= 1e6 else (1e3, "k") if rate >= 1e3 else (1.0, "")
     return f"{rate / unit:.3g}{name}"
+
+
+def _refused(refused: Mapping[str, str]) -> list[str]:
+    """One line for each sentence, with the first of its layouts."""
+    first: dict[str, str] = {}
+    for name, sentence in refused.items():
+        first.setdefault(sentence, name)
+    lines = [f"not legal: {name}: {sentence}" for sentence, name in first.items()]
+    more = len(lines) - SENTENCES
+    return lines[:SENTENCES] + ([f"{pluralize(more, 'more reason')} in --json"] if more > 0 else [])
 
 
 def _advised(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from dist_metaxlm.planning.cluster import Cluster
 from dist_metaxlm.planning.speed.collectives import ALL_REDUCE, ring_seconds
@@ -23,6 +24,7 @@ KERNELS = {True: (14, 24), False: (28, 50)}
 """Kernels of a block forward and backward, by whether they are fused."""
 HEAD_KERNELS = (20, 30)
 Items = Counter[str]
+Ways = dict[int | None, tuple[Items, Items]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +34,27 @@ class Part:
     forward: Items
     backward: Items
 
-    @property
+    @cached_property
     def items(self) -> Items:
         """Both ways."""
         return self.forward + self.backward
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Of a micro-batch, forward and backward."""
         return sum(self.items.values())
 
 
-def stage_part(shape: Shape, work: Work, method: Method, cluster: Cluster, stage: Stage, tokens: float) -> Part:
-    """A micro-batch of `tokens` tokens on a rank of `stage`."""
-    forward, backward = Counter[str](), Counter[str]()
+def stage_part(shape: Shape, work: Work, method: Method, cluster: Cluster, stage: Stage, tokens: float, known: Ways) -> Part:
+    """A micro-batch of `tokens` tokens on a rank of `stage`; `known`: blocks of the same micro-batch, by window."""
+    forward: Items = Counter()
+    backward: Items = Counter()
     last = shape.layers if work.layers is None else work.layers
     run = [block for block in stage.blocks if block < last]
     for window, blocks in _by_window(shape, run):
-        ways = block_ways(shape, work, method, cluster, window, tokens)
+        if window not in known:
+            known[window] = block_ways(shape, work, method, cluster, window, tokens)
+        ways = known[window]
         again = sum(block % method.recompute_every == 0 for block in blocks) if method.recompute == "blocks" else 0
         _add(forward, ways[0], len(blocks))
         _add(backward, ways[1], len(blocks))

@@ -8,8 +8,6 @@ doi:10.1145/1498765.1498785; tile and wave quantisation: NVIDIA, Matrix Multipli
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from dist_metaxlm.planning.hardware import Device
 from dist_metaxlm.planning.speed.work import Software
 
@@ -38,7 +36,6 @@ def peak(device: Device, precision: str) -> float:
     return device.bf16_flops * device.product_efficiency
 
 
-@lru_cache(maxsize=65536)
 def product_seconds(device: Device, precision: str, m: float, n: float, k: float) -> float:
     """Seconds of a product [m, k] x [k, n]."""
     if min(m, n, k) <= 0:

@@ -92,7 +92,7 @@ def own_plan(recipe: Recipe, cluster: Cluster) -> Plan | None:
 
 
 def advise(recipe: Recipe, cluster: Cluster, plans: Sequence[Plan], fixed: Collection[str] = ()) -> list[Advice]:
-    """The changes to the recipe's own layout that would gain most, largest first, and the use of fewer nodes if it is faster.
+    """The changes to the recipe's own layout that would gain most, largest first, and fewer nodes if they are faster.
 
     If its own layout does not fit or is illegal, changes to the best plan.
     """
@@ -106,9 +106,10 @@ def advise(recipe: Recipe, cluster: Cluster, plans: Sequence[Plan], fixed: Colle
         if changed.fits:
             words = " ".join(assignment(name, getattr(changed.layout, name)) for name in change)
             advice.append(_gain(words, base, changed.seconds))
-    if base is not plans[0] and plans[0].fits:
+    sizes = {"micro_batch_tokens": None}
+    if plans[0].fits and replace(plans[0].layout, **sizes) != replace(base.layout, **sizes):
         advice.append(_gain(" ".join(plans[0].layout.overrides()), base, plans[0].seconds))
-    fewer = _fewer_nodes(recipe, cluster, fixed)
+    fewer = _fewer_nodes(recipe, cluster, plans)
     if fewer is not None:
         advice.append(_gain(f"{fewer[0]} of {cluster.nodes} nodes", base, fewer[1].seconds))
     best: dict[str, Advice] = {}
@@ -144,17 +145,17 @@ def _changes(layout: Layout, cluster: Cluster) -> Iterator[tuple[tuple[str, ...]
             yield ("zero_stage",), replace(layout, zero_stage=stage)
 
 
-def _fewer_nodes(recipe: Recipe, cluster: Cluster, fixed: Collection[str]) -> tuple[int, Plan] | None:
-    """The number of nodes, a half, a quarter, ... of all, on which the recipe is faster than on all; None if on none."""
-    best, nodes = None, cluster.nodes // 2
-    while nodes >= 1 and nodes >= cluster.nodes // 4:
-        try:
-            candidate = plan(recipe, replace(cluster, nodes=nodes), fixed)[0]
-        except UserError:
-            candidate = None
-        if candidate is not None and candidate.fits and (best is None or candidate.seconds < best[1].seconds):
-            best = nodes, candidate
-        nodes //= 2
+def _fewer_nodes(recipe: Recipe, cluster: Cluster, plans: Sequence[Plan]) -> tuple[int, Plan] | None:
+    """Half or a quarter of the nodes if one of the best layouts is faster on them than on all; None if not."""
+    best = None
+    for nodes in (cluster.nodes // 2, cluster.nodes // 4):
+        smaller = replace(cluster, nodes=nodes)
+        for candidate in plans[:3] if nodes else ():
+            layout = replace(candidate.layout, micro_batch_tokens=None).on(smaller.world_size)
+            if layout.data and is_legal(recipe, layout, smaller):
+                changed = plan_layout(recipe, smaller, layout)
+                if changed.fits and changed.seconds < (best[1] if best else plans[0]).seconds:
+                    best = nodes, changed
     return best
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from dist_metaxlm.planning.checkpoint_size import checkpoint_bytes
 from dist_metaxlm.planning.cluster import Cluster
+from dist_metaxlm.planning.hardware import host_link
 from dist_metaxlm.planning.speed.step import step_time
 from dist_metaxlm.planning.speed.work import Method, Shape, Software, StepTime, Work
 from dist_metaxlm.planning.stages import Stage, model_stages, needs_blocks
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.schema import ModelConfig, PhaseConfig, Recipe
 
-OWN_SOFTWARE = Software()
-"""What this trainer runs: fused kernels of its own, the head in chunks, kernels started one by one."""
+OWN_SOFTWARE = Software(reduce_passes=2, loader=1e-7)
+"""What this trainer runs: fused kernels of its own, the head in chunks, kernels started one by one. DeepSpeed 0.19 sends
+whole buckets to all ranks (planning/communication.py); a core packs 10 million tokens a second
+(docs/results/2026-11-22-data.json)."""
+DISK = 2e9
+"""Bytes per second that a node writes to its disk or file system, for checkpoints that training waits for."""
 
 
 def recipe_step_time(
@@ -24,7 +31,19 @@ def recipe_step_time(
         stages = model_stages(
             recipe.model, config.sequence_length, config.targets_per_token, layout.pipeline, needs_blocks(recipe)
         )
-    return step_time(model_shape(recipe.model), phase_works(config), layout_method(recipe, config, layout), cluster, stages)
+    method = layout_method(recipe, config, layout)
+    time = step_time(model_shape(recipe.model), phase_works(config), method, cluster, stages)
+    return replace(time, items={**time.items, "checkpoint": _checkpoint(recipe, config, cluster)})
+
+
+def _checkpoint(recipe: Recipe, phase: PhaseConfig, cluster: Cluster) -> float:
+    """Seconds a step for checkpoints: the copy to the host, or the writing where training waits for it."""
+    size = checkpoint_bytes(recipe.model, phase)
+    if recipe.training.save_in_background:
+        seconds = size / cluster.world_size / host_link(cluster.device).speed
+    else:
+        seconds = size / cluster.nodes / DISK
+    return seconds / recipe.training.checkpoint_interval
 
 
 def model_shape(model: ModelConfig) -> Shape:

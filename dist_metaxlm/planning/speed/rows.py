@@ -12,7 +12,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,17 +127,8 @@ def _row(path: str, number: int, names: list[str], cells: list[str]) -> Row:
             raise fail(name, "a whole number above 0")
         return int(match[0])
 
-    for name in ("tok_s_dev", "tflops_dev", "micro_batch_seqs", "global_batch_seqs"):
-        if re.match(r"[-+]|0+(\.0*)?$|nan|inf", texts.get(name, ""), re.IGNORECASE):
-            raise fail(name, "a number above 0")
-    if not texts["id"]:
-        raise fail("id", "a name")
-    devices, tensor, pipeline = whole("n_devices"), whole("tp", 1), whole("pp", 1)
-    if devices % (tensor * pipeline):
-        raise UserError(
-            f"{path} line {number}: n_devices {devices} is not a multiple of tp {tensor} x pp {pipeline}; correct the layout"
-        )
-    context = whole("cp", 1)
+    _check_numbers(texts, fail)
+    devices, tensor, pipeline, context = whole("n_devices"), whole("tp", 1), whole("pp", 1), whole("cp", 1)
     data = whole("dp", max(1, devices // (tensor * pipeline * context)))
     if data * tensor * pipeline * context != devices:
         raise UserError(
@@ -151,7 +142,7 @@ def _row(path: str, number: int, names: list[str], cells: list[str]) -> Row:
         layers=whole("layers"),
         hidden=whole("hidden"),
         ffn=whole("ffn"),
-        gated=_truth(texts["glu"], lambda: fail("glu", "0 or 1")),
+        gated=_truth(texts["glu"], fail),
         heads=heads,
         kv_heads=whole("kv_heads", heads),
         head_dim=whole("head_dim", max(1, whole("hidden") // heads)),
@@ -168,11 +159,20 @@ def _row(path: str, number: int, names: list[str], cells: list[str]) -> Row:
     )
     if pipeline > row.layers:
         raise UserError(f"{path} line {number}: pp {pipeline} is more than layers {row.layers}; correct the layout")
+    return row
+
+
+def _check_numbers(texts: Mapping[str, str], fail: Callable[[str, str], UserError]) -> None:
+    """Speeds and batches that are no positive numbers, and an unknown kind of attention."""
+    for name in ("tok_s_dev", "tflops_dev", "micro_batch_seqs", "global_batch_seqs"):
+        if re.match(r"[-+]|0+(\.0*)?$|nan|inf", texts.get(name, ""), re.IGNORECASE):
+            raise fail(name, "a number above 0")
+    if not texts["id"]:
+        raise fail("id", "a name")
     if not re.match(r"causal|bidirectional|full|encoder", texts["attn"], re.IGNORECASE):
         raise fail("attn", "causal or bidirectional")
     if leading_number(texts["tok_s_dev"]) is None and leading_number(texts.get("tflops_dev", "")) is None:
-        raise UserError(f"{path} line {number}: neither tok_s_dev nor tflops_dev has a number; give one of them")
-    return row
+        raise fail("tok_s_dev", "a number, nor is tflops_dev")
 
 
 def leading_number(text: str) -> float | None:
@@ -182,10 +182,9 @@ def leading_number(text: str) -> float | None:
     return number if math.isfinite(number) and number > 0 else None
 
 
-def _truth(text: str, fail: object) -> bool:
+def _truth(text: str, fail: Callable[[str, str], UserError]) -> bool:
     if text.lower() in ("1", "yes", "true"):
         return True
     if text.lower() in ("0", "no", "false", ""):
         return False
-    assert callable(fail)
-    raise fail()
+    raise fail("glu", "0 or 1")

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_metaxlm.planning.cluster import Cluster
-from dist_metaxlm.planning.hardware import LINKS
-from dist_metaxlm.planning.speed.blocks import Items, Part, stage_part
+from dist_metaxlm.planning.hardware import host_link
+from dist_metaxlm.planning.speed.blocks import Items, Part, Ways, stage_part
 from dist_metaxlm.planning.speed.collectives import ALL_REDUCE, ONE_WAY, ring_seconds, transfer_seconds
 from dist_metaxlm.planning.speed.kernels import memory_speed
 from dist_metaxlm.planning.speed.work import Method, Shape, StepTime, Work
@@ -48,16 +48,17 @@ def step_time(
     for work in works:
         share = work.tokens / method.data
         count = max(1, math.ceil(share / method.micro_batch_tokens))
-        parts = _parts(shape, work, method, cluster, stages, share / count)
-        busiest = max(parts, key=lambda part: part.seconds)
-        first = first or tuple(part.seconds for part in parts)
-        for part in parts:
+        numbers, parts = _parts(shape, work, method, cluster, stages, share / count)
+        busiest = max(parts.values(), key=lambda part: part.seconds)
+        first = first or tuple(parts[number].seconds for number in numbers)
+        whole = sum(parts[number].seconds for number in numbers)
+        for number, part in parts.items():
+            weight = work.share * count * numbers.count(number) / len(numbers)
             for name, seconds in part.items.items():
-                items[name] += work.share * count * seconds / len(parts)
-        mean = sum(part.seconds for part in parts) / len(parts)
-        items["bubble"] += work.share * count * (busiest.seconds - mean)
+                items[name] += weight * seconds
+        items["bubble"] += work.share * count * (busiest.seconds - whole / len(numbers))
         backward_seconds += work.share * (count if method.zero_stage >= 2 else 1) * sum(busiest.backward.values())
-        fill = max(fill, (sum(part.seconds for part in parts) - busiest.seconds) / chunks)
+        fill = max(fill, (whole - busiest.seconds) / chunks)
         micro_batches += count
         if method.pipeline > 1:
             items["transfer"] += work.share * count * _transfer(shape, method, cluster, share / count)
@@ -83,19 +84,23 @@ def step_time(
     )
 
 
-def _parts(shape: Shape, work: Work, method: Method, cluster: Cluster, stages: Sequence[Stage], tokens: float) -> list[Part]:
-    """A micro-batch on each stage; stages with as many global and local blocks are equal."""
-    known: dict[tuple[object, ...], Part] = {}
-    parts = []
-    for stage in stages:
+def _parts(
+    shape: Shape, work: Work, method: Method, cluster: Cluster, stages: Sequence[Stage], tokens: float
+) -> tuple[list[int], dict[int, Part]]:
+    """A micro-batch on each stage: the number of an equal stage (as many global and local blocks), and the parts."""
+    known: dict[tuple[object, ...], int] = {}
+    numbers, parts = [], {}
+    ways: Ways = {}
+    for number, stage in enumerate(stages):
         run = [block for block in stage.blocks if work.layers is None or block < work.layers]
         all_over = sum(shape.window is None or block % shape.global_every == 0 for block in run)
         again = sum(block % method.recompute_every == 0 for block in run)
         key = (stage.first, stage.last, len(run), all_over, again)
         if key not in known:
-            known[key] = stage_part(shape, work, method, cluster, stage, tokens)
-        parts.append(known[key])
-    return parts
+            known[key] = number
+            parts[number] = stage_part(shape, work, method, cluster, stage, tokens, ways)
+        numbers.append(known[key])
+    return numbers, parts
 
 
 def even_stages(layers: int, stages: int) -> list[Stage]:
@@ -137,11 +142,12 @@ def _data_parallel(method: Method, cluster: Cluster, parameters: float, passes: 
     if method.zero_stage == 3:
         each = ring(ONE_WAY, layers)
         return _Communication(beside=passes * each, alone=0.0, gather=2 * passes * each)
+    reduced = method.software.reduce_passes
     if method.zero_stage == 2:
-        return _Communication(beside=passes * ring(ONE_WAY, layers), alone=ring(ONE_WAY, 4), gather=0.0)
+        return _Communication(beside=passes * ring(reduced, layers), alone=ring(ONE_WAY, 4), gather=0.0)
     if method.zero_stage == 1:
         alone = CONTENTION if method.software.overlap_gather else 1.0
-        return _Communication(beside=ring(ONE_WAY, layers), alone=alone * ring(ONE_WAY, 4), gather=0.0)
+        return _Communication(beside=ring(reduced, layers), alone=alone * ring(ONE_WAY, 4), gather=0.0)
     return _Communication(beside=ring(ALL_REDUCE, layers), alone=0.0, gather=0.0)
 
 
@@ -167,7 +173,7 @@ def _optimizer(method: Method, cluster: Cluster, parameters: float) -> float:
     measured = GRADIENT_BYTES * whole / memory_speed(cluster.device)
     if not method.offload_optimizer:
         return measured + OPTIMIZER_BYTES * shard / memory_speed(cluster.device)
-    lane = LINKS["PCIe 5" if cluster.device.bf16_flops > 700e12 else "PCIe 4"]
+    lane = host_link(cluster.device)
     on_node = min(cluster.devices_per_node, cluster.world_size)
     return measured + 6 * shard / lane.speed + OPTIMIZER_BYTES * shard * on_node / HOST_MEMORY
 

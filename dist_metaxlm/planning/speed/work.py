@@ -74,6 +74,8 @@ class Software:
     """Whether the loss reads the logits in chunks instead of fp32 copies of all of them."""
     overlap_tensor: float = 0.0
     """Share of tensor-parallel communication that runs beside matrix products."""
+    reduce_passes: int = 1
+    """Passes over the gradients with ZeRO-1 and 2: one for a reduce-scatter, two where whole buckets go to all ranks."""
     overlap_gather: bool = False
     """Whether ZeRO-1 gathers the new weights beside the next forward pass."""
     chunks: int = 1
@@ -109,8 +111,9 @@ class StepTime:
     """Predicted time of an optimiser step."""
 
     items: dict[str, float]
-    """Seconds by item of a rank, on average over the stages, whose waits are `bubble`; they add up to `seconds`. Items: products, attention,
-    head, elementwise, recompute, tensor, gather, gradients, transfer, bubble, optimizer, launch, host, waiting."""
+    """Seconds by item of a rank, on average over the stages, whose waits are `bubble`; they add up to `seconds`. Items:
+    products, attention, head, elementwise, recompute, tensor, gather, gradients, transfer, bubble, optimizer, launch, host,
+    waiting, checkpoint."""
     stages: tuple[float, ...]
     """Seconds of one micro-batch of the first pass by pipeline stage, forward and backward."""
     micro_batches: int
