@@ -214,7 +214,7 @@ def plan(recipe: Recipe | str | Path, cluster: str, overrides: Iterable[str] = (
     Raises:
         UserError: as `metaxlm plan`.
     """
-    from dist_metaxlm.planning.plan import parse_cluster
+    from dist_metaxlm.planning.cluster import parse_cluster
     from dist_metaxlm.planning.plan import plan as layouts
 
     return layouts(_loaded(recipe, overrides), parse_cluster(cluster))

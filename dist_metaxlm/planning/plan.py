@@ -1,71 +1,52 @@
-"""The layouts in which a recipe can run on a cluster, their requirements, and their ranking.
+"""The layouts in which a recipe can run on a cluster: memory, predicted time, and their order.
 
-The order is a rule, not a speed model: layouts that fit before those that do not; ZeRO 0-2 before ZeRO-3, which gathers
-the weights in every pass; then fewer pipeline stages, fewer tensor ranks, ZeRO-1 before 2 before 0, and no sequence
-parallelism before it. So plain data parallelism with ZeRO-1 is first whenever it fits.
+Layouts that fit come first, and among them the fastest: the sum over the phases of steps times predicted seconds
+(`planning/speed`). Each layout has the micro-batch with the shortest time among those that fit. A field of `parallel` that
+is named in `fixed` keeps the recipe's value. If no layout fits as asked, recomputation and then offload are tried.
 
-Pipeline stages are the same as in training (planning/stages.py), phase by phase; the figures are those of the fullest rank
-of any stage and phase.
+Pipeline stages are the same as in training (planning/stages.py), phase by phase; memory is that of the fullest rank of any
+stage and phase.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, TypedDict
+from typing import Any
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.checkpoint_size import shared_bytes
-from dist_metaxlm.planning.flops import phase_flops
-from dist_metaxlm.planning.hardware import Device, device_named
-from dist_metaxlm.planning.legality import is_legal
+from dist_metaxlm.planning.cluster import Cluster
+from dist_metaxlm.planning.legality import is_legal, problems, refusal
 from dist_metaxlm.planning.memory import HostMemory, MemoryEstimate, estimate_host_memory, estimate_memory
-from dist_metaxlm.planning.parameters import copied_parameters, count_parameters
+from dist_metaxlm.planning.parameters import copied_parameters
+from dist_metaxlm.planning.speed.recipes import recipe_step_time
+from dist_metaxlm.planning.speed.work import StepTime
 from dist_metaxlm.planning.stages import Stage, idle_share, model_stages, needs_blocks, part_costs
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
 from dist_metaxlm.text import pluralize
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-
 MEMORY_SHARE = 0.9
 """Share of a device's memory that a plan may fill; the rest is for the runtime, its libraries and fragmentation."""
-_SHOWN = ("tensor", "pipeline", "data", "sequence", "zero_stage")
+_SHOWN = ("tensor", "pipeline", "data", "sequence", "zero_stage", "recompute", "offload_optimizer")
 """Fields of a layout in a plan's JSON besides its micro-batch; the others are the recipe's."""
-_ZERO_ORDER = {1: 0, 2: 1, 0: 2, 3: 3}
+REMEDIES: tuple[dict[str, Any], ...] = (
+    {"recompute": "selective"},
+    {"recompute": "blocks"},
+    {"offload_optimizer": True},
+    {"recompute": "selective", "offload_optimizer": True},
+    {"recompute": "blocks", "offload_optimizer": True},
+)
+"""Settings that save memory, in the order in which they are tried if nothing fits without them."""
 Stages = dict[str, list[Stage]]
 """Pipeline stages by phase, whose windows and masks may weigh the parts differently."""
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Equal nodes of equal devices."""
-
-    nodes: int
-    devices_per_node: int
-    device: Device
-
-    @property
-    def world_size(self) -> int:
-        """All devices."""
-        return self.nodes * self.devices_per_node
-
-    def ranks_to_nodes(self) -> tuple[int, ...]:
-        """Number of the node of each rank; nodes are filled one after another."""
-        return tuple(node for node in range(self.nodes) for _ in range(self.devices_per_node))
-
-    def host(self, rank: int) -> str:
-        """Placeholder name of the node of a rank."""
-        return f"node {rank // self.devices_per_node}"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One legal layout with the largest micro-batch that fits (or the smallest one, if none does)."""
+    """One legal layout with the fastest micro-batch that fits (or the smallest one, if none does)."""
 
     layout: Layout
     """With the micro-batch."""
@@ -79,6 +60,10 @@ class Plan:
     idle: float
     """Share of a step in which a stage waits for the others on average, from operation counts alone; worst phase."""
     fits: bool
+    times: dict[str, StepTime]
+    """Predicted time of a step, by phase."""
+    seconds: float
+    """Predicted time of all steps of all phases."""
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -97,65 +82,181 @@ class Plan:
             "stage_blocks": self.stage_blocks,
             "idle_share": self.idle,
             "fits": self.fits,
-            "overrides": self.layout.overrides(),
+            "seconds": self.seconds,
+            "phases": {name: time.as_dict() for name, time in self.times.items()},
+            "overrides": plan_overrides(self.layout),
         }
 
 
-def parse_cluster(text: str) -> Cluster:
-    """`16x8xH100` (16 nodes of 8) or `8xH100` (one node); UserError for anything else."""
-    match = re.fullmatch(r"(?:(\d+)x)?(\d+)x((?!x)[A-Za-z][\w-]*)", text.strip())
-    if match is None:
-        raise UserError(f"--cluster {text!r} is not NODESxDEVICESxKIND; write it like 16x8xH100 or 8xA100-80GB")
-    nodes, devices = int(match[1] or 1), int(match[2])
-    if nodes < 1 or devices < 1:
-        raise UserError(f"--cluster {text!r} has no devices; write it like 16x8xH100 or 8xA100-80GB")
-    return Cluster(nodes, devices, device_named(match[3]))
+def plan_overrides(layout: Layout) -> list[str]:
+    """The recipe's fields for the layout, as `key=value`, with recomputation and offload where they are used."""
+    words = layout.overrides()
+    words += [f"parallel.recompute={layout.recompute}"] if layout.recompute != "none" else []
+    words += ["parallel.offload_optimizer=true"] if layout.offload_optimizer else []
+    return words
 
 
-def plan(recipe: Recipe, cluster: Cluster) -> list[Plan]:
+def plan(recipe: Recipe, cluster: Cluster, fixed: Collection[str] = ()) -> list[Plan]:
     """Every legal layout of all devices, best first by the rule above.
 
+    fixed: fields of `parallel` whose value in the recipe is kept.
+
     Raises:
-        UserError: when no layout cuts the recipe's batches evenly.
+        UserError: when no layout cuts the recipe's batches evenly, or none agrees with the fixed fields.
     """
-    precision = "bf16" if recipe.training.precision == "auto" else recipe.training.precision
-    layouts = list(_layouts(recipe, cluster, precision))
-    cuts: dict[int, Stages] = {
-        count: {
-            name: model_stages(recipe.model, phase.sequence_length, phase.targets_per_token, count, needs_blocks(recipe))
-            for name, phase in recipe.phases.items()
-        }
-        for count in {layout.pipeline for layout in layouts}
-    }
-    plans = [_fill(recipe, cluster, layout, precision, cuts[layout.pipeline]) for layout in layouts]
+    plans = _plans(recipe, cluster, fixed, {})
     if not plans:
-        raise UserError(
-            f"recipe {recipe.name} cannot be cut over {pluralize(cluster.world_size, 'device')}: no number of "
-            "data-parallel ranks divides the windows and pair groups of every phase; take fewer nodes or larger "
-            "batches"
-        )
+        raise _no_layout(recipe, cluster, fixed)
+    for remedy in REMEDIES:
+        if any(candidate.fits for candidate in plans):
+            break
+        if not any(name in fixed for name in remedy):
+            fitting = [candidate for candidate in _plans(recipe, cluster, fixed, remedy) if candidate.fits]
+            plans += fitting
     return sorted(plans, key=_preference)
 
 
-def _preference(candidate: Plan) -> tuple[bool | int, ...]:
-    layout = candidate.layout
-    return (
-        not candidate.fits,
-        layout.zero_stage == 3,
-        layout.pipeline,
-        layout.tensor,
-        _ZERO_ORDER[layout.zero_stage],
-        layout.sequence,
+def least_devices(recipe: Recipe, cluster: Cluster, fixed: Collection[str] = (), most: int = 65536) -> int | None:
+    """The least number of devices of the cluster's kind on which the recipe fits: 1, 2, 4, ... on a node, then full nodes.
+
+    None if it does not fit on any of them up to `most` devices.
+    """
+    node = cluster.devices_per_node
+    sizes = [(1, devices) for devices in range(1, node + 1) if node % devices == 0]
+    sizes += [(2**power, node) for power in range(1, 20)]
+    for nodes, devices in sizes:
+        if nodes * devices > most:
+            return None
+        try:
+            plans = plan(recipe, replace(cluster, nodes=nodes, devices_per_node=devices), fixed)
+        except UserError:
+            continue
+        if plans[0].fits:
+            return nodes * devices
+    return None
+
+
+def does_not_fit(recipe: Recipe, cluster: Cluster, closest: Plan, fixed: Collection[str] = ()) -> str:
+    """The sentence for a recipe that fits in no layout; `closest` is the plan that needs the least memory."""
+    have = f"recipe {recipe.name} does not fit on {pluralize(cluster.world_size, 'device')} of {cluster.device.name}"
+    need = f"it needs {closest.memory.total / 1e9:,.1f} GB of {MEMORY_SHARE * cluster.device.memory / 1e9:,.1f} GB a device"
+    least = least_devices(recipe, cluster, fixed)
+    if least is None:
+        return f"{have} in any layout, with recomputation and offload: {need}; take devices with more memory"
+    return f"{have} in any layout, with recomputation and offload: {need}; take {pluralize(least, 'device')} of this kind"
+
+
+def plan_layout(recipe: Recipe, cluster: Cluster, layout: Layout, stages: Stages | None = None) -> Plan:
+    """The plan of one layout with the micro-batch that it names, or with the fastest that fits."""
+    precision = _precision(recipe)
+    stages = _stages(recipe, layout.pipeline) if stages is None else stages
+    length = max(phase.sequence_length for phase in recipe.phases.values())
+    share = max(_share(phase, layout.data) for phase in recipe.phases.values())
+    sizes = [layout.micro_batch_tokens] if layout.micro_batch_tokens else _micro_batches(share, length)
+    budget, best = int(MEMORY_SHARE * cluster.device.memory), None
+    for tokens in sizes:
+        memory = max(
+            (_memory(recipe, name, layout, precision, tokens, stages[name]) for name in stages),
+            key=lambda estimate: estimate.total,
+        )
+        if memory.total > budget and tokens != sizes[-1]:
+            continue
+        if best is not None and memory.total > budget:
+            break
+        sized = replace(layout, micro_batch_tokens=tokens)
+        times = {name: recipe_step_time(recipe, name, sized, cluster, stages[name]) for name in recipe.phases}
+        seconds = sum(recipe.phases[name].total_steps * time.seconds for name, time in times.items())
+        if best is not None and seconds >= best[0]:
+            break  # the time has one minimum over the sizes
+        best = seconds, tokens, memory, times
+    assert best is not None, "the smallest micro-batch is always tried"
+    return _filled(recipe, layout, precision, stages, best, share, budget)
+
+
+def _filled(
+    recipe: Recipe,
+    layout: Layout,
+    precision: str,
+    stages: Stages,
+    best: tuple[float, int, MemoryEstimate, dict[str, StepTime]],
+    share: int,
+    budget: int,
+) -> Plan:
+    seconds, tokens, memory, times = best
+    parts = [stage for cut in stages.values() for stage in cut]
+    shared = max(shared_bytes(recipe.model, phase) for phase in recipe.phases.values())
+    background, whole = recipe.training.save_in_background, recipe.whole_model
+    return Plan(
+        layout=replace(layout, micro_batch_tokens=tokens),
+        micro_batches=-(-share // tokens),
+        memory=memory,
+        host=estimate_host_memory(recipe.model, layout, precision, background, parts, shared, whole),
+        stage_blocks={name: [len(stage.blocks) for stage in cut] for name, cut in stages.items()},
+        idle=max(_idle(recipe, phase, layout.data, tokens, stages[name]) for name, phase in recipe.phases.items()),
+        fits=memory.total <= budget,
+        times=times,
+        seconds=seconds,
     )
 
 
-def _layouts(recipe: Recipe, cluster: Cluster, precision: str) -> Iterator[Layout]:
-    """Every legal layout of all devices."""
+def _micro_batches(share: int, length: int) -> list[int]:
+    """Tokens of micro-batches of whole windows: a rank's share of a step, and its halves down to one window."""
+    windows, sizes = max(1, -(-share // length)), []
+    while windows > 1:
+        sizes.append(windows * length)
+        windows = -(-windows // 2)
+    return [*sizes, length]
+
+
+def _precision(recipe: Recipe) -> str:
+    return "bf16" if recipe.training.precision == "auto" else recipe.training.precision
+
+
+def _stages(recipe: Recipe, count: int) -> Stages:
+    return {
+        name: model_stages(recipe.model, phase.sequence_length, phase.targets_per_token, count, needs_blocks(recipe))
+        for name, phase in recipe.phases.items()
+    }
+
+
+def _plans(recipe: Recipe, cluster: Cluster, fixed: Collection[str], remedy: dict[str, Any]) -> list[Plan]:
+    """All legal layouts with the settings of `remedy`."""
+    layouts = list(_layouts(recipe, cluster, fixed, remedy))
+    cuts = {count: _stages(recipe, count) for count in {layout.pipeline for layout in layouts}}
+    return [plan_layout(recipe, cluster, layout, cuts[layout.pipeline]) for layout in layouts]
+
+
+def _no_layout(recipe: Recipe, cluster: Cluster, fixed: Collection[str]) -> UserError:
+    wrong = problems(recipe, recipe.parallel.layout(), cluster, precision=_precision(recipe)) if fixed else []
+    if wrong:
+        return UserError(refusal(wrong))
+    return UserError(
+        f"recipe {recipe.name} cannot be cut over {pluralize(cluster.world_size, 'device')}: no number of "
+        "data-parallel ranks divides the windows and pair groups of every phase; take fewer nodes or larger "
+        "batches"
+    )
+
+
+def _preference(candidate: Plan) -> tuple[float, ...]:
+    layout = candidate.layout
+    memory = 0.0 if candidate.fits else float(candidate.memory.total)
+    return (not candidate.fits, memory, candidate.seconds, layout.zero_stage == 3, layout.pipeline, layout.tensor)
+
+
+def _layouts(recipe: Recipe, cluster: Cluster, fixed: Collection[str], remedy: dict[str, Any]) -> Iterator[Layout]:
+    """Every legal layout of all devices that has the fixed fields."""
     asked = recipe.parallel.layout()
+    micro_batch = asked.micro_batch_tokens if "micro_batch_tokens" in fixed else None
+    every = 1 if "recompute" in remedy else asked.recompute_every
+    asked = replace(asked, micro_batch_tokens=micro_batch, recompute_every=every, **remedy)
+    zero_stages = (asked.zero_stage,) if "zero_stage" in fixed else (0, 1, 2, 3)
+    sequences = (asked.sequence,) if "sequence" in fixed else (False, True)
     for tensor, pipeline in _grids(recipe, cluster):
-        for zero_stage, sequence in product((0, 1, 2, 3), (False, True)):
+        if ("tensor" in fixed and tensor != asked.tensor) or ("pipeline" in fixed and pipeline != asked.pipeline):
+            continue
+        for zero_stage, sequence in product(zero_stages, sequences):
             layout = replace(asked, tensor=tensor, pipeline=pipeline, zero_stage=zero_stage, sequence=sequence)
-            if is_legal(recipe, layout, cluster, precision=precision):
+            if is_legal(recipe, layout, cluster, precision=_precision(recipe)):
                 yield layout.on(cluster.world_size)
 
 
@@ -166,33 +267,6 @@ def _grids(recipe: Recipe, cluster: Cluster) -> Iterator[tuple[int, int]]:
         for pipeline in range(1, recipe.model.layers + 3):  # embedding and head may each have a stage
             if is_legal(recipe, replace(asked, tensor=tensor, pipeline=pipeline), cluster):
                 yield tensor, pipeline
-
-
-def _fill(recipe: Recipe, cluster: Cluster, layout: Layout, precision: str, stages: Stages) -> Plan:
-    """The layout with the largest micro-batch that fits; windows are halved until it does."""
-    length = max(phase.sequence_length for phase in recipe.phases.values())
-    share = max(_share(phase, layout.data) for phase in recipe.phases.values())
-    # A pipeline is idle unless several micro-batches are in flight.
-    windows = max(1, -(-share // length) // (4 * layout.pipeline if layout.pipeline > 1 else 1))
-    budget = int(MEMORY_SHARE * cluster.device.memory)
-    while True:
-        tokens = windows * length
-        memory = max(
-            (_memory(recipe, name, layout, precision, tokens, stages[name]) for name in stages),
-            key=lambda estimate: estimate.total,
-        )
-        if memory.total <= budget or windows == 1:
-            break
-        windows = -(-windows // 2)
-    parts = [stage for cut in stages.values() for stage in cut]
-    shared = max(shared_bytes(recipe.model, phase) for phase in recipe.phases.values())
-    background, whole = recipe.training.save_in_background, recipe.whole_model
-    host = estimate_host_memory(recipe.model, layout, precision, background, parts, shared, whole)
-    idle = max(_idle(recipe, phase, layout.data, tokens, stages[name]) for name, phase in recipe.phases.items())
-    blocks = {name: [len(stage.blocks) for stage in cut] for name, cut in stages.items()}
-    return Plan(
-        replace(layout, micro_batch_tokens=tokens), -(-share // tokens), memory, host, blocks, idle, memory.total <= budget
-    )
 
 
 def _memory(recipe: Recipe, name: str, layout: Layout, precision: str, tokens: int, stages: list[Stage]) -> MemoryEstimate:
@@ -225,95 +299,3 @@ def _memory_bytes(phase: PhaseConfig, recipe: Recipe, precision: str, micro_batc
         + objective.buffer_bytes(recipe.model, micro_batch_tokens, data)
         for objective in phase.objectives
     )
-
-
-class Work(TypedDict):
-    """Work of a phase."""
-
-    steps: int
-    tokens_per_step: int
-    tokens: int
-    flops: float
-
-
-class PlanInput(TypedDict):
-    """What is planned for."""
-
-    recipe: str
-    parameters: int
-    parameters_without_embeddings: int
-    cluster: dict[str, object]
-    phases: dict[str, Work]
-
-
-def summary(recipe: Recipe, cluster: Cluster) -> PlanInput:
-    """Summary of the input: the recipe's size, its work by phase, the cluster."""
-    counts = count_parameters(recipe.model)
-    return {
-        "recipe": recipe.name,
-        "parameters": counts.total,
-        "parameters_without_embeddings": counts.without_embeddings,
-        "cluster": {
-            "nodes": cluster.nodes,
-            "devices_per_node": cluster.devices_per_node,
-            "device": cluster.device.name,
-            "device_memory": cluster.device.memory,
-            "memory_share": MEMORY_SHARE,
-        },
-        "phases": {
-            name: {
-                "steps": phase.total_steps,
-                "tokens_per_step": phase.tokens_per_step,
-                "tokens": phase.total_tokens,
-                "flops": phase_flops(recipe.model, phase),
-            }
-            for name, phase in recipe.phases.items()
-        },
-    }
-
-
-def plan_table(recipe: Recipe, cluster: Cluster, plans: list[Plan], top: int) -> list[RenderableType]:
-    """Lines and one table for a terminal (rich renderables)."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    facts, gigabyte = summary(recipe, cluster), 1e9
-    where = f"{cluster.nodes} x {cluster.devices_per_node} x {cluster.device.name}"
-    table = Table(title=f"{recipe.name} on {where}, GB a device", pad_edge=False, padding=0, box=SIMPLE_HEAD)
-    for heading in ("TP", "PP", "DP", "SP", "ZeRO", "tokens", "passes", "states", "act.", "total", "host", "idle", "fits"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for candidate in plans[:top]:
-        memory, layout = candidate.memory, candidate.layout
-        states = memory.weights + memory.gradients + memory.optimizer + memory.buffers
-        table.add_row(
-            str(layout.tensor),
-            str(layout.pipeline),
-            str(layout.data),
-            "yes" if layout.sequence else "no",
-            str(layout.zero_stage),
-            f"{candidate.micro_batch_tokens:,}",
-            str(candidate.micro_batches),
-            f"{states / gigabyte:.1f}",
-            f"{(memory.activations + memory.head) / gigabyte:.1f}",
-            f"{memory.total / gigabyte:.1f}",
-            f"{candidate.host.total / gigabyte:.1f}",
-            f"{candidate.idle:.0%}",
-            "yes" if candidate.fits else "no",
-        )
-    fitting = sum(candidate.fits for candidate in plans)
-    lines = [
-        f"{facts['parameters'] / 1e6:,.1f} M parameters, {facts['parameters_without_embeddings'] / 1e6:,.1f} M without "
-        "embeddings; memory is an estimate (planning/memory.py)"
-    ]
-    lines += [
-        f"{name}: {pluralize(work['steps'], 'step', ',')}, {work['tokens'] / 1e9:,.1f} G tokens, {work['flops']:.2e} FLOP"
-        for name, work in facts["phases"].items()
-    ]
-    lines.append(
-        "TP, PP, DP: tensor, pipeline, data parallel ranks; SP: sequence parallelism; tokens: of a micro-batch; "
-        "host: host memory of a rank at the start, and for saving and offload, at most; idle: share of a step lost while "
-        "a pipeline fills and drains"
-    )
-    closing = f"{fitting} of {pluralize(len(plans), 'legal layout')} fit."
-    closing += f" Take the first: {' '.join(plans[0].layout.overrides())}" if fitting else " Take more or larger devices."
-    return [*lines, table, closing]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dist_metaxlm.planning.flops import flops_per_token
 from dist_metaxlm.recipe.schema import ModelConfig, Recipe
@@ -42,6 +43,11 @@ def balanced_stages(costs: Sequence[float], stages: int, with_blocks: bool = Fal
 
     The cut minimises the largest sum of a run, and among such cuts the sum of squares. `with_blocks`: every run has a block.
     """
+    return list(_balanced(tuple(costs), stages, with_blocks))
+
+
+@lru_cache(maxsize=1024)
+def _balanced(costs: tuple[float, ...], stages: int, with_blocks: bool) -> tuple[Stage, ...]:
     parts = len(costs)
     most = parts - 2 if with_blocks else parts
     assert 1 <= stages <= most, f"{parts} parts cannot be cut into {stages} stages"
@@ -63,10 +69,10 @@ def balanced_stages(costs: Sequence[float], stages: int, with_blocks: bool = Fal
             for end in range(run, parts + 1)
         }
     bounds = [*best[parts][2], parts]
-    return [
+    return tuple(
         Stage(range(max(start, 1) - 1, min(stop, parts - 1) - 1), start == 0, stop == parts)
         for start, stop in zip(bounds, bounds[1:], strict=False)
-    ]
+    )
 
 
 def _with_run(cut: tuple[float, float, tuple[int, ...]], start: int, cost: float) -> tuple[float, float, tuple[int, ...]]:

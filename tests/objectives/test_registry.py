@@ -186,7 +186,8 @@ def test_what_cannot_be_registered_is_refused(registered: None) -> None:
 
 def test_planning_imports_no_torch() -> None:
     code = (
-        "import sys; from dist_metaxlm.planning.plan import plan, parse_cluster, summary; "
+        "import sys; from dist_metaxlm.planning.cluster import parse_cluster; "
+        "from dist_metaxlm.planning.plan import plan; from dist_metaxlm.planning.plan_table import summary; "
         "from dist_metaxlm.recipe.load import load_recipe; r = load_recipe('quickstart'); "
         "c = parse_cluster('1x2xH100'); plan(r, c); summary(r, c); sys.exit('torch' in sys.modules)"
     )

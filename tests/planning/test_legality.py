@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.launching.launch_job import Request, start
 from dist_metaxlm.parallel.topology import Topology, filled_nodes
+from dist_metaxlm.planning.cluster import Cluster, parse_cluster
 from dist_metaxlm.planning.legality import is_legal, problems, refusal
-from dist_metaxlm.planning.plan import Cluster, parse_cluster, plan
+from dist_metaxlm.planning.plan import plan
 from dist_metaxlm.recipe.layout import Layout
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe

@@ -7,7 +7,8 @@ from importlib import resources
 import pytest
 import yaml
 
-from dist_metaxlm.planning.plan import parse_cluster, plan
+from dist_metaxlm.planning.cluster import parse_cluster
+from dist_metaxlm.planning.plan import plan
 from dist_metaxlm.recipe.load import load_recipe, shipped_recipes
 from dist_metaxlm.recipe.origins import source_of
 from dist_metaxlm.recipe.schema import Contrast
