@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 SCRIPTS = {
+    "init": "init.py",
     "pretrain": "pretrain.py",
     "prepare": "prepare.py",
     "evaluate": "evaluate.py",

@@ -25,6 +25,7 @@ LAYERS = {
     "preparation": 4,
     "planning": 4,
     "modeling": 5,
+    "own_recipe": 5,
     "objectives": 6,
     "interop": 6,
     "deepspeed_adapter": 6,

@@ -11,6 +11,7 @@ from dist_metaxlm.invocation import MODULE, SCRIPTS
 from dist_metaxlm.text import did_you_mean
 
 COMMANDS = {
+    "init": "write a recipe for your own text, sized by the text and this machine",
     "pretrain": "train, resume or continue one phase of a recipe, under any launcher",
     "prepare": "corpus, held-out split, tokenizer and token store of a recipe",
     "evaluate": "evaluate phases of a run or Hugging Face encoders, and write the report",

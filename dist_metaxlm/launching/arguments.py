@@ -4,9 +4,47 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.invocation import program
+
+
+class _ShowFields(argparse.Action):
+    """Print the reference of recipe fields, and end, as --help does."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: object,
+        values: str | Sequence[Any] | None,
+        option: str | None = None,
+    ) -> None:
+        """Errors: UserError for an unknown field."""
+        from dist_metaxlm.recipe.reference.page import as_text
+
+        print(as_text(str(values or "")))
+        parser.exit()
+
+
+class _ShowSchema(argparse.Action):
+    """Print the JSON schema of a recipe, and end."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: object,
+        values: str | Sequence[Any] | None,
+        option: str | None = None,
+    ) -> None:
+        """Errors: UserError if an installed package's objectives cannot be registered."""
+        import json
+
+        from dist_metaxlm.recipe.reference.json_schema import recipe_schema
+
+        print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
+        parser.exit()
 
 
 def pretrain_parser(description: str | None = None, prog: str | None = None) -> Parser:
@@ -63,6 +101,14 @@ def pretrain_parser(description: str | None = None, prog: str | None = None) -> 
     parser.add_argument(
         "--dry_run", action="store_true", help="check the recipe on these ranks, print where each would run, start nothing"
     )
+    parser.add_argument(
+        "--fields",
+        action=_ShowFields,
+        nargs="?",
+        metavar="NAME",
+        help="print type, unit, default and meaning of the recipe's fields, of all or of NAME, such as training.guards",
+    )
+    parser.add_argument("--schema", action=_ShowSchema, nargs=0, help="print the JSON schema of a recipe, for editors")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="any field of the recipe, such as phases.meta.steps=20"

@@ -261,3 +261,5 @@ _PAIRS: dict[str, Callable[[Place, ReadingConfig, Sequence[str], Report], Iterat
     ".po": _catalogue_pairs,
     ".mo": _catalogue_pairs,
 }
+TEXT_FORMATS, PAIR_FORMATS = tuple(_DOCUMENTS), tuple(_PAIRS)
+"""Suffixes of the formats of text and of translations."""
