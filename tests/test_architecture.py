@@ -22,6 +22,7 @@ LAYERS = {
     "reporting": 2,
     "data": 3,
     "parallel": 3,
+    "tracking": 3,
     "preparation": 4,
     "planning": 4,
     "modeling": 5,

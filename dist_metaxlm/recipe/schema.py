@@ -213,6 +213,9 @@ class TrainingConfig(Section):
     """Backward of attention on a GPU: `two_pass` is bitwise reproducible, `atomic` needs five products instead of seven."""
     log_interval: int = Field(10, gt=0)
     """Steps between two lines of metrics; the only device-to-host copies of the loop happen here."""
+    trackers: list[str] = ["tensorboard"]
+    """What gets the metrics besides metrics.jsonl: `tensorboard`, `wandb`, `mlflow`, or a name that an installed package
+    offers (docs/trackers.md)."""
     checkpoint_interval: int = Field(500, gt=0)
     """Steps between two checkpoints."""
     probe_interval: int = Field(0, ge=0)

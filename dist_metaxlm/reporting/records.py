@@ -89,6 +89,17 @@ class Pace(TypedDict, total=False):
     tokens_per_second: float
     data_wait_share: float
     """Share of the time spent waiting for data."""
+    flops_per_second: float
+    """Of one device, forward and backward counted for full windows and longest sentences (planning/flops.py): an upper
+    bound."""
+    mfu: float
+    """The same as a share of the device's dense bf16 peak; only for known GPUs."""
+    device_memory: int
+    """Largest allocation of the first rank's GPU in the interval, in bytes."""
+    host_memory: int
+    """Largest resident memory of the first rank's process so far, in bytes."""
+    seconds_left: float
+    """Until the last step, at the mean pace since this start."""
 
 
 class IntervalRecord(Counted, StepFigures, Pace, total=False):

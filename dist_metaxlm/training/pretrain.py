@@ -21,6 +21,7 @@ from dist_metaxlm.parallel.shared_facts import facts_to_share
 from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.tracking.registry import check_trackers
 from dist_metaxlm.training.checkpointing.disk_space import check_room
 from dist_metaxlm.training.loop.heldout import OpenHeldout
 from dist_metaxlm.training.loop.probing import OpenProbe
@@ -116,4 +117,6 @@ def _check(recipe: Recipe, options: Options, topology: Topology) -> None:
     check_layout(recipe, options.phase, topology, automatic_precision(recipe))
     check_devices(topology)
     check_fp16(recipe.training.precision)
+    if topology.is_first:  # the others have no trackers
+        check_trackers(recipe.training.trackers)
     registry.force(recipe.training.kernels)

@@ -12,7 +12,10 @@ from dist_metaxlm.deepspeed_adapter.loss_scaling import scaler_state, step_figur
 from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.parallel.process_group import largest, rank
 from dist_metaxlm.recipe.origins import branch_steps
+from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.reporting.records import IntervalRecord, Pace, Record
+from dist_metaxlm.tracking.log import TrackerLog
+from dist_metaxlm.tracking.tracker import TrackedPhase
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.execution import execution
 from dist_metaxlm.training.loop.batches import batches
@@ -21,11 +24,13 @@ from dist_metaxlm.training.loop.guard_log import GuardLog
 from dist_metaxlm.training.loop.guards import StepGuards
 from dist_metaxlm.training.loop.heldout import HeldoutMeter
 from dist_metaxlm.training.loop.metrics import Clock, LossMeter, MetricsWriter, asked_shares, asked_so_far, weighted_loss
+from dist_metaxlm.training.loop.pace import PaceMeter
 from dist_metaxlm.training.loop.probing import Probing
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.loop.resilience import StopRequest
 from dist_metaxlm.training.loop.schedule import learning_rate_at
 from dist_metaxlm.training.run.context import RunContext
+from dist_metaxlm.training.run.environment import environment
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +45,8 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     phase, total, behind = plan.phase, plan.phase.total_steps, progress.schedule_offset
     meter = LossMeter(phase, data, engine.device)
     meter.restore(progress.counts)
-    clock, tokens_before = Clock(progress.seconds), progress.tokens
+    clock = Clock(progress.seconds)
+    pace = PaceMeter(clock, recipe.model, phase, progress, engine.device)
     stop = StopRequest(progress.step, recipe.training.log_interval)
     guards = StepGuards(recipe.training.guards, engine, plan, meter, log, progress.step, progress.guards)
     over, branches = log.stepped_over(progress.step), branch_steps(recipe, folder.phase)
@@ -49,7 +55,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
     heldout = HeldoutMeter(engine, recipe.training.heldout_interval, context.heldout)
     saver = checkpoint_saver(engine, context)
-    metrics = MetricsWriter(folder.path, progress.step) if rank() == 0 else nullcontext()
+    metrics = metrics_writer(context, progress) if rank() == 0 else nullcontext()
     with stop, metrics as writer, saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
             learning_rate = learning_rate_at(step + behind, total + behind, phase.learning_rate)
@@ -58,7 +64,9 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 guards.step_over()
             else:
                 guards.run(step, objectives, partial(steps.run, step, learning_rate))
+                pace.add(objectives)
             progress.advance(phase, objectives)
+            line.advance(progress.step)
 
             last = step + 1 == total
             stopping = stop.agreed(step + 1) and not last
@@ -66,9 +74,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 guards.check(step + 1)
             if last or (step + 1) % recipe.training.log_interval == 0:
                 measured = probing.at(step + 1, last) | heldout.at(step + 1, last)
-                rate, progress.seconds, waited = clock.read(progress.tokens - tokens_before)
-                tokens_before = progress.tokens
-                more: Pace = {"guards": guards.figures(), "tokens_per_second": rate, "data_wait_share": waited}
+                more: Pace = {"guards": guards.figures(), **pace.read(progress)}
                 record: Record = {**interval_record(engine, context, meter, progress, learning_rate, more), **measured}
                 line.show(record)
                 if writer:
@@ -86,6 +92,20 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                     f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
                     "run the same command again to resume"
                 )
+
+
+def metrics_writer(context: RunContext, progress: Progress) -> MetricsWriter:
+    """The phase's metrics file and its started trackers. First rank only. Errors: UserError if a tracker cannot start."""
+    recipe, folder = context.recipe, context.folder
+    tracked = TrackedPhase(
+        run=recipe.name,
+        phase=folder.phase,
+        folder=folder.path,
+        step=progress.step,
+        settings=flatten(recipe.model_dump(mode="json")),
+        environment=environment(),
+    )
+    return MetricsWriter(folder.path, TrackerLog(recipe.training.trackers, tracked))
 
 
 def checkpoint_saver(engine: Engine, context: RunContext) -> CheckpointSaver:

@@ -1,10 +1,10 @@
-"""Metrics of a run: sums on the device, read once per log interval, written to JSON lines, TensorBoard and terminal."""
+"""Metrics of a run: sums on the device, read once per log interval, written to JSON lines and trackers."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -16,6 +16,7 @@ from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.parallel.process_group import all_reduce, sum_over_batch
 from dist_metaxlm.recipe.schema import Objective, PhaseConfig
 from dist_metaxlm.reporting.records import Counted, Record
+from dist_metaxlm.tracking.log import TrackerLog
 
 Batch = TypeVar("Batch")
 
@@ -100,54 +101,25 @@ class LossMeter:
 
 
 class MetricsWriter:
-    """Rank 0's files: metrics.jsonl and TensorBoard events. Other ranks make none."""
+    """Rank 0's metrics.jsonl, and the trackers that get the same figures. Other ranks make none."""
 
-    def __init__(self, folder: Path, step: int) -> None:
-        """`step`: steps done so far. Events that an earlier run wrote for later steps are dropped."""
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, folder: Path, trackers: TrackerLog) -> None:
+        """`trackers`: started for the phase in `folder`; they are finished with this writer."""
         self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._trackers = trackers
 
     def write(self, record: Record) -> None:
         """Append one record and make it visible to readers at once."""
         self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._lines.flush()
-        figures: Mapping[str, object] = record
-        for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "loss_scale", "skipped_steps"):
-            # no norm of a skipped step, no loss if all were skipped, no scale without fp16
-            if figures.get(name) is not None:
-                self._board.add_scalar(name, figures[name], record["step"])
-        for name, count in record.get("guards", {}).items():
-            self._board.add_scalar(f"guards/{name}", count, record["step"])
-        for name, value in record["losses"].items():
-            self._board.add_scalar(f"losses/{name}", value, record["step"])
-        for name, languages in record["language_losses"].items():
-            for language, value in languages.items():
-                self._board.add_scalar(f"language_losses/{name}/{language}", value, record["step"])
-        if "probe" in record:
-            self._board.add_scalar("probe/retrieval", record["probe"]["retrieval"], record["step"])
-            for language, value in record["probe"]["languages"].items():
-                self._board.add_scalar(f"probe/languages/{language}", value, record["step"])
-
-        if "heldout" in record:
-            heldout = record["heldout"]
-            self._board.add_scalar("heldout/bits_per_byte", heldout["bits_per_byte"], record["step"])
-            if heldout["word_frequencies"] is not None:
-                self._board.add_scalar("heldout/word_frequencies", heldout["word_frequencies"], record["step"])
-            for language, value in record["heldout"]["languages"].items():
-                self._board.add_scalar(f"heldout/languages/{language}", value, record["step"])
+        self._trackers.write(record)
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Finish the files."""
         self._lines.close()
-        self._board.close()
+        self._trackers.close(completed=error is None)
 
 
 class Clock:
@@ -167,13 +139,13 @@ class Clock:
                 return
             yield batch
 
-    def read(self, tokens: int) -> tuple[float, float, float]:
+    def read(self, tokens: int) -> tuple[float, float, float, float]:
         """(tokens per second over the interval in which `tokens` were trained on, seconds of the phase so far, share of
-        the interval's time that went into waiting for data)."""
+        the interval's time that went into waiting for data, seconds of the interval)."""
         now = time.monotonic()
         interval, self._last = max(1e-9, now - self._last), now
         waited, self._waited = self._waited, 0.0
-        return tokens / interval, self.seconds(), waited / interval
+        return tokens / interval, self.seconds(), waited / interval, interval
 
     def seconds(self) -> float:
         """Seconds of the phase so far."""

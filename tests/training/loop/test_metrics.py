@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dist_metaxlm.tracking.log import TrackerLog
+from dist_metaxlm.tracking.tracker import TrackedPhase
 from dist_metaxlm.training.loop.metrics import Clock, MetricsWriter
 
 
@@ -19,7 +21,8 @@ def test_waiting_is_counted_separately_and_reset_in_each_interval() -> None:
     batches = clock.waiting_for(slow())
     assert next(batches) == 0
     assert next(batches) == 1
-    rate, seconds, waited = clock.read(1000)
+    rate, seconds, waited, interval = clock.read(1000)
+    assert 0.02 <= interval < seconds
     assert seconds > 10
     assert rate > 0
     assert 0 < waited <= 1
@@ -31,10 +34,10 @@ def test_a_resumed_run_drops_later_events_and_keeps_that_of_its_checkpoint(tmp_p
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for done, steps in ((0, (2,)), (0, (2, 4, 6)), (4, (6, 8))):  # the first was killed before it saved anything
-        writer = MetricsWriter(tmp_path, done)
-        for step in steps:
-            writer.write({"step": step, "loss": float(step), "losses": {}, "language_losses": {}})
-        writer.close()
+        phase = TrackedPhase(run="tiny", phase="meta", folder=tmp_path, step=done, settings={"seed": 1}, environment={})
+        with MetricsWriter(tmp_path, TrackerLog(["tensorboard"], phase)) as writer:
+            for step in steps:
+                writer.write({"step": step, "loss": float(step), "losses": {}, "language_losses": {}})
         time.sleep(1.01 * (done == 0))  # the files are read in the order of their names, which have whole seconds
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

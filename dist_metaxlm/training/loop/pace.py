@@ -1,0 +1,86 @@
+"""Speed, use of the devices, memory and remaining time of a phase, read once per log interval."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+
+import torch
+
+from dist_metaxlm.parallel.process_group import world_size
+from dist_metaxlm.planning.flops import objective_flops
+from dist_metaxlm.planning.hardware import model_flops_utilisation
+from dist_metaxlm.recipe.schema import ModelConfig, Objective, PhaseConfig
+from dist_metaxlm.reporting.records import Pace
+from dist_metaxlm.training.loop.metrics import Clock
+from dist_metaxlm.training.loop.progress import Progress
+
+
+class PaceMeter:
+    """Counts the steps of a log interval. Memory is that of this rank; operations are those of all ranks."""
+
+    def __init__(
+        self, clock: Clock, model: ModelConfig, phase: PhaseConfig, progress: Progress, device: torch.device
+    ) -> None:
+        """`progress`: where this start of the phase begins."""
+        self._clock, self._device, self._total = clock, device, phase.total_steps
+        self._flops = {
+            objective.name: objective_flops(model, objective, phase.sequence_length, phase.mask_rate)
+            for objective in phase.objectives
+        }
+        self._first, self._start, self._counted, self._tokens = progress.step, time.monotonic(), 0.0, progress.tokens
+        self._name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+    def add(self, objectives: Sequence[tuple[Objective, float, int]]) -> None:
+        """Count a step that was computed."""
+        self._counted += sum(self._flops[objective.name] for objective, *_ in objectives)
+
+    def read(self, progress: Progress) -> Pace:
+        """Figures of the interval that ends now; updates `progress.seconds` and begins the next interval."""
+        rate, progress.seconds, waited, seconds = self._clock.read(progress.tokens - self._tokens)
+        flops = self._counted / seconds / world_size()
+        self._counted, self._tokens = 0.0, progress.tokens
+        done = max(1, progress.step - self._first)
+        figures: Pace = {
+            "tokens_per_second": rate,
+            "data_wait_share": waited,
+            "flops_per_second": flops,
+            "host_memory": host_memory(),
+            "seconds_left": (time.monotonic() - self._start) / done * (self._total - progress.step),
+        }
+        if self._device.type == "cuda":
+            figures["device_memory"] = torch.cuda.max_memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            utilisation = model_flops_utilisation(flops, self._name)
+            if utilisation is not None:
+                figures["mfu"] = utilisation
+        return figures
+
+
+def host_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+
+
+def interval_text(pace: Pace) -> str:
+    """Use of the devices and memory in words, such as `312.5 TFLOP/s (MFU 31.6%)  41.2 GB GPU  12.0 GB host`."""
+    words = []
+    if "flops_per_second" in pace:
+        utilisation = f" (MFU {pace['mfu']:.1%})" if "mfu" in pace else ""
+        words.append(f"{pace['flops_per_second'] / 1e12:.3g} TFLOP/s{utilisation}")
+    if "device_memory" in pace:
+        words.append(f"{pace['device_memory'] / 1e9:.1f} GB GPU")
+    if "host_memory" in pace:
+        words.append(f"{pace['host_memory'] / 1e9:.1f} GB host")
+    return "  ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `59:00`, `1:00:00` or `2d 03:00:00`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}:{minutes:02d}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
