@@ -5,6 +5,7 @@ A place is a local Path or a URL. Every error inside a file is reported in one s
 
 from __future__ import annotations
 
+import bz2
 import glob
 import gzip
 import io
@@ -22,7 +23,7 @@ from dist_metaxlm.preparation.readers.problems import REFUSE, Empty, Report, Wro
 
 Place = Path | str
 
-PACKED = (".gz", ".xz", ".zst")
+PACKED = (".gz", ".xz", ".zst", ".bz2")
 WHOLE_FILE_BYTES = 256_000_000
 """Largest file of a format that is read at once (message catalogues, evaluation JSON)."""
 UNBOUNDED = 1 << 30
@@ -152,8 +153,8 @@ def opened(place: Place) -> Iterator[IO[bytes]]:
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise _damaged(place, suffix, error) from None
     except OSError as error:
-        # Arrow's own errors about the stream have no errno.
-        if error.errno is None and suffix == ".zst":
+        # Errors about the stream itself, of Arrow and bz2, have no errno.
+        if error.errno is None and suffix in (".zst", ".bz2"):
             raise _damaged(place, suffix, error) from None
         if isinstance(place, str):
             raise UserError(
@@ -176,6 +177,8 @@ def _unpacked(raw: IO[bytes], suffix: str, stack: ExitStack) -> IO[bytes]:
         return cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw, mode="rb")))
     if suffix == ".xz":
         return cast(IO[bytes], stack.enter_context(lzma.LZMAFile(raw)))
+    if suffix == ".bz2":
+        return cast(IO[bytes], stack.enter_context(bz2.BZ2File(raw)))
     if suffix == ".zst":
         # Local import: Arrow takes a third of a second. The zstandard package reads a truncated frame as if it were
         # complete; Arrow raises an error.
