@@ -28,6 +28,8 @@ WHOLE_FILE_BYTES = 256_000_000
 """Largest file of a format that is read at once (message catalogues, evaluation JSON)."""
 UNBOUNDED = 1 << 30
 """Line limit, in characters, for text that has already passed the recipe's limit."""
+_CLIENTS = ("httpx", "httpx2", "huggingface_hub", "aiohttp", "requests", "urllib3", "botocore", "google")
+"""Packages behind fsspec's protocols whose network errors are no OSError."""
 _MARKER = re.compile(r"_(success|metadata|common_metadata|(started|committed|vacuum)_\d+)(\.crc)?")
 """Names, in lower case, of the files that Spark, Hadoop and Databricks write next to the shards of a job."""
 
@@ -123,7 +125,7 @@ def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
             (_spelled(pattern, name) if "::" in pattern else system.unstrip_protocol(name), system.size(name))
             for name in files
         ]
-    except (ImportError, ValueError, OSError, NotImplementedError) as error:  # the last: a protocol of fsspec's cannot list
+    except Exception as error:  # every protocol has a package of its own, with its own classes of errors
         raise WrongRecipe(
             f"{field}: {shown(pattern)!r} cannot be read ({_sentence(error)}); correct the URL, or install the "
             "package that its protocol needs"
@@ -152,16 +154,24 @@ def opened(place: Place) -> Iterator[IO[bytes]]:
         raise UserError(f"{shown(place)} no longer exists; correct the path") from None
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise _damaged(place, suffix, error) from None
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError):
+            if isinstance(place, str) and type(error).__module__.split(".")[0] in _CLIENTS:
+                raise _unreachable(place, error) from None
+            raise
         # Errors about the stream itself, of Arrow and bz2, have no errno.
         if error.errno is None and suffix in (".zst", ".bz2"):
             raise _damaged(place, suffix, error) from None
         if isinstance(place, str):
-            raise UserError(
-                f"{shown(place)} cannot be read to its end ({_sentence(error)}); run the command again, or copy "
-                "the file to this machine"
-            ) from None
+            raise _unreachable(place, error) from None
         raise
+
+
+def _unreachable(place: Place, error: Exception) -> UserError:
+    return UserError(
+        f"{shown(place)} cannot be read to its end ({_sentence(error)}); run the command again, or copy "
+        "the file to this machine"
+    )
 
 
 def _raw(place: Place) -> Any:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import bz2
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
+import fsspec
 import pyarrow
 import pyarrow.ipc
 import pytest
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers import dispatch as readers
+from dist_metaxlm.preparation.readers.files import opened
 from dist_metaxlm.preparation.readers.problems import Problems
 from dist_metaxlm.recipe.data import ReadingConfig
 
@@ -111,6 +116,30 @@ def test_webdataset_archives(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match="is not a whole tar archive"):
         documents(path)
+
+
+def test_a_hub_that_is_not_reached_is_one_sentence() -> None:
+    code = (
+        "from dist_metaxlm.preparation.readers.files import expand\n"
+        "from dist_metaxlm.errors import UserError\n"
+        "try:\n    expand(['hf://datasets/owner/name/data/*.parquet'], 'data.text.en')\n"
+        "except UserError as error:\n    print(error)"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}  # read when the client is imported
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.startswith("data.text.en: 'hf://datasets/owner/name/data/*.parquet' cannot be read ("), done.stderr
+
+
+def test_an_error_of_a_client_while_reading_is_one_sentence_and_others_are_not_hidden() -> None:
+    class NetworkError(Exception):
+        pass
+
+    NetworkError.__module__ = "httpx._exceptions"
+    fsspec.filesystem("memory").pipe("/a.txt", b"one")
+    with pytest.raises(UserError, match=r"memory://a\.txt cannot be read to its end \(gone\)"), opened("memory://a.txt"):
+        raise NetworkError("gone")
+    with pytest.raises(KeyError), opened("memory://a.txt"):
+        raise KeyError("a mistake of ours")
 
 
 def test_bz2(tmp_path: Path) -> None:
