@@ -15,7 +15,6 @@ from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from dist_metaxlm.interop.tensor_source import FileTensors
     from dist_metaxlm.planning.plan import Plan
     from dist_metaxlm.reporting.results import Evaluation, FilledMask
 
@@ -33,6 +32,7 @@ class Exported(TypedDict):
     """The recipe's section."""
     parameters: int
     fill_mask: NotRequired[list[FilledMask]]
+    commit: NotRequired[str]
 
 
 def prepare(
@@ -158,6 +158,9 @@ def export(
     data_directory: str | Path | None = None,
     overwrite: bool = False,
     fill_mask: Sequence[str] = (),
+    sentence_transformers: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = True,
 ) -> Exported:
     """Write the newest checkpoint of a phase and its tokenizer as a Hugging Face folder.
 
@@ -170,29 +173,45 @@ def export(
         data_directory: the prepared data of the run; None: where its recipe says.
         overwrite: replace an earlier export.
         fill_mask: languages in which a masked word of a held-out string is filled with the exported model.
+        sentence_transformers: write the files with which sentence-transformers opens the folder (mean of the last layer).
+        push_to_hub: OWNER/NAME on the Hugging Face hub to which the folder is uploaded as well.
+        private: whether a repository that the upload creates is private.
 
     Returns:
-        `output`, `model` (the recipe's section), `parameters`, and `fill_mask` if requested.
+        `output`, `model` (the recipe's section), `parameters`, `fill_mask` and `commit` (address on the hub) if requested.
 
     Raises:
         UserError: as `metaxlm convert export`.
     """
     import torch
 
+    from dist_metaxlm.evaluation.card_facts import card_facts
     from dist_metaxlm.evaluation.fill_mask import fill_words, hide_heldout_words
     from dist_metaxlm.evaluation.run import tokenizer_of
     from dist_metaxlm.interop.folders import export_folder
+    from dist_metaxlm.interop.hub import check_push, push_folder
+    from dist_metaxlm.interop.model_card import model_card
     from dist_metaxlm.interop.original import read_original
+    from dist_metaxlm.interop.sentence_transformers import sentence_transformers_files
+    from dist_metaxlm.interop.tensor_source import FileTensors
     from dist_metaxlm.planning.parameters import count_parameters
     from dist_metaxlm.recipe.origins import split_mark
+    from dist_metaxlm.training.run.trained_phase import phase_checkpoint
 
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    recipe, weights = _open_phase(run_dir, phase, None if data_directory is None else str(data_directory))
+    if push_to_hub is not None:
+        check_push(push_to_hub)
+    recipe, checkpoint = phase_checkpoint(str(run_dir), phase, None if data_directory is None else str(data_directory))
+    weights = FileTensors([checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")])
     tokenizer = tokenizer_of(Path(run_dir), recipe)
     questions = hide_heldout_words(Path(recipe.data.directory) / "heldout", tokenizer, list(fill_mask)) if fill_mask else {}
     original = read_original(Path(run_dir) / split_mark(phase)[0])
-    export_folder(weights, recipe.model, tokenizer.path, output, max_shard_size, getattr(torch, dtype), overwrite, original)
+    extra = {"README.md": model_card(card_facts(Path(run_dir), phase, recipe, checkpoint))}
+    if sentence_transformers:
+        extra |= sentence_transformers_files(recipe.model)
+    kind = getattr(torch, dtype)
+    export_folder(weights, recipe.model, tokenizer.path, output, max_shard_size, kind, overwrite, original, extra)
     written: Exported = {
         "output": str(output),
         "model": recipe.model.model_dump(mode="json"),
@@ -200,6 +219,8 @@ def export(
     }
     if questions:
         written["fill_mask"] = fill_words(output, questions)
+    if push_to_hub is not None:
+        written["commit"] = push_folder(output, push_to_hub, private)
     return written
 
 
@@ -218,16 +239,6 @@ def plan(recipe: Recipe | str | Path, cluster: str, overrides: Iterable[str] = (
     from dist_metaxlm.planning.plan import plan as layouts
 
     return layouts(_loaded(recipe, overrides), parse_cluster(cluster))
-
-
-def _open_phase(run_dir: str | Path, phase: str, data_directory: str | None = None) -> tuple[Recipe, FileTensors]:
-    """Recipe and weights, verified but not yet read, of the newest intact checkpoint of a run's phase."""
-    from dist_metaxlm.interop.tensor_source import FileTensors
-    from dist_metaxlm.training.run.trained_phase import phase_checkpoint
-
-    recipe, checkpoint = phase_checkpoint(str(run_dir), phase, data_directory)
-    files = [checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")]
-    return recipe, FileTensors(files)
 
 
 def _loaded(recipe: Recipe | str | Path, overrides: Iterable[str]) -> Recipe:

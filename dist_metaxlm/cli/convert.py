@@ -3,6 +3,7 @@
 examples:
   metaxlm convert export --run_dir runs/quickstart --phase cross --output exported --fill_mask en de fr
   metaxlm convert import --input path/to/xlm-roberta-base --output imported
+  metaxlm convert extend --input imported --tokenizer data/mine/tokenizer.model --output extended
   metaxlm convert export --run_dir runs/quickstart --phase meta --output exported-meta --dtype bfloat16 --json
 """
 
@@ -61,7 +62,17 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         default="float32",
         help="type of the exported weights; checkpoints hold float32",
     )
-    for action in (export, reading):
+    export.add_argument(
+        "--sentence_transformers", action="store_true", help="also write the files of sentence-transformers (mean of states)"
+    )
+    export.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the folder to the Hugging Face hub as well")
+    export.add_argument(
+        "--public", action="store_true", help="a repository that the upload creates is public (else private)"
+    )
+    extend = actions.add_parser("extend", help="an imported model, with the pieces of a further tokenizer")
+    extend.add_argument("--input", required=True, help="folder that `convert import` wrote")
+    extend.add_argument("--tokenizer", required=True, help="SentencePiece unigram model that has the new pieces")
+    for action in (export, reading, extend):
         action.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="largest weights file, such as 500MB")
         action.add_argument("--output", required=True, help="folder to write; must be empty or not exist")
         action.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
@@ -80,8 +91,29 @@ def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
         data_directory=arguments.data_directory,
         overwrite=arguments.overwrite,
         fill_mask=arguments.fill_mask,
+        sentence_transformers=arguments.sentence_transformers,
+        push_to_hub=arguments.push_to_hub,
+        private=not arguments.public,
     )
     return {**done}
+
+
+def extend_model(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dist_metaxlm.interop.extension import extend_import
+    from dist_metaxlm.interop.folders import LOGICAL_TOKENIZER
+    from dist_metaxlm.planning.parameters import count_parameters
+
+    done = extend_import(arguments.input, arguments.tokenizer, arguments.output, arguments.max_shard_size)
+    return {
+        "output": arguments.output,
+        "model": done.model.model_dump(mode="json"),
+        "parameters": count_parameters(done.model).total,
+        "tokenizer": str(Path(arguments.output) / LOGICAL_TOKENIZER),
+        "added": done.added,
+        "shared": done.shared,
+        "unreachable": done.unreachable,
+        "from_unknown": done.from_unknown,
+    }
 
 
 def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -102,7 +134,7 @@ def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
-    done = export_phase(arguments) if arguments.action == "export" else import_folder(arguments)
+    done = {"export": export_phase, "import": import_folder, "extend": extend_model}[arguments.action](arguments)
     if arguments.json:
         print(json.dumps(done))
         return
@@ -112,11 +144,19 @@ def main(words: Sequence[str] | None = None) -> None:
             "weights only: the folder has no SentencePiece tokenizer (RoBERTa and ModernBERT have byte-level BPE), so the "
             "rows of the embedding are meaningless for another tokenizer until they are trained again"
         )
-    elif arguments.action == "import":
+    elif arguments.action in ("import", "extend"):
         print(
-            f"for a recipe: data.tokenizer.path={done['tokenizer']}, and as its model the content of "
-            f"{Path(done['output']) / 'model_config.json'} holds, model.vocab_size={done['model']['vocab_size']} among it"
+            f"for a recipe: `model: {{from_imported: {done['output']}}}`, which also takes its tokenizer "
+            f"({done['tokenizer']}, {done['model']['vocab_size']:,} ids)"
         )
+    if arguments.action == "extend":
+        print(
+            f"{done['added']:,} new pieces start as means of their old pieces' rows; {done['shared']:,} were known, "
+            f"{done['unreachable']:,} are no text after the model's normalisation and are left out; "
+            f"{done['from_unknown']:,} have characters that were <unk>"
+        )
+    if "commit" in done:
+        print(f"uploaded: {done['commit']}")
     if done.get("rows_without_id"):
         print(f"{done['rows_without_id']} rows of the embedding have no token id: they are kept for an export, not trained")
     for row in done.get("fill_mask", []):

@@ -53,8 +53,22 @@ _MODERN_REQUIRED = {
 }  # fmt: skip
 
 
+KNOWN_FIELDS = {
+    "family", "norm", "norm_type", "layers", "hidden", "heads", "ffn", "vocab_size", "max_positions", "norm_eps", "init_std",
+    "embedding_std", "dropout", "attention_dropout", "local_window", "global_every", "rope_theta", "rope_theta_local",
+}  # fmt: skip
+"""Fields of the model that this module exports, or that a model without them would not differ in."""
+
+
 def check_exportable(config: ModelConfig) -> None:
-    """UserError for a model without a corresponding Hugging Face class."""
+    """UserError for a model without a corresponding Hugging Face class, or with a field that the export does not know."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name not in KNOWN_FIELDS and value != field.get_default(call_default_factory=True):
+            raise UserError(
+                f"a model with model.{name} {value!r} cannot go to Hugging Face, whose classes have no such setting; "
+                f"evaluate it on its run's held-out text, or train without model.{name}"
+            )
     if config.norm_type == "rms":
         raise UserError(
             "a model with model.norm_type rms cannot go to Hugging Face, whose ModernBertForMaskedLM has "

@@ -40,6 +40,7 @@ def export_folder(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
     original: Original | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Write a folder that `AutoModelForMaskedLM` and `AutoTokenizer` open with `from_pretrained`.
 
@@ -47,7 +48,8 @@ def export_folder(
     Tensors are read, converted and written one after the other. They keep their dtype unless `dtype` is given; over
     `shard_size` (bytes, or such as "500MB") they go into several files with an index. Without a tokenizer the folder has
     weights and configuration only. Content of the imported folder that `original` keeps is restored, unless
-    the tokenizer differs: rows that are not token ids, special ids, added tokens, a tokenizer of its own.
+    the tokenizer differs: rows that are not token ids, special ids, added tokens, a tokenizer of its own. `extra`: further
+    text files, path in the folder -> content.
 
     Raises:
         UserError: if `directory` already has other content, `weights` do not match `config`, or the tokenizer does not
@@ -64,7 +66,7 @@ def export_folder(
     source, whole = kept.whole(source), config.model_copy(update={"vocab_size": kept.rows})
     steps = export_steps(source, whole)
     target = Path(directory)
-    partial = _claim(target, overwrite)
+    partial = claim_folder(target, overwrite)
     try:
         if kept.files:
             copy_tokenizer(kept, partial)
@@ -76,7 +78,10 @@ def export_folder(
         wide = max((spec.dtype for spec in written.values()), key=lambda kind: kind.itemsize)
         fields = huggingface_config(whole) | dict(kept.config)
         write_json(partial / CONFIG, fields | {"dtype": str(wide).removeprefix("torch.")})
-        _publish(partial, target)
+        for name, content in (extra or {}).items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_text(content, encoding="utf-8")
+        publish_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -119,7 +124,7 @@ def import_run(
     inputs = {step.outputs[0]: step.inputs[0] for step in steps if step.outputs[0] in VOCABULARY}
     config = whole.model_copy(update={"vocab_size": original.ids})
     target = Path(output)
-    partial = _claim(target)
+    partial = claim_folder(target)
     try:
         _write_weights(original.cut(source, list(inputs.values())), steps, partial, shard_size)
         if tokenizer is not None:
@@ -129,7 +134,7 @@ def import_run(
             rows = {ours: source.read(theirs, original.ids, original.rows) for ours, theirs in inputs.items() if beyond}
             write_original(original, rows, folder, partial)
         write_json(partial / LOGICAL_CONFIG, config.model_dump(mode="json"))
-        _publish(partial, target)
+        publish_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return config
@@ -201,7 +206,7 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
     return answers
 
 
-def _claim(target: Path, overwrite: bool = False) -> Path:
+def claim_folder(target: Path, overwrite: bool = False) -> Path:
     """A new empty folder next to `target`; UserError if `target` is in use, or is not an export that may be overwritten."""
     taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if taken and not overwrite:
@@ -217,7 +222,8 @@ def _claim(target: Path, overwrite: bool = False) -> Path:
     return partial
 
 
-def _publish(partial: Path, target: Path) -> None:
+def publish_folder(partial: Path, target: Path) -> None:
+    """Give the complete folder `partial` its name."""
     sync_tree(partial)
     if target.exists():  # empty, or an export that may be overwritten
         shutil.rmtree(target)
@@ -244,6 +250,12 @@ def _check_vocabulary(folder: Path, model_path: str | Path, ids: int) -> None:
             f"{model_path} has {size} token ids with <mask> and the model {ids}; "
             "give the tokenizer that the model was trained with"
         )
+
+
+def write_logical(source: TensorSource, config: ModelConfig, folder: Path, shard_size: int | str) -> None:
+    """Write tensors that have our names already, after checking names and shapes, to safetensors files of `folder`."""
+    export_steps(source, config)
+    _write_weights(source, [Step((name,), (name,)) for name in source.keys()], folder, shard_size)  # noqa: SIM118
 
 
 def _write_weights(

@@ -19,7 +19,7 @@ no such field. The limit on omissions (`max_skipped`) does not change the data."
 _USED_BY = {"data.heldout_strings": "heldout", "model.vocab_size": "tokenizer.model", "data.max_pair_tokens": "store"}
 """Setting -> first result that depends on it; those of the tokenizer affect the tokenizer, all others the corpus."""
 
-_BEFORE = {"data.tokenizer.normalisation": "nmt_nfkc", _POLICY: _STRICT}
+_BEFORE = {"data.tokenizer.normalisation": "nmt_nfkc", _POLICY: _STRICT, "data.reading.txt_lines": "paragraphs"}
 """Settings missing in older data -> the values those were made with."""
 
 

@@ -50,12 +50,14 @@ class TextSource(Section):
     """Paths, globs or fsspec URLs; the format follows from the name (docs/data.md)."""
     weight: float = Field(1.0, gt=0)
     """How often this source is drawn, relative to its size and to the other sources of its language."""
-    format: Literal["txt", "jsonl", "json", "tsv", "parquet", "po", "mo"] | None = None
+    format: Literal["txt", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "tar", "po", "mo"] | None = None
     """Format of all files of this source, regardless of their names; empty: by the name."""
     text_field: str | None = None
     """`reading.text_field` of this source."""
     text_column: Column | None = None
     """`reading.text_column` of this source."""
+    txt_lines: Literal["paragraphs", "documents"] | None = None
+    """`reading.txt_lines` of this source."""
 
 
 class MosesPair(Section):
@@ -70,7 +72,7 @@ class BitextSource(Section):
 
     files: list[str | MosesPair] = Field(min_length=1)
     """Paths, globs or fsspec URLs, or `{moses: [a.en, a.fr]}`."""
-    format: Literal["tsv", "jsonl", "json", "parquet", "tmx", "po", "mo"] | None = None
+    format: Literal["tsv", "csv", "jsonl", "json", "parquet", "arrow", "tmx", "po", "mo"] | None = None
     """Format of all files of this source except Moses files, regardless of their names; empty: by the name."""
     pair_columns: tuple[Column, Column] | None = None
     """`reading.pair_columns` of this source."""
@@ -85,7 +87,9 @@ class ReadingConfig(Section):
     """Location of the text inside the files, and limits on its size."""
 
     text_field: str = "text"
-    """Field of a JSON line, or column of a parquet file, that holds a document."""
+    """Field of a JSON object, or column of a CSV, parquet or Arrow file, that holds a document."""
+    txt_lines: Literal["paragraphs", "documents"] = "paragraphs"
+    """Lines of a `.txt` file: `paragraphs` of documents between blank lines, or a whole document each."""
     text_column: Column = 1
     """Column, from 1, of a TSV file in `data.text` that holds a document."""
     pair_columns: tuple[Column, Column] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -49,6 +50,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), layout_
         problem = _apply_override(tree, override)
         if problem:
             problems.append(problem)
+    _take_imported_model(tree, problems)
     _spread_defaults(tree, problems)
     try:
         recipe = Recipe.model_validate(tree, context={LAYOUT_LATER: layout_later})
@@ -65,6 +67,32 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = (), layout_
     if problems:
         raise UserError(f"recipe {name_or_path}: " + "; ".join(problems))
     return recipe
+
+
+def _take_imported_model(tree: dict[str, object], problems: list[str]) -> None:
+    """Replace `model: {from_imported: FOLDER}` by the model of an import; other fields of the section override its own.
+
+    Its tokenizer becomes `data.tokenizer.path` unless the recipe has one: the rows of the embedding belong to its pieces.
+    """
+    section = tree.get("model")
+    if not isinstance(section, dict) or "from_imported" not in section:
+        return
+    folder = Path(str(section["from_imported"]))
+    own = {name: value for name, value in section.items() if name != "from_imported"}
+    try:
+        imported = json.loads((folder / "model_config.json").read_text(encoding="utf-8"))
+        if not isinstance(imported, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError):
+        problems.append(
+            f"model.from_imported: {folder} holds no imported model; make one with `metaxlm convert import --input FOLDER "
+            f"--output {folder}`, or name another folder (it is relative to the working directory)"
+        )
+        imported = {}
+    tree["model"] = {**imported, **own}
+    tokenizer, data = folder / "tokenizer.model", tree.get("data")
+    if tokenizer.is_file() and isinstance(data, dict):
+        data["tokenizer"] = {"path": str(tokenizer), **(data.get("tokenizer") or {})}
 
 
 def _layout_problems(tree: dict[str, object]) -> list[str]:

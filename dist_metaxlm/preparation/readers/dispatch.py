@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 
 from dist_metaxlm.errors import UserError
@@ -19,6 +21,7 @@ from dist_metaxlm.preparation.readers.records import (
     parquet,
     sides,
 )
+from dist_metaxlm.preparation.readers.tables import arrow_rows, csv_rows, is_json_array, json_array, tar_samples
 from dist_metaxlm.preparation.readers.tmx import tmx_pairs
 from dist_metaxlm.recipe.data import ReadingConfig, SourceReading
 
@@ -27,8 +30,12 @@ __all__ = ["PairPlace", "Place", "check_formats", "documents", "expand", "lines"
 PairPlace = Place | tuple[Place, Place]
 """One file with both sides, or two Moses files."""
 
+_ADVICE = "name the right one in data.reading.text_field, or in the source's text_field"
 DOCUMENT_BYTES = 1_000_000
 """A document is cut at the next paragraph after this many bytes, so a file without blank lines fits in memory."""
+LIKELY_DOCUMENTS = 100
+"""Lines of a `.txt` file without a blank one from which a warning asks whether each is a document."""
+logger = logging.getLogger(__name__)
 PREPARED = ReadingConfig.model_construct(max_line_characters=UNBOUNDED)
 """For prepared corpus files: their lines have passed the recipe's limit."""
 
@@ -36,9 +43,10 @@ PREPARED = ReadingConfig.model_construct(max_line_characters=UNBOUNDED)
 def documents(files: Iterable[Place], reading: ReadingConfig = PREPARED, report: Report = REFUSE) -> Iterator[list[str]]:
     """Documents, each a list of paragraphs (lines without white space at their ends).
 
-    `.txt`: a paragraph a line, a blank line or the end of a file ends a document; `.jsonl`, `.json`, `.tsv`, `.parquet`: a
-    document a record; `.po`, `.mo`: the translations, in runs. Errors, to `report`: UserError naming file and place if
-    the text is damaged, too long, not UTF-8 or not in the recipe's field, or a file without any text.
+    `.txt`: a paragraph a line, a blank line or the end of a file ends a document (or with `txt_lines: documents` a line is
+    one); `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.tar`: a document a record; `.po`, `.mo`: translations,
+    in runs. Errors, to `report`: UserError naming file and place if the text is damaged, too long, not UTF-8 or not in the
+    recipe's field, or a file without any text.
     """
     for place in files:
         any_text, before = False, report.records
@@ -112,9 +120,13 @@ def check_formats(files: Iterable[Place], what: str, where: str) -> None:
 
 def _plain(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
     document: list[str] = []
-    size = 0
-    for _, line in lines(place, reading.max_line_characters, report):
-        text = line.strip()
+    size, count, blank, whole_lines = 0, 0, False, reading.txt_lines == "documents"
+    for number, line in lines(place, reading.max_line_characters, report):
+        text, count = line.strip(), number
+        if whole_lines:
+            yield [text] if text else []
+            continue
+        blank = blank or not text
         if document and (not text or size >= DOCUMENT_BYTES):
             yield document
             document, size = [], 0
@@ -122,17 +134,52 @@ def _plain(place: Place, reading: ReadingConfig, report: Report) -> Iterator[lis
             document.append(text)
             size += len(line)
     yield document
+    if count >= LIKELY_DOCUMENTS and not (blank or whole_lines) and reading is not PREPARED:
+        logger.warning(
+            f"{shown(place)} has {count:,} lines and no blank line, so it is read as one document (cut after "
+            f"{DOCUMENT_BYTES:,} bytes); if every line is a document, set data.reading.txt_lines=documents, or the source's "
+            "txt_lines"
+        )
 
 
 def _json_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
-    advice = "name the right one in data.reading.text_field, or in the source's text_field"
-    for where, record in json_lines(place, reading.max_line_characters, report):
+    return _field_documents(_json_records(place, reading, report), reading, report)
+
+
+def _json_records(place: Place, reading: ReadingConfig, report: Report) -> Iterator[tuple[str, dict[str, object]]]:
+    array = form(place, reading) == ".json" and is_json_array(place)
+    return (json_array if array else json_lines)(place, reading.max_line_characters, report)
+
+
+def _field_documents(
+    records: Iterable[tuple[str, dict[str, object]]], reading: ReadingConfig, report: Report
+) -> Iterator[list[str]]:
+    for where, record in records:
         try:
-            document = paragraphs(field(record, reading.text_field, where, advice))
+            document = paragraphs(field(record, reading.text_field, where, _ADVICE))
         except UserError as error:
             report.record(error)
         else:
             yield document
+
+
+def _csv_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
+    return _field_documents(csv_rows(place, reading.max_line_characters, report), reading, report)
+
+
+def _tar_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
+    rows = tar_samples(place, reading.text_field, reading.max_line_characters, report)
+    return _field_documents(rows, reading, report)
+
+
+def _arrow_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
+    choose = partial(_text_column, place, reading)
+    return _field_documents(arrow_rows(place, choose, reading.max_line_characters, report), reading, report)
+
+
+def _text_column(place: Place, reading: ReadingConfig, names: list[str]) -> list[str]:
+    field(dict.fromkeys(names), reading.text_field, f"{shown(place)}, header", _ADVICE)
+    return [reading.text_field]
 
 
 def _column_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
@@ -142,22 +189,8 @@ def _column_documents(place: Place, reading: ReadingConfig, report: Report) -> I
 
 
 def _parquet_documents(place: Place, reading: ReadingConfig, report: Report) -> Iterator[list[str]]:
-    def choose(names: list[str]) -> list[str]:
-        field(
-            dict.fromkeys(names),
-            reading.text_field,
-            f"{shown(place)}, header",
-            "name the right one in data.reading.text_field, or in the source's text_field",
-        )
-        return [reading.text_field]
-
-    for where, row in parquet(place, choose, reading.max_line_characters, report):
-        try:
-            document = paragraphs(field(row, reading.text_field, where, ""))
-        except UserError as error:
-            report.record(error)
-        else:
-            yield document
+    choose = partial(_text_column, place, reading)
+    return _field_documents(parquet(place, choose, reading.max_line_characters, report), reading, report)
 
 
 def _catalogue(place: Place, reading: ReadingConfig, report: Report) -> Iterator[tuple[str, str]]:
@@ -193,19 +226,32 @@ def _column_pairs(
 
 
 def _json_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str], report: Report) -> Iterator[tuple[str, str]]:
-    return _sides_of(json_lines(place, reading.max_line_characters, report), languages, report)
+    return _sides_of(_json_records(place, reading, report), languages, report)
+
+
+def _csv_pairs(place: Place, reading: ReadingConfig, languages: Sequence[str], report: Report) -> Iterator[tuple[str, str]]:
+    return _sides_of(csv_rows(place, reading.max_line_characters, report), languages, report)
 
 
 def _parquet_pairs(
     place: Place, reading: ReadingConfig, languages: Sequence[str], report: Report
 ) -> Iterator[tuple[str, str]]:
-    def choose(names: list[str]) -> list[str]:
-        if "translation" in names:
-            return ["translation"]
-        sides(dict.fromkeys(names), languages, f"{shown(place)}, header")
-        return list(languages)
-
+    choose = partial(_pair_columns, place, languages)
     return _sides_of(parquet(place, choose, reading.max_line_characters, report), languages, report)
+
+
+def _arrow_pairs(
+    place: Place, reading: ReadingConfig, languages: Sequence[str], report: Report
+) -> Iterator[tuple[str, str]]:
+    choose = partial(_pair_columns, place, languages)
+    return _sides_of(arrow_rows(place, choose, reading.max_line_characters, report), languages, report)
+
+
+def _pair_columns(place: Place, languages: Sequence[str], names: list[str]) -> list[str]:
+    if "translation" in names:
+        return ["translation"]
+    sides(dict.fromkeys(names), languages, f"{shown(place)}, header")
+    return list(languages)
 
 
 def _sides_of(
@@ -247,16 +293,21 @@ _DOCUMENTS: dict[str, Callable[[Place, ReadingConfig, Report], Iterator[list[str
     ".txt": _plain,
     ".jsonl": _json_documents,
     ".json": _json_documents,
+    ".csv": _csv_documents,
     ".tsv": _column_documents,
     ".parquet": _parquet_documents,
+    ".arrow": _arrow_documents,
+    ".tar": _tar_documents,
     ".po": _catalogue_documents,
     ".mo": _catalogue_documents,
 }
 _PAIRS: dict[str, Callable[[Place, ReadingConfig, Sequence[str], Report], Iterator[tuple[str, str]]]] = {
     ".tsv": _column_pairs,
+    ".csv": _csv_pairs,
     ".jsonl": _json_pairs,
     ".json": _json_pairs,
     ".parquet": _parquet_pairs,
+    ".arrow": _arrow_pairs,
     ".tmx": _tmx_pairs,
     ".po": _catalogue_pairs,
     ".mo": _catalogue_pairs,

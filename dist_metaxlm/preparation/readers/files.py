@@ -5,6 +5,7 @@ A place is a local Path or a URL. Every error inside a file is reported in one s
 
 from __future__ import annotations
 
+import bz2
 import glob
 import gzip
 import io
@@ -22,11 +23,13 @@ from dist_metaxlm.preparation.readers.problems import REFUSE, Empty, Report, Wro
 
 Place = Path | str
 
-PACKED = (".gz", ".xz", ".zst")
+PACKED = (".gz", ".xz", ".zst", ".bz2")
 WHOLE_FILE_BYTES = 256_000_000
 """Largest file of a format that is read at once (message catalogues, evaluation JSON)."""
 UNBOUNDED = 1 << 30
 """Line limit, in characters, for text that has already passed the recipe's limit."""
+_CLIENTS = ("httpx", "httpx2", "huggingface_hub", "aiohttp", "requests", "urllib3", "botocore", "google")
+"""Packages behind fsspec's protocols whose network errors are no OSError."""
 _MARKER = re.compile(r"_(success|metadata|common_metadata|(started|committed|vacuum)_\d+)(\.crc)?")
 """Names, in lower case, of the files that Spark, Hadoop and Databricks write next to the shards of a job."""
 
@@ -122,7 +125,7 @@ def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
             (_spelled(pattern, name) if "::" in pattern else system.unstrip_protocol(name), system.size(name))
             for name in files
         ]
-    except (ImportError, ValueError, OSError, NotImplementedError) as error:  # the last: a protocol of fsspec's cannot list
+    except Exception as error:  # every protocol has a package of its own, with its own classes of errors
         raise WrongRecipe(
             f"{field}: {shown(pattern)!r} cannot be read ({_sentence(error)}); correct the URL, or install the "
             "package that its protocol needs"
@@ -151,16 +154,24 @@ def opened(place: Place) -> Iterator[IO[bytes]]:
         raise UserError(f"{shown(place)} no longer exists; correct the path") from None
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise _damaged(place, suffix, error) from None
-    except OSError as error:
-        # Arrow's own errors about the stream have no errno.
-        if error.errno is None and suffix == ".zst":
+    except Exception as error:
+        if not isinstance(error, OSError):
+            if isinstance(place, str) and type(error).__module__.split(".")[0] in _CLIENTS:
+                raise _unreachable(place, error) from None
+            raise
+        # Errors about the stream itself, of Arrow and bz2, have no errno.
+        if error.errno is None and suffix in (".zst", ".bz2"):
             raise _damaged(place, suffix, error) from None
         if isinstance(place, str):
-            raise UserError(
-                f"{shown(place)} cannot be read to its end ({_sentence(error)}); run the command again, or copy "
-                "the file to this machine"
-            ) from None
+            raise _unreachable(place, error) from None
         raise
+
+
+def _unreachable(place: Place, error: Exception) -> UserError:
+    return UserError(
+        f"{shown(place)} cannot be read to its end ({_sentence(error)}); run the command again, or copy "
+        "the file to this machine"
+    )
 
 
 def _raw(place: Place) -> Any:
@@ -176,6 +187,8 @@ def _unpacked(raw: IO[bytes], suffix: str, stack: ExitStack) -> IO[bytes]:
         return cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw, mode="rb")))
     if suffix == ".xz":
         return cast(IO[bytes], stack.enter_context(lzma.LZMAFile(raw)))
+    if suffix == ".bz2":
+        return cast(IO[bytes], stack.enter_context(bz2.BZ2File(raw)))
     if suffix == ".zst":
         # Local import: Arrow takes a third of a second. The zstandard package reads a truncated frame as if it were
         # complete; Arrow raises an error.

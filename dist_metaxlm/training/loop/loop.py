@@ -43,6 +43,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     """
     recipe, folder, data = context.recipe, context.folder, context.data
     phase, total, behind = plan.phase, plan.phase.total_steps, progress.schedule_offset
+    metrics = metrics_writer(context, progress) if rank() == 0 else nullcontext()  # before the clock: a tracker may be slow
     meter = LossMeter(phase, data, engine.device)
     meter.restore(progress.counts)
     clock = Clock(progress.seconds)
@@ -55,7 +56,6 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
     heldout = HeldoutMeter(engine, recipe.training.heldout_interval, context.heldout)
     saver = checkpoint_saver(engine, context)
-    metrics = metrics_writer(context, progress) if rank() == 0 else nullcontext()
     with stop, metrics as writer, saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
             learning_rate = learning_rate_at(step + behind, total + behind, phase.learning_rate)

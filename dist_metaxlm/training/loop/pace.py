@@ -68,7 +68,8 @@ def interval_text(pace: Pace) -> str:
     words = []
     if "flops_per_second" in pace:
         utilisation = f" (MFU {pace['mfu']:.1%})" if "mfu" in pace else ""
-        words.append(f"{pace['flops_per_second'] / 1e12:.3g} TFLOP/s{utilisation}")
+        unit, name = (1e12, "TFLOP/s") if pace["flops_per_second"] >= 1e11 else (1e9, "GFLOP/s")
+        words.append(f"{pace['flops_per_second'] / unit:.3g} {name}{utilisation}")
     if "device_memory" in pace:
         words.append(f"{pace['device_memory'] / 1e9:.1f} GB GPU")
     if "host_memory" in pace:
