@@ -28,6 +28,7 @@ from dist_metaxlm.invocation import program
 from dist_metaxlm.text import did_you_mean
 
 ARMS = ["meta+cross", "joint", "joint matched", "cross only", "meta only"]
+CONTROLS = ["joint+joint", "reversed", "meta+cross replay", "meta+cross clm"]
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,7 +59,17 @@ def two_phase_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, help="N, tokens of an arm (default: the size's)")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5], help="n1/N (default: 0.25 0.5)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of every arm (default: 1 2 3)")
-    parser.add_argument("--arms", nargs="+", default=ARMS, help="arms to run (default: all of " + ", ".join(ARMS) + ")")
+    parser.add_argument(
+        "--arms", nargs="+", default=ARMS, help=f"arms to run (default: {', '.join(ARMS)}; others: {', '.join(CONTROLS)})"
+    )
+    parser.add_argument(
+        "--primary",
+        nargs="+",
+        default=[],
+        metavar="MEASURE",
+        help="outcomes that the verdict counts, such as udpos:English udpos:others retrieval; kept in plan.json before the "
+        "first arm begins (default: English and the others of the first fine-tuned task, else the losses; and retrieval)",
+    )
     parser.add_argument("--ranks", type=int, default=1, help="processes that train an arm (default: 1)")
     parser.add_argument("--jobs", type=int, default=1, help="arms trained at once, sharing cores and GPUs (default: 1)")
     parser.add_argument("--points", type=int, default=5, help="checkpoints of a phase on the curves (default: 5)")
@@ -93,6 +104,7 @@ def two_phase(arguments: argparse.Namespace) -> int:
         arguments.points,
         tasks=tuple(name.strip() for name in arguments.tasks.split(",") if name.strip()),
         task_options=tasks,
+        primary=tuple(arguments.primary),
     )
     study = two_phase_study(options, logger(arguments))
     if arguments.json:

@@ -325,6 +325,8 @@ class ArmResult(TypedDict):
     tasks: dict[str, TaskResult]
     figures: dict[str, float | None]
     """Measure, or TASK:FIGURE -> value."""
+    learning_rate_sum: NotRequired[float]
+    """Sum of the learning rate over all steps."""
     seconds: float
     recipe: dict[str, Any]
 

@@ -13,17 +13,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.recipe.objectives.causal_lm import CausalLM
 from dist_metaxlm.recipe.schema import MaskedLM, PhaseConfig, Recipe
 from dist_metaxlm.recipe.stages import stages
 from dist_metaxlm.text import pluralize
+from dist_metaxlm.training.loop.schedule import learning_rate_at
 
 TWO_PHASE, JOINT, MATCHED, CROSS_ONLY, META_ONLY = "meta+cross", "joint", "joint matched", "cross only", "meta only"
+JOINT_TWICE, REVERSED, REPLAY, WITH_CLM = "joint+joint", "reversed", "meta+cross replay", "meta+cross clm"
+DEFAULT = (TWO_PHASE, JOINT, MATCHED, CROSS_ONLY, META_ONLY)
+"""Arms of a study unless others are asked for."""
 MEANING = {
     TWO_PHASE: "English for n1 tokens, then all languages for N - n1",
     JOINT: "all languages for N tokens",
     MATCHED: "one phase of N tokens with the amounts of English, other languages and translations that meta+cross sees",
     CROSS_ONLY: "all languages for N - n1 tokens: equal multilingual compute",
     META_ONLY: "English for N tokens",
+    JOINT_TWICE: "all languages for n1 tokens and, after the restart of meta+cross, for N - n1: the control of the restart",
+    REVERSED: "all languages for N - n1 tokens, then English for n1",
+    REPLAY: "meta+cross whose second phase has the overall English share of its text in place of the recipe's",
+    WITH_CLM: "meta+cross whose first phase predicts next tokens (clm) in place of masked ones (mlm)",
 }
 SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "tiny": (
@@ -74,9 +83,15 @@ class Arm:
 
 
 def study_arms(
-    base: Recipe, tokens: int, ratios: Sequence[float], seeds: Sequence[int], english: float, points: int = 5
+    base: Recipe,
+    tokens: int,
+    ratios: Sequence[float],
+    seeds: Sequence[int],
+    english: float,
+    points: int = 5,
+    kinds: Sequence[str] = DEFAULT,
 ) -> list[Arm]:
-    """All arms, seed by seed, so that a study stopped early has complete seeds.
+    """The arms of these kinds, seed by seed, so that a study stopped early has complete seeds.
 
     Args:
         base: source of model, data, optimiser and, in its `meta` and `cross` phases, languages, objectives and schedules.
@@ -85,6 +100,7 @@ def study_arms(
         seeds: of the runs.
         english: English share of the mlm windows of the `cross` phase.
         points: checkpoints per phase at which curves are measured, including the last one.
+        kinds: keys of MEANING.
 
     Errors: UserError for a ratio, a budget or a recipe that does not allow a study.
     """
@@ -107,7 +123,39 @@ def study_arms(
             arms.append(_arm(TWO_PHASE, ratio, seed, base, {"meta": meta, "cross": cross}, points))
             arms.append(_arm(CROSS_ONLY, ratio, seed, base, {"joint": cross}, points))
             arms.append(_arm(MATCHED, ratio, seed, base, {"joint": _matched(many, steps, first, english)}, points))
-    return arms
+            for kind, phases in _controls(many, english_phase, steps, first, english).items():
+                if kind in kinds:
+                    arms.append(_arm(kind, ratio, seed, base, phases, points))
+    return [arm for arm in arms if arm.kind in kinds]
+
+
+def _controls(
+    many: PhaseConfig, english_phase: PhaseConfig, steps: int, first: int, english: float
+) -> dict[str, dict[str, PhaseConfig]]:
+    """Phases of the arms that separate the effects of two phases: restart, order, English in the second phase, objective."""
+    meta, cross = _lasting(english_phase, first), _lasting(many, steps - first)
+    share = _overall_english(many, steps, first, english)
+    replay = PhaseConfig.model_validate(
+        cross.model_dump(mode="json") | {"shares": {**cross.model_dump(mode="json")["shares"], "en": share}}
+    )
+    causal = PhaseConfig.model_validate(
+        meta.model_dump(mode="json") | {"objectives": [CausalLM(batch_tokens=many.tokens_per_step).model_dump(mode="json")]}
+    )
+    return {
+        JOINT_TWICE: {"meta": _lasting(many, first), "cross": cross},
+        REVERSED: {"meta": cross, "cross": meta},
+        REPLAY: {"meta": meta, "cross": replay},
+        WITH_CLM: {"meta": causal, "cross": cross},
+    }
+
+
+def learning_rate_sum(arm: Arm) -> float:
+    """Sum of the learning rate over all steps of an arm, which arms of one budget should share."""
+    return sum(
+        learning_rate_at(step, phase.total_steps, phase.learning_rate)
+        for phase in arm.recipe.phases.values()
+        for step in range(phase.total_steps)
+    )
 
 
 def _check(base: Recipe, ratios: Sequence[float], seeds: Sequence[int]) -> None:
@@ -186,12 +234,19 @@ def _matched(many: PhaseConfig, steps: int, first: int, english: float) -> Phase
     size, length = many.tokens_per_step, many.sequence_length
     mlm = sum(of.tokens_per_step for of in many.objectives if of.reads == "text")
     total = first * size + (steps - first) * mlm
-    share = (first * size + (steps - first) * mlm * english) / total
+    share = _overall_english(many, steps, first, english)
     per_step = min(size, max(length, round(total / steps / length) * length))
     tree = _lasting(many, steps).model_dump(mode="json")
     tokens = {"text": per_step, "pairs": size - per_step}
     tree["objectives"] = [
         of.model_dump(mode="json") | {of.batch_field: tokens[of.reads]} for of in many.objectives if tokens[of.reads]
     ]
-    tree["shares"] = {**tree["shares"], "en": min(share, 0.999)}
+    tree["shares"] = {**tree["shares"], "en": share}
     return PhaseConfig.model_validate(tree)
+
+
+def _overall_english(many: PhaseConfig, steps: int, first: int, english: float) -> float:
+    """English share of the text windows of both phases together."""
+    mlm = sum(of.tokens_per_step for of in many.objectives if of.reads == "text")
+    alone = first * many.tokens_per_step
+    return min((alone + (steps - first) * mlm * english) / (alone + (steps - first) * mlm), 0.999)

@@ -1,4 +1,4 @@
-"""What needs no training, measured beside the arms of a study, and the gate: no verdict from models that have learnt too little.
+"""What needs no training, beside the arms of a study, and the gate: no verdict from models that have learnt too little.
 
 If the best single-phase arm is not above the untrained model and the overlap of tokens in alignment, and at least half a nat
 better than a table of word frequencies, differences between arms say nothing about how they were trained.
@@ -34,19 +34,18 @@ SINGLE_PHASE = (JOINT, JOINT_TWICE, MATCHED)
 CANNOT = "this size cannot answer"
 
 
-def study_baselines(output: Path, recipes: Mapping[int, Recipe], device: torch.device) -> StudyBaselines:
+def study_baselines(output: Path, recipes: Mapping[int, Recipe]) -> StudyBaselines:
     """The baselines of a study; those of seeds that `output`/baselines.json has are not measured again.
 
     Args:
         output: folder of the study, with its prepared data.
         recipes: seed -> recipe of an arm, for its initial weights and data.
-        device: on which untrained models are measured.
 
     Returns:
         `untrained` {seed: figures}, `overlap` (retrieval P@1 by shared tokens), `chance` (mean of 1/N over the languages),
         `frequencies` {english_nll, others_nll} of a table of word frequencies, on the same tokens as the arms.
     """
-    path = output / "baselines.json"
+    path, device = output / "baselines.json", torch.device("cuda" if torch.cuda.is_available() else "cpu")
     known: StudyBaselines | None = read_json(path)
     recipe = next(iter(recipes.values()))
     directory = Path(recipe.data.directory)
@@ -135,7 +134,8 @@ def gate_sentence(gate: Gate) -> str | None:
     if not failed:
         return None
     said = "; ".join(
-        f"{check['measure']} {_shown(check['value'])} against {_shown(check['bar'])} ({check['baseline']})" for check in failed
+        f"{check['measure']} {_shown(check['value'])} against {_shown(check['bar'])} ({check['baseline']})"
+        for check in failed
     )
     return (
         f"There is no verdict, because {CANNOT}: the best single-phase arm, {gate['arm']}, is not better than what needs no "

@@ -8,33 +8,31 @@ When started again it skips finished arms and resumes the interrupted one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.data.tokens.store import TokenStore
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.evaluation.run import load_state, window_of
-from dist_metaxlm.evaluation.tasks.run import TaskOptions, check_tasks, evaluate_run_tasks
+from dist_metaxlm.evaluation.tasks.run import HEADS, TaskOptions, check_tasks
+from dist_metaxlm.evaluation.tasks.spec import load_tasks
 from dist_metaxlm.interop.configs import check_exportable
-from dist_metaxlm.modeling.encoder import Encoder
 from dist_metaxlm.parallel.topology import Topology
 from dist_metaxlm.preparation import prepare
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import PhaseConfig, Recipe
-from dist_metaxlm.reporting.metrics import read_json, read_metrics, write_json
-from dist_metaxlm.reporting.results import ArmResult, CheckpointFigures, CurvePoint, LossPoint, Measured, Study, TaskResult
+from dist_metaxlm.reporting.metrics import read_json, write_json
+from dist_metaxlm.reporting.results import ArmResult, Items, Study
 from dist_metaxlm.reporting.study import write_study_report
-from dist_metaxlm.study.arms import MEANING, SIZES, Arm, study_arms
-from dist_metaxlm.study.measures import MEASURES, measure
+from dist_metaxlm.study.arm_result import arm_result
+from dist_metaxlm.study.arms import DEFAULT, MEANING, SIZES, Arm, study_arms
+from dist_metaxlm.study.gates import judge_gate, study_baselines
+from dist_metaxlm.study.measures import MEASURES
 from dist_metaxlm.study.training import PRETRAIN, Workers
 from dist_metaxlm.study.verdict import summarise
 from dist_metaxlm.text import pluralize
-from dist_metaxlm.training.checkpointing.manifest import list_steps
 from dist_metaxlm.training.run.environment import environment
 from dist_metaxlm.training.run.layout import check_layout
 
@@ -59,7 +57,7 @@ class StudyOptions:
     """n1/N."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds of an arm."""
-    kinds: tuple[str, ...] = tuple(MEANING)
+    kinds: tuple[str, ...] = DEFAULT
     """Kinds of arms to run."""
     ranks: int = 1
     """Processes that train an arm."""
@@ -73,6 +71,9 @@ class StudyOptions:
     """Tasks for finished arms."""
     task_options: TaskOptions = field(default_factory=lambda: TaskOptions(Path("data/xtreme")))
     """Their files and settings."""
+    primary: tuple[str, ...] = ()
+    """Measures that the verdict counts, declared before the study begins; empty: English and the others of the first
+    fine-tuned task (without tasks: the masked-token losses), and retrieval."""
 
 
 def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRETRAIN) -> Study:
@@ -110,7 +111,7 @@ def two_phase_study(options: StudyOptions, log: Log, script: Sequence[str] = PRE
     def work(arm: Arm) -> ArmResult:
         folder = options.output / "arms" / arm.name
         workers.train(arm, folder)
-        return _measure(arm, folder, options, workers.device)
+        return arm_result(arm, folder, workers.device, options.curve_strings, options.tasks, options.task_options)
 
     def finished(arm: Arm, result: ArmResult) -> None:
         nonlocal fresh
@@ -160,13 +161,15 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
         "curve_strings": options.curve_strings,
         "tasks": list(options.tasks),
         "recipe": base.model_dump(mode="json"),
+        "primary": list(primary_outcomes(options)),
     }
     # refuse recipes that cannot be trained before any data is prepared
-    for arm in study_arms(base, tokens, options.ratios, options.seeds, 0.5, options.points):
+    for arm in study_arms(base, tokens, options.ratios, options.seeds, 0.5, options.points, options.kinds):
         for phase in arm.phases:
             check_layout(arm.recipe, phase, Topology(0, options.ranks, 0, options.ranks, "study"))
     before = read_json(options.output / "plan.json")
-    changed = [key for key in plan if before is not None and before.get(key) != plan[key]]
+    # a study that was begun before outcomes were declared goes on, with them as declared now
+    changed = [key for key in plan if before is not None and before.get(key, plan[key]) != plan[key]]
     if changed:
         raise UserError(
             f"{options.output} holds a study with another {', '.join(changed)}; give another --output, or the "
@@ -174,8 +177,8 @@ def _plan(options: StudyOptions, base: Recipe, log: Log) -> list[Arm]:
         )
     prepare.prepare(base, log)
     write_json(options.output / "plan.json", plan)
-    arms = study_arms(base, tokens, options.ratios, options.seeds, english_of_cross(base), options.points)
-    return [arm for arm in arms if arm.kind in options.kinds]
+    english = english_of_cross(base)
+    return study_arms(base, tokens, options.ratios, options.seeds, english, options.points, options.kinds)
 
 
 def english_of_cross(base: Recipe) -> float:
@@ -195,96 +198,6 @@ def _finished(folder: Path, arm: Arm) -> ArmResult | None:
     return result if result is not None and result.get("recipe") == arm.recipe.model_dump(mode="json") else None
 
 
-def _measure(arm: Arm, folder: Path, options: StudyOptions, device: torch.device) -> ArmResult:
-    """The arm's result: its curve over all phases, its last checkpoint in full, its tasks."""
-    directory = Path(arm.recipe.data.directory)
-    tokenizer = Tokenizer.load(directory / "tokenizer.model")
-
-    def figures(phase: str, step: int | None, most: int | None) -> CheckpointFigures:
-        recipe, state = load_state(folder, phase, step)
-        encoder = Encoder(recipe.model, recipe.seed)
-        encoder.load_state_dict(state)
-        return measure(encoder.to(device), tokenizer, directory / "heldout", window_of(recipe), most)
-
-    curve: list[CurvePoint] = []
-    loss: list[LossPoint] = []
-    before = 0
-    for phase in arm.phases:
-        each = arm.recipe.phase(phase).tokens_per_step
-        for step in list_steps(folder / phase / "checkpoints"):
-            point = figures(phase, step, options.curve_strings)
-            curve.append({"phase": phase, "tokens": before + step * each, **_measures(point)})
-        records = read_metrics(folder / phase / "metrics.jsonl")
-        loss += [
-            {"phase": phase, "tokens": before + record["step"] * each, "losses": record["losses"]} for record in records
-        ]
-        before += arm.recipe.phase(phase).total_steps * each
-    last = figures(arm.phases[-1], None, None)
-    tasks = evaluate_run_tasks(folder, arm.phases[-1], options.tasks, options.task_options) if options.tasks else {}
-    return {
-        "label": arm.label,
-        "kind": arm.kind,
-        "ratio": arm.ratio,
-        "seed": arm.seed,
-        "tokens": arm.tokens,
-        "english_share": _english_share(arm, folder),
-        "final": last,
-        "curve": curve,
-        "loss": loss,
-        "tasks": tasks,
-        "figures": _figures(last) | _task_figures(tasks),
-        "seconds": sum(read_metrics(folder / phase / "metrics.jsonl")[-1]["seconds"] for phase in arm.phases),
-        "recipe": arm.recipe.model_dump(mode="json"),
-    }
-
-
-def _figures(last: Measured) -> dict[str, float | None]:
-    return {
-        "english_nll": last["english_nll"],
-        "others_nll": last["others_nll"],
-        "retrieval": last["retrieval"],
-        "retrieval_csls": last["retrieval_csls"],
-        "cka": last["cka"],
-        "margin": last["margin"],
-    }
-
-
-def _measures(figures: Measured) -> Measured:
-    return {
-        "english_nll": figures["english_nll"],
-        "others_nll": figures["others_nll"],
-        "retrieval": figures["retrieval"],
-        "retrieval_csls": figures["retrieval_csls"],
-        "cka": figures["cka"],
-        "margin": figures["margin"],
-    }
-
-
-def _english_share(arm: Arm, folder: Path) -> float | None:
-    """Actual English share of the text windows of all phases."""
-    english = total = 0
-    for phase in arm.phases:
-        realised = read_metrics(folder / phase / "metrics.jsonl")[-1]["realised"]
-        for objective in arm.recipe.phases[phase].objectives:  # type: ignore[index]
-            counts = realised.get(objective.name, {}) if objective.reads == "text" else {}
-            english, total = english + counts.get("en", 0), total + sum(counts.values())
-    return english / total if total else None
-
-
-def _task_figures(tasks: Mapping[str, TaskResult]) -> dict[str, float | None]:
-    figures: dict[str, float | None] = {}
-    for name, result in tasks.items():
-        if result.get("kind") in ("retrieval", "alignment"):
-            of = "cosine" if result["kind"] == "retrieval" else "f1"
-            figures[f"{name}:others"] = result["per_layer"][of][result["layer"]]
-        elif "table" in result:
-            table = result["table"]
-            for what, interval in (("English", table["source"]), ("others", table["others"]), ("gap", table["gap"])):
-                if interval:
-                    figures[f"{name}:{what}"] = interval["mean"]
-    return figures
-
-
 def _course(result: ArmResult) -> str:
     figures = result["figures"]
     return ", ".join(
@@ -299,6 +212,10 @@ def _write(options: StudyOptions, arms: Sequence[Arm], results: Sequence[ArmResu
         if name not in measures:
             task, _, what = name.partition(":")
             measures[name] = (f"{task}, {what}", what != "gap")
+    primary = primary_outcomes(options)
+    seeds = {arm.seed: arm.recipe for arm in arms}
+    baselines = study_baselines(options.output, seeds) if results else None
+    gate = None if baselines is None else judge_gate(results, baselines)
     study: Study = {
         "size": options.size,
         "parameters": _parameters(arms[0].recipe),
@@ -308,13 +225,50 @@ def _write(options: StudyOptions, arms: Sequence[Arm], results: Sequence[ArmResu
         "finished": len(results),
         "asked": len(arms),
         "measures": {name: {"meaning": meaning, "higher_is_better": higher} for name, (meaning, higher) in measures.items()},
-        **summarise(results, measures),
+        "primary": list(primary),
+        "baselines": baselines,
+        "gate": gate,
+        **summarise(results, measures, primary, _outcomes(options, arms, results), gate),
         "results": list(results),
         "environment": environment(),
     }
     write_json(options.output / "study.json", study)
     write_study_report(options.output, study)
     return study
+
+
+def primary_outcomes(options: StudyOptions) -> tuple[str, ...]:
+    """The measures that the verdict counts, known before any arm is trained.
+
+    Errors: UserError for a name that is no measure and no figure of a task of the study.
+    """
+    if not options.primary:
+        specs = load_tasks(list(options.tasks), options.task_options.file)
+        learnt = next((name for name, spec in specs.items() if spec.kind in HEADS), None)
+        return (
+            ("english_nll", "others_nll", "retrieval")
+            if learnt is None
+            else (f"{learnt}:English", f"{learnt}:others", "retrieval")
+        )
+    for name in options.primary:
+        task, _, what = name.partition(":")
+        if name not in MEASURES and not (task in options.tasks and what in ("English", "others", "gap")):
+            raise UserError(
+                f"--primary {name} is no measure of this study; choose from {', '.join(MEASURES)}, or TASK:English, "
+                "TASK:others and TASK:gap of --tasks"
+            )
+    return options.primary
+
+
+def _outcomes(options: StudyOptions, arms: Sequence[Arm], results: Sequence[ArmResult]) -> dict[str, dict[int, Items]]:
+    """Outcomes of every item of the finished arms, which their items.json has."""
+    finished = {(result["label"], result["seed"]) for result in results}
+    outcomes: dict[str, dict[int, Items]] = {}
+    for arm in arms:
+        items = read_json(options.output / "arms" / arm.name / "items.json") if (arm.label, arm.seed) in finished else None
+        if items is not None:
+            outcomes.setdefault(arm.label, {})[arm.seed] = items
+    return outcomes
 
 
 def _parameters(recipe: Recipe) -> int:

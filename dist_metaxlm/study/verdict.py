@@ -1,7 +1,9 @@
 """Differences between arms with intervals, and one sentence that states what they support.
 
 Arms of one seed share their initial weights, so differences are taken seed by seed. A difference counts if its 95%
-interval (Student's t over the seeds) excludes zero; with fewer than two seeds none counts.
+interval (Student's t over the seeds) excludes zero and, of a primary outcome, if its p value, corrected by Holm's method for
+the number of primary comparisons, is below 0.05 as well; with fewer than two seeds none counts. Only primary outcomes,
+declared before the study begins, enter the sentence, and only if the gate (gates.py) is passed.
 """
 
 from __future__ import annotations
@@ -9,18 +11,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dist_metaxlm.evaluation.measures.transfer import interval
-from dist_metaxlm.reporting.results import ArmComparison, ArmResult, Comparisons, Interval, Verdict
-from dist_metaxlm.study.arms import CROSS_ONLY, JOINT, MATCHED, META_ONLY, TWO_PHASE
+from dist_metaxlm.reporting.results import ArmComparison, ArmResult, Comparisons, Gate, Interval, Items, Verdict
+from dist_metaxlm.study.arms import CROSS_ONLY, JOINT, JOINT_TWICE, MATCHED, META_ONLY, REPLAY, REVERSED, TWO_PHASE, WITH_CLM
+from dist_metaxlm.study.gates import gate_sentence
+from dist_metaxlm.study.statistics import LEVEL, POWER, bootstrap, detectable, holm, paired_p
 
-CONTROLS = (JOINT, MATCHED, CROSS_ONLY, META_ONLY)
+CONTROLS = (JOINT, MATCHED, JOINT_TWICE, REVERSED, REPLAY, WITH_CLM, CROSS_ONLY, META_ONLY)
+Outcomes = Mapping[str, Mapping[int, Items]]
+"""Label of an arm -> seed -> outcomes of every item."""
 
 
-def summarise(results: Sequence[ArmResult], measures: Mapping[str, tuple[str, bool]]) -> Comparisons:
+def summarise(
+    results: Sequence[ArmResult],
+    measures: Mapping[str, tuple[str, bool]],
+    primary: Sequence[str] = (),
+    outcomes: Outcomes | None = None,
+    gate: Gate | None = None,
+) -> Comparisons:
     """Arms and comparisons of finished runs.
 
     Args:
         results: {label, kind, ratio, seed, figures {measure: value}} of every run.
         measures: measure -> (description, whether higher is better).
+        primary: measures declared before the study began; empty: the sentence counts all.
+        outcomes: of every item, for intervals over seeds, items and languages.
+        gate: whether the arms have learnt enough; None: not judged.
 
     Returns:
         `arms` {label: {measure: {mean, half_width, n}}}, `comparisons` [{ratio, control, measure, difference, verdict}]
@@ -38,11 +53,13 @@ def summarise(results: Sequence[ArmResult], measures: Mapping[str, tuple[str, bo
     ):
         ours = figures[f"{TWO_PHASE} {ratio:g}"]
         for control in CONTROLS:
-            theirs = figures.get(control if control in (JOINT, META_ONLY) else f"{control} {ratio:g}", {})
+            theirs = figures.get(_label(control, ratio), {})
             for name, (_, higher) in measures.items() if theirs else ():
                 seeds = sorted(set(ours[name]) & set(theirs[name]))
                 if seeds:
-                    difference = interval([ours[name][seed] - theirs[name][seed] for seed in seeds])
+                    values = [ours[name][seed] - theirs[name][seed] for seed in seeds]
+                    difference = interval(values)
+                    resampled = _bootstrap(outcomes, f"{TWO_PHASE} {ratio:g}", _label(control, ratio), name, seeds)
                     comparisons.append(
                         {
                             "ratio": ratio,
@@ -50,9 +67,37 @@ def summarise(results: Sequence[ArmResult], measures: Mapping[str, tuple[str, bo
                             "measure": name,
                             "difference": difference,
                             "verdict": judge(difference, higher),
+                            "primary": name in primary and control in (JOINT, MATCHED),
+                            "bootstrap": None if resampled is None else list(resampled[:2]),
+                            "p": paired_p(values) if resampled is None else resampled[2],
                         }
                     )
-    return {"arms": arms, "comparisons": comparisons, "verdict": sentence(comparisons, measures)}
+    _correct(comparisons)
+    said = None if gate is None else gate_sentence(gate)
+    return {"arms": arms, "comparisons": comparisons, "verdict": said or sentence(comparisons, measures)}
+
+
+def _label(control: str, ratio: float) -> str:
+    return control if control in (JOINT, META_ONLY) else f"{control} {ratio:g}"
+
+
+def _bootstrap(
+    outcomes: Outcomes | None, ours: str, theirs: str, measure: str, seeds: Sequence[int]
+) -> tuple[float, float, float] | None:
+    """Interval and p over seeds, items and languages; None without outcomes of all these seeds, or for one seed."""
+    mine, other = ((outcomes or {}).get(label, {}) for label in (ours, theirs))
+    if len(seeds) < 2 or not all(seed in mine and seed in other for seed in seeds):
+        return None
+    return bootstrap({seed: mine[seed] for seed in seeds}, {seed: other[seed] for seed in seeds}, measure)
+
+
+def _correct(comparisons: Sequence[ArmComparison]) -> None:
+    """Add Holm's p to the primary comparisons, and take back `better` and `worse` where it is not below LEVEL."""
+    tested = [item for item in comparisons if item["primary"] and item["p"] is not None]
+    for item, p in zip(tested, holm([item["p"] or 0.0 for item in tested]), strict=True):
+        item["p_holm"] = p
+        if p >= LEVEL and item["verdict"] in ("better", "worse"):
+            item["verdict"] = "no difference shown"
 
 
 def _over(results: Sequence[ArmResult], label: str, measure: str) -> dict[int, float]:
@@ -75,6 +120,7 @@ def judge(difference: Interval, higher: bool) -> Verdict:
 def sentence(comparisons: Sequence[ArmComparison], measures: Mapping[str, tuple[str, bool]]) -> str:
     """One sentence about what the comparisons with joint training and with the matched control support."""
     asked = [item for item in comparisons if item["control"] in (JOINT, MATCHED)]
+    asked = [item for item in asked if item.get("primary")] or asked
     if not asked:
         return "No two-phase arm and single-phase arm are both finished: there is no verdict yet."
     if all(item["verdict"] == "one seed" for item in asked):
@@ -101,7 +147,17 @@ def sentence(comparisons: Sequence[ArmComparison], measures: Mapping[str, tuple[
             said.append(f"no difference shown in {none} of {len(mine)} comparisons")
         parts.append(f"against {name}, two phases are " + "; ".join(said))
     better, worse = (sum(item["verdict"] == verdict for item in asked) for verdict in ("better", "worse"))
-    return f"{_headline(better, worse, len(asked))} In detail: {'. '.join(_upper(part) for part in parts)}."
+    return f"{_headline(better, worse, len(asked))} In detail: {'. '.join(_upper(part) for part in parts)}.{_power(asked)}"
+
+
+def _power(asked: Sequence[ArmComparison]) -> str:
+    """What difference this many seeds can show."""
+    seeds = min(item["difference"]["n"] for item in asked)
+    size = detectable(seeds)
+    return (
+        f" {seeds} seeds show, with a probability of {POWER:.0%}, true differences from {size:.1f} standard deviations of "
+        "the difference between paired seeds on, and smaller ones more rarely."
+    )
 
 
 def _headline(better: int, worse: int, asked: int) -> str:
