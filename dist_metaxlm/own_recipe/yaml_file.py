@@ -86,7 +86,7 @@ def _model(choices: Choices) -> str:
   ffn: {model.ffn}
   vocab_size: {model.vocab_size}          # a piece for {TOKENS_A_PIECE} tokens of text, or half of the repeated words
   max_positions: {model.max_positions}
-  embedding_std: {model.embedding_std}        # the token embeddings are the output matrix too; learns earlier (docs/results/)
+  embedding_std: {model.embedding_std}        # the token embeddings are the output matrix too; it learns earlier
 """
 
 
