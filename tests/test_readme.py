@@ -104,11 +104,33 @@ def rest() -> list[str]:
     return [command for command in COMMANDS if command not in plain]
 
 
+def run_own(words: list[str], place: Path) -> None:
+    """A command of "Your own text", on files that are written here."""
+    corpus = place / "corpus"
+    if not corpus.is_dir():
+        (corpus / "en").mkdir(parents=True)
+        sides = [[" ".join(f"{code}{n * k % 97}" for k in range(1, 9)) + f" {n}" for n in range(300)] for code in ("a", "b")]
+        (corpus / "en" / "a.txt").write_text("\n\n".join(sides[0]), encoding="utf-8")
+        (corpus / "sw.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sides[1]), encoding="utf-8")
+        pairs = "".join(f"{left}\t{right}\n" for left, right in zip(*sides, strict=True))
+        (corpus / "en-sw.tsv").write_text(pairs, encoding="utf-8")
+    words = [word.replace("corpus/", f"{corpus}/").replace("mine.yaml", f"{place}/mine.yaml") for word in words]
+    if "launch/init.py" in words:
+        assert "wrote" in run(words).stdout
+        return
+    own = [f"data.directory={place / 'mine'}", "phases.meta.steps=2", "training.log_interval=2"]
+    training = ["--run_dir", str(place / "own")] if "launch/pretrain.py" in words else []
+    result = run([*words, *training, *own])
+    assert not training or "finished: 2 steps" in result.stdout
+
+
 @pytest.mark.parametrize("command", rest())
 def test_command(command: str, place: Path) -> None:
     words = command.replace("runs/", f"{place}/").split()
     demo = place / "demo"
-    if "launch/pretrain.py" in words and "--hostfile" not in words:
+    if "mine.yaml" in words:
+        run_own(words, place)
+    elif "launch/pretrain.py" in words and "--hostfile" not in words:
         words = [w for w in words if not w.startswith("phases.")] + short(place)
         assert "finished: 4 steps" in run(words).stdout
     elif "--hostfile" in words:

@@ -99,7 +99,9 @@ def pretrain_parser(description: str | None = None, prog: str | None = None) -> 
         help="refuse to start with another number of ranks than N (metaxlm launch gives it)",
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="check the recipe on these ranks, print where each would run, start nothing"
+        "--dry_run",
+        action="store_true",
+        help="run every check of a start (data, run folder, memory), print what it would train, write nothing",
     )
     parser.add_argument(
         "--fields",

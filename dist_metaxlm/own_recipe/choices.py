@@ -10,7 +10,7 @@ from dist_metaxlm.own_recipe.machine import Machine
 from dist_metaxlm.own_recipe.measure import Measured
 from dist_metaxlm.own_recipe.sizes import SIZES, Shape, shape_of, total
 from dist_metaxlm.planning.flops import step_flops
-from dist_metaxlm.preparation.corpus.heldout import MAX_SHARE, PIVOT
+from dist_metaxlm.preparation.corpus.heldout import COUNTED_CANDIDATES, MAX_SHARE, PIVOT
 from dist_metaxlm.recipe.schema import (
     LEAST_VOCAB,
     Contrast,
@@ -34,8 +34,6 @@ LEAST_BATCH, LARGEST_BATCH = 2048, 1 << 20
 """Tokens a step of masked language modelling: the quickstart's, and a bound of ours."""
 HELDOUT_STRINGS = 600
 """The quickstart's."""
-CANDIDATES_COUNTED = 400
-"""Held-out translations from which evaluation counts a language in its mean (evaluation/heldout.py)."""
 PROBED_STRINGS = 40
 """Held-out strings from which retrieval is probed while training: a probe needs 10 of a language."""
 PROSE_BYTES = 1_100_000
@@ -223,12 +221,12 @@ def _warnings(measured: Measured, machine: Machine, model: ModelConfig, held: in
         sentences.append(
             "no translations with English are given, so evaluation has no retrieval and the report no headline figure"
         )
-    poor = [code for code, count in measured.english_sources.items() if MAX_SHARE * count < CANDIDATES_COUNTED]
+    poor = [code for code, count in measured.english_sources.items() if MAX_SHARE * count < COUNTED_CANDIDATES]
     if poor:
         least = min(poor, key=lambda code: measured.english_sources[code])
         sentences.append(
             f"{', '.join(sorted(poor))} will not count in the headline figure: en-{least} has "
             f"{measured.english_sources[least]:,} distinct English sentences, and {MAX_SHARE:.0%} of them are fewer than "
-            f"the {CANDIDATES_COUNTED} that evaluation wants; give about {int(CANDIDATES_COUNTED / MAX_SHARE):,}"
+            f"the {COUNTED_CANDIDATES} that evaluation wants; give about {int(COUNTED_CANDIDATES / MAX_SHARE):,}"
         )
     return sentences + machine.too_small_for(model)

@@ -84,9 +84,9 @@ def _model(choices: Choices) -> str:
   hidden: {model.hidden}
   heads: {model.heads}
   ffn: {model.ffn}
-  vocab_size: {model.vocab_size}          # about one piece for {TOKENS_A_PIECE} tokens of text, only repeated words counted
-  max_positions: {model.max_positions}
   vocab_size: {model.vocab_size}          # a piece for {TOKENS_A_PIECE} tokens of text, or half of the repeated words
+  max_positions: {model.max_positions}
+  embedding_std: {model.embedding_std}        # the token embeddings are the output matrix too; it learns earlier
 """
 
 

@@ -199,6 +199,8 @@ def _make_heldout(recipe: Recipe, directory: Path, log: Log) -> bool:
         counts = heldout.write(folder, text, bitext, recipe.data.heldout_strings)
         manifest.write(folder, counts)
     log(f"{counts['strings']} source strings held out of {counts['asked']} asked for")
+    for sentence in heldout.shortfalls(counts["by_language"], counts["asked"]) if counts["asked"] else ():
+        log(sentence)
     return True
 
 

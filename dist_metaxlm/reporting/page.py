@@ -25,7 +25,7 @@ from dist_metaxlm.reporting.summary import PhaseSummary, RunFiles, Summary, buil
 from dist_metaxlm.storage.atomic import write_text
 from dist_metaxlm.text import pluralize
 
-SECTIONS = ("losses", "sampling", "retrieval", "perplexity", "fill-mask", "throughput", "setting")
+SECTIONS = ("retrieval", "losses", "perplexity", "fill-mask", "sampling", "throughput", "setting")
 """Ids of the sections of a complete run, in the order of the page."""
 
 
@@ -46,11 +46,11 @@ def render(run: RunFiles, summary: Summary) -> str:
     parts = [
         _header(run, summary),
         _cards(summary),
-        _losses(run),
-        _sampling(run),
         _retrieval(run, summary),
+        _losses(run),
         _perplexity(run),
         _fill_mask(run, summary),
+        _sampling(run),
         _throughput(run, summary),
         _setting(run),
     ]
@@ -77,8 +77,20 @@ def _header(run: RunFiles, summary: Summary) -> str:
         facts.insert(1, f"{short(summary['parameters'])} parameters")
     return (
         f"<header><h1>{escape(run.recipe.get('name', run.folder.name))}</h1>"
-        f'<p class="facts">{escape(" · ".join(facts))}</p>{_lead(summary)}{_standing(summary)}</header>'
+        f'<p class="facts">{escape(" · ".join(facts))}</p>{_place(run)}{_lead(summary)}{_standing(summary)}</header>'
     )
+
+
+def _place(run: RunFiles) -> str:
+    """When, where and from which commit the run was made; empty if it has no record of that."""
+    about = run.environment
+    date = str(about.get("date", ""))[:16].replace("T", " ")
+    cores = f", {pluralize(about['cpu_cores'], 'core')}" if about.get("cpu_cores") and not about.get("devices") else ""
+    device = f"{about['device']}{cores}" if about.get("device") else ""
+    commit = f"commit {about['commit']}" if about.get("commit") else ""
+    facts = [f"{date} UTC" if date else "", str(about.get("host") or ""), device, commit]
+    shown = " · ".join(fact for fact in facts if fact)
+    return f'<p class="facts">{escape(shown)}</p>' if shown else ""
 
 
 def _lead(summary: Summary) -> str:

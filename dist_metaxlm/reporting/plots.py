@@ -51,6 +51,8 @@ _STYLE = {
     "lines.solid_capstyle": "round",
 }
 _SIZE = (4.5, 2.7)
+LABEL_GAP = 1.06
+"""Place of the labels of lines, in widths of the axes; between them and the lines' ends is room for leaders."""
 HIGHLIGHTED = 5
 """Number of labelled lines in a chart of many languages."""
 
@@ -154,7 +156,7 @@ def probe_chart(phase: str, records: Sequence[Record]) -> str:
     several = len(lines) > 1
 
     def paint(axes: Axes) -> None:
-        _language_lines(axes, {name: line for name, line in lines.items() if line[1]}, COLOURS["other"])
+        _language_lines(axes, {name: line for name, line in lines.items() if line[1]}, COLOURS["other"], from_zero=True)
         if several:
             _line(
                 axes,
@@ -165,7 +167,6 @@ def probe_chart(phase: str, records: Sequence[Record]) -> str:
                 label="mean",
             )
             _legend_above(axes)
-        axes.set_ylim(bottom=0)
         axes.set_ylabel("P@1")
 
     return draw(f"probe-{phase}", f"Retrieval while phase {phase} trained", paint)
@@ -178,22 +179,31 @@ def heldout_chart(phase: str, records: Sequence[Record]) -> str:
     level = series(rows, "heldout", "word_frequencies")[1]
 
     def paint(axes: Axes) -> None:
-        _language_lines(axes, {name: line for name, line in lines.items() if line[1]}, COLOURS["other"])
+        shown = {name: line for name, line in lines.items() if line[1]}
+        _language_lines(axes, shown, COLOURS["other"], from_zero=True, level=level[-1] if level else 0.0)
         colour = COLOURS.get(phase, COLOURS["other"])
         _line(
             axes, *series(rows, "heldout", "bits_per_byte"), color=colour, linewidth=2.4, zorder=4, label="mean of the phase"
         )
         if level:
             axes.axhline(level[-1], color=COLOURS["ink"], linewidth=1.2, linestyle=(0, (3, 2)), label="word frequencies")
-        axes.set_ylim(bottom=0)
         axes.set_ylabel("bits per byte")
         _legend_above(axes)
 
     return draw(f"heldout-{phase}", f"Held-out bits per byte while phase {phase} trained", paint)
 
 
-def _language_lines(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], colour: str) -> None:
-    """A line for every language: all in grey except English, the extremes and the middle, which are labelled."""
+def _language_lines(
+    axes: Axes,
+    lines: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    colour: str,
+    from_zero: bool = False,
+    level: float = 0.0,
+) -> None:
+    """A line for every language: all in grey except English, the extremes and the middle, which are labelled.
+
+    The vertical axis is final before the labels are placed: `from_zero` and a horizontal line at `level` are part of it.
+    """
     named = _worth_naming({name: values[-1] for name, (_, values) in lines.items()})
     for name, (steps, values) in lines.items():
         bold = name in named
@@ -208,6 +218,8 @@ def _language_lines(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequenc
         )
     axes.margins(x=0.01)
     _step_axis(axes)
+    low, high = axes.get_ylim()
+    axes.set_ylim(0 if from_zero else low, max(high, 1.05 * level))
     _name_ends(axes, {name: lines[name] for name in named})
 
 
@@ -308,11 +320,10 @@ def _worth_naming(final: Mapping[str, float]) -> list[str]:
 
 
 def _name_ends(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
-    """Label each line at its end, with labels moved apart so that none overlap."""
+    """Label each line at its end; labels are moved apart so that none overlap, and a thin line leads to each line's end."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.085
     ends = sorted(((values[-1], steps[-1], name) for name, (steps, values) in lines.items()), reverse=True)
-    right = max((step for _, step, _ in ends), default=0)
     heights: list[float] = []
     for value, *_ in ends:  # downwards, each below the previous one
         heights.append(min(value, heights[-1] - gap if heights else high))
@@ -320,7 +331,15 @@ def _name_ends(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[flo
     for place in reversed(range(len(heights))):  # upwards again, for those moved below the bottom
         heights[place] = max(heights[place], floor)
         floor = heights[place] + gap
-    for at, (_, _, name) in zip(heights, ends, strict=True):
+    leader = {"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
+    for at, (value, step, name) in zip(heights, ends, strict=True):
         axes.annotate(
-            name, (right, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False
+            name,
+            (step, value),
+            xytext=(LABEL_GAP, at),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=9.5,
+            annotation_clip=False,
+            arrowprops=leader,
         )

@@ -26,6 +26,9 @@ header h1 { font-size: 30px; line-height: 1.2; font-weight: 650; letter-spacing:
   overflow-wrap: anywhere; }
 header .facts { color: var(--muted); margin: 0; }
 header .lead { font-size: 18px; max-width: 46em; margin: 18px 0 0; }
+header .lead + .note { margin-top: 22px; }
+header .note { margin: 8px 0 0; }
+header .note:last-child { margin-bottom: 18px; }
 h2 { font-size: 20px; font-weight: 620; letter-spacing: -.01em; margin: 52px 0 4px; }
 h3 { font-size: 15px; font-weight: 600; margin: 0 0 8px; }
 .note { color: var(--muted); max-width: 52em; margin: 0 0 18px; font-size: 15px; }
@@ -76,6 +79,7 @@ td.text, th.text { text-align: left; overflow-wrap: anywhere; }
 .panel.wide { grid-column: 1 / -1; }
 .below { margin-top: 16px; }
 @media (max-width: 560px) { main { padding: 24px 14px 48px; } header h1 { font-size: 25px; }
-  .panel { padding: 12px; } .cards { grid-template-columns: 1fr 1fr; } .card .value { font-size: 22px; } }
+  .panel { padding: 12px; } table { font-size: 12.5px; } th, td { padding: 3px 4px; }
+  .cards { grid-template-columns: 1fr 1fr; } .card .value { font-size: 22px; } }
 @media print { body { background: #fff; } .panel, .card { break-inside: avoid; } }
 """

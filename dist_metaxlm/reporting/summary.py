@@ -71,6 +71,19 @@ class PhaseSummary(PhaseLosses, ProbeSummary, HeldoutSummary, GuardSummary):
     """A phase in a run's summary."""
 
 
+class LanguageFigures(TypedDict, total=False):
+    """Figures of a language under a checkpoint, as far as they were measured."""
+
+    p_at_1: float
+    """Retrieval at the checkpoint's best layer, mean of both directions."""
+    candidates: int
+    counted: bool
+    """Whether the language is part of the mean."""
+    perplexity: float | None
+    fill_mask_top1: float
+    """Share of hidden words that are the first guess."""
+
+
 class Summary(TypedDict):
     """summary.json of a run; `phases` and `evaluation` contain only what exists so far."""
 
@@ -86,6 +99,10 @@ class Summary(TypedDict):
     retrieval_ratio_untrained: float | None
     fill_mask: NotRequired[list[FilledMask]]
     environment: NotRequired[dict[str, Any]]
+    seconds: float
+    """Training of all phases and evaluation of all checkpoints, together."""
+    languages: dict[str, dict[str, LanguageFigures]]
+    """Language -> checkpoint -> its figures."""
 
 
 @dataclass(frozen=True)
@@ -181,11 +198,37 @@ def build_summary(run_dir: Path | str) -> Summary:
         },
         "retrieval_ratio": _ratio(evaluation, "meta"),
         "retrieval_ratio_untrained": _ratio(evaluation, "untrained"),
+        "seconds": _total_seconds(run),
+        "languages": _by_language(run.evaluations),
     }
     if run.fill_mask:
         summary["fill_mask"] = run.fill_mask
     summary["environment"] = run.environment
     return summary
+
+
+def _total_seconds(run: RunFiles) -> float:
+    training = sum(records[-1].get("seconds") or 0.0 for records in run.metrics.values())
+    return training + sum(result.get("seconds") or 0.0 for result in run.evaluations.values())
+
+
+def _by_language(evaluations: dict[str, Evaluation]) -> dict[str, dict[str, LanguageFigures]]:
+    """Figures of every language under every checkpoint."""
+    languages: dict[str, dict[str, LanguageFigures]] = {}
+    for name, result in evaluations.items():
+        for code, scores in result.get("retrieval", {}).items():
+            both = [(a + b) / 2 for a, b in zip(scores["to_english"], scores["from_english"], strict=True)]
+            best = result.get("best_layer")
+            of = languages.setdefault(code, {}).setdefault(name, {})
+            of["p_at_1"] = max(both) if best is None else both[best]
+            of["candidates"], of["counted"] = scores["candidates"], scores["counted"]
+        for code, perplexity in result.get("perplexity", {}).items():
+            languages.setdefault(code, {}).setdefault(name, {})["perplexity"] = perplexity
+        words = result["fill_mask"]["languages"] if result.get("fill_mask") else {}
+        for code, accuracy in words.items():
+            if accuracy is not None:
+                languages.setdefault(code, {}).setdefault(name, {})["fill_mask_top1"] = accuracy["top1"]
+    return languages
 
 
 def _phase(records: list[Record]) -> PhaseSummary:

@@ -23,6 +23,7 @@ from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.tracking.registry import check_trackers
 from dist_metaxlm.training.checkpointing.disk_space import check_room
+from dist_metaxlm.training.dry_run import dry_run
 from dist_metaxlm.training.loop.heldout import OpenHeldout
 from dist_metaxlm.training.loop.probing import OpenProbe
 from dist_metaxlm.training.run.announcement import show_placement
@@ -56,7 +57,7 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
     _check(recipe, options, topology)
     complete_environment(topology, torch.cuda.is_available(), recipe.parallel.tensor)
     if options.dry_run:
-        show_placement(recipe, topology, always=True)
+        dry_run(recipe, options, topology, open_probe, open_heldout)
         return
     folder = PhaseFolder(options.run_dir or Path("runs") / recipe.name, options.phase)
     if is_finished(recipe, options, folder):

@@ -13,11 +13,12 @@ import dist_metaxlm
 from dist_metaxlm.cli import init
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.heldout import MIN_CANDIDATES
-from dist_metaxlm.own_recipe.choices import CANDIDATES_COUNTED, Wishes, choose
+from dist_metaxlm.own_recipe.choices import Wishes, choose
 from dist_metaxlm.own_recipe.machine import Machine
 from dist_metaxlm.own_recipe.measure import Measured, Size
 from dist_metaxlm.own_recipe.sizes import SIZES, parse_parameters, shape_of, total
 from dist_metaxlm.own_recipe.sources import ask_sources
+from dist_metaxlm.preparation.corpus.heldout import COUNTED_CANDIDATES, shortfalls
 
 GPU = Machine(cores=8, memory=64 * 10**9, gpu="NVIDIA H100", gpu_memory=80 * 10**9)
 CPU = Machine(cores=2, memory=8 * 10**9)
@@ -64,7 +65,9 @@ def test_own_files_to_a_trained_model(
     short = dist_metaxlm.load_recipe(
         "mine.yaml", [f"phases.{name}.steps=2" for name in ("meta", "cross")] + ["training.log_interval=2"]
     )
-    assert dist_metaxlm.prepare(short, log=lambda line: None)["languages"] == 3
+    log: list[str] = []
+    assert dist_metaxlm.prepare(short, log=log.append)["languages"] == 3
+    assert any("evaluation will have no headline figure" in line for line in log)
     run = dist_metaxlm.pretrain("meta", short, run_dir=folder / "run")
     dist_metaxlm.pretrain("cross", short, run_dir=run)
     last = json.loads((run / "cross" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -154,4 +157,14 @@ def test_parameters_are_met(asked: str, vocabulary: int) -> None:
 
 
 def test_candidates_are_those_of_evaluation() -> None:
-    assert CANDIDATES_COUNTED == MIN_CANDIDATES
+    assert COUNTED_CANDIDATES == MIN_CANDIDATES
+
+
+def test_prepare_names_the_languages_that_will_not_count() -> None:
+    assert list(shortfalls({"en": 600, "sw": 590}, 600)) == []
+    (some,) = shortfalls({"en": 600, "sw": 590, "no": 105}, 600)
+    assert "1 language with fewer than 400 held-out translations (no 105): they do not count" in some
+    (every,) = shortfalls({"en": 100, "sw": 100}, 100)
+    assert "no headline figure; raise data.heldout_strings to 476" in every
+    (none,) = shortfalls({}, 600)
+    assert "no translations with English are held out" in none

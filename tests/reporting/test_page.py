@@ -160,3 +160,25 @@ def test_a_guess_that_is_a_space_is_seen(run_dir):
     path = run_dir / "export" / "fill_mask.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"file"', '" "'), encoding="utf-8")
     assert "<span>(space)</span>" in write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_date_commit_and_host_come_before_the_figures(run_dir):
+    from dist_metaxlm.reporting.metrics import read_json, write_json
+
+    path = run_dir / "environment.json"
+    about = {**read_json(path), "date": "2026-11-30T10:20:30+00:00", "host": "box7", "commit": "abc1234"}
+    write_json(path, about)
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert "2026-11-30 10:20 UTC · box7" in page
+    assert page.index("commit abc1234") < page.index('class="cards"') < page.index('id="retrieval"')
+    assert page.index('id="retrieval"') < page.index('id="sampling"')
+
+
+def test_the_hidden_word_is_marked_among_the_guesses():
+    from dist_metaxlm.reporting.fill_mask import example_panels
+
+    guesses = [{"token": " city", "score": 0.5}, {"token": " town", "score": 0.2}]
+    panels = example_panels([{"language": "en", "text": "The <mask>.", "expected": "town", "predictions": guesses}])
+    assert "hidden: <b>town</b>" in panels
+    assert "<b>town</b> ✓" in panels
+    assert "<b>city</b>" not in panels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dist_metaxlm.reporting.plots import HIGHLIGHTED, _running_mean, _worth_naming, layer_chart, loss_chart
+from dist_metaxlm.reporting.plots import HIGHLIGHTED, _running_mean, _worth_naming, heldout_chart, layer_chart, loss_chart
 
 
 def test_extremes_and_english_are_named():
@@ -50,3 +50,22 @@ def test_figures_of_curves_that_meet_stand_above_one_another():
 
     found = heights({"meta": [0.11, 0.1, 0.1], "cross": [0.12, 0.1, 0.1], "joint": [0.5, 0.5, 0.9]})
     assert found["0.11"] - found["0.12"] >= 9  # points of a figure 9.5 high
+
+
+def test_close_lines_have_separate_labels_with_leaders():
+    languages = {"en": 1.000, "de": 1.001, "fr": 1.002, "ru": 1.003, "el": 1.004}
+    records = [
+        {"step": step, "heldout": {"bits_per_byte": 1.0, "languages": languages, "word_frequencies": 2.0}}
+        for step in (10, 20)
+    ]
+    svg = heldout_chart("meta", records)
+    heights = {name: float(height) for height, name in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>([a-z]{2})</text>', svg)}
+    assert sorted(heights, key=heights.__getitem__) == ["el", "ru", "fr", "de", "en"]  # from the top, by value
+    ordered = sorted(heights.values())
+    assert all(lower - upper >= 9 for upper, lower in zip(ordered, ordered[1:], strict=False))
+    leaders = re.findall(r'd="M ([\d.]+) ([\d.]+)\s*Q [\d.]+ [\d.]+ ([\d.]+) ([\d.]+)', svg)
+    assert len(leaders) == len(languages)
+    at_labels = sorted(float(start) for _, start, _, _ in leaders)
+    assert all(abs(start - height) < 5 for start, height in zip(at_labels, ordered, strict=True))
+    assert len({line_end for _, _, line_end, _ in leaders}) == 1  # all begin where the lines end
+    assert max(float(end) for *_, end in leaders) - min(float(end) for *_, end in leaders) < 2

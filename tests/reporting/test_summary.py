@@ -74,3 +74,14 @@ def test_a_run_that_has_only_begun(run_dir):
 def test_no_run_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match="no run at"):
         build_summary(tmp_path / "nowhere")
+
+
+def test_languages_and_the_total_time_are_summed_up(run_dir):
+    summary = build_summary(run_dir)
+    trained = sum(phase["seconds"] for phase in summary["phases"].values())
+    assert summary["seconds"] == pytest.approx(trained + 3 * 1.0)  # three evaluations of a second
+    german, basque = summary["languages"]["de"], summary["languages"]["eu"]
+    assert german["cross"]["p_at_1"] == pytest.approx(summary["evaluation"]["cross"]["mean_p_at_1"])
+    assert (german["cross"]["candidates"], german["cross"]["counted"]) == (450, True)
+    assert (basque["meta"]["counted"], basque["meta"]["perplexity"]) == (False, None)
+    assert set(german) == {"untrained", "meta", "cross"}

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_metaxlm.preparation.readers import dispatch as readers
+from dist_metaxlm.text import pluralize
 
 PIVOT = "en"
 MIN_WORDS, MAX_WORDS = 3, 30
@@ -28,6 +29,8 @@ COVERAGE = 0.84
 """Share of the held-out strings that each language should have."""
 MAX_SHARE = 0.15
 """Largest share of the source strings that is held out."""
+COUNTED_CANDIDATES = 400
+"""Held-out translations from which evaluation counts a language in its mean (evaluation/heldout.py)."""
 TEXT_BYTES, TEXT_SHARE, TEXT_MINIMUM = 150_000, 0.05, 1_000_000
 """Prose held out per language: approximate bytes, largest share; none if it has less than the minimum."""
 
@@ -191,6 +194,32 @@ def write(folder: Path, text: Mapping[str, list[Path]], bitext: Mapping[str, lis
     (folder / "excluded.json").write_text(json.dumps(listed, ensure_ascii=False), encoding="utf-8")
     strings = {language: sum(language in texts for _, texts in chosen) for language in sorted(excluded)}
     return {"strings": len(chosen), "asked": count, "by_language": strings, "text_bytes": prose}
+
+
+def shortfalls(chosen: Mapping[str, int], asked: int) -> Iterator[str]:
+    """A sentence if languages have too few held-out translations to count in evaluation's headline figure.
+
+    chosen: language -> its held-out strings, English included. asked: `data.heldout_strings`.
+    """
+    few = {code: count for code, count in chosen.items() if code != PIVOT and count < COUNTED_CANDIDATES}
+    if not chosen or set(chosen) == {PIVOT}:
+        yield (
+            "warning: no translations with English are held out, so evaluation will have no retrieval and no headline "
+            f"figure; give data.bitext with {PIVOT} to have them"
+        )
+    elif few:
+        listed = ", ".join(f"{code} {count}" for code, count in sorted(few.items()))
+        missing = (
+            "evaluation will have no headline figure"
+            if len(few) == len(chosen) - (PIVOT in chosen)
+            else "they do not count in the headline figure"
+        )
+        wanted = round(COUNTED_CANDIDATES / COVERAGE)
+        remedy = f"raise data.heldout_strings to {wanted}" if asked < wanted else "give more translations with English"
+        yield (
+            f"warning: {pluralize(len(few), 'language')} with fewer than {COUNTED_CANDIDATES} held-out translations "
+            f"({listed}): {missing}; {remedy}, and prepare into an empty folder"
+        )
 
 
 def read_excluded(folder: Path) -> dict[str, set[str]]:

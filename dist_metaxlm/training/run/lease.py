@@ -23,6 +23,18 @@ from dist_metaxlm.errors import UserError
 RENEW_SECONDS, STALE_SECONDS = 5.0, 30.0
 
 
+def check_free(run_dir: Path, phase: str) -> None:
+    """Refuse a phase that a living job holds, without taking it or writing anything.
+
+    Raises:
+        UserError: as `Lease`.
+    """
+    lease = object.__new__(Lease)
+    lease._folder, lease._phase = run_dir, phase
+    for _, path in lease._files():
+        lease._refuse_if_held(path)
+
+
 class Lease:
     """The lease of a phase; use it in a `with` block on the first rank, whose end gives it back."""
 

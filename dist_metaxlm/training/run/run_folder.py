@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,7 +105,7 @@ class PhaseFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.run_dir):
             write_text(folder / "recipe.yaml", dump_recipe(recipe))
-        write_json(self.run_dir / "environment.json", environment())
+        write_json(self.run_dir / "environment.json", {**environment(), "host": platform.node()})
         return changed
 
     def _check_changes(self, changed: Changes, step: int, recipe: Recipe, change: bool) -> None:
