@@ -95,7 +95,8 @@ def average(run_dir: str | Path, checkpoints: Sequence[str], name: str, overwrit
         source = split_mark(names[-1])[0]
         write_text(temporary / "recipe.yaml", dump_recipe(_recipe_with(recipe, source, name)))
         keep_original(run / source, temporary)
-        tokens, seconds = (max(part.facts.get(field, 0) for part in parts) for field in ("tokens", "seconds"))
+        tokens = max(part.facts.get("tokens", 0) for part in parts)
+        seconds = max(part.facts.get("seconds", 0.0) for part in parts)
         facts = {"steps": step, "tokens": tokens, "seconds": seconds, "loss": None, "losses": {}, "ranks": 1}
         write_json(temporary / "done.json", facts)
         shutil.rmtree(target, ignore_errors=True)
