@@ -1,9 +1,10 @@
-"""Write a trained phase as a Hugging Face folder, or read one.
+"""Write a trained phase as a Hugging Face folder, read one, or average checkpoints.
 
 examples:
   metaxlm convert export --run_dir runs/quickstart --phase cross --output exported --fill_mask en de fr
   metaxlm convert import --input path/to/xlm-roberta-base --output imported
   metaxlm convert extend --input imported --tokenizer data/mine/tokenizer.model --output extended
+  metaxlm convert average --run_dir runs/quickstart --phase meta --last 2 --name meta-average
   metaxlm convert export --run_dir runs/quickstart --phase meta --output exported-meta --dtype bfloat16 --json
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_metaxlm.command_line import Parser
-from dist_metaxlm.errors import run_command
+from dist_metaxlm.errors import UserError, run_command
 from dist_metaxlm.invocation import program
 
 
@@ -76,7 +77,24 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         action.add_argument("--max_shard_size", default="5GB", metavar="SIZE", help="largest weights file, such as 500MB")
         action.add_argument("--output", required=True, help="folder to write; must be empty or not exist")
         action.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
+    _add_average(actions.add_parser("average", help="the mean of checkpoints of a run, as another phase of it"))
     return parser.parse_args(words)
+
+
+def _add_average(averaging: argparse.ArgumentParser) -> None:
+    averaging.add_argument("--run_dir", required=True, help="folder of the run, such as runs/quickstart")
+    averaging.add_argument("--phase", metavar="PHASE", help="phase whose newest checkpoints are averaged, with --last")
+    averaging.add_argument("--last", type=int, metavar="K", help="how many of them")
+    averaging.add_argument(
+        "--checkpoints",
+        nargs="+",
+        default=[],
+        metavar="PHASE@STEP",
+        help="instead: the checkpoints to average, such as meta@400 meta@600",
+    )
+    averaging.add_argument("--name", required=True, metavar="NAME", help="name of the new phase of the run")
+    averaging.add_argument("--overwrite", action="store_true", help="replace an earlier average of this name")
+    averaging.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
 
 
 def export_phase(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -132,8 +150,29 @@ def import_folder(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def average_checkpoints(arguments: argparse.Namespace) -> None:
+    from dist_metaxlm.training.checkpointing.averaging import average, last_checkpoints
+
+    by_count = arguments.phase is not None and arguments.last is not None
+    if by_count == bool(arguments.checkpoints) or (arguments.phase is None) != (arguments.last is None):
+        raise UserError("give either --phase and --last, or --checkpoints")
+    run_dir = Path(arguments.run_dir)
+    names = last_checkpoints(run_dir, arguments.phase, arguments.last) if by_count else arguments.checkpoints
+    done = average(run_dir, names, arguments.name, arguments.overwrite)
+    if arguments.json:
+        print(json.dumps(done))
+        return
+    print(
+        f"wrote {done['folder']}: the mean of {', '.join(done['checkpoints'])}; evaluate or export it with "
+        f"--run_dir {done['run_dir']} --phase {done['phase']}"
+    )
+
+
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
+    if arguments.action == "average":
+        average_checkpoints(arguments)
+        return
     done = {"export": export_phase, "import": import_folder, "extend": extend_model}[arguments.action](arguments)
     if arguments.json:
         print(json.dumps(done))

@@ -182,8 +182,9 @@ def evaluate_tasks(arguments: argparse.Namespace, names: list[str]) -> dict[str,
 
 
 def evaluate(arguments: argparse.Namespace, tasks: list[str]) -> dict[str, object]:
-    from dist_metaxlm.evaluation.run import UNTRAINED, baselines_of, evaluate_run, former_result
+    from dist_metaxlm.evaluation.run import baselines_of, evaluate_run, former_result
     from dist_metaxlm.reporting.baselines import baseline_briefs
+    from dist_metaxlm.reporting.metrics import UNTRAINED
     from dist_metaxlm.reporting.table import print_baselines, print_evaluation, print_means
 
     results: dict[str, Evaluation] = {}

@@ -103,9 +103,9 @@ def source_problems(phases: Mapping[str, PhaseConfig], log_interval: int) -> lis
     for place, (name, phase) in enumerate(phases.items()):
         if phase.from_ is None:
             if place and name not in USUAL:
-                before = list(phases)[place - 1]
+                previous = list(phases)[place - 1]
                 problems.append(
-                    f"phases.{name}.from is missing; give what it continues from, such as from: {before}, or from: {NOTHING}"
+                    f"phases.{name}.from is missing; give what it continues from, such as from: {previous}, or from: {NOTHING}"
                 )
             continue
         try:

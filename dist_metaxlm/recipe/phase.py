@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from pydantic import (
@@ -134,8 +133,7 @@ class PhaseConfig(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _points(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        inner = partial(_READ_LENGTHS, cls, handler=handler)
-        return cast(Self, _READ_MASKS(cls, values, inner))
+        return cast(Self, _READ_MASKS(cls, values, lambda given: _READ_LENGTHS(cls, given, handler)))
 
     @model_serializer(mode="wrap")
     def _as_points(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -151,7 +149,7 @@ class PhaseConfig(Section):
         problems += self._schedule_problems()
         own = [] if problems else [stage.phase for stage in stages(self)]
         batches = [o.batch_problems(phase.sequence_length) for phase in own for o in phase.objectives]
-        problems += dict.fromkeys(problem for found in batches for problem in found)
+        problems += dict.fromkeys(problem for of in batches for problem in of)
         memories = [objective.name for objective in self.objectives if objective.keeps_memory]
         if len(memories) > 1:
             problems.append(

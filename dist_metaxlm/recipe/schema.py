@@ -36,8 +36,8 @@ from dist_metaxlm.recipe.objectives.windows import WindowObjective
 from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
 from dist_metaxlm.recipe.origins import PHASE_PATTERN, name_problems, source_problems
 from dist_metaxlm.recipe.phase import AlphaPoint, CarryOver, LearningRate, PhaseConfig
+from dist_metaxlm.recipe.phase_checks import phase_problems
 from dist_metaxlm.recipe.section import Section
-from dist_metaxlm.recipe.stages import order_problems, stages
 
 __all__ = [
     "AlphaPoint",
@@ -298,31 +298,7 @@ class Recipe(Section):
                 "data.heldout_strings is 0; hold some out, or set training.probe_interval: 0"
             )
         for name, phase in self.phases.items():
-            if phase.sequence_length > self.model.max_positions:
-                problems.append(
-                    f"phases.{name}.sequence_length {phase.sequence_length} is more than "
-                    f"model.max_positions {self.model.max_positions}"
-                )
-            for field in ("alpha", "pair_alpha"):
-                points = getattr(phase, field)
-                problems += [] if isinstance(points, float) else order_problems(f"phases.{name}.{field}", points)
-            longest_pair = self.data.max_pair_tokens
-            shortest = min(stage.phase.sequence_length for stage in stages(phase))
-            whole = [o.name for o in phase.objectives if o.shows_whole_pairs]
-            if longest_pair > shortest and whole:
-                problems.append(
-                    f"data.max_pair_tokens {longest_pair} is more than phases.{name}.sequence_length "
-                    f"{shortest}, and {whole[0]} shows whole pairs only; set it to {shortest}"
-                )
-            for field in ("rope_theta", "rope_theta_local", "local_window"):
-                if getattr(phase, field) is not None and self.model.family != "modern":
-                    problems.append(
-                        f"phases.{name}.{field} is for model.family modern and the model is {self.model.family}; leave "
-                        "it out"
-                    )
-            for objective in phase.objectives:
-                where = f"phases.{name} {objective.name}"
-                problems += objective.model_problems(where, phase.model(self.model), phase.sequence_length)
+            problems += phase_problems(f"phases.{name}", phase, self.model, self.data.max_pair_tokens)
         if not (info.context or {}).get(LAYOUT_LATER):
             problems += [problem.message for problem in contradictions(self, self.parallel.layout())]
         if problems:

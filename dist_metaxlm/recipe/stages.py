@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pydantic import Field, ModelWrapValidatorHandler, SerializerFunctionWrapHandler
+from pydantic import Field, ModelWrapValidatorHandler
 
 from dist_metaxlm.recipe.section import Section
 
@@ -88,10 +88,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def schedule_to_points(field: str, schedule: str) -> Callable[[Any, SerializerFunctionWrapHandler], dict[str, Any]]:
+def schedule_to_points(field: str, schedule: str) -> Callable[[Any, Callable[[Any], Any]], dict[str, Any]]:
     """A serializer that writes a schedule as `field`, as recipes have it; the inverse of `points_to_schedule`."""
 
-    def write(self: Any, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def write(self: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
         points = values.pop(schedule, None)
         return {**values, field: points} if points else values
@@ -119,7 +119,7 @@ def order_problems(name: str, points: Sequence[Point]) -> list[str]:
 
 def stages(phase: PhaseConfig) -> list[Stage]:
     """The stages of a phase in order; one, the phase itself, if it has no schedules. Those after its end are included."""
-    points = [point.tokens for point in (*phase.mask_schedule, *phase.length_schedule)]
+    points = [point.tokens for point in phase.mask_schedule] + [point.tokens for point in phase.length_schedule]
     points += [tokens for objective in phase.objectives for tokens in objective.changes]
     if not points:
         return [Stage(0, 0, phase)]

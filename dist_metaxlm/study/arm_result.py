@@ -101,7 +101,7 @@ def _english_share(arm: Arm, folder: Path) -> float | None:
     english = total = 0
     for phase in arm.phases:
         realised = read_metrics(folder / phase / "metrics.jsonl")[-1]["realised"]
-        for objective in arm.recipe.phases[phase].objectives:  # type: ignore[index]
+        for objective in arm.recipe.phases[phase].objectives:
             counts = realised.get(objective.name, {}) if objective.reads == "text" else {}
             english, total = english + counts.get("en", 0), total + sum(counts.values())
     return english / total if total else None

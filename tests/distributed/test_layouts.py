@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from layouts import Case, run_cases, single_process
+from layouts import Case, deviation, run_cases, single_process
 
 from dist_metaxlm.recipe.layout import Layout
 
@@ -170,3 +170,21 @@ def test_objectives_drawn_at_random_do_not_deadlock_and_no_gradient_is_used_twic
     for found in run_cases(run_ranks, tiny_recipe, tmp_path / "results.json", 2, cases, 200):
         assert len(found["losses"]) == 200
         assert found["losses"][:40] == pytest.approx(single["losses"], rel=1e-5), found["name"]
+
+
+SCHEDULES = [
+    "phases.joint.mask_rate=[{tokens: 0, mask_rate: 0.3}, {tokens: 400, mask_rate: 0.15}]",
+    "phases.joint.sequence_length=[{tokens: 0, sequence_length: 32}, {tokens: 400, sequence_length: 64}]",
+    "phases.joint.objectives=[{name: mlm, batch_tokens: [{tokens: 0, batch_tokens: 256}, "
+    "{tokens: 800, batch_tokens: 512}]}, {name: tlm, batch_tokens: 128, weight: 0.5, span_p: 0.2}]",
+]
+SCHEDULED_STEPS = 5
+
+
+def test_layouts_follow_the_schedules(tiny_recipe: Path, run_ranks: Callable[..., str], tmp_path: Path) -> None:
+    single = single_process(tiny_recipe, "xlmr", SCHEDULED_STEPS, SCHEDULES)
+    layouts = [Layout(zero_stage=2, micro_batch_tokens=64), Layout(tensor=2, sequence=True), Layout(pipeline=2)]
+    cases = [Case(layout, extra=SCHEDULES) for layout in layouts]
+    for row in run_cases(run_ranks, tiny_recipe, tmp_path / "schedules.json", 2, cases, SCHEDULED_STEPS):
+        assert deviation(row["losses"], single["losses"]) < 1e-5, row["name"]
+        assert deviation(row["norms"], single["norms"]) < 1e-4, row["name"]

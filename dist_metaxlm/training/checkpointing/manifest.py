@@ -63,6 +63,8 @@ class Facts(TypedDict, total=False):
     guards: dict[str, Any]
     """Of training/loop/guards.py."""
     heldout: HeldoutFact
+    average: list[str]
+    """Names of the checkpoints that it is the average of; absent for trained ones."""
     files: dict[str, FileEntry]
     sha256: str
     """`DIGEST`."""

@@ -15,9 +15,9 @@ from dist_metaxlm.recipe.schema import LearningRate, Recipe
 from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.engine.engine import resolve_precision
 from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.run.before import warn_of_stale_phases
 from dist_metaxlm.training.run.context import RunContext
 from dist_metaxlm.training.run.layout import layout_name
-from dist_metaxlm.training.run.staleness import warn_of_stale_phases
 from dist_metaxlm.training.run.starting_point import StartingPoint
 
 logger = logging.getLogger(__name__)

@@ -83,6 +83,11 @@ def carry_over(encoder: Encoder, recipe: Recipe, before: Before, policy: CarryOv
         UserError: if the phase before is missing or unfinished, or has another tokenizer or shape.
     """
     checkpoint = _checked(recipe, before, tokenizer_hash)
+    if policy.optimizer == "carry" and "average" in checkpoint.facts:
+        raise UserError(
+            f"{checkpoint.folder} is an average of checkpoints, which has no moments; set "
+            f"phases.{before.phase}.carry_over={{optimizer: reset}}"
+        )
     weights = dict(checkpoint.tensors("weights"))  # views of the mapped files: nothing is read yet
     unseen = ~checkpoint.tensors("progress")["seen"].bool()
     report: CarryOverReport = {

@@ -11,10 +11,10 @@ from dist_metaxlm.text import pluralize
 from dist_metaxlm.training.checkpointing.manifest import best_step, list_steps, write_json
 from dist_metaxlm.training.loop.guard_log import NAME as LOG_NAME
 from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.run.before import warn_of_stale_phases
 from dist_metaxlm.training.run.context import Options, RunContext
 from dist_metaxlm.training.run.initial_weights import keep_import
 from dist_metaxlm.training.run.run_folder import PhaseFolder
-from dist_metaxlm.training.run.staleness import warn_of_stale_phases
 from dist_metaxlm.training.run.starting_point import StartingPoint
 
 logger = logging.getLogger(__name__)

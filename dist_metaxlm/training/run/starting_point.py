@@ -174,6 +174,11 @@ class Resumed(StartingPoint):
 
     def check(self) -> None:
         """See `StartingPoint`."""
+        if "average" in self._checkpoint.facts:
+            raise UserError(
+                f"{self._checkpoint.folder} is an average of checkpoints and cannot be trained further; start another phase "
+                f"from it with --from {self._context.folder.phase}"
+            )
         trained, prepared = self._checkpoint.facts["tokenizer"], self._context.tokenizer.hash
         if trained != prepared:
             raise UserError(

@@ -8,7 +8,7 @@ import pytest
 from dist_metaxlm.storage.digest import file_digest
 from dist_metaxlm.storage.tensor_file import FinishedFile
 from dist_metaxlm.training.checkpointing.manifest import step_folder, weights_digest, write_manifest
-from dist_metaxlm.training.run.staleness import stale_phases
+from dist_metaxlm.training.run.before import stale_phases
 
 
 def save(root: Path, step: int, weights: bytes) -> Path:

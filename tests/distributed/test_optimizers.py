@@ -1,4 +1,4 @@
-"""Muon makes the same update in every layout as whole matrices in one process with plain torch."""
+"""Muon and StableAdamW make the same update in every layout as whole tensors in one process with plain torch."""
 
 from __future__ import annotations
 
@@ -66,3 +66,26 @@ def test_momentum_goes_bit_by_bit_from_layout_to_layout(
         (row,) = run_cases(run_ranks, tiny_recipe, output, 2, [case], 2)
         assert row["copied"], layout
     assert row["first"] == 2
+
+
+# below 1, so that every tensor's rate is divided from the first step on
+STABLE = ["optimizer.name=stable_adamw", "optimizer.update_clip=0.5"]
+STABLE_LAYOUTS = [
+    Layout(zero_stage=3),
+    Layout(tensor=2, zero_stage=2, sequence=True),
+    Layout(tensor=2, pipeline=2),
+    Layout(tensor=4, zero_stage=0),
+]
+
+
+def test_stable_adamws_mean_is_over_whole_tensors(tiny_recipe: Path, run_ranks: Callable[..., str], tmp_path: Path) -> None:
+    single = single_process(tiny_recipe, "xlmr", STEPS, STABLE)
+    cases = [Case(layout, extra=STABLE) for layout in STABLE_LAYOUTS]
+    cases[0].extra = [*STABLE, "parallel.offload_optimizer=true"]
+    rows = run_cases(run_ranks, tiny_recipe, tmp_path / "stable.json", 4, cases, STEPS)
+    assert single["losses"] != single_process(tiny_recipe, "xlmr", STEPS, [])["losses"]
+    for row in rows:
+        assert deviation(row["losses"], single["losses"]) < 1e-5, row["name"]
+        assert deviation(row["norms"], single["norms"]) < 1e-4, row["name"]
+        weights = row["weights"]
+        assert deviation(list(weights.values()), [single["weights"][name] for name in weights]) < 1e-5, row["name"]
