@@ -1,6 +1,6 @@
 """Show in which layouts a recipe can run on a cluster, the memory and the time of each, fastest first.
 
-`plan check ROWS.tsv` compares the predictions with published runs.
+`plan check ROWS.tsv` compares the predictions with published runs; `plan recipes` plans all shipped recipes.
 
 examples:
   metaxlm plan --recipe xlmr-large --cluster 16x8xH100
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from dist_metaxlm.cli import plan_check
+from dist_metaxlm.cli import plan_check, plan_recipes
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
 from dist_metaxlm.invocation import program
@@ -53,8 +53,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
-    if words[:1] == ["check"]:
-        plan_check.main(words[1:])
+    commands = {"check": plan_check.main, "recipes": plan_recipes.main}
+    if words and words[0] in commands:
+        commands[words[0]](words[1:])
         return
     arguments = parse(words)
     _check(arguments)

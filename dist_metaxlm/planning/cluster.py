@@ -83,7 +83,7 @@ def with_figures(cluster: Cluster, figures: Sequence[str]) -> Cluster:
             links[key] = link_named(value)
             device = replace(device, **{key: links[key].name})  # type: ignore[arg-type]
         elif where in links and field in _numbers(Link):
-            links[where] = replace(links[where], **{field: _number(figure, field, value)})
+            links[where] = replace(links[where], **{field: _number(figure, field, value)})  # type: ignore[arg-type]
         elif not where and field in _numbers(Device):
             number = _number(figure, field, value)
             whole = round(number) if field in ("memory", "processors") else number

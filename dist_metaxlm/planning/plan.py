@@ -127,13 +127,23 @@ def least_devices(recipe: Recipe, cluster: Cluster, fixed: Collection[str] = (),
     for nodes, devices in sizes:
         if nodes * devices > most:
             return None
-        try:
-            plans = plan(recipe, replace(cluster, nodes=nodes, devices_per_node=devices), fixed)
-        except UserError:
-            continue
-        if plans[0].fits:
+        if _fits(recipe, replace(cluster, nodes=nodes, devices_per_node=devices), fixed):
             return nodes * devices
     return None
+
+
+def _fits(recipe: Recipe, cluster: Cluster, fixed: Collection[str]) -> bool:
+    """Whether any legal layout fits with micro-batches of one window, with or without the remedies."""
+    tokens = max(phase.sequence_length for phase in recipe.phases.values())
+    budget, precision = int(MEMORY_SHARE * cluster.device.memory), _precision(recipe)
+    remedies = [remedy for remedy in REMEDIES if not any(name in fixed for name in remedy)]
+    for remedy in (dict[str, Any](), *remedies):
+        for layout in _layouts(recipe, cluster, fixed, remedy):
+            stages = _stages(recipe, layout.pipeline)
+            size = layout.micro_batch_tokens or tokens
+            if all(_memory(recipe, name, layout, precision, size, stages[name]).total <= budget for name in stages):
+                return True
+    return False
 
 
 def does_not_fit(recipe: Recipe, cluster: Cluster, closest: Plan, fixed: Collection[str] = ()) -> str:
@@ -153,7 +163,8 @@ def plan_layout(recipe: Recipe, cluster: Cluster, layout: Layout, stages: Stages
     length = max(phase.sequence_length for phase in recipe.phases.values())
     share = max(_share(phase, layout.data) for phase in recipe.phases.values())
     sizes = [layout.micro_batch_tokens] if layout.micro_batch_tokens else _micro_batches(share, length)
-    budget, best = int(MEMORY_SHARE * cluster.device.memory), None
+    budget = int(MEMORY_SHARE * cluster.device.memory)
+    best: tuple[float, int, MemoryEstimate, dict[str, StepTime]] | None = None
     for tokens in sizes:
         memory = max(
             (_memory(recipe, name, layout, precision, tokens, stages[name]) for name in stages),
@@ -164,8 +175,10 @@ def plan_layout(recipe: Recipe, cluster: Cluster, layout: Layout, stages: Stages
         if best is not None and memory.total > budget:
             break
         sized = replace(layout, micro_batch_tokens=tokens)
-        times = {name: recipe_step_time(recipe, name, sized, cluster, stages[name]) for name in recipe.phases}
-        seconds = sum(recipe.phases[name].total_steps * time.seconds for name, time in times.items())
+        times: dict[str, StepTime] = {
+            name: recipe_step_time(recipe, name, sized, cluster, stages[name]) for name in recipe.phases
+        }
+        seconds = float(sum(phase.total_steps * times[name].seconds for name, phase in recipe.phases.items()))
         if best is not None and seconds >= best[0]:
             break  # the time has one minimum over the sizes
         best = seconds, tokens, memory, times

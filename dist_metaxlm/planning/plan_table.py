@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
+from dist_metaxlm.errors import UserError
 from dist_metaxlm.planning.cluster import Cluster
 from dist_metaxlm.planning.flops import phase_flops
 from dist_metaxlm.planning.parameters import count_parameters
-from dist_metaxlm.planning.plan import MEMORY_SHARE, Plan, plan_overrides
+from dist_metaxlm.planning.plan import MEMORY_SHARE, Plan, plan, plan_overrides
 from dist_metaxlm.planning.speed.reasons import Advice, reason_against, tokens_of
 from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.text import pluralize
@@ -87,7 +88,7 @@ def cost(recipe: Recipe, cluster: Cluster, candidate: Plan, price_per_hour: floa
     MFU is relative to the dense bf16 peak, of the operations of forward and backward with the head on targets only.
     """
     hours = candidate.seconds * cluster.world_size / 3600
-    flops = sum(recipe.phases[name].total_steps * time.flops for name, time in candidate.times.items())
+    flops = sum(phase.total_steps * candidate.times[name].flops for name, phase in recipe.phases.items())
     return {
         "tokens_per_second": tokens_of(recipe) / candidate.seconds,
         "mfu": flops / (candidate.seconds * cluster.world_size * cluster.device.bf16_flops),
@@ -225,3 +226,32 @@ def _advised(
     if predicted["price"] is not None:
         line += f", {predicted['price']:,.0f} at {price_per_hour:g} a device hour"
     return [line, *(f"gains {one.gain:.1%}: {one.change}" for one in advice)]
+
+
+def recipes_markdown(recipes: Sequence[Recipe], clusters: Sequence[Cluster]) -> str:
+    """The fastest layout of each recipe on each cluster, as a Markdown table."""
+    lines = ["| recipe | devices | layout | tokens/s | MFU | days | device hours | GB a device |"]
+    lines.append("|---|---:|---|---:|---:|---:|---:|---:|")
+    for recipe in recipes:
+        for cluster in clusters:
+            where = f"{cluster.world_size:,} {cluster.device.name}"
+            lines.append(f"| {recipe.name} | {where} | {_best_cells(recipe, cluster)} |")
+    return "\n".join(lines)
+
+
+def _best_cells(recipe: Recipe, cluster: Cluster) -> str:
+    """The cells of the fastest layout, or why the recipe has none."""
+    try:
+        best = plan(recipe, cluster)[0]
+    except UserError:
+        return "its batches do not divide | | | | | "
+    if not best.fits:
+        return "does not fit | | | | | "
+    predicted, layout = cost(recipe, cluster, best), best.layout
+    extra = "" if layout.recompute == "none" else f", recompute {layout.recompute}"
+    extra += ", offload" if layout.offload_optimizer else ""
+    name = f"{layout.name()}, {best.micro_batch_tokens:,} tokens{extra}"
+    return (
+        f"{name} | {_rate(predicted['tokens_per_second'])} | {predicted['mfu']:.0%} | {predicted['days']:.3g} | "
+        f"{predicted['device_hours']:,.0f} | {best.memory.total / 1e9:.1f}"
+    )

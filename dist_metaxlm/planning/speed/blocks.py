@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from dist_metaxlm.planning.stages import Stage
 KERNELS = {True: (14, 24), False: (28, 50)}
 """Kernels of a block forward and backward, by whether they are fused."""
 HEAD_KERNELS = (20, 30)
-Items = Counter[str]
+Items = defaultdict[str, float]
 Ways = dict[int | None, tuple[Items, Items]]
 
 
@@ -37,7 +37,9 @@ class Part:
     @cached_property
     def items(self) -> Items:
         """Both ways."""
-        return self.forward + self.backward
+        both = Items(float, self.forward)
+        _add(both, self.backward, 1.0)
+        return both
 
     @cached_property
     def seconds(self) -> float:
@@ -47,8 +49,7 @@ class Part:
 
 def stage_part(shape: Shape, work: Work, method: Method, cluster: Cluster, stage: Stage, tokens: float, known: Ways) -> Part:
     """A micro-batch of `tokens` tokens on a rank of `stage`; `known`: blocks of the same micro-batch, by window."""
-    forward: Items = Counter()
-    backward: Items = Counter()
+    forward, backward = Items(float), Items(float)
     last = shape.layers if work.layers is None else work.layers
     run = [block for block in stage.blocks if block < last]
     for window, blocks in _by_window(shape, run):
@@ -75,7 +76,7 @@ def stage_part(shape: Shape, work: Work, method: Method, cluster: Cluster, stage
         if method.software.kernels == "eager":
             launches = (len(run) * count + extra) * cluster.device.launch
             items["launch"] += max(0.0, launches - sum(items.values()))
-    return Part(forward=forward, backward=backward if work.backward else Counter())
+    return Part(forward=forward, backward=backward if work.backward else Items(float))
 
 
 def block_ways(
@@ -83,7 +84,7 @@ def block_ways(
 ) -> tuple[Items, Items]:
     """Seconds of a block by item, forward and backward."""
     device, software, ranks = cluster.device, method.software, method.tensor
-    forward, backward = Counter[str](), Counter[str]()
+    forward, backward = Items(float), Items(float)
     width = shape.heads * shape.head_dim / ranks
     keys = shape.kv_heads * shape.head_dim / min(ranks, shape.kv_heads)
     inner = shape.ffn / ranks
@@ -140,7 +141,8 @@ def _head(shape: Shape, work: Work, method: Method, cluster: Cluster, tokens: fl
     """Items of the head, and the share of them to count."""
     device, targets, columns = cluster.device, tokens * work.targets, shape.vocab / method.tensor
     precision = "bf16" if method.precision == "fp8" else method.precision
-    items = Counter({"head": sum(product_both_ways(device, precision, targets, columns, shape.hidden))})
+    items = Items(float)
+    items["head"] = sum(product_both_ways(device, precision, targets, columns, shape.hidden))
     items["head"] += loss_seconds(device, method.software, targets * columns)
     if shape.dense_head:
         items["head"] += 3 * product_seconds(device, precision, targets, shape.hidden, shape.hidden)

@@ -189,3 +189,20 @@ def report_tables(report: Report) -> list[RenderableType]:
     lines = [f"row {name} is not predicted: {reason}" for name, reason in report.skipped.items()]
     fitted = pluralize(sum(row.fitted for row in report.rows), "row")
     return [rows, f"* one of {fitted} that the constants were fitted on (planning/speed/check.py)", groups, *lines]
+
+
+def report_markdown(report: Report) -> str:
+    """All rows with their sources, and the groups, as two Markdown tables."""
+    lines = ["| group | rows | mean error | worst | worst row |", "|---|---:|---:|---:|---|"]
+    lines += [
+        f"| {group.name} | {group.rows} | {group.mean:.1%} | {group.worst:.1%} | {group.worst_id} |"
+        for group in report.groups
+    ]
+    lines += ["", "| id | model | system | device | devices | published | predicted | error | largest items | source |"]
+    lines += ["|---|---|---|---|---:|---:|---:|---:|---|---|"]
+    for row in report.rows:
+        items = ", ".join(f"{name} {share:.0%}" for name, share in list(row.limits.items())[:3])
+        cells = [f"{row.id}{' (fitted)' if row.fitted else ''}", row.model, row.system, row.device, f"{row.devices:,}"]
+        cells += [f"{row.published:,.0f}", f"{row.predicted:,.0f}", f"{row.error:+.1%}", items, row.source]
+        lines.append("| " + " | ".join(cell.replace("|", "/").replace("*", "\\*") for cell in cells) + " |")
+    return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,16 +44,16 @@ def reason_against(best: Plan, other: Plan) -> str:
         return ""
     if not other.fits:
         return "memory"
-    excess: Counter[str] = Counter()
+    excess: dict[str, float] = {}
     for cause, names in _CAUSES.items():
-        excess[cause] = sum(
-            other.times[phase].items.get(name, 0.0) / other.times[phase].tokens
-            - best.times[phase].items.get(name, 0.0) / best.times[phase].tokens
-            for phase in best.times
-            for name in names
-        )
-    cause, seconds = excess.most_common(1)[0]
+        excess[cause] = sum(_seconds(other, name) - _seconds(best, name) for name in names)
+    cause, seconds = max(excess.items(), key=lambda item: item[1])
     return cause if seconds > 0 and other.seconds > best.seconds else "equal"
+
+
+def _seconds(candidate: Plan, item: str) -> float:
+    """Seconds of an item in one step of each phase."""
+    return sum(time.items.get(item, 0.0) for time in candidate.times.values())
 
 
 def illegal_layouts(recipe: Recipe, cluster: Cluster) -> dict[str, str]:
@@ -106,8 +105,8 @@ def advise(recipe: Recipe, cluster: Cluster, plans: Sequence[Plan], fixed: Colle
         if changed.fits:
             words = " ".join(assignment(name, getattr(changed.layout, name)) for name in change)
             advice.append(_gain(words, base, changed.seconds))
-    sizes = {"micro_batch_tokens": None}
-    if plans[0].fits and replace(plans[0].layout, **sizes) != replace(base.layout, **sizes):
+    other = replace(plans[0].layout, micro_batch_tokens=base.layout.micro_batch_tokens) != base.layout
+    if plans[0].fits and other:
         advice.append(_gain(" ".join(plans[0].layout.overrides()), base, plans[0].seconds))
     fewer = _fewer_nodes(recipe, cluster, plans)
     if fewer is not None:
@@ -134,7 +133,7 @@ def _changes(layout: Layout, cluster: Cluster) -> Iterator[tuple[tuple[str, ...]
             yield ("recompute",), replace(layout, recompute="selective", recompute_every=1)
     else:
         for recompute in ("selective", "blocks"):
-            larger = replace(layout, recompute=recompute, micro_batch_tokens=None)  # type: ignore[arg-type]
+            larger = replace(layout, recompute=recompute, micro_batch_tokens=None)
             yield ("recompute", "micro_batch_tokens"), larger
     if layout.tensor > 1 and not layout.sequence:
         yield ("sequence",), replace(layout, sequence=True)

@@ -120,12 +120,12 @@ def _row(path: str, number: int, names: list[str], cells: list[str]) -> Row:
         return UserError(f"{path} line {number}: {name} {texts.get(name, '')!r} is not {wanted}; correct the value")
 
     def whole(name: str, default: int | None = None) -> int:
-        match = re.match(r"\d{1,12}(?![\d.]*[.\d]*\d)", texts.get(name, "").replace(",", ""))
+        match = re.match(r"(\d{1,12})(\.0*)?(?![\w.])", texts.get(name, "").replace(",", ""))
         if not texts.get(name) and default is not None:
             return default
-        if match is None or int(match[0]) < 1:
+        if match is None or int(match[1]) < 1:
             raise fail(name, "a whole number above 0")
-        return int(match[0])
+        return int(match[1])
 
     _check_numbers(texts, fail)
     devices, tensor, pipeline, context = whole("n_devices"), whole("tp", 1), whole("pp", 1), whole("cp", 1)

@@ -8,7 +8,6 @@ the time that it does not cover is exposed, and the part beside it slows the pas
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +41,7 @@ def step_time(
     stages: parts of the model by pipeline stage; None: blocks divided evenly, the first stages have one more.
     """
     stages = stages or even_stages(shape.layers, method.pipeline)
-    chunks, items, fill, micro_batches = method.software.chunks, Counter[str](), 0.0, 0
+    chunks, items, fill, micro_batches = method.software.chunks, Items(float), 0.0, 0
     first: tuple[float, ...] = ()
     backward_seconds = 0.0
     for work in works:
@@ -157,7 +156,7 @@ def _exposed(communication: _Communication, backward: float, computed: float) ->
     gradients = CONTENTION * beside + max(0.0, (1 - CONTENTION) * beside - 0.9 * backward) + communication.alone
     gather = communication.gather
     gathers = CONTENTION * gather + max(0.0, (1 - CONTENTION) * gather + beside - 0.9 * computed) if gather else 0.0
-    return Counter({"gradients": gradients, "gather": gathers})
+    return Items(float, {"gradients": gradients, "gather": gathers})
 
 
 def _own_parameters(shape: Shape, method: Method, stage: Stage) -> float:
