@@ -85,7 +85,7 @@ def _reports(what: str, metric: str, epochs: int, work: Work) -> TrainerCallback
     """The callback that writes lines of the log: the score of every epoch, and steps with the time left."""
     import transformers
 
-    class Reports(transformers.TrainerCallback):
+    class Reports(transformers.TrainerCallback):  # type: ignore[misc]
         progress: Progress | None = None
 
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
