@@ -105,7 +105,8 @@ def source_problems(phases: Mapping[str, PhaseConfig], log_interval: int) -> lis
             if place and name not in USUAL:
                 previous = list(phases)[place - 1]
                 problems.append(
-                    f"phases.{name}.from is missing; give what it continues from, such as from: {previous}, or from: {NOTHING}"
+                    f"phases.{name}.from is missing; give what it continues from, such as from: {previous}, or "
+                    f"from: {NOTHING}"
                 )
             continue
         try:

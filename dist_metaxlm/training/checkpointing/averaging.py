@@ -97,7 +97,14 @@ def average(run_dir: str | Path, checkpoints: Sequence[str], name: str, overwrit
         keep_original(run / source, temporary)
         tokens = max(part.facts.get("tokens", 0) for part in parts)
         seconds = max(part.facts.get("seconds", 0.0) for part in parts)
-        facts = {"steps": step, "tokens": tokens, "seconds": seconds, "loss": None, "losses": {}, "ranks": 1}
+        facts: dict[str, object] = {
+            "steps": step,
+            "tokens": tokens,
+            "seconds": seconds,
+            "loss": None,
+            "losses": {},
+            "ranks": 1,
+        }
         write_json(temporary / "done.json", facts)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
