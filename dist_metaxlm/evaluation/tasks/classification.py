@@ -43,7 +43,9 @@ class Classification:
         """The encoder with transformers' classification head."""
         from transformers import AutoModelForSequenceClassification
 
-        return AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True, num_labels=len(self.labels))
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, num_labels=len(self.labels)
+        )
 
     def features(
         self, examples: Sequence[LabelledPair], tokenizer: PreTrainedTokenizerBase, settings: Settings

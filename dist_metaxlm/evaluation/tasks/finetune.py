@@ -199,7 +199,7 @@ def _one_seed(
 
     transformers.set_seed(seed)
     with opening(folder):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         model = head.model(str(folder))
     settings = settings.model_copy(update={"max_length": min(settings.max_length, longest_input(model.config, tokenizer))})
     train, dev = (head.features(examples, tokenizer, settings) for examples in (data.train, data.dev))

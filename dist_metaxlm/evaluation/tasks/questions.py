@@ -62,7 +62,9 @@ class Questions:
         """The encoder with a start and an end score on every token."""
         from transformers import AutoModelForQuestionAnswering
 
-        return AutoModelForQuestionAnswering.from_pretrained(folder, local_files_only=True)
+        return AutoModelForQuestionAnswering.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
 
     def features(
         self, examples: Sequence[Question], tokenizer: PreTrainedTokenizerBase, settings: Settings

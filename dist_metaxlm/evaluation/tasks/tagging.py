@@ -45,7 +45,9 @@ class Tagging:
         """The encoder with a linear layer on every token."""
         from transformers import AutoModelForTokenClassification
 
-        return AutoModelForTokenClassification.from_pretrained(folder, local_files_only=True, num_labels=len(self.labels))
+        return AutoModelForTokenClassification.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, num_labels=len(self.labels)
+        )
 
     def features(
         self, examples: Sequence[TaggedSentence], tokenizer: PreTrainedTokenizerBase, settings: Settings

@@ -7,6 +7,7 @@ Shapes: K layers + 1 (0 is the embedding output), N sentences, B of a batch, L i
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import torch
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.embed import inference
+from dist_metaxlm.interop.untrusted import refuse_foreign_kernels, refuse_unsafe_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -38,8 +40,10 @@ class TextEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         with opening(self.folder):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self.model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            self.model: Any = AutoModel.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.eval().to(self.device)
         self.max_length = min(max_length, longest_input(self.model.config, self.tokenizer))
@@ -124,6 +128,11 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or metaxlm convert export wrote")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy its files there")
+    refuse_unsafe_weights(folder)
+    try:
+        refuse_foreign_kernels(folder / "config.json", json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder / 'config.json'} is not JSON ({error}); copy the folder again") from None
 
 
 @contextmanager
@@ -140,9 +149,14 @@ def opening(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder} needs code of its own (auto_map in config.json or tokenizer_config.json), and code of a folder is "
+                "never run; give a model whose architecture and tokenizer transformers has itself"
+            ) from None
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder} cannot be opened by transformers ({reason}); give a folder that save_pretrained wrote, "
