@@ -154,7 +154,7 @@ def opening(folder: Path) -> Iterator[None]:
             raise
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{folder} needs code of its own (auto_map in config.json or tokenizer_config.json), and code of a folder is "
+                f"{folder} needs code of its own (auto_map in config.json or tokenizer_config.json), which is "
                 "never run; give a model whose architecture and tokenizer transformers has itself"
             ) from None
         reason = " ".join(str(error).split())[:200]
