@@ -22,6 +22,7 @@ from dist_metaxlm.training.loop.heldout import HeldoutMeter
 from dist_metaxlm.training.loop.metrics import Clock, LossMeter, MetricsWriter, asked_shares, asked_so_far, weighted_loss
 from dist_metaxlm.training.loop.probing import Probing
 from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.loop.replicas import ReplicaGuard
 from dist_metaxlm.training.loop.resilience import StopRequest
 from dist_metaxlm.training.loop.schedule import learning_rate_at
 from dist_metaxlm.training.run.context import RunContext
@@ -42,6 +43,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     clock, tokens_before = Clock(progress.seconds), progress.tokens
     stop = StopRequest(progress.step, recipe.training.log_interval)
     guards = StepGuards(recipe.training.guards, engine, plan, meter, log, progress.step, progress.guards)
+    replicas = ReplicaGuard(engine, recipe.training.guards.replica_interval)
     over = log.stepped_over(progress.step)
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device, over))
     steps = execution(engine, plan, read, progress.see, meter.add)
@@ -63,6 +65,8 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
             stopping = stop.agreed(step + 1) and not last
             if not stopping:
                 guards.check(step + 1)
+            saving = last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0
+            replicas.check(step + 1, saving)
             if last or (step + 1) % recipe.training.log_interval == 0:
                 measured = probing.at(step + 1, last) | heldout.at(step + 1, last)
                 rate, progress.seconds, waited = clock.read(progress.tokens - tokens_before)
@@ -75,7 +79,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 saver.check(engine.device)
                 if context.store_check:
                     context.store_check.refuse(partial(largest, device=engine.device))
-            if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
+            if saving:
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling, progress.guards = meter.counts(), scaler_state(engine), guards.state()
                 saver.save(progress.facts() | heldout.facts(progress.step), progress.tensors())
