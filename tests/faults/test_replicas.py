@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from dist_metaxlm import failpoints
-from dist_metaxlm.training.loop.replicas import difference, word_sum
+from dist_metaxlm.errors import HardwareFault
+from dist_metaxlm.parallel.groups import Groups
+from dist_metaxlm.training.loop import replicas
+from dist_metaxlm.training.loop.replicas import ReplicaGuard, difference, word_sum
 
 NAMES = ["embedding", "norm", "head"]
 
@@ -50,6 +53,31 @@ def test_a_flip_is_no_action_of_another_point() -> None:
         failpoints.plant(0, "parameter:rank0:kill")
     with pytest.raises(Exception, match="'flip' is no action of point step"):
         failpoints.plant(0, "step:rank0:flip")
+
+
+class FakeEngine:
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.module = torch.nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize("saving", [True, False])
+def test_it_compares_every_few_steps_and_before_a_checkpoint(monkeypatch: pytest.MonkeyPatch, saving: bool) -> None:
+    engine = FakeEngine()
+    monkeypatch.setattr(replicas, "groups", lambda: Groups(0, 1, 1, 3))
+    good = torch.stack([word_sum(weight) for weight in engine.module.parameters()])
+    monkeypatch.setattr(replicas, "gather_rows", lambda own: torch.cat([good, own, good]))
+    guard = ReplicaGuard(engine, 5)  # type: ignore[arg-type]
+    try:
+        failpoints.plant(1, "parameter@7:rank1:flip")
+        guard.check(5, False)
+        guard.check(7, False)  # flipped, and not yet compared
+        with pytest.raises(HardwareFault, match=r"after step \d+ weight differs on rank 1 from the copies"):
+            guard.check(8 if saving else 10, saving)
+        ReplicaGuard(engine, 0).check(10, True)  # type: ignore[arg-type]
+    finally:
+        failpoints.plant(1, "")
 
 
 def test_three_ranks_name_the_damaged_one(tiny_recipe: Path, tmp_path: Path, run_ranks: Callable[..., str]) -> None:
