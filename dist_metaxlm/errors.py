@@ -34,6 +34,10 @@ class GracefulStop(Exception):
     """A run received a stop request and has saved its state; starting it again resumes. The process exits with 75."""
 
 
+class HardwareFault(Exception):
+    """A machine computes or stores wrong values: one sentence that names it; the process exits with 74."""
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and turn its outcome into an exit code: no traceback for errors of the user or the disk."""
     print_any_text()
@@ -42,6 +46,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _report(str(error))
         code = EXIT_USER
+    except HardwareFault as fault:
+        _report(str(fault))
+        code = EXIT_IO
     except BrokenPipeError:
         # The reader of the output has closed it (`... | head`): not an error, and no more output is possible.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,9 +22,11 @@ POINTS = {
     "step": "before an optimiser step",
     "loss": "the loss of a micro-step",
     "gradient": "the gradient of a micro-step's loss; the loss itself stays as it is",
+    "parameter": "a weight after an update, before its copies are compared",
     "saving.begin": "before a checkpoint's files are written",
     "saving.after_files": "after this rank's files of a checkpoint are written",
     "saving.before_commit": "on rank 0, after the manifest is written, before the folder is renamed",
+    "saving.committing": "on rank 0, after the lease is checked, before the folder is renamed",
     "saving.after_commit": "on rank 0, after the folder is renamed",
     "evaluating.epoch": "fine-tuning of `metaxlm evaluate`, after the checkpoint of an epoch (the step is the epoch)",
     "evaluating.seed": "fine-tuning, after the figures of a seed are written (the step is the seed)",
@@ -34,7 +36,9 @@ POINTS = {
 _NUMBERS = ("loss", "gradient")
 """Points that a fault changes by a factor; at the others it acts on the process."""
 _FACTORS = ("nan", "times")
-_ACTIONS = ("kill", "sleep", "raise", "eio", *_FACTORS)
+_FLIPS = ("parameter",)
+"""Points at which a fault flips a bit of a tensor."""
+_ACTIONS = ("kill", "stop", "sleep", "raise", "eio", *_FACTORS)
 _FORM = re.compile(
     r"(?P<name>[a-z_.]+)(@(?P<first>\d+)(-(?P<last>\d+))?)?:(rank(?P<rank>\d+)|all):(?P<action>[a-z]+)(=(?P<value>[\d.e+-]+))?"
 )
@@ -89,9 +93,16 @@ def factor(name: str, step: int) -> float | None:
     return math.prod(factors) if factors else None
 
 
+def flips(name: str, step: int) -> bool:
+    """Whether a fault flips a bit at point `name` of step `step` (from 1)."""
+    return any(fault.at(name, step) for fault in _planted)
+
+
 def _act(fault: Fault, step: int) -> None:
     if fault.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault.action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if fault.action == "sleep":
         time.sleep(fault.value)
     if fault.action == "eio":
@@ -111,6 +122,8 @@ def _parse(text: str) -> tuple[int | None, Fault]:
     if name not in POINTS:
         raise UserError(f"{VARIABLE}: no point is named {name!r}; points: {', '.join(POINTS)}")
     fitting = _FACTORS if name in _NUMBERS else tuple(word for word in _ACTIONS if word not in _FACTORS)
+    if name in _FLIPS:
+        fitting = ("flip",)
     if action not in fitting:
         raise UserError(f"{VARIABLE}: {action!r} is no action of point {name}; its actions: {', '.join(fitting)}")
     if (action in ("sleep", "times")) != (value is not None):

@@ -107,3 +107,9 @@ FORBIDDEN = ("pickle", "torch.load(", "yaml.load(", "shell=True", "allow_pickle=
 def test_nothing_that_could_execute_data(path: Path) -> None:
     found = [word for word in FORBIDDEN if word in path.read_text(encoding="utf-8")]
     assert not found, f"{path} contains {found}"
+    for call in (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        if name == "from_pretrained" or (name == "from_config" and "Auto" in ast.unparse(call.func)):
+            assert "trust_remote_code=False" in ast.unparse(call), (
+                f"{path}:{call.lineno} does not say trust_remote_code=False"
+            )

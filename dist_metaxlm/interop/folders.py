@@ -20,6 +20,7 @@ from dist_metaxlm.interop.shard_writer import INDEX, SHARD_SIZE, WEIGHTS, ShardW
 from dist_metaxlm.interop.tensor_source import FileTensors, HeldTensors, TensorSource, row_blocks
 from dist_metaxlm.interop.tokenizer_import import FolderTokenizer, read_tokenizer
 from dist_metaxlm.interop.tokenizers import export_tokenizer
+from dist_metaxlm.interop.untrusted import refuse_foreign_kernels, refuse_unsafe_weights
 from dist_metaxlm.interop.weights import Step, export_steps, import_steps, planned, with_fresh_head, with_usual_names
 from dist_metaxlm.modeling.sharding import VOCABULARY
 from dist_metaxlm.recipe.schema import ModelConfig
@@ -187,8 +188,10 @@ def fill_mask(directory: str | Path, texts: dict[str, str], top: int = 5) -> dic
     from transformers import AutoModelForMaskedLM, AutoTokenizer, logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    model = AutoModelForMaskedLM.from_pretrained(str(directory), local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    model = AutoModelForMaskedLM.from_pretrained(
+        str(directory), local_files_only=True, trust_remote_code=False, use_safetensors=True
+    ).eval()
     answers = {}
     for name, text in texts.items():
         inputs = tokenizer(text, return_tensors="pt", truncation=True)
@@ -238,6 +241,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / CONFIG} is not JSON ({error}); copy the folder again") from None
+    refuse_foreign_kernels(folder / CONFIG, content)
     return content
 
 
@@ -303,9 +307,5 @@ def _index(folder: Path) -> dict[str, str]:
             raise UserError(f"{folder / INDEX} is not an index of weights; copy the folder again") from error
     if (folder / WEIGHTS).is_file():
         return {}
-    if any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")):
-        raise UserError(
-            f"{folder} has only .bin or .pt weights, which can run code when they are loaded; save them "
-            "as safetensors with model.save_pretrained(folder)"
-        )
+    refuse_unsafe_weights(folder)
     raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}; give a folder that save_pretrained wrote")

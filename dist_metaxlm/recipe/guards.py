@@ -20,5 +20,8 @@ class GuardConfig(Section):
     """A gradient whose norm is a spike: `clip` counts it, and only `optimizer.clip_norm` limits it; `skip`: no update."""
     sigma: float = Field(6.0, gt=0)
     """A norm is a spike if it exceeds the mean of the norms before it by this many standard deviations."""
+    replica_interval: int = Field(100, ge=0)
+    """Steps between comparisons of the weights over the data-parallel ranks, which are also made before each checkpoint; 0:
+    never."""
     history: int = Field(100, ge=20)
     """Steps over which mean and standard deviation of the norms are taken, with exponentially falling weights."""

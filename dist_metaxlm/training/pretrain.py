@@ -85,7 +85,7 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
         show_placement(recipe, topology)
         if topology.is_first:
             check_recipe(recipe, options, folder)
-        lease = Lease(folder.run_dir, folder.phase) if topology.is_first else nullcontext()
+        lease = Lease(folder.run_dir, folder.phase, folder.checkpoints) if topology.is_first else nullcontext()
         with lease as held, checked_store(recipe, topology, device) as store_check:
             context = RunContext(
                 recipe=recipe,

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 from worker_layouts import close_subgroups, keep_collections_short
 
 from dist_metaxlm import failpoints
-from dist_metaxlm.errors import UserError
+from dist_metaxlm.errors import HardwareFault, UserError
 from dist_metaxlm.parallel.groups import form_groups
 from dist_metaxlm.parallel.process_group import process_group
 from dist_metaxlm.parallel.topology import Topology, detect_topology
@@ -48,7 +48,7 @@ def train(job: dict[str, Any], case: dict[str, Any], topology: Topology) -> str:
     sentence = ""
     try:
         run_phase(context, Fresh())
-    except UserError as error:
+    except (UserError, HardwareFault) as error:
         sentence = str(error)
     failpoints.plant(topology.rank, "")
     close_subgroups()

@@ -31,7 +31,7 @@ class Baseline:
 
         settings = dict(huggingface_config(recipe.model))
         config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
-        model = transformers.AutoModelForMaskedLM.from_config(config)
+        model = transformers.AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
         model.load_state_dict(to_huggingface(encoder.state_dict(), recipe.model), strict=False)
         model.tie_weights()
         self.model = model.to(device).train()

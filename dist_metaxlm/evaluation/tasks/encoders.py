@@ -7,6 +7,7 @@ AdamW on fp16 or bf16 weights loses most of its updates.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.interop.untrusted import refuse_foreign_kernels, refuse_unsafe_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -62,6 +64,11 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} has no config.json; give a folder that save_pretrained or metaxlm convert export wrote")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy its files there")
+    refuse_unsafe_weights(folder)
+    try:
+        refuse_foreign_kernels(folder / "config.json", json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder / 'config.json'} is not JSON ({error}); copy the folder again") from None
 
 
 def _download(folder: Path) -> str:
@@ -85,7 +92,7 @@ def check_encoder(folder: Path, kinds: Sequence[str]) -> None:
     import transformers
 
     with opening(folder):
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         tokenizer = open_tokenizer(folder)
     for kind in kinds:
         _check_kind(folder, config, tokenizer, kind)
@@ -126,7 +133,9 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
     if tokenizer.pad_token_id is None:
         substitute = tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
         if substitute is None:
@@ -142,7 +151,9 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def open_with_head(auto: Any, folder: str, **settings: Any) -> PreTrainedModel:
     """A model with a fresh head and fp32 weights. auto: transformers' class, such as AutoModelForTokenClassification."""
-    model: PreTrainedModel = auto.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **settings)
+    model: PreTrainedModel = auto.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, **settings
+    )
     return model
 
 
@@ -174,9 +185,14 @@ def opening(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder} needs code of its own (auto_map in config.json or tokenizer_config.json), which is "
+                "never run; give a model whose architecture and tokenizer transformers has itself"
+            ) from None
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder} cannot be opened by transformers ({reason}); give a folder that save_pretrained wrote, "

@@ -17,7 +17,7 @@ import torch
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.embed import inference
 from dist_metaxlm.evaluation.resume.scratch import scratch_folder
-from dist_metaxlm.evaluation.tasks.encoders import check_encoder, longest_input, open_tokenizer, opening
+from dist_metaxlm.evaluation.tasks.encoders import check_encoder, longest_input, open_tokenizer, open_with_head, opening
 
 
 class TextEncoder:
@@ -35,7 +35,7 @@ class TextEncoder:
 
         with opening(self.folder):
             self.tokenizer: Any = open_tokenizer(self.folder)
-            self.model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+            self.model: Any = open_with_head(AutoModel, str(folder))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.eval().to(self.device)
         self.max_length = min(max_length, longest_input(self.model.config, self.tokenizer))

@@ -10,6 +10,7 @@ two threads that issue collectives on one group would not agree on their order a
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import struct
 import threading
@@ -32,9 +33,9 @@ from dist_metaxlm.deepspeed_adapter.weight_check import check_saved_weights
 from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
-from dist_metaxlm.storage.atomic import sync
 from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile, TensorFile
 from dist_metaxlm.training.checkpointing.agreement import check_finite, together
+from dist_metaxlm.training.checkpointing.commit import commit_folder, unfinished_folder, withdraw_unfinished
 from dist_metaxlm.training.checkpointing.disk_space import require_room
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
 from dist_metaxlm.training.checkpointing.manifest import Facts, best_step, list_steps, step_folder, write_manifest
@@ -73,7 +74,7 @@ class CheckpointSaver:
         self._pieces = GatherPlan(engine, self._group)
         self._memory = getattr(engine.module, "memory", None)
         self._replicas = ReplicatedTensors(self._memory.large() if self._memory else {}, rank(), world_size())
-        self._bytes = self._bytes_of_all()
+        self._bytes, self._job = self._bytes_of_all(), self._name_of_job()
         self.stalled = 0.0
         """Seconds that training has waited for saving: in `save`, and before the next update."""
         self.may_commit: Callable[[], None] = lambda: None
@@ -182,24 +183,19 @@ class CheckpointSaver:
     def _write(self, copies: Copies, facts: Facts, progress: dict[str, torch.Tensor]) -> None:
         """From copies to a committed checkpoint (collective over the group of the saving threads)."""
         target = step_folder(self._root, facts["step"])
-        temporary = target.with_name(f".{target.name}.tmp")
+        temporary = unfinished_folder(target, self._job)
         files: dict[str, FinishedFile] = {}
 
         def begin() -> None:
             failpoints.reach("saving.begin", facts["step"])
-            for left in self._root.glob(".step-*.tmp"):  # of a run that was killed during a save
-                shutil.rmtree(left, ignore_errors=True)
+            withdraw_unfinished(self._root, self._job)  # of a save that failed
             require_room(self._root, self._bytes)
             temporary.mkdir(parents=True)
 
         def commit() -> None:
             write_manifest(temporary, facts, all_files)
             failpoints.reach("saving.before_commit", facts["step"])
-            self.may_commit()
-            # An existing folder of this name can only be a damaged one that a resumed run has skipped.
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
-            sync(self._root)
+            commit_folder(temporary, target, facts["step"], self.may_commit)
             failpoints.reach("saving.after_commit", facts["step"])
 
         def write() -> None:
@@ -214,6 +210,7 @@ class CheckpointSaver:
         except Exception:
             if rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
+                self.may_commit()  # the reason if another job has taken over and removed the folder
             raise
         if rank() == 0:
             # Later ones are damaged (a resumed run has skipped them): they must not displace intact ones.
@@ -291,6 +288,13 @@ class CheckpointSaver:
         if self._group is not None:
             dist.all_reduce(total, group=self._group)
         return int(total)
+
+    def _name_of_job(self) -> str:
+        """A random name of this job, the same on all ranks (collective): no other job writes into its unfinished folders."""
+        number = torch.tensor([secrets.randbits(62)])
+        if self._group is not None:
+            dist.broadcast(number, src=0, group=self._group)
+        return f"{int(number):x}"
 
     def _sealed_by_all(self, files: dict[str, FinishedFile]) -> dict[str, FinishedFile]:
         """Sizes and digests of the files of all ranks, so that rank 0 need not read the other ranks' files."""

@@ -27,6 +27,7 @@ from dist_metaxlm.training.loop.metrics import Clock, LossMeter, MetricsWriter, 
 from dist_metaxlm.training.loop.pace import PaceMeter
 from dist_metaxlm.training.loop.probing import Probing
 from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.loop.replicas import ReplicaGuard
 from dist_metaxlm.training.loop.resilience import StopRequest
 from dist_metaxlm.training.loop.schedule import learning_rate_at
 from dist_metaxlm.training.run.context import RunContext
@@ -50,6 +51,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     pace = PaceMeter(clock, recipe.model, phase, progress, engine.device)
     stop = StopRequest(progress.step, recipe.training.log_interval)
     guards = StepGuards(recipe.training.guards, engine, plan, meter, log, progress.step, progress.guards)
+    replicas = ReplicaGuard(engine, recipe.training.guards.replica_interval)
     over, branches = log.stepped_over(progress.step), branch_steps(recipe, folder.phase)
     read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device, over))
     steps = execution(engine, plan, read, progress.see, meter.add)
@@ -72,6 +74,8 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
             stopping = stop.agreed(step + 1) and not last
             if not stopping:
                 guards.check(step + 1)
+            saving = last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0 or step + 1 in branches
+            replicas.check(step + 1, saving)
             if last or (step + 1) % recipe.training.log_interval == 0:
                 measured = probing.at(step + 1, last) | heldout.at(step + 1, last)
                 more: Pace = {"guards": guards.figures(), **pace.read(progress)}
@@ -82,7 +86,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 saver.check(engine.device)
                 if context.store_check:
                     context.store_check.refuse(partial(largest, device=engine.device))
-            if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0 or step + 1 in branches:
+            if saving:
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling, progress.guards = meter.counts(), scaler_state(engine), guards.state()
                 saver.save(progress.facts() | heldout.facts(progress.step), progress.tensors())

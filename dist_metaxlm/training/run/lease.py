@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from dist_metaxlm.errors import UserError
+from dist_metaxlm.training.checkpointing.commit import withdraw_unfinished
 
 RENEW_SECONDS, STALE_SECONDS = 5.0, 30.0
 
@@ -38,8 +39,11 @@ def check_free(run_dir: Path, phase: str) -> None:
 class Lease:
     """The lease of a phase; use it in a `with` block on the first rank, whose end gives it back."""
 
-    def __init__(self, run_dir: Path, phase: str) -> None:
+    def __init__(self, run_dir: Path, phase: str, checkpoints: Path | None = None) -> None:
         """Take the lease; waits up to `STALE_SECONDS` if the job that holds it may be dead on another machine.
+
+        The unfinished folders in `checkpoints` are removed then: the job before can no longer rename one of them, even if it
+        was suspended between its check of the lease and the renaming.
 
         Raises:
             UserError: naming host, process and age of the job that holds it.
@@ -47,6 +51,8 @@ class Lease:
         self._folder, self._phase, self._token = run_dir, phase, secrets.token_hex(16)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._take()
+        if checkpoints is not None:
+            withdraw_unfinished(checkpoints)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
         self._thread.start()

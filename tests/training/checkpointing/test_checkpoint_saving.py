@@ -27,6 +27,7 @@ from dist_metaxlm.training.checkpointing.gather_plan import GatherPlan
 from dist_metaxlm.training.checkpointing.manifest import list_steps, step_folder, verify_manifest
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.loop.guard_log import RollBack
+from dist_metaxlm.training.run.lease import Lease
 
 PROGRESS = {"seen": torch.tensor([1, 0, 1], dtype=torch.uint8), "realised": torch.arange(4)}
 WORKER = Path(__file__).with_name("worker_saving.py")
@@ -260,7 +261,7 @@ def test_killed_in_the_middle_of_a_save_the_one_before_is_the_newest(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     _, err = process.communicate(timeout=30)
-    unfinished = tmp_path / ".step-00000002.tmp"
+    (unfinished,) = tmp_path.glob(".step-00000002.*.tmp")
     assert unfinished.is_dir(), err
     assert any(path.stat().st_size for path in unfinished.iterdir())
     checkpoint = newest_checkpoint(tmp_path)
@@ -270,9 +271,9 @@ def test_killed_in_the_middle_of_a_save_the_one_before_is_the_newest(
     update(expected)
     restore(engine, checkpoint)
     assert equal(state(engine), state(expected))
-    with CheckpointSaver(tmp_path, engine, 3, background=True) as saver:
+    with Lease(tmp_path, "meta", tmp_path), CheckpointSaver(tmp_path, engine, 3, background=True) as saver:
+        assert not unfinished.exists(), "what a killed run has left is removed by the next run"
         saver.save({"step": 3}, PROGRESS)
-    assert not unfinished.exists(), "what a killed run has left is removed by the next save"
     assert list_steps(tmp_path) == [1, 3]
 
 
