@@ -16,7 +16,7 @@ from dist_metaxlm.recipe.load import load_recipe
 @pytest.mark.parametrize(
     ("lines", "kept"),
     [
-        (["The house is green."], True),
+        (["The river is green."], True),
         (["हिन्दी में यह एक वाक्य है।"], True),
         (["我们的房子是绿色的。"], True),
         (["12 34 56 78 | 90 = 7"], False),
@@ -30,7 +30,7 @@ def test_documents(lines: list[str], kept: bool) -> None:
 
 def test_dropped_documents_are_counted(tmp_path: Path, tiny_recipe: Path) -> None:
     text = tmp_path / "en.txt"
-    text.write_text("\n\n".join(["The house is green.", "1 2 3 4 5", "A river | 7", "== 99 =="]) + "\n")
+    text.write_text("\n\n".join(["The river is green.", "1 2 3 4 5", "A river | 7", "== 99 =="]) + "\n")
     words = [
         f"data.directory={tmp_path / 'data'}",
         f"data.text={{en: [{text}]}}",
