@@ -127,6 +127,15 @@ class NearDuplicates(Section):
     """Words in an n-gram (characters where a script has no spaces)."""
 
 
+class QualityFilter(Section):
+    """Removal of documents that are mostly no prose, by measures that hold in every script (text only, not translations)."""
+
+    min_letters: float = Field(0.5, ge=0, le=1)
+    """Least share of letters and their marks among a document's characters, spaces left out; the default is ours."""
+    max_repeated_lines: float = Field(0.3, ge=0, le=1)
+    """Largest share of a document's lines that repeat an earlier one of it; the default is Gopher's (arXiv 2112.11446)."""
+
+
 class EvaluationFiles(Section):
     """Evaluation text with one token a line and a blank line between sentences (CoNLL)."""
 
@@ -147,6 +156,8 @@ class CleaningConfig(Section):
     """Shorter lines (for translations: sides) are dropped."""
     max_characters: int | None = Field(None, ge=1)
     """Longer lines (for translations: sides) are dropped; empty: no bound."""
+    quality: QualityFilter | None = None
+    """Empty: no document is dropped for its content."""
     decontaminate: list[str | EvaluationFiles] = []
     """Evaluation files; documents and translation pairs that contain one of their sentences are dropped and listed."""
     deduplicate: list[Literal["documents", "lines"]] = ["documents"]

@@ -1,7 +1,7 @@
 """Cleaning of one line, and counts of the changed and dropped units of every step.
 
-The steps, in the order of the recipe's `data.cleaning`: unicode, control characters, length, decontamination,
-de-duplication, near-duplicates. The first three work on single lines and are in this module.
+The steps, in the order of the recipe's `data.cleaning`: unicode, control characters, length, quality, decontamination,
+de-duplication, near-duplicates. The first four work on single lines and documents and are in this module.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field, fields
 
-from dist_metaxlm.recipe.data import CleaningConfig
+from dist_metaxlm.recipe.data import CleaningConfig, QualityFilter
 
 # Zero-width joiner and non-joiner, zero-width space and the two direction marks stay: scripts need them.
 _REMOVED = re.compile(
@@ -43,6 +43,17 @@ class LineCleaner:
         if len(line) < self.shortest or (self.longest is not None and len(line) > self.longest):
             return None
         return line
+
+
+def is_prose(lines: list[str], bounds: QualityFilter) -> bool:
+    """Whether a document passes the quality filter."""
+    if 1 - len({*lines}) / len(lines) > bounds.max_repeated_lines:
+        return False
+    characters = [character for line in lines for character in line if not character.isspace()]
+    least = bounds.min_letters * len(characters)
+    letters = sum(map(str.isalpha, characters))
+    # Vowel signs of many scripts are marks; to look them up costs more, so only if letters alone are too few.
+    return letters >= least or letters + sum(unicodedata.category(c)[0] == "M" for c in characters) >= least
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from dist_metaxlm.preparation.corpus.cleaning import Counts, LineCleaner
+from dist_metaxlm.preparation.corpus.cleaning import Counts, LineCleaner, is_prose
 from dist_metaxlm.preparation.corpus.decontamination import EvaluationIndex, Hit
 from dist_metaxlm.preparation.corpus.repeats import Draft, Repeats
 from dist_metaxlm.preparation.readers import dispatch as readers
@@ -166,7 +166,7 @@ class LanguageMaker:
     ) -> Iterator[list[str]]:
         """Documents of one file after the steps that work on single documents."""
         batch: list[tuple[int, list[str]]] = []
-        size = 0
+        size, quality = 0, self._config.cleaning.quality
         for number, document in enumerate(shape.read(place, reading, name, report), 1):
             counts.read_documents += 1
             counts.read_lines += len(document)
@@ -175,6 +175,9 @@ class LanguageMaker:
                 if shape.whole:
                     lines = []
                 counts.drop("length", not lines, len(document) - len(lines))
+            if lines and quality and not shape.whole and not is_prose(lines, quality):
+                counts.drop("quality", 1, len(lines))
+                continue
             if lines:
                 batch.append((number, lines))
                 size += sum(map(len, lines))

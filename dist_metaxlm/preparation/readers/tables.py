@@ -163,7 +163,8 @@ def tar_samples(place: Place, name: str, limit: int, report: Report = REFUSE) ->
                             raise UserError(f"{where} has {member.size} bytes; raise data.reading.max_line_characters")
                         stream = archive.extractfile(member)
                         text = decoded(stream.read() if stream else b"", where)
-                        record = {name: text} if member.name.endswith(".txt") else _member(text, where)
+                        prose = member.name.endswith(".txt")
+                        record: dict[str, object] = {name: text} if prose else _member(text, where)
                     except UserError as error:
                         report.record(error)
                     else:

@@ -37,8 +37,8 @@ def test_csv_has_quotes_line_breaks_and_other_separators(tmp_path: Path) -> None
     path = tmp_path / "a.csv"
     path.write_text('\ufeffid,text\r\n1,"one, ""two""\nthree"\r\n2,four\r\n', encoding="utf-8")
     assert documents(path) == [['one, "two"', "three"], ["four"]]
-    path.write_text("en;de\nthe house;das Haus\n", encoding="utf-8")
-    assert pairs(path) == [("the house", "das Haus")]
+    path.write_text("en;de\nthe river;der Fluss\n", encoding="utf-8")
+    assert pairs(path) == [("the river", "der Fluss")]
     with pytest.raises(UserError, match=r"line 2 has no field 'text'; its fields are 'en', 'de'"):
         documents(path)
 
