@@ -36,6 +36,7 @@ from dist_metaxlm.recipe.objectives.windows import WindowObjective
 from dist_metaxlm.recipe.objectives.xlco import CrossLingualContrast
 from dist_metaxlm.recipe.phase import AlphaPoint, LearningRate, PhaseConfig
 from dist_metaxlm.recipe.section import Section
+from dist_metaxlm.recipe.watchdog import WatchdogConfig
 
 __all__ = [
     "AlphaPoint",
@@ -242,6 +243,8 @@ class TrainingConfig(Section):
     (page-locked on CUDA), shared by the ranks that hold them. false: no copy, and training waits for the disk."""
     guards: GuardConfig = GuardConfig()
     """Bad steps."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """Hangs."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

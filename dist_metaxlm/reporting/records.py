@@ -81,6 +81,15 @@ class StepFigures(TypedDict, total=False):
     """In fp16."""
 
 
+class SlowRank(TypedDict):
+    """A rank that the others wait for."""
+
+    rank: int
+    host: str
+    share: float
+    """Of the interval: its own time minus the median of the others."""
+
+
 class Pace(TypedDict, total=False):
     """Of a log interval."""
 
@@ -89,6 +98,8 @@ class Pace(TypedDict, total=False):
     tokens_per_second: float
     data_wait_share: float
     """Share of the time spent waiting for data."""
+    slow_rank: SlowRank | None
+    """None: no rank was much slower than the others."""
 
 
 class IntervalRecord(Counted, StepFigures, Pace, total=False):

@@ -10,6 +10,7 @@ from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import scaler_state, step_figures
 from dist_metaxlm.errors import GracefulStop
+from dist_metaxlm.liveness import operations
 from dist_metaxlm.parallel.process_group import largest, rank
 from dist_metaxlm.reporting.records import IntervalRecord, Pace, Record
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
@@ -24,6 +25,7 @@ from dist_metaxlm.training.loop.probing import Probing
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.loop.resilience import StopRequest
 from dist_metaxlm.training.loop.schedule import learning_rate_at
+from dist_metaxlm.training.loop.slow_rank import SlowRankMeter
 from dist_metaxlm.training.run.context import RunContext
 
 logger = logging.getLogger(__name__)
@@ -47,10 +49,11 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
     heldout = HeldoutMeter(engine, recipe.training.heldout_interval, context.heldout)
-    saver = checkpoint_saver(engine, context)
+    saver, slow = checkpoint_saver(engine, context), SlowRankMeter()
     metrics = MetricsWriter(folder.path, progress.step) if rank() == 0 else nullcontext()
     with stop, metrics as writer, saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
+            operations.begin_step(step + 1)
             learning_rate = learning_rate_at(step + behind, total + behind, phase.learning_rate)
             objectives = plan.objectives_at(step)
             if step + 1 in over:
@@ -60,14 +63,18 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
             progress.advance(phase, objectives)
 
             last = step + 1 == total
+            operations.enter(operations.COLLECTIVE)
             stopping = stop.agreed(step + 1) and not last
             if not stopping:
                 guards.check(step + 1)
             if last or (step + 1) % recipe.training.log_interval == 0:
+                operations.enter(operations.EVALUATING)
                 measured = probing.at(step + 1, last) | heldout.at(step + 1, last)
+                operations.enter(operations.COLLECTIVE)
                 rate, progress.seconds, waited = clock.read(progress.tokens - tokens_before)
                 tokens_before = progress.tokens
                 more: Pace = {"guards": guards.figures(), "tokens_per_second": rate, "data_wait_share": waited}
+                more["slow_rank"] = slow.read(engine.device)
                 record: Record = {**interval_record(engine, context, meter, progress, learning_rate, more), **measured}
                 line.show(record)
                 if writer:
@@ -76,6 +83,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 if context.store_check:
                     context.store_check.refuse(partial(largest, device=engine.device))
             if last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0:
+                operations.enter(operations.SAVING)
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling, progress.guards = meter.counts(), scaler_state(engine), guards.state()
                 saver.save(progress.facts() | heldout.facts(progress.step), progress.tensors())
