@@ -83,13 +83,12 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
         join_seconds=join_limit(topology, recipe.parallel.join_seconds, "join_seconds" in recipe.parallel.model_fields_set),
         facts=facts_to_share(recipe),
     ):
-        topology = locate_ranks(topology, device)
-        show_placement(recipe, topology)
+        show_placement(recipe, topology := locate_ranks(topology, device))
         if topology.is_first:
             check_recipe(recipe, options, folder)
-        watchdog = _watchdog(recipe, topology, device, folder)
         lease = Lease(folder.run_dir, folder.phase) if topology.is_first else nullcontext()
-        with watchdog, lease as held, checked_store(recipe, topology, device) as store_check:
+        watchdog, check = _watchdog(recipe, topology, device, folder), checked_store(recipe, topology, device)
+        with watchdog, lease as held, check as store_check:
             context = RunContext(
                 recipe=recipe,
                 options=options,
