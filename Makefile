@@ -90,7 +90,7 @@ precision: setup
 
 # Poisoned steps in fp32 and bf16 under ZeRO 0 to 3, pipelines and tensor parallelism: minutes of two cores.
 test-faults: setup
-	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults/all_poisons.py tests/faults
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults/all_poisons.py tests/faults/all_hangs.py tests/faults
 
 # The CUDA C++ kernels in one library for sm_80, sm_90 and sm_100, with PTX for other devices. Needs nvcc, no GPU.
 NVCC ?= nvcc

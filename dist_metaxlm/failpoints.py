@@ -7,6 +7,7 @@ a point costs one test of an empty tuple.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import math
 import os
@@ -20,6 +21,7 @@ from dist_metaxlm.errors import UserError
 VARIABLE = "DIST_METAXLM_FAILPOINT"
 POINTS = {
     "step": "before an optimiser step",
+    "reading": "before a micro-batch is assembled, in the thread that reads ahead",
     "loss": "the loss of a micro-step",
     "gradient": "the gradient of a micro-step's loss; the loss itself stays as it is",
     "parameter": "a weight after an update, before its copies are compared",
@@ -38,7 +40,7 @@ _NUMBERS = ("loss", "gradient")
 _FACTORS = ("nan", "times")
 _FLIPS = ("parameter",)
 """Points at which a fault flips a bit of a tensor."""
-_ACTIONS = ("kill", "stop", "sleep", "raise", "eio", *_FACTORS)
+_ACTIONS = ("kill", "stop", "sleep", "hold", "raise", "eio", *_FACTORS)
 _FORM = re.compile(
     r"(?P<name>[a-z_.]+)(@(?P<first>\d+)(-(?P<last>\d+))?)?:(rank(?P<rank>\d+)|all):(?P<action>[a-z]+)(=(?P<value>[\d.e+-]+))?"
 )
@@ -105,10 +107,20 @@ def _act(fault: Fault, step: int) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if fault.action == "sleep":
         time.sleep(fault.value)
+    if fault.action == "hold":
+        _hold_interpreter(fault.value)
     if fault.action == "eio":
         raise OSError(errno.EIO, os.strerror(errno.EIO), f"failpoint {fault.name}")
     if fault.action == "raise":
         raise RuntimeError(f"failpoint {fault.name} of step {step}")
+
+
+def _hold_interpreter(seconds: float) -> None:
+    """Sleep while holding the interpreter lock; signals interrupt a sleep, so it is repeated."""
+    library = ctypes.PyDLL(None)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        library.sleep(1000)
 
 
 def _parse(text: str) -> tuple[int | None, Fault]:
@@ -126,9 +138,9 @@ def _parse(text: str) -> tuple[int | None, Fault]:
         fitting = ("flip",)
     if action not in fitting:
         raise UserError(f"{VARIABLE}: {action!r} is no action of point {name}; its actions: {', '.join(fitting)}")
-    if (action in ("sleep", "times")) != (value is not None):
+    if (action in ("sleep", "hold", "times")) != (value is not None):
         raise UserError(
-            f"{VARIABLE}: {text!r}: give a number with sleep (seconds) and times (a factor), with no other action"
+            f"{VARIABLE}: {text!r}: give a number with sleep and hold (seconds) and times (a factor), with no other action"
         )
     first = int(match["first"] or 0)
     last = int(match["last"] or first) if match["first"] else math.inf

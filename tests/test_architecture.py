@@ -15,6 +15,7 @@ LAYERS = {
     "command_line": 2,
     "failpoints": 2,
     "launcher_watch": 2,
+    "liveness": 2,
     "kernels": 2,
     "logs": 2,
     "storage": 1,

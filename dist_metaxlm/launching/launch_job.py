@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_metaxlm.deepspeed_adapter.config_files import follow_file
-from dist_metaxlm.errors import UserError
-from dist_metaxlm.invocation import command_of
+from dist_metaxlm.errors import EXIT_DONE, UserError
+from dist_metaxlm.invocation import as_typed, command_of
 from dist_metaxlm.launching.arguments import pretrain_parser
 from dist_metaxlm.launching.commands import (
     Job,
@@ -26,6 +27,8 @@ from dist_metaxlm.launching.commands import (
 )
 from dist_metaxlm.launching.hostfile import Host, read_hostfile, reorder
 from dist_metaxlm.launching.preflight.remote import unreachable
+from dist_metaxlm.launching.supervised_run import SupervisedRun, local_command, resuming
+from dist_metaxlm.launching.supervisor import Command, Supervisor
 from dist_metaxlm.parallel.placement import check_placement, placement_lines
 from dist_metaxlm.parallel.topology import Topology, filled_nodes
 from dist_metaxlm.recipe.load import load_recipe
@@ -51,6 +54,52 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
     Raises:
         UserError: if the request is wrong; no host has been contacted at that point.
     """
+    planned = plan(request, _hosts(request), say, os.environ)
+    if planned is None:
+        return
+    command, environment = planned
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
+
+
+def supervise(request: Request, say: Callable[[str], None] = print) -> int:
+    """Run the command, and start it again after an abnormal end (launching/supervisor.py); returns the exit code.
+
+    Without a hostfile the script is a whole command line of this machine, such as `deepspeed ...`.
+
+    Raises:
+        UserError: if the request is wrong.
+    """
+    if request.hostfile and request.launcher == "torchrun" and len(_hosts(request)) > 1:
+        raise UserError(
+            "--supervise with --launcher torchrun: every node would restart on its own; use --launcher deepspeed, mpirun or "
+            "srun, which start all nodes together"
+        )
+    run, name = SupervisedRun(request.script), secrets.token_hex(8)
+
+    def build(attempt: int) -> Command:
+        environment = {**os.environ, "DIST_METAXLM_JOB": f"{name}-{attempt}"}
+        script = tuple(resuming(request.script) if attempt else request.script)
+        if not request.hostfile:
+            return local_command(script, sys.executable, attempt), environment
+        again = replace(request, script=script, master_port=request.master_port + attempt)
+        hosts = _hosts(again)
+        if attempt and request.launcher in ("deepspeed", "mpirun"):
+            hosts = _reached(again, hosts, say)
+        planned = plan(again, hosts, say, environment)
+        assert planned is not None
+        return planned
+
+    if not request.dry_run:
+        return Supervisor(run, build, lambda line: print(as_typed(line), file=sys.stderr, flush=True)).run()
+    if request.hostfile:
+        plan(request, _hosts(request), say, os.environ)
+    else:
+        say(f"command: {shlex.join(local_command(request.script, sys.executable, 0))}")
+    return EXIT_DONE
+
+
+def _hosts(request: Request) -> tuple[Host, ...]:
     hosts = read_hostfile(request.hostfile)
     if request.topology is not None:
         if request.launcher == "srun":
@@ -59,9 +108,36 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
                 "switches in its topology.conf, or use another launcher"
             )
         hosts = reorder(hosts, request.topology)
+    return hosts
+
+
+def _reached(request: Request, hosts: tuple[Host, ...], say: Callable[[str], None]) -> tuple[Host, ...]:
+    """The hosts that ssh reaches, if the recipe can be trained on them alone; else all."""
+    failures = unreachable([host.name for host in hosts])
+    fewer = tuple(host for host in hosts if host.name not in failures)
+    if not failures or not fewer:
+        return hosts
+    try:
+        job = make_job(fewer, request.script, request.master_port, os.environ)
+        _placement(job, fewer)
+    except UserError as error:
+        say(f"{', '.join(failures)} not reached, and the run cannot go on without: {error}")
+        return hosts
+    say(f"going on without {', '.join(failures)}, which ssh does not reach")
+    return fewer
+
+
+def plan(
+    request: Request, hosts: tuple[Host, ...], say: Callable[[str], None], variables: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]] | None:
+    """Check the request and print what will run where; (command, environment) on this machine, None for a dry run.
+
+    Raises:
+        UserError: if the request is wrong, or a host is not reached.
+    """
     if not 1024 <= request.master_port <= 65535:
         raise UserError(f"--master_port {request.master_port} is not from 1024 to 65535")
-    job = make_job(hosts, request.script, request.master_port, os.environ, request.launcher != "torchrun")
+    job = make_job(hosts, request.script, request.master_port, variables, request.launcher != "torchrun")
     size = f"{pluralize(job.ranks, 'rank')} on {pluralize(len(hosts), 'node')}"
     for line in [
         f"{size}, meeting at {job.master}:{job.port}",
@@ -74,14 +150,13 @@ def start(request: Request, say: Callable[[str], None] = print) -> None:
     if request.launcher == "torchrun" and request.dry_run:
         for host, words in torchrun_commands(job).items():
             say(f"on {host}: {shlex.join(words)}")
-        return
+        return None
     say(f"command: {shlex.join(command)}")
     if request.dry_run:
-        return
+        return None
     if request.launcher in ("deepspeed", "mpirun"):
         _check_reachable(hosts)
-    sys.stdout.flush()
-    os.execve(command[0], command, environment)
+    return command, environment
 
 
 def _check_reachable(hosts: tuple[Host, ...]) -> None:

@@ -38,6 +38,7 @@ from dist_metaxlm.recipe.origins import PHASE_PATTERN, name_problems, source_pro
 from dist_metaxlm.recipe.phase import AlphaPoint, CarryOver, LearningRate, PhaseConfig
 from dist_metaxlm.recipe.phase_checks import phase_problems
 from dist_metaxlm.recipe.section import Section
+from dist_metaxlm.recipe.watchdog import WatchdogConfig
 
 __all__ = [
     "AlphaPoint",
@@ -238,6 +239,8 @@ class TrainingConfig(Section):
     (page-locked on CUDA), shared by the ranks that hold them. false: no copy, and training waits for the disk."""
     guards: GuardConfig = GuardConfig()
     """Bad steps."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """Hangs."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

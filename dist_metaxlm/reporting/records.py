@@ -81,6 +81,15 @@ class StepFigures(TypedDict, total=False):
     """In fp16."""
 
 
+class SlowRank(TypedDict):
+    """A rank that the others wait for."""
+
+    rank: int
+    host: str
+    share: float
+    """Of the interval: its own time minus the median of the others."""
+
+
 class Pace(TypedDict, total=False):
     """Of a log interval."""
 
@@ -100,6 +109,8 @@ class Pace(TypedDict, total=False):
     """Largest resident memory of the first rank's process so far, in bytes."""
     seconds_left: float
     """Until the last step, at the mean pace since this start."""
+    slow_rank: SlowRank | None
+    """None: no rank was much slower than the others."""
 
 
 class IntervalRecord(Counted, StepFigures, Pace, total=False):

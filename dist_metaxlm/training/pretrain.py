@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+import time
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -13,10 +15,12 @@ from dist_metaxlm.deepspeed_adapter.config_files import follow_file
 from dist_metaxlm.deepspeed_adapter.loss_scaling import check_fp16
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.kernels import registry
+from dist_metaxlm.liveness.operations import Limits
+from dist_metaxlm.liveness.watchdog import watched
 from dist_metaxlm.parallel.affinity import bind_cores
 from dist_metaxlm.parallel.environment import complete_environment
 from dist_metaxlm.parallel.launchers import check_peers, check_world_size, join_limit
-from dist_metaxlm.parallel.process_group import check_devices, pick_device, process_group
+from dist_metaxlm.parallel.process_group import check_devices, largest, pick_device, process_group
 from dist_metaxlm.parallel.shared_facts import facts_to_share
 from dist_metaxlm.parallel.topology import Topology, detect_topology, locate_ranks
 from dist_metaxlm.recipe.load import load_recipe
@@ -81,12 +85,12 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
         join_seconds=join_limit(topology, recipe.parallel.join_seconds, "join_seconds" in recipe.parallel.model_fields_set),
         facts=facts_to_share(recipe),
     ):
-        topology = locate_ranks(topology, device)
-        show_placement(recipe, topology)
+        show_placement(recipe, topology := locate_ranks(topology, device))
         if topology.is_first:
             check_recipe(recipe, options, folder)
         lease = Lease(folder.run_dir, folder.phase, folder.checkpoints) if topology.is_first else nullcontext()
-        with lease as held, checked_store(recipe, topology, device) as store_check:
+        watchdog, check = _watchdog(recipe, topology, device, folder), checked_store(recipe, topology, device)
+        with watchdog, lease as held, check as store_check:
             context = RunContext(
                 recipe=recipe,
                 options=options,
@@ -101,6 +105,23 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
                 lease=held,
             )
             run_phase(context, origin)
+
+
+def _watchdog(recipe: Recipe, topology: Topology, device: torch.device, folder: PhaseFolder) -> AbstractContextManager[None]:
+    """Watches this rank (collective: the ranks agree on the folder of their reports)."""
+    config = recipe.training.watchdog
+    begun = largest(int(1000 * time.time()), device)
+    if not config.enabled:
+        return nullcontext()
+    name = datetime.fromtimestamp(begun / 1000, UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
+    limits = Limits(
+        least=config.limit_seconds,
+        factor=config.step_factor,
+        start=config.start_seconds,
+        save=config.save_seconds,
+        evaluate=config.evaluate_seconds,
+    )
+    return watched(folder.path / "hangs" / name, topology.rank, topology.world_size, limits)
 
 
 def _check_room(recipe: Recipe, options: Options, topology: Topology, folder: PhaseFolder) -> None:

@@ -31,6 +31,7 @@ from dist_metaxlm.deepspeed_adapter import optimizer_state
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.weight_check import check_saved_weights
 from dist_metaxlm.errors import GracefulStop
+from dist_metaxlm.liveness import operations
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
 from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile, TensorFile
@@ -152,6 +153,7 @@ class CheckpointSaver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        operations.enter(operations.SAVING)
         try:
             self.wait()
         except Exception as failure:
@@ -168,17 +170,25 @@ class CheckpointSaver:
 
     def wait_for_copy(self) -> None:
         """Wait until everything that an update changes has been copied."""
+        if self._copied.is_set():
+            return
         begun = time.perf_counter()
+        operations.enter(operations.SAVING)
         self._copied.wait()
+        operations.enter(operations.UPDATING)
         self.stalled += time.perf_counter() - begun
 
     def _copy_and_write(self, live: Copies, facts: Facts, progress: dict[str, torch.Tensor]) -> None:
+        operations.begin_background()
         try:
-            self._pieces.copy(live, self._stream)
-            self._replicas.copy(self._stream)
+            try:
+                self._pieces.copy(live, self._stream)
+                self._replicas.copy(self._stream)
+            finally:
+                self._copied.set()
+            self._write(self._pieces.kept, facts, progress)
         finally:
-            self._copied.set()
-        self._write(self._pieces.kept, facts, progress)
+            operations.end_background()
 
     def _write(self, copies: Copies, facts: Facts, progress: dict[str, torch.Tensor]) -> None:
         """From copies to a committed checkpoint (collective over the group of the saving threads)."""

@@ -12,6 +12,7 @@ from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine, StageEngine
 from dist_metaxlm.deepspeed_adapter.timers import drop_timer_records
+from dist_metaxlm.liveness import operations
 from dist_metaxlm.parallel.groups import groups
 from dist_metaxlm.recipe.schema import Objective
 from dist_metaxlm.training.engine.engine import set_learning_rate
@@ -42,13 +43,17 @@ class Accumulation:
         engine = self._engine
         engine.module.train()
         for micro in self._plan.at(step):
+            operations.enter(operations.READING)
             batch = next(self._batches).to(engine.device)
+            operations.enter(operations.FORWARD)
             loss, losses, languages = engine(batch, micro.objective, step)
             loss, losses = guard_loss(loss, losses, step)
+            operations.enter(operations.BACKWARD)
             # DeepSpeed averages gradients over data-parallel ranks; ours are shares of one global sum.
             engine.backward(loss * (micro.factor * self._plan.world_size), scale_wrt_gas=False)
             self._on_batch(batch)
             self._on_losses(micro.objective, batch, losses, languages)
+        operations.enter(operations.UPDATING)
         set_learning_rate(engine, learning_rate)
         engine.step()
         drop_timer_records(engine)
@@ -68,6 +73,7 @@ class Pipeline:
     def run(self, step: int, learning_rate: float) -> None:
         """See `StepRunner`. The first stage counts the batches, the last their losses."""
         engine, micro_steps = self._engine, self._plan.at(step)
+        operations.enter(operations.PIPELINE)
         engine.module.begin(step, micro_steps, self._loaded, self._on_losses)
         engine.micro_batches = len(micro_steps)  # of this step; the number differs by objective
         set_learning_rate(engine, learning_rate)
@@ -79,12 +85,15 @@ class Pipeline:
         """DeepSpeed's input on the first and the last stage: (inputs of the first stage, no labels)."""
         from dist_metaxlm.training.engine.pipeline import first_stage_inputs
 
+        operations.enter(operations.READING)
         for batch in self._batches:
+            operations.enter(operations.PIPELINE)
             if groups().stage == 0:
                 self._on_batch(batch)
             else:
                 self._loaded.append(batch)
             yield first_stage_inputs(batch), None
+            operations.enter(operations.READING)
 
 
 def execution(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dist_metaxlm import failpoints
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
 from dist_metaxlm.data.prefetch import prefetch
@@ -36,13 +37,17 @@ def batches(
     if 0 < grid.stage < grid.stages - 1:
         return
     steps = (step for step in range(first_step, total) if step + 1 not in stepped_over)
-    micro_steps = (micro for step in steps for micro in plan.at(step))
+    micro_steps = ((step, micro) for step in steps for micro in plan.at(step))
     pinned = device.type == "cuda"
     peers = grid.batches
     if peers is None:
-        yield from prefetch((_reading(data, micro, pinned) for micro in micro_steps), PREFETCHED)
+        yield from prefetch((_reading(data, step, micro, pinned) for step, micro in micro_steps), PREFETCHED)
         return
-    read = prefetch((_reading(data, micro, False) for micro in micro_steps), PREFETCHED) if grid.tensor_rank == 0 else None
+    read = (
+        prefetch((_reading(data, step, micro, False) for step, micro in micro_steps), PREFETCHED)
+        if grid.tensor_rank == 0
+        else None
+    )
     while True:
         # Sent from the consuming thread: a prefetching thread could send a batch that a stopping peer no longer receives.
         batch = share_batch(next(read, None) if read else None, peers)
@@ -51,8 +56,9 @@ def batches(
         yield batch.pinned() if pinned else batch
 
 
-def _reading(data: PhaseData, micro: MicroStep, pinned: bool) -> Callable[[], PackedBatch]:
+def _reading(data: PhaseData, step: int, micro: MicroStep, pinned: bool) -> Callable[[], PackedBatch]:
     def read() -> PackedBatch:
+        failpoints.reach("reading", step + 1)
         batch = data.batch(micro.objective, micro.first, micro.count, micro.stage)
         return batch.pinned() if pinned else batch
 

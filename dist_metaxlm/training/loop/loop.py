@@ -10,6 +10,7 @@ from dist_metaxlm.data.steps import StepPlan
 from dist_metaxlm.deepspeed_adapter.engine_protocol import Engine
 from dist_metaxlm.deepspeed_adapter.loss_scaling import scaler_state, step_figures
 from dist_metaxlm.errors import GracefulStop
+from dist_metaxlm.liveness import operations
 from dist_metaxlm.parallel.process_group import largest, rank
 from dist_metaxlm.recipe.origins import branch_steps
 from dist_metaxlm.recipe.phases import flatten
@@ -30,6 +31,7 @@ from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.loop.replicas import ReplicaGuard
 from dist_metaxlm.training.loop.resilience import StopRequest
 from dist_metaxlm.training.loop.schedule import learning_rate_at
+from dist_metaxlm.training.loop.slow_rank import SlowRankMeter
 from dist_metaxlm.training.run.context import RunContext
 from dist_metaxlm.training.run.environment import environment
 
@@ -57,9 +59,10 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
     heldout = HeldoutMeter(engine, recipe.training.heldout_interval, context.heldout)
-    saver = checkpoint_saver(engine, context)
+    saver, slow = checkpoint_saver(engine, context), SlowRankMeter()
     with stop, metrics as writer, saver, ProgressLine(folder.phase, total, progress.step, shown=rank() == 0) as line:
         for step in range(progress.step, total):
+            operations.begin_step(step + 1)
             learning_rate = learning_rate_at(step + behind, total + behind, phase.learning_rate)
             objectives = plan.objectives_at(step)
             if step + 1 in over:
@@ -71,14 +74,18 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
             line.advance(progress.step)
 
             last = step + 1 == total
+            operations.enter(operations.COLLECTIVE)
             stopping = stop.agreed(step + 1) and not last
             if not stopping:
                 guards.check(step + 1)
             saving = last or stopping or (step + 1) % recipe.training.checkpoint_interval == 0 or step + 1 in branches
             replicas.check(step + 1, saving)
             if last or (step + 1) % recipe.training.log_interval == 0:
+                operations.enter(operations.EVALUATING)
                 measured = probing.at(step + 1, last) | heldout.at(step + 1, last)
+                operations.enter(operations.COLLECTIVE)
                 more: Pace = {"guards": guards.figures(), **pace.read(progress)}
+                more["slow_rank"] = slow.read(engine.device)
                 record: Record = {**interval_record(engine, context, meter, progress, learning_rate, more), **measured}
                 line.show(record)
                 if writer:
@@ -87,6 +94,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 if context.store_check:
                     context.store_check.refuse(partial(largest, device=engine.device))
             if saving:
+                operations.enter(operations.SAVING)
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling, progress.guards = meter.counts(), scaler_state(engine), guards.state()
                 saver.save(progress.facts() | heldout.facts(progress.step), progress.tensors())
