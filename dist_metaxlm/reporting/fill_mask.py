@@ -50,7 +50,7 @@ def example_panels(examples: Sequence[FilledMask]) -> str:
 
 def _marked(token: str, expected: str | None) -> str:
     word = token.strip() or "(space)"
-    return f"<b>{escape(word)}</b> ✓" if word == expected else escape(word)
+    return f"✓ <b>{escape(word)}</b>" if word == expected else escape(word)
 
 
 def _place(example: FilledMask) -> str:

@@ -180,5 +180,5 @@ def test_the_hidden_word_is_marked_among_the_guesses():
     guesses = [{"token": " city", "score": 0.5}, {"token": " town", "score": 0.2}]
     panels = example_panels([{"language": "en", "text": "The <mask>.", "expected": "town", "predictions": guesses}])
     assert "hidden: <b>town</b>" in panels
-    assert "<b>town</b> ✓" in panels
+    assert "✓ <b>town</b>" in panels
     assert "<b>city</b>" not in panels
