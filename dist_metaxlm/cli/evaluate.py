@@ -63,6 +63,14 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="prepared data of the run, if they have moved (default: data.directory of its recipe)",
     )
     parser.add_argument("--report", action="store_true", help="write the summary and the page of the run")
+    _add_task_options(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: the results by phase or, with --report, the summary"
+    )
+    return parser.parse_args(words)
+
+
+def _add_task_options(parser: argparse.ArgumentParser) -> None:
     tasks = parser.add_argument_group("tasks")
     tasks.add_argument("--task_data", default="data/xtreme", help="folder of the tasks' files (default: %(default)s)")
     tasks.add_argument("--tasks_file", help="YAML that describes further tasks or gives the location of their files")
@@ -100,10 +108,6 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "(default: %(default)s)",
     )
     tasks.add_argument("--again", action="store_true", help="evaluate again what is finished")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object: the results by phase or, with --report, the summary"
-    )
-    return parser.parse_args(words)
 
 
 def main(words: Sequence[str] | None = None) -> int:

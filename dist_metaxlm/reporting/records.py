@@ -133,3 +133,45 @@ class Record(IntervalRecord, total=False):
 
     probe: ProbeRecord
     heldout: HeldoutRecord
+
+
+class Items(TypedDict):
+    """Outcomes of every held-out string: language -> (outcome, weight) of each item, in the order of the strings.
+
+    The outcome of retrieval is 1, 0.5 or 0 (both directions, one, none) with weight 1; that of `nll` the negative log
+    likelihood of the hidden tokens, summed, with their number as weight.
+    """
+
+    retrieval: dict[str, list[tuple[float, int]]]
+    nll: dict[str, list[tuple[float, int]]]
+
+
+class StudyBaselines(TypedDict):
+    """What needs no training, on the strings of a study."""
+
+    untrained: dict[str, dict[str, float | None]]
+    """Seed -> measure -> value."""
+    overlap: float | None
+    """Retrieval P@1 by the tokens that two strings share, weighted by tf-idf."""
+    chance: float | None
+    """Mean of 1/N over the languages."""
+    frequencies: dict[str, float | None]
+    """english_nll and others_nll of a table of word frequencies."""
+
+
+class GateCheck(TypedDict):
+    """A condition for a verdict."""
+
+    measure: str
+    baseline: str
+    value: float | None
+    bar: float | None
+    passed: bool
+
+
+class Gate(TypedDict):
+    """Whether the best single-phase arm has learnt enough for a verdict."""
+
+    passed: bool
+    arm: str
+    checks: list[GateCheck]

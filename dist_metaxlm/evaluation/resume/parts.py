@@ -12,10 +12,10 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dist_metaxlm import __version__
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.resume.scratch import scratch_folder
 from dist_metaxlm.reporting.metrics import read_json, write_json
@@ -100,7 +100,7 @@ def parts_of(work: Path | None, encoder: str, task: str, facts: Mapping[str, obj
     """
     if work is None:
         return Parts()
-    everything = {"version": __version__, "encoder": encoder, "task": task, **facts}
+    everything = {"version": version("dist-metaxlm"), "encoder": encoder, "task": task, **facts}
     key = hashlib.blake2b(json.dumps(everything, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
     folder = work / f"{task}-{key}"
     if not (folder / "facts.json").is_file():
