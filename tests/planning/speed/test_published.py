@@ -1,4 +1,4 @@
-"""The speed model against published runs, each with its source, on which no constant was fitted."""
+"""The speed model against published runs, each with its source, outside the numerical fit of the constants."""
 
 from __future__ import annotations
 
