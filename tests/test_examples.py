@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_metaxlm.planning.plan import parse_cluster, plan
+from dist_metaxlm.planning.cluster import parse_cluster
+from dist_metaxlm.planning.plan import plan
 from dist_metaxlm.recipe.load import load_recipe
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"

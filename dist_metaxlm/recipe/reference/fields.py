@@ -15,7 +15,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.recipe.objectives import registry
 from dist_metaxlm.recipe.objectives.base import Objective
 from dist_metaxlm.recipe.reference.units import unit_of
-from dist_metaxlm.recipe.schema import PHASE_NAMES, Recipe
+from dist_metaxlm.recipe.schema import Recipe
 from dist_metaxlm.text import did_you_mean
 
 PLACES = {"phases": "PHASE", "text": "LANGUAGE.SOURCE", "bitext": "PAIR.SOURCE"}
@@ -70,7 +70,9 @@ def matching(name: str) -> list[RecipeField]:
     everything = [field for section in sections() for field in section.fields]
     if not name:
         return everything
-    asked = ["PHASE" if index == 1 and part in PHASE_NAMES else part for index, part in enumerate(name.split("."))]
+    asked = name.split(".")
+    if asked[0] == "phases" and len(asked) > 1:
+        asked[1] = "PHASE"  # phases have any names
     if asked[:2] == ["phases", "PHASE"] and asked[2:3] and asked[2] in registry.names():
         asked.insert(2, "objectives")  # an override names the objective's place with or without this word
     chosen = [field for field in everything if field.path.split(".")[: len(asked)] == asked]

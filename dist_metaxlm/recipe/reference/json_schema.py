@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from dist_metaxlm.recipe.objectives import registry
-from dist_metaxlm.recipe.schema import PHASE_NAMES, Recipe
+from dist_metaxlm.recipe.origins import PHASE_PATTERN
+from dist_metaxlm.recipe.schema import Recipe
 
 Tree = dict[str, Any]
 _REF = "#/$defs/"
@@ -33,7 +34,8 @@ def recipe_schema() -> Tree:
     schema["properties"]["phases"] = {
         "type": "object",
         "description": Recipe.model_fields["phases"].description,
-        "properties": {**dict.fromkeys(PHASE_NAMES, either), "defaults": {"$ref": f"{_REF}PhaseConfig"}},
+        "properties": {"defaults": {"$ref": f"{_REF}PhaseConfig"}},
+        "patternProperties": {PHASE_PATTERN.replace("^", "^(?!defaults$)", 1): either},
         "additionalProperties": False,
     }
     _allow_lists(definitions, "text", "TextSource")
