@@ -11,7 +11,7 @@ from dist_metaxlm.liveness import operations
 from dist_metaxlm.liveness.operations import BYTES, COUNT, LIMIT, SAVE_BEGUN, STEP, Limits, Operations
 from dist_metaxlm.liveness.reports import Report, culprit, waits_in_collective
 from dist_metaxlm.liveness.watcher import LOOK_SECONDS, Silence, report_of
-from dist_metaxlm.training.loop.slow_rank import slowest
+from dist_metaxlm.training.loop.pace import slowest
 
 LIMITS = Limits(least=30, factor=5, start=1800, save=900, evaluate=600)
 

@@ -47,6 +47,18 @@ class _ShowSchema(argparse.Action):
         parser.exit()
 
 
+def _add_reference(parser: Parser) -> None:
+    """Add the options that print what a recipe may say."""
+    parser.add_argument(
+        "--fields",
+        action=_ShowFields,
+        nargs="?",
+        metavar="NAME",
+        help="print type, unit, default and meaning of the recipe's fields, of all or of NAME, such as training.guards",
+    )
+    parser.add_argument("--schema", action=_ShowSchema, nargs=0, help="print the JSON schema of a recipe, for editors")
+
+
 def pretrain_parser(description: str | None = None, prog: str | None = None) -> Parser:
     """The parser; use its `parse_intermixed_args`, because recipe fields may appear anywhere.
 
@@ -103,14 +115,7 @@ def pretrain_parser(description: str | None = None, prog: str | None = None) -> 
         action="store_true",
         help="run every check of a start (data, run folder, memory), print what it would train, write nothing",
     )
-    parser.add_argument(
-        "--fields",
-        action=_ShowFields,
-        nargs="?",
-        metavar="NAME",
-        help="print type, unit, default and meaning of the recipe's fields, of all or of NAME, such as training.guards",
-    )
-    parser.add_argument("--schema", action=_ShowSchema, nargs=0, help="print the JSON schema of a recipe, for editors")
+    _add_reference(parser)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="any field of the recipe, such as phases.meta.steps=20"

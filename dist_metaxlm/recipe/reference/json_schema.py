@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from dist_metaxlm.recipe.objectives import registry
-from dist_metaxlm.recipe.origins import PHASE_PATTERN
 from dist_metaxlm.recipe.schema import Recipe
 
 Tree = dict[str, Any]
@@ -35,8 +34,7 @@ def recipe_schema() -> Tree:
         "type": "object",
         "description": Recipe.model_fields["phases"].description,
         "properties": {"defaults": {"$ref": f"{_REF}PhaseConfig"}},
-        "patternProperties": {PHASE_PATTERN.replace("^", "^(?!defaults$)", 1): either},
-        "additionalProperties": False,
+        "additionalProperties": either,  # phases have any names
     }
     _allow_lists(definitions, "text", "TextSource")
     _allow_lists(definitions, "bitext", "BitextSource")

@@ -25,13 +25,12 @@ from dist_metaxlm.training.loop.guard_log import GuardLog
 from dist_metaxlm.training.loop.guards import StepGuards
 from dist_metaxlm.training.loop.heldout import HeldoutMeter
 from dist_metaxlm.training.loop.metrics import Clock, LossMeter, MetricsWriter, asked_shares, asked_so_far, weighted_loss
-from dist_metaxlm.training.loop.pace import PaceMeter
+from dist_metaxlm.training.loop.pace import PaceMeter, SlowRankMeter
 from dist_metaxlm.training.loop.probing import Probing
 from dist_metaxlm.training.loop.progress import Progress
 from dist_metaxlm.training.loop.replicas import ReplicaGuard
 from dist_metaxlm.training.loop.resilience import StopRequest
 from dist_metaxlm.training.loop.schedule import learning_rate_at
-from dist_metaxlm.training.loop.slow_rank import SlowRankMeter
 from dist_metaxlm.training.run.context import RunContext
 from dist_metaxlm.training.run.environment import environment
 
@@ -90,9 +89,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 line.show(record)
                 if writer:
                     writer.write(record)
-                saver.check(engine.device)
-                if context.store_check:
-                    context.store_check.refuse(partial(largest, device=engine.device))
+                check_threads(engine, context, saver)
             if saving:
                 operations.enter(operations.SAVING)
                 progress.seconds = clock.seconds()
@@ -100,10 +97,21 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 saver.save(progress.facts() | heldout.facts(progress.step), progress.tensors())
                 logger.debug("saving the checkpoint of step %d", progress.step)
             if stopping:
-                raise GracefulStop(
-                    f"phase {folder.phase} stopped after step {step + 1} of {total} and saved; "
-                    "run the same command again to resume"
-                )
+                raise stopped(folder.phase, step + 1, total)
+
+
+def stopped(phase: str, step: int, total: int) -> GracefulStop:
+    """The end of a phase that was asked to stop after `step` of `total` steps."""
+    return GracefulStop(
+        f"phase {phase} stopped after step {step} of {total} and saved; run the same command again to resume"
+    )
+
+
+def check_threads(engine: Engine, context: RunContext, saver: CheckpointSaver) -> None:
+    """Raise on all ranks what the threads of any rank met that save checkpoints and check the store (collective)."""
+    saver.check(engine.device)
+    if context.store_check:
+        context.store_check.refuse(partial(largest, device=engine.device))
 
 
 def metrics_writer(context: RunContext, progress: Progress) -> MetricsWriter:
