@@ -190,9 +190,8 @@ def export(
     from dist_metaxlm.evaluation.run import tokenizer_of
     from dist_metaxlm.interop.folders import export_folder
     from dist_metaxlm.interop.hub import check_push, push_folder
-    from dist_metaxlm.interop.model_card import model_card
+    from dist_metaxlm.interop.model_card import model_card, sentence_transformers_files
     from dist_metaxlm.interop.original import read_original
-    from dist_metaxlm.interop.sentence_transformers import sentence_transformers_files
     from dist_metaxlm.interop.tensor_source import FileTensors
     from dist_metaxlm.planning.parameters import count_parameters
     from dist_metaxlm.recipe.origins import split_mark

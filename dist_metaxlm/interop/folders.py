@@ -20,11 +20,11 @@ from dist_metaxlm.interop.shard_writer import INDEX, SHARD_SIZE, WEIGHTS, ShardW
 from dist_metaxlm.interop.tensor_source import FileTensors, HeldTensors, TensorSource, row_blocks
 from dist_metaxlm.interop.tokenizer_import import FolderTokenizer, read_tokenizer
 from dist_metaxlm.interop.tokenizers import export_tokenizer
+from dist_metaxlm.interop.untrusted import refuse_foreign_kernels, refuse_unsafe_weights
 from dist_metaxlm.interop.weights import Step, export_steps, import_steps, planned, with_fresh_head, with_usual_names
 from dist_metaxlm.modeling.sharding import VOCABULARY
 from dist_metaxlm.recipe.schema import ModelConfig
 from dist_metaxlm.storage.atomic import sync_tree
-from dist_metaxlm.storage.untrusted import refuse_foreign_kernels, refuse_unsafe_weights
 
 CONFIG = "config.json"
 LOGICAL_CONFIG, LOGICAL_TOKENIZER = "model_config.json", "tokenizer.model"

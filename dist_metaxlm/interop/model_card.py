@@ -1,15 +1,18 @@
-"""The model card of an export (README.md of its folder): data, languages, figures, recipe, commit.
+"""What an export holds beside the model: its card (README.md), and the files of sentence-transformers.
 
-Format: https://huggingface.co/docs/hub/model-cards (metadata in YAML, then Markdown).
+The card tells data, languages, figures, recipe and commit. Formats: https://huggingface.co/docs/hub/model-cards (metadata in
+YAML, then Markdown); https://sbert.net/docs/sentence_transformer/usage/custom_models.html (modules.json and a folder for each
+module).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dist_metaxlm.recipe.load import dump_recipe
-from dist_metaxlm.recipe.schema import Recipe
+from dist_metaxlm.recipe.schema import ModelConfig, Recipe
 from dist_metaxlm.recipe.yaml_text import write_yaml
 from dist_metaxlm.reporting.records import Environment
 from dist_metaxlm.reporting.results import Evaluation
@@ -95,3 +98,23 @@ def _environment(environment: Environment | None) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     commit = f"commit {environment['commit']}, " if environment.get("commit") else ""
     return f"## Training\n\n{commit}{environment['date']}, {environment['device']}; {versions}."
+
+
+def sentence_transformers_files(config: ModelConfig) -> dict[str, str]:
+    """Path in the folder -> content, with which sentence-transformers takes the normalised mean of the last layer's states."""
+    module = "sentence_transformers.models"
+    contents: dict[str, object] = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": f"{module}.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{module}.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{module}.Normalize"},
+        ],
+        "sentence_bert_config.json": {"max_seq_length": config.max_positions, "do_lower_case": False},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": config.hidden,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": True,
+        },
+        "2_Normalize/config.json": {},
+    }
+    return {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}

@@ -59,6 +59,17 @@ def _add_reference(parser: Parser) -> None:
     parser.add_argument("--schema", action=_ShowSchema, nargs=0, help="print the JSON schema of a recipe, for editors")
 
 
+def _add_for_launchers(parser: Parser) -> None:
+    """Add the options that launchers give."""
+    parser.add_argument(
+        "--expect_world_size",
+        type=int,
+        metavar="N",
+        help="refuse to start with another number of ranks than N (metaxlm launch gives it)",
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+
+
 def pretrain_parser(description: str | None = None, prog: str | None = None) -> Parser:
     """The parser; use its `parse_intermixed_args`, because recipe fields may appear anywhere.
 
@@ -105,18 +116,12 @@ def pretrain_parser(description: str | None = None, prog: str | None = None) -> 
         help="start from a model that metaxlm convert import wrote, whatever the recipe says (for cross: not from meta)",
     )
     parser.add_argument(
-        "--expect_world_size",
-        type=int,
-        metavar="N",
-        help="refuse to start with another number of ranks than N (metaxlm launch gives it)",
-    )
-    parser.add_argument(
         "--dry_run",
         action="store_true",
         help="run every check of a start (data, run folder, memory), print what it would train, write nothing",
     )
     _add_reference(parser)
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    _add_for_launchers(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="any field of the recipe, such as phases.meta.steps=20"
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.storage.untrusted import refuse_foreign_kernels, refuse_unsafe_weights
+from dist_metaxlm.interop.untrusted import refuse_foreign_kernels, refuse_unsafe_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -14,8 +14,7 @@ import yaml
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.configs import KNOWN_FIELDS, check_exportable
 from dist_metaxlm.interop.hub import check_push, push_folder
-from dist_metaxlm.interop.model_card import CardFacts, model_card
-from dist_metaxlm.interop.sentence_transformers import sentence_transformers_files
+from dist_metaxlm.interop.model_card import CardFacts, model_card, sentence_transformers_files
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.recipe.schema import ModelConfig
 
