@@ -1,8 +1,7 @@
 """What an export holds beside the model: its card (README.md), and the files of sentence-transformers.
 
 The card tells data, languages, figures, recipe and commit. Formats: https://huggingface.co/docs/hub/model-cards (metadata in
-YAML, then Markdown); https://sbert.net/docs/sentence_transformer/usage/custom_models.html (modules.json and a folder for each
-module).
+YAML, then Markdown); https://sbert.net/docs/sentence_transformer/usage/custom_models.html (modules.json, folders of modules).
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def _environment(environment: Environment | None) -> str:
 
 
 def sentence_transformers_files(config: ModelConfig) -> dict[str, str]:
-    """Path in the folder -> content, with which sentence-transformers takes the normalised mean of the last layer's states."""
+    """Path in the folder -> content: sentence-transformers takes the normalised mean of the last layer's states."""
     module = "sentence_transformers.models"
     contents: dict[str, object] = {
         "modules.json": [
