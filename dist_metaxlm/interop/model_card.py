@@ -1,7 +1,7 @@
 """What an export holds beside the model: its card (README.md), and the files of sentence-transformers.
 
 The card tells data, languages, figures, recipe and commit. Formats: https://huggingface.co/docs/hub/model-cards (metadata in
-YAML, then Markdown); https://sbert.net/docs/sentence_transformer/usage/custom_models.html (modules.json, folders of modules).
+YAML, then Markdown); https://sbert.net/docs/sentence_transformer/usage/custom_models.html (modules.json).
 """
 
 from __future__ import annotations

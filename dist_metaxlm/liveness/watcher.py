@@ -72,7 +72,7 @@ class Silence:
         self._count, self._begun = -1.0, 0.0
         self.seconds = self.saving = 0.0
 
-    def look(self, cells: memoryview, passed: float, traced: bool) -> None:
+    def look(self, cells: memoryview[float], passed: float, traced: bool) -> None:
         """`passed`: seconds since the last look. `traced`: a debugger holds the rank."""
         passed = 0.0 if traced else min(passed, 2 * LOOK_SECONDS)
         same, self._count = cells[COUNT] == self._count, cells[COUNT]
@@ -81,7 +81,7 @@ class Silence:
         self.saving = self.saving + passed if same and self._begun else 0.0
 
 
-def report_of(facts: Facts, cells: memoryview, silence: Silence, state: str) -> Report:
+def report_of(facts: Facts, cells: memoryview[float], silence: Silence, state: str) -> Report:
     """The rank's report; `state` as in /proc/PID/stat."""
     saving = bool(silence.saving > cells[SAVE_LIMIT])
     return {

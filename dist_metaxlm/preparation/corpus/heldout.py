@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -170,7 +171,19 @@ def held_out_documents(language: str, paths: list[Path], candidates: Candidates)
             yield document
 
 
-def write(folder: Path, text: Mapping[str, list[Path]], bitext: Mapping[str, list[Path]], count: int) -> dict[str, object]:
+class Counts(TypedDict):
+    """What is held out."""
+
+    strings: int
+    """Source strings."""
+    asked: int
+    by_language: dict[str, int]
+    """Language -> strings in it, English included."""
+    text_bytes: dict[str, int]
+    """Language -> bytes of prose."""
+
+
+def write(folder: Path, text: Mapping[str, list[Path]], bitext: Mapping[str, list[Path]], count: int) -> Counts:
     """Choose the split and write strings.jsonl, text/<language>.txt and excluded.json; returns counts for the log."""
     candidates = read_candidates(bitext, count) if count else Candidates(1)
     chosen = choose(candidates, count)
