@@ -135,7 +135,8 @@ def gate_sentence(gate: Gate) -> str | None:
     if not failed:
         return None
     said = "; ".join(
-        f"{check['measure']} {_shown(check['value'])} against {_shown(check['bar'])} ({check['baseline']})" for check in failed
+        f"{check['measure']} {_shown(check['value'])} against {_shown(check['bar'])} ({check['baseline']})"
+        for check in failed
     )
     return (
         f"There is no verdict, because {CANNOT}: the best single-phase arm, {gate['arm']}, is not better than what needs no "

@@ -46,7 +46,9 @@ def bootstrap(
     for code in codes:
         mine, other = (np.array([of[number][name][code] for number in seeds], np.float64) for of in (ours, theirs))  # type: ignore[literal-required]
         # [S, N, 2]: outcome and weight of an item; the weight is the number of hidden tokens, or 1
-        draws = generator.multinomial(mine.shape[1], np.full(mine.shape[1], 1 / mine.shape[1]), RESAMPLES).T.astype(np.float64)
+        draws = generator.multinomial(mine.shape[1], np.full(mine.shape[1], 1 / mine.shape[1]), RESAMPLES).T.astype(
+            np.float64
+        )
         weights = mine[0, :, 1] @ draws
         differences.append(((mine[:, :, 0] - other[:, :, 0]) @ draws) / np.maximum(weights, 1e-9))
     stacked = np.stack(differences, axis=1)  # [S, languages, R]
