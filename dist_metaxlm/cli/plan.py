@@ -1,6 +1,6 @@
 """Show in which layouts a recipe can run on a cluster, the memory and the time of each, fastest first.
 
-`plan check ROWS.tsv` compares the predictions with published runs.
+`plan check ROWS.tsv` compares the predictions with published runs; `plan apply` writes the best layout into a recipe.
 
 examples:
   metaxlm plan --recipe xlmr-large --cluster 16x8xH100
@@ -10,6 +10,7 @@ examples:
   metaxlm plan --recipe my-recipe.yaml --cluster 2x8xH200 --json phases.meta.sequence_length=256
   metaxlm plan --recipe xlmr-xl --cluster 128x8xH100 --simulate 30 --pictures pictures
   metaxlm plan --recipe xlmr-large --cluster 8x8xH100 --scale 8,64,512,1024
+  metaxlm plan apply --recipe xlmr-large --cluster 8x8xH100 --output my-large.yaml
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from dist_metaxlm.cli import plan_check
+from dist_metaxlm.cli import plan_apply, plan_check
 from dist_metaxlm.cli.plan_goodput import add_goodput_options, check_goodput_options, show_scale, show_simulation
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
@@ -57,8 +58,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
-    if words[:1] == ["check"]:
-        plan_check.main(words[1:])
+    if words[:1] in (["check"], ["apply"]):
+        (plan_check if words[0] == "check" else plan_apply).main(words[1:])
         return
     arguments = parse(words)
     _check(arguments)
