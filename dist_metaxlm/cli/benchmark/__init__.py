@@ -15,6 +15,7 @@ examples:
   metaxlm benchmark store --recipe mine.yaml --scratch /tmp --output store.json
   metaxlm benchmark scaling --ranks 1 2 4 --output scaling.json
   metaxlm benchmark scaling --hostfile hosts --over data pipeline --output scaling.json
+  metaxlm benchmark compare before.json after.json --tolerance 0.1
   torchrun --nproc_per_node 2 -m dist_metaxlm.cli.benchmark saving model.hidden=512 model.ffn=2048 model.heads=8
 """
 
@@ -26,7 +27,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_metaxlm.cli.benchmark import data, kernels, scaling, training
+from dist_metaxlm.cli.benchmark import compare, data, kernels, scaling, training
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import EXIT_BUG, EXIT_DONE
 from dist_metaxlm.invocation import program
@@ -42,6 +43,7 @@ BENCHMARKS = (
     training.add_step,
     training.add_cpu,
     kernels.add_gpu,
+    compare.add_compare,
 )
 """Functions that register each benchmark's parser, in the order of the help."""
 
