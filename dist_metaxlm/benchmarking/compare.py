@@ -62,7 +62,7 @@ def compare(before: str, after: str, tolerance: float = TOLERANCE) -> Comparison
     for key in _SAME:
         if first.get(key) != second.get(key):
             raise UserError(
-                f"{before} has {key} {first.get(key)!r} and {after} {second.get(key)!r}, so they are different measurements; "
+                f"{before} has {key} {first.get(key)!r}, {after} {second.get(key)!r}: different measurements; "
                 "compare two runs of the same command"
             )
     old, new = dict(_figures(first, ())), dict(_figures(second, ()))

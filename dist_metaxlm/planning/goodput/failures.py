@@ -18,7 +18,7 @@ SLOW_SECONDS = (30.0, 36000.0)
 SLOW_FACTORS = (1.1, 1.5)
 """Least and greatest factor by which a slow device lengthens every step; uniform. An assumption of ours."""
 MOST_DAYS = 3650.0
-MOST_EVENTS = 100_000
+MOST_EVENTS = 10_000
 """Failures and slow periods of one simulated run, on average, that are simulated."""
 
 
