@@ -42,6 +42,23 @@ def test_the_limit_follows_the_step_time(record: Operations) -> None:
     assert cells[LIMIT] == 600
 
 
+def test_a_rank_that_has_saved_waits_for_one_that_still_saves(record: Operations) -> None:
+    cells = record._cells
+    for step in range(1, 6):
+        record.begin_step(step)
+    record.enter(operations.SAVING)
+    record.enter(operations.COLLECTIVE)
+    assert cells[LIMIT] == 900
+    record.begin_step(6)
+    record.enter(operations.BACKWARD)
+    assert cells[LIMIT] == 900
+    record.begin_step(7)
+    assert cells[LIMIT] == 30
+    record.enter(operations.EVALUATING)
+    record.enter(operations.COLLECTIVE)
+    assert cells[LIMIT] == 30
+
+
 def test_only_time_in_which_the_watcher_ran_counts(record: Operations) -> None:
     silence, cells = Silence(), record._cells
     record.begin_background()

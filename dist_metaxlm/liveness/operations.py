@@ -21,6 +21,9 @@ COUNT, OPERATION, STEP, LIMIT, SAVE_BEGUN, SAVE_LIMIT = range(6)
 _FIRST_STEPS = 3
 """Steps of a run that may compile, allocate and open files: they have the limit of the start."""
 
+_SHORT = 1.0
+"""Seconds of an evaluation after which no rank has to wait for another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -44,6 +47,7 @@ class Operations:
         self._durations: deque[float] = deque(maxlen=200)
         self._step_begun = self._last = time.monotonic()
         self._current = STARTING
+        self._slack, self._slack_until = 0.0, 0
         self.spent: defaultdict[str, float] = defaultdict(float)
         """Seconds by operation since the last `take_spent`."""
         self._cells[STEP], self._cells[SAVE_LIMIT] = step + 1, limits.save
@@ -52,7 +56,10 @@ class Operations:
     def enter(self, operation: str) -> None:
         """Note that `operation` begins now, and the one before has ended."""
         now = time.monotonic()
-        self.spent[self._current] += now - self._last
+        took = now - self._last
+        self.spent[self._current] += took
+        if self._current == SAVING or (self._current == EVALUATING and took > _SHORT):
+            self._slack, self._slack_until = self._limit(self._current), self._steps + 1
         self._last, self._current = now, operation
         cells = self._cells
         cells[OPERATION], cells[LIMIT] = OPERATIONS.index(operation), self._limit(operation)
@@ -65,6 +72,8 @@ class Operations:
             self._durations.append(now - self._step_begun)
         self._step_begun = now
         self._steps += 1
+        if self._steps > self._slack_until:
+            self._slack = 0.0
         self._cells[STEP] = step
         self._step_limit = self.step_limit()
         self.enter(PREPARING)
@@ -94,11 +103,12 @@ class Operations:
         self._memory.close()
 
     def _limit(self, operation: str) -> float:
+        """A rank that has saved or evaluated waits in the next step for one that still does, within the same limit."""
         limits = self._limits
         special = {STARTING: limits.start, SAVING: limits.save, EVALUATING: limits.evaluate}.get(operation)
         if special is not None:
             return special
-        return limits.start if self._steps <= _FIRST_STEPS else self._step_limit
+        return max(limits.start if self._steps <= _FIRST_STEPS else self._step_limit, self._slack)
 
 
 _current: Operations | None = None
