@@ -29,8 +29,10 @@ from dist_metaxlm.training.checkpointing import agreement, checkpoint, saving
 from dist_metaxlm.training.checkpointing import gather_plan as pieces
 from dist_metaxlm.training.engine.matrix_exchange import MatrixExchange
 from dist_metaxlm.training.engine.pipeline import PipelinedModel
+from dist_metaxlm.training.engine.stable_adamw import StableAdamW
 from dist_metaxlm.training.loop import batches, resilience
 from dist_metaxlm.training.loop.metrics import LossMeter
+from dist_metaxlm.training.loop.pace import SlowRankMeter
 from dist_metaxlm.training.loop.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,12 +171,16 @@ CALLS: dict[str, Callable[[], Any]] = {
     "holdings of matrices": lambda: matrices()._exchange_holdings([]),
     "whole matrices": lambda: matrices()._all_to_all([[], []], [[], []]),
     "slowest rank": lambda: saving_figures._slowest(1.0, DEVICE),
+    "slow rank": lambda: made(SlowRankMeter, _begun=0.0, _host=torch.zeros(64, dtype=torch.float64)).read(DEVICE),
+    "name of a job": lambda: saver()._name_of_job(),
+    "sizes of updates": lambda: made(StableAdamW, _group="nccl", _device=DEVICE)._sum(torch.zeros(3, dtype=torch.float64)),
     "one folder": lambda: saving_figures._shared_folder(Path(), DEVICE),
 }
 ON_HOST = (
     "bytes of a save",
     "errors of a save",
     "digests of a save",
+    "name of a job",
     "who holds what",
     "pieces sent",
     "pieces received",
