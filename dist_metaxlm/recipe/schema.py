@@ -39,6 +39,7 @@ from dist_metaxlm.recipe.phase import AlphaPoint, CarryOver, LearningRate, Phase
 from dist_metaxlm.recipe.phase_checks import phase_problems
 from dist_metaxlm.recipe.section import Section
 from dist_metaxlm.recipe.watchdog import WatchdogConfig
+from dist_metaxlm.text import did_you_mean
 
 __all__ = [
     "AlphaPoint",
@@ -317,7 +318,8 @@ class Recipe(Section):
         for key, phase in self.phases.items():
             if key == name:
                 return phase
-        raise UserError(f"recipe {self.name} has no phase {name!r}; it has {', '.join(self.phases)}")
+        hint = did_you_mean(name, self.phases)
+        raise UserError(f"recipe {self.name} has no phase {name!r}{hint} it has {', '.join(self.phases)}")
 
     def as_trained(self, name: str) -> Recipe:
         """The recipe with the model as the phase called `name` trains it. Errors: as `phase`."""

@@ -68,7 +68,7 @@ def test_bad_hostfiles_reach_nobody(tmp_path: Path, calls: Path, content: str | 
     [
         ((PRETRAIN, "--phase", "meta", "parallel.tensor=2"), "parallel.tensor_across_nodes=true"),
         ((PRETRAIN, "--phase", "meta", "sead=3"), "did you mean seed"),
-        ((PRETRAIN, "--phase", "mta"), "--phase mta"),
+        ((PRETRAIN, "--phase", "mta"), "no phase 'mta', did you mean meta?"),
         (
             (PRETRAIN, "--phase", "meta", "--recipie", "mine.yaml"),
             "pretrain.py has no option --recipie, did you mean --recipe?",

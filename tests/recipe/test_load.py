@@ -367,5 +367,5 @@ def test_shares_leave_something_for_the_others(shares, message):
 def test_a_phase_is_looked_up_by_name_and_an_unknown_one_is_refused() -> None:
     recipe = load_recipe("quickstart")
     assert recipe.phase("meta") is recipe.phases["meta"]
-    with pytest.raises(UserError, match="recipe quickstart has no phase 'mata'; it has meta, cross, joint"):
+    with pytest.raises(UserError, match="quickstart has no phase 'mata', did you mean meta\\? it has meta, cross, joint"):
         recipe.phase("mata")
