@@ -29,6 +29,7 @@ EXIT_KILLED = -signal.SIGKILL
 def _evaluate(model: Path, data: Path, work: Path, place: str | None, number: int) -> None:
     """In a process of its own: evaluate, and end it by signal `number` at a failpoint."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background without it
     tempfile.tempdir = str(work.parent / "tmp")
     Path(tempfile.tempdir).mkdir(exist_ok=True)
     failpoints._act = lambda fault, step: os.kill(os.getpid(), number)
