@@ -39,11 +39,11 @@ class Limits:
 class Operations:
     """Notes operations, and how long they took, in `cells`."""
 
-    def __init__(self, descriptor: int, limits: Limits, step: int) -> None:
-        """`descriptor`: a file of at least `BYTES`. `step`: completed steps."""
+    def __init__(self, descriptor: int, limits: Limits, step: int, alone: bool = False) -> None:
+        """`descriptor`: a file of at least `BYTES`. `step`: completed steps. `alone`: no other rank is waited for."""
         self._memory = mmap.mmap(descriptor, BYTES)
         self._cells = memoryview(self._memory).cast("d")
-        self._limits, self._steps = limits, 0
+        self._limits, self._steps, self._alone = limits, 0, alone
         self._durations: deque[float] = deque(maxlen=200)
         self._step_begun = self._last = time.monotonic()
         self._current = STARTING
@@ -108,7 +108,8 @@ class Operations:
         special = {STARTING: limits.start, SAVING: limits.save, EVALUATING: limits.evaluate}.get(operation)
         if special is not None:
             return special
-        return max(limits.start if self._steps <= _FIRST_STEPS else self._step_limit, self._slack)
+        usual = limits.start if self._steps <= _FIRST_STEPS else self._step_limit
+        return usual if self._alone or operation == PREPARING else max(usual, self._slack)
 
 
 _current: Operations | None = None

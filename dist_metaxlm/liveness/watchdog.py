@@ -36,7 +36,7 @@ def watched(folder: Path, rank: int, size: int, limits: Limits) -> Iterator[None
     memory, stacks = os.memfd_create("operations"), os.memfd_create("stacks")
     os.ftruncate(memory, BYTES)
     number = signal.SIGRTMIN + _ABOVE_FIRST_REALTIME
-    record = Operations(memory, limits, 0)
+    record = Operations(memory, limits, 0, alone=size == 1)
     faulthandler.register(number, file=stacks, all_threads=True)
     queue = native_exit.listen(EXIT_AGAIN)
     facts = {

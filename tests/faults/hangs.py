@@ -14,13 +14,16 @@ from dist_metaxlm.training.checkpointing.checkpoint import newest_checkpoint
 
 LIMIT = 2.0
 CASES = {
-    "suspended": (2, "step@7:rank1:stop", 1, "preparing the step", "_act"),
-    "sleeps": (2, "step@7:rank1:sleep=600", 1, "preparing the step", "_act"),
-    "holds the interpreter lock": (2, "step@7:rank1:hold=600", 1, "preparing the step", "_hold_interpreter"),
+    "suspended": (2, "step@11:rank1:stop", 1, "preparing the step", "_act"),
+    "sleeps": (2, "step@11:rank1:sleep=600", 1, "preparing the step", "_act"),
+    "holds the interpreter lock": (2, "step@11:rank1:hold=600", 1, "preparing the step", "_hold_interpreter"),
     "hanging saving thread": (2, "saving.after_files@8:rank1:sleep=600", 1, "saving in the background", "_act"),
-    "hanging data worker of one process": (1, "reading@9:rank0:sleep=600", 0, "reading data", "_act"),
+    "hanging data worker of one process": (1, "reading@11:rank0:sleep=600", 0, "reading data", "_act"),
 }
-"""Name -> (ranks, fault, rank to be named, its operation, function that its stacks must show)."""
+"""At step 11 the checkpoint of step 4 is complete: saving step 8 has waited for it.
+
+Name -> (ranks, fault, rank to be named, its operation, function that its stacks must show).
+"""
 
 
 def run_hanging(
@@ -29,7 +32,9 @@ def run_hanging(
     """Run a case to its end and check it; returns the summary of the hang, with `noticed`: seconds from the last step."""
     ranks, fault, wanted, operation, function = CASES[case]
     monkeypatch.setenv("DIST_METAXLM_FAILPOINT", fault)
-    settings = [f"training.watchdog.{name}_seconds={LIMIT}" for name in ("limit", "save")]
+    # A save that began before the hang must not be named: its usual limit is far above that of a step.
+    save = LIMIT if operation == "saving in the background" else 100 * LIMIT
+    settings = [f"training.watchdog.limit_seconds={LIMIT}", f"training.watchdog.save_seconds={save}"]
     words = ["--phase", "meta", "--recipe", recipe, "--run_dir", folder / "run", "phases.meta.steps=400", *settings]
     processes = start(ranks, "launch/pretrain.py", *words, "training.log_interval=1", "training.checkpoint_interval=4")
     try:
