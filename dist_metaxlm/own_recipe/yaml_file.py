@@ -13,7 +13,7 @@ from dist_metaxlm.own_recipe.measure import BYTES_PER_TOKEN, Measured
 from dist_metaxlm.own_recipe.sources import Files
 from dist_metaxlm.planning.parameters import count_parameters
 from dist_metaxlm.recipe.load import load_recipe
-from dist_metaxlm.recipe.schema import Contrast, Objective, PhaseConfig, Recipe
+from dist_metaxlm.recipe.schema import Objective, PhaseConfig, Recipe
 
 HEAD = """# Recipe of {name}, written by metaxlm init. Every number is a starting point: what has been shown to learn is the
 # quickstart's recipe (4 layers x 128). Lengths: {tokens} tokens a parameter (arXiv 2203.15556) or {epochs} epochs
@@ -171,8 +171,8 @@ def _phase(phase: PhaseConfig, reason: str) -> list[str]:
 def _objective(objective: Objective) -> str:
     """As a flow section with the fields that differ from the defaults."""
     fields = {"name": objective.name, **objective.model_dump(exclude_defaults=True)}
-    if isinstance(objective, Contrast):
-        fields["temperature"] = objective.temperature
+    if "temperature" in type(objective).model_fields:  # said even if it is the default: the first field to try others of
+        fields["temperature"] = getattr(objective, "temperature")  # noqa: B009
     return "{" + ", ".join(f"{key}: {value}" for key, value in fields.items()) + "}"
 
 

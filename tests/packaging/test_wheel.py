@@ -167,5 +167,6 @@ def test_a_phase_is_trained_by_the_command_and_by_the_launcher(installed: Instal
     assert "phase meta finished: 2 steps" in shown
     exported = ("convert", "export", "--run_dir", "runs/command", "--phase", "meta", "--output", "exported")
     assert "wrote exported" in installed.run("metaxlm", *exported)
-    refused = installed.run("metaxlm", "evaluate", "--run_dir", "runs/command", "--phase", "cross", code=2)
+    again = ("convert", "export", "--run_dir", "runs/command", "--phase", "cross", "--output", "other")
+    refused = installed.run("metaxlm", *again, code=2)
     assert "`metaxlm pretrain --phase cross --run_dir runs/command`" in refused

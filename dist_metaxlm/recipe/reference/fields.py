@@ -118,7 +118,7 @@ def _field(path: str, name: str, info: FieldInfo) -> RecipeField:
 
 
 def _is_objective(model: type[BaseModel]) -> bool:
-    return issubclass(model, Objective)
+    return Objective in model.__mro__
 
 
 def _is_free(annotation: Any) -> bool:
