@@ -19,8 +19,9 @@ Every field of a recipe: its type and allowed values, unit, default and meaning.
 of the code; `python -m dist_metaxlm.recipe.reference.page docs/recipe.md` writes it again.
 
 A recipe is one YAML file with the sections below. A field is set in the file, or on a command line by its place:
-`training.log_interval=5`, `phases.meta.steps=20`, `phases.cross.objectives.tlm.weight=0.5`. `PHASE` is `meta`, `cross` or
-`joint`; a section `phases.defaults` sets fields for all phases of the recipe. `LANGUAGE` is a language code, `PAIR` two of
+`training.log_interval=5`, `phases.meta.steps=20`, `phases.cross.objectives.tlm.weight=0.5`. `PHASE` is the
+name of a phase, such as `meta`; a section `phases.defaults` sets fields for all phases of the recipe.
+`LANGUAGE` is a language code, `PAIR` two of
 them such as `en-sw`, and `SOURCE` any name. "Empty" is a field that is left out, or `null`.
 
 On a terminal:
