@@ -47,10 +47,6 @@ def read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(READ_BY_IMPORTS)}
 
 
-USUAL = read_by_imports({**os.environ, **ON_A_CPU})
-"""What the servers have imported with: the variables of the tests' own process before any test has changed one."""
-
-
 class Child:
     """A forked process, with the methods of `subprocess.Popen` that tests use. Its output goes to files."""
 
@@ -92,6 +88,7 @@ class Server:
     """Client side of one server."""
 
     def __init__(self, environment: Mapping[str, str], hash_seed: int) -> None:
+        self.environment = read_by_imports(environment)
         self._folder = tempfile.TemporaryDirectory(prefix="tests-output-")
         self._started = 0
         self._process = subprocess.Popen(
@@ -102,10 +99,6 @@ class Server:
             env={**environment, "PYTHONHASHSEED": str(hash_seed)},
             start_new_session=True,
         )
-
-    def wait_until_ready(self) -> None:
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
 
     def ask(self, request: dict[str, Any]) -> int:
         assert self._process.stdin is not None
@@ -128,27 +121,32 @@ class Server:
         self._folder.cleanup()
 
 
-_servers: list[Server] = []
+_servers: dict[int, Server] = {}
 
 
 def start(
     args: Sequence[str], cwd: str | Path, environment: Mapping[str, str], rank: int = 0
 ) -> Child | subprocess.Popen[str]:
-    """Run `python args...`, forked, or in the ordinary way where a variable asks for other imports than the servers'."""
-    if read_by_imports(environment) != USUAL:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([sys.executable, *args], cwd=cwd, text=True, env=dict(environment), **pipes)
-    if not _servers:
-        _servers.extend(Server(environment, hash_seed) for hash_seed in (1, 2))
-        for server in _servers:  # both: a rank waits 30 s for the others
-            server.wait_until_ready()
-    return _servers[rank % 2].start(args, cwd, environment)
+    """Run `python args...`, forked, or in the ordinary way where a variable asks for other imports than the server's."""
+    number = rank % 2
+    if not _servers:  # both begin to import at once: a rank waits 30 s for the others
+        _servers.update({of: Server(environment, 1 + of) for of in (0, 1)})
+    if _servers[number].environment != read_by_imports(environment):
+        return subprocess.Popen(
+            [sys.executable, *args],
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(environment),
+        )
+    return _servers[number].start(args, cwd, environment)
 
 
 def close() -> None:
     """End the servers."""
     while _servers:
-        _servers.pop().close()
+        _servers.popitem()[1].close()
 
 
 def become(request: dict[str, Any]) -> None:
@@ -186,8 +184,6 @@ def serve() -> dict[str, Any] | None:
     gc.collect()
     gc.freeze()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    answers.write("ready\n")
-    answers.flush()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
