@@ -129,8 +129,8 @@ def start(
 ) -> Child | subprocess.Popen[str]:
     """Run `python args...`, forked, or in the ordinary way where a variable asks for other imports than the server's."""
     number = rank % 2
-    if not _servers:  # both begin to import at once: a rank waits 30 s for the others
-        _servers.update({of: Server(environment, 1 + of) for of in (0, 1)})
+    if number not in _servers:
+        _servers[number] = Server(environment, 1 + number)
     if _servers[number].environment != read_by_imports(environment):
         return subprocess.Popen(
             [sys.executable, *args],
