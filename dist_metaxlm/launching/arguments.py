@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.invocation import program
 
 
-class _ShowFields(argparse.Action):
-    """Print the reference of recipe fields, and end, as --help does."""
+class _Print(argparse.Action):
+    """Print a text and end, as --help does."""
+
+    text: Callable[[str], str]
+    """From the option's value."""
 
     def __call__(
         self,
@@ -21,42 +24,45 @@ class _ShowFields(argparse.Action):
         values: str | Sequence[Any] | None,
         option: str | None = None,
     ) -> None:
-        """Errors: UserError for an unknown field."""
-        from dist_metaxlm.recipe.reference.page import as_text
-
-        print(as_text(str(values or "")))
+        """Errors: UserError for an unknown field, or if an installed package's objectives cannot be registered."""
+        print(type(self).text(str(values or "")))
         parser.exit()
 
 
-class _ShowSchema(argparse.Action):
-    """Print the JSON schema of a recipe, and end."""
+def _fields(name: str) -> str:
+    from dist_metaxlm.recipe.reference.page import as_text
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: object,
-        values: str | Sequence[Any] | None,
-        option: str | None = None,
-    ) -> None:
-        """Errors: UserError if an installed package's objectives cannot be registered."""
-        import json
+    return as_text(name)
 
-        from dist_metaxlm.recipe.reference.json_schema import recipe_schema
 
-        print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
-        parser.exit()
+def _schema(_: str) -> str:
+    from dist_metaxlm.recipe.reference.json_schema import recipe_schema
+
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False)
+
+
+class _PrintFields(_Print):
+    """Print the reference of recipe fields."""
+
+    text = staticmethod(_fields)
+
+
+class _PrintSchema(_Print):
+    """Print the JSON schema of a recipe."""
+
+    text = staticmethod(_schema)
 
 
 def _add_reference(parser: Parser) -> None:
     """Add the options that print what a recipe may say."""
     parser.add_argument(
         "--fields",
-        action=_ShowFields,
+        action=_PrintFields,
         nargs="?",
         metavar="NAME",
         help="print type, unit, default and meaning of the recipe's fields, of all or of NAME, such as training.guards",
     )
-    parser.add_argument("--schema", action=_ShowSchema, nargs=0, help="print the JSON schema of a recipe, for editors")
+    parser.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of a recipe, for editors")
 
 
 def _add_for_launchers(parser: Parser) -> None:

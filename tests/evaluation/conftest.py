@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from tiny_tokenizer import train_tokenizer
 
 from dist_metaxlm.interop.folders import export_folder
 from dist_metaxlm.modeling.encoder import Encoder
@@ -31,18 +32,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained two-layer XLM-R with a tokenizer, as launch/convert.py exports it."""
     folder = tmp_path_factory.mktemp("encoder")
     lines = [" ".join(NOUNS[language] + VERBS[language]) for language in NOUNS]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines * 20),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=400,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        bos_id=0,
-        pad_id=1,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-    )
+    train_tokenizer(lines * 20, folder, 400)
     size = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).GetPieceSize() + 1
     config = ModelConfig(layers=2, hidden=32, heads=2, ffn=64, vocab_size=size, max_positions=64)
     export_folder(Encoder(config, 5).state_dict(), config, folder / "tokenizer.model", folder / "model")

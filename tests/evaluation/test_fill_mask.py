@@ -6,7 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import sentencepiece
+from tiny_tokenizer import train_tokenizer
 
 from dist_metaxlm.data.tokenizer import Tokenizer
 from dist_metaxlm.errors import UserError
@@ -19,18 +19,7 @@ ENGLISH, JAPANESE = "where is the old station of this town", "この町の古い
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spm")
     parts = [ENGLISH, *ENGLISH.split()]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(parts * 20),
-        vocab_size=400,
-        model_prefix=str(folder / "tokenizer"),
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        bos_id=0,
-        pad_id=1,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-    )
+    train_tokenizer(parts * 20, folder, 400)
     return Tokenizer.load(folder / "tokenizer.model")
 
 

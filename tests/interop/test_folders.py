@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_tokenizer import train_tokenizer
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.folders import export_folder, fill_mask, import_run, read_import
@@ -23,19 +24,7 @@ LINES = ["the cat sat on the mat", "der Hund lief durch den Garten", "le chat do
 @pytest.fixture(scope="module")
 def tokenizer_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spm")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES * 10),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=330,
-        model_type="unigram",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        bos_id=0,
-        pad_id=1,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-    )
+    train_tokenizer(LINES * 10, folder, 330)
     return folder / "tokenizer.model"
 
 

@@ -16,6 +16,7 @@ import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_tokenizer import train_tokenizer
 
 from dist_metaxlm.interop.folders import export_folder, read_import
 from dist_metaxlm.interop.original import keep_original
@@ -54,18 +55,7 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES * 10),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=330,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        bos_id=0,
-        pad_id=1,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-    )
+    train_tokenizer(LINES * 10, folder, 330)
     return folder / "tokenizer.model"
 
 

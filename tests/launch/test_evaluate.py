@@ -12,6 +12,7 @@ import pytest
 import sentencepiece
 import torch
 import yaml
+from tiny_tokenizer import train_tokenizer
 
 from dist_metaxlm.evaluation.run import evaluate_run, window_of
 from dist_metaxlm.evaluation.tasks.text_encoder import exported_phase
@@ -55,18 +56,7 @@ def data_dir(tmp_path_factory):
     (folder / "heldout" / "strings.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (folder / "heldout" / "text" / "en.txt").write_text("\n\n".join(row["en"] for row in rows), encoding="utf-8")
     corpus = [sentence(n, upper) for n in range(400) for upper in (False, True)]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=400,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        bos_id=0,
-        pad_id=1,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-    )
+    train_tokenizer(corpus, folder, 400)
     return folder
 
 

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny_tokenizer import train_tokenizer
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.study.arms import JOINT, JOINT_TWICE, MATCHED, REPLAY, REVERSED, TWO_PHASE, WITH_CLM
@@ -185,7 +186,6 @@ def test_arms_that_separate_the_effects():
 
 def test_outcomes_of_items_give_the_figures(tmp_path):
     """The stored outcomes of a model on strings have the means of its figures, and the gate's baselines are measured."""
-    import sentencepiece
 
     from dist_metaxlm.data.tokenizer import Tokenizer
     from dist_metaxlm.modeling.encoder import Encoder
@@ -199,18 +199,7 @@ def test_outcomes_of_items_give_the_figures(tmp_path):
         for order in (rng.integers(0, 8, 6) for _ in range(30))
     ]
     (tmp_path / "strings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([text for row in rows for text in row.values()]),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=300,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        bos_id=0,
-        pad_id=1,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-    )
+    train_tokenizer([text for row in rows for text in row.values()], tmp_path, 300)
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
     config = ModelConfig(layers=2, hidden=32, heads=2, ffn=64, vocab_size=max(301, tokenizer.vocab_size), max_positions=64)
     figures, outcomes = measure_items(Encoder(config, 5), tokenizer, tmp_path, 64)
