@@ -42,9 +42,20 @@ ON_A_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR"
 READ_BY_IMPORTS = ("TRITON_", "CUDA_", "OMP_", "DS_", "HF_", "TRANSFORMERS_", "ATEN_", "PYTHON", "TORCH_", "LC_", "LANG")
 """Beginnings of the names of variables that a library or the interpreter reads when it is imported."""
 
+OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
+
 
 def read_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(READ_BY_IMPORTS)}
+
+
+USUAL = read_by_imports({**os.environ, **ON_A_CPU})
+"""What the servers import with: the variables of the tests' own process before any test has changed one."""
+
+
+def without_rank(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without the variables of a launcher: /proc shows those that the server was started with, of all ranks it forks."""
+    return {name: value for name, value in environment.items() if not name.startswith(OF_A_LAUNCHER)}
 
 
 class Child:
@@ -88,7 +99,6 @@ class Server:
     """Client side of one server."""
 
     def __init__(self, environment: Mapping[str, str], hash_seed: int) -> None:
-        self.environment = read_by_imports(environment)
         self._folder = tempfile.TemporaryDirectory(prefix="tests-output-")
         self._started = 0
         self._process = subprocess.Popen(
@@ -96,7 +106,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**environment, "PYTHONHASHSEED": str(hash_seed)},
+            env={**without_rank(environment), "PYTHONHASHSEED": str(hash_seed)},
             start_new_session=True,
         )
 
@@ -121,32 +131,25 @@ class Server:
         self._folder.cleanup()
 
 
-_servers: dict[int, Server] = {}
+_servers: list[Server] = []
 
 
 def start(
     args: Sequence[str], cwd: str | Path, environment: Mapping[str, str], rank: int = 0
 ) -> Child | subprocess.Popen[str]:
-    """Run `python args...`, forked, or in the ordinary way where a variable asks for other imports than the server's."""
-    number = rank % 2
-    if number not in _servers:
-        _servers[number] = Server(environment, 1 + number)
-    if _servers[number].environment != read_by_imports(environment):
-        return subprocess.Popen(
-            [sys.executable, *args],
-            cwd=cwd,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(environment),
-        )
-    return _servers[number].start(args, cwd, environment)
+    """Run `python args...`, forked, or in the ordinary way where a variable asks for other imports than the servers'."""
+    if read_by_imports(environment) != USUAL:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, *args], cwd=cwd, text=True, env=dict(environment), **pipes)
+    if not _servers:  # both begin to import at once
+        _servers.extend(Server(environment, hash_seed) for hash_seed in (1, 2))
+    return _servers[rank % 2].start(args, cwd, environment)
 
 
 def close() -> None:
     """End the servers."""
     while _servers:
-        _servers.popitem()[1].close()
+        _servers.pop().close()
 
 
 def become(request: dict[str, Any]) -> None:
