@@ -17,6 +17,7 @@ from dist_metaxlm.recipe.schema import Recipe
 if TYPE_CHECKING:
     from dist_metaxlm.planning.plan import Plan
     from dist_metaxlm.reporting.results import Evaluation, FilledMask
+    from dist_metaxlm.training.checkpointing.checkpoint import Checkpoint
 
 __all__ = ["evaluate", "export", "load_recipe", "plan", "prepare", "pretrain"]
 
@@ -183,34 +184,21 @@ def export(
     Raises:
         UserError: as `metaxlm convert export`.
     """
-    import torch
-
-    from dist_metaxlm.evaluation.card_facts import card_facts
     from dist_metaxlm.evaluation.fill_mask import fill_words, hide_heldout_words
     from dist_metaxlm.evaluation.run import tokenizer_of
-    from dist_metaxlm.interop.folders import export_folder
     from dist_metaxlm.interop.hub import check_push, push_folder
-    from dist_metaxlm.interop.model_card import model_card, sentence_transformers_files
-    from dist_metaxlm.interop.original import read_original
-    from dist_metaxlm.interop.tensor_source import FileTensors
     from dist_metaxlm.planning.parameters import count_parameters
-    from dist_metaxlm.recipe.origins import split_mark
     from dist_metaxlm.training.run.trained_phase import phase_checkpoint
 
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     if push_to_hub is not None:
         check_push(push_to_hub)
-    recipe, checkpoint = phase_checkpoint(str(run_dir), phase, None if data_directory is None else str(data_directory))
-    weights = FileTensors([checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")])
-    tokenizer = tokenizer_of(Path(run_dir), recipe)
+    run, data = Path(run_dir), None if data_directory is None else str(data_directory)
+    recipe, checkpoint = phase_checkpoint(str(run), phase, data)
+    tokenizer = tokenizer_of(run, recipe)
     questions = hide_heldout_words(Path(recipe.data.directory) / "heldout", tokenizer, list(fill_mask)) if fill_mask else {}
-    original = read_original(Path(run_dir) / split_mark(phase)[0])
-    extra = {"README.md": model_card(card_facts(Path(run_dir), phase, recipe, checkpoint))}
-    if sentence_transformers:
-        extra |= sentence_transformers_files(recipe.model)
-    kind = getattr(torch, dtype)
-    export_folder(weights, recipe.model, tokenizer.path, output, max_shard_size, kind, overwrite, original, extra)
+    _write_folder(run, phase, recipe, checkpoint, output, max_shard_size, dtype, overwrite, sentence_transformers)
     written: Exported = {
         "output": str(output),
         "model": recipe.model.model_dump(mode="json"),
@@ -221,6 +209,37 @@ def export(
     if push_to_hub is not None:
         written["commit"] = push_folder(output, push_to_hub, private)
     return written
+
+
+def _write_folder(
+    run: Path,
+    phase: str,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    output: str | Path,
+    max_shard_size: int | str,
+    dtype: str,
+    overwrite: bool,
+    sentence_transformers: bool,
+) -> None:
+    """Write the Hugging Face folder of a checkpoint, with its model card."""
+    import torch
+
+    from dist_metaxlm.evaluation.card_facts import card_facts
+    from dist_metaxlm.evaluation.run import tokenizer_of
+    from dist_metaxlm.interop.folders import export_folder
+    from dist_metaxlm.interop.model_card import model_card, sentence_transformers_files
+    from dist_metaxlm.interop.original import read_original
+    from dist_metaxlm.interop.tensor_source import FileTensors
+    from dist_metaxlm.recipe.origins import split_mark
+
+    weights = FileTensors([checkpoint.folder / name for name in checkpoint.facts["files"] if name.startswith("weights-")])
+    original = read_original(run / split_mark(phase)[0])
+    extra = {"README.md": model_card(card_facts(run, phase, recipe, checkpoint))}
+    if sentence_transformers:
+        extra |= sentence_transformers_files(recipe.model)
+    path, kind = tokenizer_of(run, recipe).path, getattr(torch, dtype)
+    export_folder(weights, recipe.model, path, output, max_shard_size, kind, overwrite, original, extra)
 
 
 def plan(recipe: Recipe | str | Path, cluster: str, overrides: Iterable[str] = ()) -> list[Plan]:

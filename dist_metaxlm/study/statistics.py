@@ -44,7 +44,10 @@ def bootstrap(
         return None
     differences = []
     for code in codes:
-        mine, other = (np.array([of[number][name][code] for number in seeds], np.float64) for of in (ours, theirs))  # type: ignore[literal-required]
+        mine, other = (
+            np.array([of[number][name][code] for number in seeds], np.float64)  # type: ignore[literal-required]
+            for of in (ours, theirs)
+        )
         # [S, N, 2]: outcome and weight of an item; the weight is the number of hidden tokens, or 1
         draws = generator.multinomial(mine.shape[1], np.full(mine.shape[1], 1 / mine.shape[1]), RESAMPLES).T.astype(
             np.float64

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import nullcontext
 from functools import partial
 
 from dist_metaxlm.data.steps import StepPlan
@@ -13,10 +11,7 @@ from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.liveness import operations
 from dist_metaxlm.parallel.process_group import largest, rank
 from dist_metaxlm.recipe.origins import branch_steps
-from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.reporting.records import IntervalRecord, Pace, Record
-from dist_metaxlm.tracking.log import TrackerLog
-from dist_metaxlm.tracking.tracker import TrackedPhase
 from dist_metaxlm.training.checkpointing.saving import CheckpointSaver
 from dist_metaxlm.training.engine.execution import execution
 from dist_metaxlm.training.loop.batches import batches
@@ -24,7 +19,7 @@ from dist_metaxlm.training.loop.console import ProgressLine
 from dist_metaxlm.training.loop.guard_log import GuardLog
 from dist_metaxlm.training.loop.guards import StepGuards
 from dist_metaxlm.training.loop.heldout import HeldoutMeter
-from dist_metaxlm.training.loop.metrics import Clock, LossMeter, MetricsWriter, asked_shares, asked_so_far, weighted_loss
+from dist_metaxlm.training.loop.metrics import Clock, LossMeter, asked_shares, asked_so_far, metrics_writer, weighted_loss
 from dist_metaxlm.training.loop.pace import PaceMeter, SlowRankMeter
 from dist_metaxlm.training.loop.probing import Probing
 from dist_metaxlm.training.loop.progress import Progress
@@ -32,9 +27,6 @@ from dist_metaxlm.training.loop.replicas import ReplicaGuard
 from dist_metaxlm.training.loop.resilience import StopRequest
 from dist_metaxlm.training.loop.schedule import learning_rate_at
 from dist_metaxlm.training.run.context import RunContext
-from dist_metaxlm.training.run.environment import environment
-
-logger = logging.getLogger(__name__)
 
 
 def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progress, log: GuardLog) -> None:
@@ -43,10 +35,10 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     Raises:
         RollBack: on all ranks, if bad steps in a row or weights that are not finite require an earlier checkpoint.
     """
-    recipe, folder, data = context.recipe, context.folder, context.data
+    recipe, folder = context.recipe, context.folder
     phase, total, behind = plan.phase, plan.phase.total_steps, progress.schedule_offset
-    metrics = metrics_writer(context, progress) if rank() == 0 else nullcontext()  # before the clock: a tracker may be slow
-    meter = LossMeter(phase, data, engine.device)
+    metrics = metrics_writer(context, progress)  # before the clock: a tracker may be slow
+    meter = LossMeter(phase, context.data, engine.device)
     meter.restore(progress.counts)
     clock = Clock(progress.seconds)
     pace = PaceMeter(clock, recipe.model, phase, progress, engine.device)
@@ -54,7 +46,7 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
     guards = StepGuards(recipe.training.guards, engine, plan, meter, log, progress.step, progress.guards)
     replicas = ReplicaGuard(engine, recipe.training.guards.replica_interval)
     over, branches = log.stepped_over(progress.step), branch_steps(recipe, folder.phase)
-    read = clock.waiting_for(batches(plan, data, progress.step, total, engine.device, over))
+    read = clock.waiting_for(batches(plan, context.data, progress.step, total, engine.device, over))
     steps = execution(engine, plan, read, progress.see, meter.add)
     probing = Probing(engine, recipe.training.probe_interval, context.probe)
     heldout = HeldoutMeter(engine, recipe.training.heldout_interval, context.heldout)
@@ -95,7 +87,6 @@ def train(engine: Engine, context: RunContext, plan: StepPlan, progress: Progres
                 progress.seconds = clock.seconds()
                 progress.counts, progress.scaling, progress.guards = meter.counts(), scaler_state(engine), guards.state()
                 saver.save(progress.facts() | heldout.facts(progress.step), progress.tensors())
-                logger.debug("saving the checkpoint of step %d", progress.step)
             if stopping:
                 raise stopped(folder.phase, step + 1, total)
 
@@ -112,20 +103,6 @@ def check_threads(engine: Engine, context: RunContext, saver: CheckpointSaver) -
     saver.check(engine.device)
     if context.store_check:
         context.store_check.refuse(partial(largest, device=engine.device))
-
-
-def metrics_writer(context: RunContext, progress: Progress) -> MetricsWriter:
-    """The phase's metrics file and its started trackers. First rank only. Errors: UserError if a tracker cannot start."""
-    recipe, folder = context.recipe, context.folder
-    tracked = TrackedPhase(
-        run=recipe.name,
-        phase=folder.phase,
-        folder=folder.path,
-        step=progress.step,
-        settings=flatten(recipe.model_dump(mode="json")),
-        environment=environment(),
-    )
-    return MetricsWriter(folder.path, TrackerLog(recipe.training.trackers, tracked))
 
 
 def checkpoint_saver(engine: Engine, context: RunContext) -> CheckpointSaver:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -13,10 +14,15 @@ import torch
 
 from dist_metaxlm.data.batch import PackedBatch
 from dist_metaxlm.data.loader import PhaseData
-from dist_metaxlm.parallel.process_group import all_reduce, sum_over_batch
+from dist_metaxlm.parallel.process_group import all_reduce, rank, sum_over_batch
+from dist_metaxlm.recipe.phases import flatten
 from dist_metaxlm.recipe.schema import Objective, PhaseConfig
 from dist_metaxlm.reporting.records import Counted, Record
 from dist_metaxlm.tracking.log import TrackerLog
+from dist_metaxlm.tracking.tracker import TrackedPhase
+from dist_metaxlm.training.loop.progress import Progress
+from dist_metaxlm.training.run.context import RunContext
+from dist_metaxlm.training.run.environment import environment
 
 Batch = TypeVar("Batch")
 
@@ -120,6 +126,26 @@ class MetricsWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lines.close()
         self._trackers.close(completed=error is None)
+
+
+def metrics_writer(context: RunContext, progress: Progress) -> AbstractContextManager[MetricsWriter | None]:
+    """The phase's metrics file and its started trackers; None but on the first rank.
+
+    Raises:
+        UserError: if a tracker cannot start.
+    """
+    if rank():
+        return nullcontext()
+    recipe, folder = context.recipe, context.folder
+    tracked = TrackedPhase(
+        run=recipe.name,
+        phase=folder.phase,
+        folder=folder.path,
+        step=progress.step,
+        settings=flatten(recipe.model_dump(mode="json")),
+        environment=environment(),
+    )
+    return MetricsWriter(folder.path, TrackerLog(recipe.training.trackers, tracked))
 
 
 class Clock:
