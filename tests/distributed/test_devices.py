@@ -25,7 +25,7 @@ from dist_metaxlm.deepspeed_adapter import gradient_norm
 from dist_metaxlm.kernels.head import linear_cross_entropy as head
 from dist_metaxlm.parallel import groups, process_group
 from dist_metaxlm.parallel.topology import Topology, locate_ranks
-from dist_metaxlm.training.checkpointing import agreement, checkpoint, saving
+from dist_metaxlm.training.checkpointing import agreement, checkpoint, rank_files, saving
 from dist_metaxlm.training.checkpointing import gather_plan as pieces
 from dist_metaxlm.training.engine.matrix_exchange import MatrixExchange
 from dist_metaxlm.training.engine.pipeline import PipelinedModel
@@ -155,7 +155,7 @@ CALLS: dict[str, Callable[[], Any]] = {
         _pieces=SimpleNamespace(written=[]), _replicas=SimpleNamespace(shapes={})
     )._bytes_of_all(),
     "errors of a save": lambda: agreement.together(None, "gloo", Path()),  # type: ignore[arg-type]
-    "digests of a save": lambda: saver()._sealed_by_all({}),
+    "digests of a save": lambda: rank_files.sealed_by_all({}, "gloo"),
     "who holds what": exchanged,
     "pieces sent": lambda: piece_of(1).send({(kind, 0): torch.zeros(2) for kind in range(3)}),
     "pieces received": lambda: piece_of(0).whole(0, 0, {(0, 0): torch.zeros(2)}),
@@ -172,7 +172,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "whole matrices": lambda: matrices()._all_to_all([[], []], [[], []]),
     "slowest rank": lambda: saving_figures._slowest(1.0, DEVICE),
     "slow rank": lambda: made(SlowRankMeter, _begun=0.0, _host=torch.zeros(64, dtype=torch.float64)).read(DEVICE),
-    "name of a job": lambda: saver()._name_of_job(),
+    "name of a job": lambda: rank_files.name_of_job("gloo"),
     "sizes of updates": lambda: made(StableAdamW, _group="nccl", _device=DEVICE)._sum(torch.zeros(3, dtype=torch.float64)),
     "one folder": lambda: saving_figures._shared_folder(Path(), DEVICE),
 }

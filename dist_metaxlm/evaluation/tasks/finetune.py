@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import Field
+import yaml
+from pydantic import Field, ValidationError
 
 from dist_metaxlm import failpoints
 from dist_metaxlm.errors import UserError
@@ -25,6 +26,7 @@ from dist_metaxlm.evaluation.tasks.encoders import check_encoder
 from dist_metaxlm.evaluation.tasks.languages import dominant_script
 from dist_metaxlm.evaluation.tasks.spec import TaskSpec
 from dist_metaxlm.recipe.section import Section
+from dist_metaxlm.recipe.yaml_text import read_yaml
 from dist_metaxlm.reporting.results import TaskResult
 from dist_metaxlm.text import pluralize
 
@@ -72,6 +74,24 @@ XTREME = {
     "questions": Settings(learning_rate=3e-5, epochs=3, max_length=384, warmup_steps=500, weight_decay=1e-4),
 }
 """Settings by kind of task, as in XTREME's scripts."""
+
+
+def read_settings(kind: str, overrides: Sequence[str]) -> Settings:
+    """XTREME's settings for a kind of task with `key=value` overrides. Errors: UserError naming the problem."""
+    fields: dict[str, Any] = XTREME[kind].model_dump()
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or key not in fields:
+            raise UserError(f"--finetune {override!r} is not key=value with a key of {', '.join(fields)}")
+        try:
+            fields[key] = read_yaml(value)
+        except yaml.YAMLError:
+            raise UserError(f"--finetune {override!r}: {value!r} is not a value; quote it") from None
+    try:
+        return Settings.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"--finetune {problem['loc'][0]}: {problem['msg']} (got {problem['input']!r})") from None
 
 
 class Head(Protocol[Example]):

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import ValidationError
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.heldout import TASKS as HELDOUT
 from dist_metaxlm.evaluation.resume.parts import RESULT, Parts, examples_digest, folder_digest, parts_of
 from dist_metaxlm.evaluation.tasks.classification import Classification
 from dist_metaxlm.evaluation.tasks.encoders import check_encoder, check_folder
-from dist_metaxlm.evaluation.tasks.finetune import XTREME, Settings, TaskData, Work, finetune_task, require_libraries
+from dist_metaxlm.evaluation.tasks.finetune import TaskData, Work, finetune_task, read_settings, require_libraries
 from dist_metaxlm.evaluation.tasks.languages import canonical
 from dist_metaxlm.evaluation.tasks.questions import Questions
 from dist_metaxlm.evaluation.tasks.retrieval import Keeping, evaluate_parallel, read_parallel
@@ -29,7 +27,6 @@ from dist_metaxlm.evaluation.tasks.spec import BUILT_IN, TaskSpec, load_tasks
 from dist_metaxlm.evaluation.tasks.tagging import Tagging
 from dist_metaxlm.evaluation.tasks.text_encoder import TextEncoder, exported_phase
 from dist_metaxlm.evaluation.tasks.word_alignment import evaluate_alignment, read_alignment
-from dist_metaxlm.recipe.yaml_text import read_yaml
 from dist_metaxlm.reporting.metrics import write_json
 from dist_metaxlm.reporting.results import TaskResult
 from dist_metaxlm.text import pluralize
@@ -308,24 +305,6 @@ def _open_retrieval(
         {"task": spec.model_dump(), **facts},
         f"{RESULT}-{examples_digest(pairs, options.max_pairs, options.layer)}",
     )
-
-
-def read_settings(kind: str, overrides: Sequence[str]) -> Settings:
-    """XTREME's settings for a kind of task with `key=value` overrides. Errors: UserError naming the problem."""
-    fields: dict[str, Any] = XTREME[kind].model_dump()
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or key not in fields:
-            raise UserError(f"--finetune {override!r} is not key=value with a key of {', '.join(fields)}")
-        try:
-            fields[key] = read_yaml(value)
-        except yaml.YAMLError:
-            raise UserError(f"--finetune {override!r}: {value!r} is not a value; quote it") from None
-    try:
-        return Settings.model_validate(fields)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"--finetune {problem['loc'][0]}: {problem['msg']} (got {problem['input']!r})") from None
 
 
 @contextmanager

@@ -10,9 +10,7 @@ two threads that issue collectives on one group would not agree on their order a
 from __future__ import annotations
 
 import logging
-import secrets
 import shutil
-import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-import safetensors.torch
 import torch
 import torch.distributed as dist
 
@@ -34,19 +31,20 @@ from dist_metaxlm.errors import GracefulStop
 from dist_metaxlm.liveness import operations
 from dist_metaxlm.objectives.model import OWN
 from dist_metaxlm.parallel.process_group import all_reduce, rank, stay_on_device, world_size
-from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile, TensorFile
+from dist_metaxlm.storage.tensor_file import FinishedFile, TensorFile
 from dist_metaxlm.training.checkpointing.agreement import check_finite, together
 from dist_metaxlm.training.checkpointing.commit import commit_folder, unfinished_folder, withdraw_unfinished
 from dist_metaxlm.training.checkpointing.disk_space import require_room
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
-from dist_metaxlm.training.checkpointing.manifest import Facts, best_step, list_steps, step_folder, write_manifest
+from dist_metaxlm.training.checkpointing.manifest import Facts, step_folder, write_manifest
+from dist_metaxlm.training.checkpointing.pruning import prune
+from dist_metaxlm.training.checkpointing.rank_files import files_of, name_of_job, sealed_by_all, tensor_key, write_progress
 from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
 from dist_metaxlm.training.loop.guard_log import RollBack
 
 logger = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=1)
 """How long a rank waits for the files of the others before the save fails."""
-_SEALED = struct.Struct("<q32s")
 Copies = dict[tuple[int, int], torch.Tensor]
 Contents = dict[str, tuple[Sequence[int], Callable[[], torch.Tensor]]]
 """Of a file: name, shape and getter of each tensor."""
@@ -75,7 +73,7 @@ class CheckpointSaver:
         self._pieces = GatherPlan(engine, self._group)
         self._memory = getattr(engine.module, "memory", None)
         self._replicas = ReplicatedTensors(self._memory.large() if self._memory else {}, rank(), world_size())
-        self._bytes, self._job = self._bytes_of_all(), self._name_of_job()
+        self._bytes, self._job = self._bytes_of_all(), name_of_job(self._group)
         self.stalled = 0.0
         """Seconds that training has waited for saving: in `save`, and before the next update."""
         self.may_commit: Callable[[], None] = lambda: None
@@ -215,7 +213,7 @@ class CheckpointSaver:
         try:
             together(begin if rank() == 0 else None, self._group, target)
             together(write, self._group, target)
-            all_files = self._sealed_by_all(files)
+            all_files = sealed_by_all(files, self._group)
             together(commit if rank() == 0 else None, self._group, target)
         except Exception:
             if rank() == 0:
@@ -223,23 +221,14 @@ class CheckpointSaver:
                 self.may_commit()  # the reason if another job has taken over and removed the folder
             raise
         if rank() == 0:
-            # Later ones are damaged (a resumed run has skipped them): they must not displace intact ones.
-            best = best_step(self._root, facts["step"]) if self._keep_best else None
-            if best is not None and best[0] == facts["step"]:
-                logger.info(
-                    f"checkpoint of step {best[0]} has the best held-out loss so far, {best[1]:.3f} bits per byte; kept"
-                )
-            for old in [step for step in list_steps(self._root) if step <= facts["step"]][: -self._keep]:
-                if old in self._keep_steps or (best is not None and old == best[0]):
-                    continue
-                shutil.rmtree(step_folder(self._root, old), ignore_errors=True)
+            prune(self._root, facts["step"], self._keep, self._keep_steps, self._keep_best)
 
     def _write_files(self, folder: Path, copies: Copies, progress: dict[str, torch.Tensor]) -> dict[str, FinishedFile]:
         """Write this rank's files; after an error it still receives the others' pieces, so that no rank waits."""
         files: dict[str, FinishedFile] = {}
         failure: Exception | None = None
         sent = self._pieces.send(copies)
-        for name, contents in zip(_files_of(rank()), self._contents(copies), strict=True):
+        for name, contents in zip(files_of(rank()), self._contents(copies), strict=True):
             file: TensorFile | None = None
             for number, (key, (_, fetch)) in enumerate(contents.items()):
                 tensor = fetch()
@@ -265,11 +254,11 @@ class CheckpointSaver:
         if failure is not None:
             raise failure
         if rank() == 0:
-            files["progress-00000.safetensors"] = _write_progress(folder, progress)
+            files["progress-00000.safetensors"] = write_progress(folder, progress)
         return files
 
     def _contents(self, copies: Copies) -> list[Contents]:
-        """The content of each of `_files_of(rank())`: weights, objectives' weights, moments, replicated tensors.
+        """The content of each of `files_of(rank())`: weights, objectives' weights, moments, replicated tensors.
 
         Pieces are received in this order, in which the others send them.
         """
@@ -277,7 +266,7 @@ class CheckpointSaver:
 
         def of(kinds: Iterable[int], encoder: bool, objectives: bool) -> Contents:
             return {
-                _key(pieces.names[index], kind): (pieces.shape(index), partial(pieces.whole, kind, index, copies))
+                tensor_key(pieces.names[index], kind): (pieces.shape(index), partial(pieces.whole, kind, index, copies))
                 for kind in kinds
                 for index in pieces.written
                 if (objectives if pieces.names[index].startswith(OWN) else encoder)
@@ -298,49 +287,3 @@ class CheckpointSaver:
         if self._group is not None:
             dist.all_reduce(total, group=self._group)
         return int(total)
-
-    def _name_of_job(self) -> str:
-        """A random name of this job, the same on all ranks (collective): no other job writes into its unfinished folders."""
-        number = torch.tensor([secrets.randbits(62)])
-        if self._group is not None:
-            dist.broadcast(number, src=0, group=self._group)
-        return f"{int(number):x}"
-
-    def _sealed_by_all(self, files: dict[str, FinishedFile]) -> dict[str, FinishedFile]:
-        """Sizes and digests of the files of all ranks, so that rank 0 need not read the other ranks' files."""
-        if self._group is None:
-            return files
-        own = _files_of(rank())
-        row = b"".join(
-            _SEALED.pack(files[name].bytes, bytes.fromhex(files[name].sha256)) if name in files else _SEALED.pack(-1, b"")
-            for name in own
-        )
-        own_row = torch.frombuffer(bytearray(row), dtype=torch.uint8)
-        rows = [torch.empty_like(own_row) for _ in range(world_size())]
-        dist.all_gather(rows, own_row, group=self._group)
-        all_files = dict(files)
-        for place, theirs in enumerate(rows):
-            for name, (size, digest) in zip(_files_of(place), _SEALED.iter_unpack(theirs.numpy().tobytes()), strict=True):
-                if size >= 0:
-                    all_files[name] = FinishedFile(size, digest.hex())
-        return all_files
-
-
-def _files_of(place: int) -> list[str]:
-    """Names of a rank's files; empty ones are not written."""
-    return [f"{kind}-{place:05d}.safetensors" for kind in ("weights", "objectives", "moments", "momentum")]
-
-
-def _key(name: str, kind: int) -> str:
-    """Name of a tensor in its file: `NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`."""
-    moment = KINDS[kind]
-    return name if moment is None else f"{moment}.{name}"
-
-
-def _write_progress(folder: Path, progress: dict[str, torch.Tensor]) -> FinishedFile:
-    file = HashedFile(folder / "progress-00000.safetensors")
-    try:
-        file.write(safetensors.torch.save(progress))
-        return file.finalize()
-    finally:
-        file.close_quietly()

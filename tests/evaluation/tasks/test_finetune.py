@@ -11,9 +11,9 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.measures.transfer import interval, transfer_table
 from dist_metaxlm.evaluation.resume.learning import arguments
 from dist_metaxlm.evaluation.tasks.files import Question, TaggedSentence
-from dist_metaxlm.evaluation.tasks.finetune import Settings, TaskData
+from dist_metaxlm.evaluation.tasks.finetune import Settings, TaskData, read_settings
 from dist_metaxlm.evaluation.tasks.questions import Questions
-from dist_metaxlm.evaluation.tasks.run import HEADS, TaskOptions, evaluate_tasks, read_settings
+from dist_metaxlm.evaluation.tasks.run import HEADS, TaskOptions, evaluate_tasks
 from dist_metaxlm.evaluation.tasks.spec import BUILT_IN
 from dist_metaxlm.evaluation.tasks.tagging import IGNORED, Tagging
 
