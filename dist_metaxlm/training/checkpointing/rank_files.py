@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import struct
+from datetime import timedelta
 from pathlib import Path
 
 import safetensors.torch
@@ -14,6 +15,8 @@ from dist_metaxlm.parallel.process_group import rank, world_size
 from dist_metaxlm.storage.tensor_file import FinishedFile, HashedFile
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS
 
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits for the files of the others before the save fails."""
 _SEALED = struct.Struct("<q32s")
 
 

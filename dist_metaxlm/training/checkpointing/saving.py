@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -38,13 +37,18 @@ from dist_metaxlm.training.checkpointing.disk_space import require_room
 from dist_metaxlm.training.checkpointing.gather_plan import KINDS, GatherPlan
 from dist_metaxlm.training.checkpointing.manifest import Facts, step_folder, write_manifest
 from dist_metaxlm.training.checkpointing.pruning import prune
-from dist_metaxlm.training.checkpointing.rank_files import files_of, name_of_job, sealed_by_all, tensor_key, write_progress
+from dist_metaxlm.training.checkpointing.rank_files import (
+    PATIENCE,
+    files_of,
+    name_of_job,
+    sealed_by_all,
+    tensor_key,
+    write_progress,
+)
 from dist_metaxlm.training.checkpointing.replicated import ReplicatedTensors
 from dist_metaxlm.training.loop.guard_log import RollBack
 
 logger = logging.getLogger(__name__)
-PATIENCE = timedelta(hours=1)
-"""How long a rank waits for the files of the others before the save fails."""
 Copies = dict[tuple[int, int], torch.Tensor]
 Contents = dict[str, tuple[Sequence[int], Callable[[], torch.Tensor]]]
 """Of a file: name, shape and getter of each tensor."""
