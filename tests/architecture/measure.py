@@ -1,7 +1,7 @@
 """Measure how a Python tree is built: sizes, imports, documentation, types, words.
 
     python tests/architecture/measure.py dist_metaxlm kernels launch
-    python tests/architecture/measure.py dist_metaxlm kernels launch --output docs/results/2026-11-30-architecture.md
+    python tests/architecture/measure.py dist_metaxlm kernels launch --output docs/results/2026-12-01-architecture.md
     python tests/architecture/measure.py PATH/TO/torchtitan/torchtitan --tests PATH/TO/torchtitan/tests
 
 Prints a Markdown table; `--output FILE.md` writes it there with FILE.json beside it. Nothing of the tree is imported or
