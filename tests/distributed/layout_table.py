@@ -1,6 +1,6 @@
 """Train under every layout and write how far each is from one process: `make layouts`.
 
-usage: layout_table.py OUTPUT.md [crossed] (beside it the figures as OUTPUT.json; `crossed`: only the second table)
+usage: layout_table.py OUTPUT.md [crossed] (beside it the figures as OUTPUT.json; `crossed`: without the first table)
 """
 
 from __future__ import annotations
@@ -85,11 +85,25 @@ def measure_crossed(folder: Path) -> list[dict[str, Any]]:
     return [row for ranks in crossed.LAYOUTS for row in crossed.measure(patient, recipe, folder, ranks, crossed.rows(ranks))]
 
 
-def write(rows: list[dict[str, Any]], crossing: list[dict[str, Any]], path: Path) -> bool:
+def measure_chains(folder: Path) -> list[dict[str, Any]]:
+    """The chains of crossed.py for every family and optimizer."""
+    folder.mkdir()
+    recipe, patient = prepare_tiny_recipe(folder), partial(run, timeout=1800)
+    return [
+        link
+        for family, optimizer in product(FAMILIES, crossed.OPTIMIZERS)
+        for link in crossed.measure_chain(patient, recipe, folder / f"{family}-{optimizer}", family, optimizer)
+    ]
+
+
+Rows = list[dict[str, Any]]
+
+
+def write(rows: Rows, crossing: Rows, chains: Rows, path: Path) -> bool:
     """The tables as Markdown and JSON; whether all rows keep to the bounds."""
     facts = environment()
     kept = all(r["same_initial_weights"] and r["loss"] < 1e-5 and r["gradient_norm"] < 1e-4 for r in rows)
-    kept &= all(map(crossed.keeps, crossing))
+    kept &= all(map(crossed.keeps, crossing)) and all(map(crossed.keeps_chain, chains))
     head = [
         "# Layouts against one process",
         "",
@@ -111,8 +125,15 @@ def write(rows: list[dict[str, Any]], crossing: list[dict[str, Any]], path: Path
         f"| {'equal' if r['same_initial_weights'] else 'DIFFERENT'} | {r['loss']:.1e} | {r['gradient_norm']:.1e} |"
         for r in rows
     ]
-    path.write_text("\n".join([*head, *lines, *crossed.lines(crossing), ""]), encoding="utf-8")
-    tables = {"environment": facts, "steps": STEPS, "rows": rows, "crossed_steps": crossed.STEPS, "crossed": crossing}
+    path.write_text("\n".join([*head, *lines, *crossed.lines(crossing), *crossed.chain_lines(chains), ""]), encoding="utf-8")
+    tables = {
+        "environment": facts,
+        "steps": STEPS,
+        "rows": rows,
+        "crossed_steps": crossed.STEPS,
+        "crossed": crossing,
+        "chains": chains,
+    }
     path.with_suffix(".json").write_text(json.dumps(tables, indent=1))
     return kept
 
@@ -120,7 +141,8 @@ def write(rows: list[dict[str, Any]], crossing: list[dict[str, Any]], path: Path
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows = [] if sys.argv[2:] == ["crossed"] else measure(Path(folder))
-        return 0 if write(rows, measure_crossed(Path(folder) / "crossed"), Path(sys.argv[1])) else 1
+        crossing, chains = measure_crossed(Path(folder) / "crossed"), measure_chains(Path(folder) / "chains")
+        return 0 if write(rows, crossing, chains, Path(sys.argv[1])) else 1
 
 
 if __name__ == "__main__":
