@@ -206,8 +206,8 @@ def chain_lines(links: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Checkpoints from layout to layout",
         "",
         f"Each row of a family and optimizer continues for {LINK_STEPS} steps from the checkpoint of the row above, in "
-        "fp32. `checkpoint`: a copy saved right after loading has the same weights and moments bit for bit. Bound of the loss "
-        f"against plain torch in one process: {BOUNDS['fp32']:.0e}.",
+        "fp32. `checkpoint`: a copy saved right after loading has the same weights and moments bit for bit. Bound of the "
+        f"loss against plain torch in one process: {BOUNDS['fp32']:.0e}.",
         "",
         "| family | optimizer | layout | first step | checkpoint | loss |",
         "|---|---|---|---|---|---|",
