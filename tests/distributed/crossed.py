@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layouts import FAMILIES, ORDERS, Case, Run, deviation, run_cases, single_process
+from layouts import FAMILIES, OPTIMIZERS, ORDERS, Case, Run, deviation, run_cases, single_process
 
 from dist_metaxlm.recipe.layout import Layout
 
@@ -20,7 +20,6 @@ BOUNDS = {"fp32": 1e-6, "bf16": 3e-3}
 NORM_BOUND = 1e-4
 """Of gradient norms in fp32; half precision has none, because the gradients themselves are rounded."""
 OBJECTIVES = {"listed": [], **ORDERS}
-OPTIMIZERS = ("adamw", "muon", "stable_adamw")
 CHAIN = [
     Layout(tensor=4, sequence=True),
     Layout(pipeline=4, zero_stage=0, micro_batch_tokens=64),
@@ -93,7 +92,7 @@ def rows(ranks: int) -> list[Row]:
 
 def fields(row: Mapping[str, Any]) -> list[str]:
     """Overrides of a row that its reference has too."""
-    return [*OBJECTIVES[row["objectives"]], f"optimizer.name={row['optimizer']}"]
+    return [*OBJECTIVES[row["objectives"]], *OPTIMIZERS[row["optimizer"]]]
 
 
 def cases_of(row: Row, ranks: int, number: int) -> list[Case]:
@@ -139,7 +138,7 @@ def measure(run_ranks: Run, recipe: Path, folder: Path, ranks: int, chosen: Sequ
 def measure_chain(run_ranks: Run, recipe: Path, folder: Path, family: str, optimizer: str) -> list[dict[str, Any]]:
     """The links of CHAIN: whether each read its predecessor's checkpoint bit by bit, and its deviation from plain torch."""
     folder.mkdir()
-    extra = [f"optimizer.name={optimizer}"]
+    extra = OPTIMIZERS[optimizer]
     cases = [
         Case(layout, family=family, extra=extra, resume=number > 0, save=True, steps=LINK_STEPS)
         for number, layout in enumerate(CHAIN)

@@ -18,7 +18,7 @@ from dist_metaxlm.training.run.environment import environment
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import crossed
 from conftest import prepare_tiny_recipe, run
-from layouts import FAMILIES, Case, deviation, run_cases, single_process
+from layouts import FAMILIES, OPTIMIZERS, Case, deviation, run_cases, single_process
 
 from dist_metaxlm.recipe.layout import Layout
 
@@ -58,7 +58,7 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     """One row per family and layout: deviations over all steps from the single process, in torch alone."""
     recipe, rows = prepare_tiny_recipe(folder), []
     for family, optimizer in product(FAMILIES, ("adamw", "muon")):
-        extra = [f"optimizer.name={optimizer}"]
+        extra = OPTIMIZERS[optimizer]
         single = single_process(recipe, family, STEPS, extra)
         for ranks, layouts in LAYOUTS.items():
             cases = [Case(layout, family=family, extra=extra) for layout in layouts]
@@ -91,7 +91,7 @@ def measure_chains(folder: Path) -> list[dict[str, Any]]:
     recipe, patient = prepare_tiny_recipe(folder), partial(run, timeout=1800)
     return [
         link
-        for family, optimizer in product(FAMILIES, crossed.OPTIMIZERS)
+        for family, optimizer in product(FAMILIES, OPTIMIZERS)
         for link in crossed.measure_chain(patient, recipe, folder / f"{family}-{optimizer}", family, optimizer)
     ]
 
@@ -111,7 +111,7 @@ def write(rows: Rows, crossing: Rows, chains: Rows, path: Path) -> bool:
         + ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "deepspeed", "megatron-core"))
         + ", gloo, fp32.",
         "",
-        f"Two blocks of width 32 with four heads, 383 ids (neither 2 nor 4 divide them), {STEPS} steps of the joint "
+        f"Two blocks (four with muon, which needs one on each pipeline stage) of width 32 with four heads, 383 ids (neither 2 nor 4 divide them), {STEPS} steps of the joint "
         "phase (mlm, tlm, contrast). Reference: one process with plain torch, without DeepSpeed and megatron-core. "
         "Columns: initial weights equal bit for bit; largest relative deviation of any step's loss (bound 1e-5) and "
         "gradient norm (bound 1e-4). In every row what several ranks hold is bit-equal at the end (a pipeline's "

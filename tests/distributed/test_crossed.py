@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from crossed import BOUNDS, LAYOUTS, OPTIMIZERS, continues_bitwise, keeps, measure, pairs_of, pairwise, rows
+from crossed import BOUNDS, LAYOUTS, continues_bitwise, keeps, measure, pairs_of, pairwise, rows
+from layouts import OPTIMIZERS
 
 
 def test_every_legal_pair_occurs() -> None:
