@@ -1,4 +1,4 @@
-"""Layouts crossed with offload, precision, orders of objectives, family, and a stop in the middle, by pairwise coverage."""
+"""Layouts crossed with offload, precision, objectives, optimizer, family, and a stop in the middle, by pairwise coverage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layouts import FAMILIES, ORDERS, Case, Run, deviation, run_cases, single_process
+from layouts import FAMILIES, OPTIMIZERS, ORDERS, Case, Run, deviation, run_cases, single_process
 
 from dist_metaxlm.recipe.layout import Layout
 
@@ -20,6 +20,15 @@ BOUNDS = {"fp32": 1e-6, "bf16": 3e-3}
 NORM_BOUND = 1e-4
 """Of gradient norms in fp32; half precision has none, because the gradients themselves are rounded."""
 OBJECTIVES = {"listed": [], **ORDERS}
+CHAIN = [
+    Layout(tensor=4, sequence=True),
+    Layout(pipeline=4, zero_stage=0, micro_batch_tokens=64),
+    Layout(zero_stage=3, micro_batch_tokens=32),
+    Layout(tensor=2, zero_stage=2, sequence=True),
+    Layout(tensor=2, pipeline=2),
+]
+"""Layouts of four ranks; each continues from the checkpoint of the one before."""
+LINK_STEPS = 2
 LAYOUTS = {
     2: {
         "TP2 sequence ZeRO-2": Layout(tensor=2, zero_stage=2, sequence=True),
@@ -71,6 +80,7 @@ def rows(ranks: int) -> list[Row]:
         "precision": list(BOUNDS),
         "resumed": [False, True],
         "family": list(FAMILIES),
+        "optimizer": list(OPTIMIZERS),
     }
 
     def legal(row: Row) -> bool:
@@ -80,63 +90,129 @@ def rows(ranks: int) -> list[Row]:
     return pairwise(settings, legal)
 
 
+def fields(row: Mapping[str, Any]) -> list[str]:
+    """Overrides of a row that its reference has too."""
+    return [*OBJECTIVES[row["objectives"]], *OPTIMIZERS[row["optimizer"]]]
+
+
 def cases_of(row: Row, ranks: int, number: int) -> list[Case]:
-    """The run of a row; two of them if it is stopped and resumed."""
+    """The run of a row; if it is stopped and resumed, its two parts as well."""
     extra = [f"training.precision={row['precision']}", f"parallel.offload_optimizer={str(row['offload']).lower()}"]
-    whole = Case(LAYOUTS[ranks][row["layout"]], family=row["family"], extra=[*OBJECTIVES[row["objectives"]], *extra])
+    whole = Case(LAYOUTS[ranks][row["layout"]], family=row["family"], extra=[*fields(row), *extra])
     whole.folder = f"{number}-"
     if not row["resumed"]:
         return [whole]
-    return [replace(whole, save=True, steps=SPLIT), replace(whole, resume=True, steps=STEPS - SPLIT)]
+    return [whole, replace(whole, save=True, steps=SPLIT), replace(whole, resume=True, steps=STEPS - SPLIT)]
+
+
+def continues_bitwise(whole: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the parts, if any, have the losses, gradient norms and last weights of the run that was not stopped."""
+    curves = all([value for part in parts for value in part[name]] == whole[name] for name in ("losses", "norms"))
+    return not parts or (curves and parts[-1]["final"] == whole["final"])
 
 
 def measure(run_ranks: Run, recipe: Path, folder: Path, ranks: int, chosen: Sequence[Row]) -> list[dict[str, Any]]:
     """Each row with the largest deviation of its losses and gradient norms from plain torch in one process in fp32."""
     cases = [cases_of(row, ranks, number) for number, row in enumerate(chosen)]
     results = iter(run_cases(run_ranks, recipe, folder / f"crossed-{ranks}.json", ranks, [*itertools.chain(*cases)], STEPS))
-    singles: dict[tuple[str, str], Mapping[str, Any]] = {}
+    singles: dict[tuple[str, ...], Mapping[str, Any]] = {}
     measured = []
     for row, parts in zip(chosen, cases, strict=True):
-        key = (row["family"], row["objectives"])
+        key = (row["family"], *fields(row))
         if key not in singles:
-            singles[key] = single_process(recipe, key[0], STEPS, OBJECTIVES[key[1]])
-        ran = [next(results) for _ in parts]
-        losses, norms = ([value for part in ran for value in part[name]] for name in ("losses", "norms"))
+            singles[key] = single_process(recipe, row["family"], STEPS, fields(row))
+        single, (whole, *rest) = singles[key], [next(results) for _ in parts]
         measured.append(
             {
                 "ranks": ranks,
                 **row,
-                "same_initial_weights": row["precision"] != "fp32" or ran[0]["initial"] == singles[key]["initial"],
-                "loss": deviation(losses, singles[key]["losses"]),
-                "gradient_norm": deviation(norms, singles[key]["norms"]),
+                "same_initial_weights": row["precision"] != "fp32" or whole["initial"] == single["initial"],
+                "resumed_bitwise": continues_bitwise(whole, rest),
+                "loss": deviation(whole["losses"], single["losses"]),
+                "gradient_norm": deviation(whole["norms"], single["norms"]),
             }
         )
     return measured
 
 
+def measure_chain(run_ranks: Run, recipe: Path, folder: Path, family: str, optimizer: str) -> list[dict[str, Any]]:
+    """The links of CHAIN: whether each read its predecessor's checkpoint bit by bit, and its deviation from plain torch."""
+    folder.mkdir()
+    extra = OPTIMIZERS[optimizer]
+    cases = [
+        Case(layout, family=family, extra=extra, resume=number > 0, save=True, steps=LINK_STEPS)
+        for number, layout in enumerate(CHAIN)
+    ]
+    single = single_process(recipe, family, LINK_STEPS * len(CHAIN), extra)
+    links = run_cases(run_ranks, recipe, folder / "chain.json", 4, cases, LINK_STEPS)
+    return [
+        {
+            "family": family,
+            "optimizer": optimizer,
+            "layout": link["name"],
+            "first": link["first"],
+            "copied": bool(link["copied"]) and link["first"] == number * LINK_STEPS,
+            "loss": deviation(link["losses"], single["losses"][link["first"] :][:LINK_STEPS]),
+        }
+        for number, link in enumerate(links)
+    ]
+
+
+def keeps_chain(row: Mapping[str, Any]) -> bool:
+    """Whether a link of a chain keeps to the bounds."""
+    return bool(row["copied"] and row["loss"] < BOUNDS["fp32"])
+
+
 def keeps(row: Mapping[str, Any]) -> bool:
     """Whether a measured row keeps to the bounds."""
     norm = row["precision"] != "fp32" or row["gradient_norm"] < NORM_BOUND
-    return bool(row["same_initial_weights"] and row["loss"] < BOUNDS[row["precision"]] and norm)
+    return bool(row["same_initial_weights"] and row["resumed_bitwise"] and row["loss"] < BOUNDS[row["precision"]] and norm)
 
 
 def lines(measured: Sequence[Mapping[str, Any]]) -> list[str]:
     """The rows as a section in Markdown."""
     return [
         "",
-        "## Layouts crossed with offload, precision, objectives and a stop",
+        "## Layouts crossed with offload, precision, objectives, optimizers and a stop",
         "",
         f"{STEPS} steps; every pair of values of two columns occurs in some row of its number of ranks. Reference: plain "
         f"torch in one process in fp32. Bounds of the loss: {BOUNDS['fp32']:.0e} in fp32, and in bf16 {BOUNDS['bf16']:.0e}, "
-        f"its rounding; of the gradient norm {NORM_BOUND:.0e} in fp32. `resumed`: stopped after {SPLIT} steps and resumed "
-        "from the checkpoint by a new engine.",
+        f"its rounding; of the gradient norm {NORM_BOUND:.0e} in fp32. `resumed`: also stopped after {SPLIT} steps and "
+        "resumed from the checkpoint by a new engine; `bitwise`: losses, gradient norms and last weights are those of the "
+        "whole run.",
         "",
-        "| family | layout | objectives | precision | offload | resumed | loss | gradient norm |",
-        "|---|---|---|---|---|---|---|---|",
+        "| family | layout | objectives | optimizer | precision | offload | resumed | loss | gradient norm |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(
-            f"| {r['family']} | {r['layout']} | {r['objectives']} | {r['precision']} | {'yes' if r['offload'] else 'no'} "
-            f"| {'yes' if r['resumed'] else 'no'} | {r['loss']:.1e} | {r['gradient_norm']:.1e} |"
+            f"| {r['family']} | {r['layout']} | {r['objectives']} | {r['optimizer']} | {r['precision']} "
+            f"| {'yes' if r['offload'] else 'no'} | {_resumed(r)} | {r['loss']:.1e} | {r['gradient_norm']:.1e} |"
             f"{'' if keeps(r) else ' BEYOND ITS BOUND'}"
             for r in measured
+        ),
+    ]
+
+
+def _resumed(row: Mapping[str, Any]) -> str:
+    if not row["resumed"]:
+        return "no"
+    return "bitwise" if row["resumed_bitwise"] else "DIFFERENT"
+
+
+def chain_lines(links: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The links of the chains as a section in Markdown."""
+    return [
+        "",
+        "## Checkpoints from layout to layout",
+        "",
+        f"Each row of a family and optimizer continues for {LINK_STEPS} steps from the checkpoint of the row above, in "
+        "fp32. `checkpoint`: a copy saved right after loading has the same weights and moments bit for bit. Bound of the "
+        f"loss against plain torch in one process: {BOUNDS['fp32']:.0e}.",
+        "",
+        "| family | optimizer | layout | first step | checkpoint | loss |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {r['family']} | {r['optimizer']} | {r['layout']} | {r['first']} | {'equal' if r['copied'] else 'DIFFERENT'} "
+            f"| {r['loss']:.1e} |{'' if keeps_chain(r) else ' BEYOND ITS BOUND'}"
+            for r in links
         ),
     ]

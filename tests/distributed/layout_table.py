@@ -1,6 +1,6 @@
 """Train under every layout and write how far each is from one process: `make layouts`.
 
-usage: layout_table.py OUTPUT.md [crossed] (beside it the figures as OUTPUT.json; `crossed`: only the second table)
+usage: layout_table.py OUTPUT.md [crossed] (beside it the figures as OUTPUT.json; `crossed`: without the first table)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dist_metaxlm.training.run.environment import environment
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import crossed
 from conftest import prepare_tiny_recipe, run
-from layouts import FAMILIES, Case, deviation, run_cases, single_process
+from layouts import FAMILIES, OPTIMIZERS, Case, deviation, run_cases, single_process
 
 from dist_metaxlm.recipe.layout import Layout
 
@@ -58,7 +58,7 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     """One row per family and layout: deviations over all steps from the single process, in torch alone."""
     recipe, rows = prepare_tiny_recipe(folder), []
     for family, optimizer in product(FAMILIES, ("adamw", "muon")):
-        extra = [f"optimizer.name={optimizer}"]
+        extra = OPTIMIZERS[optimizer]
         single = single_process(recipe, family, STEPS, extra)
         for ranks, layouts in LAYOUTS.items():
             cases = [Case(layout, family=family, extra=extra) for layout in layouts]
@@ -85,11 +85,25 @@ def measure_crossed(folder: Path) -> list[dict[str, Any]]:
     return [row for ranks in crossed.LAYOUTS for row in crossed.measure(patient, recipe, folder, ranks, crossed.rows(ranks))]
 
 
-def write(rows: list[dict[str, Any]], crossing: list[dict[str, Any]], path: Path) -> bool:
+def measure_chains(folder: Path) -> list[dict[str, Any]]:
+    """The chains of crossed.py for every family and optimizer."""
+    folder.mkdir()
+    recipe, patient = prepare_tiny_recipe(folder), partial(run, timeout=1800)
+    return [
+        link
+        for family, optimizer in product(FAMILIES, OPTIMIZERS)
+        for link in crossed.measure_chain(patient, recipe, folder / f"{family}-{optimizer}", family, optimizer)
+    ]
+
+
+Rows = list[dict[str, Any]]
+
+
+def write(rows: Rows, crossing: Rows, chains: Rows, path: Path) -> bool:
     """The tables as Markdown and JSON; whether all rows keep to the bounds."""
     facts = environment()
     kept = all(r["same_initial_weights"] and r["loss"] < 1e-5 and r["gradient_norm"] < 1e-4 for r in rows)
-    kept &= all(map(crossed.keeps, crossing))
+    kept &= all(map(crossed.keeps, crossing)) and all(map(crossed.keeps_chain, chains))
     head = [
         "# Layouts against one process",
         "",
@@ -97,7 +111,7 @@ def write(rows: list[dict[str, Any]], crossing: list[dict[str, Any]], path: Path
         + ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "deepspeed", "megatron-core"))
         + ", gloo, fp32.",
         "",
-        f"Two blocks of width 32 with four heads, 383 ids (neither 2 nor 4 divide them), {STEPS} steps of the joint "
+        f"Two blocks (four with muon, which needs one on each pipeline stage) of width 32 with four heads, 383 ids (neither 2 nor 4 divide them), {STEPS} steps of the joint "
         "phase (mlm, tlm, contrast). Reference: one process with plain torch, without DeepSpeed and megatron-core. "
         "Columns: initial weights equal bit for bit; largest relative deviation of any step's loss (bound 1e-5) and "
         "gradient norm (bound 1e-4). In every row what several ranks hold is bit-equal at the end (a pipeline's "
@@ -111,8 +125,15 @@ def write(rows: list[dict[str, Any]], crossing: list[dict[str, Any]], path: Path
         f"| {'equal' if r['same_initial_weights'] else 'DIFFERENT'} | {r['loss']:.1e} | {r['gradient_norm']:.1e} |"
         for r in rows
     ]
-    path.write_text("\n".join([*head, *lines, *crossed.lines(crossing), ""]), encoding="utf-8")
-    tables = {"environment": facts, "steps": STEPS, "rows": rows, "crossed_steps": crossed.STEPS, "crossed": crossing}
+    path.write_text("\n".join([*head, *lines, *crossed.lines(crossing), *crossed.chain_lines(chains), ""]), encoding="utf-8")
+    tables = {
+        "environment": facts,
+        "steps": STEPS,
+        "rows": rows,
+        "crossed_steps": crossed.STEPS,
+        "crossed": crossing,
+        "chains": chains,
+    }
     path.with_suffix(".json").write_text(json.dumps(tables, indent=1))
     return kept
 
@@ -120,7 +141,8 @@ def write(rows: list[dict[str, Any]], crossing: list[dict[str, Any]], path: Path
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows = [] if sys.argv[2:] == ["crossed"] else measure(Path(folder))
-        return 0 if write(rows, measure_crossed(Path(folder) / "crossed"), Path(sys.argv[1])) else 1
+        crossing, chains = measure_crossed(Path(folder) / "crossed"), measure_chains(Path(folder) / "chains")
+        return 0 if write(rows, crossing, chains, Path(sys.argv[1])) else 1
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ LEARNING_RATE = 2e-3
 FAMILIES = {"xlmr": [], "modern": ["model.family=modern", "model.norm=pre"]}
 # 383 ids: neither 2 nor 4 divide them. Four heads, so that four tensor ranks have one each.
 MODEL = ["model.heads=4", "model.vocab_size=383"]
+# Muon needs a block on each pipeline stage, and there are layouts of four.
+OPTIMIZERS = {
+    "adamw": ["optimizer.name=adamw"],
+    "muon": ["optimizer.name=muon", "model.layers=4"],
+    "stable_adamw": ["optimizer.name=stable_adamw"],
+}
 Run = Callable[..., str]
 
 
