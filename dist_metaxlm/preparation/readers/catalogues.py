@@ -153,11 +153,12 @@ def _as_polib_reads(text: str) -> str:
 def _message_lines(line: str, number: int) -> list[str]:
     """Keywords with their first string, and further strings, each as a line."""
     found, end = [], 0
-    for match in iter(_PO_TOKEN.scanner(line).match, None):
+    while end < len(line):
+        match = _PO_TOKEN.match(line, end)
+        if match is None:
+            raise ValueError(f"syntax error in line {number}")
         keyword, string, end = match[1], match[2], match.end()
         found.append(f'{keyword} ""' if keyword else f'"{string}"')
-    if end != len(line):
-        raise ValueError(f"syntax error in line {number}")
     return found
 
 
