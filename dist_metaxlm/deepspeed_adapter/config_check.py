@@ -21,6 +21,8 @@ FILLED = (
     "stage3_param_persistence_threshold",
 )
 """Fields that may be `auto`."""
+_LARGEST = 1 << 1000
+"""Integers from here on have no floating-point value."""
 _DTYPES = ("fp32", "fp16", "bf16")
 
 
@@ -42,14 +44,28 @@ def field_at(place: str) -> Field | None:
 
 def problems(config: Mapping[str, object]) -> list[str]:
     """All errors in the fields of a file, each with its remedy."""
-    texts = [problem for place, value in fields_in(config) if (problem := _problem(place, value))]
+    texts = list(_flat_keys(config))
+    texts = texts or [problem for place, value in fields_in(config) if (problem := _problem(place, value))]
     return texts or [problem for problem in _contradictions(dict(fields_in(config))) if problem]
+
+
+def _flat_keys(config: Mapping[str, object], section: str = "") -> Iterator[str]:
+    """Errors for keys such as `zero_optimization.stage`, which DeepSpeed ignores, and for empty ones."""
+    for name, value in config.items():
+        place = f"{section}.{name}" if section else name
+        if not name:
+            yield f"{section or 'the file'} has an empty key; remove it"
+        elif "." in name:
+            head, _, rest = name.partition(".")
+            yield f'unknown key "{name}": DeepSpeed knows no dots in keys; write "{head}": {{"{rest}": ...}}'
+        elif place in SECTIONS and isinstance(value, Mapping):
+            yield from _flat_keys(value, place)
 
 
 def recorded_problems(config: Mapping[str, object]) -> list[str]:
     """The same for the section `deepspeed` of a recipe, which may only hold fields that go to DeepSpeed."""
-    texts = []
-    for place, value in fields_in(config):
+    texts = list(_flat_keys(config))
+    for place, value in fields_in({} if texts else config):
         field = field_at(place)
         problem = _problem(place, value)
         if field is not None and field.use == "recipe":
@@ -103,7 +119,9 @@ def _off(value: object) -> bool:
 
 def _wrong_kind(kind: Kind, value: object) -> str:
     """Error text for a value of the wrong kind; empty if the kind is right."""
-    amount = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    amount = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        amount = float(value) if abs(value) < _LARGEST or isinstance(value, float) else math.inf
     number = math.isfinite(amount) and amount >= 0
     right = {
         "bool": isinstance(value, bool),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -53,23 +55,34 @@ def read_file(file: str) -> dict[str, Any]:
     """A user's DeepSpeed configuration, with its `auto` fields.
 
     Raises:
-        UserError: for a file that is missing, not JSON, or has fields that are unknown, refused or of the wrong kind.
+        UserError: for a file that is missing or not JSON, or for fields that are unknown, twice there, refused or of a wrong
+            kind.
     """
     path = Path(file)
     if not path.is_file():
         raise UserError(f"--deepspeed_config {file}: no such file; the shipped ones are in ds_configs/")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_once, file))
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON at line {error.lineno}: {error.msg}; correct that line") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{file} has a number or a nesting that is too large to read; correct it") from None
     if not isinstance(config, dict):
         raise UserError(f"{file} is not a JSON object; start from one of ds_configs/")
     wrong = problems(config)
     if wrong:
         raise UserError(f"the DeepSpeed file {file}: {'; '.join(wrong)}")
     return config
+
+
+def _once(file: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refusing a key that occurs twice, of which JSON readers silently take the last."""
+    twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{file} has the key {twice!r} twice in one section; remove one of them")
+    return dict(pairs)
 
 
 def follow_file(recipe: Recipe, file: str | None) -> Recipe:

@@ -30,7 +30,7 @@ _LOOPBACK = ("localhost", "::1", "ip6-localhost")
 
 def from_environment(env: Environment) -> Topology | None:
     """RANK and WORLD_SIZE, as `deepspeed`, `torchrun` and operators of Kubernetes set them."""
-    if "RANK" not in env or "WORLD_SIZE" not in env:
+    if not env.get("RANK") or not env.get("WORLD_SIZE"):
         return None
     launcher = (
         "torchrun"
@@ -39,8 +39,10 @@ def from_environment(env: Environment) -> Topology | None:
         if "CROSS_RANK" in env
         else ("kubernetes" if "KUBERNETES_SERVICE_HOST" in env or "PET_NNODES" in env else "environment")
     )
-    if "LOCAL_RANK" not in env and number_in(env, "WORLD_SIZE") > 1:
-        _one_process_a_pod(env)
+    rank, size = number_in(env, "RANK"), number_in(env, "WORLD_SIZE")
+    if not env.get("LOCAL_RANK") and 0 <= rank < size:
+        if size > 1:
+            _one_process_a_pod(env)
         env.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
         launcher = "shell" if launcher == "environment" else launcher
     return _ranks(env, launcher)
@@ -60,6 +62,8 @@ def from_kubernetes(env: Environment) -> Topology | None:
                 "or give one number"
             )
         rank, size = env["PET_NODE_RANK"], fewest
+        number_in(env, "PET_NODE_RANK")
+        number_in({"PET_NNODES": fewest}, "PET_NNODES")
     elif "JOB_COMPLETION_INDEX" in env and ("WORLD_SIZE" in env or "MASTER_ADDR" in env):
         if "WORLD_SIZE" not in env:
             raise UserError(
@@ -67,6 +71,7 @@ def from_kubernetes(env: Environment) -> Topology | None:
                 "the Indexed Job"
             )
         rank, size = env["JOB_COMPLETION_INDEX"], env["WORLD_SIZE"]
+        number_in(env, "JOB_COMPLETION_INDEX")
     else:
         return None
     env.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
@@ -136,6 +141,7 @@ def from_slurm(env: Environment) -> Topology | None:
     hosts = expand_hosts(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "")
     sizes = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1")
     node = number_in(env, "SLURM_NODEID", 0)
+    number_in(env, "SLURM_PROCID")
     env.update(
         RANK=env["SLURM_PROCID"],
         WORLD_SIZE=env["SLURM_NTASKS"],
@@ -195,11 +201,12 @@ def _numbers(text: str) -> list[str]:
 
 
 def _ranks(env: Environment, launcher: str, sizes: tuple[int, ...] = (), hosts: tuple[str, ...] = ()) -> Topology:
-    rank, size, local = (number_in(env, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    local_name = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if env.get(name)), "WORLD_SIZE")
-    local_size = number_in(env, local_name)
+    rank, size = (number_in(env, name) for name in ("RANK", "WORLD_SIZE"))
     if not 0 <= rank < size:
         raise UserError(f"RANK={rank} does not fit WORLD_SIZE={size}; unset both, or start through a launcher")
+    local = number_in(env, "LOCAL_RANK")
+    local_name = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if env.get(name)), "WORLD_SIZE")
+    local_size = number_in(env, local_name)
     if not 0 <= local < local_size <= size:
         raise UserError(
             f"LOCAL_RANK={local} does not fit {local_name}={local_size} and WORLD_SIZE={size}; start through "

@@ -65,6 +65,17 @@ def pick_device(topology: Topology) -> torch.device:
     return torch.device("cpu")
 
 
+def _compute_on_cpu() -> None:
+    """Tell DeepSpeed, which else searches for an accelerator and warns. Errors: UserError if it was told something else."""
+    chosen = os.environ.get("DS_ACCELERATOR") or "cpu"
+    if chosen != "cpu":
+        raise UserError(
+            f"DS_ACCELERATOR={chosen} is set, but torch finds no CUDA device on {os.uname().nodename}; unset DS_ACCELERATOR "
+            "to compute on the CPU, or install a torch that finds the devices"
+        )
+    os.environ["DS_ACCELERATOR"] = "cpu"
+
+
 def stay_on_device() -> Callable[[], None] | None:
     """A function that threads using this rank's CUDA device must call first; None on a CPU.
 
@@ -97,7 +108,7 @@ def process_group(
     # are initialised on the CPU, and the optimiser may be offloaded to it.
     torch.set_num_threads(threads(topology))
     if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for one and warns
+        _compute_on_cpu()
     quiet_engines()
     # DeepSpeed prints while it builds its operators; standard output is reserved (with --json a command prints only JSON).
     with contextlib.redirect_stdout(sys.stderr if os.environ.get("DEEPSPEED_LOG") else io.StringIO()):

@@ -36,6 +36,10 @@ def mpi_size(env: Mapping[str, str]) -> int:
     """Ranks of the MPI job that started this process, by the variables of its mpirun; 1 without one.
 
     Raises:
-        UserError: a variable is not a number.
+        UserError: a variable is not a number from 1.
     """
-    return max(number_in(env, name, 1) for name in _MPI_SIZES)
+    sizes = {name: number_in(env, name, 1) for name in _MPI_SIZES}
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name}={size} in the environment is no number of ranks; unset it, or start through mpirun")
+    return max(sizes.values())

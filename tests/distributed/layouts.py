@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +163,7 @@ def single_process(recipe_path: Path, family: str, steps: int, extra: Sequence[s
             if parameter.grad is None:  # an objective that does not reach it; torch's AdamW would pass it over
                 parameter.grad = torch.zeros_like(parameter)
         result["losses"].append(total)
-        result["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))
+        result["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)))
         optimizer.step()
         optimizer.zero_grad()
     result["weights"] = {name: float(p.detach().double().norm()) for name, p in named.items()}

@@ -258,7 +258,7 @@ def test_a_member_of_an_archive_cannot_be_written_outside(tmp_path: Path, monkey
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     before = {str(path) for path in tmp_path.rglob("*")}
-    from dist_metaxlm.preparation.readers.files import expand
+    from dist_metaxlm.preparation.readers.paths import expand
 
     assert list(documents(expand([f"zip://../outside.txt::{tmp_path}/a.zip"], "data.languages"))) == [["a line of text"]]
     assert {str(path) for path in tmp_path.rglob("*")} == before  # read as a stream, nothing unpacked

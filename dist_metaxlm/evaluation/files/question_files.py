@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.tasks.languages import NAMES
@@ -121,6 +121,7 @@ def _identity(entry: object, path: Path) -> str:
 
 
 def _get(node: object, name: str, kind: type[Value], path: Path) -> Value:
-    if not isinstance(node, dict) or not isinstance(node.get(name), kind):
+    value = node.get(name) if isinstance(node, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{shown(path)} is not in SQuAD's form: it lacks a field {name!r}; correct the file")
-    return cast(Value, node[name])
+    return value

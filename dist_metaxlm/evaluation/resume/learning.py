@@ -15,6 +15,7 @@ from dist_metaxlm import failpoints
 from dist_metaxlm.evaluation.resume.progress import Progress
 from dist_metaxlm.evaluation.tasks.encoders import longest_input, open_tokenizer, opening, takes_segments
 from dist_metaxlm.reporting.metrics import write_json
+from dist_metaxlm.text import pluralize
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, TrainerCallback, TrainingArguments
@@ -87,6 +88,14 @@ def _reports(what: str, metric: str, epochs: int, work: Work) -> TrainerCallback
 
     class Reports(transformers.TrainerCallback):  # type: ignore[misc]
         progress: Progress | None = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            warmup = work.settings.warmup_steps
+            if warmup and warmup >= state.max_steps:
+                work.log(
+                    f"{what}: warmup_steps={warmup} is not below the {pluralize(state.max_steps, 'step')} of training, so "
+                    f"the learning rate never reaches {work.settings.learning_rate:g}; lower it: --finetune warmup_steps=N"
+                )
 
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             if self.progress is None:

@@ -61,7 +61,7 @@ def read_gold(pairs: Sequence[tuple[str, str]], path: Path, settings: GoldSettin
     """Pairs of (English, other) sentences with the gold alignments of a file.
 
     Errors: UserError naming file and line of an invalid link or of a word or pair that does not exist; or the file if its
-    number of lines differs from the number of pairs.
+    number of lines differs from the number of pairs, or if it has no link.
     """
     numbered, english, other = _words(pairs, path)
     entries = [(f"{shown(path)}, line {number}", line.strip()) for number, line in lines(path)]
@@ -82,6 +82,8 @@ def read_gold(pairs: Sequence[tuple[str, str]], path: Path, settings: GoldSettin
         possible[pair].add(link)
         if is_sure:
             sure[pair].add(link)
+    if not any(possible):
+        raise UserError(f"{shown(path)} holds no link, so nothing can be scored; use the file with its links")
     facts = {"reference": "gold", "format": form, "base": base, "first": "english" if settings.english_first else "other"}
     return AlignedText(english, other, sure, possible, facts)
 

@@ -26,6 +26,8 @@ _ALIASES = {"contradictory": "contradiction"}
 """MultiNLI's spelling in the English training file of XNLI."""
 _SORTED = 10
 """Different sentences in sorted order by which a file was sorted: by chance once in 10! files."""
+_ALIKE = 20
+"""Labels from which a file with a single one is taken for a file whose labels are hidden: by chance 1 in 2^19 files."""
 _SPAN_TAG = re.compile(r"O|[BIESLU]-\S+")
 _HEADERS = (("sentence1", "premise"), ("sentence2", "hypo", "hypothesis"), ("gold_label", "label"))
 
@@ -74,6 +76,8 @@ def read_pairs(
     for number, pair in enumerate(sentences, start=1):
         if not all(pair):
             raise UserError(f"{shown(path)}, pair {number} has an empty side; fill it, or leave the pair out of both sides")
+    if len(sentences) >= _SORTED and all(left == right for left, right in sentences):
+        raise UserError(f"{shown(path)}: both sides of all {len(sentences)} pairs are the same text; give translations")
     return [(right, left) for left, right in sentences] if turned else sentences
 
 
@@ -105,8 +109,8 @@ def read_tagged(
     number, token, tag, ten are CoNLL-U (form and UPOS). Other files (CoNLL-2003 has four columns) need `label_column`.
 
     Errors: UserError naming a line whose number of columns differs from the first line's, a file with another number of
-    columns without `label_column`, or a line whose tag is not among `labels` or, if none are given, does not fit the
-    scheme (such as BIO) of the other lines.
+    columns without `label_column`, a line whose tag is not among `labels` or, if none are given, does not fit the
+    scheme (such as BIO) of the other lines, or a file in which all tags are the same.
     """
     sentences: list[TaggedSentence] = []
     tokens: list[str] = []
@@ -130,7 +134,17 @@ def read_tagged(
         raise UserError(f"{shown(path)} holds no sentences; put text into it or take the file away")
     if not labels:
         _check_scheme(first_of)
+    _check_hidden([tag for sentence in sentences for tag in sentence.tags], path)
     return _without_prefix(sentences)
+
+
+def _check_hidden(labels: Sequence[str], path: Path) -> None:
+    """Refuse a file with one label throughout, which some sets have in place of the labels of their test data."""
+    if len(labels) >= _ALIKE and len(set(labels)) == 1:
+        raise UserError(
+            f"{shown(path)}: all {len(labels)} labels are {labels[0]!r}, so nothing can be learned or scored; use the file "
+            "with its labels: some sets hide those of their test data"
+        )
 
 
 def _token_and_tag(cells: list[str], layout: Layout, label_column: int | None, where: str) -> tuple[str, str]:
@@ -176,7 +190,8 @@ def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None =
 
     If the header has a column `language` (XNLI's own files contain all languages), only the rows of `language` are read.
 
-    Errors: UserError naming the line that lacks a column, or whose label is not among `labels` (if any are given).
+    Errors: UserError naming the line that lacks a column, or whose label is not among `labels` (if any are given), or a file
+    in which all labels are the same.
     """
     rows: list[LabelledPair] = []
     columns, of, width = (0, 1, 2), None, 3
@@ -211,6 +226,7 @@ def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None =
     if not rows:
         suffix = f" of language {language!r}" if of is not None and language else ""
         raise UserError(f"{shown(path)} holds no examples{suffix}; put some into it or take the file away")
+    _check_hidden([row.label for row in rows], path)
     return rows
 
 

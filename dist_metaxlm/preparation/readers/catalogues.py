@@ -19,8 +19,13 @@ _BLOCK_TAG = re.compile(r"</?(?:br|p|li|ul|ol|div|h[1-6]|td|tr|hr)\b[^<>]*>", re
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _PLACEHOLDER = re.compile(r"%\([^)]*\)[#0\- +]*\d*(?:\.\d+)?[a-zA-Z]|%[-#0+]*\d*[sdifrx]|\{[^{}]*\}|https?://\S+|\S+@\S+")
 _SPACE = re.compile(r"\s+")
-_PO_HEADER = re.compile(r'^[ \t]*msgid[ \t]+""[ \t]*\r?\n[ \t]*msgstr((?:[ \t]*"(?:[^"\\\r\n]|\\.)*"[ \t]*\r?\n?)+)', re.M)
-"""The first empty message, in bytes read as Latin-1: the header, in every character set that gettext accepts."""
+_PO_HEADER = re.compile(r'^[ \t]*msgid[ \t]*(?:""\s*)+msgstr((?:\s*"(?:[^"\\\r\n]|\\.)*")+)', re.M)
+"""An empty message, in bytes read as Latin-1, so in every character set that gettext accepts."""
+_CONTEXT = re.compile(r'\bmsgctxt(?:\s*"(?:[^"\\\r\n]|\\.)*")+\s*\Z')
+"""The context of a message, at the end of the text before it."""
+_PO_TOKEN = re.compile(r'[ \t\f\v]*(?:(msg(?:id_plural|id|str|ctxt)(?:\[\d+\])?)|"((?:[^"\\]|\\.)*)")[ \t\f\v]*')
+"""A keyword or a string of a message, with the space around it."""
+_DOMAIN = re.compile(r'[ \t]*domain[ \t]*"[^"]*"[ \t]*')
 _PO_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _CHARSET = re.compile(r"(?:^|\\n)Content-Type:(?:(?!\\n).)*?charset=([\w.:-]+)", re.IGNORECASE)
 _ASCII = bytes(range(0x20, 0x7F)) + b"\\u0041\r\n"
@@ -68,8 +73,7 @@ def decode_po(blob: bytes) -> str:
     if blob.startswith(codecs.BOM_UTF8):
         encoding, declared = "utf-8", ""
     else:
-        header = _PO_HEADER.search(blob.decode("latin-1"))
-        encoding, declared = _charset("".join(_PO_STRING.findall(header[1])) if header else "")
+        encoding, declared = _charset(_po_header(blob.decode("latin-1")))
     try:
         text = blob.decode(encoding)
     except UnicodeDecodeError as error:
@@ -77,6 +81,14 @@ def decode_po(blob: bytes) -> str:
     if "\0" in text:
         raise ValueError(f"byte {blob.index(0) + 1} is a NUL byte, which no text has")
     return text.removeprefix("\ufeff")
+
+
+def _po_header(text: str) -> str:
+    """The translation of the first empty message without a context, which is the header."""
+    for match in _PO_HEADER.finditer(text):
+        if not _CONTEXT.search(text, max(0, match.start() - 1000), match.start()):
+            return "".join(_PO_STRING.findall(match[1]))
+    return ""
 
 
 def _mo_header(blob: bytes) -> str:
@@ -122,13 +134,41 @@ def read_po_order(text: str) -> list[str]:
     ]
 
 
+def _as_polib_reads(text: str) -> str:
+    """The same messages in the subset of gettext's syntax that polib reads, without comments and obsolete messages.
+
+    msgfmt also takes comments without a space after `#`, several strings or keywords on one line, and keywords directly
+    before or a line above their string; `domain` names the file to write. Errors: ValueError naming the line.
+    """
+    found: list[str] = []
+    for number, line in enumerate(_Lines(text).splitlines(), 1):
+        line = line.strip(" \t\r\f\v")
+        if line.startswith("#,"):
+            found.append(line)
+        elif line and not line.startswith("#") and not _DOMAIN.fullmatch(line):
+            found += _message_lines(line, number)
+    return "\n".join(found)
+
+
+def _message_lines(line: str, number: int) -> list[str]:
+    """Keywords with their first string, and further strings, each as a line."""
+    found, end = [], 0
+    while end < len(line):
+        match = _PO_TOKEN.match(line, end)
+        if match is None:
+            raise ValueError(f"syntax error in line {number}")
+        keyword, string, end = match[1], match[2], match.end()
+        found.append(f'{keyword} ""' if keyword else f'"{string}"')
+    return found
+
+
 def _po_entries(text: str) -> list[polib.POEntry]:
+    readable = _as_polib_reads(text)
     try:
         # The line break prevents polib from interpreting a short text as a file name.
-        return list(polib.pofile(_Lines(text + "\n"), encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        match = re.search(r"\(line (\d+)\)", str(error))
-        raise ValueError(f"syntax error in line {match[1]}" if match else "syntax error") from None
+        return list(polib.pofile(_Lines(readable + "\n"), encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ValueError("its keywords are in an order that no message has") from None
 
 
 def _pairs(entries: Iterable[polib.POEntry]) -> Iterator[tuple[str, str]]:

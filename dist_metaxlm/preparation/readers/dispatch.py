@@ -9,7 +9,8 @@ from itertools import zip_longest
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.preparation.readers import catalogues
-from dist_metaxlm.preparation.readers.files import PACKED, UNBOUNDED, Place, expand, kind, lines, lines_or_none, shown, whole
+from dist_metaxlm.preparation.readers.files import PACKED, UNBOUNDED, Place, kind, lines, lines_or_none, shown, whole
+from dist_metaxlm.preparation.readers.paths import expand
 from dist_metaxlm.preparation.readers.problems import REFUSE, Empty, Report, WrongRecipe
 from dist_metaxlm.preparation.readers.records import (
     checked,

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Iterator
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.preparation.readers.files import Place, decoded, expand, kind, lines, shown, whole
+from dist_metaxlm.preparation.readers.files import Place, decoded, kind, lines, shown, whole
+from dist_metaxlm.preparation.readers.paths import expand
 from dist_metaxlm.preparation.readers.problems import Problems, raise_all
 from dist_metaxlm.preparation.readers.records import json_lines, paragraphs
 from dist_metaxlm.preparation.readers.token_lines import token_rows

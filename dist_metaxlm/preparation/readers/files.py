@@ -1,25 +1,24 @@
-"""Opening the user's files: paths, globs and fsspec URLs, compressed or not, line by line in bounded memory.
+"""Opening the user's files, compressed or not, line by line in bounded memory; paths.py finds them.
 
-A place is a local Path or a URL. Every error inside a file is reported in one sentence with the file and the position.
+A place is a local Path or an fsspec URL. Every error inside a file is reported in one sentence with file and position.
 """
 
 from __future__ import annotations
 
 import bz2
-import glob
+import codecs
 import gzip
 import io
 import lzma
-import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from dist_metaxlm.errors import UserError
-from dist_metaxlm.preparation.readers.problems import REFUSE, Empty, Report, WrongRecipe
+from dist_metaxlm.preparation.readers.problems import REFUSE, Report
 
 Place = Path | str
 
@@ -30,8 +29,13 @@ UNBOUNDED = 1 << 30
 """Line limit, in characters, for text that has already passed the recipe's limit."""
 _CLIENTS = ("httpx", "httpx2", "huggingface_hub", "aiohttp", "requests", "urllib3", "botocore", "google")
 """Packages behind fsspec's protocols whose network errors are no OSError."""
-_MARKER = re.compile(r"_(success|metadata|common_metadata|(started|committed|vacuum)_\d+)(\.crc)?")
-"""Names, in lower case, of the files that Spark, Hadoop and Databricks write next to the shards of a job."""
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order marks -> encoding; the longer ones first, because UTF-32's begins with UTF-16's."""
 
 
 def shown(place: Place) -> str:
@@ -41,103 +45,21 @@ def shown(place: Place) -> str:
 
 def kind(place: Place) -> str:
     """The suffix of the format, in lower case, without that of compression: `.txt` of `a.TXT.gz`."""
-    path = _name(place)
+    path = name_of(place)
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 
-def _name(place: Place) -> Path:
+def name_of(place: Place) -> Path:
     """The place's own path in lower case: the first one of a chain such as `zip://a.txt::archive.zip`; without query."""
     if isinstance(place, Path):
         return Path(str(place).lower())
     path = next(part for part in place.lower().split("::") if "://" in part)
-    return Path(re.split(r"[?#]", path)[0] if _of_the_web(path) else path)
+    return Path(re.split(r"[?#]", path)[0] if of_the_web(path) else path)
 
 
-def _of_the_web(url: str) -> bool:
+def of_the_web(url: str) -> bool:
     """Whether `?` begins a query, such as `?download=1`; elsewhere it is a character of a glob."""
     return url.lower().startswith(("http://", "https://"))
-
-
-def expand(patterns: Iterable[str], field: str, report: Report = REFUSE, keep_empty: bool = False) -> list[Place]:
-    """The files of paths, globs and URLs, each once, sorted within a glob.
-
-    Names of existing folders and files are literal, including brackets; only other patterns are globs. With several files,
-    those that Spark and others write next to their shards (`_SUCCESS`) are skipped.
-
-    Errors, to `report`: UserError naming `field` (a recipe field) and the pattern that names no file, or an empty file
-    unless `keep_empty`.
-    """
-    places: dict[Place, None] = {}
-    for pattern in patterns:
-        try:
-            files = _expand_url(pattern, field) if "://" in pattern else _expand_local(pattern)
-            if not files:
-                raise _names_nothing(pattern, field)
-        except UserError as error:
-            report.file(error)
-            continue
-        shards = [(place, size) for place, size in files if not _MARKER.fullmatch(_name(place).name)]
-        for place, size in shards or files:
-            if size == 0 and not keep_empty:
-                report.file(Empty(f"{field}: {shown(place)} is empty; put text into it or take it out of the recipe"))
-            else:
-                places[place] = None
-    return list(places)
-
-
-def _names_nothing(pattern: str, field: str) -> UserError:
-    if "://" not in pattern and Path(pattern).is_dir():
-        return WrongRecipe(f"{field}: {shown(pattern)!r} is a folder; name the files in it, such as {shown(pattern)}/*.txt")
-    return WrongRecipe(
-        f"{field}: {shown(pattern)!r} names no file; correct the path or glob (it is relative to the working directory)"
-    )
-
-
-def _literal(pattern: str, exists: Callable[[str], bool]) -> str:
-    """The glob with its longest existing prefix, such as `data[1]`, escaped to be literal."""
-    ends = [match.start() for match in re.finditer("/", pattern)] + [len(pattern)]
-    for end in reversed(ends):
-        head = pattern[:end]
-        if end and exists(head):
-            return glob.escape(head) + pattern[end:]
-        if not glob.has_magic(head):
-            break
-    return pattern
-
-
-def _expand_local(pattern: str) -> list[tuple[Place, int | None]]:
-    names = sorted(glob.glob(_literal(pattern, os.path.lexists), recursive=True))
-    paths = [Path(name) for name in names] or [Path(pattern)]
-    return [(path, path.stat().st_size) for path in paths if path.is_file()]
-
-
-def _expand_url(pattern: str, field: str) -> list[tuple[Place, int | None]]:
-    import fsspec  # local import: most corpora are local files, and the import takes a twentieth of a second
-
-    try:
-        system, path = fsspec.core.url_to_fs(pattern)
-        if glob.has_magic(re.sub(r"\?.*", "", path) if _of_the_web(path) else path):
-            names = sorted(system.glob(_literal(path, system.exists)))
-        else:
-            names = [path] if system.exists(path) else []
-        files = [name for name in names if system.isfile(name)]
-        return [
-            (_spelled(pattern, name) if "::" in pattern else system.unstrip_protocol(name), system.size(name))
-            for name in files
-        ]
-    except Exception as error:  # every protocol has a package of its own, with its own classes of errors
-        raise WrongRecipe(
-            f"{field}: {shown(pattern)!r} cannot be read ({_sentence(error)}); correct the URL, or install the "
-            "package that its protocol needs"
-        ) from None
-
-
-def _spelled(pattern: str, name: str) -> str:
-    """The chained URL of one of the files that match a chain with a glob."""
-    parts = pattern.split("::")
-    place = next(number for number, part in enumerate(parts) if "://" in part)
-    parts[place] = name if "://" in name else f"{parts[place].split('://')[0]}://{name}"
-    return "::".join(parts)
 
 
 @contextmanager
@@ -146,7 +68,7 @@ def opened(place: Place) -> Iterator[IO[bytes]]:
 
     Errors: UserError if the file does not exist or is not a complete compressed file.
     """
-    suffix = _name(place).suffix
+    suffix = name_of(place).suffix
     try:
         with ExitStack() as stack:
             yield _unpacked(stack.enter_context(_raw(place)), suffix, stack)
@@ -169,7 +91,7 @@ def opened(place: Place) -> Iterator[IO[bytes]]:
 
 def _unreachable(place: Place, error: Exception) -> UserError:
     return UserError(
-        f"{shown(place)} cannot be read to its end ({_sentence(error)}); run the command again, or copy "
+        f"{shown(place)} cannot be read to its end ({sentence_of(error)}); run the command again, or copy "
         "the file to this machine"
     )
 
@@ -203,10 +125,11 @@ def _unpacked(raw: IO[bytes], suffix: str, stack: ExitStack) -> IO[bytes]:
 
 
 def _damaged(place: Place, suffix: str, error: Exception) -> UserError:
-    return UserError(f"{shown(place)} is not a whole {suffix} file ({_sentence(error)}); compress or copy it again")
+    return UserError(f"{shown(place)} is not a whole {suffix} file ({sentence_of(error)}); compress or copy it again")
 
 
-def _sentence(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
+    """A library's error as one line."""
     return " ".join(shown(str(error)).split()) or type(error).__name__
 
 
@@ -226,9 +149,11 @@ def decoded(raw: bytes, where: str, first: bool = True) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        marked = next((name for mark, name in _MARKS.items() if first and raw.startswith(mark)), "")
+        what = f"begins {marked.upper()}" if marked else "is not UTF-8"
         raise UserError(
-            f"{where}, byte {error.start + 1} (0x{raw[error.start]:02X}) is not UTF-8; convert the file, for "
-            "instance with iconv -f latin1 -t utf-8"
+            f"{where}, byte {error.start + 1} (0x{raw[error.start]:02X}) {what}; convert the file, for "
+            f"instance with iconv -f {marked or 'latin1'} -t utf-8"
         ) from None
     if "\0" in text:
         raise UserError(

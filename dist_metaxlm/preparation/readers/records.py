@@ -13,6 +13,8 @@ from dist_metaxlm.text import pluralize
 
 _UNFIT = re.compile("[\0\ud800-\udfff]")
 _BREAK = re.compile(r"[\r\n]+")
+_SPACES = re.compile(r"[ \t\r\n]+")
+"""White space around what would end a line or a column; not the no-break and ideographic spaces, which are text."""
 
 
 def paragraphs(text: str) -> list[str]:
@@ -22,7 +24,7 @@ def paragraphs(text: str) -> list[str]:
 
 def one_line(text: str) -> str:
     """A side of a translation pair on one line."""
-    return " ".join(text.split()) if _BREAK.search(text) or "\t" in text else text.strip()
+    return _SPACES.sub(" ", text.strip()) if _BREAK.search(text) or "\t" in text else text.strip()
 
 
 def json_lines(place: Place, limit: int, report: Report = REFUSE) -> Iterator[tuple[str, dict[str, object]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 
@@ -20,6 +21,7 @@ Record = tuple[str, dict[str, object]]
 """(place in the file, field -> value)."""
 _CHUNK = 1 << 16
 _SPACE = " \t\r\n"
+_QUOTED = re.compile('"[^"]*"')
 
 
 def csv_rows(place: Place, limit: int, report: Report = REFUSE) -> Iterator[Record]:
@@ -30,21 +32,21 @@ def csv_rows(place: Place, limit: int, report: Report = REFUSE) -> Iterator[Reco
     """
     csv.field_size_limit(limit)
     numbered = lines(place, limit, report)
-    first = next(numbered, None)
+    first = next(((number, line) for number, line in numbered if line.strip()), None)
     if first is None:
         return
-    separator = max(",;\t", key=first[1].count)
+    separator = max(",;\t", key=_QUOTED.sub("", first[1]).count)
 
     def text() -> Iterator[str]:
         yield first[1] + "\n"
         for _, line in numbered:
             yield line + "\n"
 
-    rows = csv.reader(text(), delimiter=separator, strict=True)
+    rows, before = csv.reader(text(), delimiter=separator, strict=True), first[0] - 1
     try:
         names = next(rows)
         for cells in rows:
-            where = f"{shown(place)}, line {rows.line_num}"
+            where = f"{shown(place)}, line {before + rows.line_num}"
             if len(cells) == len(names):
                 yield where, dict(zip(names, cells, strict=True))
             elif any(cell.strip() for cell in cells):
@@ -55,9 +57,14 @@ def csv_rows(place: Place, limit: int, report: Report = REFUSE) -> Iterator[Reco
                     )
                 )
     except csv.Error as error:
+        where = f"{shown(place)}, line {before + rows.line_num}"
+        if "new-line" in str(error):
+            raise UserError(
+                f"{where} has a carriage return outside quotes; let lines end with line feeds, for instance with "
+                "tr '\\r' '\\n'"
+            ) from None
         raise UserError(
-            f"{shown(place)}, line {rows.line_num} is not CSV ({error}); correct the quotes, or raise "
-            "data.reading.max_line_characters for long cells"
+            f"{where} is not CSV ({error}); correct the quotes, or raise data.reading.max_line_characters for long cells"
         ) from None
 
 
@@ -81,12 +88,19 @@ def json_array(place: Place, limit: int, report: Report = REFUSE) -> Iterator[Re
         buffer, ended = _more(reader, place, "")
         buffer = buffer.lstrip(_SPACE).removeprefix("[")
         while True:
-            buffer = buffer.lstrip(_SPACE + ("," if number else ""))
+            buffer = buffer.lstrip(_SPACE)
             where = f"{shown(place)}, element {number + 1}"
             if buffer.startswith("]"):
+                _check_end(reader, place, buffer[1:])
                 return
+            if number and buffer and not buffer.startswith(","):
+                raise UserError(f"{where} does not begin after a comma; correct the file")
+            if len(buffer) < 2 and not ended:  # the comma alone
+                buffer, ended = _more(reader, place, buffer)
+                continue
             try:
-                value, end = decoder.raw_decode(buffer)
+                start = len(buffer) - len(buffer.removeprefix("," if number else "").lstrip(_SPACE))
+                value, end = decoder.raw_decode(buffer, start)
                 complete = end < len(buffer) or ended
             except ValueError as error:
                 complete, reason = False, str(error)
@@ -106,6 +120,18 @@ def json_array(place: Place, limit: int, report: Report = REFUSE) -> Iterator[Re
                 report.record(
                     UserError(f"{where} is not a JSON object with fields but {type(value).__name__}; leave it out")
                 )
+
+
+def _check_end(reader: codecs.StreamReader, place: Place, buffer: str) -> None:
+    """Raise UserError if anything but white space follows the array, such as a second one."""
+    while not buffer.strip(_SPACE):
+        buffer, ended = _more(reader, place, "")
+        if ended:
+            return
+    raise UserError(
+        f"{shown(place)} goes on after its JSON array ({buffer.strip(_SPACE)[:20]!r}); put every array into a file of its "
+        "own, or write one object a line"
+    )
 
 
 def _more(reader: codecs.StreamReader, place: Place, buffer: str) -> tuple[str, bool]:

@@ -120,7 +120,7 @@ def test_webdataset_archives(tmp_path: Path) -> None:
 
 def test_a_hub_that_is_not_reached_is_one_sentence() -> None:
     code = (
-        "from dist_metaxlm.preparation.readers.files import expand\n"
+        "from dist_metaxlm.preparation.readers.paths import expand\n"
         "from dist_metaxlm.errors import UserError\n"
         "try:\n    expand(['hf://datasets/owner/name/data/*.parquet'], 'data.text.en')\n"
         "except UserError as error:\n    print(error)"
