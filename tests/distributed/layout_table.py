@@ -111,8 +111,9 @@ def write(rows: Rows, crossing: Rows, chains: Rows, path: Path) -> bool:
         + ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "deepspeed", "megatron-core"))
         + ", gloo, fp32.",
         "",
-        f"Two blocks (four with muon, which needs one on each pipeline stage) of width 32 with four heads, 383 ids (neither 2 nor 4 divide them), {STEPS} steps of the joint "
-        "phase (mlm, tlm, contrast). Reference: one process with plain torch, without DeepSpeed and megatron-core. "
+        "Two blocks (four with muon, which needs one on each pipeline stage) of width 32 with four heads, 383 ids "
+        f"(neither 2 nor 4 divide them), {STEPS} steps of the joint phase (mlm, tlm, contrast). "
+        "Reference: one process with plain torch, without DeepSpeed and megatron-core. "
         "Columns: initial weights equal bit for bit; largest relative deviation of any step's loss (bound 1e-5) and "
         "gradient norm (bound 1e-4). In every row what several ranks hold is bit-equal at the end (a pipeline's "
         "embedding and head included), and the vocabulary's padding still zero.",
