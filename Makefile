@@ -16,7 +16,7 @@ DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_availa
 # The deepspeed command ignores Ctrl-C, so it waits until the ranks have saved instead of exiting with a traceback.
 LAUNCH = trap '' INT; command=$(COMMAND) && DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $$command
 
-.PHONY: setup demo test test-nodes scaling-nodes wheel fuzz layouts precision test-faults check-cleaning check-convert known-case kernels \
+.PHONY: setup demo test test-nodes scaling-nodes wheel fuzz layouts precision test-faults check-cases check-cleaning check-convert known-case kernels \
 	kernels-aot kernels-cuda-aot gpu-check lint format types docs measure clean
 setup: $(READY)
 
@@ -71,6 +71,10 @@ check-convert: setup
 known-case: setup
 	$(BIN)/python launch/prepare.py corpus --recipe quickstart
 	$(BIN)/python launch/study.py fake-english
+
+# Situations of bug reports: what comes of each, beside what must; about five minutes on two cores.
+check-cases: setup
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python tests/cases --output docs/results/$$(date +%F)-cases.md
 
 # Thousands of damaged text files and token stores: each must be read or refused with a one-sentence error, without a crash
 # or a read past its end.

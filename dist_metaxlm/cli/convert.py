@@ -19,6 +19,7 @@ from typing import Any
 from dist_metaxlm.command_line import Parser
 from dist_metaxlm.errors import UserError, run_command
 from dist_metaxlm.invocation import program
+from dist_metaxlm.text import pluralize
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -197,7 +198,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if "commit" in done:
         print(f"uploaded: {done['commit']}")
     if done.get("rows_without_id"):
-        print(f"{done['rows_without_id']} rows of the embedding have no token id: they are kept for an export, not trained")
+        rows = pluralize(done["rows_without_id"], "row")
+        print(f"not trained, but kept for an export: {rows} of the embedding without a token id")
     for row in done.get("fill_mask", []):
         guesses = ", ".join(f"{p['token'].strip() or '(space)'} {p['score']:.2f}" for p in row["predictions"])
         print(f"  {row['language']}: {row['text']}  ->  {guesses}  (hidden: {row['expected']})")

@@ -20,6 +20,7 @@ from dist_metaxlm.errors import UserError
 from dist_metaxlm.interop.normalisation import normalisation_name
 from dist_metaxlm.interop.tokenizers import MASK_PIECE, SENTENCEPIECE_FILE, SPECIAL_PIECES
 from dist_metaxlm.recipe.schema import LEAST_VOCAB, ModelConfig
+from dist_metaxlm.text import pluralize
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -32,6 +33,7 @@ CAMEMBERT_PIECES = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED
 TOKENIZER_JSON = "tokenizer.json"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _UNIGRAM = 1
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TOKEN_FIELDS = ("id", "content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _PROBES = ("Hello, world!", "Größe  und Straße", "Привет, мир", "你好,世界。", "مرحبا بالعالم", "１２ ｱ ﬁ")
@@ -83,12 +85,17 @@ def read_tokenizer(directory: str | Path, rows: int, camembert: bool = False) ->
     _open(path, serialised)
     ids = pieces + 1
     added = _added_tokens(folder, ids)
-    if ids + len(added) > rows:
-        more = f" and {len(added)} added tokens" if added else ""
+    if ids <= rows < ids + len(added):
         raise UserError(
-            f"{path} makes {ids} ids with <mask>{more}, the model has vocab_size {rows}; "
-            "use tokenizer and weights of the same folder"
+            f"{path} has {ids} ids with <mask> and {pluralize(len(added), 'added token')} more, the model has vocab_size "
+            f"{rows}; call model.resize_token_embeddings(len(tokenizer)) and save the folder again, or remove the tokens"
         )
+    if ids > rows:
+        raise UserError(
+            f"{path} makes {ids} ids with <mask>, the model has vocab_size {rows}; use tokenizer and weights of the same "
+            "folder"
+        )
+    _check_roles(folder, [str(token["content"]) for token in added])
     if ids < LEAST_VOCAB:
         raise UserError(
             f"{path} makes {ids} ids with <mask>, but a model needs {LEAST_VOCAB} or more; remove it to "
@@ -197,6 +204,22 @@ def _added_tokens(folder: Path, ids: int) -> tuple[dict[str, object], ...]:
             "save it again with tokenizer.save_pretrained"
         )
     return tokens
+
+
+def _check_roles(folder: Path, added: list[str]) -> None:
+    """UserError if an added token has the role of a special one, such as a new mask: training uses XLM-R's own."""
+    try:
+        content = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        given = {role: content[role] for role in _ROLES if role in content}
+        roles = {role: token["content"] if isinstance(token, dict) else token for role, token in given.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # without the file, transformers uses XLM-R's
+    for role, token in roles.items():
+        if token in added:
+            raise UserError(
+                f"{folder} has the added token {token!r} as its {role}, which training would not use; save the tokenizer "
+                f"with its first {role}, or remove its files to import the weights only"
+            )
 
 
 def _serialised(model: ModelProto, pieces: list[tuple[str, float, int]]) -> tuple[int, bytes]:
