@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +25,8 @@ BACK_OFF_SECONDS = (1.0, 5.0, 15.0)
 GRACE_SECONDS = 12.0
 """For the ranks after their launcher has ended (they have 8 s of their own, launcher_watch.py); then they are killed."""
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+MARK = "DIST_METAXLM_ATTEMPT"
+"""Environment variable by which the processes of an attempt are found: torchrun starts each rank in a session of its own."""
 _PR_SET_PDEATHSIG = 1
 Command = tuple[Sequence[str], Mapping[str, str]]
 """Words and environment."""
@@ -90,9 +94,10 @@ class Supervisor:
         if self._asked.is_set():
             return EXIT_AGAIN
         sys.stdout.flush()
+        mark = secrets.token_hex(8)
         self._child = subprocess.Popen(
             words,
-            env=dict(environment),
+            env={**environment, MARK: mark},
             start_new_session=True,
             close_fds=False,  # a launcher reads its hostfile from a descriptor (launch_job.py)
             preexec_fn=_end_with_supervisor,
@@ -100,7 +105,7 @@ class Supervisor:
         if self._asked.is_set():  # between the test above and the start
             self._pass_on(signal.SIGTERM)
         code = self._child.wait()
-        _end_group(self._child.pid)
+        _end_all(mark)
         self._child = None
         return 128 - code if code < 0 else code
 
@@ -136,28 +141,24 @@ def _end_with_supervisor() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _end_group(group: int) -> None:
-    """Wait for the processes of a process group; kill those that are left after `GRACE_SECONDS`."""
+def _end_all(mark: str) -> None:
+    """Wait for the processes of an attempt on this node; kill those that are left after `GRACE_SECONDS`."""
     deadline = time.monotonic() + GRACE_SECONDS
-    while _alive(group):
+    while left := _processes_of(mark):
         if time.monotonic() > deadline:
-            try:
-                os.killpg(group, signal.SIGKILL)
-            except ProcessLookupError:
-                return
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             deadline = time.monotonic() + GRACE_SECONDS
         time.sleep(0.1)
 
 
-def _alive(group: int) -> bool:
-    """Whether a process of the group runs; one that has ended and was not yet waited for does not count."""
-    if not sys.platform.startswith("linux"):
-        return False
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended meanwhile
-        if int(fields[2]) == group and fields[0] not in ("Z", "X"):
-            return True
-    return False
+def _processes_of(mark: str) -> list[int]:
+    """Processes that were started with `mark` in their environment and have not ended."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        # Of another user, or ended meanwhile; one that was not yet waited for has an empty environment.
+        with suppress(OSError):
+            if f"{MARK}={mark}".encode() in path.read_bytes().split(b"\0"):
+                pids.append(int(path.parent.name))
+    return pids

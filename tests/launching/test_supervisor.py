@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from dist_metaxlm.errors import EXIT_AGAIN, EXIT_BUG, EXIT_DONE, EXIT_USER, UserError
+from dist_metaxlm.launching import supervisor
 from dist_metaxlm.launching.supervised_run import SupervisedRun, local_command, pretrain_words, resuming
 from dist_metaxlm.launching.supervisor import Command, Supervisor
 
 PROGRAM = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, subprocess, sys, time
 phase = pathlib.Path(sys.argv[1])
 plan = json.loads((phase / "plan.json").read_text())
 number = len(list(phase.glob("attempt-*")))
@@ -31,6 +32,10 @@ for word in plan[number].split():
         (folder / "summary.json").write_text(json.dumps({"sentence": "rank 1 on node2 is suspended"}))
     elif word == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif word == "rank":  # in a session of its own, as torchrun starts it, and deaf to the end of its launcher
+        command = [sys.executable, "-S", "-c", "import time; time.sleep(120)"]
+        rank = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (phase / f"rank-{number}").write_text(str(rank.pid))
     elif word == "wait":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
         (phase / "ready").touch()
@@ -80,6 +85,15 @@ def test_a_hang_is_started_again_although_it_ends_with_75(tmp_path: Path) -> Non
     code, messages, attempts = supervise(tmp_path, "hang 75", "0")
     assert (code, attempts) == (EXIT_DONE, 2)
     assert "rank 1 on node2 is suspended" in messages[0]
+
+
+def test_ranks_in_sessions_of_their_own_end_before_the_next_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.2)
+    assert supervise(tmp_path, "rank kill", "rank kill", "0")[0] == EXIT_DONE
+    pids = [int(path.read_text()) for path in (tmp_path / "run" / "meta").glob("rank-*")]
+    states = [Path(f"/proc/{pid}/stat") for pid in pids]
+    running = [path for path in states if path.exists() and path.read_text().rpartition(")")[2].split()[0] not in "ZX"]
+    assert (len(pids), running) == (2, [])
 
 
 def test_sigterm_is_passed_on_and_ends_the_supervisor(tmp_path: Path) -> None:
