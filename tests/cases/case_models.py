@@ -118,7 +118,7 @@ def changed(name: str) -> Callable[[Path], set[str]]:
 
 
 def parity(name: str) -> Callable[[Path], int]:
-    """Texts of which the exported tokenizer makes other ids."""
+    """Texts that the exported tokenizer encodes differently."""
 
     def run(folder: Path) -> int:
         import transformers
