@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import polib
 import pyarrow
 import pyarrow.parquet
+
+sys.path.insert(0, str(Path(__file__).parent))
+from damaged_settings import samples as further_samples
 
 from dist_metaxlm.errors import UserError
 from dist_metaxlm.evaluation.heldout import read_strings
@@ -51,6 +55,10 @@ TELLING = (
     b'xmlns="x"',
     b"0-999 9p9",
     b"<s snum=2>",
+    b"1e400",
+    b"**/",
+    b"[!",
+    b"x" * 300,
 )
 READING = ReadingConfig(max_line_characters=20_000)
 Read = Callable[[Path], Any]
@@ -153,6 +161,7 @@ SAMPLES: list[tuple[str, bytes, Read]] = [
     ("naacl.txt", b"0001 1 1 S\n0002 2 1 P\n", _gold),
     ("dictionary.txt", b"a\td\ng i\n", lambda path: read_dictionary(PAIRS, path)),
     ("tasks.yaml", b"news: {kind: retrieval, test: [a.tsv]}\n", lambda path: load_tasks(["tatoeba"], path)),
+    *further_samples(_documents, _pairs),
 ]
 
 

@@ -144,10 +144,10 @@ def parquet(
                         report.record(too_long(place, number, limit, "row"))
                         continue
                     yield f"{shown(place)}, row {number}", row
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
+        except (pyarrow.ArrowException, MemoryError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200] or "it asks for more memory than there is"
             raise UserError(f"{shown(place)} is not a whole parquet file ({reason}); write or copy it again") from None
         except UnicodeDecodeError:
             raise UserError(

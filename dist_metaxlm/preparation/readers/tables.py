@@ -148,7 +148,8 @@ def arrow_rows(
 ) -> Iterator[Record]:
     """Rows of an Arrow stream, with the columns that `choose` selects. Memory: one record batch.
 
-    Errors: UserError naming a file that is not a complete stream; to `report` the row with a cell that is too long.
+    Errors: UserError naming a file that is not a complete stream or has text that is not UTF-8; to `report` the row with a
+    cell that is too long.
     """
     import pyarrow
     import pyarrow.ipc
@@ -159,14 +160,18 @@ def arrow_rows(
             with pyarrow.ipc.open_stream(file) as stream:
                 chosen = choose(stream.schema.names)
                 for batch in stream:
-                    for row in batch.select(chosen).to_pylist():
+                    part = batch.select(chosen)
+                    part.validate(full=True)  # a damaged offset would be read beyond the end of the buffer
+                    for row in part.to_pylist():
                         number += 1
                         if any(isinstance(value, str) and len(value) > limit for value in row.values()):
                             report.record(too_long(place, number, limit, "row"))
                         else:
                             yield f"{shown(place)}, row {number}", row
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except (pyarrow.ArrowException, MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            reason = " ".join(str(error).split())[:200] or "it asks for more memory than there is"
             raise UserError(
                 f"{shown(place)} is not a whole Arrow stream ({reason}); write it again, for instance as parquet"
             ) from None
