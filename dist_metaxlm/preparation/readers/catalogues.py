@@ -140,26 +140,26 @@ def _as_polib_reads(text: str) -> str:
     msgfmt also takes comments without a space after `#`, several strings or keywords on one line, and keywords directly
     before or a line above their string; `domain` names the file to write. Errors: ValueError naming the line.
     """
-    found: list[str] = []
+    readable: list[str] = []
     for number, line in enumerate(_Lines(text).splitlines(), 1):
         line = line.strip(" \t\r\f\v")
         if line.startswith("#,"):
-            found.append(line)
+            readable.append(line)
         elif line and not line.startswith("#") and not _DOMAIN.fullmatch(line):
-            found += _message_lines(line, number)
-    return "\n".join(found)
+            readable += _message_lines(line, number)
+    return "\n".join(readable)
 
 
 def _message_lines(line: str, number: int) -> list[str]:
     """Keywords with their first string, and further strings, each as a line."""
-    found, end = [], 0
+    lines, end = [], 0
     while end < len(line):
         match = _PO_TOKEN.match(line, end)
         if match is None:
             raise ValueError(f"syntax error in line {number}")
         keyword, string, end = match[1], match[2], match.end()
-        found.append(f'{keyword} ""' if keyword else f'"{string}"')
-    return found
+        lines.append(f'{keyword} ""' if keyword else f'"{string}"')
+    return lines
 
 
 def _po_entries(text: str) -> list[polib.POEntry]:

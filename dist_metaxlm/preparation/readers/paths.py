@@ -78,8 +78,8 @@ def _under(head: str, part: str, exists: Callable[[str], bool], find: Callable[[
         return [head + part]
     literal_brackets = part.replace("[", "[[]")
     for reading in dict.fromkeys((literal_brackets, part)):
-        if found := find(glob.escape(head) + reading):
-            return found
+        if paths := find(glob.escape(head) + reading):
+            return paths
     return []
 
 
