@@ -29,6 +29,10 @@ _DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errn
 class UserError(Exception):
     """An error the user can correct: one sentence with the wrong value and the remedy; the process exits with 2."""
 
+    def __str__(self) -> str:
+        # Half a surrogate pair, which JSON can hold in a key or value that the sentence quotes, fits in no file.
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class GracefulStop(Exception):
     """A run received a stop request and has saved its state; starting it again resumes. The process exits with 75."""

@@ -78,7 +78,7 @@ def read_file(file: str) -> dict[str, Any]:
 
 
 def _once(file: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refusing a key that occurs twice: JSON readers silently take the last one."""
+    """A JSON object, refusing a key that occurs twice: JSON readers silently take the last."""
     twice = next((name for name, count in Counter(name for name, _ in pairs).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"{file} has the key {twice!r} twice in one section; remove one of them")

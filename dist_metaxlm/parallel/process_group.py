@@ -65,7 +65,7 @@ def pick_device(topology: Topology) -> torch.device:
     return torch.device("cpu")
 
 
-def _compute_on_cpu() -> None:
+def compute_on_cpu() -> None:
     """Tell DeepSpeed, which else searches for an accelerator and warns. Errors: UserError if it was told something else."""
     chosen = os.environ.get("DS_ACCELERATOR") or "cpu"
     if chosen != "cpu":
@@ -108,7 +108,7 @@ def process_group(
     # are initialised on the CPU, and the optimiser may be offloaded to it.
     torch.set_num_threads(threads(topology))
     if device.type == "cpu":
-        _compute_on_cpu()
+        compute_on_cpu()
     quiet_engines()
     # DeepSpeed prints while it builds its operators; standard output is reserved (with --json a command prints only JSON).
     with contextlib.redirect_stdout(sys.stderr if os.environ.get("DEEPSPEED_LOG") else io.StringIO()):

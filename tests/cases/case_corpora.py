@@ -150,6 +150,10 @@ def home(folder: Path) -> Any:
         os.environ.pop("HOME") if before is None else os.environ.update(HOME=before)
 
 
+def sides(folder: Path, name: str, content: str) -> Any:
+    return list(readers.pairs([put(folder / name, content)], READING, ("en", "de")))
+
+
 def document(folder: Path, name: str, content: str | bytes) -> Any:
     return list(readers.documents([put(folder / name, content)], READING))
 
@@ -215,6 +219,8 @@ CASES = [
     Case(10, "the home folder", home, ["a.txt"]),
     Case(10, "UTF-16", lambda f: document(f, "a.txt", "a\n".encode("utf-16")), refused("begins UTF-16", "iconv -f utf-16")),
     Case(10, "CSV, quoted separators in the header", lambda f: document(f, "a.csv", '"a;b;c","text"\n1,x\n'), [["x"]]),
+    Case(10, "CSV whose first line names the separator", lambda f: document(f, "a.csv", "sep=;\ntext;b\nx;1\n"), [["x"]]),
+    Case(10, "TSV with tabs at the end", lambda f: sides(f, "a.tsv", "x\ty\t\nv\tw\t\t\n"), [("x", "y"), ("v", "w")]),
     Case(10, "CSV after a blank line", lambda f: document(f, "a.csv", "\ntext,b\nx,1\n"), [["x"]]),
     Case(10, "CSV with carriage returns alone", lambda f: document(f, "a.csv", "text\rx\r"), refused("carriage return")),
     Case(

@@ -118,7 +118,7 @@ def changed(name: str) -> Callable[[Path], set[str]]:
 
 
 def parity(name: str) -> Callable[[Path], int]:
-    """Texts that the exported tokenizer encodes differently."""
+    """Number of texts to which the exported tokenizer gives other ids."""
 
     def run(folder: Path) -> int:
         import transformers

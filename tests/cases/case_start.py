@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from case import Case, put, refused
 
 from dist_metaxlm.deepspeed_adapter.config_files import follow_file
+from dist_metaxlm.parallel.process_group import compute_on_cpu
 from dist_metaxlm.parallel.topology import detect_topology, forget_topology
 from dist_metaxlm.recipe.load import load_recipe
 from dist_metaxlm.training.run.announcement import warmup_warning
@@ -75,6 +77,18 @@ def start(**variables: str) -> Callable[[Path], str]:
     return run
 
 
+def computed_on(accelerator: str) -> Callable[[Path], str]:
+    """DS_ACCELERATOR of a rank without a CUDA device."""
+
+    def run(folder: Path) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DS_ACCELERATOR", accelerator)
+            compute_on_cpu()
+            return os.environ["DS_ACCELERATOR"]
+
+    return run
+
+
 def warned(steps: int, warmup: int) -> Callable[[Path], bool]:
     rate = load_recipe("quickstart").phases["meta"].learning_rate.model_copy(update={"warmup_steps": warmup})
     return lambda folder: "never reaches its peak" in (warmup_warning("meta", steps, rate) or "")
@@ -128,6 +142,8 @@ CASES = [
     Case(11, "a pod that is no number", start(PET_NNODES="2", PET_NODE_RANK="x"), refused("PET_NODE_RANK='x'")),
     Case(11, "pods that are no number", start(PET_NNODES="x", PET_NODE_RANK="0"), refused("PET_NNODES='x'")),
     Case(11, "an index without its number", start(JOB_COMPLETION_INDEX="0", MASTER_ADDR="m"), refused("WORLD_SIZE is not")),
+    Case(11, "another accelerator", computed_on("cuda"), refused("DS_ACCELERATOR=cuda is set", "no CUDA device")),
+    Case(11, "an empty accelerator", computed_on(""), "cpu"),
     Case(11, "warm-up as long as the phase", warned(8, 8), True),
     Case(11, "warm-up longer than the phase", warned(8, 2000), True),
     Case(11, "warm-up within the phase", warned(8, 7), False),

@@ -140,14 +140,14 @@ def _as_polib_reads(text: str) -> str:
     msgfmt also takes comments without a space after `#`, several strings or keywords on one line, and keywords directly
     before or a line above their string; `domain` names the file to write. Errors: ValueError naming the line.
     """
-    lines: list[str] = []
+    readable: list[str] = []
     for number, line in enumerate(_Lines(text).splitlines(), 1):
         line = line.strip(" \t\r\f\v")
         if line.startswith("#,"):
-            lines.append(line)
+            readable.append(line)
         elif line and not line.startswith("#") and not _DOMAIN.fullmatch(line):
-            lines += _message_lines(line, number)
-    return "\n".join(lines)
+            readable += _message_lines(line, number)
+    return "\n".join(readable)
 
 
 def _message_lines(line: str, number: int) -> list[str]:

@@ -102,6 +102,8 @@ def columns(
         if not line.strip():
             continue
         cells = line.split("\t")
+        while wanted is None and len(cells) > 2 and not cells[-1].strip():  # tabs at the end, as spreadsheets write them
+            cells.pop()
         where = f"{shown(place)}, line {number}"
         if wanted is None and len(cells) != 2:
             report.record(

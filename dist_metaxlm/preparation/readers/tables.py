@@ -21,6 +21,8 @@ Record = tuple[str, dict[str, object]]
 """(place in the file, field -> value)."""
 _CHUNK = 1 << 16
 _SPACE = " \t\r\n"
+_SEPARATOR = re.compile('"?sep=(.)"?')
+"""A line with which Excel names the separator, before the header."""
 _QUOTED = re.compile('"[^"]*"')
 
 
@@ -35,7 +37,10 @@ def csv_rows(place: Place, limit: int, report: Report = REFUSE) -> Iterator[Reco
     first = next(((number, line) for number, line in numbered if line.strip()), None)
     if first is None:
         return
-    separator = max(",;\t", key=_QUOTED.sub("", first[1]).count)
+    named = _SEPARATOR.fullmatch(first[1].strip())
+    if named and (first := next(numbered, None)) is None:
+        return
+    separator = named[1] if named else max(",;\t", key=_QUOTED.sub("", first[1]).count)
 
     def text() -> Iterator[str]:
         yield first[1] + "\n"
