@@ -239,7 +239,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} has no {CONFIG}; give a folder that save_pretrained wrote")
     try:
         content: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG} is not JSON ({error}); copy the folder again") from None
     refuse_foreign_kernels(folder / CONFIG, content)
     return content

@@ -194,3 +194,10 @@ def test_import_run_writes_our_names(state, config, tokenizer_path, tmp_path):
     assert set(weights) == set(state)
     assert all(torch.equal(weights[name], state[name]) for name in state)
     assert ModelConfig.model_validate_json((tmp_path / "ours/model_config.json").read_text()).layers == config.layers
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "9" * 5_000], ids=["too deep", "too long a number"])
+def test_a_configuration_that_json_cannot_hold_is_refused(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        import_run(tmp_path, tmp_path / "ours")

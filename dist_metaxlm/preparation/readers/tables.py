@@ -173,7 +173,7 @@ def arrow_rows(
                             report.record(too_long(place, number, limit, "row"))
                         else:
                             yield f"{shown(place)}, row {number}", row
-        except (pyarrow.ArrowException, MemoryError, OSError) as error:
+        except (pyarrow.ArrowException, MemoryError, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             reason = " ".join(str(error).split())[:200] or "it asks for more memory than there is"

@@ -96,7 +96,11 @@ def test_arrow_streams(tmp_path: Path) -> None:
         stream.write_table(table)
     assert documents(path) == [["one", "two"]]
     assert pairs(path) == [("a", "b"), ("c", "d")]
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"text", b"te\xfft"))
+    with pytest.raises(UserError, match="is not a whole Arrow stream"):
+        documents(path)
+    path.write_bytes(whole[:100])
     with pytest.raises(UserError, match="is not a whole Arrow stream"):
         documents(path)
 
