@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,13 +22,12 @@ from dist_metaxlm.training.loop.heldout import OpenHeldout
 from dist_metaxlm.training.loop.probing import OpenProbe
 from dist_metaxlm.training.run.announcement import show_placement
 from dist_metaxlm.training.run.context import Options, RunContext
-from dist_metaxlm.training.run.lease import Lease
-from dist_metaxlm.training.run.lifecycle import check_recipe, is_finished, report_finished
+from dist_metaxlm.training.run.lifecycle import is_finished, report_finished
 from dist_metaxlm.training.run.prepared_data import checked_store, open_data, prepare_data
 from dist_metaxlm.training.run.run_folder import PhaseFolder
 from dist_metaxlm.training.run.run_phase import run_phase
 from dist_metaxlm.training.run.starting_point import origin_of
-from dist_metaxlm.training.start_checks import check_disk, check_start
+from dist_metaxlm.training.start_checks import check_disk, check_start, on_first_rank, take_folder
 from dist_metaxlm.training.watchdog import watchdog
 
 __all__ = ["Options", "pretrain"]
@@ -73,9 +73,7 @@ def pretrain(options: Options, open_probe: OpenProbe, open_heldout: OpenHeldout)
         facts=facts_to_share(recipe),
     ):
         show_placement(recipe, topology := locate_ranks(topology, device))
-        if topology.is_first:
-            check_recipe(recipe, options, folder)
-        lease = Lease(folder.run_dir, folder.phase, folder.checkpoints) if topology.is_first else nullcontext()
+        lease = on_first_rank(partial(take_folder, recipe, options, folder), topology, device) or nullcontext()
         watch = watchdog(recipe, topology, device, folder)
         with watch, lease as held, checked_store(recipe, topology, device) as store_check:
             context = RunContext(

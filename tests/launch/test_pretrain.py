@@ -24,6 +24,7 @@ from dist_metaxlm.evaluation.probe import HeldoutProbe
 from dist_metaxlm.modeling.initialisation import initial_values
 from dist_metaxlm.parallel.topology import free_port
 from dist_metaxlm.training.pretrain import Options, pretrain
+from dist_metaxlm.training.run.lease import Lease
 from dist_metaxlm.training.run.trained_phase import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -356,6 +357,18 @@ def test_a_phase_that_is_refused_is_not_set_aside(
 def test_another_recipe_in_the_same_run_is_refused(undisturbed: Path, tiny_recipe: Path) -> None:
     message = fails_with_one_sentence(*command(tiny_recipe, undisturbed, "meta", "phases.meta.learning_rate.peak=0.5")[1:])
     assert "learning_rate.peak was 0.003, now 0.5" in message
+
+
+def test_a_second_job_is_refused_on_all_its_ranks(
+    tiny_recipe: Path, tmp_path: Path, start_ranks: Callable[..., list[subprocess.Popen[str]]]
+) -> None:
+    with Lease(tmp_path / "run", "meta"):
+        ranks = start_ranks(2, *command(tiny_recipe, tmp_path / "run", "meta"))
+        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert "is being written by process" in errors[0]
+    assert not any("Traceback" in text for text in errors)
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_finished_phase_goes_on_with_another_rate_and_more_steps(
