@@ -140,13 +140,16 @@ def _as_polib_reads(text: str) -> str:
     msgfmt also takes comments without a space after `#`, several strings or keywords on one line, and keywords directly
     before or a line above their string; `domain` names the file to write. Errors: ValueError naming the line.
     """
-    readable: list[str] = []
+    readable, flags = list[str](), list[str]()
     for number, line in enumerate(_Lines(text).splitlines(), 1):
         line = line.strip(" \t\r\f\v")
         if line.startswith("#,"):
-            readable.append(line)
+            flags.append(line)
+        elif line.startswith("#~"):
+            flags.clear()  # those of an obsolete message must not be read as the next one's
         elif line and not line.startswith("#") and not _DOMAIN.fullmatch(line):
-            readable += _message_lines(line, number)
+            readable += [*flags, *_message_lines(line, number)]
+            flags.clear()
     return "\n".join(readable)
 
 

@@ -39,6 +39,12 @@ def catalogue(path: Path) -> Path:
     return path
 
 
+def test_flags_of_an_obsolete_message_are_not_those_of_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "a.po"
+    path.write_text('#, fuzzy\n#~ msgid "old"\n#~ msgstr "alt"\n\nmsgid "Open the door"\nmsgstr "Öffne die Tür"\n')
+    assert list(readers.pairs([path], READING, ("en", "de"))) == [("Open the door", "Öffne die Tür")]
+
+
 def test_a_json_line_is_a_document_of_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [{"body": "one\n\n two \r\n", "id": 1}, {"body": None}, {"body": "three\u2028\tstill"}]
