@@ -122,6 +122,7 @@ CASES = [
     Case(10, "brackets in a task", bracketed_task, ["de"]),
     Case(7, "an answer_start that is true", lambda f: learned(f, ("h", True)), refused("'answer_start'")),
     Case(7, "hidden tags", lambda f: tagged(f, "Mary O\n\n" * 30), refused("all 30 labels are 'O'")),
+    Case(7, "a sentence without entities", lambda f: len(tagged(f, "Mary O\n" * 30)), 1),
     Case(
         7,
         "hidden classes",

@@ -27,7 +27,8 @@ _ALIASES = {"contradictory": "contradiction"}
 _SORTED = 10
 """Different sentences in sorted order by which a file was sorted: by chance once in 10! files."""
 _ALIKE = 20
-"""Labels from which a file with a single one is taken for a file whose labels are hidden: by chance 1 in 2^19 files."""
+"""Sentences or pairs from which a file with a single label is taken for one whose labels are hidden. Not tokens: most
+tokens of entity sets have the label O, but few sentences have no other."""
 _SPAN_TAG = re.compile(r"O|[BIESLU]-\S+")
 _HEADERS = (("sentence1", "premise"), ("sentence2", "hypo", "hypothesis"), ("gold_label", "label"))
 
@@ -134,13 +135,13 @@ def read_tagged(
         raise UserError(f"{shown(path)} holds no sentences; put text into it or take the file away")
     if not labels:
         _check_scheme(first_of)
-    _check_hidden([tag for sentence in sentences for tag in sentence.tags], path)
+    _check_hidden([tag for sentence in sentences for tag in sentence.tags], len(sentences), path)
     return _without_prefix(sentences)
 
 
-def _check_hidden(labels: Sequence[str], path: Path) -> None:
+def _check_hidden(labels: Sequence[str], examples: int, path: Path) -> None:
     """Refuse a file with one label throughout, which some sets have in place of the labels of their test data."""
-    if len(labels) >= _ALIKE and len(set(labels)) == 1:
+    if examples >= _ALIKE and len(set(labels)) == 1:
         raise UserError(
             f"{shown(path)}: all {len(labels)} labels are {labels[0]!r}, so nothing can be learned or scored; use the file "
             "with its labels: some sets hide those of their test data"
@@ -226,7 +227,7 @@ def read_labelled(path: Path, labels: Sequence[str] = (), language: str | None =
     if not rows:
         suffix = f" of language {language!r}" if of is not None and language else ""
         raise UserError(f"{shown(path)} holds no examples{suffix}; put some into it or take the file away")
-    _check_hidden([row.label for row in rows], path)
+    _check_hidden([row.label for row in rows], len(rows), path)
     return rows
 
 
