@@ -16,8 +16,8 @@ DEVICE = $$($(BIN)/python -c "import torch; print('cuda' if torch.cuda.is_availa
 # The deepspeed command ignores Ctrl-C, so it waits until the ranks have saved instead of exiting with a traceback.
 LAUNCH = trap '' INT; command=$(COMMAND) && DS_ACCELERATOR=$(DEVICE) PATH="$(abspath $(BIN)):$$PATH" $$command
 
-.PHONY: setup demo test test-nodes scaling-nodes wheel fuzz layouts precision test-faults check-cases check-cleaning check-convert known-case kernels \
-	kernels-aot kernels-cuda-aot gpu-check lint format types docs measure clean
+.PHONY: setup demo test test-nodes scaling-nodes wheel fuzz layouts precision test-faults check-cases check-cleaning \
+	check-convert known-case kernels kernels-aot kernels-cuda-aot gpu-check lint format types docs measure clean
 setup: $(READY)
 
 $(READY): pyproject.toml .ci/constraints.txt
