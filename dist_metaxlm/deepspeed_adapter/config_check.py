@@ -21,8 +21,6 @@ FILLED = (
     "stage3_param_persistence_threshold",
 )
 """Fields that may be `auto`."""
-_LARGEST = 1 << 1000
-"""Integers from here on have no floating-point value."""
 _DTYPES = ("fp32", "fp16", "bf16")
 
 
@@ -119,9 +117,10 @@ def _off(value: object) -> bool:
 
 def _wrong_kind(kind: Kind, value: object) -> str:
     """Error text for a value of the wrong kind; empty if the kind is right."""
-    amount = math.nan
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        amount = float(value) if abs(value) < _LARGEST or isinstance(value, float) else math.inf
+    try:
+        amount = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        amount = math.inf
     number = math.isfinite(amount) and amount >= 0
     right = {
         "bool": isinstance(value, bool),
