@@ -72,7 +72,7 @@ known-case: setup
 	$(BIN)/python launch/prepare.py corpus --recipe quickstart
 	$(BIN)/python launch/study.py fake-english
 
-# Situations of bug reports: what comes of each, beside what must; about five minutes on two cores.
+# Situations of bug reports: what comes of each, beside what must; about three minutes on two cores.
 check-cases: setup
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python tests/cases --output docs/results/$$(date +%F)-cases.md
 
